@@ -1,0 +1,174 @@
+//! Why a virtual CPU stopped, in words that both vendors share.
+//!
+//! `vmx` and `svm` decode their exit records into an [`Exit`] (pure, from a snapshot); `guest`
+//! decides what to do.
+
+use crate::address::{Gpa, Gva};
+use crate::interrupt::Vector;
+use crate::machine::Width;
+use crate::vcpu::EventKind;
+
+/// One exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// The reason.
+    pub reason: ExitReason,
+    /// The event whose delivery through the guest's IDT was under way when the exit happened
+    /// (VMX: IDT-vectoring information; SVM: EXITINTINFO). It has not been delivered.
+    pub vectoring: Option<Vectoring>,
+    /// Length of the instruction that caused the exit, where the hardware tells.
+    pub instruction_length: Option<u8>,
+}
+
+/// An event whose delivery was cut short by an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vectoring {
+    /// Its vector.
+    pub vector: Vector,
+    /// What it is.
+    pub kind: EventKind,
+    /// Its error code, where it has one.
+    pub error_code: Option<u32>,
+    /// Length of the `INT n` or `INT3` instruction, for software events, where the hardware tells.
+    pub instruction_length: Option<u8>,
+}
+
+/// Why the guest stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitReason {
+    /// CPUID; leaf in EAX, subleaf in ECX.
+    Cpuid,
+    /// IN, OUT, INS or OUTS.
+    Io(IoAccess),
+    /// RDMSR; the index is in ECX.
+    ReadMsr,
+    /// WRMSR; the index is in ECX, the value in EDX:EAX.
+    WriteMsr,
+    /// LGDT, LIDT, SGDT or SIDT; decode the instruction at RIP to learn which.
+    DescriptorTable,
+    /// LLDT, LTR, SLDT or STR.
+    LocalDescriptorTable,
+    /// An access that the nested page table does not allow.
+    NestedPageFault(NestedPageFault),
+    /// An intercepted exception.
+    Exception {
+        /// Its vector (below 32).
+        vector: Vector,
+        /// Its error code, for the vectors that have one.
+        error_code: Option<u32>,
+        /// For #DB: the debug conditions (DR6 form); for #PF the faulting address; else 0.
+        qualification: u64,
+    },
+    /// A non-maskable interrupt arrived; the back end has already taken it in the host.
+    Nmi,
+    /// An external interrupt arrived (only in the modes that intercept it). The back end has
+    /// acknowledged it: its vector is in service in the physical local APIC.
+    ExternalInterrupt(Vector),
+    /// The guest can take an interrupt now (asked for by `set_interrupt_window`).
+    InterruptWindow,
+    /// The preemption timer expired (VMX only).
+    PreemptionTimer,
+    /// HLT (only where it is intercepted).
+    Halt,
+    /// The guest shut its CPU down by a triple fault.
+    TripleFault,
+    /// XSETBV; index in ECX, value in EDX:EAX.
+    Xsetbv,
+    /// INVD or WBINVD.
+    CacheInvalidate,
+    /// An instruction of the virtualization extensions themselves (VMXON, VMRUN, VMCALL, SKINIT …).
+    VirtualizationInstruction,
+    /// A move to a control register that the back end could not let through by itself.
+    ControlRegister(ControlRegisterWrite),
+    /// INIT arrived at a CPU that runs a guest.
+    Init,
+    /// The CPU refused to enter the guest: the state that was loaded is not allowed.
+    EntryFailure(EntryFailure),
+    /// A reason that this hypervisor never asks for.
+    Unexpected {
+        /// VMX: basic exit reason. SVM: EXITCODE.
+        code: u64,
+        /// VMX: exit qualification. SVM: EXITINFO1.
+        qualification: u64,
+    },
+}
+
+impl ExitReason {
+    /// Stable name of the reason: the key in reports and of the exit counters.
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Cpuid => "cpuid",
+            Self::Io(_) => "io",
+            Self::ReadMsr | Self::WriteMsr => "msr",
+            Self::DescriptorTable | Self::LocalDescriptorTable => "descriptor_table",
+            Self::NestedPageFault(_) => "nested_page_fault",
+            Self::Exception { .. } => "exception",
+            Self::Nmi => "nmi",
+            Self::ExternalInterrupt(_) => "external_interrupt",
+            Self::InterruptWindow => "interrupt_window",
+            Self::PreemptionTimer => "preemption_timer",
+            Self::Halt => "halt",
+            Self::TripleFault => "triple_fault",
+            Self::Xsetbv => "xsetbv",
+            Self::CacheInvalidate => "cache_invalidate",
+            Self::VirtualizationInstruction => "virtualization_instruction",
+            Self::ControlRegister(_) => "control_register",
+            Self::Init => "init",
+            Self::EntryFailure(_) => "entry_failure",
+            Self::Unexpected { .. } => "unexpected",
+        }
+    }
+}
+
+/// A port access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoAccess {
+    /// First port.
+    pub port: u16,
+    /// Byte, word or doubleword.
+    pub width: Width,
+    /// IN or INS.
+    pub input: bool,
+    /// INS or OUTS: the data is in memory, the instruction must be decoded.
+    pub string: bool,
+    /// With a REP prefix.
+    pub repeat: bool,
+    /// Length of the instruction in bytes.
+    pub instruction_length: u8,
+}
+
+/// An access to guest-physical memory that the nested table does not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NestedPageFault {
+    /// The address.
+    pub gpa: Gpa,
+    /// The guest-linear address, where the hardware tells.
+    pub gva: Option<Gva>,
+    /// What was tried.
+    pub write: bool,
+    /// An instruction fetch.
+    pub fetch: bool,
+    /// The access was the CPU's own walk of the guest's page tables, not the instruction's.
+    pub table_walk: bool,
+}
+
+/// A write to CR0 or CR4 that needs policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ControlRegisterWrite {
+    /// 0 or 4.
+    pub register: u8,
+    /// The value that the guest wants.
+    pub value: u64,
+}
+
+/// Why the CPU would not enter the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryFailure {
+    /// VMX: VM-instruction error, or basic exit reason 33/34/41 with bit 31 set. SVM: EXITCODE.
+    pub code: u64,
+    /// VMX: exit qualification.
+    pub qualification: u64,
+    /// The manual's meaning, as a sentence.
+    pub meaning: &'static str,
+}

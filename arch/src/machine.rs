@@ -1,0 +1,200 @@
+//! The physical machine as one guest's policy may use it.
+//!
+//! `guest` and `eli` decide; whatever they want done to the machine goes through [`Machine`], which
+//! the kernel implements for the image and a scripted fake implements for host tests.
+
+use core::fmt;
+
+use crate::address::{Gpa, Hpa};
+use crate::bdf::Bdf;
+use crate::interrupt::{InterruptTarget, MsiMessage, Vector};
+
+/// Width of an access.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Width {
+    /// 1 byte.
+    Byte = 1,
+    /// 2 bytes.
+    Word = 2,
+    /// 4 bytes.
+    Dword = 4,
+    /// 8 bytes.
+    Qword = 8,
+}
+
+impl Width {
+    /// Number of bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u8 {
+        self as u8
+    }
+
+    /// From a number of bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: u8) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+
+    /// All value bits set: what a read of nothing returns.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Word => 0xffff,
+            Self::Dword => 0xffff_ffff,
+            Self::Qword => u64::MAX,
+        }
+    }
+}
+
+/// The four registers that CPUID returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct CpuidResult {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// The address is not the guest's RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotGuestMemory(pub Gpa);
+
+impl fmt::Display for NotGuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest-physical address {} is not the guest's memory", self.0)
+    }
+}
+
+impl core::error::Error for NotGuestMemory {}
+
+/// The guest's RAM. Every access is checked against the guest's memory map.
+pub trait GuestMemory {
+    /// Copies `bytes.len()` bytes at `gpa` out.
+    ///
+    /// # Errors
+    /// When any byte is not the guest's RAM; nothing has been copied then.
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory>;
+
+    /// Copies `bytes` to `gpa`.
+    ///
+    /// # Errors
+    /// When any byte is not the guest's RAM; nothing has been written then.
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory>;
+
+    /// Reads a little-endian 64-bit word.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn read_u64(&self, gpa: Gpa) -> Result<u64, NotGuestMemory> {
+        let mut bytes = [0; 8];
+        self.read(gpa, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Reads a little-endian 32-bit word.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn read_u32(&self, gpa: Gpa) -> Result<u32, NotGuestMemory> {
+        let mut bytes = [0; 4];
+        self.read(gpa, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+}
+
+/// PCI configuration space of the machine (segment 0).
+pub trait ConfigSpace {
+    /// Reads `width` (byte, word or dword) at `offset` (0–4095, naturally aligned) of `function`.
+    /// What does not exist reads as all ones.
+    fn read(&self, function: Bdf, offset: u16, width: Width) -> u32;
+    /// Writes.
+    fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32);
+}
+
+/// Names an interrupt that a guest's device can raise, for [`Machine::route`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptLine {
+    /// Message `index` of the MSI or MSI-X capability of an assigned function.
+    Message {
+        /// The function.
+        function: Bdf,
+        /// Index of the message.
+        index: u16,
+    },
+    /// A global system interrupt (input of an I/O APIC).
+    Gsi(u32),
+}
+
+/// The route could not be set; the text says why, for the console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RouteRefused(pub &'static str);
+
+/// The physical machine, for one guest on the CPU that calls.
+pub trait Machine {
+    /// The time-stamp counter.
+    fn tsc(&self) -> u64;
+    /// Frequency of the time-stamp counter, in kHz.
+    fn tsc_khz(&self) -> u64;
+    /// Seconds since 1970-01-01 00:00 UTC, from the machine's clock.
+    fn unix_time(&self) -> u64;
+    /// CPUID as the physical CPU answers it.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// Reads a physical MSR; `None` where the CPU raises #GP or the MSR is not on the kernel's list
+    /// of those that policy may touch.
+    fn read_msr(&mut self, msr: u32) -> Option<u64>;
+    /// Writes a physical MSR; `false` as for [`Machine::read_msr`].
+    fn write_msr(&mut self, msr: u32, value: u64) -> bool;
+    /// Writes XCR0; `false` where the CPU raises #GP.
+    fn write_xcr0(&mut self, value: u64) -> bool;
+    /// Reads a physical port.
+    fn port_read(&mut self, port: u16, width: Width) -> u32;
+    /// Writes a physical port.
+    fn port_write(&mut self, port: u16, width: Width, value: u32);
+    /// Reads device registers at a physical address (never RAM), naturally aligned.
+    fn mmio_read(&mut self, at: Hpa, width: Width) -> u64;
+    /// Writes device registers at a physical address (never RAM), naturally aligned.
+    fn mmio_write(&mut self, at: Hpa, width: Width, value: u64);
+
+    /// Sends `vector` to this CPU's own local APIC: the guest takes it when it can, exitlessly.
+    fn self_ipi(&mut self, vector: Vector);
+    /// Ends the highest interrupt in service in this CPU's local APIC.
+    fn eoi(&mut self);
+
+    /// Points a device's interrupt at a vector of the guest, or cuts it off. For a message, the
+    /// answer is what the device itself must be programmed with; for a line the kernel programs the
+    /// I/O APIC.
+    ///
+    /// # Errors
+    /// When the line is not this guest's or the IOMMU refuses.
+    fn route(
+        &mut self,
+        line: InterruptLine,
+        target: Option<InterruptTarget>,
+    ) -> Result<MsiMessage, RouteRefused>;
+
+    /// Maps device memory (a BAR) at `gpa` to `hpa`, read-write, uncached. Multiples of 4 KiB.
+    fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
+    /// Takes a range out of the guest-physical address space: accesses exit from now on.
+    fn unmap(&mut self, gpa: Gpa, length: u64);
+    /// Puts the shadow page `slot` (0 or 1) in place of the RAM page at `gpa`, read-only; or with
+    /// `None` takes it away again.
+    fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);
+    /// The bytes of shadow page `slot`.
+    fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096];
+
+    /// Puts a byte of the guest's console on the shared serial line.
+    fn console_write(&mut self, byte: u8);
+    /// A byte typed for the guest's console, if there is one.
+    fn console_read(&mut self) -> Option<u8>;
+    /// A line of the hypervisor's own log about this guest.
+    fn log(&mut self, line: fmt::Arguments<'_>);
+}

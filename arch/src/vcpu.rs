@@ -1,0 +1,227 @@
+//! The contract between policy and a virtual CPU: what VT-x and AMD-V both offer, no more.
+
+use crate::exit::Exit;
+use crate::interrupt::Vector;
+use crate::register::Gpr;
+use crate::segment::{
+    AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
+};
+
+/// What an event is (SDM "VM-Entry Controls for Event Injection"; APM "Event Injection").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventKind {
+    /// External interrupt.
+    ExternalInterrupt,
+    /// Non-maskable interrupt.
+    Nmi,
+    /// Exception raised by the hardware.
+    HardwareException,
+    /// `INT n`.
+    SoftwareInterrupt,
+    /// `INT1`.
+    PrivilegedSoftwareException,
+    /// `INT3` or `INTO`.
+    SoftwareException,
+}
+
+/// An event to deliver through the guest's IDT at the next entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// Its vector.
+    pub vector: Vector,
+    /// What it is.
+    pub kind: EventKind,
+    /// Error code that is pushed.
+    pub error_code: Option<u32>,
+    /// Length of the instruction, for software events.
+    pub instruction_length: u8,
+}
+
+impl Event {
+    /// A hardware exception.
+    #[must_use]
+    pub const fn exception(vector: u8, error_code: Option<u32>) -> Self {
+        Self {
+            vector: Vector(vector),
+            kind: EventKind::HardwareException,
+            error_code,
+            instruction_length: 0,
+        }
+    }
+
+    /// An external interrupt.
+    #[must_use]
+    pub const fn interrupt(vector: Vector) -> Self {
+        Self { vector, kind: EventKind::ExternalInterrupt, error_code: None, instruction_length: 0 }
+    }
+}
+
+/// Exception vectors that policy names (SDM "Exception and Interrupt Reference").
+pub mod exception {
+    /// Debug.
+    pub const DB: u8 = 1;
+    /// Invalid opcode.
+    pub const UD: u8 = 6;
+    /// Double fault.
+    pub const DF: u8 = 8;
+    /// Segment not present: a gate that is not present raises it.
+    pub const NP: u8 = 11;
+    /// General protection.
+    pub const GP: u8 = 13;
+    /// Page fault.
+    pub const PF: u8 = 14;
+    /// Alignment check.
+    pub const AC: u8 = 17;
+    /// Machine check.
+    pub const MC: u8 = 18;
+}
+
+/// How physical interrupts meet the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptMode {
+    /// Straight through the guest's (shadowed) IDT, no exit.
+    Exitless,
+    /// Every one exits; the hypervisor injects.
+    Exiting,
+}
+
+/// Register state at a guest CPU's first instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StartState {
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// CR0 as the guest shall see it.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4 as the guest shall see it.
+    pub cr4: u64,
+    /// IA32_EFER as the guest shall see it.
+    pub efer: u64,
+    /// Segment registers in the order of [`SegmentRegister::ALL`].
+    pub segments: [Segment; 8],
+    /// GDTR.
+    pub gdtr: DescriptorTable,
+    /// IDTR.
+    pub idtr: DescriptorTable,
+}
+
+impl StartState {
+    /// The state after RESET or INIT (SDM "IA-32 and Intel 64 Processor States Following Power-up,
+    /// Reset, or INIT"), with CS:IP as a start-up IPI with `vector` sets it.
+    #[must_use]
+    pub const fn after_sipi(vector: u8) -> Self {
+        let data = Segment { selector: 0, base: 0, limit: 0xffff, access: AccessRights::DATA16 };
+        let code = Segment {
+            selector: (vector as u16) << 8,
+            base: (vector as u64) << 12,
+            limit: 0xffff,
+            access: AccessRights::CODE16,
+        };
+        let ldtr = Segment { selector: 0, base: 0, limit: 0xffff, access: AccessRights(0x82) };
+        let tr = Segment { selector: 0, base: 0, limit: 0xffff, access: AccessRights::TSS_BUSY };
+        let table = DescriptorTable { base: crate::Gva::new(0), limit: 0xffff };
+        Self {
+            gpr: [0; 16],
+            rip: 0,
+            rflags: 2,
+            cr0: 0x10,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            segments: [data, code, data, data, data, data, ldtr, tr],
+            gdtr: table,
+            idtr: table,
+        }
+    }
+}
+
+/// A virtual CPU, current on the physical CPU that calls.
+///
+/// Getters speak of the guest as it sees itself: what the hypervisor must keep in a register
+/// (CR4.VMXE, EFER.SVME …) is hidden from `cr0`, `cr4` and `efer` and kept by their setters.
+pub trait Vcpu {
+    /// Enters the guest and comes back with the next exit. NMIs have been taken, and in
+    /// [`InterruptMode::Exiting`] the external interrupt has been acknowledged, when this returns.
+    fn run(&mut self) -> Exit;
+
+    /// Loads every register of `state` and clears whatever was to be injected.
+    fn load(&mut self, state: &StartState);
+
+    /// Reads a general register.
+    fn gpr(&self, register: Gpr) -> u64;
+    /// Writes a general register, all 64 bits.
+    fn set_gpr(&mut self, register: Gpr, value: u64);
+    /// Instruction pointer.
+    fn rip(&self) -> u64;
+    /// Sets the instruction pointer and leaves the interrupt shadow as it is.
+    fn set_rip(&mut self, rip: u64);
+    /// Flags.
+    fn rflags(&self) -> u64;
+    /// Sets the flags.
+    fn set_rflags(&mut self, rflags: u64);
+    /// CR0 as the guest sees it.
+    fn cr0(&self) -> u64;
+    /// Sets CR0 as the guest shall see it; the back end takes care of the mode switches that come
+    /// with it (EFER.LMA, the entry controls).
+    fn set_cr0(&mut self, value: u64);
+    /// CR2.
+    fn cr2(&self) -> u64;
+    /// Sets CR2.
+    fn set_cr2(&mut self, value: u64);
+    /// CR3.
+    fn cr3(&self) -> u64;
+    /// CR4 as the guest sees it.
+    fn cr4(&self) -> u64;
+    /// Sets CR4 as the guest shall see it.
+    fn set_cr4(&mut self, value: u64);
+    /// IA32_EFER as the guest sees it.
+    fn efer(&self) -> u64;
+    /// Sets IA32_EFER as the guest shall see it (LMA follows CR0.PG and LME).
+    fn set_efer(&mut self, value: u64);
+    /// IA32_PAT.
+    fn pat(&self) -> u64;
+    /// Sets IA32_PAT; the caller has checked that every byte is a memory type.
+    fn set_pat(&mut self, value: u64);
+    /// A segment register.
+    fn segment(&self, register: SegmentRegister) -> Segment;
+    /// Loads a segment register with its hidden part.
+    fn set_segment(&mut self, register: SegmentRegister, segment: Segment);
+    /// GDTR or IDTR.
+    fn descriptor_table(&self, register: DescriptorTableRegister) -> DescriptorTable;
+    /// Loads GDTR or IDTR.
+    fn set_descriptor_table(&mut self, register: DescriptorTableRegister, table: DescriptorTable);
+    /// Current privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+
+    /// Moves RIP over an instruction of `length` bytes that the hypervisor has carried out, and ends
+    /// the interrupt shadow of the instruction before it.
+    fn skip_instruction(&mut self, length: u8);
+
+    /// Delivers `event` at the next entry. One at a time: a second call replaces the first.
+    fn inject(&mut self, event: Event);
+    /// Whether an event is already to be delivered at the next entry.
+    fn injecting(&self) -> bool;
+    /// Whether the guest can take an external interrupt at the next entry: IF is set and there is
+    /// no interrupt shadow.
+    fn interruptible(&self) -> bool;
+    /// Asks for [`crate::ExitReason::InterruptWindow`] as soon as the guest can take an interrupt.
+    fn set_interrupt_window(&mut self, wanted: bool);
+    /// Which exceptions exit: bit n for vector n.
+    fn set_exception_intercepts(&mut self, bitmap: u32);
+    /// Whether port accesses exit is in the I/O bitmap; whether HLT exits is set here.
+    fn set_halt_exiting(&mut self, wanted: bool);
+
+    /// The nested page table changed: drop what this CPU has cached of it before the next entry.
+    fn flush_nested(&mut self);
+
+    /// Arms the preemption timer for about `ticks` of the TSC, or switches it off. `false` where
+    /// the CPU has none.
+    fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool;
+    /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive).
+    fn halted(&self) -> bool;
+}

@@ -1,0 +1,2 @@
+//! Privileged instructions, descriptor tables, MMIO, local APIC and I/O APIC drivers.
+#![cfg_attr(not(test), no_std)]

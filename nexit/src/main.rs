@@ -1,0 +1,2 @@
+//! The host-side command line.
+fn main() {}

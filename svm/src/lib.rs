@@ -1,0 +1,2 @@
+//! AMD-V back end.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! VT-x back end.
+#![cfg_attr(not(test), no_std)]
