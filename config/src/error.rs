@@ -1,0 +1,135 @@
+//! What can be wrong with the configuration, each as a sentence that says where it is and what to
+//! do about it.
+
+use alloc::string::String;
+use core::fmt;
+
+use crate::{FILE_NAME, LEAST_MEMORY, MEMORY_UNIT};
+
+/// A problem and its place in the file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// Line, counted from 1; `None` where the file as a whole is meant.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{FILE_NAME}, line {line}: {}", self.problem),
+            None => write!(f, "{FILE_NAME}: {}", self.problem),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+/// What is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Problem {
+    /// The text is not TOML; the parser's own words.
+    Syntax(String),
+    /// There is no `[[guest]]`.
+    NoGuest,
+    /// A key that does not exist.
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The table that it stands in.
+        table: &'static str,
+        /// The keys that exist there.
+        keys: &'static str,
+    },
+    /// A key without which a guest cannot be.
+    MissingKey {
+        /// The key.
+        key: &'static str,
+        /// An example of a line that would do.
+        example: &'static str,
+    },
+    /// A value of another type.
+    WrongType {
+        /// The key.
+        key: &'static str,
+        /// What it takes, with an example.
+        takes: &'static str,
+        /// The type that stands there.
+        found: &'static str,
+    },
+    /// A text or number that the key does not take.
+    BadValue {
+        /// The key.
+        key: &'static str,
+        /// What it takes, with an example.
+        takes: &'static str,
+        /// The value that stands there.
+        found: String,
+    },
+    /// `memory` is too small or no multiple of 2 MiB.
+    Memory {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A list is empty that must not be.
+    EmptyList {
+        /// The key.
+        key: &'static str,
+        /// An example of a line that would do.
+        example: &'static str,
+    },
+    /// Something that only one guest can own, or a guest only once, stands there twice.
+    Twice {
+        /// What it is: `CPU`, `device`, `port` or `guest name`.
+        what: &'static str,
+        /// Which one.
+        which: String,
+        /// The guest that has it already.
+        owner: String,
+    },
+    /// `unsafe_no_iommu` with more than one guest.
+    NoIommuForMany,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax(message) => write!(f, "this is not TOML: {message}"),
+            Self::NoGuest => {
+                f.write_str("there is no [[guest]]: add one with name, cpus, memory and kernel")
+            }
+            Self::UnknownKey { key, table, keys } => {
+                write!(f, "unknown key \"{key}\" in {table}: the keys are {keys}")
+            }
+            Self::MissingKey { key, example } => {
+                write!(f, "this [[guest]] has no {key}: add a line such as {example}")
+            }
+            Self::WrongType { key, takes, found } => {
+                write!(f, "{key} is {takes}, and here stands {found}")
+            }
+            Self::BadValue { key, takes, found } => {
+                write!(f, "{key} is {takes}, and here stands {found:?}")
+            }
+            Self::Memory { bytes } => write!(
+                f,
+                "memory is at least {}M and a multiple of {}M, and here stand {bytes} bytes",
+                LEAST_MEMORY >> 20,
+                MEMORY_UNIT >> 20
+            ),
+            Self::EmptyList { key, example } => {
+                write!(f, "{key} is empty: give at least one, such as {example}")
+            }
+            Self::Twice { what, which, owner } => {
+                write!(
+                    f,
+                    "{what} {which} already belongs to guest \"{owner}\": give it to one only"
+                )
+            }
+            Self::NoIommuForMany => f.write_str(
+                "unsafe_no_iommu is for one guest only, as its memory must lie where the devices \
+                 see it: remove the other guests or the key",
+            ),
+        }
+    }
+}

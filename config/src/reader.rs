@@ -1,0 +1,296 @@
+//! From TOML's tables to [`Config`]: one function per key, then what must hold between guests.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use arch::Bdf;
+use arch::msr::PortRange;
+use arch::vcpu::InterruptMode;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use crate::error::{ConfigError, Problem};
+use crate::{Config, GuestConfig, LEAST_MEMORY, MEMORY_UNIT, value};
+
+const TOP_KEYS: &str = "[[guest]] and unsafe_no_iommu";
+const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, devices, interrupts, \
+                          io_ports, unsafe_no_iommu";
+const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
+const TAKES_FLAG: &str = "true or false";
+const TAKES_NAME: &str = "1 to 64 printable characters without \" and \\, such as \"linux\"";
+const TAKES_FILE: &str = "a file name such as \"vmlinuz\"";
+const TAKES_CPUS: &str = "a list of CPU numbers such as [0, 1]";
+const TAKES_MEMORY: &str = "a size in K, M or G such as \"512M\"";
+const TAKES_CMDLINE: &str = "one line of text such as \"console=ttyS0\"";
+const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"]";
+const TAKES_INTERRUPTS: &str = "\"exitless\" or \"exiting\"";
+const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
+
+/// Parses and checks the text of the configuration file.
+///
+/// # Errors
+/// The first problem met, with its line.
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let document = DeTable::parse(text).map_err(|error| ConfigError {
+        line: error.span().map(|span| line(text, &span)),
+        problem: Problem::Syntax(error.message().to_string()),
+    })?;
+    Reader { text, guests: Vec::new(), unsafe_no_iommu: false }.file(document.get_ref())
+}
+
+/// The line, counted from 1, on which `span` begins.
+fn line(text: &str, span: &Range<usize>) -> usize {
+    1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count()
+}
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+struct Reader<'a> {
+    text: &'a str,
+    guests: Vec<GuestConfig>,
+    unsafe_no_iommu: bool,
+}
+
+impl Reader<'_> {
+    fn file(mut self, table: &DeTable<'_>) -> Result<Config, ConfigError> {
+        for (key, item) in table {
+            match key.get_ref().as_ref() {
+                "guest" => {
+                    for guest in self.list("guest", TAKES_GUESTS, item)? {
+                        self.guest(guest)?;
+                    }
+                }
+                "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?,
+                other => return Err(self.unknown(key.span(), other, "the file", TOP_KEYS)),
+            }
+        }
+        if self.guests.is_empty() {
+            return Err(ConfigError { line: None, problem: Problem::NoGuest });
+        }
+        if self.unsafe_no_iommu && self.guests.len() > 1 {
+            return Err(ConfigError { line: None, problem: Problem::NoIommuForMany });
+        }
+        Ok(Config { guests: self.guests, unsafe_no_iommu: self.unsafe_no_iommu })
+    }
+
+    fn guest(&mut self, item: &Value<'_>) -> Result<(), ConfigError> {
+        let Some(table) = item.get_ref().as_table() else {
+            return Err(self.wrong_type("guest", TAKES_GUESTS, item));
+        };
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "devices"
+                | "interrupts" | "io_ports" => {}
+                "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
+                other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
+            }
+        }
+        let needed = |key: &'static str, example| {
+            table.get(key).ok_or_else(|| self.error(item, Problem::MissingKey { key, example }))
+        };
+        let guest = GuestConfig {
+            name: self.name(needed("name", "name = \"linux\"")?)?,
+            cpus: self.cpus(needed("cpus", "cpus = [0]")?)?,
+            memory: self.memory(needed("memory", "memory = \"512M\"")?)?,
+            kernel: self.file_name("kernel", needed("kernel", "kernel = \"vmlinuz\"")?)?,
+            initrd: table.get("initrd").map(|v| self.file_name("initrd", v)).transpose()?,
+            cmdline: table.get("cmdline").map_or(Ok(String::new()), |v| self.cmdline(v))?,
+            devices: table.get("devices").map_or(Ok(Vec::new()), |v| self.devices(v))?,
+            interrupts: table
+                .get("interrupts")
+                .map_or(Ok(InterruptMode::Exitless), |v| self.interrupts(v))?,
+            io_ports: table.get("io_ports").map_or(Ok(Vec::new()), |v| self.io_ports(v))?,
+        };
+        self.guests.push(guest);
+        Ok(())
+    }
+
+    fn name(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+        let name = self.string("name", TAKES_NAME, item)?;
+        let printable = |c: char| !c.is_control() && c != '"' && c != '\\';
+        if name.trim().is_empty() || name.chars().count() > 64 || !name.chars().all(printable) {
+            return Err(self.bad_value("name", TAKES_NAME, item, name));
+        }
+        self.not_twice("guest name", name, item, |guest| guest.name == name)?;
+        Ok(name.to_string())
+    }
+
+    fn file_name(&self, key: &'static str, item: &Value<'_>) -> Result<String, ConfigError> {
+        let name = self.string(key, TAKES_FILE, item)?;
+        if name.trim().is_empty() || name.chars().any(char::is_control) {
+            return Err(self.bad_value(key, TAKES_FILE, item, name));
+        }
+        Ok(name.to_string())
+    }
+
+    fn cmdline(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+        let line = self.string("cmdline", TAKES_CMDLINE, item)?;
+        if line.chars().any(char::is_control) {
+            return Err(self.bad_value("cmdline", TAKES_CMDLINE, item, line));
+        }
+        Ok(line.to_string())
+    }
+
+    fn memory(&self, item: &Value<'_>) -> Result<u64, ConfigError> {
+        let text = self.string("memory", TAKES_MEMORY, item)?;
+        let bytes =
+            value::size(text).ok_or_else(|| self.bad_value("memory", TAKES_MEMORY, item, text))?;
+        if bytes < LEAST_MEMORY || !bytes.is_multiple_of(MEMORY_UNIT) {
+            return Err(self.error(item, Problem::Memory { bytes }));
+        }
+        Ok(bytes)
+    }
+
+    fn interrupts(&self, item: &Value<'_>) -> Result<InterruptMode, ConfigError> {
+        match self.string("interrupts", TAKES_INTERRUPTS, item)? {
+            "exitless" => Ok(InterruptMode::Exitless),
+            "exiting" => Ok(InterruptMode::Exiting),
+            other => Err(self.bad_value("interrupts", TAKES_INTERRUPTS, item, other)),
+        }
+    }
+
+    fn cpus(&self, item: &Value<'_>) -> Result<Vec<u32>, ConfigError> {
+        let mut cpus = Vec::new();
+        for entry in self.list("cpus", TAKES_CPUS, item)? {
+            let DeValue::Integer(integer) = entry.get_ref() else {
+                return Err(self.wrong_type("cpus", TAKES_CPUS, entry));
+            };
+            let cpu = value::cpu(integer)
+                .ok_or_else(|| self.bad_value("cpus", TAKES_CPUS, entry, integer.as_str()))?;
+            self.not_twice("CPU", cpu, entry, |guest| guest.cpus.contains(&cpu))?;
+            self.not_again("cpus", TAKES_CPUS, entry, &cpus, &cpu, integer.as_str())?;
+            cpus.push(cpu);
+        }
+        if cpus.is_empty() {
+            let problem = Problem::EmptyList { key: "cpus", example: "cpus = [0]" };
+            return Err(self.error(item, problem));
+        }
+        Ok(cpus)
+    }
+
+    fn devices(&self, item: &Value<'_>) -> Result<Vec<Bdf>, ConfigError> {
+        let mut devices = Vec::new();
+        for entry in self.list("devices", TAKES_DEVICES, item)? {
+            let text = self.string("devices", TAKES_DEVICES, entry)?;
+            let Ok(device) = text.parse::<Bdf>() else {
+                return Err(self.bad_value("devices", TAKES_DEVICES, entry, text));
+            };
+            self.not_twice("device", device, entry, |guest| guest.devices.contains(&device))?;
+            self.not_again("devices", TAKES_DEVICES, entry, &devices, &device, text)?;
+            devices.push(device);
+        }
+        Ok(devices)
+    }
+
+    fn io_ports(&self, item: &Value<'_>) -> Result<Vec<PortRange>, ConfigError> {
+        let mut ranges = Vec::new();
+        for entry in self.list("io_ports", TAKES_PORTS, item)? {
+            let text = self.string("io_ports", TAKES_PORTS, entry)?;
+            let range = value::ports(text)
+                .ok_or_else(|| self.bad_value("io_ports", TAKES_PORTS, entry, text))?;
+            self.not_twice("port", text, entry, |guest| {
+                guest.io_ports.iter().any(|other| other.overlaps(range))
+            })?;
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
+}
+
+/// Types and errors.
+impl Reader<'_> {
+    fn list<'v, 'd>(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &'v Value<'d>,
+    ) -> Result<&'v DeArray<'d>, ConfigError> {
+        item.get_ref().as_array().ok_or_else(|| self.wrong_type(key, takes, item))
+    }
+
+    fn string<'v>(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &'v Value<'_>,
+    ) -> Result<&'v str, ConfigError> {
+        item.get_ref().as_str().ok_or_else(|| self.wrong_type(key, takes, item))
+    }
+
+    fn flag(&self, key: &'static str, item: &Value<'_>) -> Result<bool, ConfigError> {
+        item.get_ref().as_bool().ok_or_else(|| self.wrong_type(key, TAKES_FLAG, item))
+    }
+
+    /// Refuses what an earlier guest has.
+    fn not_twice(
+        &self,
+        what: &'static str,
+        which: impl ToString,
+        item: &Value<'_>,
+        has: impl Fn(&GuestConfig) -> bool,
+    ) -> Result<(), ConfigError> {
+        match self.guests.iter().find(|guest| has(guest)) {
+            None => Ok(()),
+            Some(owner) => {
+                let (which, owner) = (which.to_string(), owner.name.clone());
+                Err(self.error(item, Problem::Twice { what, which, owner }))
+            }
+        }
+    }
+
+    /// Refuses what stands in this same list already.
+    fn not_again<T: PartialEq>(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &Value<'_>,
+        list: &[T],
+        entry: &T,
+        text: &str,
+    ) -> Result<(), ConfigError> {
+        if !list.contains(entry) {
+            return Ok(());
+        }
+        Err(self.bad_value(key, takes, item, &format!("{text} for the second time")))
+    }
+
+    fn wrong_type(&self, key: &'static str, takes: &'static str, item: &Value<'_>) -> ConfigError {
+        let found = match item.get_ref() {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        self.error(item, Problem::WrongType { key, takes, found })
+    }
+
+    fn bad_value(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &Value<'_>,
+        found: &str,
+    ) -> ConfigError {
+        self.error(item, Problem::BadValue { key, takes, found: found.to_string() })
+    }
+
+    fn unknown(
+        &self,
+        span: Range<usize>,
+        key: &str,
+        table: &'static str,
+        keys: &'static str,
+    ) -> ConfigError {
+        let problem = Problem::UnknownKey { key: key.to_string(), table, keys };
+        ConfigError { line: Some(line(self.text, &span)), problem }
+    }
+
+    fn error(&self, item: &Value<'_>, problem: Problem) -> ConfigError {
+        ConfigError { line: Some(line(self.text, &item.span())), problem }
+    }
+}

@@ -1,0 +1,44 @@
+//! The notations inside values: sizes, port ranges, numbers.
+
+use arch::msr::PortRange;
+use toml::de::DeInteger;
+
+/// Bytes of a size such as `512M`; `None` where it is none or does not fit.
+pub(crate) fn size(text: &str) -> Option<u64> {
+    let unit = *text.as_bytes().last()?;
+    let shift = match unit {
+        b'K' => 10,
+        b'M' => 20,
+        b'G' => 30,
+        _ => return None,
+    };
+    decimal(text.strip_suffix(char::from(unit))?)?.checked_mul(1 << shift)
+}
+
+/// Ports of `0xf4` or `0x3f0-0x3f7`.
+pub(crate) fn ports(text: &str) -> Option<PortRange> {
+    let (first, last) = match text.split_once('-') {
+        Some((first, last)) => (port(first)?, port(last)?),
+        None => (port(text)?, port(text)?),
+    };
+    (first <= last).then_some(PortRange { first, last })
+}
+
+fn port(text: &str) -> Option<u16> {
+    match text.trim().strip_prefix("0x") {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            u16::from_str_radix(digits, 16).ok()
+        }
+        Some(_) => None,
+        None => decimal(text.trim())?.try_into().ok(),
+    }
+}
+
+fn decimal(digits: &str) -> Option<u64> {
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+/// An integer that fits a CPU number.
+pub(crate) fn cpu(integer: &DeInteger<'_>) -> Option<u32> {
+    u32::from_str_radix(integer.as_str(), integer.radix()).ok()
+}
