@@ -1,0 +1,194 @@
+//! The hypervisor's own IDT.
+//!
+//! Invariants: the host never depends on a maskable vector: external interrupts are taken only in
+//! the window that `svm` opens in the exiting mode, and then only noted down. An NMI is only a call
+//! back into the host: its handler does nothing. Every other exception but a #GP at a checked
+//! instruction is our own bug and ends in the kernel's fatal handler.
+
+use core::arch::global_asm;
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::structures::DescriptorTablePointer;
+
+use crate::instructions;
+use crate::segments;
+
+global_asm!(
+    // 256 stubs of 16 bytes each: make the stack look alike with and without an error code, push
+    // the vector, and go on in common code. `push imm32` is spelled in bytes because an assembler
+    // symbol as operand would be taken for a memory address.
+    ".balign 16",
+    "nexit_interrupt_stubs:",
+    ".set vector, 0",
+    ".rept 256",
+    "    .balign 16",
+    "    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)",
+    "        .byte 0x6a, 0", // push 0
+    "    .endif",
+    "    .byte 0x68", // push vector
+    "    .long vector",
+    "    jmp nexit_interrupt_common",
+    "    .set vector, vector + 1",
+    ".endr",
+    "nexit_interrupt_common:",
+    "    push rax",
+    "    push rcx",
+    "    push rdx",
+    "    push rbx",
+    "    push rbp",
+    "    push rsi",
+    "    push rdi",
+    "    push r8",
+    "    push r9",
+    "    push r10",
+    "    push r11",
+    "    push r12",
+    "    push r13",
+    "    push r14",
+    "    push r15",
+    "    cld",
+    "    mov rdi, rsp",
+    "    call {handler}", // the CPU aligned RSP; 22 pushes of 8 bytes keep it so
+    "    pop r15",
+    "    pop r14",
+    "    pop r13",
+    "    pop r12",
+    "    pop r11",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rbp",
+    "    pop rbx",
+    "    pop rdx",
+    "    pop rcx",
+    "    pop rax",
+    "    add rsp, 16",
+    "    iretq",
+    handler = sym handle,
+);
+
+unsafe extern "C" {
+    static nexit_interrupt_stubs: u8;
+}
+
+/// What the stubs leave on the stack.
+#[repr(C)]
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Frame {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+    pub vector: u64,
+    pub error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 22 * 8);
+
+/// A 64-bit interrupt gate (SDM "64-Bit Mode IDT").
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Gate {
+    low: u64,
+    high: u64,
+}
+
+impl Gate {
+    fn interrupt(handler: u64, interrupt_stack: u8) -> Self {
+        const PRESENT_INTERRUPT_GATE: u64 = 0x8e << 40;
+        Self {
+            low: handler & 0xffff
+                | u64::from(segments::CODE.0) << 16
+                | u64::from(interrupt_stack) << 32
+                | PRESENT_INTERRUPT_GATE
+                | (handler >> 16 & 0xffff) << 48,
+            high: handler >> 32,
+        }
+    }
+}
+
+static IDT: Once<[Gate; 256]> = Once::new();
+static FATAL: Once<fn(&Frame) -> !> = Once::new();
+static NMI_COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// The vector that [`take_interrupt`] saw, plus [`TAKEN`]. One cell serves all CPUs' windows only
+/// because the window is a few instructions long and each CPU reads its own: indexed by APIC
+/// identifier modulo its length.
+static LAST_VECTOR: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
+const TAKEN: u16 = 1 << 8;
+
+extern "C" fn handle(frame: &mut Frame) {
+    const NMI: u64 = 2;
+    const GENERAL_PROTECTION: u64 = 13;
+    match frame.vector & 0xff {
+        NMI => {
+            NMI_COUNT.fetch_add(1, Ordering::Relaxed);
+        }
+        GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
+            frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
+        }
+        vector @ 32..=255 => own_cell().store(vector as u16 | TAKEN, Ordering::Relaxed),
+        _ => match FATAL.get() {
+            Some(fatal) => fatal(frame),
+            None => instructions::halt_forever(),
+        },
+    }
+}
+
+fn own_cell() -> &'static AtomicU16 {
+    let id = instructions::cpuid(1, 0).ebx >> 24;
+    &LAST_VECTOR[(id & 0xff) as usize]
+}
+
+/// The external vector that this CPU's IDT has taken since the last call. It is still in service in
+/// the local APIC.
+pub fn take_interrupt() -> Option<u8> {
+    let seen = own_cell().swap(0, Ordering::Relaxed);
+    (seen & TAKEN != 0).then_some(seen as u8)
+}
+
+/// NMIs taken by the host so far, on all CPUs.
+pub fn nmi_count() -> u32 {
+    NMI_COUNT.load(Ordering::Relaxed)
+}
+
+/// Installs the IDT on the CPU that calls; `fatal` gets every exception that is our own bug.
+pub fn install(fatal: fn(&Frame) -> !) {
+    FATAL.call_once(|| fatal);
+    let idt = IDT.call_once(|| {
+        const DOUBLE_FAULT: usize = 8;
+        const STUB_BYTES: u64 = 16;
+        let first = &raw const nexit_interrupt_stubs as u64;
+        core::array::from_fn(|vector| {
+            let stack = if vector == DOUBLE_FAULT { segments::DOUBLE_FAULT_STACK } else { 0 };
+            Gate::interrupt(first + vector as u64 * STUB_BYTES, stack)
+        })
+    });
+    let pointer = DescriptorTablePointer {
+        limit: (size_of_val(idt) - 1) as u16,
+        base: VirtAddr::from_ptr(idt),
+    };
+    // SAFETY: the table is static, and each gate leads to a stub that keeps every register.
+    unsafe { x86_64::instructions::tables::lidt(&pointer) };
+}

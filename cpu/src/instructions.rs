@@ -1,0 +1,205 @@
+//! Instructions that the compiler has no word for.
+//!
+//! The *checked* forms come back with `None`/`false` where the CPU raises #GP: the exception handler
+//! moves RIP from the one faulting instruction to a landing pad (see [`landing_pad`]).
+
+use core::arch::{asm, global_asm};
+
+use arch::machine::{CpuidResult, Width};
+
+global_asm!(
+    // Contract of all three: System V calls, EDI = register index; return EAX = 1, or 0 after #GP.
+    ".global nexit_rdmsr_checked",
+    "nexit_rdmsr_checked:", // RSI = where the value goes
+    "    mov ecx, edi",
+    "nexit_rdmsr_instruction:",
+    "    rdmsr",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    mov [rsi], rax",
+    "    mov eax, 1",
+    "    ret",
+    ".global nexit_wrmsr_checked",
+    "nexit_wrmsr_checked:", // RSI = the value
+    "    mov ecx, edi",
+    "    mov eax, esi",
+    "    mov rdx, rsi",
+    "    shr rdx, 32",
+    "nexit_wrmsr_instruction:",
+    "    wrmsr",
+    "    mov eax, 1",
+    "    ret",
+    ".global nexit_xsetbv_checked",
+    "nexit_xsetbv_checked:", // RSI = the value
+    "    mov ecx, edi",
+    "    mov eax, esi",
+    "    mov rdx, rsi",
+    "    shr rdx, 32",
+    "nexit_xsetbv_instruction:",
+    "    xsetbv",
+    "    mov eax, 1",
+    "    ret",
+    "nexit_checked_landing:",
+    "    xor eax, eax",
+    "    ret",
+    ".global nexit_rdmsr_instruction",
+    ".global nexit_wrmsr_instruction",
+    ".global nexit_xsetbv_instruction",
+    ".global nexit_checked_landing",
+);
+
+unsafe extern "C" {
+    fn nexit_rdmsr_checked(msr: u32, value: *mut u64) -> u32;
+    fn nexit_wrmsr_checked(msr: u32, value: u64) -> u32;
+    fn nexit_xsetbv_checked(register: u32, value: u64) -> u32;
+    static nexit_rdmsr_instruction: u8;
+    static nexit_wrmsr_instruction: u8;
+    static nexit_xsetbv_instruction: u8;
+    static nexit_checked_landing: u8;
+}
+
+/// Where a #GP at `rip` continues, if `rip` is one of the checked instructions.
+pub(crate) fn landing_pad(rip: u64) -> Option<u64> {
+    let checked = [
+        &raw const nexit_rdmsr_instruction,
+        &raw const nexit_wrmsr_instruction,
+        &raw const nexit_xsetbv_instruction,
+    ];
+    checked.iter().any(|at| *at as u64 == rip).then_some(&raw const nexit_checked_landing as u64)
+}
+
+/// Reads an MSR; `None` where the CPU raises #GP.
+///
+/// # Safety
+/// Ring 0, and the exception handlers of [`crate::exceptions`] are installed.
+#[must_use]
+pub unsafe fn read_msr_checked(msr: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: the caller vouches for ring 0 and the handler that catches a #GP.
+    let read = unsafe { nexit_rdmsr_checked(msr, &raw mut value) };
+    (read == 1).then_some(value)
+}
+
+/// Writes an MSR; `false` where the CPU raises #GP.
+///
+/// # Safety
+/// As [`read_msr_checked`]; and the write must not break what the hypervisor relies on.
+#[must_use]
+pub unsafe fn write_msr_checked(msr: u32, value: u64) -> bool {
+    // SAFETY: the caller vouches for the value and for the handler that catches a #GP.
+    unsafe { nexit_wrmsr_checked(msr, value) == 1 }
+}
+
+/// Writes XCR0; `false` where the CPU raises #GP.
+///
+/// # Safety
+/// As [`read_msr_checked`]; CR4.OSXSAVE is set.
+#[must_use]
+pub unsafe fn write_xcr0_checked(value: u64) -> bool {
+    // SAFETY: the caller vouches for ring 0, CR4.OSXSAVE and the handler that catches a #GP.
+    unsafe { nexit_xsetbv_checked(0, value) == 1 }
+}
+
+/// Reads an MSR that exists.
+///
+/// # Safety
+/// Ring 0 and the MSR exists.
+#[must_use]
+#[inline]
+pub unsafe fn read_msr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller vouches for ring 0 and the MSR.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Writes an MSR that exists.
+///
+/// # Safety
+/// Ring 0, the MSR exists and takes the value.
+#[inline]
+pub unsafe fn write_msr(msr: u32, value: u64) {
+    // SAFETY: the caller vouches for ring 0, the MSR and the value.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32,
+             options(nostack, preserves_flags));
+    }
+}
+
+/// CPUID.
+#[must_use]
+pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+    CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
+}
+
+/// The time-stamp counter.
+#[must_use]
+#[inline]
+pub fn tsc() -> u64 {
+    // SAFETY: RDTSC is allowed in ring 0 and, as CR4.TSD is clear, everywhere else.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Reads a port.
+///
+/// # Safety
+/// Ring 0; a read of the port must not disturb a device that somebody else uses.
+#[must_use]
+pub unsafe fn port_read(port: u16, width: Width) -> u32 {
+    let value: u32;
+    match width {
+        Width::Byte => {
+            let byte: u8;
+            // SAFETY: the caller vouches for the port.
+            unsafe { asm!("in al, dx", in("dx") port, out("al") byte, options(nomem, nostack)) };
+            value = u32::from(byte);
+        }
+        Width::Word => {
+            let word: u16;
+            // SAFETY: the caller vouches for the port.
+            unsafe { asm!("in ax, dx", in("dx") port, out("ax") word, options(nomem, nostack)) };
+            value = u32::from(word);
+        }
+        Width::Dword | Width::Qword => {
+            // SAFETY: the caller vouches for the port.
+            unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
+        }
+    }
+    value
+}
+
+/// Writes a port.
+///
+/// # Safety
+/// Ring 0; the write must not break what the hypervisor relies on.
+pub unsafe fn port_write(port: u16, width: Width, value: u32) {
+    match width {
+        Width::Byte => {
+            // SAFETY: the caller vouches for the port and the value.
+            unsafe {
+                asm!("out dx, al", in("dx") port, in("al") value as u8, options(nomem, nostack));
+            }
+        }
+        Width::Word => {
+            // SAFETY: the caller vouches for the port and the value.
+            unsafe {
+                asm!("out dx, ax", in("dx") port, in("ax") value as u16, options(nomem, nostack));
+            }
+        }
+        Width::Dword | Width::Qword => {
+            // SAFETY: the caller vouches for the port and the value.
+            unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+        }
+    }
+}
+
+/// Stops this CPU for good: interrupts off, HLT for ever.
+pub fn halt_forever() -> ! {
+    loop {
+        // SAFETY: with interrupts off HLT waits for an NMI or INIT, which change nothing here.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}

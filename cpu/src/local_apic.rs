@@ -1,0 +1,90 @@
+//! The local APIC in x2APIC mode (SDM "Extended XAPIC (x2APIC)").
+
+use arch::{ApicId, Vector, msr};
+
+use crate::instructions::{cpuid, read_msr, write_msr};
+
+const APIC_BASE_ENABLE: u64 = 1 << 11;
+const APIC_BASE_EXTD: u64 = 1 << 10;
+const SIVR_ENABLE: u64 = 1 << 8;
+/// The spurious vector: priority class 15, never granted, needs no EOI.
+const SPURIOUS_VECTOR: u64 = 0xff;
+const LVT_MASKED: u64 = 1 << 16;
+
+/// Proof that this CPU's local APIC is in x2APIC mode.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalApic {
+    id: ApicId,
+}
+
+impl LocalApic {
+    /// Switches this CPU's local APIC to x2APIC mode, software-enabled, every LVT masked.
+    /// `None` where the CPU has no x2APIC.
+    ///
+    /// # Safety
+    /// Ring 0, interrupts off, and nobody else drives this local APIC.
+    #[must_use]
+    pub unsafe fn enable() -> Option<Self> {
+        const X2APIC: u32 = 1 << 21;
+        if cpuid(1, 0).ecx & X2APIC == 0 {
+            return None;
+        }
+        // SAFETY: CPUID shows a local APIC, so IA32_APIC_BASE exists.
+        let base = unsafe { read_msr(msr::IA32_APIC_BASE) };
+        // From "disabled" the way leads through xAPIC mode (SDM "x2APIC State Transitions").
+        // SAFETY: as above; the base address is kept.
+        unsafe { write_msr(msr::IA32_APIC_BASE, base | APIC_BASE_ENABLE) };
+        // SAFETY: CPUID shows x2APIC.
+        unsafe { write_msr(msr::IA32_APIC_BASE, base | APIC_BASE_ENABLE | APIC_BASE_EXTD) };
+        // SAFETY: the local APIC is in x2APIC mode now.
+        let id = ApicId(unsafe { read_msr(msr::IA32_X2APIC_APICID) } as u32);
+        let apic = Self { id };
+        apic.reset();
+        Some(apic)
+    }
+
+    /// This CPU's identifier.
+    #[must_use]
+    pub fn id(self) -> ApicId {
+        self.id
+    }
+
+    /// Software-enables the APIC with every local source masked and the priority threshold at 0.
+    pub fn reset(self) {
+        let lvts = [
+            msr::IA32_X2APIC_LVT_TIMER,
+            msr::IA32_X2APIC_LVT_LINT0,
+            msr::IA32_X2APIC_LVT_LINT1,
+            msr::IA32_X2APIC_LVT_ERROR,
+        ];
+        // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
+        unsafe { write_msr(msr::IA32_X2APIC_SIVR, SIVR_ENABLE | SPURIOUS_VECTOR) };
+        // SAFETY: as above.
+        unsafe { write_msr(msr::IA32_X2APIC_TPR, 0) };
+        for lvt in lvts {
+            // SAFETY: these four exist in every local APIC.
+            unsafe { write_msr(lvt, LVT_MASKED) };
+        }
+    }
+
+    /// Sends `vector` to this CPU itself (SDM "SELF IPI Register").
+    pub fn self_ipi(self, vector: Vector) {
+        // SAFETY: `self` proves x2APIC mode.
+        unsafe { write_msr(msr::IA32_X2APIC_SELF_IPI, u64::from(vector.0)) };
+    }
+
+    /// Ends the highest interrupt in service.
+    pub fn eoi(self) {
+        // SAFETY: `self` proves x2APIC mode; zero is the one value allowed.
+        unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+    }
+
+    /// Whether `vector`, in service or requested, came level-triggered (trigger mode register).
+    #[must_use]
+    pub fn level_triggered(self, vector: Vector) -> bool {
+        let register = msr::IA32_X2APIC_TMR0 + u32::from(vector.0 / 32);
+        // SAFETY: `self` proves x2APIC mode; the eight TMRs exist.
+        let bits = unsafe { read_msr(register) };
+        bits >> (vector.0 % 32) & 1 != 0
+    }
+}

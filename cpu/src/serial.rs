@@ -1,0 +1,76 @@
+//! COM1, initialised and not assumed.
+
+use core::fmt;
+
+use uart_16550::backend::PioBackend;
+use uart_16550::{BaudRate, Config, Uart16550};
+
+const COM1: u16 = 0x3f8;
+/// A UART that accepts nothing for this many polls is not there: the byte is dropped, so that a
+/// machine without a serial line still boots.
+const MOST_POLLS: u32 = 1_000_000;
+
+/// The serial line.
+pub struct Serial {
+    uart: Option<Uart16550<PioBackend>>,
+}
+
+impl Serial {
+    /// No line: everything written is dropped.
+    #[must_use]
+    pub const fn absent() -> Self {
+        Self { uart: None }
+    }
+
+    /// COM1 at 115,200 baud, 8N1, FIFOs on; absent where no UART answers.
+    ///
+    /// # Safety
+    /// Ring 0, and nobody else drives COM1.
+    #[must_use]
+    pub unsafe fn com1() -> Self {
+        // SAFETY: the caller vouches for the ports.
+        let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else { return Self::absent() };
+        let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
+        Self { uart: uart.init(config).is_ok().then_some(uart) }
+    }
+
+    /// Sends one byte.
+    pub fn send(&mut self, byte: u8) {
+        let Some(uart) = &mut self.uart else { return };
+        for _ in 0..MOST_POLLS {
+            if uart.try_send_byte(byte).is_ok() {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        self.uart = None;
+    }
+
+    /// A byte that has arrived.
+    pub fn receive(&mut self) -> Option<u8> {
+        self.uart.as_mut()?.try_receive_byte().ok()
+    }
+
+    /// Waits until the last byte has left the UART.
+    pub fn drain(&mut self) {
+        let Some(uart) = &mut self.uart else { return };
+        for _ in 0..MOST_POLLS {
+            if uart.lsr().contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY) {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+impl fmt::Write for Serial {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.send(b'\r');
+            }
+            self.send(byte);
+        }
+        Ok(())
+    }
+}
