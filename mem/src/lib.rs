@@ -1,2 +1,20 @@
 //! Frames, and one radix-table walker for host, EPT, NPT and DMA tables.
+//!
+//! * [`frames`]: which physical memory is free
+//! * [`table`]: map, replace, unmap and translate, for any [`table::Format`]
+//! * [`formats`]: what an entry looks like for each reader (CPU, EPT, NPT, VT-d)
+//!
+//! Nothing here touches memory: the walker reads and writes through [`table::TableMemory`], which
+//! the kernel implements on the machine and the tests implement on a map.
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod formats;
+pub mod frames;
+pub mod table;
+#[cfg(test)]
+mod testing;
+
+pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
+pub use frames::FrameAllocator;
+pub use table::{Access, Flush, MapError, Mapping, MemoryType, Table, TableMemory};

@@ -1,0 +1,232 @@
+//! What an entry of a radix table looks like for each reader.
+//!
+//! Every format keeps full access in the entries that link tables: a leaf alone decides. Bits that
+//! hardware sets (accessed, dirty) are ignored when an entry is read back.
+
+use arch::{Hpa, PageSize};
+
+use crate::table::{Access, Entry, Format, Leaf, MemoryType};
+
+/// Address bits 51:12 of an entry, the same in all four formats.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// The entry is a page, not a table: bit 7 above level 0, in all four formats.
+const PAGE: u64 = 1 << 7;
+
+/// A leaf's address and page-size bits.
+fn address(leaf: Leaf, level: u8) -> u64 {
+    leaf.hpa.as_u64() & ADDRESS | if level > 0 { PAGE } else { 0 }
+}
+
+/// Sorts a present entry; `leaf` gives its rights.
+fn present(entry: u64, level: u8, leaf: impl FnOnce(Hpa) -> Leaf) -> Entry {
+    if level > 0 && entry & PAGE == 0 {
+        Entry::Table(Hpa::new(entry & ADDRESS))
+    } else {
+        // A large page's low address bits hold other things (PAT at bit 12); keep whole pages only.
+        Entry::Leaf(leaf(Hpa::new(entry & ADDRESS).align_down(1 << (12 + 9 * u32::from(level)))))
+    }
+}
+
+/// x86 paging bits (SDM "4-Level Paging"; APM "Long-Mode Page Translation").
+mod paging {
+    use super::{ADDRESS, Access, Entry, Hpa, Leaf, MemoryType};
+
+    const PRESENT: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    const WRITE_THROUGH: u64 = 1 << 3;
+    const CACHE_DISABLE: u64 = 1 << 4;
+    const NO_EXECUTE: u64 = 1 << 63;
+
+    pub(super) fn table_entry(table: Hpa) -> u64 {
+        table.as_u64() & ADDRESS | PRESENT | WRITE
+    }
+
+    pub(super) fn leaf_entry(leaf: Leaf, level: u8) -> u64 {
+        let uncached = WRITE_THROUGH | CACHE_DISABLE;
+        super::address(leaf, level)
+            | PRESENT
+            | if leaf.access.write { WRITE } else { 0 }
+            | if leaf.access.execute { 0 } else { NO_EXECUTE }
+            | if leaf.memory_type == MemoryType::Uncached { uncached } else { 0 }
+    }
+
+    pub(super) fn decode(entry: u64, level: u8) -> Entry {
+        if entry & PRESENT == 0 {
+            return Entry::Absent;
+        }
+        let access = Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
+        let uncached = entry & CACHE_DISABLE != 0;
+        let memory_type = if uncached { MemoryType::Uncached } else { MemoryType::WriteBack };
+        super::present(entry, level, |hpa| Leaf { hpa, access, memory_type })
+    }
+}
+
+/// The hypervisor's own page table: four levels, supervisor, not global. Uncached is PAT entry 3
+/// (PCD and PWT), which is UC in the PAT of a reset CPU. Only the lower half of the address space
+/// is used, as the hypervisor is identity-mapped. Needs EFER.NXE.
+#[derive(Clone, Copy, Debug)]
+pub struct HostFormat {
+    /// Largest page: 1 GiB where CPUID says so (leaf 0x80000001, EDX bit 26), else 2 MiB.
+    pub largest: PageSize,
+}
+
+impl Format for HostFormat {
+    fn levels(&self) -> u8 {
+        4
+    }
+    fn largest_page(&self) -> PageSize {
+        self.largest
+    }
+    fn table_entry(&self, table: Hpa) -> u64 {
+        paging::table_entry(table)
+    }
+    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
+        paging::leaf_entry(leaf, level)
+    }
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        paging::decode(entry, level)
+    }
+}
+
+/// AMD-V nested page table: x86 paging with U/S set everywhere, as the CPU takes every nested
+/// access for a user access (APM "Nested Paging"). Needs EFER.NXE in the host.
+#[derive(Clone, Copy, Debug)]
+pub struct NptFormat {
+    /// Largest page, as for [`HostFormat`].
+    pub largest: PageSize,
+}
+
+impl Format for NptFormat {
+    fn levels(&self) -> u8 {
+        4
+    }
+    fn largest_page(&self) -> PageSize {
+        self.largest
+    }
+    fn table_entry(&self, table: Hpa) -> u64 {
+        paging::table_entry(table) | paging::USER
+    }
+    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
+        paging::leaf_entry(leaf, level) | paging::USER
+    }
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        paging::decode(entry, level)
+    }
+}
+
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EPT_EXECUTE: u64 = 1 << 2;
+/// EPT memory type, bits 5:3 of a leaf: 0 is uncacheable, 6 is write-back. "Ignore PAT" stays
+/// clear, so that the guest's PAT still has its say.
+const EPT_WRITE_BACK: u64 = 6 << 3;
+const EPT_MEMORY_TYPE: u64 = 7 << 3;
+
+/// VT-x extended page table, four levels (SDM "The Extended Page Table Mechanism (EPT)").
+#[derive(Clone, Copy, Debug)]
+pub struct EptFormat {
+    /// Largest page, from `IA32_VMX_EPT_VPID_CAP` bits 16 (2 MiB) and 17 (1 GiB).
+    pub largest: PageSize,
+}
+
+impl Format for EptFormat {
+    fn levels(&self) -> u8 {
+        4
+    }
+    fn largest_page(&self) -> PageSize {
+        self.largest
+    }
+    fn table_entry(&self, table: Hpa) -> u64 {
+        table.as_u64() & ADDRESS | READ | WRITE | EPT_EXECUTE
+    }
+    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
+        address(leaf, level)
+            | READ
+            | if leaf.access.write { WRITE } else { 0 }
+            | if leaf.access.execute { EPT_EXECUTE } else { 0 }
+            | if leaf.memory_type == MemoryType::WriteBack { EPT_WRITE_BACK } else { 0 }
+    }
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        if entry & (READ | WRITE | EPT_EXECUTE) == 0 {
+            return Entry::Absent;
+        }
+        let access = Access { write: entry & WRITE != 0, execute: entry & EPT_EXECUTE != 0 };
+        let write_back = entry & EPT_MEMORY_TYPE == EPT_WRITE_BACK;
+        let memory_type = if write_back { MemoryType::WriteBack } else { MemoryType::Uncached };
+        present(entry, level, |hpa| Leaf { hpa, access, memory_type })
+    }
+}
+
+/// VT-d second-stage table (VT-d specification "Second-Stage Paging Entries"). It knows neither
+/// execution nor memory types: they read back as not executable and write-back.
+#[derive(Clone, Copy, Debug)]
+pub struct DmaFormat {
+    /// 3 (39-bit addresses) or 4 (48-bit), from CAP.SAGAW.
+    pub levels: u8,
+    /// Largest page, from CAP.SSLPS.
+    pub largest: PageSize,
+}
+
+impl Format for DmaFormat {
+    fn levels(&self) -> u8 {
+        self.levels
+    }
+    fn largest_page(&self) -> PageSize {
+        self.largest
+    }
+    fn table_entry(&self, table: Hpa) -> u64 {
+        table.as_u64() & ADDRESS | READ | WRITE
+    }
+    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
+        address(leaf, level) | READ | if leaf.access.write { WRITE } else { 0 }
+    }
+    fn decode(&self, entry: u64, level: u8) -> Entry {
+        if entry & (READ | WRITE) == 0 {
+            return Entry::Absent;
+        }
+        let access = Access { write: entry & WRITE != 0, execute: false };
+        present(entry, level, |hpa| Leaf { hpa, access, memory_type: MemoryType::WriteBack })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(hpa: u64, access: Access, memory_type: MemoryType) -> Leaf {
+        Leaf { hpa: Hpa::new(hpa), access, memory_type }
+    }
+
+    #[test]
+    fn entries_have_the_manuals_bits() {
+        let largest = PageSize::Size1G;
+        let (host, npt) = (HostFormat { largest }, NptFormat { largest });
+        let (ept, dma) = (EptFormat { largest }, DmaFormat { levels: 4, largest });
+        let code = leaf(0x1234_5000, Access::READ_EXECUTE, MemoryType::WriteBack);
+        let ram = leaf(0x4020_0000, Access::ALL, MemoryType::WriteBack);
+        let bar = leaf(0xfebf_0000, Access::READ_WRITE, MemoryType::Uncached);
+        assert_eq!(host.leaf_entry(code, 0), 0x1234_5001);
+        assert_eq!(host.leaf_entry(bar, 0), 1 << 63 | 0xfebf_001b);
+        assert_eq!(host.leaf_entry(ram, 1), 0x4020_0083);
+        assert_eq!(host.table_entry(Hpa::new(0x7000)), 0x7003);
+        assert_eq!(npt.leaf_entry(ram, 1), 0x4020_0087);
+        assert_eq!(npt.table_entry(Hpa::new(0x7000)), 0x7007);
+        assert_eq!(ept.leaf_entry(ram, 1), 0x4020_00b7);
+        assert_eq!(ept.leaf_entry(bar, 0), 0xfebf_0003);
+        assert_eq!(ept.leaf_entry(code, 0), 0x1234_5035);
+        assert_eq!(ept.table_entry(Hpa::new(0x7000)), 0x7007);
+        assert_eq!(dma.leaf_entry(ram, 1), 0x4020_0083);
+        assert_eq!(dma.table_entry(Hpa::new(0x7000)), 0x7003);
+    }
+
+    #[test]
+    fn bits_that_hardware_sets_change_nothing() {
+        let largest = PageSize::Size2M;
+        let ram = leaf(0x4020_0000, Access::READ_WRITE, MemoryType::WriteBack);
+        let x86 = HostFormat { largest };
+        assert_eq!(x86.decode(x86.leaf_entry(ram, 1) | 0x60, 1), Entry::Leaf(ram));
+        let ept = EptFormat { largest };
+        assert_eq!(ept.decode(ept.leaf_entry(ram, 1) | 0x300, 1), Entry::Leaf(ram));
+    }
+}

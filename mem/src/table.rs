@@ -1,0 +1,459 @@
+//! One radix-table walker for every table that the machine walks.
+//!
+//! Invariant: a reader that walks the table while it is changed (a CPU, a device) sees for each page
+//! the old mapping or the new one. Every entry is written once, as a whole; a table that takes the
+//! place of a large page is complete before it is linked.
+//!
+//! Tables are never given back: a range that is unmapped keeps its (empty) tables for the next one.
+//! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
+
+use core::fmt;
+use core::ops::Range;
+
+use arch::address::PAGE_SIZE;
+use arch::{Hpa, PageSize};
+
+/// Entries of a table.
+const ENTRIES: u64 = 512;
+/// Physical addresses have at most 52 bits (SDM "Physical Address Extension").
+const OUTPUT_LIMIT: u64 = 1 << 52;
+
+/// The memory that tables live in.
+pub trait TableMemory {
+    /// Reads the 8 bytes at `at`, a multiple of 8 in memory that this trait handed out.
+    fn read(&self, at: Hpa) -> u64;
+    /// Writes the 8 bytes at `at` in one piece, after all earlier writes.
+    fn write(&mut self, at: Hpa, value: u64);
+    /// Takes `bytes` (rounded up to whole pages) of contiguous zeroed memory, aligned to the next
+    /// power of two; `None` when there is none left.
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa>;
+    /// Takes one zeroed page.
+    fn allocate_table(&mut self) -> Option<Hpa> {
+        self.allocate_contiguous(PAGE_SIZE)
+    }
+}
+
+impl<M: TableMemory + ?Sized> TableMemory for &mut M {
+    fn read(&self, at: Hpa) -> u64 {
+        (**self).read(at)
+    }
+    fn write(&mut self, at: Hpa, value: u64) {
+        (**self).write(at, value);
+    }
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+        (**self).allocate_contiguous(bytes)
+    }
+}
+
+/// What a mapped page allows besides reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// Writes.
+    pub write: bool,
+    /// Instruction fetches.
+    pub execute: bool,
+}
+
+impl Access {
+    /// Reading only.
+    pub const READ: Self = Self { write: false, execute: false };
+    /// Reading and writing.
+    pub const READ_WRITE: Self = Self { write: true, execute: false };
+    /// Reading and fetching.
+    pub const READ_EXECUTE: Self = Self { write: false, execute: true };
+    /// Everything.
+    pub const ALL: Self = Self { write: true, execute: true };
+}
+
+/// How a page is cached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryType {
+    /// Write-back: RAM.
+    WriteBack,
+    /// Uncached: device registers.
+    Uncached,
+}
+
+/// The content of an entry that maps a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// Where the page is.
+    pub hpa: Hpa,
+    /// What it allows.
+    pub access: Access,
+    /// How it is cached.
+    pub memory_type: MemoryType,
+}
+
+/// A decoded entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Nothing is mapped.
+    Absent,
+    /// A table of the next lower level; never at level 0.
+    Table(Hpa),
+    /// A page of the entry's own level.
+    Leaf(Leaf),
+}
+
+/// What entries look like. `decode` gives back what the encoders were given, as far as the format
+/// has bits for it; the entry 0 is [`Entry::Absent`].
+pub trait Format {
+    /// How many levels, 3 or 4.
+    fn levels(&self) -> u8;
+    /// The largest page that the reader knows.
+    fn largest_page(&self) -> PageSize;
+    /// The entry that links the table at `table`.
+    fn table_entry(&self, table: Hpa) -> u64;
+    /// The entry of `level` that maps `leaf`.
+    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64;
+    /// What an entry of `level` says.
+    fn decode(&self, entry: u64, level: u8) -> Entry;
+}
+
+/// Why a table could not be changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// An address or length is not a multiple of 4 KiB.
+    NotAligned(u64),
+    /// The input address is beyond what the table's levels reach.
+    InputTooWide(u64),
+    /// The output address has more than 52 bits.
+    OutputTooWide(u64),
+    /// This input address is mapped already.
+    AlreadyMapped(u64),
+    /// This input address is not mapped.
+    NotMapped(u64),
+    /// No memory is left for a table.
+    OutOfFrames,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAligned(at) => {
+                write!(f, "address or length {at:#x} is not a multiple of 4 KiB")
+            }
+            Self::InputTooWide(at) => write!(f, "address {at:#x} is beyond the table's reach"),
+            Self::OutputTooWide(at) => write!(f, "physical address {at:#x} has more than 52 bits"),
+            Self::AlreadyMapped(at) => write!(f, "address {at:#x} is mapped already"),
+            Self::NotMapped(at) => write!(f, "address {at:#x} is not mapped"),
+            Self::OutOfFrames => f.write_str("no memory is left for page tables"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// A promise to drop what readers have cached of the range, before anybody relies on the change.
+#[must_use = "readers may still use the old mapping until their caches are flushed"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Flush {
+    /// First input address.
+    pub input: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl Flush {
+    /// Nothing can be cached: the table is not in use yet, or the range was not mapped before and
+    /// the reader does not cache that.
+    pub const fn nothing_cached(self) {}
+}
+
+/// Where an input address leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The address itself, offset in the page included.
+    pub hpa: Hpa,
+    /// Size of the page that maps it.
+    pub size: PageSize,
+    /// What the page allows.
+    pub access: Access,
+    /// How it is cached.
+    pub memory_type: MemoryType,
+}
+
+/// How many pages of each size a table holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mix {
+    /// 4 KiB pages.
+    pub size_4k: u64,
+    /// 2 MiB pages.
+    pub size_2m: u64,
+    /// 1 GiB pages.
+    pub size_1g: u64,
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x 1G, {} x 2M, {} x 4K", self.size_1g, self.size_2m, self.size_4k)
+    }
+}
+
+/// A radix table.
+#[derive(Debug)]
+pub struct Table<F> {
+    format: F,
+    root: Hpa,
+}
+
+/// What a range shall become; the physical address of `input` is `input + offset` (wrapping).
+#[derive(Clone, Copy)]
+struct Change {
+    offset: u64,
+    access: Access,
+    memory_type: MemoryType,
+}
+
+impl<F: Format> Table<F> {
+    /// An empty table.
+    ///
+    /// # Errors
+    /// When no page is left for its root.
+    pub fn new(format: F, memory: &mut impl TableMemory) -> Result<Self, MapError> {
+        let root = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
+        Ok(Self { format, root })
+    }
+
+    /// Where the root table is.
+    #[must_use]
+    pub const fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// Maps `length` bytes at `input` to `hpa`, with the largest pages that fit.
+    ///
+    /// # Errors
+    /// When a page of the range is mapped already or an address is bad (nothing has changed then),
+    /// or when memory for tables runs out (the range is mapped up to some page then).
+    pub fn map(
+        &mut self,
+        memory: &mut impl TableMemory,
+        input: u64,
+        hpa: Hpa,
+        length: u64,
+        access: Access,
+        memory_type: MemoryType,
+    ) -> Result<Flush, MapError> {
+        let span = self.span(input, length)?;
+        if let Some(at) = self.first(memory, span.clone(), true) {
+            return Err(MapError::AlreadyMapped(at));
+        }
+        self.set(memory, span, hpa, access, memory_type)
+    }
+
+    /// As [`Table::map`], for a range that is mapped already. Large pages that the range cuts are
+    /// split.
+    ///
+    /// # Errors
+    /// As [`Table::map`], but when a page of the range is *not* mapped.
+    pub fn replace(
+        &mut self,
+        memory: &mut impl TableMemory,
+        input: u64,
+        hpa: Hpa,
+        length: u64,
+        access: Access,
+        memory_type: MemoryType,
+    ) -> Result<Flush, MapError> {
+        let span = self.span(input, length)?;
+        if let Some(at) = self.first(memory, span.clone(), false) {
+            return Err(MapError::NotMapped(at));
+        }
+        self.set(memory, span, hpa, access, memory_type)
+    }
+
+    /// Unmaps whatever is mapped in the range. Large pages that the range cuts are split.
+    ///
+    /// # Errors
+    /// When an address is bad, or when memory for a split runs out (the range is unmapped up to
+    /// some page then).
+    pub fn unmap(
+        &mut self,
+        memory: &mut impl TableMemory,
+        input: u64,
+        length: u64,
+    ) -> Result<Flush, MapError> {
+        let span = self.span(input, length)?;
+        self.apply(memory, self.root, self.format.levels() - 1, span, None)?;
+        Ok(Flush { input, length })
+    }
+
+    /// Where `input` leads; `None` where nothing is mapped.
+    #[must_use]
+    pub fn translate(&self, memory: &impl TableMemory, input: u64) -> Option<Mapping> {
+        if input >= self.input_limit() {
+            return None;
+        }
+        let (leaf, level) = self.find(memory, input);
+        let leaf = leaf?;
+        let size = match level {
+            0 => PageSize::Size4K,
+            1 => PageSize::Size2M,
+            _ => PageSize::Size1G,
+        };
+        let hpa = leaf.hpa.wrapping_add(input & (size.bytes() - 1));
+        Some(Mapping { hpa, size, access: leaf.access, memory_type: leaf.memory_type })
+    }
+
+    /// Counts the pages of each size.
+    #[must_use]
+    pub fn mix(&self, memory: &impl TableMemory) -> Mix {
+        let mut mix = Mix::default();
+        self.count(memory, self.root, self.format.levels() - 1, &mut mix);
+        mix
+    }
+
+    fn count(&self, memory: &impl TableMemory, table: Hpa, level: u8, mix: &mut Mix) {
+        for index in 0..ENTRIES {
+            match self.format.decode(memory.read(table.wrapping_add(index * 8)), level) {
+                Entry::Absent => {}
+                Entry::Table(lower) => self.count(memory, lower, level - 1, mix),
+                Entry::Leaf(_) if level == 0 => mix.size_4k += 1,
+                Entry::Leaf(_) if level == 1 => mix.size_2m += 1,
+                Entry::Leaf(_) => mix.size_1g += 1,
+            }
+        }
+    }
+
+    fn input_limit(&self) -> u64 {
+        bytes(self.format.levels())
+    }
+
+    fn span(&self, input: u64, length: u64) -> Result<Range<u64>, MapError> {
+        if let Some(odd) = [input, length].into_iter().find(|n| n % PAGE_SIZE != 0) {
+            return Err(MapError::NotAligned(odd));
+        }
+        match input.checked_add(length) {
+            Some(end) if end <= self.input_limit() => Ok(input..end),
+            _ => Err(MapError::InputTooWide(input)),
+        }
+    }
+
+    fn set(
+        &mut self,
+        memory: &mut impl TableMemory,
+        span: Range<u64>,
+        hpa: Hpa,
+        access: Access,
+        memory_type: MemoryType,
+    ) -> Result<Flush, MapError> {
+        let length = span.end - span.start;
+        if !hpa.is_aligned(PAGE_SIZE) {
+            return Err(MapError::NotAligned(hpa.as_u64()));
+        }
+        if hpa.checked_add(length).is_none_or(|end| end.as_u64() > OUTPUT_LIMIT) {
+            return Err(MapError::OutputTooWide(hpa.as_u64()));
+        }
+        let offset = hpa.as_u64().wrapping_sub(span.start);
+        let change = Change { offset, access, memory_type };
+        let input = span.start;
+        self.apply(memory, self.root, self.format.levels() - 1, span, Some(change))?;
+        Ok(Flush { input, length })
+    }
+
+    /// The leaf that maps `input`, or `None`; and the level of the entry that says so.
+    fn find(&self, memory: &impl TableMemory, input: u64) -> (Option<Leaf>, u8) {
+        let (mut table, mut level) = (self.root, self.format.levels() - 1);
+        loop {
+            match self.format.decode(memory.read(slot(table, level, input)), level) {
+                Entry::Absent => return (None, level),
+                Entry::Leaf(leaf) => return (Some(leaf), level),
+                Entry::Table(lower) => (table, level) = (lower, level - 1),
+            }
+        }
+    }
+
+    /// The first address in `span` that is mapped, or is not.
+    fn first(&self, memory: &impl TableMemory, span: Range<u64>, mapped: bool) -> Option<u64> {
+        let mut at = span.start;
+        while at < span.end {
+            let (leaf, level) = self.find(memory, at);
+            if leaf.is_some() == mapped {
+                return Some(at);
+            }
+            at = (at | (bytes(level) - 1)) + 1;
+        }
+        None
+    }
+
+    /// Makes `span`, which lies in the reach of one `table` of `level`, what `change` says.
+    fn apply(
+        &self,
+        memory: &mut impl TableMemory,
+        table: Hpa,
+        level: u8,
+        span: Range<u64>,
+        change: Option<Change>,
+    ) -> Result<(), MapError> {
+        let size = bytes(level);
+        let mut at = span.start;
+        while at < span.end {
+            let next = span.end.min((at | (size - 1)) + 1);
+            let slot = slot(table, level, at);
+            let whole = next - at == size;
+            let leaf = change.map(|change| Leaf {
+                hpa: Hpa::new(at.wrapping_add(change.offset)),
+                access: change.access,
+                memory_type: change.memory_type,
+            });
+            let fits = |leaf: Leaf| {
+                whole && size <= self.format.largest_page().bytes() && leaf.hpa.is_aligned(size)
+            };
+            let lower = match (self.format.decode(memory.read(slot), level), leaf) {
+                (Entry::Table(lower), _) => Some(lower),
+                (Entry::Absent, None) => None,
+                (Entry::Leaf(_), None) if whole => {
+                    memory.write(slot, 0);
+                    None
+                }
+                (_, Some(leaf)) if fits(leaf) => {
+                    memory.write(slot, self.format.leaf_entry(leaf, level));
+                    None
+                }
+                (Entry::Absent, Some(_)) => Some(self.link(memory, slot, |_| 0)?),
+                (Entry::Leaf(old), _) => Some(self.link(memory, slot, |index| {
+                    let hpa = old.hpa.wrapping_add(index * bytes(level - 1));
+                    self.format.leaf_entry(Leaf { hpa, ..old }, level - 1)
+                })?),
+            };
+            if let Some(lower) = lower {
+                self.apply(memory, lower, level - 1, at..next, change)?;
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Fills a new table and only then puts it into `slot`.
+    fn link(
+        &self,
+        memory: &mut impl TableMemory,
+        slot: Hpa,
+        entry: impl Fn(u64) -> u64,
+    ) -> Result<Hpa, MapError> {
+        let table = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
+        for index in 0..ENTRIES {
+            match entry(index) {
+                0 => {}
+                entry => memory.write(table.wrapping_add(index * 8), entry),
+            }
+        }
+        memory.write(slot, self.format.table_entry(table));
+        Ok(table)
+    }
+}
+
+/// Bytes that one entry of `level` covers.
+const fn bytes(level: u8) -> u64 {
+    1 << (12 + 9 * level as u32)
+}
+
+/// Where the entry for `input` is in a table of `level`.
+const fn slot(table: Hpa, level: u8, input: u64) -> Hpa {
+    table.wrapping_add(input / bytes(level) % ENTRIES * 8)
+}
+
+#[cfg(test)]
+mod tests;

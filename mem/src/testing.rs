@@ -1,0 +1,46 @@
+//! Table memory on a map, which remembers every write.
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use arch::Hpa;
+use arch::address::PAGE_SIZE;
+
+use crate::table::TableMemory;
+
+/// Memory for the tests. Reading or writing what was not allocated fails the test.
+#[derive(Clone, Debug)]
+pub(crate) struct TestMemory {
+    words: BTreeMap<u64, u64>,
+    next: u64,
+    /// Frames that are left.
+    pub(crate) frames: u64,
+    /// Every write, oldest first.
+    pub(crate) log: Vec<(Hpa, u64)>,
+}
+
+impl TestMemory {
+    pub(crate) fn new() -> Self {
+        Self { words: BTreeMap::new(), next: 0x10_0000, frames: u64::MAX, log: Vec::new() }
+    }
+}
+
+impl TableMemory for TestMemory {
+    fn read(&self, at: Hpa) -> u64 {
+        assert!(at.is_aligned(8) && (0x10_0000..self.next).contains(&at.as_u64()), "{at}");
+        self.words.get(&at.as_u64()).copied().unwrap_or(0)
+    }
+
+    fn write(&mut self, at: Hpa, value: u64) {
+        assert!(at.is_aligned(8) && (0x10_0000..self.next).contains(&at.as_u64()), "{at}");
+        self.words.insert(at.as_u64(), value);
+        self.log.push((at, value));
+    }
+
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+        self.frames = self.frames.checked_sub(bytes.div_ceil(PAGE_SIZE))?;
+        let at = Hpa::new(self.next);
+        self.next += bytes.next_multiple_of(PAGE_SIZE);
+        Some(at)
+    }
+}
