@@ -1,2 +1,30 @@
-//! Decodes the few guest instructions that the hypervisor must carry out.
+//! Decodes the few guest instructions that the hypervisor must carry out, and says what they do.
+//!
+//! The way of an emulated access: [`fetch_instruction`] (guest bytes at RIP) → [`decode`] →
+//! [`Instruction::linear_address`] → [`translate`] → read the old value →
+//! [`Instruction::evaluate`] → write the new value → [`Outcome::commit`].
+//!
+//! * [`decode`](decode()): bytes to [`Instruction`]; everything outside the supported set is
+//!   refused, never guessed.
+//! * [`linear`]: the guest's own page tables, read as its CPU would read them.
+//! * [`alu`]: results and flags of the arithmetic, as plain functions of numbers.
+//!
+//! Invariant: nothing here changes guest state but [`Outcome::commit`],
+//! [`Instruction::advance`] and [`linear::write_linear`].
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod address;
+pub mod alu;
+mod decode;
+mod execute;
+mod instruction;
+pub mod linear;
+mod modrm;
+
+pub use decode::{DecodeError, decode};
+pub use execute::Outcome;
+pub use instruction::{
+    Address, Base, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
+};
+pub use linear::{Access, MemoryFault, fetch_instruction, read_linear, translate, write_linear};
