@@ -1,0 +1,202 @@
+//! The command line, as the user sees it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::demo::Flavour;
+use crate::size;
+
+/// Builds Nexit images and runs them in an emulator.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the guests of a configuration in an emulator.
+    Run(RunArgs),
+    /// Build a bootable image (ISO, or `dd` to a stick) of a configuration.
+    Image(ImageArgs),
+    /// Make the demo's guest: a stock Debian kernel, an initramfs, a disk.
+    Demo(DemoArgs),
+    /// Count the trusted code, and say how large the image is.
+    Stats(StatsArgs),
+}
+
+/// Which emulator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Emulator {
+    /// QEMU: AMD-V and VT-d by its own emulation, or nested VT-x with `--accel kvm`.
+    Qemu,
+    /// Bochs: VT-x, no IOMMU.
+    Bochs,
+}
+
+/// How QEMU executes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Accel {
+    /// QEMU's own emulation.
+    Tcg,
+    /// An Intel host with nested VT-x (never run by the makers of Nexit).
+    Kvm,
+}
+
+/// How the machine starts the image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Boot {
+    /// The emulator loads it (QEMU's `-kernel`).
+    Kernel,
+    /// From the ISO, by BIOS and GRUB.
+    Iso,
+    /// From the ISO, by UEFI and the loader that `--loader` names.
+    Uefi,
+}
+
+/// What UEFI starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Loader {
+    /// GRUB, by multiboot2.
+    Grub,
+    /// Nexit's own BOOTX64.EFI.
+    Native,
+}
+
+/// Where the built images are.
+#[derive(Args, Clone, Debug)]
+pub struct ImagePaths {
+    /// The hypervisor image [default: the one built last].
+    #[arg(long, env = "NEXIT_IMAGE", value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// The UEFI loader [default: the one built last].
+    #[arg(long, env = "NEXIT_UEFI_IMAGE", value_name = "FILE")]
+    pub uefi_image: Option<PathBuf>,
+}
+
+/// `nexit run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The configuration; file names in it are relative to its folder, or absolute.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The emulator to run it in.
+    #[arg(long, value_enum, default_value = "qemu")]
+    pub emulator: Emulator,
+    /// How QEMU executes.
+    #[arg(long, value_enum, default_value = "tcg")]
+    pub accel: Accel,
+    /// How the machine boots [default: kernel in QEMU, iso in Bochs].
+    #[arg(long, value_enum)]
+    pub boot: Option<Boot>,
+    /// What `--boot uefi` starts.
+    #[arg(long, value_enum, default_value = "grub")]
+    pub loader: Loader,
+    /// CPUs of the machine [default: 2 in QEMU, 1 in Bochs, more if the configuration needs them].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub cpus: Option<u32>,
+    /// Memory of the machine, such as 2G [default: the guests' and room for the hypervisor].
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub memory: Option<u64>,
+    /// End the run after this many seconds, with status 124.
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// Write what the hypervisor reports (exits by reason …) as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// The CPU model of Bochs.
+    #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
+    pub bochs_model: String,
+    /// Where the images are.
+    #[command(flatten)]
+    pub images: ImagePaths,
+    /// Arguments for QEMU, or lines of the configuration of Bochs.
+    #[arg(last = true, value_name = "EMULATOR ARGS")]
+    pub emulator_args: Vec<String>,
+}
+
+/// `nexit image`.
+#[derive(Args, Debug)]
+pub struct ImageArgs {
+    /// The configuration; file names in it are relative to its folder, or absolute.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The image to write.
+    #[arg(long, value_name = "FILE.iso")]
+    pub output: PathBuf,
+    /// What UEFI starts. BIOS always starts GRUB.
+    #[arg(long, value_enum, default_value = "grub")]
+    pub loader: Loader,
+    /// Where the images are.
+    #[command(flatten)]
+    pub images: ImagePaths,
+}
+
+/// `nexit demo`.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Which of Debian's kernels.
+    #[arg(long, value_enum, default_value = "stock")]
+    pub kernel: Flavour,
+    /// Folder with `init`.
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    pub scripts: PathBuf,
+    /// Folder with the programs that run in the guest.
+    #[arg(long, value_name = "DIR")]
+    pub programs: PathBuf,
+    /// Folder to write to.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+/// `nexit stats`.
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// Where the images are.
+    #[command(flatten)]
+    pub images: ImagePaths,
+    /// A report of `nexit run`, to say how much memory the hypervisor took.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        let all = ["nexit", "run"].iter().chain(words);
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Run(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn emulator_arguments_follow_two_dashes_unchanged() {
+        let args = run_args(&["--config", "a.toml", "--", "-device", "nvme,addr=4", "--timeout"]);
+        assert_eq!(args.emulator_args, ["-device", "nvme,addr=4", "--timeout"]);
+        assert_eq!(args.timeout, None);
+    }
+
+    #[test]
+    fn sizes_and_numbers_are_checked_before_anything_starts() {
+        let refused = [["--memory", "2X"], ["--cpus", "0"], ["--timeout", "0"], ["--accel", "xen"]];
+        for words in refused {
+            let all = ["nexit", "run", "--config", "a"].iter().chain(&words);
+            assert_eq!(Cli::try_parse_from(all).unwrap_err().exit_code(), 2, "{words:?}");
+        }
+        assert_eq!(run_args(&["--config", "a", "--memory", "2G"]).memory, Some(2 << 30));
+    }
+}

@@ -1,0 +1,171 @@
+//! A configuration as the host sees it: checked, with the files that it names found.
+//!
+//! Invariant: every file has a name of its own in the image, and a name that all ways of booting can
+//! carry.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use config::Config;
+
+use crate::failure::{Failure, Result};
+
+/// Name of the hypervisor image among the files of an image.
+pub(crate) const IMAGE_NAME: &str = "nexit.elf";
+
+/// A file that goes along as a boot module.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct BootFile {
+    /// Its name in the image: the last part of its path.
+    pub(crate) name: String,
+    /// Where it is on this host.
+    pub(crate) path: PathBuf,
+}
+
+/// A configuration and its files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Scenario {
+    /// The parsed configuration.
+    pub(crate) config: Config,
+    /// The configuration itself first, then what it names, each file once.
+    pub(crate) files: Vec<BootFile>,
+}
+
+impl Scenario {
+    /// Reads and checks `path`, and finds the files that it names.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let usage =
+            |text: &dyn std::fmt::Display| Failure::Usage(format!("{}: {text}", path.display()));
+        let text = fs::read_to_string(path).map_err(|error| usage(&error))?;
+        let config = config::parse(&text).map_err(|error| usage(&error))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let files = boot_files(&config, path, folder).map_err(|error| usage(&error))?;
+        for file in &files {
+            if !file.path.is_file() {
+                let missing = file.path.display();
+                return Err(usage(&format_args!("names {missing}, and there is no such file")));
+            }
+        }
+        Ok(Self { config, files })
+    }
+
+    /// One more than the highest CPU that a guest owns.
+    pub(crate) fn cpus(&self) -> u32 {
+        let all = self.config.guests.iter().flat_map(|guest| &guest.cpus);
+        all.max().map_or(1, |highest| highest.saturating_add(1))
+    }
+
+    /// Memory of all guests, in bytes.
+    pub(crate) fn guest_memory(&self) -> u64 {
+        self.config.guests.iter().fold(0, |sum, guest| sum.saturating_add(guest.memory))
+    }
+}
+
+/// The configuration and the files that it names, under the names that they get in the image.
+fn boot_files(
+    config: &Config,
+    path: &Path,
+    folder: &Path,
+) -> std::result::Result<Vec<BootFile>, String> {
+    let mut files =
+        vec![BootFile { name: config::FILE_NAME.to_owned(), path: path.to_path_buf() }];
+    for named in config.guests.iter().flat_map(|guest| [Some(&guest.kernel), guest.initrd.as_ref()])
+    {
+        let Some(named) = named else { continue };
+        let file = BootFile { name: image_name(named)?, path: folder.join(named) };
+        match files.iter().find(|other| other.name.eq_ignore_ascii_case(&file.name)) {
+            Some(other) if other.path == file.path => {}
+            Some(other) => return Err(clash(&file, other)),
+            None => files.push(file),
+        }
+    }
+    Ok(files)
+}
+
+fn clash(file: &BootFile, other: &BootFile) -> String {
+    format!(
+        "{} and {} would both be called {} in the image: rename one of them",
+        other.path.display(),
+        file.path.display(),
+        file.name
+    )
+}
+
+/// The last part of a path, checked against what GRUB, QEMU and FAT can carry.
+fn image_name(path: &str) -> std::result::Result<String, String> {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-+~".contains(&byte);
+    if name.is_empty() || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(format!(
+            "the file name \"{path}\" cannot be used: its last part may have letters, digits \
+             and ._-+~ (no comma, no space)"
+        ));
+    }
+    if name.eq_ignore_ascii_case(IMAGE_NAME) {
+        return Err(format!("the name {IMAGE_NAME} is the hypervisor's own: rename {path}"));
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str, cpu: u32, kernel: &str, initrd: &str) -> String {
+        format!(
+            "[[guest]]\nname = \"{name}\"\ncpus = [{cpu}]\nmemory = \"512M\"\n\
+             kernel = \"{kernel}\"\ninitrd = \"{initrd}\"\n"
+        )
+    }
+
+    fn files(text: &str) -> std::result::Result<Vec<BootFile>, String> {
+        boot_files(&config::parse(text).unwrap(), Path::new("d/x.toml"), Path::new("d"))
+    }
+
+    #[test]
+    fn names_are_relative_to_the_configuration_and_stored_by_their_last_part() {
+        let files = files(&guest("a", 0, "../guest/vmlinuz", "/boot/initrd.img")).unwrap();
+        let expected = [
+            ("nexit.toml", "d/x.toml"),
+            ("vmlinuz", "d/../guest/vmlinuz"),
+            ("initrd.img", "/boot/initrd.img"),
+        ];
+        let seen: Vec<_> =
+            files.iter().map(|file| (file.name.as_str(), file.path.to_str().unwrap())).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_file_that_two_guests_share_goes_along_once() {
+        let text = guest("a", 0, "vmlinuz", "i") + &guest("b", 1, "vmlinuz", "j");
+        assert_eq!(files(&text).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn two_files_with_one_name_are_refused() {
+        let text = guest("a", 0, "x/vmlinuz", "i") + &guest("b", 1, "y/VMLINUZ", "i");
+        let error = files(&text).unwrap_err();
+        assert_eq!(
+            error,
+            "d/x/vmlinuz and d/y/VMLINUZ would both be called VMLINUZ in the image: rename one \
+             of them"
+        );
+        assert!(files(&guest("a", 0, "other/nexit.toml", "i")).is_err());
+    }
+
+    #[test]
+    fn names_that_a_loader_would_split_are_refused() {
+        for name in ["a,b", "a b", "dir/", ".hidden", "nexit.elf", "ä"] {
+            assert!(image_name(name).is_err(), "{name}");
+        }
+        assert_eq!(image_name("x/vmlinuz-6.1.0-56-amd64").unwrap(), "vmlinuz-6.1.0-56-amd64");
+    }
+
+    #[test]
+    fn the_machine_needs_the_highest_cpu_and_all_guests_memory() {
+        let text = guest("a", 3, "k", "i") + &guest("b", 1, "k", "i");
+        let config = config::parse(&text).unwrap();
+        let scenario = Scenario { config, files: Vec::new() };
+        assert_eq!((scenario.cpus(), scenario.guest_memory()), (4, 1 << 30));
+    }
+}
