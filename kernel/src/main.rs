@@ -1,99 +1,104 @@
-//! The hypervisor image: takes over from `boot` and says what the loader left.
+//! The hypervisor image.
+//!
+//! [`bring_up`] is the order of the boot as a table of contents; after it the CPU is in the run loop
+//! of `run` and comes back only for exits.
 #![no_std]
 #![no_main]
 
-use core::fmt::{self, Write};
+extern crate alloc;
 
-/// First port of COM1.
-const COM1: u16 = 0x3f8;
+mod acpi;
+mod console;
+mod heap;
+mod machine;
+mod memory;
+mod power;
+mod ram;
+mod refusal;
+mod routes;
 
-/// The first serial port, polled, 115200 8N1.
-struct Com1;
+use core::panic::PanicInfo;
 
-impl Com1 {
-    fn init() {
-        let setup = [(1, 0), (3, 0x80), (0, 1), (1, 0), (3, 3), (2, 7), (4, 3)];
-        for (register, value) in setup {
-            // SAFETY: COM1 belongs to nobody else, and its registers do no harm to memory.
-            unsafe { outb(COM1 + register, value) };
-        }
-    }
-}
+use arch::Hpa;
+use arch::address::HpaRange;
+use boot::BootInfo;
+use config::Config;
+use cpu::exceptions::Frame;
+use cpu::instructions::tsc;
 
-impl Write for Com1 {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            // SAFETY: reading the line status register changes nothing but error flags.
-            while unsafe { inb(COM1 + 5) } & 0x20 == 0 {}
-            // SAFETY: sends a byte.
-            unsafe { outb(COM1, byte) };
-        }
-        Ok(())
-    }
-}
+use crate::console::logln;
+use crate::memory::Memory;
+use crate::refusal::{Refusal, refuse};
 
-/// # Safety
-/// The port must be this code's to write.
-unsafe fn outb(port: u16, value: u8) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        core::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack))
-    };
-}
-
-/// # Safety
-/// Reading the port must do no harm.
-unsafe fn inb(port: u16) -> u8 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        core::arch::asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack))
-    };
-    value
-}
-
-/// Where `boot::entry` jumps to.
+/// Where `boot`'s entry code jumps to, in long mode on the boot stack.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
-    Com1::init();
-    // SAFETY: these are the entry's own values, its page tables are still in use, and nothing has
-    // been written to memory that is not the image's.
-    let boot_info = unsafe { boot::entry::boot_info(magic, info) };
-    let mut console = Com1;
-    let _ = match boot_info {
-        Ok(info) => print(&mut console, &info),
-        Err(error) => writeln!(console, "nexit: {error}\r"),
-    };
-    halt()
+    let started = tsc();
+    // SAFETY: this is the first code that runs, once.
+    unsafe { console::initialise() };
+    // SAFETY: as above.
+    unsafe { heap::initialise() };
+    match bring_up(magic, info, started) {
+        Ok(never) => match never {},
+        Err(refusal) => power::refuse(&refusal),
+    }
 }
 
-fn print(console: &mut Com1, info: &boot::BootInfo<'_>) -> fmt::Result {
-    writeln!(console, "nexit: loader {:?}, command line \"{}\"\r", info.loader, info.command_line)?;
-    for region in info.memory.iter() {
-        let range = region.range;
-        let (start, end) = (range.start.as_u64(), range.end().as_u64());
-        writeln!(console, "nexit: memory {start:#012x}..{end:#012x} {:?}\r", region.kind)?;
-    }
-    for module in &info.modules {
-        let (start, length) = (module.range.start, module.range.length);
-        let (name, words) = (module.name, module.command_line);
-        writeln!(console, "nexit: module {name} \"{words}\" at {start}, {length} bytes\r")?;
-    }
-    for range in &info.loader_data {
-        writeln!(console, "nexit: loader data at {}, {} bytes\r", range.start, range.length)?;
-    }
-    writeln!(console, "nexit: rsdp {:?}, efi {:?}\r", info.rsdp, info.efi_system_table)
+fn bring_up(magic: u32, info: u64, started: u64) -> Result<core::convert::Infallible, Refusal> {
+    logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
+    cpu::exceptions::install(fatal_exception);
+    // SAFETY: these are the entry's own values; the image keeps the loader's memory reserved.
+    let info = unsafe { boot::entry::boot_info(magic, info) }?;
+    let config = configuration(&info)?;
+    let memory = Memory::take_over(&info, HpaRange { start: Hpa::new(0), length: 0 });
+    memory::build_own_tables(memory, &info)?;
+    let platform = acpi::Platform::read(info.rsdp)?;
+    logln!("{} CPUs, {} guests, {} ticks", platform.cpus.len(), config.guests.len(), tsc() - started);
+    power::off(platform.soft_off)
 }
 
-fn halt() -> ! {
-    loop {
-        // SAFETY: interrupts are off and nobody waits for this CPU.
-        unsafe { core::arch::asm!("hlt", options(nomem, nostack)) };
-    }
+/// Finds and parses `nexit.toml`.
+fn configuration(info: &BootInfo<'_>) -> Result<Config, Refusal> {
+    let module = info.module(config::FILE_NAME).ok_or_else(|| {
+        refuse!(
+            "the loader passed no module named {}: add it to the boot entry (module2 /boot/{0} {0})",
+            config::FILE_NAME
+        )
+    })?;
+    // SAFETY: modules are RAM that nobody writes while the hypervisor boots.
+    let bytes =
+        unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
+    let text = core::str::from_utf8(bytes).map_err(|error| {
+        refuse!("{} is not text: byte {} is no UTF-8", config::FILE_NAME, error.valid_up_to())
+    })?;
+    Ok(config::parse(text)?)
+}
+
+/// An exception in the hypervisor itself is our own bug.
+fn fatal_exception(frame: &Frame) -> ! {
+    // SAFETY: this CPU never goes on.
+    unsafe { console::break_lock() };
+    let cr2: u64;
+    // SAFETY: reading CR2 changes nothing.
+    unsafe { core::arch::asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack)) };
+    logln!(
+        "error: the hypervisor itself raised exception {} (error code {:#x}) at {:#x}, CR2 {cr2:#x}",
+        frame.vector,
+        frame.error_code,
+        frame.rip
+    );
+    logln!("registers: {frame:#x?}");
+    logln!("halted");
+    console::drain();
+    cpu::instructions::halt_forever()
 }
 
 #[panic_handler]
-fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    let _ = writeln!(Com1, "nexit: {info}\r");
-    halt()
+fn panic(info: &PanicInfo<'_>) -> ! {
+    // SAFETY: this CPU never goes on.
+    unsafe { console::break_lock() };
+    logln!("error: the hypervisor itself failed: {info}");
+    logln!("halted");
+    console::drain();
+    cpu::instructions::halt_forever()
 }

@@ -1,0 +1,100 @@
+//! The one serial line: the hypervisor's log, and the guests' consoles.
+//!
+//! Invariant: a line of the hypervisor begins with `nexit: ` and begins a line, whatever a guest has
+//! left on the current one.
+
+use core::fmt::{self, Write};
+
+use cpu::serial::Serial;
+use spin::Mutex;
+
+/// The line and where on it we are.
+struct Console {
+    serial: Serial,
+    at_line_start: bool,
+}
+
+static CONSOLE: Mutex<Console> =
+    Mutex::new(Console { serial: Serial::absent(), at_line_start: true });
+
+impl Console {
+    fn put(&mut self, byte: u8) {
+        self.serial.send(byte);
+        if byte != b'\r' {
+            self.at_line_start = byte == b'\n';
+        }
+    }
+}
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.put(b'\r');
+            }
+            self.put(byte);
+        }
+        Ok(())
+    }
+}
+
+/// Initialises the serial line.
+///
+/// # Safety
+/// Ring 0, once, before anything is logged.
+pub(crate) unsafe fn initialise() {
+    // SAFETY: the caller vouches that nobody else drives COM1.
+    CONSOLE.lock().serial = unsafe { Serial::com1() };
+}
+
+/// Writes one line of the hypervisor's log.
+pub(crate) fn log(line: fmt::Arguments<'_>) {
+    let mut console = CONSOLE.lock();
+    if !console.at_line_start {
+        console.put(b'\r');
+        console.put(b'\n');
+    }
+    // Writing to the line never fails.
+    let _ = console.write_fmt(format_args!("nexit: {line}\n"));
+}
+
+/// Writes one machine-readable line (see `docs/reports.md`).
+pub(crate) fn report(json: fmt::Arguments<'_>) {
+    let mut console = CONSOLE.lock();
+    if !console.at_line_start {
+        console.put(b'\r');
+        console.put(b'\n');
+    }
+    let _ = console.write_fmt(format_args!("nexit-report: {json}\n"));
+}
+
+/// Writes a byte of a guest's console.
+pub(crate) fn guest_byte(byte: u8) {
+    CONSOLE.lock().put(byte);
+}
+
+/// A byte that was typed.
+pub(crate) fn typed() -> Option<u8> {
+    CONSOLE.lock().serial.receive()
+}
+
+/// Waits until the last byte is out.
+pub(crate) fn drain() {
+    CONSOLE.lock().serial.drain();
+}
+
+/// Breaks the console's lock: only for a CPU that will never go on, so that its last words are seen
+/// even if it held the lock.
+///
+/// # Safety
+/// No other CPU writes any more, or garbled output is acceptable.
+pub(crate) unsafe fn break_lock() {
+    // SAFETY: the caller accepts whatever interleaving this makes.
+    unsafe { CONSOLE.force_unlock() };
+}
+
+/// Logs a line: `logln!("CPU {n}: …")`.
+macro_rules! logln {
+    ($($argument:tt)*) => { $crate::console::log(format_args!($($argument)*)) };
+}
+pub(crate) use logln;

@@ -1,0 +1,239 @@
+//! Physical memory: who has which frame, and the hypervisor's own page table.
+//!
+//! Invariant: the hypervisor runs on an identity map in which nothing is both writable and
+//! executable, only the image's text is executable, and no stack can run into its neighbour.
+
+use arch::address::{HpaRange, PAGE_SIZE};
+use arch::{Hpa, PageSize};
+use arrayvec::ArrayVec;
+use boot::{BootInfo, MemoryKind};
+use cpu::instructions::cpuid;
+use cpu::physical;
+use mem::{Access, Flush, FrameAllocator, HostFormat, MapError, MemoryType, Table, TableMemory};
+use spin::Mutex;
+
+use crate::refusal::{Refusal, refuse};
+
+static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
+static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
+
+const FOUR_GIB: u64 = 1 << 32;
+
+/// The machine's free memory. All copies are the same memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory(());
+
+impl Memory {
+    /// Takes over the memory that the loader says is usable and that nothing lies in; `spared` is
+    /// left out too.
+    pub(crate) fn take_over(info: &BootInfo<'_>, spared: HpaRange) -> Self {
+        let usable: ArrayVec<HpaRange, 256> = info
+            .memory
+            .iter()
+            .filter(|region| region.kind == MemoryKind::Usable)
+            .map(|region| region.range)
+            .take(256)
+            .collect();
+        let mut occupied: ArrayVec<HpaRange, 256> = info.occupied().take(253).collect();
+        occupied.push(image::whole());
+        occupied.push(spared);
+        // The first MiB belongs to the firmware's tables and to the start of other CPUs.
+        occupied.push(HpaRange { start: Hpa::new(0), length: 1 << 20 });
+        *FRAMES.lock() = Some(FrameAllocator::new(&usable, &occupied));
+        Self(())
+    }
+
+    /// Takes contiguous memory; its content is whatever was there.
+    pub(crate) fn allocate(self, bytes: u64, alignment: u64, below: Option<Hpa>) -> Option<Hpa> {
+        FRAMES.lock().as_mut()?.allocate(bytes, alignment, below)
+    }
+
+    /// Gives memory back.
+    pub(crate) fn free(self, range: HpaRange) {
+        if let Some(frames) = FRAMES.lock().as_mut() {
+            if let Err(error) = frames.free(range) {
+                crate::console::logln!("{error}");
+            }
+        }
+    }
+
+    /// Bytes that nobody has.
+    pub(crate) fn available(self) -> u64 {
+        FRAMES.lock().as_ref().map_or(0, FrameAllocator::available)
+    }
+
+    /// Bytes handed out so far.
+    pub(crate) fn taken(self) -> u64 {
+        FRAMES.lock().as_ref().map_or(0, FrameAllocator::taken)
+    }
+
+    /// A zeroed 4 KiB frame.
+    pub(crate) fn frame(mut self) -> Result<Hpa, Refusal> {
+        self.allocate_table().ok_or_else(out_of_memory)
+    }
+
+    /// Zeroed contiguous frames.
+    pub(crate) fn frames(mut self, bytes: u64) -> Result<Hpa, Refusal> {
+        self.allocate_contiguous(bytes).ok_or_else(out_of_memory)
+    }
+}
+
+/// The sentence for an empty pool.
+pub(crate) fn out_of_memory() -> Refusal {
+    refuse!("no memory is left for the hypervisor's tables: give the guests less")
+}
+
+impl TableMemory for Memory {
+    fn read(&self, at: Hpa) -> u64 {
+        // SAFETY: tables are frames of this pool, identity-mapped; entries are aligned.
+        unsafe { physical::pointer::<u64>(at).read_volatile() }
+    }
+
+    fn write(&mut self, at: Hpa, value: u64) {
+        // SAFETY: as for `read`.
+        unsafe { physical::pointer::<u64>(at).write_volatile(value) };
+    }
+
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+        let at = Self::allocate(*self, bytes, bytes.next_power_of_two().max(PAGE_SIZE), None)?;
+        // SAFETY: the pool has just given this memory to us alone.
+        unsafe { physical::bytes_mut(at, bytes as usize) }.fill(0);
+        Some(at)
+    }
+}
+
+/// Builds the hypervisor's own page table from the memory map and switches to it.
+pub(crate) fn build_own_tables(mut memory: Memory, info: &BootInfo<'_>) -> Result<(), Refusal> {
+    const GIGABYTE_PAGES: u32 = 1 << 26;
+    let gigabyte = cpuid(0x8000_0001, 0).edx & GIGABYTE_PAGES != 0;
+    let largest = if gigabyte { PageSize::Size1G } else { PageSize::Size2M };
+    let mut table = Table::new(HostFormat { largest }, &mut memory)?;
+    map_everything(&mut table, memory, info)?;
+    for (range, access) in image::sections() {
+        protect(&mut table, memory, range, access)?;
+    }
+    for guard in image::stack_guards() {
+        table.unmap(&mut memory, guard.start.as_u64(), guard.length)?.nothing_cached();
+    }
+    enable_no_execute();
+    // SAFETY: the table maps the image, the stack in use and all RAM where they were mapped before.
+    unsafe { load_cr3(table.root()) };
+    *HOST_TABLE.lock() = Some(table);
+    Ok(())
+}
+
+/// Maps RAM write-back and everything else uncached; nothing is executable yet.
+fn map_everything(
+    table: &mut Table<HostFormat>,
+    mut memory: Memory,
+    info: &BootInfo<'_>,
+) -> Result<(), MapError> {
+    let mut at = 0;
+    let mut map = |start: u64, end: u64, memory_type| -> Result<(), MapError> {
+        if start < end {
+            let (hpa, length) = (Hpa::new(start), end - start);
+            table
+                .map(&mut memory, start, hpa, length, Access::READ_WRITE, memory_type)?
+                .nothing_cached();
+        }
+        Ok(())
+    };
+    for region in info.memory.iter().filter(|region| is_ram(region.kind)) {
+        let start = region.range.start.page().as_u64().max(at);
+        let end = region.range.end().align_up(PAGE_SIZE).map_or(u64::MAX, Hpa::as_u64);
+        map(at.min(FOUR_GIB), start.min(FOUR_GIB), MemoryType::Uncached)?;
+        map(start, end.max(start), MemoryType::WriteBack)?;
+        at = end.max(at);
+    }
+    map(at, FOUR_GIB.max(at), MemoryType::Uncached)
+}
+
+fn is_ram(kind: MemoryKind) -> bool {
+    matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
+}
+
+fn protect(
+    table: &mut Table<HostFormat>,
+    mut memory: Memory,
+    range: HpaRange,
+    access: Access,
+) -> Result<(), MapError> {
+    let start = range.start.as_u64();
+    table
+        .replace(&mut memory, start, range.start, range.length, access, MemoryType::WriteBack)
+        .map(Flush::nothing_cached)
+}
+
+/// Maps device registers above the memory that [`build_own_tables`] has mapped already.
+pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
+    let start = range.start.page();
+    let end = range.end().align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let mut table = HOST_TABLE.lock();
+    let table = table.as_mut().ok_or_else(out_of_memory)?;
+    let mut at = start;
+    while at < end {
+        if table.translate(&memory, at.as_u64()).is_none() {
+            let access = Access::READ_WRITE;
+            // The entries were absent, and absent entries are not cached (SDM "Caching
+            // Translation Information").
+            table
+                .map(&mut memory, at.as_u64(), at, PAGE_SIZE, access, MemoryType::Uncached)?
+                .nothing_cached();
+        }
+        at = at.wrapping_add(PAGE_SIZE);
+    }
+    Ok(())
+}
+
+/// Sets EFER.NXE on the CPU that calls.
+pub(crate) fn enable_no_execute() {
+    const NXE: u64 = 1 << 11;
+    // SAFETY: every CPU in long mode has IA32_EFER.
+    let efer = unsafe { cpu::instructions::read_msr(arch::msr::IA32_EFER) };
+    // SAFETY: every CPU that Nexit can use has NX (CPUID 0x80000001 EDX bit 20 comes with VT-x and
+    // AMD-V).
+    unsafe { cpu::instructions::write_msr(arch::msr::IA32_EFER, efer | NXE) };
+}
+
+unsafe fn load_cr3(root: Hpa) {
+    // SAFETY: the caller vouches for the table.
+    unsafe { core::arch::asm!("mov cr3, {}", in(reg) root.as_u64(), options(nostack)) };
+}
+
+/// The image's sections, by the linker's symbols.
+pub(crate) mod image {
+    use super::{Access, Hpa, HpaRange, PAGE_SIZE};
+
+    unsafe extern "C" {
+        static __image_start: u8;
+        static __image_end: u8;
+        static __text_start: u8;
+        static __text_end: u8;
+        static __rodata_start: u8;
+        static __rodata_end: u8;
+        static __stack_guard: u8;
+    }
+
+    fn range(start: *const u8, end: *const u8) -> HpaRange {
+        let start = Hpa::new(start as u64);
+        HpaRange { start, length: end as u64 - start.as_u64() }
+    }
+
+    /// The whole image in memory.
+    pub(crate) fn whole() -> HpaRange {
+        range(&raw const __image_start, &raw const __image_end)
+    }
+
+    /// What is not plain data.
+    pub(super) fn sections() -> [(HpaRange, Access); 2] {
+        [
+            (range(&raw const __text_start, &raw const __text_end), Access::READ_EXECUTE),
+            (range(&raw const __rodata_start, &raw const __rodata_end), Access::READ),
+        ]
+    }
+
+    /// The page below each stack.
+    pub(super) fn stack_guards() -> [HpaRange; 1] {
+        [HpaRange { start: Hpa::new(&raw const __stack_guard as u64), length: PAGE_SIZE }]
+    }
+}

@@ -1,0 +1,82 @@
+//! A guest's RAM: the one place where a guest-physical address becomes a host-physical one.
+//!
+//! Invariant: what a guest names is a claim; only bytes inside its own blocks are ever touched.
+
+use arch::machine::{GuestMemory, NotGuestMemory};
+use arch::{Gpa, Hpa};
+use arrayvec::ArrayVec;
+use cpu::physical;
+
+/// A run of guest RAM that is contiguous in both spaces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RamBlock {
+    pub(crate) gpa: Gpa,
+    pub(crate) hpa: Hpa,
+    pub(crate) length: u64,
+}
+
+/// All of a guest's RAM.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GuestRam(ArrayVec<RamBlock, 8>);
+
+impl GuestRam {
+    /// RAM of these blocks; more than eight are left out.
+    ///
+    /// # Safety
+    /// The blocks are RAM, identity-mapped for the hypervisor, and belong to this guest alone.
+    pub(crate) unsafe fn new(blocks: impl IntoIterator<Item = RamBlock>) -> Self {
+        Self(blocks.into_iter().take(8).collect())
+    }
+
+    /// The blocks.
+    pub(crate) fn blocks(&self) -> &[RamBlock] {
+        &self.0
+    }
+
+    /// Where `length` bytes at `gpa` are, if all of them are this guest's.
+    pub(crate) fn translate(&self, gpa: Gpa, length: u64) -> Result<Hpa, NotGuestMemory> {
+        let fits = |block: &&RamBlock| {
+            let offset = gpa.as_u64().wrapping_sub(block.gpa.as_u64());
+            offset < block.length && block.length - offset >= length
+        };
+        let block = self.0.iter().find(fits).ok_or(NotGuestMemory(gpa))?;
+        Ok(block.hpa.wrapping_add(gpa.as_u64() - block.gpa.as_u64()))
+    }
+
+    /// Fills all of it with zeros.
+    pub(crate) fn scrub(&mut self) {
+        for block in &self.0 {
+            // SAFETY: `new`'s caller vouched for the block; the guest does not run.
+            unsafe { physical::bytes_mut(block.hpa, block.length as usize) }.fill(0);
+        }
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+        let from = self.translate(gpa, bytes.len() as u64)?;
+        // SAFETY: the range is this guest's RAM; another of its CPUs may write it meanwhile, which
+        // changes the bytes copied and nothing else.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                physical::pointer::<u8>(from).cast_const(),
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
+        let to = self.translate(gpa, bytes.len() as u64)?;
+        // SAFETY: as for `read`; the hypervisor keeps nothing of its own in guest RAM.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                physical::pointer::<u8>(to),
+                bytes.len(),
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! A guest's interrupt routes: which remapping entry or I/O APIC input each of its lines uses.
+//!
+//! Place in the interrupt's path: a device writes its message → the IOMMU's entry (set here) names
+//! the guest's own vector and its physical CPU → the CPU. Nothing here runs when an interrupt comes.
+
+use alloc::collections::BTreeMap;
+
+use arch::interrupt::{DeliveryMode, InterruptTarget, MsiMessage, TriggerMode};
+use arch::iommu::{InterruptSource, Iommu, RemapIndex};
+use arch::machine::{InterruptLine, RouteRefused};
+use arch::{ApicId, Bdf};
+use cpu::io_apic::IoApic;
+use spin::Mutex;
+
+use crate::refusal::{Refusal, refuse};
+
+/// The machine's IOMMU, shared by all CPUs; locked only where routes and domains change.
+pub(crate) type SharedIommu = &'static Mutex<dyn Iommu + Send>;
+
+/// The lines that one guest may use, and the entries behind them.
+pub(crate) struct Routes {
+    iommu: Option<SharedIommu>,
+    io_apics: &'static [IoApic],
+    messages: BTreeMap<Bdf, Messages>,
+    lines: BTreeMap<u32, Option<RemapIndex>>,
+    cpus: alloc::vec::Vec<ApicId>,
+}
+
+/// Consecutive remapping entries of a function's messages.
+struct Messages {
+    first: Option<RemapIndex>,
+    count: u16,
+}
+
+impl Routes {
+    /// No lines yet; interrupts may go to `cpus`.
+    pub(crate) fn new(
+        iommu: Option<SharedIommu>,
+        io_apics: &'static [IoApic],
+        cpus: &[ApicId],
+    ) -> Self {
+        Self {
+            iommu,
+            io_apics,
+            messages: BTreeMap::new(),
+            lines: BTreeMap::new(),
+            cpus: cpus.to_vec(),
+        }
+    }
+
+    /// Gives the guest the messages of `function`.
+    pub(crate) fn grant_messages(&mut self, function: Bdf, count: u16) -> Result<(), Refusal> {
+        let source = InterruptSource::Device(function);
+        let first = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, count)).transpose();
+        let first = first.map_err(|error| refuse!("device {function}: {error}"))?;
+        self.messages.insert(function, Messages { first, count });
+        Ok(())
+    }
+
+    /// Gives the guest a global system interrupt.
+    pub(crate) fn grant_line(&mut self, gsi: u32) -> Result<(), Refusal> {
+        let io_apic = self
+            .io_apics
+            .iter()
+            .find(|io_apic| io_apic.input(gsi).is_some())
+            .ok_or_else(|| refuse!("no I/O APIC has global system interrupt {gsi}"))?;
+        let source = InterruptSource::IoApic(io_apic.id);
+        let index = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
+        self.lines.insert(gsi, index);
+        Ok(())
+    }
+
+    /// Points a line at a vector of the guest, or cuts it off.
+    pub(crate) fn set(
+        &mut self,
+        line: InterruptLine,
+        target: Option<InterruptTarget>,
+    ) -> Result<MsiMessage, RouteRefused> {
+        if target.is_some_and(|target| !self.cpus.contains(&target.destination)) {
+            return Err(RouteRefused("the destination is not one of the guest's CPUs"));
+        }
+        match line {
+            InterruptLine::Message { function, index } => self.set_message(function, index, target),
+            InterruptLine::Gsi(gsi) => self.set_line(gsi, target),
+        }
+    }
+
+    fn set_message(
+        &mut self,
+        function: Bdf,
+        index: u16,
+        target: Option<InterruptTarget>,
+    ) -> Result<MsiMessage, RouteRefused> {
+        let messages = self
+            .messages
+            .get(&function)
+            .filter(|messages| index < messages.count)
+            .ok_or(RouteRefused("the function has no such message"))?;
+        match (self.iommu, messages.first) {
+            (Some(iommu), Some(first)) => {
+                let entry = RemapIndex(first.0 + index);
+                let mut iommu = iommu.lock();
+                iommu.set_remap(entry, target).map_err(|_| IOMMU_REFUSED)?;
+                Ok(iommu.remap_message(entry))
+            }
+            _ => compatible_message(target),
+        }
+    }
+
+    fn set_line(
+        &mut self,
+        gsi: u32,
+        target: Option<InterruptTarget>,
+    ) -> Result<MsiMessage, RouteRefused> {
+        let entry = *self.lines.get(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
+        let (io_apic, input) = self
+            .io_apics
+            .iter()
+            .find_map(|io_apic| Some((io_apic, io_apic.input(gsi)?)))
+            .ok_or(RouteRefused("no I/O APIC has this line"))?;
+        if let (Some(iommu), Some(entry)) = (self.iommu, entry) {
+            iommu.lock().set_remap(entry, target).map_err(|_| IOMMU_REFUSED)?;
+        }
+        match (target, self.iommu, entry) {
+            (None, _, _) => io_apic.mask(input),
+            (Some(target), Some(iommu), Some(entry)) => {
+                let low = active_low(target);
+                let value = iommu.lock().remap_redirection(entry, target, low, true);
+                io_apic.set_redirection(input, value);
+            }
+            (Some(target), _, _) => io_apic.set_redirection(input, compatible_entry(target)?),
+        }
+        Ok(MsiMessage { address: 0, data: 0 })
+    }
+
+    /// Cuts every line off.
+    pub(crate) fn revoke_all(&mut self) {
+        let functions: alloc::vec::Vec<(Bdf, u16)> =
+            self.messages.iter().map(|(function, messages)| (*function, messages.count)).collect();
+        for (function, count) in functions {
+            for index in 0..count {
+                let _ = self.set(InterruptLine::Message { function, index }, None);
+            }
+        }
+        let lines: alloc::vec::Vec<u32> = self.lines.keys().copied().collect();
+        for gsi in lines {
+            let _ = self.set(InterruptLine::Gsi(gsi), None);
+        }
+    }
+}
+
+const IOMMU_REFUSED: RouteRefused = RouteRefused("the IOMMU did not take the remapping entry");
+
+/// ISA lines are edge-triggered and active high, PCI lines level-triggered and active low.
+fn active_low(target: InterruptTarget) -> bool {
+    target.trigger == TriggerMode::Level
+}
+
+fn short_destination(target: InterruptTarget) -> Result<u64, RouteRefused> {
+    u8::try_from(target.destination.0)
+        .map(u64::from)
+        .map_err(|_| RouteRefused("an APIC identifier above 255 needs interrupt remapping"))
+}
+
+/// The message without interrupt remapping (SDM "Message Address Register Format").
+fn compatible_message(target: Option<InterruptTarget>) -> Result<MsiMessage, RouteRefused> {
+    const MESSAGE_BASE: u64 = 0xfee0_0000;
+    let Some(target) = target else { return Ok(MsiMessage { address: MESSAGE_BASE, data: 0 }) };
+    let address = MESSAGE_BASE | short_destination(target)? << 12;
+    Ok(MsiMessage { address, data: u32::from(target.vector.0) })
+}
+
+/// The redirection entry without interrupt remapping (82093AA "I/O Redirection Table Registers").
+fn compatible_entry(target: InterruptTarget) -> Result<u64, RouteRefused> {
+    let level = u64::from(target.trigger == TriggerMode::Level);
+    let delivery = if target.delivery == DeliveryMode::Nmi { 4 << 8 } else { 0 };
+    Ok(short_destination(target)? << 56
+        | level << 15
+        | u64::from(active_low(target)) << 13
+        | delivery
+        | u64::from(target.vector.0))
+}
