@@ -96,3 +96,101 @@ impl Instruction {
         register.set(vcpu, self.address.size, sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode;
+    use crate::fake::FakeVcpu;
+    use arch::segment::Segment;
+
+    fn vcpu(mode: Mode) -> FakeVcpu {
+        let mut vcpu = FakeVcpu::new(mode);
+        vcpu.segments[SegmentRegister::Ds as usize].base = 0x1_0000;
+        vcpu.segments[SegmentRegister::Ss as usize].base = 0x2_0000;
+        vcpu.segments[SegmentRegister::Es as usize].base = 0x3_0000;
+        vcpu.segments[SegmentRegister::Gs as usize].base = 0xffff_8000_0000_0000;
+        vcpu
+    }
+
+    fn linear(vcpu: &FakeVcpu, mode: Mode, bytes: &[u8]) -> u64 {
+        decode(bytes, mode).unwrap().linear_address(vcpu).as_u64()
+    }
+
+    #[test]
+    fn sixteen_bit_offsets_wrap_within_their_segment() {
+        let mut vcpu = vcpu(Mode::Bits16);
+        vcpu.gpr[Gpr::Rbp as usize] = 0xffff_fff0;
+        vcpu.gpr[Gpr::Rsi as usize] = 0x20;
+        // mov [bp+si+1], al
+        assert_eq!(linear(&vcpu, Mode::Bits16, &[0x88, 0x42, 0x01]), 0x2_0011);
+        // lidt [0x1234], as a trampoline does
+        assert_eq!(linear(&vcpu, Mode::Bits16, &[0x0f, 0x01, 0x1e, 0x34, 0x12]), 0x1_1234);
+    }
+
+    #[test]
+    fn outside_64_bit_mode_linear_addresses_are_32_bits_wide() {
+        let mut vcpu = vcpu(Mode::Bits32);
+        vcpu.gpr[Gpr::Rax as usize] = 0xffff_ffff;
+        // mov [eax], al
+        assert_eq!(linear(&vcpu, Mode::Bits32, &[0x88, 0x00]), 0xffff);
+    }
+
+    #[test]
+    fn only_fs_and_gs_have_a_base_in_64_bit_mode() {
+        let mut vcpu = vcpu(Mode::Bits64);
+        vcpu.gpr[Gpr::Rax as usize] = 0x10;
+        assert_eq!(linear(&vcpu, Mode::Bits64, &[0x36, 0x88, 0x00]), 0x10);
+        assert_eq!(linear(&vcpu, Mode::Bits64, &[0x65, 0x88, 0x00]), 0xffff_8000_0000_0010);
+    }
+
+    #[test]
+    fn rip_relative_counts_from_behind_the_immediate() {
+        let mut vcpu = vcpu(Mode::Bits64);
+        vcpu.rip = 0x1000;
+        // mov dword [rip-1], 0x44332211
+        let bytes = [0xc7, 0x05, 0xff, 0xff, 0xff, 0xff, 0x11, 0x22, 0x33, 0x44];
+        assert_eq!(linear(&vcpu, Mode::Bits64, &bytes), 0x1009);
+    }
+
+    #[test]
+    fn bit_numbers_in_registers_reach_other_words() {
+        let mut vcpu = vcpu(Mode::Bits64);
+        vcpu.gpr[Gpr::Rax as usize] = 0x1000;
+        // bts [rax], ecx
+        for (number, at) in [(0, 0x1000), (31, 0x1000), (32, 0x1004), (-1, 0xffc), (-33, 0xff8)] {
+            vcpu.gpr[Gpr::Rcx as usize] = i64::cast_unsigned(number);
+            assert_eq!(linear(&vcpu, Mode::Bits64, &[0x0f, 0xab, 0x08]), at, "bit {number}");
+        }
+    }
+
+    #[test]
+    fn string_instructions_advance_by_iterations_and_direction() {
+        let mut vcpu = vcpu(Mode::Bits32);
+        vcpu.segments[SegmentRegister::Fs as usize] =
+            Segment { base: 0x5_0000, ..vcpu.segments[SegmentRegister::Fs as usize] };
+        vcpu.gpr[Gpr::Rcx as usize] = 3;
+        vcpu.gpr[Gpr::Rsi as usize] = 0x100;
+        vcpu.gpr[Gpr::Rdi as usize] = 0x200;
+        // rep movsd from fs
+        let movs = decode(&[0x64, 0xf3, 0xa5], Mode::Bits32).unwrap();
+        assert_eq!(movs.source(&vcpu).as_u64(), 0x5_0100);
+        assert_eq!(movs.destination(&vcpu).as_u64(), 0x3_0200);
+        assert!(!movs.advance(&mut vcpu, 2));
+        assert_eq!((vcpu.gpr[1], vcpu.gpr[6], vcpu.gpr[7]), (1, 0x108, 0x208));
+        vcpu.rflags |= Rflags::DF.bits();
+        assert!(movs.advance(&mut vcpu, 1));
+        assert_eq!((vcpu.gpr[1], vcpu.gpr[6], vcpu.gpr[7]), (0, 0x104, 0x204));
+        assert_eq!(movs.iterations(&vcpu), 0);
+    }
+
+    #[test]
+    fn sixteen_bit_index_registers_keep_their_upper_halves() {
+        let mut vcpu = vcpu(Mode::Bits16);
+        vcpu.gpr[Gpr::Rdi as usize] = 0xabcd_ffff;
+        let stos = decode(&[0xaa], Mode::Bits16).unwrap();
+        assert_eq!(stos.destination(&vcpu).as_u64(), 0x3_ffff);
+        assert!(stos.advance(&mut vcpu, 1));
+        assert_eq!(vcpu.gpr[Gpr::Rdi as usize], 0xabcd_0000);
+    }
+}

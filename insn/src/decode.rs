@@ -275,9 +275,8 @@ impl Decoder<'_> {
                 Ok((Operation::Bit { function, offset }, size, address))
             }
             0xc0 | 0xc1 => self.with_register(width, Operation::ExchangeAdd),
-            0xc3 if self.mandatory_prefix() == 0 => {
-                self.with_register(size, |r| Operation::Store(Source::Register(r)))
-            }
+            0xc3 if self.mandatory_prefix() == 0 => self
+                .with_register(size.max(Width::Dword), |r| Operation::Store(Source::Register(r))),
             _ => Err(self.unsupported()),
         }
     }

@@ -18,6 +18,8 @@ mod address;
 pub mod alu;
 mod decode;
 mod execute;
+#[cfg(test)]
+mod fake;
 mod instruction;
 pub mod linear;
 mod modrm;
