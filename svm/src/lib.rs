@@ -1,2 +1,34 @@
-//! AMD-V back end.
+//! AMD-V back end: one virtual CPU on SVM with nested paging.
+//!
+//! The path of an exit: [`vcpu`] enters the guest through `run` (the only assembly), [`decode`]
+//! turns the record in the [`vmcb`] into a neutral [`arch::Exit`], policy answers through the
+//! [`arch::vcpu::Vcpu`] trait. [`enable`] comes before (once on each CPU), with [`controls`] and
+//! [`bitmap`] deciding what exits at all; [`guest_state`] explains an entry that the CPU refuses.
+//!
+//! Pure, host-tested: [`bitmap`], [`controls`], [`decode`], [`guest_state`], [`segment`], and what
+//! the setters do to the VMCB. Only `enable`, `run` and `vcpu` touch the machine.
+//!
+//! What the host gives up while a guest owns the CPU:
+//! * GIF stays 0 in the host from the first entry on. An NMI or, in the exiting mode, an interrupt
+//!   waits until `run` opens GIF for one instruction at a place where nothing is half done.
+//! * VMRUN switches neither FS, GS, TR, LDTR nor the MSRs of SYSCALL, SYSENTER and KernelGSBase, and
+//!   this crate does not switch them either: they stay the guest's between exits. So the host uses
+//!   no FS or GS base and no SYSCALL, and **no gate of its IDT uses an IST stack** once a guest has
+//!   run: TR, and with it the TSS that an IST index or a change of ring would read, is the guest's.
+//!   That goes for NMI and for double fault alike (IST 0, the current stack).
+//! * All physical memory is identity-mapped: a host-physical address is the host's pointer to it.
 #![cfg_attr(not(test), no_std)]
+
+pub mod bitmap;
+pub mod controls;
+pub mod decode;
+pub mod enable;
+pub mod guest_state;
+mod run;
+pub mod segment;
+pub mod vcpu;
+pub mod vmcb;
+
+pub use bitmap::{IoPermissionMap, MsrPermissionMap};
+pub use enable::{Capabilities, Features, SvmError, check, enable};
+pub use vcpu::{SvmVcpu, VcpuSetup};

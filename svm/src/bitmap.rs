@@ -1,0 +1,177 @@
+//! MSR and I/O permission maps: which RDMSR, WRMSR, IN and OUT exit
+//! (APM volume 2, "MSR Intercepts" and "I/O Intercepts").
+//!
+//! Pure. Invariant: a map starts with everything intercepted, and what no pass names stays so. The
+//! CPU reads the maps at each access: a change needs no flush.
+
+use core::mem::size_of;
+
+use arch::msr::{MsrPass, PortRange};
+
+/// First MSR and place (byte offset) of each vector of the MSR permission map. The rest of the MSR
+/// numbers always exit.
+const MSR_VECTORS: [(u32, usize); 3] = [(0, 0), (0xc000_0000, 0x800), (0xc001_0000, 0x1000)];
+/// MSRs in one vector.
+const MSRS_PER_VECTOR: u32 = 0x2000;
+
+/// The MSR permission map: two bits an MSR, read and write; 1 = exits.
+#[repr(C, align(4096))]
+pub struct MsrPermissionMap([u8; 0x2000]);
+
+const _: () = assert!(size_of::<MsrPermissionMap>() == 2 * 4096);
+
+impl MsrPermissionMap {
+    /// The map that lets `passes` through and nothing else, in place of whatever was here.
+    pub fn build(&mut self, passes: &[MsrPass]) {
+        self.0.fill(0xff);
+        for pass in passes {
+            self.pass(pass);
+        }
+    }
+
+    fn pass(&mut self, pass: &MsrPass) {
+        let allowed = u8::from(pass.read) | u8::from(pass.write) << 1;
+        for (base, place) in MSR_VECTORS {
+            let first = pass.first.max(base);
+            let last = pass.last.min(base + (MSRS_PER_VECTOR - 1));
+            for msr in first..=last {
+                let index = (msr - base) as usize;
+                if let Some(byte) = self.0.get_mut(place + index / 4) {
+                    *byte &= !(allowed << (index % 4 * 2));
+                }
+            }
+        }
+    }
+}
+
+/// The I/O permission map: one bit a port; 1 = exits. An access of several bytes exits when any of
+/// its ports does; the three bits behind port 0xFFFF are for accesses that run over the end.
+#[repr(C, align(4096))]
+pub struct IoPermissionMap([u8; 0x3000]);
+
+const _: () = assert!(size_of::<IoPermissionMap>() == 3 * 4096);
+
+impl IoPermissionMap {
+    /// The map that lets `passes` through and nothing else, in place of whatever was here.
+    pub fn build(&mut self, passes: &[PortRange]) {
+        self.0.fill(0xff);
+        for range in passes {
+            self.set(*range, true);
+        }
+    }
+
+    /// Lets a run of ports through, or intercepts it again.
+    pub fn set(&mut self, range: PortRange, pass: bool) {
+        for port in range.first..=range.last {
+            if let Some(byte) = self.0.get_mut(usize::from(port / 8)) {
+                let bit = 1 << (port % 8);
+                if pass {
+                    *byte &= !bit;
+                } else {
+                    *byte |= bit;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn msr_map(passes: &[MsrPass]) -> Box<MsrPermissionMap> {
+        let mut map = Box::new(MsrPermissionMap([0; 0x2000]));
+        map.build(passes);
+        map
+    }
+
+    /// The manual's lookup, written out: (read exits, write exits).
+    fn exits(map: &MsrPermissionMap, msr: u32) -> (bool, bool) {
+        let bit = match msr {
+            0..=0x1fff => msr * 2,
+            0xc000_0000..=0xc000_1fff => 0x800 * 8 + (msr - 0xc000_0000) * 2,
+            0xc001_0000..=0xc001_1fff => 0x1000 * 8 + (msr - 0xc001_0000) * 2,
+            _ => return (true, true),
+        };
+        let at = |bit: u32| map.0[bit as usize / 8] & 1 << (bit % 8) != 0;
+        (at(bit), at(bit + 1))
+    }
+
+    fn port_exits(map: &IoPermissionMap, port: u16) -> bool {
+        map.0[usize::from(port) / 8] & 1 << (port % 8) != 0
+    }
+
+    fn any_msr() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            0u32..0x2010,
+            0xbfff_fff0u32..0xc000_2010,
+            0xc000_fff0u32..0xc001_2010,
+            any::<u32>()
+        ]
+    }
+
+    prop_compose! {
+        fn any_pass()(a in any_msr(), b in any_msr(), read: bool, write: bool) -> MsrPass {
+            MsrPass { first: a.min(b), last: a.max(b), read, write }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_msr_exits_unless_a_pass_names_it(
+            passes in prop::collection::vec(any_pass(), 0..4),
+            probes in prop::collection::vec(any_msr(), 64),
+        ) {
+            let map = msr_map(&passes);
+            let edges = passes.iter().flat_map(|p| {
+                [p.first.wrapping_sub(1), p.first, p.last, p.last.wrapping_add(1)]
+            });
+            for msr in probes.iter().copied().chain(edges) {
+                let mapped = msr & 0x3fff_ffff & !0x1_0000 < 0x2000
+                    && matches!(msr >> 16, 0 | 0xc000 | 0xc001);
+                let named = |by: fn(&MsrPass) -> bool| {
+                    mapped && passes.iter().any(|p| by(p) && p.first <= msr && msr <= p.last)
+                };
+                prop_assert_eq!(exits(&map, msr), (!named(|p| p.read), !named(|p| p.write)));
+            }
+        }
+
+        #[test]
+        fn a_port_exits_as_the_last_word_about_it_says(
+            passes in prop::collection::vec((any::<u16>(), 0u16..40), 0..4),
+            changes in prop::collection::vec((any::<u16>(), 0u16..40, any::<bool>()), 0..6),
+        ) {
+            let range = |first: u16, more: u16| PortRange { first, last: first.saturating_add(more) };
+            let passes: Vec<_> = passes.iter().map(|(f, m)| range(*f, *m)).collect();
+            let mut map = Box::new(IoPermissionMap([0; 0x3000]));
+            map.build(&passes);
+            let mut model = vec![true; 0x1_0000];
+            for pass in &passes {
+                model[usize::from(pass.first)..=usize::from(pass.last)].fill(false);
+            }
+            for (first, more, pass) in changes {
+                let range = range(first, more);
+                map.set(range, pass);
+                model[usize::from(range.first)..=usize::from(range.last)].fill(!pass);
+            }
+            for port in 0..=u16::MAX {
+                prop_assert_eq!(port_exits(&map, port), model[usize::from(port)], "port {:#x}", port);
+            }
+            prop_assert!(map.0[0x2000..].iter().all(|b| *b == 0xff), "behind the last port");
+        }
+    }
+
+    #[test]
+    fn passing_everything_opens_no_reserved_vector() {
+        let map = msr_map(&[MsrPass { first: 0, last: u32::MAX, read: true, write: true }]);
+        assert!(map.0[..0x1800].iter().all(|b| *b == 0));
+        assert!(map.0[0x1800..].iter().all(|b| *b == 0xff));
+    }
+
+    #[test]
+    fn the_eoi_write_is_bit_0x1017() {
+        let map = msr_map(&[MsrPass { first: 0x80b, last: 0x80b, read: false, write: true }]);
+        assert_eq!(map.0[0x202], 0x7f);
+    }
+}

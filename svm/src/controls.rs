@@ -1,0 +1,213 @@
+//! What exits: the intercept words and the bits of the VMCB's control fields
+//! (APM volume 2, "Layout of VMCB", "Event Injection", "Interrupt and Local APIC Support").
+//!
+//! Pure. Invariant: in the exitless mode nothing that an interrupt, its EOI or an idle CPU does is
+//! intercepted.
+
+use arch::vcpu::{Event, EventKind, InterruptMode, exception};
+use bitflags::bitflags;
+
+use crate::vmcb::ControlArea;
+
+bitflags! {
+    /// Intercept vector 3 (VMCB offset 0x00C).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Intercepts3: u32 {
+        /// Physical maskable interrupt.
+        const INTR = 1 << 0;
+        /// NMI.
+        const NMI = 1 << 1;
+        /// INIT.
+        const INIT = 1 << 3;
+        /// Virtual interrupt about to be delivered.
+        const VINTR = 1 << 4;
+        /// LIDT.
+        const IDTR_WRITE = 1 << 10;
+        /// CPUID.
+        const CPUID = 1 << 18;
+        /// INVD: would throw away what other guests have in the cache.
+        const INVD = 1 << 22;
+        /// HLT.
+        const HLT = 1 << 24;
+        /// INVLPGA.
+        const INVLPGA = 1 << 26;
+        /// IN and OUT, as the I/O permission map says.
+        const IOIO_PROT = 1 << 27;
+        /// RDMSR and WRMSR, as the MSR permission map says.
+        const MSR_PROT = 1 << 28;
+        /// Task switches.
+        const TASK_SWITCH = 1 << 29;
+        /// The CPU freezes on a legacy floating-point error.
+        const FERR_FREEZE = 1 << 30;
+        /// Shutdown (triple fault).
+        const SHUTDOWN = 1 << 31;
+    }
+
+    /// Intercept vector 4 (VMCB offset 0x010).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Intercepts4: u32 {
+        /// VMRUN, which the CPU requires to be intercepted.
+        const VMRUN = 1 << 0;
+        /// VMMCALL.
+        const VMMCALL = 1 << 1;
+        /// VMLOAD.
+        const VMLOAD = 1 << 2;
+        /// VMSAVE.
+        const VMSAVE = 1 << 3;
+        /// STGI.
+        const STGI = 1 << 4;
+        /// CLGI.
+        const CLGI = 1 << 5;
+        /// SKINIT.
+        const SKINIT = 1 << 6;
+        /// XSETBV.
+        const XSETBV = 1 << 13;
+    }
+}
+
+/// V_IRQ: a virtual interrupt is pending.
+pub const V_IRQ: u64 = 1 << 8;
+/// V_INTR_PRIO, the highest.
+const V_INTR_PRIO: u64 = 0xf << 16;
+/// V_IGN_TPR: the virtual interrupt ignores V_TPR.
+const V_IGN_TPR: u64 = 1 << 20;
+/// V_INTR_MASKING: the guest's RFLAGS.IF masks virtual interrupts only; physical ones obey the
+/// host's.
+pub const V_INTR_MASKING: u64 = 1 << 24;
+/// What opens an interrupt window, with [`Intercepts3::VINTR`].
+const WINDOW: u64 = V_IRQ | V_INTR_PRIO | V_IGN_TPR;
+/// Bit 31 of EVENTINJ and EXITINTINFO: the rest means something.
+pub const EVENT_VALID: u64 = 1 << 31;
+/// Bit 11 of EVENTINJ and EXITINTINFO: bits 63:32 are an error code.
+pub const EVENT_ERROR_CODE_VALID: u64 = 1 << 11;
+/// TLB_CONTROL: flush everything, whatever the ASID.
+const FLUSH_ALL: u32 = 1;
+/// TLB_CONTROL: flush what belongs to this guest's ASID.
+const FLUSH_THIS_GUEST: u32 = 3;
+
+/// Sets what exits, and how physical interrupts meet the guest. WBINVD passes: a guest that owns
+/// devices may need it, and it only writes back.
+pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
+    let mut misc = Intercepts3::all() - Intercepts3::VINTR - Intercepts3::HLT - Intercepts3::INTR;
+    match mode {
+        InterruptMode::Exitless => {
+            control.intercept_exceptions = 1 << exception::NP;
+            control.virtual_interrupt = 0;
+        }
+        InterruptMode::Exiting => {
+            misc |= Intercepts3::INTR;
+            control.intercept_exceptions = 0;
+            control.virtual_interrupt = V_INTR_MASKING;
+        }
+    }
+    control.intercept_3 = misc.bits();
+    control.intercept_4 = Intercepts4::all().bits();
+}
+
+/// Sets or clears one intercept of vector 3.
+pub fn set_intercept(control: &mut ControlArea, intercept: Intercepts3, wanted: bool) {
+    if wanted {
+        control.intercept_3 |= intercept.bits();
+    } else {
+        control.intercept_3 &= !intercept.bits();
+    }
+}
+
+/// Opens or closes the interrupt window: a virtual interrupt is made pending whose delivery is
+/// intercepted, so the exit comes as soon as the guest could take an interrupt.
+///
+/// With V_INTR_MASKING = 0 QEMU loses the pending V_IRQ when the guest takes a physical interrupt
+/// directly; it is back with the next VMRUN. Exitless mode raises interrupts by self-IPI instead.
+pub fn set_interrupt_window(control: &mut ControlArea, wanted: bool) {
+    set_intercept(control, Intercepts3::VINTR, wanted);
+    if wanted {
+        control.virtual_interrupt |= WINDOW;
+    } else {
+        control.virtual_interrupt &= !WINDOW;
+    }
+}
+
+/// TLB_CONTROL that drops this guest's translations, nested ones included
+/// (APM "TLB Flush").
+#[must_use]
+pub const fn flush(flush_by_asid: bool) -> u32 {
+    if flush_by_asid { FLUSH_THIS_GUEST } else { FLUSH_ALL }
+}
+
+/// EVENTINJ for `event`.
+#[must_use]
+pub fn eventinj(event: &Event) -> u64 {
+    let kind = match event.kind {
+        EventKind::ExternalInterrupt => 0,
+        EventKind::Nmi => 2,
+        EventKind::HardwareException
+        | EventKind::SoftwareException
+        | EventKind::PrivilegedSoftwareException => 3,
+        EventKind::SoftwareInterrupt => 4,
+    };
+    let error = event.error_code.map_or(0, |code| u64::from(code) << 32 | EVENT_ERROR_CODE_VALID);
+    u64::from(event.vector.0) | kind << 8 | error | EVENT_VALID
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmcb::Vmcb;
+    use arch::Vector;
+
+    fn intercepts(mode: InterruptMode) -> ControlArea {
+        let mut control = Vmcb::zeroed().control;
+        set_intercepts(&mut control, mode);
+        control
+    }
+
+    #[test]
+    fn exitless_mode_intercepts_the_words_that_worked_on_the_emulator_and_no_interrupt() {
+        let control = intercepts(InterruptMode::Exitless);
+        let quiet = Intercepts3::INTR | Intercepts3::VINTR | Intercepts3::HLT;
+        assert_eq!(control.intercept_3 & quiet.bits(), 0);
+        let probe = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 31;
+        assert_eq!(control.intercept_3 & probe, probe);
+        // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.
+        assert_eq!(control.intercept_3 & 0x02bb_c3e0, 0);
+        assert_eq!(control.intercept_4, 0x207f);
+        assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
+        assert_eq!(control.intercept_exceptions, 1 << 11);
+        assert_eq!(control.virtual_interrupt, 0);
+    }
+
+    #[test]
+    fn exiting_mode_differs_by_interrupts_alone() {
+        let (less, more) =
+            (intercepts(InterruptMode::Exitless), intercepts(InterruptMode::Exiting));
+        assert_eq!(more.intercept_3, less.intercept_3 | 1);
+        assert_eq!(more.virtual_interrupt, V_INTR_MASKING);
+        assert_eq!(more.intercept_exceptions, 0);
+    }
+
+    #[test]
+    fn an_interrupt_window_leaves_nothing_behind() {
+        for mode in [InterruptMode::Exitless, InterruptMode::Exiting] {
+            let before = intercepts(mode);
+            let mut control = before.clone();
+            set_interrupt_window(&mut control, true);
+            assert_ne!(control.intercept_3 & Intercepts3::VINTR.bits(), 0);
+            assert_ne!(control.virtual_interrupt & V_IRQ, 0);
+            set_interrupt_window(&mut control, false);
+            assert_eq!(control.intercept_3, before.intercept_3);
+            assert_eq!(control.virtual_interrupt, before.virtual_interrupt);
+        }
+    }
+
+    #[test]
+    fn events_are_encoded_as_the_manual_lays_them_out() {
+        let gp = Event::exception(13, Some(0x58));
+        assert_eq!(eventinj(&gp), 0x58_8000_0b0d);
+        assert_eq!(eventinj(&Event::exception(6, None)), 0x8000_0306);
+        assert_eq!(eventinj(&Event::interrupt(Vector(0xec))), 0x8000_00ec);
+        let nmi = Event { kind: EventKind::Nmi, ..Event::interrupt(Vector(2)) };
+        assert_eq!(eventinj(&nmi), 0x8000_0202);
+        let int80 = Event { kind: EventKind::SoftwareInterrupt, ..Event::interrupt(Vector(0x80)) };
+        assert_eq!(eventinj(&int80), 0x8000_0480);
+    }
+}

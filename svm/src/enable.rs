@@ -1,0 +1,243 @@
+//! Is there an AMD-V that this hypervisor can use, and if so switch it on
+//! (APM volume 2, "Enabling SVM").
+//!
+//! Invariant: nothing that could raise #GP is done before [`check`] has said yes.
+
+use core::arch::x86_64::__cpuid;
+use core::fmt;
+
+use arch::Hpa;
+use arch::address::PAGE_SIZE;
+use arch::msr::{IA32_EFER, VM_CR, VM_HSAVE_PA};
+use arch::register::Efer;
+use x86_64::registers::model_specific::Msr;
+
+/// CPUID 0x8000_0001 ECX: SVM.
+const CPUID_SVM: u32 = 1 << 2;
+/// CPUID 0x8000_000A EDX: nested paging.
+const CPUID_NP: u32 = 1 << 0;
+/// CPUID 0x8000_000A EDX: VM_CR.LOCK exists.
+const CPUID_SVML: u32 = 1 << 2;
+/// CPUID 0x8000_000A EDX: nRIP is saved on exits.
+const CPUID_NRIPS: u32 = 1 << 3;
+/// CPUID 0x8000_000A EDX: TLB_CONTROL can flush one ASID.
+const CPUID_FLUSH_BY_ASID: u32 = 1 << 6;
+/// VM_CR: LOCK.
+const VM_CR_LOCK: u64 = 1 << 3;
+/// VM_CR: SVMDIS.
+const VM_CR_SVMDIS: u64 = 1 << 4;
+
+/// What the CPU and the firmware say about AMD-V, as plain data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// CPUID 0x8000_0001 ECX; 0 where the CPU has no such leaf.
+    pub extended_features: u32,
+    /// CPUID 0x8000_000A EBX: number of ASIDs. This and the rest are 0 on a CPU without SVM.
+    pub asids: u32,
+    /// CPUID 0x8000_000A EDX: SVM features.
+    pub svm_features: u32,
+    /// The VM_CR MSR.
+    pub vm_cr: u64,
+}
+
+impl Capabilities {
+    /// Reads them from the CPU that runs this.
+    ///
+    /// # Safety
+    /// The caller runs at privilege level 0.
+    #[must_use]
+    pub unsafe fn read() -> Self {
+        let none = Self { extended_features: 0, asids: 0, svm_features: 0, vm_cr: 0 };
+        if __cpuid(0x8000_0000).eax < 0x8000_000a {
+            return none;
+        }
+        let extended_features = __cpuid(0x8000_0001).ecx;
+        if extended_features & CPUID_SVM == 0 {
+            return Self { extended_features, ..none };
+        }
+        let leaf = __cpuid(0x8000_000a);
+        // SAFETY: every CPU with SVM has VM_CR; the caller runs at privilege level 0.
+        let vm_cr = unsafe { Msr::new(VM_CR).read() };
+        Self { extended_features, asids: leaf.ebx, svm_features: leaf.edx, vm_cr }
+    }
+}
+
+/// What a usable AMD-V has beyond the necessary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// Number of ASIDs; 0 is the host's.
+    pub asids: u32,
+    /// Exits tell where the next instruction is, and software events are injected with it.
+    pub nrip_save: bool,
+    /// One ASID can be flushed by itself.
+    pub flush_by_asid: bool,
+}
+
+/// Why AMD-V cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SvmError {
+    /// CPUID does not report SVM.
+    NotSupported,
+    /// Firmware has switched SVM off and locked it; the value of VM_CR.
+    LockedOff(u64),
+    /// No nested paging.
+    NoNestedPaging,
+    /// Fewer than two ASIDs; the number.
+    TooFewAsids(u32),
+    /// An ASID that the CPU does not have.
+    AsidOutOfRange {
+        /// The ASID asked for.
+        asid: u32,
+        /// How many there are.
+        asids: u32,
+    },
+    /// The address of a control structure is 0 or not a multiple of 4 KiB.
+    NotAFrame(Hpa),
+}
+
+impl fmt::Display for SvmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSupported => f.write_str(
+                "the CPU has no AMD-V (CPUID 0x80000001 ECX.SVM = 0): use another machine, or under \
+                 an emulator a CPU model with svm",
+            ),
+            Self::LockedOff(vm_cr) => write!(
+                f,
+                "AMD-V is locked off by firmware (VM_CR = {vm_cr:#x}): enable it in setup"
+            ),
+            Self::NoNestedPaging => f.write_str(
+                "the CPU's AMD-V has no nested paging (CPUID 0x8000000A EDX.NP = 0): use a newer \
+                 machine, or under an emulator a CPU model with npt",
+            ),
+            Self::TooFewAsids(asids) => write!(
+                f,
+                "the CPU's AMD-V has {asids} address-space identifiers (CPUID 0x8000000A EBX), a \
+                 guest needs at least 2: use another machine"
+            ),
+            Self::AsidOutOfRange { asid, asids } => write!(
+                f,
+                "address-space identifier {asid} is not between 1 and {}: a virtual CPU needs one \
+                 of those that the CPU has",
+                asids.saturating_sub(1)
+            ),
+            Self::NotAFrame(at) => write!(
+                f,
+                "the AMD-V control structure at {at} is not at the start of a 4 KiB frame: allocate \
+                 it from the frame allocator"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for SvmError {}
+
+/// Whether AMD-V can be used.
+///
+/// # Errors
+/// The first thing that is missing.
+pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
+    let Capabilities { extended_features, asids, svm_features, vm_cr } = *capabilities;
+    if extended_features & CPUID_SVM == 0 {
+        return Err(SvmError::NotSupported);
+    }
+    // A SVMDIS that is not locked is ours to clear; without the lock feature it cannot be cleared.
+    let clearable = svm_features & CPUID_SVML != 0 && vm_cr & VM_CR_LOCK == 0;
+    if vm_cr & VM_CR_SVMDIS != 0 && !clearable {
+        return Err(SvmError::LockedOff(vm_cr));
+    }
+    if svm_features & CPUID_NP == 0 {
+        return Err(SvmError::NoNestedPaging);
+    }
+    if asids < 2 {
+        return Err(SvmError::TooFewAsids(asids));
+    }
+    Ok(Features {
+        asids,
+        nrip_save: svm_features & CPUID_NRIPS != 0,
+        flush_by_asid: svm_features & CPUID_FLUSH_BY_ASID != 0,
+    })
+}
+
+/// That `at` can be handed to the CPU as the address of a control structure.
+pub(crate) fn frame(at: Hpa) -> Result<(), SvmError> {
+    if at.as_u64() == 0 || !at.is_aligned(PAGE_SIZE) {
+        return Err(SvmError::NotAFrame(at));
+    }
+    Ok(())
+}
+
+/// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's
+/// state; it belongs to this CPU alone from now on.
+///
+/// # Errors
+/// What [`check`] finds missing, or a `hsave` that is no frame. Nothing has been changed then.
+///
+/// # Safety
+/// The caller runs at privilege level 0, and nothing else uses the frame at `hsave`.
+pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
+    // SAFETY: privilege level 0, as the caller promises.
+    let capabilities = unsafe { Capabilities::read() };
+    let features = check(&capabilities)?;
+    frame(hsave)?;
+    if capabilities.vm_cr & VM_CR_SVMDIS != 0 {
+        // SAFETY: `check` has seen that VM_CR is not locked; clearing SVMDIS only permits SVME.
+        unsafe { Msr::new(VM_CR).write(capabilities.vm_cr & !VM_CR_SVMDIS) };
+    }
+    let mut efer = Msr::new(IA32_EFER);
+    // SAFETY: every 64-bit CPU has EFER; privilege level 0.
+    let value = unsafe { efer.read() };
+    // SAFETY: the CPU has SVM and VM_CR permits it, so SVME is no reserved bit; the rest is kept.
+    unsafe { efer.write(value | Efer::SVME.bits()) };
+    // SAFETY: SVM is on; the address is a frame's and the caller gives the frame away.
+    unsafe { Msr::new(VM_HSAVE_PA).write(hsave.as_u64()) };
+    Ok(features)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A CPU with all that is needed and nothing more.
+    const PLAIN: Capabilities =
+        Capabilities { extended_features: 1 << 2, asids: 16, svm_features: 1, vm_cr: 0 };
+
+    #[test]
+    fn a_plain_cpu_is_enough() {
+        let features = Features { asids: 16, nrip_save: false, flush_by_asid: false };
+        assert_eq!(check(&PLAIN), Ok(features));
+        let more = Features { asids: 16, nrip_save: true, flush_by_asid: true };
+        assert_eq!(check(&Capabilities { svm_features: 1 | 1 << 3 | 1 << 6, ..PLAIN }), Ok(more));
+    }
+
+    #[test]
+    fn each_lack_has_its_own_sentence() {
+        let none = Capabilities { extended_features: 0, asids: 0, svm_features: 0, vm_cr: 0 };
+        assert_eq!(check(&none), Err(SvmError::NotSupported));
+        let off = Capabilities { vm_cr: 0x18, svm_features: 5, ..PLAIN };
+        assert_eq!(check(&off), Err(SvmError::LockedOff(0x18)));
+        let flat = Capabilities { svm_features: 4, ..PLAIN };
+        assert_eq!(check(&flat), Err(SvmError::NoNestedPaging));
+        assert_eq!(check(&Capabilities { asids: 1, ..PLAIN }), Err(SvmError::TooFewAsids(1)));
+        assert_eq!(
+            SvmError::LockedOff(0x18).to_string(),
+            "AMD-V is locked off by firmware (VM_CR = 0x18): enable it in setup"
+        );
+    }
+
+    #[test]
+    fn svmdis_counts_only_where_it_cannot_be_cleared() {
+        assert!(check(&Capabilities { vm_cr: 0x10, svm_features: 5, ..PLAIN }).is_ok());
+        assert!(check(&Capabilities { vm_cr: 0x08, svm_features: 5, ..PLAIN }).is_ok());
+        let unlockable = Capabilities { vm_cr: 0x10, ..PLAIN };
+        assert_eq!(check(&unlockable), Err(SvmError::LockedOff(0x10)));
+    }
+
+    #[test]
+    fn control_structures_start_at_frames() {
+        assert_eq!(frame(Hpa::new(0x5000)), Ok(()));
+        for at in [0, 0x5008] {
+            assert_eq!(frame(Hpa::new(at)), Err(SvmError::NotAFrame(Hpa::new(at))));
+        }
+    }
+}

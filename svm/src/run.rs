@@ -1,0 +1,112 @@
+//! The world switch, and the few instructions that only make sense next to it.
+//!
+//! Nothing here decides anything. The host has GIF = 0 and IF = 0 whenever Rust code of it runs
+//! after the first entry.
+
+use core::arch::{asm, naked_asm};
+
+/// Enters the guest and returns at its next exit.
+///
+/// Register contract: RDI = physical address of the VMCB, RSI = the guest's general registers in
+/// encoding order. VMRUN loads and stores the guest's RAX and RSP through the VMCB (the slots of the
+/// two are not touched) and brings back the host's RAX, RSP, RFLAGS and segments; the other fourteen
+/// go through the array. RBX, RBP and R12–R15 come back as they were, the rest is clobbered.
+///
+/// GIF is cleared first, so the STI lets nothing into the host; it is there because the CPU looks at
+/// the host's IF for physical interrupts while a guest runs with V_INTR_MASKING = 1. STI stands well
+/// before VMRUN so that its shadow ends in the host.
+///
+/// # Safety
+/// SVM is on, `vmcb` is the physical address of a VMCB that nothing else touches meanwhile, `gpr`
+/// is valid, and the guest's nested table gives it no memory of the host.
+#[unsafe(naked)]
+pub(crate) unsafe extern "sysv64" fn vmrun(vmcb: u64, gpr: *mut [u64; 16]) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rsi",
+        "clgi",
+        "sti",
+        "mov rax, rdi",
+        "mov rcx, [rsi + 8]",
+        "mov rdx, [rsi + 16]",
+        "mov rbx, [rsi + 24]",
+        "mov rbp, [rsi + 40]",
+        "mov rdi, [rsi + 56]",
+        "mov r8,  [rsi + 64]",
+        "mov r9,  [rsi + 72]",
+        "mov r10, [rsi + 80]",
+        "mov r11, [rsi + 88]",
+        "mov r12, [rsi + 96]",
+        "mov r13, [rsi + 104]",
+        "mov r14, [rsi + 112]",
+        "mov r15, [rsi + 120]",
+        "mov rsi, [rsi + 48]",
+        "vmrun rax",
+        "cli",
+        "mov rax, [rsp]",
+        "mov [rax + 8], rcx",
+        "mov [rax + 16], rdx",
+        "mov [rax + 24], rbx",
+        "mov [rax + 40], rbp",
+        "mov [rax + 48], rsi",
+        "mov [rax + 56], rdi",
+        "mov [rax + 64], r8",
+        "mov [rax + 72], r9",
+        "mov [rax + 80], r10",
+        "mov [rax + 88], r11",
+        "mov [rax + 96], r12",
+        "mov [rax + 104], r13",
+        "mov [rax + 112], r14",
+        "mov [rax + 120], r15",
+        "pop rsi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+    )
+}
+
+/// Loads FS, GS, TR, LDTR and the MSRs of SYSCALL, SYSENTER and KernelGSBase from a VMCB.
+///
+/// # Safety
+/// SVM is on, `vmcb` is the physical address of a VMCB, and the host needs none of these registers.
+pub(crate) unsafe fn vmload(vmcb: u64) {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("vmload rax", in("rax") vmcb, options(nostack, preserves_flags)) };
+}
+
+/// Stores into a VMCB what [`vmload`] loads.
+///
+/// # Safety
+/// SVM is on, `vmcb` is the physical address of a VMCB, and no reference to it is alive.
+pub(crate) unsafe fn vmsave(vmcb: u64) {
+    // SAFETY: as the caller promises; the memory clobber is the default.
+    unsafe { asm!("vmsave rax", in("rax") vmcb, options(nostack, preserves_flags)) };
+}
+
+/// Takes a pending NMI through the host's IDT.
+///
+/// # Safety
+/// SVM is on, IF = 0, and the host's IDT has a handler for NMI that needs no IST stack and returns.
+pub(crate) unsafe fn take_nmi() {
+    // SAFETY: as the caller promises. The NOP is the boundary at which the NMI comes.
+    unsafe { asm!("stgi", "nop", "clgi") };
+}
+
+/// Takes a pending external interrupt through the host's IDT.
+///
+/// # Safety
+/// As for [`take_nmi`], and the host's IDT has handlers for vectors 32–255 that record the vector,
+/// leave it in service, and return.
+pub(crate) unsafe fn take_interrupt() {
+    // SAFETY: as the caller promises. STI's shadow covers the NOP; the interrupt comes behind it.
+    unsafe { asm!("stgi", "sti", "nop", "cli", "clgi") };
+}

@@ -1,0 +1,206 @@
+//! The virtual CPU over a VMCB in ordinary memory; nothing here enters a guest.
+
+use super::*;
+use crate::vmcb::Vmcb;
+use arch::segment::AccessRights;
+use arch::{Gva, Vector};
+
+const PLAIN: Features = Features { asids: 16, nrip_save: false, flush_by_asid: true };
+const FRAME: Hpa = Hpa::new(0x1000);
+
+fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
+    let memory = Box::leak(Box::new(Vmcb::zeroed()));
+    VcpuSetup {
+        mode,
+        features,
+        nested_root: FRAME,
+        msr_permission_map: Hpa::new(0x2000),
+        io_permission_map: Hpa::new(0x4000),
+        vmcb: Hpa::new((&raw mut *memory).expose_provenance() as u64),
+        asid: 1,
+        take_interrupt: || None,
+    }
+}
+
+fn vcpu_with(features: Features) -> SvmVcpu {
+    // SAFETY: the VMCB is leaked memory of its own, and no test enters the guest.
+    unsafe { SvmVcpu::new(&setup(InterruptMode::Exitless, features)) }.unwrap()
+}
+
+fn vcpu() -> SvmVcpu {
+    vcpu_with(PLAIN)
+}
+
+fn refusal(change: impl Fn(&mut VcpuSetup)) -> Option<SvmError> {
+    let mut setup = setup(InterruptMode::Exitless, PLAIN);
+    change(&mut setup);
+    // SAFETY: as for `vcpu_with`.
+    unsafe { SvmVcpu::new(&setup) }.err()
+}
+
+#[test]
+fn a_new_virtual_cpu_is_one_that_vmrun_accepts_at_the_reset_state() {
+    let vcpu = vcpu();
+    assert_eq!(crate::guest_state::check(vcpu.vmcb()), Ok(()));
+    let Vmcb { control, save } = vcpu.vmcb();
+    assert_eq!((control.np_enable, control.n_cr3), (1, 0x1000));
+    assert_eq!((control.msrpm_base_pa, control.iopm_base_pa), (0x2000, 0x4000));
+    assert_eq!((control.tsc_offset, control.vmcb_clean_bits, control.guest_asid), (0, 0, 1));
+    assert_eq!((save.g_pat, save.dr6, save.dr7), (PAT_RESET, 0xffff_0ff0, 0x400));
+    assert_eq!((vcpu.cr0(), vcpu.cr4(), vcpu.efer(), vcpu.cpl()), (0x10, 0, 0, 0));
+}
+
+#[test]
+fn bad_setups_are_refused_by_name() {
+    let asid = |asid| Some(SvmError::AsidOutOfRange { asid, asids: 16 });
+    assert_eq!(refusal(|s| s.asid = 0), asid(0));
+    assert_eq!(refusal(|s| s.asid = 16), asid(16));
+    let frame = Some(SvmError::NotAFrame(Hpa::new(0x2800)));
+    assert_eq!(refusal(|s| s.msr_permission_map = Hpa::new(0x2800)), frame);
+    assert_eq!(refusal(|s| s.io_permission_map = Hpa::new(0x2800)), frame);
+    assert_eq!(refusal(|s| s.nested_root = Hpa::new(0x2800)), frame);
+    assert_eq!(refusal(|s| s.vmcb = Hpa::new(0)), Some(SvmError::NotAFrame(Hpa::new(0))));
+}
+
+#[test]
+fn load_replaces_everything_and_forgets_the_event() {
+    let mut vcpu = vcpu();
+    vcpu.inject(Event::exception(13, Some(0)));
+    vcpu.set_interrupt_window(true);
+    vcpu.vmcb_mut().control.interrupt_shadow = 1;
+    vcpu.vmcb_mut().save.lstar = 7;
+    let mut state = StartState::after_sipi(0x9a);
+    state.gpr = core::array::from_fn(|i| 100 + i as u64);
+    (state.cr0, state.cr3, state.cr4, state.efer) = (0x8000_0011, 0x7000, 0x20, 0x100);
+    state.gdtr = DescriptorTable { base: Gva::new(0x6000), limit: 31 };
+    vcpu.load(&state);
+    for register in Gpr::ALL {
+        assert_eq!(vcpu.gpr(register), 100 + register as u64);
+    }
+    for (register, segment) in SegmentRegister::ALL.into_iter().zip(state.segments) {
+        assert_eq!(vcpu.segment(register), segment, "{register:?}");
+    }
+    assert_eq!(vcpu.segment(SegmentRegister::Cs).base, 0x9_a000);
+    assert_eq!(vcpu.descriptor_table(DescriptorTableRegister::Gdtr), state.gdtr);
+    assert_eq!(vcpu.descriptor_table(DescriptorTableRegister::Idtr), state.idtr);
+    assert_eq!((vcpu.cr3(), vcpu.efer(), vcpu.vmcb().save.lstar), (0x7000, 0x500, 0));
+    assert!(!vcpu.injecting());
+    assert_eq!(vcpu.vmcb().control.interrupt_shadow, 0);
+    assert_eq!(vcpu.vmcb().control.virtual_interrupt, 0);
+}
+
+#[test]
+fn registers_and_segments_do_not_share_their_places() {
+    let mut vcpu = vcpu();
+    for register in Gpr::ALL {
+        vcpu.set_gpr(register, register as u64 + 1);
+    }
+    for register in Gpr::ALL {
+        assert_eq!(vcpu.gpr(register), register as u64 + 1);
+    }
+    let of = |i: usize| Segment {
+        selector: i as u16,
+        base: 10 + i as u64,
+        limit: 20 + i as u32,
+        access: AccessRights::DATA32,
+    };
+    for (i, register) in SegmentRegister::ALL.into_iter().enumerate() {
+        vcpu.set_segment(register, of(i));
+    }
+    for (i, register) in SegmentRegister::ALL.into_iter().enumerate() {
+        assert_eq!(vcpu.segment(register), of(i));
+    }
+    assert_eq!((vcpu.vmcb().save.rax, vcpu.vmcb().save.rsp), (1, 5));
+}
+
+#[test]
+fn svme_is_the_hosts_and_lma_follows_paging() {
+    let mut vcpu = vcpu();
+    vcpu.set_efer(Efer::LME.bits() | Efer::LMA.bits());
+    assert_eq!(vcpu.efer(), Efer::LME.bits());
+    assert_eq!(vcpu.vmcb().save.efer & Efer::SVME.bits(), Efer::SVME.bits());
+    vcpu.set_cr0(0x8000_0011);
+    assert_eq!(vcpu.efer(), (Efer::LME | Efer::LMA).bits());
+    vcpu.set_cr0(0x11);
+    assert_eq!(vcpu.efer(), Efer::LME.bits());
+    vcpu.set_efer(0);
+    assert_eq!(vcpu.vmcb().save.efer, Efer::SVME.bits());
+}
+
+#[test]
+fn the_stack_segment_carries_the_privilege_level() {
+    let mut vcpu = vcpu();
+    let user = Segment { access: AccessRights(0xc0f3), ..Segment::NULL };
+    vcpu.set_segment(SegmentRegister::Ds, user);
+    assert_eq!(vcpu.cpl(), 0);
+    vcpu.set_segment(SegmentRegister::Ss, user);
+    assert_eq!(vcpu.cpl(), 3);
+}
+
+#[test]
+fn translations_are_dropped_once_for_each_change_that_needs_it() {
+    let changes: [fn(&mut SvmVcpu); 6] = [
+        SvmVcpu::flush_nested,
+        |v| v.set_cr0(0x11),
+        |v| v.set_cr4(0x20),
+        |v| v.set_efer(0x800),
+        |v| v.set_pat(0),
+        |v| v.load(&StartState::after_sipi(1)),
+    ];
+    for (flush_by_asid, expected) in [(true, 3), (false, 1)] {
+        let mut vcpu = vcpu_with(Features { flush_by_asid, ..PLAIN });
+        vcpu.before_entry();
+        assert_eq!(vcpu.vmcb().control.tlb_control, expected, "the ASID may have had an owner");
+        for change in changes {
+            vcpu.before_entry();
+            assert_eq!(vcpu.vmcb().control.tlb_control, 0);
+            change(&mut vcpu);
+            vcpu.before_entry();
+            assert_eq!(vcpu.vmcb().control.tlb_control, expected);
+        }
+    }
+}
+
+#[test]
+fn only_unswitched_registers_ask_for_a_vmload() {
+    let mut vcpu = vcpu();
+    for register in SegmentRegister::ALL {
+        vcpu.unswitched.set(Unswitched::Same);
+        vcpu.set_segment(register, Segment::NULL);
+        let dirty = vcpu.unswitched.get() == Unswitched::NewestInVmcb;
+        assert_eq!(dirty, unswitched(register), "{register:?}");
+    }
+}
+
+#[test]
+fn a_skipped_instruction_ends_the_interrupt_shadow_and_a_set_rip_does_not() {
+    let mut vcpu = vcpu();
+    vcpu.set_rflags(0x202);
+    vcpu.vmcb_mut().control.interrupt_shadow = 1;
+    vcpu.set_rip(0x1000);
+    assert!(!vcpu.interruptible());
+    vcpu.skip_instruction(2);
+    assert_eq!(vcpu.rip(), 0x1002);
+    assert!(vcpu.interruptible());
+    vcpu.set_rflags(2);
+    assert!(!vcpu.interruptible());
+}
+
+#[test]
+fn software_events_return_behind_their_instruction() {
+    let int80 = Event {
+        kind: EventKind::SoftwareInterrupt,
+        instruction_length: 2,
+        ..Event::interrupt(Vector(0x80))
+    };
+    for (nrip_save, expected) in [(true, (0x1000, 0x1002)), (false, (0x1002, 0))] {
+        let mut vcpu = vcpu_with(Features { nrip_save, ..PLAIN });
+        vcpu.set_rip(0x1000);
+        vcpu.inject(int80);
+        assert!(vcpu.injecting());
+        assert_eq!((vcpu.rip(), vcpu.vmcb().control.nrip), expected);
+        vcpu.set_rip(0x1000);
+        vcpu.inject(Event::exception(6, None));
+        assert_eq!(vcpu.rip(), 0x1000);
+    }
+}
