@@ -1,0 +1,11 @@
+//! Links the payloads as the image is linked, by the same script.
+
+fn main() {
+    println!("cargo:rerun-if-changed=../../kernel/link.ld");
+    let target_os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+    let folder = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    if target_os == "none" {
+        println!("cargo:rustc-link-arg=-T{folder}/../../kernel/link.ld");
+        println!("cargo:rustc-link-arg=-zmax-page-size=0x1000");
+    }
+}
