@@ -1,2 +1,27 @@
 //! PCI configuration space, capabilities, BARs, MSI/MSI-X, and a guest's view of them.
+//!
+//! Everything here is pure: physical configuration space is reached through
+//! [`arch::machine::ConfigSpace`], device registers not at all. What a guest's access means for the
+//! machine comes back as an [`view::Effect`] or as a decoded [`message::GuestInterrupt`]; the
+//! `guest` crate carries it out.
+//!
+//! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`reset`]
+//! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod bar;
+pub mod capability;
+#[cfg(test)]
+mod fake;
+pub mod header;
+pub mod message;
+pub mod msi;
+pub mod msix;
+pub mod reset;
+pub mod view;
+
+pub use bar::{Bar, BarKind};
+pub use header::{Command, Function, scan};
+pub use message::{Destination, GuestInterrupt};
+pub use view::{Effect, VirtualFunction};

@@ -1,0 +1,280 @@
+//! Identity of a function, and the scan that finds all of them.
+//!
+//! Owns the offsets of the type 0/1 configuration header (PCI Local Bus Specification,
+//! "Configuration Space Header"; PCI-to-PCI Bridge Architecture Specification for type 1).
+//! Invariant: the scan visits a bus once, however the bridges lie.
+
+use arch::machine::ConfigSpace;
+use arch::msr::PortRange;
+use arch::{Bdf, Width};
+use arrayvec::ArrayVec;
+
+/// Vendor ID and Device ID.
+pub const VENDOR_ID: u16 = 0x00;
+/// Command register; the Status register is the upper half of its dword.
+pub const COMMAND: u16 = 0x04;
+/// Revision ID and Class Code.
+pub const REVISION_ID: u16 = 0x08;
+/// Cache Line Size; its dword also has Latency Timer, Header Type and BIST.
+pub const CACHE_LINE_SIZE: u16 = 0x0c;
+/// Header Type.
+pub const HEADER_TYPE: u16 = 0x0e;
+/// The first Base Address Register.
+pub const BAR0: u16 = 0x10;
+/// The last Base Address Register of a type 0 header.
+pub const BAR5: u16 = 0x24;
+/// Primary, Secondary and Subordinate Bus Number of a bridge.
+pub const PRIMARY_BUS: u16 = 0x18;
+/// Expansion ROM Base Address of a type 0 header.
+pub const EXPANSION_ROM: u16 = 0x30;
+/// Capabilities Pointer.
+pub const CAPABILITIES_POINTER: u16 = 0x34;
+/// Interrupt Line; Interrupt Pin is the next byte.
+pub const INTERRUPT_LINE: u16 = 0x3c;
+/// Header Type: this device has more than function 0.
+pub const MULTI_FUNCTION: u8 = 0x80;
+
+bitflags::bitflags! {
+    /// Command register (PCI Local Bus Specification, "Device Control").
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Command: u16 {
+        /// I/O Space.
+        const IO_SPACE = 1;
+        /// Memory Space.
+        const MEMORY_SPACE = 1 << 1;
+        /// Bus Master.
+        const BUS_MASTER = 1 << 2;
+        /// Parity Error Response.
+        const PARITY_ERROR_RESPONSE = 1 << 6;
+        /// SERR# Enable.
+        const SERR_ENABLE = 1 << 8;
+        /// Interrupt Disable (of INTx).
+        const INTERRUPT_DISABLE = 1 << 10;
+    }
+}
+
+impl Command {
+    /// Reads the register of `function`.
+    #[must_use]
+    pub fn read(space: &impl ConfigSpace, function: Bdf) -> Self {
+        Self::from_bits_retain(space.read(function, COMMAND, Width::Word) as u16)
+    }
+
+    /// Writes the register of `function`. A word, so that no bit of Status is cleared.
+    pub fn write(self, space: &mut impl ConfigSpace, function: Bdf) {
+        space.write(function, COMMAND, Width::Word, self.bits().into());
+    }
+}
+
+/// Layout of a function's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeaderType {
+    /// Type 0: a device.
+    Device,
+    /// Type 1: a PCI-to-PCI bridge (or a PCI Express port).
+    Bridge {
+        /// The bus behind it.
+        secondary: u8,
+        /// The highest bus behind it.
+        subordinate: u8,
+    },
+    /// Something else (CardBus).
+    Unknown(u8),
+}
+
+/// A function that answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Function {
+    /// Its address.
+    pub bdf: Bdf,
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Class Code: base class, sub-class and programming interface in bits 23:0.
+    pub class: u32,
+    /// Layout of its header.
+    pub header: HeaderType,
+    /// Its device says that it has more than function 0.
+    pub multi_function: bool,
+}
+
+impl Function {
+    /// Reads the identity of `bdf`; `None` where nothing answers.
+    #[must_use]
+    pub fn read(space: &impl ConfigSpace, bdf: Bdf) -> Option<Self> {
+        let identity = space.read(bdf, VENDOR_ID, Width::Dword);
+        if identity as u16 == 0xffff || identity == 0 {
+            return None;
+        }
+        let header_type = space.read(bdf, HEADER_TYPE, Width::Byte) as u8;
+        let header = match header_type & !MULTI_FUNCTION {
+            0 => HeaderType::Device,
+            1 => {
+                let [_, secondary, subordinate, _] =
+                    space.read(bdf, PRIMARY_BUS, Width::Dword).to_le_bytes();
+                HeaderType::Bridge { secondary, subordinate }
+            }
+            other => HeaderType::Unknown(other),
+        };
+        Some(Self {
+            bdf,
+            vendor: identity as u16,
+            device: (identity >> 16) as u16,
+            class: space.read(bdf, REVISION_ID, Width::Dword) >> 8,
+            header,
+            multi_function: header_type & MULTI_FUNCTION != 0,
+        })
+    }
+
+    /// The fixed ISA resources of an IDE controller whose channels are in compatibility mode (PCI
+    /// IDE Controller Specification, "Programming Interface"); empty for anything else.
+    #[must_use]
+    pub fn legacy_ide(&self) -> ArrayVec<LegacyIde, 2> {
+        const IDE: u32 = 0x0101;
+        let channel = |native: u32, command: u16, control: u16, gsi| {
+            (self.class >> 8 == IDE && self.class & native == 0).then_some(LegacyIde {
+                command: PortRange { first: command, last: command + 7 },
+                control: PortRange { first: control, last: control },
+                gsi,
+            })
+        };
+        [channel(1, 0x1f0, 0x3f6, 14), channel(4, 0x170, 0x376, 15)].into_iter().flatten().collect()
+    }
+}
+
+/// One IDE channel in compatibility mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LegacyIde {
+    /// The command block.
+    pub command: PortRange,
+    /// The control register.
+    pub control: PortRange,
+    /// Its interrupt line, edge-triggered.
+    pub gsi: u32,
+}
+
+/// Finds every function on the buses `roots` and behind their bridges.
+pub fn scan<C: ConfigSpace>(space: &C, roots: impl IntoIterator<Item = u8>) -> Scan<'_, C> {
+    let mut scan = Scan { space, wanted: [0; 4], done: [0; 4], next: None };
+    for bus in roots {
+        scan.want(bus);
+    }
+    scan
+}
+
+/// The iterator behind [`scan`].
+#[derive(Debug)]
+pub struct Scan<'a, C> {
+    space: &'a C,
+    wanted: [u64; 4],
+    done: [u64; 4],
+    next: Option<Bdf>,
+}
+
+impl<C: ConfigSpace> Scan<'_, C> {
+    fn want(&mut self, bus: u8) {
+        self.wanted[usize::from(bus >> 6)] |= 1 << (bus & 63);
+    }
+
+    /// The first function of a bus that is wanted and not done.
+    fn next_bus(&mut self) -> Option<Bdf> {
+        let word = (0..4).find(|&i| self.wanted[i] & !self.done[i] != 0)?;
+        let bit = (self.wanted[word] & !self.done[word]).trailing_zeros();
+        self.done[word] |= 1 << bit;
+        Some(Bdf::new((word as u32 * 64 + bit) as u8, 0, 0))
+    }
+
+    /// Where to look after `bdf`, on the same bus.
+    fn after(bdf: Bdf, step: u16) -> Option<Bdf> {
+        let next = Bdf::from_requester_id(bdf.requester_id().checked_add(step)?);
+        (next.bus() == bdf.bus()).then_some(next)
+    }
+}
+
+impl<C: ConfigSpace> Iterator for Scan<'_, C> {
+    type Item = Function;
+
+    fn next(&mut self) -> Option<Function> {
+        loop {
+            let bdf = match self.next {
+                Some(bdf) => bdf,
+                None => self.next_bus()?,
+            };
+            let found = Function::read(self.space, bdf);
+            // Function 0 decides whether the other seven are looked for.
+            let alone = bdf.function() == 0 && !found.is_some_and(|f| f.multi_function);
+            self.next = Self::after(bdf, if alone { 8 } else { 1 });
+            let Some(function) = found else { continue };
+            if let HeaderType::Bridge { secondary, .. } = function.header {
+                self.want(secondary);
+            }
+            return Some(function);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeSpace;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    fn bdfs(space: &FakeSpace) -> Vec<Bdf> {
+        scan(space, [0]).map(|f| f.bdf).collect()
+    }
+
+    #[test]
+    fn scan_follows_bridges_and_multi_function_devices() {
+        let mut space = FakeSpace::default();
+        space.device(Bdf::new(0, 0, 0), 0x060000);
+        space.bridge(Bdf::new(0, 1, 0), 3);
+        space.device(Bdf::new(0, 2, 0), 0x020000).bytes[0x0e] = 0x80;
+        space.device(Bdf::new(0, 2, 3), 0x020000);
+        space.device(Bdf::new(0, 4, 1), 0x020000);
+        space.device(Bdf::new(3, 31, 0), 0x010802);
+        let expected = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 2, 3), (3, 31, 0)]
+            .map(|(b, d, f)| Bdf::new(b, d, f));
+        assert_eq!(bdfs(&space), expected);
+    }
+
+    #[test]
+    fn a_function_without_function_0_is_not_found() {
+        let mut space = FakeSpace::default();
+        space.device(Bdf::new(0, 4, 1), 0x020000);
+        assert_eq!(bdfs(&space), []);
+    }
+
+    proptest! {
+        #[test]
+        fn bridges_that_lie_are_visited_once(bridges in proptest::collection::vec((0u16..0x400, 0u8..4), 0..12)) {
+            let mut space = FakeSpace::default();
+            for (id, secondary) in bridges {
+                space.bridge(Bdf::from_requester_id(id & !7), secondary);
+            }
+            let mut seen = bdfs(&space);
+            let all = seen.len();
+            seen.sort();
+            seen.dedup();
+            prop_assert_eq!(seen.len(), all);
+        }
+    }
+
+    #[test]
+    fn only_compatibility_mode_ide_has_isa_resources() {
+        let mut space = FakeSpace::default();
+        let at = Bdf::new(0, 1, 0);
+        let channels = |space: &FakeSpace| -> Vec<u32> {
+            Function::read(space, at).unwrap().legacy_ide().iter().map(|c| c.gsi).collect()
+        };
+        space.device(at, 0x010180);
+        assert_eq!(channels(&space), [14, 15]);
+        space.device(at, 0x010181);
+        assert_eq!(channels(&space), [15]);
+        space.device(at, 0x010185);
+        assert_eq!(channels(&space), []);
+        space.device(at, 0x010600);
+        assert_eq!(channels(&space), []);
+    }
+}

@@ -1,0 +1,274 @@
+//! Taking a function away from whoever had it: bus mastering off, and reset.
+//!
+//! Invariant: [`reset`] gives a function back with its BARs where they were, decoding and bus
+//! mastering off, or says in an error why it could not.
+
+use core::fmt;
+
+use arch::machine::ConfigSpace;
+use arch::{Bdf, Width};
+
+use crate::capability::{self, find};
+use crate::header::{BAR0, BAR5, CACHE_LINE_SIZE, Command, Function, HeaderType, VENDOR_ID};
+
+/// Clears Bus Master of every function but bridges, which only forward. To be called before DMA
+/// translation is switched on: firmware hands some devices over as bus masters.
+pub fn quiesce<'a>(
+    space: &mut impl ConfigSpace,
+    functions: impl IntoIterator<Item = &'a Function>,
+) {
+    for function in functions {
+        if function.header == HeaderType::Device {
+            let command = Command::read(space, function.bdf);
+            (command - Command::BUS_MASTER).write(space, function.bdf);
+        }
+    }
+}
+
+/// Why a function was not reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ResetError {
+    /// It offers no way that resets this function alone.
+    NotSupported(Bdf),
+    /// It still had transactions pending when the wait ended.
+    Busy(Bdf),
+    /// It did not answer again.
+    Lost(Bdf),
+}
+
+impl fmt::Display for ResetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSupported(bdf) => write!(
+                f,
+                "{bdf} can be reset neither by Function Level Reset nor through its power states: \
+                 power the machine off to give it to another guest"
+            ),
+            Self::Busy(bdf) => write!(
+                f,
+                "{bdf} still has transactions pending after 100 ms and is not reset: \
+                 power the machine off to give it to another guest"
+            ),
+            Self::Lost(bdf) => {
+                write!(f, "{bdf} does not answer 1 s after its reset: power the machine off and on")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ResetError {}
+
+/// The ways to reset one function alone, best first.
+#[derive(Clone, Copy)]
+enum Method {
+    /// Function Level Reset: a bit to set, and one that shows pending transactions.
+    FunctionLevel { initiate: Field, pending: Field },
+    /// PMCSR is at this offset; D3hot to D0 resets the function.
+    PowerState(u16),
+}
+
+/// A bit in a register.
+#[derive(Clone, Copy)]
+struct Field {
+    offset: u16,
+    width: Width,
+    bit: u32,
+}
+
+fn method(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
+    let read = |offset, width| space.read(function, offset, width);
+    if let Some(at) = find(space, function, capability::PCI_EXPRESS).map(|c| c.offset)
+        && read(at + 4, Width::Dword) & 1 << 28 != 0
+    {
+        let initiate = Field { offset: at + 8, width: Width::Word, bit: 1 << 15 };
+        let pending = Field { offset: at + 10, width: Width::Word, bit: 1 << 5 };
+        return Some(Method::FunctionLevel { initiate, pending });
+    }
+    if let Some(at) = find(space, function, capability::ADVANCED_FEATURES).map(|c| c.offset)
+        && read(at + 3, Width::Byte) & 3 == 3
+    {
+        let initiate = Field { offset: at + 4, width: Width::Byte, bit: 1 };
+        let pending = Field { offset: at + 5, width: Width::Byte, bit: 1 };
+        return Some(Method::FunctionLevel { initiate, pending });
+    }
+    const NO_SOFT_RESET: u32 = 1 << 3;
+    let at = find(space, function, capability::POWER_MANAGEMENT)?.offset + 4;
+    (read(at, Width::Word) & NO_SOFT_RESET == 0).then_some(Method::PowerState(at))
+}
+
+/// Resets `function` alone (PCI Express Base Specification, "Function Level Reset"; PCI Power
+/// Management Interface Specification, "D3hot State"). `delay` waits for so many milliseconds.
+///
+/// # Errors
+/// When the function has no such reset, stays busy, or does not come back.
+pub fn reset(
+    space: &mut impl ConfigSpace,
+    function: Bdf,
+    delay: &mut dyn FnMut(u32),
+) -> Result<(), ResetError> {
+    let method = method(space, function).ok_or(ResetError::NotSupported(function))?;
+    Command::INTERRUPT_DISABLE.write(space, function);
+    let saved = Saved::read(space, function);
+    match method {
+        Method::FunctionLevel { initiate, pending } => {
+            let idle = |space: &_| {
+                ConfigSpace::read(space, function, pending.offset, pending.width) & pending.bit == 0
+            };
+            if !wait(delay, 100, || idle(&*space)) {
+                return Err(ResetError::Busy(function));
+            }
+            let value = space.read(function, initiate.offset, initiate.width) | initiate.bit;
+            space.write(function, initiate.offset, initiate.width, value);
+        }
+        Method::PowerState(at) => {
+            space.write(function, at, Width::Word, 3);
+            delay(10);
+            space.write(function, at, Width::Word, 0);
+        }
+    }
+    delay(100);
+    let answers = || !matches!(space.read(function, VENDOR_ID, Width::Word), 0xffff | 1);
+    if !wait(delay, 1000, answers) {
+        return Err(ResetError::Lost(function));
+    }
+    saved.restore(space, function);
+    Ok(())
+}
+
+/// Asks `done` every 10 ms, for `limit` ms at most.
+fn wait(delay: &mut dyn FnMut(u32), limit: u32, done: impl Fn() -> bool) -> bool {
+    (0..limit / 10).any(|_| {
+        let is_done = done();
+        if !is_done {
+            delay(10);
+        }
+        is_done
+    })
+}
+
+/// What a reset loses and the firmware had set up.
+struct Saved {
+    bars: [u32; 6],
+    cache_line_and_latency: u32,
+    /// Offset and value of Device Control.
+    device_control: Option<(u16, u32)>,
+}
+
+fn bar_offsets() -> impl Iterator<Item = u16> {
+    (BAR0..=BAR5).step_by(4)
+}
+
+impl Saved {
+    fn read(space: &impl ConfigSpace, function: Bdf) -> Self {
+        let mut bars = [0; 6];
+        for (bar, offset) in bars.iter_mut().zip(bar_offsets()) {
+            *bar = space.read(function, offset, Width::Dword);
+        }
+        let control = find(space, function, capability::PCI_EXPRESS).map(|c| c.offset + 8);
+        Self {
+            bars,
+            cache_line_and_latency: space.read(function, CACHE_LINE_SIZE, Width::Word),
+            device_control: control.map(|at| (at, space.read(function, at, Width::Word))),
+        }
+    }
+
+    fn restore(&self, space: &mut impl ConfigSpace, function: Bdf) {
+        for (bar, offset) in self.bars.iter().zip(bar_offsets()) {
+            space.write(function, offset, Width::Dword, *bar);
+        }
+        space.write(function, CACHE_LINE_SIZE, Width::Word, self.cache_line_and_latency);
+        if let Some((at, value)) = self.device_control {
+            space.write(function, at, Width::Word, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeSpace;
+    use crate::header::scan;
+    use std::vec::Vec;
+
+    const AT: Bdf = Bdf::new(0, 4, 0);
+
+    /// A device whose BARs are lost when the bit is set.
+    struct Resettable {
+        inner: FakeSpace,
+        bit: (u16, u32),
+        dead_after: bool,
+        resets: u32,
+    }
+
+    impl ConfigSpace for Resettable {
+        fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
+            if self.dead_after && self.resets > 0 {
+                return width.mask() as u32;
+            }
+            self.inner.read(function, offset, width)
+        }
+
+        fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
+            if offset == self.bit.0 && value & self.bit.1 == self.bit.1 {
+                self.resets += 1;
+                self.inner.write(function, BAR0, Width::Dword, 0);
+                assert_eq!(self.inner.read(function, 4, Width::Word), 0x400, "not quiet at reset");
+                return;
+            }
+            self.inner.write(function, offset, width, value);
+        }
+    }
+
+    fn device(id: u16, body: &[u8], bit: (u16, u32)) -> Resettable {
+        let mut inner = FakeSpace::default();
+        let device = inner.device(AT, 0x010802);
+        device.capability(0x40, id, body);
+        device.set(BAR0, 0xfebd_0000);
+        device.set_writable(BAR0, 0xffff_0000);
+        device.bytes[4] = 7;
+        Resettable { inner, bit, dead_after: false, resets: 0 }
+    }
+
+    fn express() -> Resettable {
+        device(capability::PCI_EXPRESS, &[2, 0, 0, 0, 0, 0x10, 0x20, 0x28, 0, 0], (0x48, 1 << 15))
+    }
+
+    #[test]
+    fn every_method_resets_once_and_restores_the_bars() {
+        let advanced = device(capability::ADVANCED_FEATURES, &[6, 3, 0, 0], (0x44, 1));
+        let power = device(capability::POWER_MANAGEMENT, &[3, 0, 0, 0], (0x44, 3));
+        for mut space in [express(), advanced, power] {
+            let mut waited = 0;
+            assert_eq!(reset(&mut space, AT, &mut |ms| waited += ms), Ok(()));
+            assert_eq!(space.resets, 1);
+            assert!(waited >= 100);
+            assert_eq!(space.read(AT, BAR0, Width::Dword), 0xfebd_0000);
+            assert_eq!(space.read(AT, 4, Width::Word), 0x400);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_reset_says_so() {
+        let mut plain = device(capability::POWER_MANAGEMENT, &[3, 0, 8, 0], (0x44, 3));
+        assert_eq!(reset(&mut plain, AT, &mut |_| {}), Err(ResetError::NotSupported(AT)));
+        let mut busy = express();
+        busy.inner.functions.get_mut(&AT).unwrap().bytes[0x4a] = 0x20;
+        assert_eq!(reset(&mut busy, AT, &mut |_| {}), Err(ResetError::Busy(AT)));
+        let mut dead = express();
+        dead.dead_after = true;
+        assert_eq!(reset(&mut dead, AT, &mut |_| {}), Err(ResetError::Lost(AT)));
+    }
+
+    #[test]
+    fn quiesce_leaves_no_bus_master_but_bridges() {
+        let mut space = FakeSpace::default();
+        space.device(AT, 0).bytes[4] = 7;
+        let bridge = Bdf::new(0, 1, 0);
+        space.bridge(bridge, 1);
+        space.write(bridge, 4, Width::Word, 7);
+        let functions: Vec<_> = scan(&space, [0]).collect();
+        quiesce(&mut space, &functions);
+        assert_eq!(space.read(AT, 4, Width::Word), 3);
+        assert_eq!(space.read(bridge, 4, Width::Word), 7);
+    }
+}

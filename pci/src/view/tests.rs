@@ -1,0 +1,193 @@
+//! What a guest can see and do in its function's configuration space.
+
+use super::*;
+use crate::fake::{FakeSpace, arbitrary_bars};
+use proptest::prelude::*;
+use std::vec::Vec;
+
+const AT: Bdf = Bdf::new(0, 4, 0);
+const WIDTHS: [Width; 3] = [Width::Byte, Width::Word, Width::Dword];
+
+fn memory(index: u8, base: u64, size: u64) -> Option<Bar> {
+    let kind = BarKind::Memory64;
+    Some(Bar { index, kind, prefetchable: false, base, size })
+}
+
+/// PM, MSI, an unknown one, PCI Express, VPD and MSI-X; AER, a serial number and ATS.
+fn space() -> FakeSpace {
+    let mut space = FakeSpace::default();
+    let device = space.device(AT, 0x010802);
+    device.capability(0x40, capability::POWER_MANAGEMENT, &[3, 0, 0, 0, 0, 0]);
+    device.capability(0x50, capability::MSI, &[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    device.capability(0x60, capability::ADVANCED_FEATURES, &[6, 3, 0, 0]);
+    device.capability(0x70, capability::PCI_EXPRESS, &[2, 0, 0, 0, 0, 0x10, 0x20, 0x28, 0, 0]);
+    device.capability(0xb0, capability::VITAL_PRODUCT_DATA, &[0, 0, 0, 0, 0, 0]);
+    device.capability(0xc0, capability::MSI_X, &[3, 0, 0, 0x20, 0, 0, 0, 0x30, 0, 0]);
+    device.set(0xd0, 0x5555_5555);
+    device.set_writable(0xd0, u32::MAX);
+    device.set_bars(&[memory(0, 0xfebd_0000, 0x4000), None, None, None, None, None]);
+    device.set(0x100, 0x1401_0001);
+    device.set(0x104, 0xdead_beef);
+    device.set(0x140, 0x1501_0003);
+    device.set(0x144, 0x1122_3344);
+    device.set(0x150, 0x0001_000f);
+    device.bytes[0x3d] = 1;
+    device.bytes[4] = 7;
+    space
+}
+
+fn view(space: &mut FakeSpace) -> VirtualFunction {
+    VirtualFunction::new(space, AT)
+}
+
+/// Walks the list that the guest sees.
+fn seen(view: &VirtualFunction, space: &FakeSpace) -> Vec<(u32, u16)> {
+    let mut list = Vec::new();
+    let mut at = view.read(space, 0x34, Width::Byte) as u16;
+    while at != 0 {
+        list.push((view.read(space, at, Width::Byte), at));
+        at = view.read(space, at + 1, Width::Byte) as u16;
+    }
+    list
+}
+
+#[test]
+fn capabilities_that_reach_past_the_function_are_hidden() {
+    let mut space = space();
+    let view = view(&mut space);
+    assert_eq!(seen(&view, &space), [(1, 0x40), (5, 0x50), (0x10, 0x70), (3, 0xb0), (0x11, 0xc0)]);
+    assert_eq!(view.read(&space, 0x60, Width::Dword), 0);
+    assert_eq!(view.read(&space, 0x100, Width::Dword), 0x1400_0000);
+    assert_eq!(view.read(&space, 0x104, Width::Dword), 0);
+    assert_eq!(view.read(&space, 0x140, Width::Dword), 0x0001_0003);
+    assert_eq!(view.read(&space, 0x144, Width::Dword), 0x1122_3344);
+    assert_eq!(view.read(&space, 0x150, Width::Dword), 0);
+    assert_eq!(view.read(&space, 0x74, Width::Dword) & 1 << 28, 0, "FLR is not offered");
+}
+
+#[test]
+fn a_vector_table_outside_its_bar_hides_msi_x() {
+    let mut space = space();
+    space.functions.get_mut(&AT).unwrap().bytes[0xc5] = 0x40;
+    let view = view(&mut space);
+    assert!(view.msix().is_none());
+    assert!(!seen(&view, &space).iter().any(|(id, _)| *id == 0x11));
+}
+
+#[test]
+fn a_fresh_function_decodes_but_masters_no_bus_and_has_no_intx_and_no_rom() {
+    let mut space = space();
+    let mut view = view(&mut space);
+    assert_eq!(view.read(&space, 4, Width::Word), 3);
+    assert_eq!(view.read(&space, 0x3d, Width::Byte), 0);
+    assert_eq!(view.write(&space, 0x30, Width::Dword, u32::MAX), Effect::None);
+    assert_eq!(view.read(&space, 0x30, Width::Dword), 0);
+    assert_eq!(view.write(&space, 0x3c, Width::Byte, 11), Effect::None);
+    assert_eq!(view.read(&space, 0x3c, Width::Word), 11);
+    assert_eq!(view.read(&space, 0x0e, Width::Byte), 0);
+    view.set_multi_function(true);
+    assert_eq!(view.read(&space, 0x0e, Width::Byte), 0x80);
+}
+
+#[test]
+fn command_changes_come_out_whatever_the_width() {
+    for width in WIDTHS {
+        let mut space = space();
+        let mut view = view(&mut space);
+        let new = Command::MEMORY_SPACE | Command::BUS_MASTER;
+        let old = Command::MEMORY_SPACE | Command::IO_SPACE;
+        assert_eq!(view.write(&space, 4, width, 0x86), Effect::CommandChanged { old, new });
+        assert_eq!(view.write(&space, 4, width, 0x06), Effect::None);
+    }
+}
+
+#[test]
+fn message_control_is_virtual() {
+    let mut space = space();
+    let mut view = view(&mut space);
+    let live = MsixControl::new(0x8000);
+    let off = MsixControl::default();
+    let effect = view.write(&space, 0xc2, Width::Word, 0x8003);
+    assert_eq!(effect, Effect::MsixControlChanged { old: off, new: live });
+    assert_eq!(view.read(&space, 0xc0, Width::Dword), 0x8003_0011);
+    assert_eq!(view.write(&space, 0xc4, Width::Dword, 0), Effect::None);
+    assert_eq!(view.write(&space, 0x54, Width::Dword, 0xfee0_0000), Effect::MsiChanged);
+    assert_eq!(view.write(&space, 0x5c, Width::Word, 0x41), Effect::MsiChanged);
+    assert_eq!(view.write(&space, 0x52, Width::Word, 0x81), Effect::MsiChanged);
+    let message = view.msi().unwrap().message().unwrap();
+    assert_eq!((message.address, message.data), (0xfee0_0000, 0x41));
+    assert_eq!(space.read(AT, 0x54, Width::Dword), 0);
+}
+
+#[test]
+fn what_passes_and_what_does_not() {
+    let mut space = space();
+    let mut view = view(&mut space);
+    let word = |offset, value| Effect::PhysicalWrite { offset, width: Width::Word, value };
+    // Device Control: MRRS and no-snoop pass, payload size, phantom functions and FLR do not.
+    assert_eq!(
+        view.write(&space, 0x78, Width::Word, 0xdaff),
+        word(0x78, 0x7830 & !0x2800 | 0x800 & 0xdaff)
+    );
+    assert_eq!(view.write(&space, 0x7a, Width::Word, 0xffff), Effect::None);
+    // VPD: reading passes, writing does not.
+    assert_eq!(view.write(&space, 0xb2, Width::Word, 0x10), word(0xb2, 0x10));
+    assert_eq!(view.write(&space, 0xb2, Width::Word, 0x8010), Effect::None);
+    assert_eq!(view.write(&space, 0xb4, Width::Dword, 1), Effect::None);
+    // The device's own registers pass in both directions.
+    assert_eq!(view.read(&space, 0xd1, Width::Byte), 0x55);
+    assert_eq!(view.write(&space, 0xd2, Width::Word, 7), word(0xd2, 7));
+    // Power states are played, not passed.
+    assert_eq!(view.write(&space, 0x44, Width::Word, 3), Effect::None);
+    assert_eq!(view.read(&space, 0x44, Width::Word), 0xb);
+}
+
+proptest! {
+    #[test]
+    fn guests_size_and_move_bars_as_on_the_device(bars in arbitrary_bars(), to: [u32; 6]) {
+        let mut space = FakeSpace::default();
+        space.device(AT, 0).set_bars(&bars);
+        let mut view = view(&mut space);
+        let mut real = space.clone();
+        for (i, to) in to.into_iter().enumerate() {
+            let offset = BAR0 + 4 * i as u16;
+            for value in [u32::MAX, to] {
+                let before = view.bar_address(i as u8);
+                let effect = view.write(&space, offset, Width::Dword, value);
+                real.write(AT, offset, Width::Dword, value);
+                let seen = view.read(&space, offset, Width::Dword);
+                prop_assert_eq!(seen, real.read(AT, offset, Width::Dword));
+                if let Effect::BarMoved { bar, old, new } = effect {
+                    prop_assert_eq!(view.bar_address(bar), new);
+                    prop_assert!(usize::from(bar) != i || old == before);
+                    prop_assert_eq!(new % view.bar(bar).unwrap().size, 0);
+                }
+            }
+        }
+        prop_assert_eq!(&space.functions[&AT].bytes[0x10..0x28], &{
+            let mut untouched = FakeSpace::default();
+            untouched.device(AT, 0).set_bars(&bars);
+            untouched.functions[&AT].bytes[0x10..0x28].to_vec()
+        }[..]);
+    }
+
+    #[test]
+    fn no_access_writes_where_the_guest_must_not(
+        content in proptest::collection::vec(any::<u8>(), 1024),
+        accesses in proptest::collection::vec((0u16..1024, 0usize..3, any::<u32>()), 1..80),
+    ) {
+        let mut space = FakeSpace::default();
+        space.device(AT, 0).bytes[4..1024].copy_from_slice(&content[4..]);
+        let mut view = view(&mut space);
+        for (offset, width, value) in accesses {
+            let width = WIDTHS[width];
+            let offset = offset & !(u16::from(width.bytes()) - 1);
+            let _ = view.read(&space, offset, width);
+            if let Effect::PhysicalWrite { offset, width, value } = view.write(&space, offset, width, value) {
+                prop_assert!((0x40..0x100).contains(&offset));
+                prop_assert_eq!(u64::from(value) & !width.mask(), 0);
+                prop_assert_eq!(offset % u16::from(width.bytes()), 0);
+            }
+        }
+    }
+}
