@@ -155,6 +155,9 @@ pub trait Machine {
     fn write_msr(&mut self, msr: u32, value: u64) -> bool;
     /// Writes XCR0; `false` where the CPU raises #GP.
     fn write_xcr0(&mut self, value: u64) -> bool;
+    /// The low 128 bits of a vector register (XMM0 to XMM15), which hold the guest's own value: the
+    /// hypervisor uses none.
+    fn vector_register(&self, register: u8) -> [u8; 16];
     /// Reads a physical port.
     fn port_read(&mut self, port: u16, width: Width) -> u32;
     /// Writes a physical port.

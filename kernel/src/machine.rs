@@ -135,6 +135,10 @@ impl<F: Format> Machine for GuestMachine<F> {
         unsafe { instructions::write_xcr0_checked(value) }
     }
 
+    fn vector_register(&self, register: u8) -> [u8; 16] {
+        instructions::vector_register(register)
+    }
+
     fn port_read(&mut self, port: u16, width: Width) -> u32 {
         // SAFETY: policy reads only ports that the configuration gave to the guest.
         unsafe { instructions::port_read(port, width) }
