@@ -1,2 +1,8 @@
 //! DMAR parsing and VT-d: DMA remapping, interrupt remapping, faults.
+//!
+//! * [`dmar`]: which units, devices and reserved regions the firmware names (pure)
+//! * [`vtd`]: the units themselves, behind [`arch::iommu::Iommu`]
 #![cfg_attr(not(test), no_std)]
+
+pub mod dmar;
+pub mod vtd;

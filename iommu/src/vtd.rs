@@ -1,0 +1,298 @@
+//! Intel VT-d: all remapping units of the machine behind [`arch::iommu::Iommu`].
+//!
+//! All units of PCI segment 0 share one root table and one interrupt-remapping table, as a function
+//! is found by its own number in both. Units of other segments get a page of zeroes for both: nothing
+//! there reaches memory or a CPU.
+//!
+//! * [`unit`]: one unit's bring-up order; [`registers`]: its window
+//! * [`context`], [`remapping`]: entries; [`invalidation`]: telling the unit about changed ones
+//! * [`fault`]: what the unit refused
+
+mod context;
+mod fault;
+mod invalidation;
+mod memory;
+mod registers;
+mod remapping;
+mod unit;
+
+use arch::interrupt::{InterruptTarget, MsiMessage};
+use arch::iommu::{DomainId, Fault, InterruptSource, Iommu, IommuError, RemapIndex};
+use arch::{Bdf, Hpa, Iova, PageSize};
+use arrayvec::ArrayVec;
+use mem::{Access, DmaFormat, MapError, MemoryType, Table, TableMemory};
+
+use crate::dmar::{Bridges, Dmar};
+use context::ContextEntry;
+use invalidation::Descriptor;
+use memory::WrittenThrough;
+pub use registers::{Mmio, Registers};
+use unit::Unit;
+
+/// More units than this are refused.
+const MAX_UNITS: usize = 16;
+/// More domains than this are refused; every guest has one.
+const MAX_DOMAINS: usize = 64;
+
+/// The machine's VT-d units.
+pub struct VtD<'a, M, R = Mmio> {
+    dmar: Dmar<'a>,
+    bridges: Bridges<'a>,
+    memory: WrittenThrough<M>,
+    units: ArrayVec<Unit<R>, MAX_UNITS>,
+    root: Hpa,
+    remap_table: Hpa,
+    /// Entries below this one are handed out.
+    next_remap: u16,
+    format: DmaFormat,
+    /// First DMA address that is too wide.
+    iova_limit: u64,
+    /// First domain identifier that is too big for some unit.
+    domain_limit: usize,
+    /// Domain n is at n - 1: identifier 0 belongs to the units.
+    domains: ArrayVec<Table<DmaFormat>, MAX_DOMAINS>,
+}
+
+impl<'a, M: TableMemory> VtD<'a, M> {
+    /// Switches translation and interrupt remapping on in every unit that `dmar` names. No function
+    /// is attached: none reaches memory or a CPU any more.
+    ///
+    /// # Errors
+    /// When a unit lacks something or does not answer, or when frames run out. Units that are on
+    /// already stay on.
+    ///
+    /// # Safety
+    /// `dmar` is this machine's own table. Its units are mapped uncached at their physical addresses,
+    /// and nobody else drives them. `memory` hands out identity-mapped RAM that nobody else uses and
+    /// reads and writes it as it is. No function masters the bus.
+    pub unsafe fn new(dmar: Dmar<'a>, bridges: Bridges<'a>, memory: M) -> Result<Self, IommuError> {
+        Self::with_registers(dmar, bridges, memory, |base| {
+            // SAFETY: the caller vouches for the units that the table names.
+            unsafe { Mmio::new(base) }
+        })
+    }
+}
+
+impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
+    fn with_registers(
+        dmar: Dmar<'a>,
+        bridges: Bridges<'a>,
+        memory: M,
+        window: impl Fn(Hpa) -> R,
+    ) -> Result<Self, IommuError> {
+        if !dmar.interrupt_remapping() {
+            let what = "interrupt remapping, says the firmware's DMAR table: enable it in setup";
+            return Err(IommuError::Missing(what));
+        }
+        let mut units = ArrayVec::new();
+        for drhd in dmar.units() {
+            let unit = Unit::probe(window(drhd.registers), drhd.registers, drhd.segment)?;
+            let too_many = IommuError::Missing("a unit count that Nexit can handle, at most 16");
+            units.try_push(unit).map_err(|_| too_many)?;
+        }
+        let format = common_format(&units)?;
+        let mut memory = WrittenThrough::new(memory, units.iter().any(|u| !u.extended.coherent()));
+        let bits = units.iter().map(|unit| unit.capability.address_width()).min().unwrap_or(0);
+        let domains = units.iter().map(|unit| unit.capability.domains() as usize).min();
+        let table_size = u64::from(remapping::ENTRIES) * remapping::ENTRY_SIZE;
+        let mut vtd = Self {
+            root: memory.allocate_table().ok_or(IommuError::OutOfFrames)?,
+            remap_table: memory.allocate_contiguous(table_size).ok_or(IommuError::OutOfFrames)?,
+            memory,
+            dmar,
+            bridges,
+            units,
+            next_remap: 0,
+            format,
+            iova_limit: 1 << bits.min(12 + 9 * format.levels),
+            domain_limit: domains.unwrap_or(0),
+            domains: ArrayVec::new(),
+        };
+        vtd.bring_up()?;
+        Ok(vtd)
+    }
+
+    fn bring_up(&mut self) -> Result<(), IommuError> {
+        const ENTRIES_IN_A_PAGE: u32 = 256;
+        let table = remapping::table_address(self.remap_table, remapping::ENTRIES.into());
+        for unit in &mut self.units {
+            if unit.segment == 0 {
+                unit.bring_up(&mut self.memory, self.root, table)?;
+            } else {
+                let nothing = self.memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
+                let table = remapping::table_address(nothing, ENTRIES_IN_A_PAGE);
+                unit.bring_up(&mut self.memory, nothing, table)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The unit that remaps `function`.
+    fn unit_for(&self, function: Bdf) -> Result<usize, IommuError> {
+        self.dmar
+            .drhd_for(function, self.bridges)
+            .and_then(|drhd| self.units.iter().position(|unit| unit.base == drhd.registers))
+            .ok_or(IommuError::NoUnit(function))
+    }
+
+    /// Makes the unit at `index` in `units` forget what it knows of context entries and translations.
+    fn flush(&mut self, index: usize) -> Result<(), IommuError> {
+        self.units.get_mut(index).map_or(Ok(()), |unit| unit.flush_translations(&mut self.memory))
+    }
+
+    fn domain(&mut self, id: DomainId) -> Option<&mut Table<DmaFormat>> {
+        self.domains.get_mut(usize::from(id.0).checked_sub(1)?)
+    }
+
+    fn remap_slot(&self, index: u16) -> Hpa {
+        self.remap_table.wrapping_add(u64::from(index) * remapping::ENTRY_SIZE)
+    }
+}
+
+/// The table format that every unit can walk.
+fn common_format<R>(units: &[Unit<R>]) -> Result<DmaFormat, IommuError> {
+    let all = |can: fn(&Unit<R>) -> bool| units.iter().all(can);
+    let levels = if all(|unit| unit.capability.levels(4)) {
+        4
+    } else if all(|unit| unit.capability.levels(3)) {
+        3
+    } else {
+        return Err(IommuError::Missing("second-stage tables of 3 or 4 levels in all its units"));
+    };
+    let largest = match (all(|u| u.capability.pages_2m()), all(|u| u.capability.pages_1g())) {
+        (true, true) => PageSize::Size1G,
+        (true, false) => PageSize::Size2M,
+        (false, _) => PageSize::Size4K,
+    };
+    Ok(DmaFormat { levels, largest })
+}
+
+const fn map_error(error: MapError) -> IommuError {
+    match error {
+        MapError::OutOfFrames => IommuError::OutOfFrames,
+        MapError::InputTooWide(at) | MapError::OutputTooWide(at) => IommuError::AddressTooWide(at),
+        MapError::NotAligned(at) | MapError::AlreadyMapped(at) | MapError::NotMapped(at) => {
+            IommuError::BadRange(at)
+        }
+    }
+}
+
+impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
+    fn name(&self) -> &'static str {
+        "vt-d"
+    }
+
+    fn create_domain(&mut self) -> Result<DomainId, IommuError> {
+        let id = self.domains.len() + 1;
+        if id >= self.domain_limit || self.domains.is_full() {
+            return Err(IommuError::OutOfDomains);
+        }
+        self.domains.push(Table::new(self.format, &mut self.memory).map_err(map_error)?);
+        Ok(DomainId(id as u16))
+    }
+
+    fn map(
+        &mut self,
+        domain: DomainId,
+        iova: Iova,
+        hpa: Hpa,
+        length: u64,
+    ) -> Result<(), IommuError> {
+        if iova.checked_add(length).is_none_or(|end| end.as_u64() > self.iova_limit) {
+            return Err(IommuError::AddressTooWide(iova.as_u64()));
+        }
+        let index = usize::from(domain.0).wrapping_sub(1);
+        let table = self.domains.get_mut(index).ok_or(IommuError::UnknownDomain(domain))?;
+        let (access, kind) = (Access::READ_WRITE, MemoryType::WriteBack);
+        let flush = table.map(&mut self.memory, iova.as_u64(), hpa, length, access, kind);
+        let published = self.units.iter_mut().try_for_each(|unit| unit.publish(&mut self.memory));
+        // Nothing was mapped there before; units that cache even that were told just now.
+        flush.map_err(map_error)?.nothing_cached();
+        published
+    }
+
+    fn attach(&mut self, function: Bdf, domain: DomainId) -> Result<(), IommuError> {
+        let unit = self.unit_for(function)?;
+        let table = self.domain(domain).ok_or(IommuError::UnknownDomain(domain))?.root();
+        self.detach(function)?;
+        let root_slot = context::root_slot(self.root, function);
+        let mut root_entry = self.memory.read(root_slot);
+        if root_entry & context::PRESENT == 0 {
+            let contexts = self.memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
+            root_entry = context::root_entry(contexts);
+            self.memory.write(root_slot, root_entry);
+        }
+        let slot = context::context_slot(root_entry, function);
+        let entry = ContextEntry::new(table, self.format.levels, domain.0);
+        // The present bit is in the low half: it comes last.
+        self.memory.write(slot.wrapping_add(8), entry.high);
+        self.memory.write(slot, entry.low);
+        self.flush(unit)
+    }
+
+    fn detach(&mut self, function: Bdf) -> Result<(), IommuError> {
+        let unit = self.unit_for(function)?;
+        let root_entry = self.memory.read(context::root_slot(self.root, function));
+        if root_entry & context::PRESENT == 0 {
+            return Ok(());
+        }
+        let slot = context::context_slot(root_entry, function);
+        self.memory.write(slot, 0);
+        self.memory.write(slot.wrapping_add(8), 0);
+        self.flush(unit)
+    }
+
+    fn allocate_remap(
+        &mut self,
+        source: InterruptSource,
+        count: u16,
+    ) -> Result<RemapIndex, IommuError> {
+        let requester = match source {
+            InterruptSource::Device(function) => self.unit_for(function).map(|_| function)?,
+            InterruptSource::IoApic(id) => {
+                self.dmar.ioapic_requester(id, self.bridges).ok_or(IommuError::UnknownIoApic(id))?
+            }
+        };
+        let first = self.next_remap;
+        let end = first.checked_add(count).filter(|end| *end <= remapping::ENTRIES);
+        self.next_remap = end.ok_or(IommuError::OutOfRemapEntries)?;
+        for index in first..self.next_remap {
+            let high = self.remap_slot(index).wrapping_add(8);
+            self.memory.write(high, remapping::entry_high(requester));
+        }
+        Ok(RemapIndex(first))
+    }
+
+    fn set_remap(
+        &mut self,
+        index: RemapIndex,
+        target: Option<InterruptTarget>,
+    ) -> Result<(), IommuError> {
+        if index.0 >= self.next_remap {
+            return Err(IommuError::OutOfRemapEntries);
+        }
+        self.memory.write(self.remap_slot(index.0), target.map_or(0, remapping::entry_low));
+        for unit in self.units.iter_mut().filter(|unit| unit.segment == 0) {
+            unit.invalidate(&mut self.memory, &[Descriptor::interrupt(index)])?;
+        }
+        Ok(())
+    }
+
+    fn remap_message(&self, index: RemapIndex) -> MsiMessage {
+        remapping::message(index)
+    }
+
+    fn remap_redirection(
+        &self,
+        index: RemapIndex,
+        target: InterruptTarget,
+        active_low: bool,
+        unmasked: bool,
+    ) -> u64 {
+        remapping::redirection(index, target, active_low, unmasked)
+    }
+
+    fn poll_faults(&mut self, sink: &mut dyn FnMut(Fault)) -> u32 {
+        self.units.iter_mut().map(|unit| u32::from(unit.poll_faults(sink))).sum()
+    }
+}
