@@ -3,14 +3,13 @@
 //!
 //! Invariant: nothing that could raise #GP is done before [`check`] has said yes.
 
-use core::arch::x86_64::__cpuid;
 use core::fmt;
 
 use arch::Hpa;
 use arch::address::PAGE_SIZE;
 use arch::msr::{IA32_EFER, VM_CR, VM_HSAVE_PA};
 use arch::register::Efer;
-use x86_64::registers::model_specific::Msr;
+use cpu::instructions::{cpuid, read_msr, write_msr};
 
 /// CPUID 0x8000_0001 ECX: SVM.
 const CPUID_SVM: u32 = 1 << 2;
@@ -48,16 +47,16 @@ impl Capabilities {
     #[must_use]
     pub unsafe fn read() -> Self {
         let none = Self { extended_features: 0, asids: 0, svm_features: 0, vm_cr: 0 };
-        if __cpuid(0x8000_0000).eax < 0x8000_000a {
+        if cpuid(0x8000_0000, 0).eax < 0x8000_000a {
             return none;
         }
-        let extended_features = __cpuid(0x8000_0001).ecx;
+        let extended_features = cpuid(0x8000_0001, 0).ecx;
         if extended_features & CPUID_SVM == 0 {
             return Self { extended_features, ..none };
         }
-        let leaf = __cpuid(0x8000_000a);
+        let leaf = cpuid(0x8000_000a, 0);
         // SAFETY: every CPU with SVM has VM_CR; the caller runs at privilege level 0.
-        let vm_cr = unsafe { Msr::new(VM_CR).read() };
+        let vm_cr = unsafe { read_msr(VM_CR) };
         Self { extended_features, asids: leaf.ebx, svm_features: leaf.edx, vm_cr }
     }
 }
@@ -182,15 +181,14 @@ pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
     frame(hsave)?;
     if capabilities.vm_cr & VM_CR_SVMDIS != 0 {
         // SAFETY: `check` has seen that VM_CR is not locked; clearing SVMDIS only permits SVME.
-        unsafe { Msr::new(VM_CR).write(capabilities.vm_cr & !VM_CR_SVMDIS) };
+        unsafe { write_msr(VM_CR, capabilities.vm_cr & !VM_CR_SVMDIS) };
     }
-    let mut efer = Msr::new(IA32_EFER);
     // SAFETY: every 64-bit CPU has EFER; privilege level 0.
-    let value = unsafe { efer.read() };
+    let efer = unsafe { read_msr(IA32_EFER) };
     // SAFETY: the CPU has SVM and VM_CR permits it, so SVME is no reserved bit; the rest is kept.
-    unsafe { efer.write(value | Efer::SVME.bits()) };
+    unsafe { write_msr(IA32_EFER, efer | Efer::SVME.bits()) };
     // SAFETY: SVM is on; the address is a frame's and the caller gives the frame away.
-    unsafe { Msr::new(VM_HSAVE_PA).write(hsave.as_u64()) };
+    unsafe { write_msr(VM_HSAVE_PA, hsave.as_u64()) };
     Ok(features)
 }
 

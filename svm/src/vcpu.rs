@@ -94,8 +94,8 @@ impl SvmVcpu {
         for at in [setup.vmcb, setup.nested_root].into_iter().chain(maps) {
             frame(at)?;
         }
-        let vmcb = NonNull::new(setup.vmcb.as_u64() as *mut Vmcb)
-            .ok_or(SvmError::NotAFrame(setup.vmcb))?;
+        let vmcb =
+            cpu::physical::non_null::<Vmcb>(setup.vmcb).ok_or(SvmError::NotAFrame(setup.vmcb))?;
         // SAFETY: an identity-mapped frame that the caller gives away, aligned and large enough.
         unsafe { vmcb.write(Vmcb::zeroed()) };
         let mut vcpu = Self {
