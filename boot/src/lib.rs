@@ -9,14 +9,14 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
-mod bytes;
+pub mod bytes;
 #[cfg(target_os = "none")]
 pub mod entry;
 mod error;
 mod info;
 mod memory_map;
 mod multiboot1;
-mod multiboot2;
+pub mod multiboot2;
 
 pub use error::BootError;
 pub use info::{BootInfo, Loader, MAX_MODULES, Module};

@@ -1,7 +1,8 @@
 //! Multiboot2 information as GRUB and this project's UEFI loader leave it
 //! (Multiboot2 Specification 2.0, "Boot information format").
 //!
-//! One block: a total size, then tags of type and size, each at a multiple of 8.
+//! One block: a total size, then tags of type and size, each at a multiple of 8. The numbers are
+//! public because the UEFI loader writes what [`crate::parse`] reads.
 #![forbid(unsafe_code)]
 
 use crate::LoaderMemory;
@@ -13,24 +14,32 @@ use arch::Hpa;
 use arch::address::HpaRange;
 
 /// What a multiboot2 loader leaves in EAX.
-pub(crate) const MAGIC: u32 = 0x36d7_6289;
+pub const MAGIC: u32 = 0x36d7_6289;
 
 /// The name by which this project's own loader is known.
-const UEFI_LOADER_NAME: &str = "Nexit UEFI loader";
+pub const UEFI_LOADER_NAME: &str = "Nexit UEFI loader";
 
 /// Size of the block's header, and of a tag's.
-const HEADER_SIZE: usize = 8;
+pub const HEADER_SIZE: usize = 8;
 
-/// Tag types.
-const END: u32 = 0;
-const COMMAND_LINE: u32 = 1;
-const LOADER_NAME: u32 = 2;
-const MODULE: u32 = 3;
-const MEMORY_MAP: u32 = 6;
-const EFI64_SYSTEM_TABLE: u32 = 12;
-const RSDP_1: u32 = 14;
-const RSDP_2: u32 = 15;
-const EFI_MEMORY_MAP: u32 = 17;
+/// Tag type: end of the tags.
+pub const END: u32 = 0;
+/// Tag type: text.
+pub const COMMAND_LINE: u32 = 1;
+/// Tag type: text.
+pub const LOADER_NAME: u32 = 2;
+/// Tag type: first byte, first byte behind (32 bits each), text.
+pub const MODULE: u32 = 3;
+/// Tag type: entry size, entry version, entries as from BIOS.
+pub const MEMORY_MAP: u32 = 6;
+/// Tag type: 64-bit address.
+pub const EFI64_SYSTEM_TABLE: u32 = 12;
+/// Tag type: copy of an ACPI 1.0 RSDP.
+pub const RSDP_1: u32 = 14;
+/// Tag type: copy of an ACPI 2.0 RSDP.
+pub const RSDP_2: u32 = 15;
+/// Tag type: descriptor size, descriptor version, descriptors.
+pub const EFI_MEMORY_MAP: u32 = 17;
 
 pub(crate) fn parse<'m>(
     address: Hpa,
