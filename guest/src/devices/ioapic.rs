@@ -1,0 +1,246 @@
+//! The virtual I/O APIC: 24 redirection entries behind the index and data registers of its page.
+//!
+//! The guest's entries are what it wrote; what they mean for the machine is the caller's to do, on
+//! every [`IoApicEffect`]. Remote IRR reads as clear: level lines are ended by the EOI broadcast in
+//! the machine's own I/O APIC. (Intel 82093AA data sheet, "Register Description"; 100-Series PCH
+//! data sheet, "EOI Register".)
+
+use arch::Vector;
+use arch::interrupt::TriggerMode;
+
+/// Guest-physical address of the page.
+pub const BASE: u64 = 0xfec0_0000;
+/// Its APIC identifier in the MADT and in its own ID register.
+pub const ID: u8 = 0;
+/// Number of inputs; global system interrupts begin with 0.
+pub const INPUTS: usize = 24;
+
+/// The version that has an EOI register.
+const VERSION: u32 = 0x20;
+const IOREGSEL: u64 = 0x00;
+const IOWIN: u64 = 0x10;
+const EOI: u64 = 0x40;
+const FIRST_ENTRY: u8 = 0x10;
+
+/// A redirection entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RedirectionEntry(pub u64);
+
+impl RedirectionEntry {
+    /// After reset: masked.
+    pub const MASKED: Self = Self(1 << 16);
+    /// What software may write: neither delivery status (12) nor Remote IRR (14).
+    const WRITABLE: u64 = 0xff00_0000_0001_afff;
+
+    /// The vector.
+    #[must_use]
+    pub const fn vector(self) -> Vector {
+        Vector(self.0 as u8)
+    }
+
+    /// Delivery mode is *fixed* or *lowest priority*: the modes that carry a vector. The others are
+    /// not delivered to a guest.
+    #[must_use]
+    pub const fn delivers_vector(self) -> bool {
+        matches!(self.0 >> 8 & 7, 0 | 1)
+    }
+
+    /// The destination is a logical one.
+    #[must_use]
+    pub const fn logical(self) -> bool {
+        self.0 & 1 << 11 != 0
+    }
+
+    /// The destination: an APIC identifier, or a logical one.
+    #[must_use]
+    pub const fn destination(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+
+    /// The line is active when low.
+    #[must_use]
+    pub const fn active_low(self) -> bool {
+        self.0 & 1 << 13 != 0
+    }
+
+    /// Trigger mode.
+    #[must_use]
+    pub const fn trigger(self) -> TriggerMode {
+        if self.0 & 1 << 15 != 0 { TriggerMode::Level } else { TriggerMode::Edge }
+    }
+
+    /// Masked.
+    #[must_use]
+    pub const fn masked(self) -> bool {
+        self.0 & 1 << 16 != 0
+    }
+}
+
+/// An entry that the guest has rewritten with another value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RedirectionChange {
+    /// The input.
+    pub gsi: u32,
+    /// The entry before.
+    pub old: RedirectionEntry,
+    /// The entry now.
+    pub new: RedirectionEntry,
+}
+
+/// What a write asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoApicEffect {
+    /// Nothing.
+    None,
+    /// A line is to be routed anew.
+    Redirection(RedirectionChange),
+    /// The guest ends a level interrupt of this vector by the EOI register.
+    EndOfInterrupt(Vector),
+}
+
+/// The registers.
+#[derive(Clone, Debug)]
+pub struct IoApic {
+    select: u8,
+    id: u8,
+    entries: [RedirectionEntry; INPUTS],
+}
+
+impl Default for IoApic {
+    fn default() -> Self {
+        Self { select: 0, id: ID, entries: [RedirectionEntry::MASKED; INPUTS] }
+    }
+}
+
+impl IoApic {
+    /// The entry of a global system interrupt.
+    #[must_use]
+    pub fn entry(&self, gsi: u32) -> Option<RedirectionEntry> {
+        self.entries.get(gsi as usize).copied()
+    }
+
+    /// Reads the 32-bit register at `offset` in the page. What is no register reads as 0.
+    #[must_use]
+    pub fn read(&self, offset: u64) -> u32 {
+        match (offset, self.select) {
+            (IOREGSEL, select) => u32::from(select),
+            // ID and arbitration ID.
+            (IOWIN, 0 | 2) => u32::from(self.id) << 24,
+            (IOWIN, 1) => VERSION | (INPUTS as u32 - 1) << 16,
+            (IOWIN, select) => {
+                let entry = self.entries.get(entry_index(select)).map_or(0, |entry| entry.0);
+                (entry >> (32 * (select & 1))) as u32
+            }
+            _ => 0,
+        }
+    }
+
+    /// Writes the 32-bit register at `offset` in the page.
+    pub fn write(&mut self, offset: u64, value: u32) -> IoApicEffect {
+        match (offset, self.select) {
+            (IOREGSEL, _) => self.select = value as u8,
+            (IOWIN, 0) => self.id = (value >> 24) as u8 & 0x0f,
+            (IOWIN, select) => return self.write_entry(select, value),
+            (EOI, _) => return IoApicEffect::EndOfInterrupt(Vector(value as u8)),
+            _ => {}
+        }
+        IoApicEffect::None
+    }
+
+    fn write_entry(&mut self, select: u8, value: u32) -> IoApicEffect {
+        let index = entry_index(select);
+        let Some(entry) = self.entries.get_mut(index) else { return IoApicEffect::None };
+        let old = *entry;
+        let shift = 32 * (select & 1);
+        let kept = old.0 & !(0xffff_ffff << shift);
+        let new = RedirectionEntry((kept | u64::from(value) << shift) & RedirectionEntry::WRITABLE);
+        *entry = new;
+        if new == old {
+            return IoApicEffect::None;
+        }
+        IoApicEffect::Redirection(RedirectionChange { gsi: index as u32, old, new })
+    }
+}
+
+/// The entry that a value of IOREGSEL names; out of range where it names none.
+fn entry_index(select: u8) -> usize {
+    select.checked_sub(FIRST_ENTRY).map_or(usize::MAX, |half| usize::from(half / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write(ioapic: &mut IoApic, register: u8, value: u32) -> IoApicEffect {
+        assert_eq!(ioapic.write(IOREGSEL, register.into()), IoApicEffect::None);
+        ioapic.write(IOWIN, value)
+    }
+
+    fn read(ioapic: &mut IoApic, register: u8) -> u32 {
+        ioapic.write(IOREGSEL, register.into());
+        ioapic.read(IOWIN)
+    }
+
+    #[test]
+    fn it_has_24_masked_inputs_and_an_eoi_register() {
+        let mut ioapic = IoApic::default();
+        assert_eq!(read(&mut ioapic, 1), 0x0017_0020);
+        assert!((0..24).all(|gsi| ioapic.entry(gsi).unwrap().masked()));
+        assert_eq!(ioapic.entry(24), None);
+        let effect = ioapic.write(EOI, 0x31);
+        assert_eq!(effect, IoApicEffect::EndOfInterrupt(Vector(0x31)));
+    }
+
+    #[test]
+    fn linux_routes_the_uart_edge_triggered_to_a_cpu() {
+        let mut ioapic = IoApic::default();
+        write(&mut ioapic, 0x10 + 2 * 4 + 1, 0x0100_0000);
+        let effect = write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024);
+        let IoApicEffect::Redirection(change) = effect else { panic!("{effect:?}") };
+        assert_eq!(change.gsi, 4);
+        assert!(change.old.masked() && !change.new.masked());
+        assert_eq!((change.new.vector(), change.new.destination()), (Vector(0x24), 1));
+        assert!(change.new.delivers_vector() && !change.new.logical());
+        assert_eq!(change.new.trigger(), TriggerMode::Edge);
+        assert_eq!(write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024), IoApicEffect::None);
+    }
+
+    #[test]
+    fn fields_decode_as_the_data_sheet_has_them() {
+        let entry = RedirectionEntry(0x0f00_0000_0000_a931);
+        assert!(entry.logical() && entry.active_low() && entry.delivers_vector());
+        assert_eq!((entry.trigger(), entry.destination()), (TriggerMode::Level, 0x0f));
+        assert!(!RedirectionEntry(0x400).delivers_vector(), "NMI");
+        assert!(!RedirectionEntry(0x700).delivers_vector(), "ExtINT");
+    }
+
+    proptest! {
+        #[test]
+        fn entries_are_what_was_written_without_the_read_only_bits(
+            writes in proptest::collection::vec((any::<u8>(), any::<u32>()), 0..64)
+        ) {
+            let mut ioapic = IoApic::default();
+            let mut model = [0x1_0000u64; INPUTS];
+            for (register, value) in writes {
+                let effect = write(&mut ioapic, register, value);
+                if (0x10..0x40).contains(&register) {
+                    let place = &mut model[usize::from(register - 0x10) / 2];
+                    let old = *place;
+                    *place = if register & 1 == 0 {
+                        *place >> 32 << 32 | u64::from(value & 0x1_afff)
+                    } else {
+                        *place & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32
+                    };
+                    prop_assert_eq!(old != *place, effect != IoApicEffect::None);
+                } else {
+                    prop_assert_eq!(effect, IoApicEffect::None);
+                }
+            }
+            for (gsi, entry) in model.iter().enumerate() {
+                prop_assert_eq!(ioapic.entry(gsi as u32), Some(RedirectionEntry(*entry)));
+                prop_assert_eq!(read(&mut ioapic, 0x10 + 2 * gsi as u8), *entry as u32);
+            }
+        }
+    }
+}

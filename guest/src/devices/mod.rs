@@ -1,0 +1,203 @@
+//! The devices that every PC has, as state machines: port accesses in, values and effects out.
+//!
+//! Nothing here touches the machine or interrupts by itself. A port that no device claims reads as
+//! all ones and takes writes silently, as an empty bus does (0x80 and 0xED, to which operating
+//! systems write for the delay, are such ports).
+
+pub mod clock;
+pub mod ioapic;
+pub mod pic;
+pub mod pit;
+pub mod power;
+pub mod rtc;
+pub mod uart;
+
+use arch::Width;
+use arch::machine::Machine;
+use arch::msr::PortRange;
+
+use clock::Clock;
+
+/// What a port write asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PortEffect {
+    /// Nothing.
+    None,
+    /// A byte of console output.
+    Transmit(u8),
+    /// The guest is done.
+    PowerOff,
+    /// The guest wants to be restarted.
+    Reboot,
+}
+
+/// One guest's devices on ports.
+#[derive(Clone, Debug, Default)]
+pub struct Devices {
+    /// The console.
+    pub uart: uart::Uart,
+    pics: pic::Pics,
+    pit: pit::Pit,
+    rtc: rtc::Rtc,
+    power: power::Power,
+}
+
+/// The device that a port belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Owner {
+    Uart,
+    Pics,
+    Pit,
+    Rtc,
+    Power,
+    Nobody,
+}
+
+fn owner(port: u16) -> Owner {
+    let within = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(port));
+    if uart::PORTS.contains(port) {
+        Owner::Uart
+    } else if within(&power::PORTS) {
+        Owner::Power
+    } else if within(&pit::PORTS) {
+        Owner::Pit
+    } else if within(&pic::PORTS) {
+        Owner::Pics
+    } else if rtc::PORTS.contains(port) {
+        Owner::Rtc
+    } else {
+        Owner::Nobody
+    }
+}
+
+impl Devices {
+    /// Whether a device is at `port`. Such a port must not be handed to the guest raw.
+    #[must_use]
+    pub fn claims(port: u16) -> bool {
+        owner(port) != Owner::Nobody
+    }
+
+    /// IN of `width` bytes at `port`.
+    pub fn read(&mut self, port: u16, width: Width, machine: &impl Machine) -> u32 {
+        match owner(port) {
+            Owner::Nobody if width == Width::Byte => 0xff,
+            Owner::Power => self.power.read(port, width, Clock::now(machine)),
+            // The other devices have byte registers only: a wider access takes consecutive ones.
+            Owner::Uart | Owner::Pics | Owner::Pit | Owner::Rtc | Owner::Nobody => {
+                (0..u16::from(width.bytes()).min(4)).fold(0, |value, index| {
+                    let byte = self.read_byte(port.wrapping_add(index), machine);
+                    value | u32::from(byte) << (8 * index)
+                })
+            }
+        }
+    }
+
+    /// OUT of `width` bytes of `value` at `port`.
+    pub fn write(
+        &mut self,
+        port: u16,
+        width: Width,
+        value: u32,
+        machine: &impl Machine,
+    ) -> PortEffect {
+        if owner(port) == Owner::Power {
+            return self.power.write(port, width, value);
+        }
+        let mut effect = PortEffect::None;
+        for (index, byte) in value.to_le_bytes().into_iter().enumerate() {
+            if index >= usize::from(width.bytes()) {
+                break;
+            }
+            match self.write_byte(port.wrapping_add(index as u16), byte, machine) {
+                PortEffect::None => {}
+                other => effect = other,
+            }
+        }
+        effect
+    }
+
+    fn read_byte(&mut self, port: u16, machine: &impl Machine) -> u8 {
+        match owner(port) {
+            Owner::Uart => self.uart.read(port - uart::PORTS.first),
+            Owner::Pics => self.pics.read(port),
+            Owner::Pit => self.pit.read(port, Clock::now(machine)),
+            // The index port cannot be read.
+            Owner::Rtc if port == rtc::PORTS.first => 0xff,
+            Owner::Rtc => self.rtc.read(machine.unix_time()),
+            Owner::Power | Owner::Nobody => 0xff,
+        }
+    }
+
+    fn write_byte(&mut self, port: u16, value: u8, machine: &impl Machine) -> PortEffect {
+        match owner(port) {
+            Owner::Uart => {
+                let sent = self.uart.write(port - uart::PORTS.first, value);
+                return sent.map_or(PortEffect::None, PortEffect::Transmit);
+            }
+            Owner::Pics => self.pics.write(port, value),
+            Owner::Pit => self.pit.write(port, value, Clock::now(machine)),
+            Owner::Rtc if port == rtc::PORTS.first => self.rtc.select(value),
+            Owner::Rtc | Owner::Power | Owner::Nobody => {}
+        }
+        PortEffect::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeMachine;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_port_reads_as_ones_and_takes_writes() {
+        let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+        for width in [Width::Byte, Width::Word, Width::Dword] {
+            assert_eq!(devices.read(0x80, width, &machine), width.mask() as u32);
+            assert_eq!(devices.write(0xed, width, 0, &machine), PortEffect::None);
+        }
+    }
+
+    #[test]
+    fn each_device_is_reached_at_its_ports() {
+        let (mut devices, mut machine) = (Devices::default(), FakeMachine::default());
+        machine.unix_time = 59;
+        assert_eq!(devices.write(0x3f8, Width::Byte, 0x41, &machine), PortEffect::Transmit(0x41));
+        assert_eq!(devices.read(0x3fd, Width::Byte, &machine), 0x60);
+        devices.write(0x70, Width::Byte, 0, &machine);
+        assert_eq!(devices.read(0x71, Width::Byte, &machine), 0x59);
+        devices.write(0x21, Width::Byte, 0xfb, &machine);
+        assert_eq!(devices.read(0x21, Width::Byte, &machine), 0xfb);
+        assert_eq!(devices.write(0x604, Width::Word, 0x3400, &machine), PortEffect::PowerOff);
+        assert_eq!(devices.write(0xcf9, Width::Byte, 6, &machine), PortEffect::Reboot);
+        assert_eq!(devices.read(0x61, Width::Byte, &machine) & 0x0f, 0);
+    }
+
+    #[test]
+    fn a_wide_access_takes_consecutive_byte_registers() {
+        let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+        devices.write(0x3fb, Width::Dword, 0x0003_0803, &machine);
+        assert_eq!(devices.read(0x3fb, Width::Word, &machine), 0x0803);
+        assert_eq!(devices.read(0x3ff, Width::Word, &machine), 0xff00);
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_answered_within_its_width(
+            accesses in proptest::collection::vec((any::<u16>(), 0usize..3, any::<Option<u32>>()), 0..128)
+        ) {
+            let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+            for (port, width, value) in accesses {
+                let port = if port & 1 == 0 { port >> 5 } else { port };
+                let width = [Width::Byte, Width::Word, Width::Dword][width];
+                match value {
+                    Some(value) => { devices.write(port, width, value, &machine); }
+                    None => {
+                        let value = devices.read(port, width, &machine);
+                        prop_assert_eq!(u64::from(value) & !width.mask(), 0);
+                    }
+                }
+            }
+        }
+    }
+}

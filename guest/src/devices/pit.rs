@@ -1,0 +1,345 @@
+//! The 8254 timer and port 0x61: counters that are computed from the TSC when they are read.
+//!
+//! Nothing runs and nothing interrupts: operating systems calibrate against channel 2, whose gate
+//! and output are in port 0x61, and set channel 0 up before they find the local APIC's timer.
+//! (Intel 8254 data sheet, "Programming the 8254" and "Mode Definitions".)
+
+use arch::msr::PortRange;
+
+use super::clock::Clock;
+
+/// Counters and control word; and the port that gates channel 2.
+pub const PORTS: [PortRange; 2] =
+    [PortRange { first: 0x40, last: 0x43 }, PortRange { first: 0x61, last: 0x61 }];
+
+/// Input clock in Hz.
+pub const FREQUENCY_HZ: u64 = 1_193_182;
+
+const CONTROL: u16 = 0x43;
+const PORT_61: u16 = 0x61;
+const PORT_61_GATE: u8 = 1 << 0;
+const PORT_61_WRITABLE: u8 = 0x0f;
+const PORT_61_REFRESH: u8 = 1 << 4;
+const PORT_61_OUTPUT: u8 = 1 << 5;
+
+/// Which byte of a counter the next access is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Access {
+    #[default]
+    LowThenHigh,
+    Low,
+    High,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Channel {
+    mode: u8,
+    access: Access,
+    reload: u16,
+    /// TSC when the count was loaded or the gate opened.
+    started: u64,
+    gate: bool,
+    /// Low byte of a two-byte load that waits for its high byte.
+    low_written: Option<u8>,
+    /// The low byte has been read, the high byte is next.
+    high_next: bool,
+    latched: Option<u16>,
+    status: Option<u8>,
+}
+
+impl Channel {
+    const fn new(gate: bool) -> Self {
+        Self {
+            mode: 3,
+            access: Access::LowThenHigh,
+            reload: 0,
+            started: 0,
+            gate,
+            low_written: None,
+            high_next: false,
+            latched: None,
+            status: None,
+        }
+    }
+
+    /// The reload value as the chip counts it: 0 stands for 65,536.
+    fn period(&self) -> u64 {
+        if self.reload == 0 { 1 << 16 } else { u64::from(self.reload) }
+    }
+
+    fn elapsed(&self, clock: Clock) -> u64 {
+        if self.gate { clock.ticks_since(self.started, FREQUENCY_HZ) } else { 0 }
+    }
+
+    /// Modes 2 and 3 start over at the end, the others count on through 0xFFFF.
+    fn periodic(&self) -> bool {
+        matches!(self.mode, 2 | 3 | 6 | 7)
+    }
+
+    fn count(&self, clock: Clock) -> u16 {
+        let (elapsed, period) = (self.elapsed(clock), self.period());
+        match self.mode {
+            3 | 7 => (period - (2 * elapsed) % period) as u16 & !1,
+            2 | 6 => (period - elapsed % period) as u16,
+            _ => period.wrapping_sub(elapsed) as u16,
+        }
+    }
+
+    fn output(&self, clock: Clock) -> bool {
+        let (elapsed, period) = (self.elapsed(clock), self.period());
+        match self.mode {
+            3 | 7 => elapsed % period < period.div_ceil(2),
+            2 | 6 => elapsed % period != period - 1,
+            _ => elapsed >= period,
+        }
+    }
+
+    fn control(&mut self, value: u8, clock: Clock) {
+        match value >> 4 & 3 {
+            0 => {
+                self.latch(clock);
+                return;
+            }
+            1 => self.access = Access::Low,
+            2 => self.access = Access::High,
+            _ => self.access = Access::LowThenHigh,
+        }
+        *self = Self { mode: value >> 1 & 7, access: self.access, ..Self::new(self.gate) };
+        self.started = clock.tsc;
+    }
+
+    fn latch(&mut self, clock: Clock) {
+        self.latched = self.latched.or_else(|| Some(self.count(clock)));
+    }
+
+    fn read_back(&mut self, command: u8, clock: Clock) {
+        if command & 0x20 == 0 {
+            self.latch(clock);
+        }
+        if command & 0x10 == 0 {
+            let access = match self.access {
+                Access::Low => 1,
+                Access::High => 2,
+                Access::LowThenHigh => 3,
+            };
+            let output = u8::from(self.output(clock)) << 7;
+            self.status = self.status.or(Some(output | access << 4 | self.mode << 1));
+        }
+    }
+
+    fn read(&mut self, clock: Clock) -> u8 {
+        if let Some(status) = self.status.take() {
+            return status;
+        }
+        let count = self.latched.unwrap_or_else(|| self.count(clock));
+        let [low, high] = count.to_le_bytes();
+        let (byte, last) = match self.access {
+            Access::Low => (low, true),
+            Access::High => (high, true),
+            Access::LowThenHigh => (if self.high_next { high } else { low }, self.high_next),
+        };
+        self.high_next = !last;
+        if last {
+            self.latched = None;
+        }
+        byte
+    }
+
+    fn write(&mut self, value: u8, clock: Clock) {
+        let reload = match (self.access, self.low_written.take()) {
+            (Access::Low, _) => u16::from(value),
+            (Access::High, _) => u16::from(value) << 8,
+            (Access::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
+            (Access::LowThenHigh, None) => {
+                self.low_written = Some(value);
+                return;
+            }
+        };
+        self.reload = reload;
+        self.started = clock.tsc;
+    }
+}
+
+/// The three channels and port 0x61.
+#[derive(Clone, Debug)]
+pub struct Pit {
+    channels: [Channel; 3],
+    port_61: u8,
+}
+
+impl Default for Pit {
+    fn default() -> Self {
+        Self { channels: [Channel::new(true), Channel::new(true), Channel::new(false)], port_61: 0 }
+    }
+}
+
+impl Pit {
+    /// Period of channel 0 in ticks of [`FREQUENCY_HZ`], where the guest has set it to be periodic.
+    #[must_use]
+    pub fn channel_0_period(&self) -> Option<u64> {
+        let [channel, ..] = &self.channels;
+        channel.periodic().then(|| channel.period())
+    }
+
+    /// Reads one of [`PORTS`].
+    pub fn read(&mut self, port: u16, clock: Clock) -> u8 {
+        match port {
+            PORT_61 => self.read_port_61(clock),
+            // The control word cannot be read.
+            CONTROL => 0xff,
+            _ => self.channel(port).map_or(0xff, |channel| channel.read(clock)),
+        }
+    }
+
+    /// Writes one of [`PORTS`].
+    pub fn write(&mut self, port: u16, value: u8, clock: Clock) {
+        match port {
+            PORT_61 => self.write_port_61(value, clock),
+            CONTROL if value >> 6 == 3 => {
+                for (index, channel) in self.channels.iter_mut().enumerate() {
+                    if value & 2 << index != 0 {
+                        channel.read_back(value, clock);
+                    }
+                }
+            }
+            CONTROL => {
+                if let Some(channel) = self.channel(0x40 + u16::from(value >> 6)) {
+                    channel.control(value, clock);
+                }
+            }
+            _ => {
+                if let Some(channel) = self.channel(port) {
+                    channel.write(value, clock);
+                }
+            }
+        }
+    }
+
+    fn channel(&mut self, port: u16) -> Option<&mut Channel> {
+        self.channels.get_mut(usize::from(port.wrapping_sub(0x40)))
+    }
+
+    fn read_port_61(&self, clock: Clock) -> u8 {
+        let [.., speaker] = &self.channels;
+        // Memory refresh toggled every 15 µs on a PC; code that delays by it is still about.
+        let refresh = clock.ticks_since(0, 1_000_000 / 15) & 1 != 0;
+        self.port_61
+            | if refresh { PORT_61_REFRESH } else { 0 }
+            | if speaker.output(clock) { PORT_61_OUTPUT } else { 0 }
+    }
+
+    fn write_port_61(&mut self, value: u8, clock: Clock) {
+        let [.., speaker] = &mut self.channels;
+        let gate = value & PORT_61_GATE != 0;
+        if gate && !speaker.gate {
+            speaker.started = clock.tsc;
+        }
+        speaker.gate = gate;
+        self.port_61 = value & PORT_61_WRITABLE;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// One TSC tick per nanosecond.
+    fn at_us(us: u64) -> Clock {
+        Clock { tsc: us * 1000, tsc_khz: 1_000_000 }
+    }
+
+    fn load(pit: &mut Pit, control: u8, port: u16, count: u16, clock: Clock) {
+        pit.write(CONTROL, control, clock);
+        let [low, high] = count.to_le_bytes();
+        pit.write(port, low, clock);
+        pit.write(port, high, clock);
+    }
+
+    fn read_word(pit: &mut Pit, port: u16, clock: Clock) -> u16 {
+        let low = pit.read(port, clock);
+        u16::from_le_bytes([low, pit.read(port, clock)])
+    }
+
+    #[test]
+    fn channel_2_counts_50_ms_through_its_gate_as_linux_calibrates() {
+        let mut pit = Pit::default();
+        pit.write(PORT_61, 1, at_us(0));
+        load(&mut pit, 0xb0, 0x42, 59_659, at_us(0));
+        assert_eq!(pit.read(PORT_61, at_us(49_990)) & PORT_61_OUTPUT, 0);
+        assert_ne!(pit.read(PORT_61, at_us(50_010)) & PORT_61_OUTPUT, 0);
+    }
+
+    #[test]
+    fn a_closed_gate_holds_channel_2() {
+        let mut pit = Pit::default();
+        load(&mut pit, 0xb0, 0x42, 1000, at_us(0));
+        assert_eq!(read_word(&mut pit, 0x42, at_us(5000)), 1000);
+        assert_eq!(pit.read(PORT_61, at_us(5000)) & PORT_61_OUTPUT, 0);
+    }
+
+    #[test]
+    fn a_latched_count_stands_still_until_it_has_been_read() {
+        let mut pit = Pit::default();
+        load(&mut pit, 0x34, 0x40, 10_000, at_us(0));
+        pit.write(CONTROL, 0x00, at_us(1000));
+        let latched = read_word(&mut pit, 0x40, at_us(3000));
+        assert_eq!(latched, 10_000 - 1193);
+        assert_eq!(read_word(&mut pit, 0x40, at_us(2000)), 10_000 - 2386);
+        assert_eq!(pit.channel_0_period(), Some(10_000));
+    }
+
+    #[test]
+    fn read_back_gives_status_then_count() {
+        let mut pit = Pit::default();
+        load(&mut pit, 0x34, 0x40, 10_000, at_us(0));
+        pit.write(CONTROL, 0xc2, at_us(0));
+        assert_eq!(pit.read(0x40, at_us(0)), 0x80 | 0x30 | 2 << 1);
+        assert_eq!(read_word(&mut pit, 0x40, at_us(1000)), 10_000);
+    }
+
+    #[test]
+    fn one_byte_access_modes_use_one_byte() {
+        let mut pit = Pit::default();
+        pit.write(CONTROL, 0x90, at_us(0));
+        pit.write(0x42, 0x12, at_us(0));
+        assert_eq!(pit.read(0x42, at_us(0)), 0x12);
+        assert_eq!(pit.read(0x42, at_us(0)), 0x12);
+    }
+
+    #[test]
+    fn the_refresh_bit_toggles() {
+        let mut pit = Pit::default();
+        let one = pit.read(PORT_61, at_us(7)) & PORT_61_REFRESH;
+        let other = pit.read(PORT_61, at_us(22)) & PORT_61_REFRESH;
+        assert_ne!(one, other);
+    }
+
+    proptest! {
+        #[test]
+        fn periodic_counters_stay_in_their_period(
+            reload in 2u16.., square: bool, us in 0u64..1 << 40
+        ) {
+            let mut pit = Pit::default();
+            load(&mut pit, if square { 0x36 } else { 0x34 }, 0x40, reload, at_us(0));
+            let count = read_word(&mut pit, 0x40, at_us(us));
+            prop_assert!(count <= reload);
+        }
+
+        #[test]
+        fn any_sequence_of_accesses_is_survived(
+            accesses in proptest::collection::vec(
+                (0u16..5, any::<Option<u8>>(), any::<u64>(), any::<u32>()), 0..64)
+        ) {
+            let mut pit = Pit::default();
+            for (port, value, tsc, khz) in accesses {
+                let port = if port == 4 { PORT_61 } else { 0x40 + port };
+                let clock = Clock { tsc, tsc_khz: khz.into() };
+                match value {
+                    Some(value) => pit.write(port, value, clock),
+                    None => { pit.read(port, clock); }
+                }
+            }
+        }
+    }
+}
