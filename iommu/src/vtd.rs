@@ -296,3 +296,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         self.units.iter_mut().map(|unit| u32::from(unit.poll_faults(sink))).sum()
     }
 }
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod tests;

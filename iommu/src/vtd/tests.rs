@@ -1,0 +1,209 @@
+//! The driver against the modelled unit.
+
+use super::model::{CAP, ECAP, Model, Ram};
+use super::registers::command;
+use super::*;
+use crate::dmar::tests::{drhd, scope, table};
+use arch::interrupt::{ApicId, DeliveryMode, TriggerMode, Vector};
+use core::ops::RangeInclusive;
+
+const NVME: Bdf = Bdf::new(0, 4, 0);
+const NIC: Bdf = Bdf::new(0, 5, 0);
+const GIB: u64 = 1 << 30;
+
+const TARGET: InterruptTarget = InterruptTarget {
+    vector: Vector(0x31),
+    destination: ApicId(0x1_0002),
+    trigger: TriggerMode::Edge,
+    delivery: DeliveryMode::Fixed,
+};
+
+fn no_bridges(_: Bdf) -> Option<RangeInclusive<u8>> {
+    None
+}
+
+/// Two units of segment 0 (the NIC has its own) and one of segment 1.
+fn firmware_table() -> &'static [u8] {
+    let io_apic = scope(3, 2, 0xff, &[(0, 0)]);
+    let units = [
+        drhd(false, 0, 0x1000, &[scope(1, 0, 0, &[(5, 0)])]),
+        drhd(true, 0, 0x2000, &[io_apic]),
+        drhd(true, 1, 0x3000, &[]),
+    ];
+    table(1, &units).leak()
+}
+
+struct Machine {
+    units: [Model; 3],
+    vtd: Result<VtD<'static, Ram, Model>, IommuError>,
+}
+
+/// Brings a machine up whose units `prepare` has changed before.
+fn machine(prepare: impl Fn(&mut model::State)) -> Machine {
+    let ram = Ram::new();
+    let units = [Model::new(&ram), Model::new(&ram), Model::new(&ram)];
+    units.iter().for_each(|unit| prepare(&mut unit.state.borrow_mut()));
+    let dmar = Dmar::parse(firmware_table()).unwrap();
+    let window = |base: Hpa| units[base.as_u64() as usize / 0x1000 - 1].clone();
+    let vtd = VtD::with_registers(dmar, &no_bridges, ram, window);
+    Machine { units, vtd }
+}
+
+fn refusal(prepare: impl Fn(&mut model::State)) -> String {
+    machine(prepare).vtd.err().unwrap().to_string()
+}
+
+#[test]
+fn after_bring_up_nothing_reaches_memory_or_a_cpu() {
+    let machine = machine(|unit| unit.protected = 1 << 31 | 1);
+    machine.vtd.unwrap();
+    for unit in &machine.units {
+        let expected = [command::SRTP, command::QIE, command::SIRTP, command::TE, command::IRE];
+        assert_eq!(unit.state.borrow().commands, expected);
+        assert_eq!(unit.state.borrow().protected, 0);
+        for id in [0, 0x20, 0xff00, 0xffff] {
+            let function = Bdf::from_requester_id(id);
+            assert_eq!(unit.dma(function, 0x1000), Err(2));
+            assert_eq!(unit.interrupt(function, 0xfee0_0000, 0x31), Err(0x25));
+            assert_eq!(unit.interrupt(function, 0xfee0_0010, 0), Err(0x22));
+        }
+    }
+}
+
+#[test]
+fn what_the_firmware_left_on_is_switched_off_first() {
+    let all = command::TE | command::QIE | command::IRE | command::CFI;
+    let machine = machine(|unit| unit.status = all);
+    // The model refuses new tables while the old ones are in use.
+    machine.vtd.unwrap();
+    assert_eq!(machine.units[0].state.borrow().status & command::CFI, 0);
+}
+
+#[test]
+fn a_function_reaches_its_domain_and_nothing_else() {
+    for caching_mode in [0, 1 << 7] {
+        let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);
+        let mut vtd = vtd.unwrap();
+        let first = vtd.create_domain().unwrap();
+        let second = vtd.create_domain().unwrap();
+        assert_ne!(first, second);
+        assert_eq!(units[1].dma(NVME, 0x5000), Err(2));
+        vtd.attach(NVME, first).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x5000), Err(5));
+        vtd.map(first, Iova::new(0), Hpa::new(GIB), GIB).unwrap();
+        vtd.map(second, Iova::new(0), Hpa::new(2 * GIB), 0x4000).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x5678), Ok(GIB + 0x5678));
+        assert_eq!(units[1].dma(NVME, GIB), Err(5));
+        assert_eq!(units[1].dma(NIC, 0x5678), Err(2));
+        vtd.attach(NIC, second).unwrap();
+        assert_eq!(units[0].dma(NIC, 0x3008), Ok(2 * GIB + 0x3008));
+        assert_eq!(units[0].dma(NIC, 0x4000), Err(5));
+        vtd.attach(NVME, second).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x1000), Ok(2 * GIB + 0x1000));
+        vtd.detach(NVME).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x1000), Err(2));
+        assert_eq!(units[2].dma(NIC, 0x1000), Err(2), "a unit of another segment");
+    }
+}
+
+#[test]
+fn an_entry_serves_its_source_until_it_is_taken_away() {
+    for caching_mode in [0, 1 << 7] {
+        let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);
+        let mut vtd = vtd.unwrap();
+        let first = vtd.allocate_remap(InterruptSource::Device(NIC), 2).unwrap();
+        let next = vtd.allocate_remap(InterruptSource::Device(NVME), 1).unwrap();
+        let second = RemapIndex(first.0 + 1);
+        assert_eq!(next, RemapIndex(first.0 + 2));
+        let message = vtd.remap_message(first);
+        let ring = |source, number| units[0].interrupt(source, message.address, number);
+        assert_eq!(ring(NIC, 0), Err(0x22));
+        vtd.set_remap(first, Some(TARGET)).unwrap();
+        let other = InterruptTarget { vector: Vector(0x42), ..TARGET };
+        vtd.set_remap(second, Some(other)).unwrap();
+        assert_eq!(ring(NIC, 0), Ok((0x31, 0x1_0002, false)));
+        assert_eq!(ring(NIC, 1), Ok((0x42, 0x1_0002, false)), "the second of several messages");
+        assert_eq!(ring(NVME, 0), Err(0x26));
+        vtd.set_remap(first, Some(InterruptTarget { trigger: TriggerMode::Level, ..other }))
+            .unwrap();
+        assert_eq!(ring(NIC, 0), Ok((0x42, 0x1_0002, true)));
+        vtd.set_remap(first, None).unwrap();
+        assert_eq!(ring(NIC, 0), Err(0x22));
+        assert_eq!(ring(NIC, 1), Ok((0x42, 0x1_0002, false)));
+    }
+}
+
+#[test]
+fn an_io_apic_line_carries_its_requester() {
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    let index = vtd.allocate_remap(InterruptSource::IoApic(2), 1).unwrap();
+    vtd.set_remap(index, Some(TARGET)).unwrap();
+    let message = vtd.remap_message(index);
+    let io_apic = Bdf::new(0xff, 0, 0);
+    assert_eq!(units[1].interrupt(io_apic, message.address, 0), Ok((0x31, 0x1_0002, false)));
+    let unknown = vtd.allocate_remap(InterruptSource::IoApic(7), 1);
+    assert_eq!(unknown, Err(IommuError::UnknownIoApic(7)));
+}
+
+#[test]
+fn what_a_unit_lacks_is_said() {
+    assert!(refusal(|unit| unit.ecap = ECAP & !2).contains("lacks queued invalidation"));
+    assert!(refusal(|unit| unit.ecap = ECAP & !8).contains("lacks interrupt remapping"));
+    assert!(refusal(|unit| unit.ecap = ECAP & !16).contains("lacks extended interrupt mode"));
+    assert!(refusal(|unit| unit.cap = CAP & !(31 << 8)).contains("3 or 4 levels"));
+    let absent = refusal(|unit| (unit.cap, unit.ecap) = (u64::MAX, u64::MAX));
+    assert!(absent.contains("read as all ones"));
+}
+
+#[test]
+fn a_unit_that_does_not_answer_is_given_up() {
+    assert!(refusal(|unit| unit.deaf = true).contains("setting the root table pointer"));
+    assert!(refusal(|unit| unit.queue_stopped = true).contains("invalidating its caches"));
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    let index = vtd.allocate_remap(InterruptSource::Device(NVME), 1).unwrap();
+    units[1].state.borrow_mut().fault_status = 1 << 4;
+    let failed = Err(IommuError::TimedOut("invalidating its caches"));
+    assert_eq!(vtd.set_remap(index, Some(TARGET)), failed);
+    units[1].state.borrow_mut().fault_status = 0;
+    assert_eq!(vtd.set_remap(index, Some(TARGET)), failed, "its queue is not trusted any more");
+}
+
+#[test]
+fn faults_are_handed_over_once() {
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    {
+        let mut state = units[1].state.borrow_mut();
+        state.records = [(0xdead_0000, 1 << 63 | 5 << 32 | 0x20), (0, 1 << 63 | 2 << 32 | 0x28)];
+        state.fault_status = 1;
+    }
+    let mut seen = Vec::new();
+    assert_eq!(vtd.poll_faults(&mut |fault| seen.push((fault.source, fault.reason))), 1);
+    assert_eq!(seen, [(NVME, 5), (NIC, 2)]);
+    assert_eq!(vtd.poll_faults(&mut |fault| panic!("{fault} again")), 0);
+}
+
+#[test]
+fn limits_are_errors() {
+    // ND = 0: 16 domain identifiers, of which 0 is not used.
+    let mut vtd = machine(|unit| unit.cap = CAP & !7).vtd.unwrap();
+    let last = (0..15).map(|_| vtd.create_domain().unwrap()).last().unwrap();
+    assert_eq!(vtd.create_domain(), Err(IommuError::OutOfDomains));
+    let mut map = |iova, length| vtd.map(last, Iova::new(iova), Hpa::new(0), length);
+    let wide = 1 << 48;
+    assert_eq!(map(wide - 0x1000, 0x2000), Err(IommuError::AddressTooWide(wide - 0x1000)));
+    assert_eq!(map(0x800, 0x1000), Err(IommuError::BadRange(0x800)));
+    assert_eq!(map(0x1000, 0x1000), Ok(()));
+    assert_eq!(map(0, 0x4000), Err(IommuError::BadRange(0x1000)));
+    for id in [0, 16] {
+        let unknown = Err(IommuError::UnknownDomain(DomainId(id)));
+        assert_eq!(vtd.attach(NVME, DomainId(id)), unknown);
+        assert_eq!(vtd.map(DomainId(id), Iova::new(0), Hpa::new(0), 0x1000), unknown);
+    }
+    let source = InterruptSource::Device(NVME);
+    assert_eq!(vtd.set_remap(RemapIndex(0), None), Err(IommuError::OutOfRemapEntries));
+    assert_eq!(vtd.allocate_remap(source, 4096), Ok(RemapIndex(0)));
+    assert_eq!(vtd.allocate_remap(source, 1), Err(IommuError::OutOfRemapEntries));
+}
