@@ -1,0 +1,169 @@
+//! Which MSR and port accesses exit (SDM "MSR-Bitmap Address" and "I/O-Bitmap Addresses").
+//!
+//! Invariant: a bitmap starts with every bit set: what nobody lets through exits. Pure; the kernel
+//! puts the tables where the VMCS points.
+
+use arch::msr::{MsrPass, PortRange};
+
+/// Bytes of each of the four parts of the MSR bitmap.
+const PART: usize = 1024;
+/// MSRs that a part covers.
+const PART_MSRS: u32 = 8 * PART as u32;
+/// First MSR of the low and of the high parts. All other MSRs always exit.
+const PART_FIRST: [u32; 2] = [0, 0xc000_0000];
+
+/// The MSR bitmap: reads of low MSRs, reads of high MSRs, writes of low MSRs, writes of high MSRs.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(4096))]
+pub struct MsrBitmap([[[u8; PART]; 2]; 2]);
+
+const _: () = assert!(size_of::<MsrBitmap>() == 4096);
+
+impl MsrBitmap {
+    /// Lets `passes` through and nothing else.
+    #[must_use]
+    pub fn new(passes: &[MsrPass]) -> Self {
+        let mut bitmap = Self([[[0xff; PART]; 2]; 2]);
+        for pass in passes {
+            for (direction, passes) in bitmap.0.iter_mut().zip([pass.read, pass.write]) {
+                if passes {
+                    clear_msrs(direction, pass.first, pass.last);
+                }
+            }
+        }
+        bitmap
+    }
+}
+
+fn clear_msrs(parts: &mut [[u8; PART]; 2], first: u32, last: u32) {
+    for (part, base) in parts.iter_mut().zip(PART_FIRST) {
+        let end = base + (PART_MSRS - 1);
+        if first <= end && last >= base {
+            let (from, to) = (first.max(base) - base, last.min(end) - base);
+            for index in from..=to {
+                assign(part, index as usize, false);
+            }
+        }
+    }
+}
+
+/// The I/O bitmaps: A (ports 0 to 0x7fff) in the first page, B (the rest) in the second.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(4096))]
+pub struct IoBitmaps([u8; 8192]);
+
+const _: () = assert!(size_of::<IoBitmaps>() == 8192);
+
+impl IoBitmaps {
+    /// Bytes from bitmap A to bitmap B.
+    pub const B_OFFSET: u64 = 4096;
+
+    /// Lets `ranges` through and nothing else.
+    #[must_use]
+    pub fn new(ranges: &[PortRange]) -> Self {
+        let mut bitmaps = Self([0xff; 8192]);
+        for range in ranges {
+            bitmaps.set(*range, true);
+        }
+        bitmaps
+    }
+
+    /// Lets a range through (`pass`) or makes it exit. The CPU sees it at its next port access.
+    pub fn set(&mut self, range: PortRange, pass: bool) {
+        for port in range.first..=range.last {
+            assign(&mut self.0, port as usize, !pass);
+        }
+    }
+}
+
+fn assign(bytes: &mut [u8], bit: usize, value: bool) {
+    if let Some(byte) = bytes.get_mut(bit / 8) {
+        let mask = 1 << (bit % 8);
+        *byte = if value { *byte | mask } else { *byte & !mask };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Whether an access exits, as the SDM tells it: by byte offset in the 4 KiB page.
+    fn msr_exits(bitmap: &MsrBitmap, msr: u32, write: bool) -> bool {
+        let offset = match msr {
+            0..=0x1fff => 0,
+            0xc000_0000..=0xc000_1fff => 1024,
+            _ => return true,
+        } + if write { 2048 } else { 0 };
+        let bytes = bitmap.0.as_flattened().as_flattened();
+        bytes[offset + (msr as usize & 0x1fff) / 8] & 1 << (msr % 8) != 0
+    }
+
+    fn io_exits(bitmaps: &IoBitmaps, port: u16) -> bool {
+        let page = if port < 0x8000 { 0 } else { IoBitmaps::B_OFFSET as usize };
+        bitmaps.0[page + (port as usize & 0x7fff) / 8] & 1 << (port % 8) != 0
+    }
+
+    fn any_msr() -> impl Strategy<Value = u32> {
+        prop_oneof![0_u32..0x2100, 0xbfff_ff00_u32..0xc000_2100, any::<u32>()]
+    }
+
+    prop_compose! {
+        fn any_pass()(a in any_msr(), b in any_msr(), read: bool, write: bool) -> MsrPass {
+            MsrPass { first: a, last: b, read, write }
+        }
+    }
+
+    prop_compose! {
+        fn any_range()(first: u16, last: u16) -> PortRange { PortRange { first, last } }
+    }
+
+    proptest! {
+        #[test]
+        fn an_msr_exits_unless_a_pass_names_it(
+            passes in vec(any_pass(), 0..6), msrs in vec(any_msr(), 64),
+        ) {
+            let bitmap = MsrBitmap::new(&passes);
+            let edges = passes.iter().flat_map(|p| {
+                [p.first, p.last, p.first.wrapping_sub(1), p.last.wrapping_add(1)]
+            });
+            for msr in edges.chain(msrs.iter().copied()) {
+                let covered = msr <= 0x1fff || (0xc000_0000..=0xc000_1fff).contains(&msr);
+                let passed = |by: fn(&MsrPass) -> bool| {
+                    covered && passes.iter().any(|p| by(p) && p.first <= msr && msr <= p.last)
+                };
+                prop_assert_eq!(msr_exits(&bitmap, msr, false), !passed(|p| p.read));
+                prop_assert_eq!(msr_exits(&bitmap, msr, true), !passed(|p| p.write));
+            }
+        }
+
+        #[test]
+        fn a_port_does_what_the_last_word_on_it_says(
+            start in vec(any_range(), 0..4), changes in vec((any_range(), any::<bool>()), 0..6),
+        ) {
+            let mut bitmaps = IoBitmaps::new(&start);
+            let mut model = vec![true; 0x1_0000];
+            let steps = start.iter().map(|r| (*r, true)).chain(changes.iter().copied());
+            for (range, pass) in steps {
+                for port in 0..=u16::MAX {
+                    if range.contains(port) {
+                        model[port as usize] = !pass;
+                    }
+                }
+            }
+            for (range, pass) in changes {
+                bitmaps.set(range, pass);
+            }
+            for port in 0..=u16::MAX {
+                prop_assert_eq!(io_exits(&bitmaps, port), model[port as usize]);
+            }
+        }
+    }
+
+    #[test]
+    fn with_no_pass_every_bit_is_set() {
+        assert!(MsrBitmap::new(&[]).0.as_flattened().as_flattened().iter().all(|b| *b == 0xff));
+        assert!(IoBitmaps::new(&[]).0.iter().all(|b| *b == 0xff));
+    }
+}

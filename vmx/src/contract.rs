@@ -1,0 +1,255 @@
+//! [`Vcpu`] for [`VmxVcpu`]: each method is a few VMCS fields.
+
+use core::arch::asm;
+
+use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
+use arch::register::Gpr;
+use arch::segment::{
+    AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
+};
+use arch::vcpu::{Event, StartState, Vcpu};
+use arch::{Exit, Gva};
+use cpu::instructions::write_msr;
+
+use crate::controls::{PinBased, Primary};
+use crate::event::InterruptionInformation;
+use crate::field::{
+    CR0_READ_SHADOW, CR4_READ_SHADOW, EXCEPTION_BITMAP, Field, GUEST_ACTIVITY_STATE, GUEST_CR0,
+    GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_ES_ACCESS_RIGHTS, GUEST_ES_BASE, GUEST_ES_LIMIT,
+    GUEST_ES_SELECTOR, GUEST_GDTR_BASE, GUEST_GDTR_LIMIT, GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER,
+    GUEST_IA32_PAT, GUEST_IA32_SYSENTER_CS, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP,
+    GUEST_IDTR_BASE, GUEST_IDTR_LIMIT, GUEST_INTERRUPTIBILITY_STATE, GUEST_PDPTE0,
+    GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, Natural,
+    PIN_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_INTERRUPTION_INFORMATION, VMX_PREEMPTION_TIMER_VALUE,
+    W32,
+};
+use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
+
+/// DR7 and IA32_PAT after reset (SDM "IA-32 and Intel 64 Processor States Following Power-up, Reset,
+/// or INIT").
+const DR7_RESET: u64 = 0x400;
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Field<W32>) {
+    match register {
+        DescriptorTableRegister::Gdtr => (GUEST_GDTR_BASE, GUEST_GDTR_LIMIT),
+        DescriptorTableRegister::Idtr => (GUEST_IDTR_BASE, GUEST_IDTR_LIMIT),
+    }
+}
+
+impl Vcpu for VmxVcpu {
+    fn run(&mut self) -> Exit {
+        self.run_guest()
+    }
+
+    /// Paging in PAE mode must be off in `state`: the PDPTEs are not loaded from memory.
+    fn load(&mut self, state: &StartState) {
+        for (register, value) in Gpr::ALL.into_iter().zip(state.gpr) {
+            self.set_gpr(register, value);
+        }
+        self.set_rip(state.rip);
+        self.set_rflags(state.rflags);
+        self.vmcs.write(GUEST_CR3, state.cr3);
+        self.set_cr4(state.cr4);
+        self.set_cr0_and_efer(state.cr0, state.efer);
+        self.set_cr2(0);
+        self.set_pat(PAT_RESET);
+        for (register, segment) in SegmentRegister::ALL.into_iter().zip(state.segments) {
+            self.set_segment(register, segment);
+        }
+        self.set_descriptor_table(DescriptorTableRegister::Gdtr, state.gdtr);
+        self.set_descriptor_table(DescriptorTableRegister::Idtr, state.idtr);
+        for index in 0..4 {
+            self.vmcs.write(GUEST_PDPTE0.nth(index), 0);
+        }
+        self.vmcs.write(GUEST_DR7, DR7_RESET);
+        self.vmcs.write(GUEST_IA32_DEBUGCTL, 0);
+        self.vmcs.write(GUEST_IA32_SYSENTER_CS, 0);
+        self.vmcs.write(GUEST_IA32_SYSENTER_ESP, 0);
+        self.vmcs.write(GUEST_IA32_SYSENTER_EIP, 0);
+        self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, 0);
+        self.vmcs.write(GUEST_ACTIVITY_STATE, 0);
+        self.vmcs.write(GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
+        self.drop_events();
+        for msr in [IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE] {
+            // SAFETY: every 64-bit CPU has it, 0 is allowed, and the host uses none of them.
+            unsafe { write_msr(msr, 0) };
+        }
+    }
+
+    fn gpr(&self, register: Gpr) -> u64 {
+        if register == Gpr::Rsp { self.vmcs.read(GUEST_RSP) } else { self.gpr[register as usize] }
+    }
+
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        if register == Gpr::Rsp {
+            self.vmcs.write(GUEST_RSP, value);
+        } else {
+            self.gpr[register as usize] = value;
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.vmcs.read(GUEST_RIP)
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcs.write(GUEST_RIP, rip);
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vmcs.read(GUEST_RFLAGS)
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcs.write(GUEST_RFLAGS, rflags);
+    }
+
+    fn cr0(&self) -> u64 {
+        self.cr0.seen(self.vmcs.read(GUEST_CR0), self.vmcs.read(CR0_READ_SHADOW))
+    }
+
+    /// Must not switch paging in PAE mode on: the PDPTEs are not loaded from memory.
+    fn set_cr0(&mut self, value: u64) {
+        let efer = self.efer();
+        self.set_cr0_and_efer(value, efer);
+    }
+
+    fn cr2(&self) -> u64 {
+        x86_64::registers::control::Cr2::read_raw()
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        // SAFETY: the host never reads CR2 but in a page fault, which sets it first.
+        unsafe { asm!("mov cr2, {}", in(reg) value, options(nostack, nomem, preserves_flags)) };
+    }
+
+    fn cr3(&self) -> u64 {
+        self.vmcs.read(GUEST_CR3)
+    }
+
+    fn cr4(&self) -> u64 {
+        self.cr4.seen(self.vmcs.read(GUEST_CR4), self.vmcs.read(CR4_READ_SHADOW))
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.vmcs.write(GUEST_CR4, self.cr4.real(value));
+        self.vmcs.write(CR4_READ_SHADOW, value);
+        self.flush_linear();
+    }
+
+    fn efer(&self) -> u64 {
+        self.vmcs.read(GUEST_IA32_EFER)
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        let cr0 = self.cr0();
+        self.set_cr0_and_efer(cr0, value);
+    }
+
+    fn pat(&self) -> u64 {
+        self.vmcs.read(GUEST_IA32_PAT)
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.vmcs.write(GUEST_IA32_PAT, value);
+    }
+
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        let index = register as u32;
+        Segment {
+            selector: self.vmcs.read(GUEST_ES_SELECTOR.nth(index)),
+            base: self.vmcs.read(GUEST_ES_BASE.nth(index)),
+            limit: self.vmcs.read(GUEST_ES_LIMIT.nth(index)),
+            access: AccessRights(self.vmcs.read(GUEST_ES_ACCESS_RIGHTS.nth(index))),
+        }
+    }
+
+    fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
+        let index = register as u32;
+        self.vmcs.write(GUEST_ES_SELECTOR.nth(index), segment.selector);
+        self.vmcs.write(GUEST_ES_BASE.nth(index), segment.base);
+        self.vmcs.write(GUEST_ES_LIMIT.nth(index), segment.limit);
+        self.vmcs.write(GUEST_ES_ACCESS_RIGHTS.nth(index), segment.access.0);
+    }
+
+    fn descriptor_table(&self, register: DescriptorTableRegister) -> DescriptorTable {
+        let (base, limit) = table_fields(register);
+        DescriptorTable {
+            base: Gva::new(self.vmcs.read(base)),
+            limit: self.vmcs.read(limit) as u16,
+        }
+    }
+
+    fn set_descriptor_table(&mut self, register: DescriptorTableRegister, table: DescriptorTable) {
+        let (base, limit) = table_fields(register);
+        self.vmcs.write(base, table.base.as_u64());
+        self.vmcs.write(limit, u32::from(table.limit));
+    }
+
+    fn cpl(&self) -> u8 {
+        // SS.DPL is the CPL in every mode (SDM "Guest Register State").
+        self.segment(SegmentRegister::Ss).access.dpl()
+    }
+
+    fn skip_instruction(&mut self, length: u8) {
+        let rip = self.rip();
+        let mut next = rip.wrapping_add(u64::from(length));
+        if (rip ^ next) >> 32 != 0 && !self.segment(SegmentRegister::Cs).access.long() {
+            next &= 0xffff_ffff;
+        }
+        self.set_rip(next);
+        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        if state & BLOCKING_BY_STI_OR_MOV_SS != 0 {
+            self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.inject_or_wait(event);
+    }
+
+    fn injecting(&self) -> bool {
+        InterruptionInformation(self.vmcs.read(VM_ENTRY_INTERRUPTION_INFORMATION)).valid()
+    }
+
+    fn interruptible(&self) -> bool {
+        self.can_take_interrupt()
+    }
+
+    fn set_interrupt_window(&mut self, wanted: bool) {
+        self.set_primary(Primary::INTERRUPT_WINDOW_EXITING, wanted);
+    }
+
+    fn set_exception_intercepts(&mut self, bitmap: u32) {
+        self.vmcs.write(EXCEPTION_BITMAP, bitmap);
+    }
+
+    fn set_halt_exiting(&mut self, wanted: bool) {
+        self.set_primary(Primary::HLT_EXITING, wanted);
+    }
+
+    fn flush_nested(&mut self) {
+        self.invalidate_nested();
+    }
+
+    /// The timer starts anew at every entry, until it is switched off.
+    fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool {
+        let Some(shift) = self.features.preemption_timer_shift else {
+            return false;
+        };
+        let mut pin_based =
+            PinBased::from_bits_retain(self.vmcs.read(PIN_BASED_VM_EXECUTION_CONTROLS));
+        pin_based.set(PinBased::ACTIVATE_VMX_PREEMPTION_TIMER, ticks.is_some());
+        self.vmcs.write(PIN_BASED_VM_EXECUTION_CONTROLS, pin_based.bits());
+        if let Some(ticks) = ticks {
+            let count = u32::try_from(ticks >> shift).unwrap_or(u32::MAX).max(1);
+            self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, count);
+        }
+        true
+    }
+
+    fn halted(&self) -> bool {
+        self.vmcs.read(GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
+    }
+}

@@ -1,0 +1,315 @@
+//! The VM-execution, VM-exit and VM-entry controls.
+//!
+//! Invariant: a control word has every bit that the CPU wants set, no bit that it does not know, and
+//! every bit that Nexit needs; else there is no word but an error that names the bit. Pure.
+
+use arch::vcpu::InterruptMode;
+use bitflags::{Flags, bitflags};
+
+use crate::VmxError;
+use crate::capability::Capabilities;
+use crate::error::MissingControl;
+
+bitflags! {
+    /// SDM "Pin-Based VM-Execution Controls".
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct PinBased: u32 {
+        /// An external interrupt exits.
+        const EXTERNAL_INTERRUPT_EXITING = 1 << 0;
+        /// An NMI exits.
+        const NMI_EXITING = 1 << 3;
+        /// The guest has NMI blocking of its own.
+        const VIRTUAL_NMIS = 1 << 5;
+        /// The timer runs in the guest and exits at 0.
+        const ACTIVATE_VMX_PREEMPTION_TIMER = 1 << 6;
+        const _ = !0;
+    }
+
+    /// SDM "Processor-Based VM-Execution Controls", primary.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Primary: u32 {
+        /// Exit as soon as the guest can take an interrupt.
+        const INTERRUPT_WINDOW_EXITING = 1 << 2;
+        /// HLT exits.
+        const HLT_EXITING = 1 << 7;
+        /// INVLPG exits.
+        const INVLPG_EXITING = 1 << 9;
+        /// MWAIT exits.
+        const MWAIT_EXITING = 1 << 10;
+        /// RDPMC exits.
+        const RDPMC_EXITING = 1 << 11;
+        /// RDTSC and RDTSCP exit.
+        const RDTSC_EXITING = 1 << 12;
+        /// MOV to CR3 exits.
+        const CR3_LOAD_EXITING = 1 << 15;
+        /// MOV from CR3 exits.
+        const CR3_STORE_EXITING = 1 << 16;
+        /// MOV to CR8 exits.
+        const CR8_LOAD_EXITING = 1 << 19;
+        /// MOV from CR8 exits.
+        const CR8_STORE_EXITING = 1 << 20;
+        /// Exit as soon as the guest can take an NMI.
+        const NMI_WINDOW_EXITING = 1 << 22;
+        /// Every access to a debug register exits.
+        const MOV_DR_EXITING = 1 << 23;
+        /// Ports exit as the bitmaps say.
+        const USE_IO_BITMAPS = 1 << 25;
+        /// MSRs exit as the bitmaps say.
+        const USE_MSR_BITMAPS = 1 << 28;
+        /// MONITOR exits.
+        const MONITOR_EXITING = 1 << 29;
+        /// PAUSE exits.
+        const PAUSE_EXITING = 1 << 30;
+        /// The secondary controls count.
+        const ACTIVATE_SECONDARY_CONTROLS = 1 << 31;
+        const _ = !0;
+    }
+
+    /// SDM "Processor-Based VM-Execution Controls", secondary.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Secondary: u32 {
+        /// Extended page tables.
+        const ENABLE_EPT = 1 << 1;
+        /// LGDT, LIDT, LLDT, LTR, SGDT, SIDT, SLDT and STR exit.
+        const DESCRIPTOR_TABLE_EXITING = 1 << 2;
+        /// RDTSCP works.
+        const ENABLE_RDTSCP = 1 << 3;
+        /// Translations are tagged.
+        const ENABLE_VPID = 1 << 5;
+        /// Real mode and protected mode without paging work.
+        const UNRESTRICTED_GUEST = 1 << 7;
+        /// INVPCID works.
+        const ENABLE_INVPCID = 1 << 12;
+        /// XSAVES and XRSTORS work.
+        const ENABLE_XSAVES = 1 << 20;
+        /// UMWAIT and TPAUSE work.
+        const ENABLE_USER_WAIT_AND_PAUSE = 1 << 26;
+        const _ = !0;
+    }
+
+    /// SDM "VM-Exit Controls", primary.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct ExitControls: u32 {
+        /// DR7 and IA32_DEBUGCTL are saved.
+        const SAVE_DEBUG_CONTROLS = 1 << 2;
+        /// The host is 64-bit.
+        const HOST_ADDRESS_SPACE_SIZE = 1 << 9;
+        /// The interrupt that exits is acknowledged at the local APIC.
+        const ACKNOWLEDGE_INTERRUPT_ON_EXIT = 1 << 15;
+        /// The guest's IA32_PAT is saved.
+        const SAVE_IA32_PAT = 1 << 18;
+        /// The host's IA32_PAT is loaded.
+        const LOAD_IA32_PAT = 1 << 19;
+        /// The guest's IA32_EFER is saved.
+        const SAVE_IA32_EFER = 1 << 20;
+        /// The host's IA32_EFER is loaded.
+        const LOAD_IA32_EFER = 1 << 21;
+        const _ = !0;
+    }
+
+    /// SDM "VM-Entry Controls".
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct EntryControls: u32 {
+        /// DR7 and IA32_DEBUGCTL are loaded.
+        const LOAD_DEBUG_CONTROLS = 1 << 2;
+        /// The guest is in IA-32e mode (EFER.LMA = 1) after the entry.
+        const IA32E_MODE_GUEST = 1 << 9;
+        /// The guest's IA32_PAT is loaded.
+        const LOAD_IA32_PAT = 1 << 14;
+        /// The guest's IA32_EFER is loaded.
+        const LOAD_IA32_EFER = 1 << 15;
+        const _ = !0;
+    }
+}
+
+/// The controls that are switched on and off while the guest runs: the CPU must offer them, but they
+/// start off.
+const SWITCHED: Primary = Primary::INTERRUPT_WINDOW_EXITING
+    .union(Primary::NMI_WINDOW_EXITING)
+    .union(Primary::HLT_EXITING);
+
+/// What must never exit.
+const NEVER: Primary = Primary::INVLPG_EXITING
+    .union(Primary::MWAIT_EXITING)
+    .union(Primary::RDPMC_EXITING)
+    .union(Primary::RDTSC_EXITING)
+    .union(Primary::CR3_LOAD_EXITING)
+    .union(Primary::CR3_STORE_EXITING)
+    .union(Primary::CR8_LOAD_EXITING)
+    .union(Primary::CR8_STORE_EXITING)
+    .union(Primary::MOV_DR_EXITING)
+    .union(Primary::MONITOR_EXITING)
+    .union(Primary::PAUSE_EXITING);
+
+/// A full set of control words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Controls {
+    /// Pin-based.
+    pub pin_based: PinBased,
+    /// Primary processor-based.
+    pub primary: Primary,
+    /// Secondary processor-based.
+    pub secondary: Secondary,
+    /// VM exit.
+    pub exit: ExitControls,
+    /// VM entry.
+    pub entry: EntryControls,
+}
+
+/// The word with all of `wanted`, what the CPU can of `optional`, and what the CPU insists on
+/// (SDM "Algorithms for Determining VMX Capabilities": the low half of a capability MSR has the bits
+/// that must be 1, the high half those that may be 1).
+///
+/// # Errors
+/// The wanted bits that the CPU cannot set.
+pub const fn adjust(wanted: u32, optional: u32, capability: u64) -> Result<u32, u32> {
+    let (must, may) = (capability as u32, (capability >> 32) as u32);
+    let missing = wanted & !may;
+    if missing != 0 {
+        return Err(missing);
+    }
+    Ok(wanted | optional & may | must)
+}
+
+/// [`adjust`] with names.
+fn settle<F: Flags<Bits = u32>>(
+    wanted: F,
+    optional: F,
+    register: &'static str,
+    capability: u64,
+) -> Result<F, VmxError> {
+    adjust(wanted.bits(), optional.bits(), capability).map(F::from_bits_retain).map_err(|missing| {
+        let control = first_name(&F::from_bits_retain(missing));
+        VmxError::MissingControl(MissingControl { control, register, capability })
+    })
+}
+
+fn first_name<F: Flags>(flags: &F) -> &'static str {
+    flags.iter_names().next().map_or("reserved control", |(name, _)| name)
+}
+
+impl Controls {
+    /// The controls for `mode` on this CPU.
+    ///
+    /// # Errors
+    /// The first control that is needed and cannot be set, or exits too much and cannot be cleared.
+    pub fn choose(capabilities: &Capabilities, mode: InterruptMode) -> Result<Self, VmxError> {
+        let exiting = mode == InterruptMode::Exiting;
+        let mut pin_based = PinBased::NMI_EXITING | PinBased::VIRTUAL_NMIS;
+        pin_based.set(PinBased::EXTERNAL_INTERRUPT_EXITING, exiting);
+        let mut secondary = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST;
+        // Only the shadow IDT needs to know where the guest's IDT is.
+        secondary.set(Secondary::DESCRIPTOR_TABLE_EXITING, !exiting);
+        let mut optional = Secondary::ENABLE_RDTSCP
+            | Secondary::ENABLE_INVPCID
+            | Secondary::ENABLE_XSAVES
+            | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
+        optional.set(Secondary::ENABLE_VPID, capabilities.invvpid());
+        let mut exit = ExitControls::SAVE_DEBUG_CONTROLS
+            | ExitControls::HOST_ADDRESS_SPACE_SIZE
+            | ExitControls::SAVE_IA32_PAT
+            | ExitControls::LOAD_IA32_PAT
+            | ExitControls::SAVE_IA32_EFER
+            | ExitControls::LOAD_IA32_EFER;
+        exit.set(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT, exiting);
+        let entry = EntryControls::LOAD_DEBUG_CONTROLS
+            | EntryControls::IA32E_MODE_GUEST
+            | EntryControls::LOAD_IA32_PAT
+            | EntryControls::LOAD_IA32_EFER;
+        Ok(Self {
+            pin_based: settle(
+                pin_based,
+                PinBased::empty(),
+                "IA32_VMX_PINBASED_CTLS",
+                capabilities.pin_based,
+            )?,
+            primary: choose_primary(capabilities.primary)?,
+            secondary: settle(
+                secondary,
+                optional,
+                "IA32_VMX_PROCBASED_CTLS2",
+                capabilities.secondary,
+            )?,
+            exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
+            entry: settle(
+                entry,
+                EntryControls::empty(),
+                "IA32_VMX_ENTRY_CTLS",
+                capabilities.entry,
+            )?
+            .difference(EntryControls::IA32E_MODE_GUEST),
+        })
+    }
+}
+
+fn choose_primary(capability: u64) -> Result<Primary, VmxError> {
+    const REGISTER: &str = "IA32_VMX_PROCBASED_CTLS";
+    let wanted = Primary::USE_IO_BITMAPS
+        | Primary::USE_MSR_BITMAPS
+        | Primary::ACTIVATE_SECONDARY_CONTROLS
+        | SWITCHED;
+    let primary = settle(wanted, Primary::empty(), REGISTER, capability)?;
+    let insisted = Primary::from_bits_retain(capability as u32).intersection(NEVER.union(SWITCHED));
+    if insisted.is_empty() {
+        return Ok(primary.difference(SWITCHED));
+    }
+    let control = first_name(&insisted);
+    Err(VmxError::ForcedControl(MissingControl { control, register: REGISTER, capability }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capability::tests::SKYLAKE;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_adjusted_word_is_one_that_the_cpu_takes(
+            wanted: u32, optional: u32, must: u32, may: u32,
+        ) {
+            let may = may | must;
+            match adjust(wanted, optional, u64::from(may) << 32 | u64::from(must)) {
+                Ok(word) => {
+                    prop_assert_eq!(word & must, must, "what must be 1 is 1");
+                    prop_assert_eq!(word & !may, 0, "what must be 0 is 0");
+                    prop_assert_eq!(word & wanted, wanted, "what is wanted is there");
+                    prop_assert_eq!(word & !(wanted | optional | must), 0, "and nothing else");
+                }
+                Err(missing) => {
+                    prop_assert_ne!(missing, 0);
+                    prop_assert_eq!(missing, wanted & !may);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn interrupts_exit_only_in_the_exiting_mode() {
+        let exitless = Controls::choose(&SKYLAKE, InterruptMode::Exitless).unwrap();
+        let exiting = Controls::choose(&SKYLAKE, InterruptMode::Exiting).unwrap();
+        assert!(!exitless.pin_based.contains(PinBased::EXTERNAL_INTERRUPT_EXITING));
+        assert!(!exitless.exit.contains(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT));
+        assert!(exiting.pin_based.contains(PinBased::EXTERNAL_INTERRUPT_EXITING));
+        assert!(exiting.exit.contains(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT));
+        assert!(exitless.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING));
+        assert!(!exiting.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING));
+    }
+
+    #[test]
+    fn the_words_are_those_that_the_manual_spells() {
+        let controls = Controls::choose(&SKYLAKE, InterruptMode::Exitless).unwrap();
+        assert_eq!(controls.pin_based.bits(), 0x3e);
+        assert_eq!(controls.primary.bits(), 0x9600_6172);
+        assert_eq!(controls.secondary.bits(), 0x0010_10ae);
+        assert_eq!(controls.exit.bits(), 0x003f_6fff);
+        assert_eq!(controls.entry.bits(), 0x0000_d1ff);
+    }
+
+    #[test]
+    fn hlt_and_windows_start_off_and_nothing_frequent_exits() {
+        let primary = Controls::choose(&SKYLAKE, InterruptMode::Exiting).unwrap().primary;
+        assert!(!primary.intersects(SWITCHED));
+        assert!(!primary.intersects(NEVER));
+    }
+}

@@ -1,0 +1,145 @@
+//! Events in the CPU's own form: what is injected, and what an exit cut short
+//! (SDM "VM-Entry Controls for Event Injection", "Information for VM Exits That Occur During Event
+//! Delivery"). Pure.
+
+use arch::Vector;
+use arch::exit::Vectoring;
+use arch::vcpu::{Event, EventKind};
+
+/// Bit 31 of every interruption-information field.
+const VALID: u32 = 1 << 31;
+/// Bit 11: an error code comes with it.
+const ERROR_CODE_VALID: u32 = 1 << 11;
+
+/// A VM-entry, VM-exit or IDT-vectoring information field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct InterruptionInformation(pub(crate) u32);
+
+impl InterruptionInformation {
+    /// The field says something.
+    pub(crate) const fn valid(self) -> bool {
+        self.0 & VALID != 0
+    }
+
+    /// Bits 7:0.
+    pub(crate) const fn vector(self) -> Vector {
+        Vector(self.0 as u8)
+    }
+
+    /// There is an error code.
+    pub(crate) const fn has_error_code(self) -> bool {
+        self.0 & ERROR_CODE_VALID != 0
+    }
+
+    /// Bits 10:8; `None` for the types that no exit reports (1, 7).
+    pub(crate) const fn kind(self) -> Option<EventKind> {
+        match self.0 >> 8 & 7 {
+            0 => Some(EventKind::ExternalInterrupt),
+            2 => Some(EventKind::Nmi),
+            3 => Some(EventKind::HardwareException),
+            4 => Some(EventKind::SoftwareInterrupt),
+            5 => Some(EventKind::PrivilegedSoftwareException),
+            6 => Some(EventKind::SoftwareException),
+            _ => None,
+        }
+    }
+
+    /// Bit 12 of VM-exit interruption information: the fault hit an IRET that had already ended
+    /// blocking by NMI.
+    pub(crate) const fn nmi_unblocking_due_to_iret(self) -> bool {
+        self.0 & 1 << 12 != 0
+    }
+}
+
+/// Whether the event comes from an instruction whose length the CPU must know.
+pub(crate) const fn is_software(kind: EventKind) -> bool {
+    match kind {
+        EventKind::SoftwareInterrupt
+        | EventKind::PrivilegedSoftwareException
+        | EventKind::SoftwareException => true,
+        EventKind::ExternalInterrupt | EventKind::Nmi | EventKind::HardwareException => false,
+    }
+}
+
+/// The event whose delivery an exit cut short.
+pub(crate) fn vectoring(
+    information: InterruptionInformation,
+    error_code: u32,
+    instruction_length: u32,
+) -> Option<Vectoring> {
+    let kind = information.kind().filter(|_| information.valid())?;
+    Some(Vectoring {
+        vector: information.vector(),
+        kind,
+        error_code: information.has_error_code().then_some(error_code),
+        instruction_length: is_software(kind).then_some(instruction_length as u8),
+    })
+}
+
+/// VM-entry interruption information and error code for `event`. A hardware exception carries an
+/// error code exactly where the CPU wants one: never in real-address mode, else for the vectors that
+/// have one (SDM "Checks on VM-Entry Control Fields").
+pub(crate) fn injection(event: Event, protected_mode: bool) -> (InterruptionInformation, u32) {
+    let kind = match event.kind {
+        EventKind::ExternalInterrupt => 0,
+        EventKind::Nmi => 2,
+        EventKind::HardwareException => 3,
+        EventKind::SoftwareInterrupt => 4,
+        EventKind::PrivilegedSoftwareException => 5,
+        EventKind::SoftwareException => 6,
+    };
+    let mut information = VALID | kind << 8 | u32::from(event.vector.0);
+    let pushes = matches!(event.vector.0, 8 | 10..=14 | 17 | 21);
+    if event.kind == EventKind::HardwareException && protected_mode && pushes {
+        information |= ERROR_CODE_VALID;
+    }
+    (InterruptionInformation(information), event.error_code.unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KINDS: [EventKind; 6] = [
+        EventKind::ExternalInterrupt,
+        EventKind::Nmi,
+        EventKind::HardwareException,
+        EventKind::SoftwareInterrupt,
+        EventKind::PrivilegedSoftwareException,
+        EventKind::SoftwareException,
+    ];
+
+    proptest! {
+        #[test]
+        fn what_is_injected_reads_back_as_the_same_event(
+            vector: u8, kind in proptest::sample::select(&KINDS[..]), code: u32, length in 0_u8..16,
+            protected: bool,
+        ) {
+            let event = Event {
+                vector: Vector(vector), kind, error_code: Some(code), instruction_length: length,
+            };
+            let (information, error) = injection(event, protected);
+            let back = vectoring(information, error, u32::from(length)).unwrap();
+            prop_assert_eq!((back.vector, back.kind), (event.vector, event.kind));
+            let pushes = kind == EventKind::HardwareException && protected
+                && [8, 10, 11, 12, 13, 14, 17, 21].contains(&vector);
+            prop_assert_eq!(back.error_code, pushes.then_some(code));
+            prop_assert_eq!(back.instruction_length, is_software(kind).then_some(length));
+        }
+
+        #[test]
+        fn without_the_valid_bit_nothing_was_cut_short(raw in 0_u32..1 << 31, code: u32) {
+            prop_assert_eq!(vectoring(InterruptionInformation(raw), code, 0), None);
+        }
+    }
+
+    #[test]
+    fn encodings_are_those_that_worked_on_a_machine() {
+        let np = injection(Event::exception(11, Some(0x123)), true);
+        assert_eq!(np, (InterruptionInformation(0x8000_0b0b), 0x123));
+        assert_eq!(injection(Event::exception(6, None), true).0.0, 0x8000_0306);
+        assert_eq!(injection(Event::interrupt(Vector(0x40)), true).0.0, 0x8000_0040);
+        assert_eq!(injection(Event::exception(13, Some(0)), false).0.0, 0x8000_030d);
+    }
+}

@@ -1,0 +1,387 @@
+//! A virtual CPU: its VMCS and general registers, and the loop that enters it.
+//!
+//! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
+//! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
+//! CR4, the NMI window) end here; [`crate::decode`] hands the others on.
+
+use arch::exit::{EntryFailure, ExitReason};
+use arch::register::{Cr0, Efer, Rflags};
+use arch::segment::{DescriptorTableRegister, SegmentRegister};
+use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, exception};
+use arch::{Exit, Hpa, address::PAGE_SIZE};
+
+use crate::capability::{Features, ept_pointer};
+use crate::control_register::{OwnedBits, Verdict, efer_with_lma, judge, mov_to};
+use crate::controls::{EntryControls, Primary};
+use crate::decode::{Snapshot, decode, reason};
+use crate::enable::VmxOn;
+use crate::event::{InterruptionInformation, injection};
+use crate::field::{
+    CR0_READ_SHADOW, CR4_READ_SHADOW, EXIT_QUALIFICATION, EXIT_REASON, Field, GUEST_ACTIVITY_STATE,
+    GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER,
+    GUEST_IA32_PAT, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP, GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_LINEAR_ADDRESS, GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_PHYSICAL_ADDRESS,
+    IDT_VECTORING_ERROR_CODE, IDT_VECTORING_INFORMATION, Natural,
+    PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_CONTROLS,
+    VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH, VM_ENTRY_INTERRUPTION_INFORMATION,
+    VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE, VM_EXIT_INTERRUPTION_INFORMATION,
+    VMCS_LINK_POINTER,
+};
+use crate::guest_state::{self, GuestState};
+use crate::vmcs::Vmcs;
+use crate::{VmxError, error, run, setup, vmcs};
+
+/// Interruptibility state: blocking by STI and by MOV SS (SDM "Format of Interruptibility State").
+pub(crate) const BLOCKING_BY_STI_OR_MOV_SS: u32 = 3;
+/// Interruptibility state: blocking by NMI; with virtual NMIs, the guest's own.
+pub(crate) const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// Activity state: HLT.
+pub(crate) const ACTIVITY_HLT: u32 = 1;
+
+/// Where the hypervisor goes on after an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostState {
+    /// CR3.
+    pub cr3: u64,
+    /// Linear address of the GDT.
+    pub gdtr_base: u64,
+    /// Linear address of the IDT.
+    pub idtr_base: u64,
+    /// Linear address of the TSS.
+    pub tr_base: u64,
+    /// Selector of the 64-bit code segment.
+    pub cs: u16,
+    /// Selector of the stack segment.
+    pub ss: u16,
+    /// Selector of the TSS; not null.
+    pub tr: u16,
+}
+
+/// What a virtual CPU is made of. Each address is that of a 4 KiB page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VcpuSetup {
+    /// How physical interrupts meet the guest.
+    pub mode: InterruptMode,
+    /// Root of the extended page table (four levels).
+    pub nested_root: Hpa,
+    /// A [`crate::MsrBitmap`].
+    pub msr_bitmap: Hpa,
+    /// The first page of a [`crate::IoBitmaps`].
+    pub io_bitmap_a: Hpa,
+    /// Its second page.
+    pub io_bitmap_b: Hpa,
+    /// A free page for the VMCS.
+    pub vmcs: Hpa,
+    /// Tag of the guest's translations on this CPU; 0 for none.
+    pub vpid: u16,
+    /// The host's side.
+    pub host: HostState,
+}
+
+/// A virtual CPU on VT-x.
+pub struct VmxVcpu {
+    pub(crate) vmcs: Vmcs,
+    pub(crate) features: Features,
+    pub(crate) gpr: [u64; 16],
+    pub(crate) cr0: OwnedBits,
+    pub(crate) cr4: OwnedBits,
+    ept_pointer: u64,
+    vpid: u16,
+    launched: bool,
+    /// An NMI waits until the guest's own blocking by NMI ends.
+    pending_nmi: bool,
+    handled_inside: u64,
+}
+
+impl VmxVcpu {
+    /// Makes the virtual CPU of this physical CPU and resets it to [`StartState::after_sipi`] 0.
+    ///
+    /// # Errors
+    /// When an address is not page-aligned or the CPU refuses the VMCS.
+    ///
+    /// # Safety
+    /// * `on` is this CPU's, and no other [`VmxVcpu`] lives on it.
+    /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this.
+    /// * The nested table and the bitmaps give the guest nothing that is not its own.
+    /// * `setup.host` is the environment of the caller, and gate 2 of its IDT handles NMIs.
+    pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
+        let VcpuSetup { nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, .. } = *setup;
+        for page in [nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, setup.vmcs] {
+            if !page.is_aligned(PAGE_SIZE) {
+                return Err(VmxError::Unaligned(page));
+            }
+        }
+        let features = on.features;
+        // SAFETY: `on` proves root operation; the frame is free, says the caller.
+        let mut vmcs = unsafe { Vmcs::make_current(setup.vmcs, features.capabilities.revision()) }?;
+        setup::write_controls(&mut vmcs, &features, setup)?;
+        // SAFETY: ring 0 follows from `on`; the caller vouches for `host`.
+        unsafe { setup::write_host_state(&mut vmcs, &setup.host) };
+        let mut vcpu = Self {
+            vmcs,
+            features,
+            gpr: [0; 16],
+            cr0: OwnedBits::cr0(&features.capabilities),
+            cr4: OwnedBits::cr4(&features.capabilities),
+            ept_pointer: ept_pointer(nested_root),
+            vpid: if features.vpid { setup.vpid } else { 0 },
+            launched: false,
+            pending_nmi: false,
+            handled_inside: 0,
+        };
+        vcpu.flush_nested();
+        vcpu.load(&StartState::after_sipi(0));
+        Ok(vcpu)
+    }
+
+    /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
+    /// windows for a waiting NMI.
+    #[must_use]
+    pub const fn handled_inside(&self) -> u64 {
+        self.handled_inside
+    }
+
+    /// [`Vcpu::run`].
+    pub(crate) fn run_guest(&mut self) -> Exit {
+        loop {
+            // SAFETY: `self.vmcs` is current, `write_host_state` made its host state, and the
+            // registers are ours; the host runs with interrupts off.
+            let status = unsafe { run::enter(&raw mut self.gpr, u32::from(self.launched)) };
+            if status != run::status::EXITED {
+                return self.instruction_failure(status);
+            }
+            let snapshot = self.snapshot();
+            if snapshot.entry_failed() {
+                return self.entry_failure(&snapshot);
+            }
+            self.launched = true;
+            self.restore_nmi_blocking(&snapshot);
+            if !self.handle_inside(&snapshot) {
+                let exit = decode(&snapshot);
+                if exit.reason == ExitReason::Nmi {
+                    // SAFETY: the caller of `new` vouched for the gate.
+                    unsafe { run::take_nmi() };
+                }
+                return exit;
+            }
+            self.handled_inside = self.handled_inside.wrapping_add(1);
+        }
+    }
+
+    /// Reads what this exit defines.
+    fn snapshot(&self) -> Snapshot {
+        let vmcs = &self.vmcs;
+        let mut snapshot = Snapshot {
+            exit_reason: vmcs.read(EXIT_REASON),
+            qualification: vmcs.read(EXIT_QUALIFICATION),
+            interruption: InterruptionInformation(vmcs.read(VM_EXIT_INTERRUPTION_INFORMATION)),
+            vectoring: InterruptionInformation(vmcs.read(IDT_VECTORING_INFORMATION)),
+            instruction_length: vmcs.read(VM_EXIT_INSTRUCTION_LENGTH),
+            ..Snapshot::default()
+        };
+        if snapshot.vectoring.has_error_code() {
+            snapshot.vectoring_error_code = vmcs.read(IDT_VECTORING_ERROR_CODE);
+        }
+        match snapshot.reason() {
+            reason::EXCEPTION_OR_NMI => {
+                snapshot.interruption_error_code = vmcs.read(VM_EXIT_INTERRUPTION_ERROR_CODE);
+            }
+            reason::EPT_VIOLATION => {
+                snapshot.guest_physical_address = vmcs.read(GUEST_PHYSICAL_ADDRESS);
+                snapshot.guest_linear_address = vmcs.read(GUEST_LINEAR_ADDRESS);
+            }
+            _ => {}
+        }
+        snapshot
+    }
+
+    /// Puts the guest's blocking by NMI where it belongs when an IRET or the delivery of an NMI is
+    /// to be done again.
+    fn restore_nmi_blocking(&mut self, snapshot: &Snapshot) {
+        let blocks = if snapshot.iret_unblocked_nmi() {
+            true
+        } else if snapshot.vectoring.valid() && snapshot.vectoring.kind() == Some(EventKind::Nmi) {
+            false
+        } else {
+            return;
+        };
+        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        let state = if blocks { state | BLOCKING_BY_NMI } else { state & !BLOCKING_BY_NMI };
+        self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, state);
+    }
+
+    /// Deals with exits that need no policy; `false` for all others.
+    fn handle_inside(&mut self, snapshot: &Snapshot) -> bool {
+        match snapshot.reason() {
+            reason::NMI_WINDOW => {
+                self.set_primary(Primary::NMI_WINDOW_EXITING, false);
+                self.pending_nmi = false;
+                let nmi = Event {
+                    vector: arch::Vector(2),
+                    kind: EventKind::Nmi,
+                    error_code: None,
+                    instruction_length: 0,
+                };
+                self.inject_now(nmi);
+                true
+            }
+            reason::CONTROL_REGISTER_ACCESS => self.move_to_control_register(snapshot),
+            _ => false,
+        }
+    }
+
+    fn move_to_control_register(&mut self, snapshot: &Snapshot) -> bool {
+        let Some((register, source)) = mov_to(snapshot.qualification) else {
+            return false;
+        };
+        let long = self.segment(SegmentRegister::Cs).access.long() && self.long_mode();
+        let value = self.gpr(source) & if long { !0 } else { 0xffff_ffff };
+        let (owned, shadow) =
+            if register == 0 { (self.cr0, CR0_READ_SHADOW) } else { (self.cr4, CR4_READ_SHADOW) };
+        match judge(owned, value) {
+            Verdict::Repeat => self.vmcs.write(shadow, value),
+            Verdict::GeneralProtection => {
+                self.inject_now(Event::exception(exception::GP, Some(0)));
+            }
+        }
+        true
+    }
+
+    fn long_mode(&self) -> bool {
+        let entry = EntryControls::from_bits_retain(self.vmcs.read(VM_ENTRY_CONTROLS));
+        entry.contains(EntryControls::IA32E_MODE_GUEST)
+    }
+
+    /// Sets CR0 and IA32_EFER (each as the guest shall see it) together with the entry control that
+    /// follows from them.
+    pub(crate) fn set_cr0_and_efer(&mut self, cr0: u64, efer: u64) {
+        self.vmcs.write(GUEST_CR0, self.cr0.real(cr0));
+        self.vmcs.write(CR0_READ_SHADOW, cr0);
+        let efer = efer_with_lma(efer, cr0);
+        self.vmcs.write(GUEST_IA32_EFER, efer);
+        let mut entry = EntryControls::from_bits_retain(self.vmcs.read(VM_ENTRY_CONTROLS));
+        entry.set(EntryControls::IA32E_MODE_GUEST, efer & Efer::LMA.bits() != 0);
+        self.vmcs.write(VM_ENTRY_CONTROLS, entry.bits());
+        self.flush_linear();
+    }
+
+    /// Switches primary controls.
+    pub(crate) fn set_primary(&mut self, which: Primary, wanted: bool) {
+        let field = PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS;
+        let mut primary = Primary::from_bits_retain(self.vmcs.read(field));
+        primary.set(which, wanted);
+        self.vmcs.write(field, primary.bits());
+    }
+
+    /// Injects at the next entry; an NMI that the guest blocks waits for its window.
+    pub(crate) fn inject_or_wait(&mut self, event: Event) {
+        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
+        if event.kind == EventKind::Nmi && blocked {
+            self.pending_nmi = true;
+            self.set_primary(Primary::NMI_WINDOW_EXITING, true);
+        } else {
+            self.inject_now(event);
+        }
+    }
+
+    fn inject_now(&mut self, event: Event) {
+        let protected = self.vmcs.read(GUEST_CR0) & Cr0::PE.bits() != 0;
+        let (information, error_code) = injection(event, protected);
+        self.vmcs.write(VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
+        self.vmcs.write(VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
+        self.vmcs.write(VM_ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_length));
+        // Delivery wakes a halted guest, but not every event may be injected into one.
+        self.vmcs.write(GUEST_ACTIVITY_STATE, 0);
+    }
+
+    /// Forgets every event that waits for delivery, and the windows with them.
+    pub(crate) fn drop_events(&mut self) {
+        self.vmcs.write(VM_ENTRY_INTERRUPTION_INFORMATION, 0);
+        self.pending_nmi = false;
+        let windows = Primary::NMI_WINDOW_EXITING | Primary::INTERRUPT_WINDOW_EXITING;
+        self.set_primary(windows, false);
+    }
+
+    /// Drops this CPU's translations that came through the nested table.
+    pub(crate) fn invalidate_nested(&mut self) {
+        let kind = vmcs::invalidation_type(self.features.capabilities.invept_single());
+        // SAFETY: `self.vmcs` proves root operation; `check` found INVEPT and one of its types.
+        unsafe { vmcs::invept(kind, self.ept_pointer) };
+    }
+
+    /// Drops the guest's linear translations. Without VPIDs every entry does it.
+    pub(crate) fn flush_linear(&mut self) {
+        if self.vpid != 0 {
+            let kind = vmcs::invalidation_type(self.features.capabilities.invvpid_single());
+            // SAFETY: as above; VPIDs are used only where INVVPID and one of its types exist.
+            unsafe { vmcs::invvpid(kind, u64::from(self.vpid)) };
+        }
+    }
+
+    /// Whether an interrupt can be taken at the next entry.
+    pub(crate) fn can_take_interrupt(&self) -> bool {
+        let shadow = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE) & BLOCKING_BY_STI_OR_MOV_SS;
+        shadow == 0 && self.rflags() & Rflags::IF.bits() != 0
+    }
+
+    /// VMLAUNCH or VMRESUME itself failed.
+    fn instruction_failure(&self, status: u32) -> Exit {
+        let (number, meaning) = if status == run::status::FAIL_VALID {
+            let number = self.vmcs.instruction_error();
+            (number, error::instruction_error(number))
+        } else {
+            (0, "VM entry without a current VMCS")
+        };
+        failure(EntryFailure { code: u64::from(number), qualification: 0, meaning })
+    }
+
+    /// The guest state was refused; says which rule it breaks.
+    fn entry_failure(&self, snapshot: &Snapshot) -> Exit {
+        let known = error::entry_failure(snapshot.reason(), snapshot.qualification);
+        let meaning = known.unwrap_or_else(|| {
+            let broken = guest_state::check(&self.guest_state()).err();
+            broken.unwrap_or("invalid guest state that breaks no rule Nexit knows")
+        });
+        failure(EntryFailure {
+            code: u64::from(snapshot.exit_reason),
+            qualification: snapshot.qualification,
+            meaning,
+        })
+    }
+
+    /// The guest-state area as it is.
+    fn guest_state(&self) -> GuestState {
+        let natural = |field: Field<Natural>| self.vmcs.read(field);
+        GuestState {
+            registers: StartState {
+                gpr: self.gpr,
+                rip: self.rip(),
+                rflags: self.rflags(),
+                cr0: natural(GUEST_CR0),
+                cr3: natural(GUEST_CR3),
+                cr4: natural(GUEST_CR4),
+                efer: self.efer(),
+                segments: SegmentRegister::ALL.map(|register| self.segment(register)),
+                gdtr: self.descriptor_table(DescriptorTableRegister::Gdtr),
+                idtr: self.descriptor_table(DescriptorTableRegister::Idtr),
+            },
+            capabilities: self.features.capabilities,
+            ia32e: self.long_mode(),
+            dr7: natural(GUEST_DR7),
+            debugctl: self.vmcs.read(GUEST_IA32_DEBUGCTL),
+            pat: self.vmcs.read(GUEST_IA32_PAT),
+            sysenter_esp: natural(GUEST_IA32_SYSENTER_ESP),
+            sysenter_eip: natural(GUEST_IA32_SYSENTER_EIP),
+            activity: self.vmcs.read(GUEST_ACTIVITY_STATE),
+            interruptibility: self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE),
+            pending_debug: natural(GUEST_PENDING_DEBUG_EXCEPTIONS),
+            injection: InterruptionInformation(self.vmcs.read(VM_ENTRY_INTERRUPTION_INFORMATION)),
+            link_pointer: self.vmcs.read(VMCS_LINK_POINTER),
+        }
+    }
+}
+
+const fn failure(failure: EntryFailure) -> Exit {
+    Exit { reason: ExitReason::EntryFailure(failure), vectoring: None, instruction_length: None }
+}
