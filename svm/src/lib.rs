@@ -2,7 +2,7 @@
 //!
 //! The path of an exit: [`vcpu`] enters the guest through `run` (the only assembly), [`decode`]
 //! turns the record in the [`vmcb`] into a neutral [`arch::Exit`], policy answers through the
-//! [`arch::vcpu::Vcpu`] trait. [`enable`] comes before (once on each CPU), with [`controls`] and
+//! [`arch::vcpu::Vcpu`] trait (`contract`). [`enable`] comes before (once on each CPU), with [`controls`] and
 //! [`bitmap`] deciding what exits at all; [`guest_state`] explains an entry that the CPU refuses.
 //!
 //! Pure, host-tested: [`bitmap`], [`controls`], [`decode`], [`guest_state`], [`segment`], and what
@@ -20,6 +20,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod bitmap;
+mod contract;
 pub mod controls;
 pub mod decode;
 pub mod enable;

@@ -1,9 +1,13 @@
 //! The virtual CPU over a VMCB in ordinary memory; nothing here enters a guest.
 
 use super::*;
-use crate::vmcb::Vmcb;
-use arch::segment::AccessRights;
-use arch::{Gva, Vector};
+use crate::contract::{PAT_RESET, unswitched};
+use arch::Gva;
+use arch::register::Gpr;
+use arch::segment::{
+    AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
+};
+use arch::vcpu::{Event, EventKind};
 
 const PLAIN: Features = Features { asids: 16, nrip_save: false, flush_by_asid: true };
 const FRAME: Hpa = Hpa::new(0x1000);

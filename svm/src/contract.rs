@@ -1,0 +1,252 @@
+//! The contract between policy and a virtual CPU, kept with a VMCB: [`arch::vcpu::Vcpu`] for
+//! [`SvmVcpu`].
+//!
+//! Place in the path: `run` is the exit and back; the rest is what policy does in between.
+
+use arch::exit::Exit;
+use arch::register::{Efer, Gpr, Rflags};
+use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
+use arch::vcpu::{Event, EventKind, StartState, Vcpu};
+
+use crate::controls::{self, EVENT_VALID, Intercepts3};
+use crate::decode::{VMEXIT_INTR, decode};
+use crate::vcpu::{SvmVcpu, Unswitched};
+use crate::vmcb::{StateSaveArea, Vmcb};
+
+/// PAT after reset: WB, WT, UC-, UC, twice (APM "PAT Register").
+pub(crate) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// DR6 after reset.
+const DR6_RESET: u64 = 0xffff_0ff0;
+/// DR7 after reset.
+const DR7_RESET: u64 = 0x400;
+/// Bit 0 of the VMCB's interrupt-shadow field.
+const INTERRUPT_SHADOW: u64 = 1;
+
+impl Vcpu for SvmVcpu {
+    fn run(&mut self) -> Exit {
+        loop {
+            self.enter();
+            let acknowledged = self.take_pending();
+            let exit = decode(self.vmcb(), self.features.nrip_save, acknowledged);
+            let control = &mut self.vmcb_mut().control;
+            // Delivered, or reported in EXITINTINFO: whether to deliver again is policy's to say.
+            control.eventinj = 0;
+            // An interrupt that was gone when the host opened its window is nobody's.
+            if control.exitcode != VMEXIT_INTR || acknowledged.is_some() {
+                return exit;
+            }
+        }
+    }
+
+    fn load(&mut self, state: &StartState) {
+        self.gpr = state.gpr;
+        self.flush_pending = true;
+        // Every unswitched register is written here, so what the CPU holds is not asked for.
+        self.unswitched.set(Unswitched::NewestInVmcb);
+        let Vmcb { control, save } = self.vmcb_mut();
+        control.eventinj = 0;
+        control.interrupt_shadow = 0;
+        controls::set_interrupt_window(control, false);
+        for (register, segment) in SegmentRegister::ALL.into_iter().zip(state.segments) {
+            save.segments[StateSaveArea::segment_index(register)] = segment.into();
+        }
+        for (register, table) in [
+            (DescriptorTableRegister::Gdtr, state.gdtr),
+            (DescriptorTableRegister::Idtr, state.idtr),
+        ] {
+            save.segments[StateSaveArea::table_index(register)] = table.into();
+        }
+        let [rax, _, _, _, rsp, ..] = state.gpr;
+        (save.rax, save.rsp, save.rip, save.rflags) = (rax, rsp, state.rip, state.rflags);
+        (save.cr0, save.cr2, save.cr3, save.cr4) = (state.cr0, 0, state.cr3, state.cr4);
+        save.efer = state.efer | Efer::SVME.bits();
+        (save.dr6, save.dr7, save.dbgctl) = (DR6_RESET, DR7_RESET, 0);
+        save.g_pat = PAT_RESET;
+        (save.star, save.lstar, save.cstar, save.sfmask) = (0, 0, 0, 0);
+        (save.kernel_gs_base, save.sysenter_cs) = (0, 0);
+        (save.sysenter_esp, save.sysenter_eip) = (0, 0);
+        let [_, _, ss, ..] = state.segments;
+        save.cpl = ss.access.dpl();
+        self.update_lma();
+    }
+
+    fn gpr(&self, register: Gpr) -> u64 {
+        if register == Gpr::Rax {
+            self.vmcb().save.rax
+        } else if register == Gpr::Rsp {
+            self.vmcb().save.rsp
+        } else {
+            self.gpr[register as usize]
+        }
+    }
+
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        if register == Gpr::Rax {
+            self.vmcb_mut().save.rax = value;
+        } else if register == Gpr::Rsp {
+            self.vmcb_mut().save.rsp = value;
+        } else {
+            self.gpr[register as usize] = value;
+        }
+    }
+
+    fn rip(&self) -> u64 {
+        self.vmcb().save.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcb_mut().save.rip = rip;
+    }
+
+    fn rflags(&self) -> u64 {
+        self.vmcb().save.rflags
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb_mut().save.rflags = rflags;
+    }
+
+    fn cr0(&self) -> u64 {
+        self.vmcb().save.cr0
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        self.vmcb_mut().save.cr0 = value;
+        self.update_lma();
+        self.flush_pending = true;
+    }
+
+    fn cr2(&self) -> u64 {
+        self.vmcb().save.cr2
+    }
+
+    fn set_cr2(&mut self, value: u64) {
+        self.vmcb_mut().save.cr2 = value;
+    }
+
+    fn cr3(&self) -> u64 {
+        self.vmcb().save.cr3
+    }
+
+    fn cr4(&self) -> u64 {
+        self.vmcb().save.cr4
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.vmcb_mut().save.cr4 = value;
+        self.flush_pending = true;
+    }
+
+    fn efer(&self) -> u64 {
+        self.vmcb().save.efer & !Efer::SVME.bits()
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.vmcb_mut().save.efer = value | Efer::SVME.bits();
+        self.update_lma();
+        self.flush_pending = true;
+    }
+
+    fn pat(&self) -> u64 {
+        self.vmcb().save.g_pat
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.vmcb_mut().save.g_pat = value;
+        self.flush_pending = true;
+    }
+
+    fn segment(&self, register: SegmentRegister) -> Segment {
+        if unswitched(register) {
+            self.save_unswitched();
+        }
+        self.vmcb().save.segments[StateSaveArea::segment_index(register)].into()
+    }
+
+    fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
+        let vmcb = if unswitched(register) { self.unswitched_mut() } else { self.vmcb_mut() };
+        vmcb.save.segments[StateSaveArea::segment_index(register)] = segment.into();
+        if register == SegmentRegister::Ss {
+            vmcb.save.cpl = segment.access.dpl();
+        }
+    }
+
+    fn descriptor_table(&self, register: DescriptorTableRegister) -> DescriptorTable {
+        self.vmcb().save.segments[StateSaveArea::table_index(register)].into()
+    }
+
+    fn set_descriptor_table(&mut self, register: DescriptorTableRegister, table: DescriptorTable) {
+        self.vmcb_mut().save.segments[StateSaveArea::table_index(register)] = table.into();
+    }
+
+    fn cpl(&self) -> u8 {
+        self.vmcb().save.cpl
+    }
+
+    fn skip_instruction(&mut self, length: u8) {
+        let Vmcb { control, save } = self.vmcb_mut();
+        save.rip = save.rip.wrapping_add(u64::from(length));
+        control.interrupt_shadow &= !INTERRUPT_SHADOW;
+    }
+
+    fn inject(&mut self, event: Event) {
+        let nrip_save = self.features.nrip_save;
+        let Vmcb { control, save } = self.vmcb_mut();
+        control.eventinj = controls::eventinj(&event);
+        // A software event returns behind its instruction (APM "Event Injection"): the CPU pushes
+        // nRIP where it has one, else RIP.
+        let software = matches!(
+            event.kind,
+            EventKind::SoftwareInterrupt
+                | EventKind::SoftwareException
+                | EventKind::PrivilegedSoftwareException
+        );
+        if software {
+            let next = save.rip.wrapping_add(u64::from(event.instruction_length));
+            *if nrip_save { &mut control.nrip } else { &mut save.rip } = next;
+        }
+    }
+
+    fn injecting(&self) -> bool {
+        self.vmcb().control.eventinj & EVENT_VALID != 0
+    }
+
+    fn interruptible(&self) -> bool {
+        let Vmcb { control, save } = self.vmcb();
+        save.rflags & Rflags::IF.bits() != 0 && control.interrupt_shadow & INTERRUPT_SHADOW == 0
+    }
+
+    fn set_interrupt_window(&mut self, wanted: bool) {
+        controls::set_interrupt_window(&mut self.vmcb_mut().control, wanted);
+    }
+
+    fn set_exception_intercepts(&mut self, bitmap: u32) {
+        self.vmcb_mut().control.intercept_exceptions = bitmap;
+    }
+
+    fn set_halt_exiting(&mut self, wanted: bool) {
+        controls::set_intercept(&mut self.vmcb_mut().control, Intercepts3::HLT, wanted);
+    }
+
+    fn flush_nested(&mut self) {
+        self.flush_pending = true;
+    }
+
+    /// AMD-V has none.
+    fn set_preemption_timer(&mut self, _ticks: Option<u64>) -> bool {
+        false
+    }
+
+    /// AMD-V does not tell: an exit out of HLT leaves RIP behind it, as if the guest had been woken.
+    fn halted(&self) -> bool {
+        false
+    }
+}
+
+/// Whether VMRUN leaves `register` alone (APM "VMLOAD").
+pub(crate) const fn unswitched(register: SegmentRegister) -> bool {
+    matches!(
+        register,
+        SegmentRegister::Fs | SegmentRegister::Gs | SegmentRegister::Ldtr | SegmentRegister::Tr
+    )
+}
