@@ -10,15 +10,15 @@ use crate::size;
 /// Builds Nexit images and runs them in an emulator.
 #[derive(Parser, Debug)]
 #[command(version, about)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The commands.
 #[derive(Subcommand, Debug)]
-pub enum Command {
+pub(crate) enum Command {
     /// Run the guests of a configuration in an emulator.
     Run(RunArgs),
     /// Build a bootable image (ISO, or `dd` to a stick) of a configuration.
@@ -31,7 +31,7 @@ pub enum Command {
 
 /// Which emulator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Emulator {
+pub(crate) enum Emulator {
     /// QEMU: AMD-V and VT-d by its own emulation, or nested VT-x with `--accel kvm`.
     Qemu,
     /// Bochs: VT-x, no IOMMU.
@@ -40,7 +40,7 @@ pub enum Emulator {
 
 /// How QEMU executes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Accel {
+pub(crate) enum Accel {
     /// QEMU's own emulation.
     Tcg,
     /// An Intel host with nested VT-x (never run by the makers of Nexit).
@@ -49,7 +49,7 @@ pub enum Accel {
 
 /// How the machine starts the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Boot {
+pub(crate) enum Boot {
     /// The emulator loads it (QEMU's `-kernel`).
     Kernel,
     /// From the ISO, by BIOS and GRUB.
@@ -60,7 +60,7 @@ pub enum Boot {
 
 /// What UEFI starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Loader {
+pub(crate) enum Loader {
     /// GRUB, by multiboot2.
     Grub,
     /// Nexit's own BOOTX64.EFI.
@@ -69,99 +69,99 @@ pub enum Loader {
 
 /// Where the built images are.
 #[derive(Args, Clone, Debug)]
-pub struct ImagePaths {
+pub(crate) struct ImagePaths {
     /// The hypervisor image [default: the one built last].
     #[arg(long, env = "NEXIT_IMAGE", value_name = "FILE")]
-    pub image: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
     /// The UEFI loader [default: the one built last].
     #[arg(long, env = "NEXIT_UEFI_IMAGE", value_name = "FILE")]
-    pub uefi_image: Option<PathBuf>,
+    pub(crate) uefi_image: Option<PathBuf>,
 }
 
 /// `nexit run`.
 #[derive(Args, Debug)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// The configuration; file names in it are relative to its folder, or absolute.
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// The emulator to run it in.
     #[arg(long, value_enum, default_value = "qemu")]
-    pub emulator: Emulator,
+    pub(crate) emulator: Emulator,
     /// How QEMU executes.
     #[arg(long, value_enum, default_value = "tcg")]
-    pub accel: Accel,
+    pub(crate) accel: Accel,
     /// How the machine boots [default: kernel in QEMU, iso in Bochs].
     #[arg(long, value_enum)]
-    pub boot: Option<Boot>,
+    pub(crate) boot: Option<Boot>,
     /// What `--boot uefi` starts.
     #[arg(long, value_enum, default_value = "grub")]
-    pub loader: Loader,
+    pub(crate) loader: Loader,
     /// CPUs of the machine [default: 2 in QEMU, 1 in Bochs, more if the configuration needs them].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
-    pub cpus: Option<u32>,
+    pub(crate) cpus: Option<u32>,
     /// Memory of the machine, such as 2G [default: the guests' and room for the hypervisor].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
-    pub memory: Option<u64>,
+    pub(crate) memory: Option<u64>,
     /// End the run after this many seconds, with status 124.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
-    pub timeout: Option<u64>,
+    pub(crate) timeout: Option<u64>,
     /// Write what the hypervisor reports (exits by reason …) as JSON.
     #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
+    pub(crate) report: Option<PathBuf>,
     /// The CPU model of Bochs.
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
-    pub bochs_model: String,
+    pub(crate) bochs_model: String,
     /// Where the images are.
     #[command(flatten)]
-    pub images: ImagePaths,
+    pub(crate) images: ImagePaths,
     /// Arguments for QEMU, or lines of the configuration of Bochs.
     #[arg(last = true, value_name = "EMULATOR ARGS")]
-    pub emulator_args: Vec<String>,
+    pub(crate) emulator_args: Vec<String>,
 }
 
 /// `nexit image`.
 #[derive(Args, Debug)]
-pub struct ImageArgs {
+pub(crate) struct ImageArgs {
     /// The configuration; file names in it are relative to its folder, or absolute.
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// The image to write.
     #[arg(long, value_name = "FILE.iso")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
     /// What UEFI starts. BIOS always starts GRUB.
     #[arg(long, value_enum, default_value = "grub")]
-    pub loader: Loader,
+    pub(crate) loader: Loader,
     /// Where the images are.
     #[command(flatten)]
-    pub images: ImagePaths,
+    pub(crate) images: ImagePaths,
 }
 
 /// `nexit demo`.
 #[derive(Args, Debug)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Which of Debian's kernels.
     #[arg(long, value_enum, default_value = "stock")]
-    pub kernel: Flavour,
+    pub(crate) kernel: Flavour,
     /// Folder with `init`.
     #[arg(long, value_name = "DIR", default_value = "demo")]
-    pub scripts: PathBuf,
+    pub(crate) scripts: PathBuf,
     /// Folder with the programs that run in the guest.
     #[arg(long, value_name = "DIR")]
-    pub programs: PathBuf,
+    pub(crate) programs: PathBuf,
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
 }
 
 /// `nexit stats`.
 #[derive(Args, Debug)]
-pub struct StatsArgs {
+pub(crate) struct StatsArgs {
     /// Where the images are.
     #[command(flatten)]
-    pub images: ImagePaths,
+    pub(crate) images: ImagePaths,
     /// A report of `nexit run`, to say how much memory the hypervisor took.
     #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
+    pub(crate) report: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Why the command failed. The text is one sentence for the user.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// A guest or the hypervisor failed, or a tool that was called did.
     Failed(String),
     /// Bad configuration or usage: nothing was started.
@@ -16,12 +16,12 @@ pub enum Failure {
 }
 
 /// What every step of the tool returns.
-pub type Result<T> = std::result::Result<T, Failure>;
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     /// The documented exit status.
     #[must_use]
-    pub const fn status(&self) -> u8 {
+    pub(crate) const fn status(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
@@ -31,7 +31,7 @@ impl Failure {
 
     /// The exit status as the process returns it.
     #[must_use]
-    pub fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status())
     }
 }

@@ -67,8 +67,7 @@ fn boot_files(
     path: &Path,
     folder: &Path,
 ) -> std::result::Result<Vec<BootFile>, String> {
-    let mut files =
-        vec![BootFile { name: config::FILE_NAME.to_owned(), path: path.to_path_buf() }];
+    let mut files = vec![BootFile { name: config::FILE_NAME.to_owned(), path: path.to_path_buf() }];
     for named in config.guests.iter().flat_map(|guest| [Some(&guest.kernel), guest.initrd.as_ref()])
     {
         let Some(named) = named else { continue };

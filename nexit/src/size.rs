@@ -4,7 +4,7 @@
 ///
 /// # Errors
 /// A sentence where the text is no size.
-pub fn parse(text: &str) -> Result<u64, String> {
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
         Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
@@ -20,7 +20,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
 
 /// `bytes` in MiB, rounded up: the unit of both emulators.
 #[must_use]
-pub const fn mebibytes(bytes: u64) -> u64 {
+pub(crate) const fn mebibytes(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 

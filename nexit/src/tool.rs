@@ -38,13 +38,6 @@ impl Tool {
         self
     }
 
-    /// Sets an environment variable.
-    #[must_use]
-    pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
-        self.command.env(key, value);
-        self
-    }
-
     /// Runs in `folder`.
     #[must_use]
     pub(crate) fn within(mut self, folder: &Path) -> Self {

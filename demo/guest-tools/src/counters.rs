@@ -1,7 +1,7 @@
 //! The exit counters of the virtual CPU that this thread runs on, read through CPUID
 //! (`docs/guest-interface.md`): leaf 0x4000_0100 is the signature, leaf 0x4000_0101 the counters.
 
-use core::arch::x86_64::{CpuidResult, __cpuid_count};
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
 use std::fmt;
 
 /// Leaf that tells a Nexit guest from any other machine.

@@ -74,6 +74,7 @@ fn read_all() -> io::Result<Vec<(usize, Option<Counters>)>> {
 #[must_use]
 pub fn describe(outcome: &Outcome) -> String {
     let exits = outcome.exits.as_ref();
-    let exits = exits.map_or_else(|| "exits=unknown (bare machine)".to_owned(), ToString::to_string);
+    let exits =
+        exits.map_or_else(|| "exits=unknown (bare machine)".to_owned(), ToString::to_string);
     format!("interrupts={} {exits}", outcome.interrupts)
 }

@@ -10,7 +10,7 @@ use crate::tool::Tool;
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum Flavour {
+pub(crate) enum Flavour {
     /// `linux-image-amd64`: all drivers, compressed by XZ.
     Stock,
     /// `linux-image-cloud-amd64`: few drivers, quick to unpack itself (for Bochs).

@@ -10,7 +10,7 @@ mod modules;
 use std::fs;
 use std::path::Path;
 
-pub use kernel::Flavour;
+pub(crate) use kernel::Flavour;
 
 use crate::failure::{OrFailed, Result};
 use modules::Modules;
@@ -20,7 +20,12 @@ use modules::Modules;
 ///
 /// # Errors
 /// A tool or a file is missing; nothing that is left behind looks finished.
-pub fn build(flavour: Flavour, scripts: &Path, programs: &Path, output: &Path) -> Result<()> {
+pub(crate) fn build(
+    flavour: Flavour,
+    scripts: &Path,
+    programs: &Path,
+    output: &Path,
+) -> Result<()> {
     fs::create_dir_all(output).or_failed("create", output)?;
     let cache = output.parent().unwrap_or(output).join("kernels");
     fs::create_dir_all(&cache).or_failed("create", &cache)?;

@@ -30,18 +30,33 @@ impl Modules {
     /// The files to load for the driver `name`, dependencies first. `None` where this kernel has no
     /// such driver; empty where it is linked in.
     pub(crate) fn load_order(&self, name: &str) -> Result<Option<Vec<PathBuf>>> {
-        let known = |name: &str| {
-            self.files.contains_key(name) || self.builtin.iter().any(|builtin| builtin == name)
-        };
-        if !known(&module_name(name)) {
+        if !self.has(&module_name(name)) {
             return Ok(None);
         }
-        let order = order(name, &mut |module| match self.files.get(module) {
-            Some(path) => Ok(Some(needs(&fs::read(path).or_failed("read", path)?))),
-            None if known(module) => Ok(None),
-            None => Err(Failure::Failed(format!("module {name} needs {module}: no such module"))),
-        })?;
+        let order = order(name, &mut |module| self.needs_of(module))?;
         Ok(Some(order.iter().filter_map(|module| self.files.get(module).cloned()).collect()))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name) || self.builtin.iter().any(|builtin| builtin == name)
+    }
+
+    /// What `module` needs; `None` where it is linked in.
+    fn needs_of(&self, module: &str) -> Result<Option<Vec<String>>> {
+        let Some(path) = self.files.get(module) else {
+            let missing = || Failure::Failed(format!("the kernel package has no module {module}"));
+            return self.has(module).then_some(None).ok_or_else(missing);
+        };
+        let needs = needs(&fs::read(path).or_failed("read", path)?);
+        let soft = needs.soft.iter().filter_map(|algorithm| self.provider(algorithm));
+        Ok(Some(needs.hard.iter().cloned().chain(soft).collect()))
+    }
+
+    /// The module for a soft dependency. It may name an algorithm (`crypto-crc32c`) rather than a
+    /// file: then its generic form meets it. What this kernel lacks can be done without.
+    fn provider(&self, algorithm: &str) -> Option<String> {
+        let name = module_name(algorithm.strip_prefix("crypto-").unwrap_or(algorithm));
+        [format!("{name}_generic"), name].into_iter().find(|candidate| self.has(candidate))
     }
 }
 
@@ -91,25 +106,28 @@ fn order(
     Ok(order)
 }
 
-/// `depends=a,b` and `softdep=pre: c d` of a module file, as module names. A soft dependency that
-/// names an algorithm rather than a file (`crc32c`) is met by its generic form.
-fn needs(module: &[u8]) -> Vec<String> {
-    let mut list = Vec::new();
+/// What a module file says it needs.
+#[derive(Default, Debug)]
+struct Needs {
+    /// `depends=a,b`, as module names.
+    hard: Vec<String>,
+    /// `softdep=pre: c d`, as written.
+    soft: Vec<String>,
+}
+
+fn needs(module: &[u8]) -> Needs {
+    let mut needs = Needs::default();
     for line in module.split(|byte| *byte == 0) {
         let Ok(line) = std::str::from_utf8(line) else { continue };
         if let Some(names) = line.strip_prefix("depends=") {
-            list.extend(names.split(',').filter(|name| !name.is_empty()).map(module_name));
+            needs.hard.extend(names.split(',').filter(|name| !name.is_empty()).map(module_name));
         }
         if let Some(names) = line.strip_prefix("softdep=pre:") {
             let names = names.split("post:").next().unwrap_or_default();
-            list.extend(names.split_whitespace().map(algorithm));
+            needs.soft.extend(names.split_whitespace().map(str::to_owned));
         }
     }
-    list
-}
-
-fn algorithm(name: &str) -> String {
-    if name == "crc32c" { "crc32c_generic".to_owned() } else { module_name(name) }
+    needs
 }
 
 #[cfg(test)]
@@ -118,9 +136,11 @@ mod tests {
 
     #[test]
     fn needs_come_from_the_module_itself() {
-        let module = b"\x7fELF\0license=GPL\0depends=jbd2,mbcache\0softdep=pre: crc32c\0name=ext4\0";
-        assert_eq!(needs(module), ["jbd2", "mbcache", "crc32c_generic"]);
-        assert_eq!(needs(b"\0depends=\0"), Vec::<String>::new());
+        let module =
+            b"\x7fELF\0license=GPL\0depends=jbd2,mbcache\0softdep=pre: crypto-crc32c\0name=ext4\0";
+        assert_eq!(needs(module).hard, ["jbd2", "mbcache"]);
+        assert_eq!(needs(module).soft, ["crypto-crc32c"]);
+        assert!(needs(b"\0depends=\0").hard.is_empty());
     }
 
     #[test]
@@ -135,6 +155,15 @@ mod tests {
             })
         });
         assert_eq!(order.unwrap(), ["pps_core", "dca", "ptp", "igb"]);
+    }
+
+    #[test]
+    fn a_soft_dependency_is_met_by_the_generic_form_or_left_out() {
+        let files = BTreeMap::from([("crc32c_generic".to_owned(), PathBuf::from("x"))]);
+        let modules = Modules { files, builtin: vec!["crct10dif".to_owned()] };
+        assert_eq!(modules.provider("crypto-crc32c").as_deref(), Some("crc32c_generic"));
+        assert_eq!(modules.provider("crct10dif").as_deref(), Some("crct10dif"));
+        assert_eq!(modules.provider("crypto-xxhash"), None);
     }
 
     #[test]

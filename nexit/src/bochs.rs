@@ -1,0 +1,102 @@
+//! The configuration file of Bochs. Pure: a machine in, text out.
+//!
+//! Bochs has VT-x and no IOMMU, no MSI: what it shows is the VT-x back end. The CD-ROM that it boots
+//! from is the master of the second IDE channel, so that the first stays free for the user's disk.
+
+use std::path::Path;
+
+use crate::machine::Machine;
+use crate::size;
+
+/// The program.
+pub(crate) const PROGRAM: &str = "bochs";
+
+/// The configuration of `machine`, which boots `iso`, with its serial line in the file `serial`.
+pub(crate) fn configuration(machine: &Machine, model: &str, iso: &Path, serial: &Path) -> String {
+    let mebibytes = size::mebibytes(machine.memory);
+    let cpus = machine.cpus;
+    // Virtual time is instructions: the clock knows nothing of the host's time (`sync=none`), so a
+    // run is the same every time. A triple fault stops the run and does not restart it.
+    let mut lines = vec![
+        "config_interface: textconfig".to_owned(),
+        "display_library: rfb, options=\"timeout=0\"".to_owned(),
+        "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
+        "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
+        format!("cpu: model={model}, count={cpus}, ips=50000000, reset_on_triple_fault=0"),
+        format!("memory: guest={mebibytes}, host={mebibytes}"),
+        "clock: sync=none, time0=946684800".to_owned(),
+        "pci: enabled=1, chipset=i440fx".to_owned(),
+        "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14".to_owned(),
+        "ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15".to_owned(),
+        format!("ata1-master: type=cdrom, path=\"{}\", status=inserted", iso.display()),
+        "boot: cdrom".to_owned(),
+        format!("com1: enabled=1, mode=file, dev=\"{}\"", serial.display()),
+        "panic: action=fatal".to_owned(),
+        "error: action=report".to_owned(),
+    ];
+    lines.extend(machine.extra.iter().cloned());
+    lines.join("\n") + "\n"
+}
+
+/// The lock files of the disk images that `lines` name. A run that was killed leaves them, and the
+/// next one would end at once.
+pub(crate) fn lock_files(lines: &[String]) -> Vec<String> {
+    let paths = lines.iter().filter_map(|line| {
+        let (_, rest) = line.split_once("path=")?;
+        let path = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next()?,
+            None => rest.split(',').next()?.trim(),
+        };
+        (!path.is_empty()).then(|| format!("{path}.lock"))
+    });
+    paths.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::cli::Accel;
+    use crate::machine::Start;
+
+    fn text(extra: &[&str]) -> String {
+        let machine = Machine {
+            cpus: 1,
+            memory: 512 << 20,
+            accel: Accel::Tcg,
+            start: Start::Bios { iso: PathBuf::from("/t/nexit.iso") },
+            extra: extra.iter().map(|line| (*line).to_owned()).collect(),
+        };
+        let model = "corei7_haswell_4770";
+        configuration(&machine, model, Path::new("/t/nexit.iso"), Path::new("/t/serial.log"))
+    }
+
+    #[test]
+    fn the_first_ide_channel_is_left_to_the_user() {
+        let disk = "ata0-master: type=disk, path=disk.img";
+        let text = text(&[disk]);
+        assert!(text.contains("ata1-master: type=cdrom, path=\"/t/nexit.iso\", status=inserted\n"));
+        assert_eq!(text.lines().filter(|line| line.starts_with("ata0-master")).count(), 1);
+        assert_eq!(text.lines().last(), Some(disk));
+    }
+
+    #[test]
+    fn time_is_counted_in_instructions_and_memory_in_mebibytes() {
+        let text = text(&[]);
+        assert!(text.contains("cpu: model=corei7_haswell_4770, count=1, ips=50000000, "));
+        assert!(text.contains("memory: guest=512, host=512\n"));
+        assert!(text.contains("clock: sync=none"));
+    }
+
+    #[test]
+    fn lock_files_lie_beside_the_disks() {
+        let lines = [
+            "ata0-master: type=disk, path=disk.img, mode=flat",
+            "ata0-slave: type=disk, path=\"a b.img\"",
+            "cpu: model=x",
+        ];
+        let lines = lines.map(str::to_owned);
+        assert_eq!(lock_files(&lines), ["disk.img.lock", "a b.img.lock"]);
+    }
+}

@@ -1,0 +1,184 @@
+//! QEMU's command line. Pure: a machine in, words out.
+//!
+//! The machine is a q35 with VT-d, a serial line, and no PCI device of its own beyond the chipset
+//! (00:00.0 and 00:1f.*): slots 3 to 30 of bus 0 are the user's.
+
+use std::path::Path;
+
+use crate::cli::Accel;
+use crate::failure::{Failure, Result};
+use crate::machine::{Machine, Start};
+use crate::size;
+
+/// The program.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// VT-d with interrupt remapping in x2APIC mode.
+const IOMMU: &str = "intel-iommu,intremap=on,eim=on,caching-mode=off,aw-bits=48";
+/// An AMD CPU: QEMU itself emulates AMD-V, not VT-x. What it lacks of the model is taken off here,
+/// or it would warn of each feature on each CPU.
+const TCG_CPU: &str = "EPYC-v4,+x2apic,+svm,+npt,+vgif,-fxsr-opt,-misalignsse,-osvw,-topoext,\
+                       -perfctr-core,-clzero,-ibpb,-nrip-save,-xsavec,-xsaves";
+
+/// All arguments.
+///
+/// # Errors
+/// A file name that QEMU's option syntax cannot carry.
+pub(crate) fn arguments(machine: &Machine) -> Result<Vec<String>> {
+    let mut words = Words::default();
+    words.add("-nodefaults -display none -no-reboot");
+    match machine.accel {
+        Accel::Tcg => {
+            // `-icount` counts instructions of all CPUs in one thread.
+            let icount = machine.extra.iter().any(|word| word == "-icount");
+            let thread = if icount { "single" } else { "multi" };
+            words.add("-machine q35").pair("-accel", format!("tcg,thread={thread}"));
+            words.pair("-cpu", TCG_CPU);
+        }
+        Accel::Kvm => {
+            // Interrupt remapping needs the I/O APIC in QEMU.
+            words.add("-machine q35,kernel-irqchip=split -accel kvm -cpu host");
+        }
+    }
+    words.pair("-smp", machine.cpus.to_string());
+    words.pair("-m", format!("{}M", size::mebibytes(machine.memory)));
+    words.pair("-device", IOMMU);
+    words.add("-chardev stdio,id=console,signal=on -serial chardev:console");
+    add_start(&mut words, &machine.start)?;
+    words.0.extend(machine.extra.iter().cloned());
+    Ok(words.0)
+}
+
+fn add_start(words: &mut Words, start: &Start) -> Result<()> {
+    match start {
+        Start::Kernel { image, modules } => {
+            words.pair("-kernel", text(image)?);
+            let names: Result<Vec<&str>> = modules.iter().map(|path| module(path)).collect();
+            words.pair("-initrd", names?.join(","));
+        }
+        Start::Bios { iso } => add_cdrom(words, iso)?,
+        Start::Uefi { iso, code, variables } => {
+            let flash = |path: &Path, mode: &str| -> Result<String> {
+                Ok(format!("if=pflash,format=raw,{mode}file={}", escaped(path)?))
+            };
+            words.pair("-drive", flash(code, "readonly=on,")?);
+            words.pair("-drive", flash(variables, "")?);
+            add_cdrom(words, iso)?;
+        }
+    }
+    Ok(())
+}
+
+/// On the chipset's own AHCI controller: no further PCI function.
+fn add_cdrom(words: &mut Words, iso: &Path) -> Result<()> {
+    let file = escaped(iso)?;
+    words.pair("-drive", format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={file}"));
+    words.add("-device ide-cd,drive=cd,bus=ide.0,bootindex=0");
+    Ok(())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Failure::Usage(format!("{} is not UTF-8", path.display())))
+}
+
+/// A comma in an option's value is written twice.
+fn escaped(path: &Path) -> Result<String> {
+    Ok(text(path)?.replace(',', ",,"))
+}
+
+/// In `-initrd` a comma ends a file name and a space starts its command line.
+fn module(path: &Path) -> Result<&str> {
+    let name = text(path)?;
+    if name.contains([',', ' ']) {
+        let rename = "QEMU cannot load it: move it to a path without commas and spaces";
+        return Err(Failure::Usage(format!("{name}: {rename}")));
+    }
+    Ok(name)
+}
+
+#[derive(Default)]
+struct Words(Vec<String>);
+
+impl Words {
+    fn add(&mut self, words: &str) -> &mut Self {
+        self.0.extend(words.split(' ').map(str::to_owned));
+        self
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<String>) -> &mut Self {
+        self.0.extend([option.to_owned(), value.into()]);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn machine(start: Start) -> Machine {
+        Machine { cpus: 2, memory: 1 << 30, accel: Accel::Tcg, start, extra: Vec::new() }
+    }
+
+    fn by_kernel(modules: &[&str]) -> Machine {
+        let modules = modules.iter().map(PathBuf::from).collect();
+        machine(Start::Kernel { image: PathBuf::from("/i/kernel"), modules })
+    }
+
+    fn line(machine: &Machine) -> String {
+        arguments(machine).unwrap().join(" ")
+    }
+
+    #[test]
+    fn the_whole_command_line_is_as_documented() {
+        let mut machine = by_kernel(&["/t/nexit.toml", "/t/vmlinuz"]);
+        machine.extra = vec!["-device".to_owned(), "nvme,addr=4".to_owned()];
+        assert_eq!(
+            line(&machine),
+            "-nodefaults -display none -no-reboot -machine q35 -accel tcg,thread=multi \
+             -cpu EPYC-v4,+x2apic,+svm,+npt,+vgif,-fxsr-opt,-misalignsse,-osvw,-topoext,\
+             -perfctr-core,-clzero,-ibpb,-nrip-save,-xsavec,-xsaves -smp 2 -m 1024M \
+             -device intel-iommu,intremap=on,eim=on,caching-mode=off,aw-bits=48 \
+             -chardev stdio,id=console,signal=on -serial chardev:console \
+             -kernel /i/kernel -initrd /t/nexit.toml,/t/vmlinuz -device nvme,addr=4"
+        );
+    }
+
+    #[test]
+    fn kvm_takes_the_hosts_cpu_and_splits_the_interrupt_chips() {
+        let machine = Machine { accel: Accel::Kvm, ..by_kernel(&[]) };
+        assert!(line(&machine).contains("q35,kernel-irqchip=split -accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn counting_instructions_puts_all_cpus_into_one_thread() {
+        let mut machine = by_kernel(&[]);
+        machine.extra = vec!["-icount".to_owned(), "shift=0".to_owned()];
+        assert!(line(&machine).contains("-accel tcg,thread=single"));
+    }
+
+    #[test]
+    fn module_paths_that_qemu_would_split_are_refused() {
+        for path in ["/a,b/vmlinuz", "/a b/vmlinuz"] {
+            let error = arguments(&by_kernel(&[path])).unwrap_err();
+            assert_eq!(error.status(), 2);
+            assert!(error.to_string().contains(path));
+        }
+    }
+
+    #[test]
+    fn booting_from_the_image_adds_no_pci_function() {
+        let iso = PathBuf::from("/a,b.iso");
+        let uefi = Start::Uefi {
+            iso: iso.clone(),
+            code: PathBuf::from("/code.fd"),
+            variables: PathBuf::from("/vars.fd"),
+        };
+        for start in [Start::Bios { iso }, uefi] {
+            let line = line(&machine(start));
+            assert!(line.contains("file=/a,,b.iso -device ide-cd,drive=cd,bus=ide.0"), "{line}");
+            assert_eq!(line.matches("-device").count(), 2, "the IOMMU and the drive: {line}");
+        }
+    }
+}

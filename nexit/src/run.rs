@@ -1,0 +1,161 @@
+//! `nexit run`: from the command line to the exit status.
+//!
+//! Everything that can be wrong with the configuration is found before an emulator starts. What the
+//! run needs (modules under their names in the image, the ISO, logs) lies in a folder of its own
+//! that goes away with it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::bochs;
+use crate::built;
+use crate::cli::{Accel, Boot, Emulator, RunArgs};
+use crate::failure::{Failure, OrFailed, Result};
+use crate::image;
+use crate::machine::{self, Machine, Start};
+use crate::qemu;
+use crate::scenario::{BootFile, Scenario};
+use crate::session::{self, Emulation, Output};
+use crate::verdict::Verdict;
+
+/// Where Debian's package ovmf puts the firmware.
+const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// Runs the guests and says what became of them.
+pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    let scenario = Scenario::load(&args.config)?;
+    check_cpus(args, &scenario)?;
+    let folder = tempfile::Builder::new()
+        .prefix("nexit-run-")
+        .tempdir()
+        .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
+    let emulation = emulation(args, &scenario, &folder)?;
+    let names = scenario.config.guests.iter().map(|guest| guest.name.clone());
+    let mut verdict = Verdict::new(names);
+    let start = Instant::now();
+    let timeout = args.timeout.map(Duration::from_secs);
+    let ended = session::run(emulation, timeout, &mut verdict);
+    let seconds = start.elapsed().as_secs_f64();
+    println!("\nnexit: the run took {seconds:.1} s");
+    print!("{}", verdict.report);
+    if let Some(path) = &args.report {
+        write_report(&verdict, path)?;
+    }
+    ended.and_then(|()| verdict.conclude())
+}
+
+fn write_report(verdict: &Verdict, path: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(&verdict.report)
+        .map_err(|error| Failure::Failed(format!("cannot write the report: {error}")))?;
+    fs::write(path, json + "\n").or_failed("write", path)
+}
+
+fn check_cpus(args: &RunArgs, scenario: &Scenario) -> Result<()> {
+    let needed = scenario.cpus();
+    match args.cpus {
+        Some(cpus) if cpus < needed => Err(Failure::Usage(format!(
+            "--cpus {cpus}: the configuration gives CPU {} to a guest, so at least {needed} are \
+             needed",
+            needed - 1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The emulator's process, ready to start.
+fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Emulation> {
+    let folder = folder.path();
+    match args.emulator {
+        Emulator::Qemu => {
+            let machine = machine(args, scenario, 2, start(args, scenario, folder)?);
+            Ok(Emulation {
+                program: qemu::PROGRAM.to_owned(),
+                arguments: qemu::arguments(&machine)?,
+                output: Output::Pipe,
+            })
+        }
+        Emulator::Bochs => bochs_emulation(args, scenario, folder),
+    }
+}
+
+fn machine(args: &RunArgs, scenario: &Scenario, least_cpus: u32, start: Start) -> Machine {
+    Machine {
+        cpus: args.cpus.unwrap_or_else(|| scenario.cpus().max(least_cpus)),
+        memory: args.memory.unwrap_or_else(|| machine::default_memory(scenario)),
+        accel: args.accel,
+        start,
+        extra: args.emulator_args.clone(),
+    }
+}
+
+fn start(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<Start> {
+    match args.boot.unwrap_or(Boot::Kernel) {
+        Boot::Kernel => {
+            let image = built::image(&args.images)?;
+            let modules: Result<_> =
+                scenario.files.iter().map(|file| stage(file, folder)).collect();
+            Ok(Start::Kernel { image, modules: modules? })
+        }
+        Boot::Iso => Ok(Start::Bios { iso: build_iso(args, scenario, folder)? }),
+        Boot::Uefi => {
+            let variables = folder.join("variables.fd");
+            fs::copy(FIRMWARE_VARIABLES, &variables)
+                .or_failed("copy", Path::new(FIRMWARE_VARIABLES))?;
+            let iso = build_iso(args, scenario, folder)?;
+            Ok(Start::Uefi { iso, code: PathBuf::from(FIRMWARE), variables })
+        }
+    }
+}
+
+/// QEMU names a module after its path: a link gives it the name that it has in images.
+fn stage(file: &BootFile, folder: &Path) -> Result<PathBuf> {
+    let target = fs::canonicalize(&file.path).or_failed("find", &file.path)?;
+    let link = folder.join(&file.name);
+    symlink(&target, &link).or_failed("link", &link)?;
+    Ok(link)
+}
+
+fn build_iso(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<PathBuf> {
+    let iso = folder.join("nexit.iso");
+    image::build(scenario, &args.images, args.loader, &iso)?;
+    Ok(iso)
+}
+
+fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<Emulation> {
+    if args.accel == Accel::Kvm {
+        return Err(Failure::Usage("--accel kvm: Bochs has no accelerator; leave it out".into()));
+    }
+    if !matches!(args.boot, None | Some(Boot::Iso)) {
+        let text = "--boot: Bochs boots from the ISO by BIOS only; leave it out";
+        return Err(Failure::Usage(text.into()));
+    }
+    let iso = build_iso(args, scenario, folder)?;
+    let machine = machine(args, scenario, 1, Start::Bios { iso: iso.clone() });
+    let serial = folder.join("serial.log");
+    fs::write(&serial, "").or_failed("create", &serial)?;
+    let log = folder.join("bochs.log");
+    let text = bochs::configuration(&machine, &args.bochs_model, &iso, &serial);
+    let text = format!("log: \"{}\"\n{text}", log.display());
+    let file = folder.join("bochsrc");
+    fs::write(&file, text).or_failed("write", &file)?;
+    let mut arguments = vec!["-q".to_owned()];
+    if session::says(bochs::PROGRAM, "--help", "-rc ")? {
+        // A build with the debugger stops at its prompt: this tells it to go on.
+        let commands = folder.join("commands");
+        fs::write(&commands, "c\n").or_failed("write", &commands)?;
+        arguments.extend(["-rc".to_owned(), commands.display().to_string()]);
+    }
+    arguments.extend(["-f".to_owned(), file.display().to_string()]);
+    let locks: Vec<PathBuf> =
+        bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
+    Ok(Emulation {
+        program: bochs::PROGRAM.to_owned(),
+        arguments,
+        output: Output::File { serial, log, locks },
+    })
+}

@@ -1,0 +1,243 @@
+//! One run of an emulator: its process, its serial line, its end.
+//!
+//! Invariant: whatever happens (timeout, Ctrl-C, an error here), the process that was started is
+//! gone when [`run`] returns.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::console::Console;
+use crate::failure::{Failure, OrFailed, Result};
+use crate::verdict::{Phase, Verdict};
+
+/// An emulator, ready to start.
+#[derive(Debug)]
+pub(crate) struct Emulation {
+    /// The program.
+    pub(crate) program: String,
+    /// Its arguments.
+    pub(crate) arguments: Vec<String>,
+    /// Where its serial line is.
+    pub(crate) output: Output,
+}
+
+/// Where the machine's serial line comes out.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// The process's standard output; standard input goes to the line.
+    Pipe,
+    /// A file that grows.
+    File {
+        /// The file.
+        serial: PathBuf,
+        /// The emulator's own log, shown if the run fails.
+        log: PathBuf,
+        /// Files that an earlier run that was killed has left, and that this one may leave.
+        locks: Vec<PathBuf>,
+    },
+}
+
+/// How long the machine may take to power itself off after the last guest has ended.
+const POWER_OFF: Duration = Duration::from_secs(10);
+/// How long an emulator may take to leave when it is asked to.
+const LEAVE: Duration = Duration::from_secs(3);
+/// How often things that cannot be waited for are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// Lines of the emulator's own log that are shown after a failure.
+const LOG_LINES: usize = 15;
+
+enum Event {
+    Output(Vec<u8>),
+    Closed,
+    Interrupted,
+}
+
+/// Runs it to its end, with its console on standard output and every line of it told to `verdict`.
+///
+/// # Errors
+/// `TimedOut`, or `Failed` where it cannot be started or was interrupted. What the guests did is
+/// the verdict's matter.
+pub(crate) fn run(
+    emulation: Emulation,
+    timeout: Option<Duration>,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    remove_locks(&emulation.output);
+    let mut child = spawn(&emulation)?;
+    let (sender, receiver) = mpsc::channel();
+    let dead = Arc::new(AtomicBool::new(false));
+    let result = watch(&emulation, &mut child, sender, &dead)
+        .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict));
+    stop(&mut child);
+    remove_locks(&emulation.output);
+    if verdict.phase == Phase::Running {
+        show_log(&emulation.output);
+    }
+    result
+}
+
+fn spawn(emulation: &Emulation) -> Result<Child> {
+    let mut command = Command::new(&emulation.program);
+    command.args(&emulation.arguments);
+    match emulation.output {
+        Output::Pipe => command.stdout(Stdio::piped()),
+        Output::File { .. } => {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+        }
+    };
+    command.spawn().map_err(|error| {
+        let advice = "`make setup` installs it";
+        Failure::Failed(format!("cannot start {}: {error} ({advice})", emulation.program))
+    })
+}
+
+/// Starts whatever brings events: the reader of the serial line, and Ctrl-C.
+fn watch(
+    emulation: &Emulation,
+    child: &mut Child,
+    sender: Sender<Event>,
+    dead: &Arc<AtomicBool>,
+) -> Result<()> {
+    let interrupted = sender.clone();
+    ctrlc::set_handler(move || drop(interrupted.send(Event::Interrupted)))
+        .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
+    match (&emulation.output, child.stdout.take()) {
+        (Output::File { serial, .. }, _) => {
+            let file = File::open(serial).or_failed("read", serial)?;
+            let dead = Arc::clone(dead);
+            thread::spawn(move || read(file, &sender, Some(&dead)));
+        }
+        (Output::Pipe, Some(pipe)) => drop(thread::spawn(move || read(pipe, &sender, None))),
+        (Output::Pipe, None) => return Err(Failure::Failed("the emulator has no output".into())),
+    }
+    Ok(())
+}
+
+/// Sends all bytes of `source`. A pipe ends by itself; a file that grows ends when its writer is
+/// `dead` and all of it has been read.
+fn read(mut source: impl Read, sender: &Sender<Event>, dead: Option<&AtomicBool>) {
+    let mut buffer = [0; 4096];
+    loop {
+        let last = dead.is_none_or(|dead| dead.load(Ordering::Acquire));
+        match source.read(&mut buffer) {
+            Ok(0) if last => break,
+            Ok(0) => thread::sleep(TICK),
+            Ok(length) => {
+                let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+                if sender.send(Event::Output(bytes)).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let _ = sender.send(Event::Closed);
+}
+
+/// The run itself: until the line closes, the verdict is clear, or time is up.
+fn follow(
+    receiver: &Receiver<Event>,
+    child: &mut Child,
+    dead: &AtomicBool,
+    timeout: Option<Duration>,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let start = Instant::now();
+    let mut ended: Option<Instant> = None;
+    let mut console = Console::default();
+    loop {
+        match receiver.recv_timeout(TICK) {
+            Ok(Event::Output(bytes)) => {
+                show(&console.feed(&bytes, |line| verdict.line(line)));
+            }
+            Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
+                show(&console.finish());
+                return Ok(());
+            }
+            Ok(Event::Interrupted) => return Err(Failure::Failed("interrupted".into())),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            dead.store(true, Ordering::Release);
+        }
+        if verdict.phase == Phase::Halted {
+            return Ok(());
+        }
+        if verdict.phase == Phase::Ended
+            && ended.get_or_insert_with(Instant::now).elapsed() >= POWER_OFF
+        {
+            return Ok(());
+        }
+        if let Some(limit) = timeout.filter(|limit| start.elapsed() >= *limit) {
+            let seconds = limit.as_secs();
+            return Err(Failure::TimedOut(format!(
+                "the run was ended after {seconds} s (timeout)"
+            )));
+        }
+    }
+}
+
+/// Output that nobody reads (a closed pipe) does not stop the run.
+fn show(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+}
+
+/// Asks the process to leave (QEMU gives the terminal back then), and makes it.
+fn stop(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(Some(_))) {
+        return;
+    }
+    let asked = Instant::now();
+    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    while asked.elapsed() < LEAVE {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        thread::sleep(TICK);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn remove_locks(output: &Output) {
+    if let Output::File { locks, .. } = output {
+        for lock in locks {
+            let _ = fs::remove_file(lock);
+        }
+    }
+}
+
+/// The end of the emulator's own log.
+fn show_log(output: &Output) {
+    if let Output::File { log, .. } = output {
+        let text = fs::read(log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.iter().skip(lines.len().saturating_sub(LOG_LINES));
+        last.for_each(|line| eprintln!("bochs: {line}"));
+    }
+}
+
+/// Whether `program OPTION` prints `word`.
+pub(crate) fn says(program: &str, option: &str, word: &str) -> Result<bool> {
+    let output = Command::new(program).arg(option).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| {
+        let advice = "`make setup` installs it";
+        Failure::Failed(format!("cannot start {program}: {error} ({advice})"))
+    })?;
+    let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(word);
+    Ok(contains(&output.stdout) || contains(&output.stderr))
+}
