@@ -21,12 +21,14 @@ pub struct MsrPermissionMap([u8; 0x2000]);
 const _: () = assert!(size_of::<MsrPermissionMap>() == 2 * 4096);
 
 impl MsrPermissionMap {
-    /// The map that lets `passes` through and nothing else, in place of whatever was here.
-    pub fn build(&mut self, passes: &[MsrPass]) {
-        self.0.fill(0xff);
+    /// The map that lets `passes` through and nothing else.
+    #[must_use]
+    pub fn new(passes: &[MsrPass]) -> Self {
+        let mut map = Self([0xff; 0x2000]);
         for pass in passes {
-            self.pass(pass);
+            map.pass(pass);
         }
+        map
     }
 
     fn pass(&mut self, pass: &MsrPass) {
@@ -52,12 +54,14 @@ pub struct IoPermissionMap([u8; 0x3000]);
 const _: () = assert!(size_of::<IoPermissionMap>() == 3 * 4096);
 
 impl IoPermissionMap {
-    /// The map that lets `passes` through and nothing else, in place of whatever was here.
-    pub fn build(&mut self, passes: &[PortRange]) {
-        self.0.fill(0xff);
-        for range in passes {
-            self.set(*range, true);
+    /// The map that lets `ranges` through and nothing else.
+    #[must_use]
+    pub fn new(ranges: &[PortRange]) -> Self {
+        let mut map = Self([0xff; 0x3000]);
+        for range in ranges {
+            map.set(*range, true);
         }
+        map
     }
 
     /// Lets a run of ports through, or intercepts it again.
@@ -79,12 +83,6 @@ impl IoPermissionMap {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn msr_map(passes: &[MsrPass]) -> Box<MsrPermissionMap> {
-        let mut map = Box::new(MsrPermissionMap([0; 0x2000]));
-        map.build(passes);
-        map
-    }
 
     /// The manual's lookup, written out: (read exits, write exits).
     fn exits(map: &MsrPermissionMap, msr: u32) -> (bool, bool) {
@@ -123,7 +121,7 @@ mod tests {
             passes in prop::collection::vec(any_pass(), 0..4),
             probes in prop::collection::vec(any_msr(), 64),
         ) {
-            let map = msr_map(&passes);
+            let map = MsrPermissionMap::new(&passes);
             let edges = passes.iter().flat_map(|p| {
                 [p.first.wrapping_sub(1), p.first, p.last, p.last.wrapping_add(1)]
             });
@@ -144,8 +142,7 @@ mod tests {
         ) {
             let range = |first: u16, more: u16| PortRange { first, last: first.saturating_add(more) };
             let passes: Vec<_> = passes.iter().map(|(f, m)| range(*f, *m)).collect();
-            let mut map = Box::new(IoPermissionMap([0; 0x3000]));
-            map.build(&passes);
+            let mut map = IoPermissionMap::new(&passes);
             let mut model = vec![true; 0x1_0000];
             for pass in &passes {
                 model[usize::from(pass.first)..=usize::from(pass.last)].fill(false);
@@ -164,14 +161,20 @@ mod tests {
 
     #[test]
     fn passing_everything_opens_no_reserved_vector() {
-        let map = msr_map(&[MsrPass { first: 0, last: u32::MAX, read: true, write: true }]);
+        let map =
+            MsrPermissionMap::new(&[MsrPass { first: 0, last: u32::MAX, read: true, write: true }]);
         assert!(map.0[..0x1800].iter().all(|b| *b == 0));
         assert!(map.0[0x1800..].iter().all(|b| *b == 0xff));
     }
 
     #[test]
     fn the_eoi_write_is_bit_0x1017() {
-        let map = msr_map(&[MsrPass { first: 0x80b, last: 0x80b, read: false, write: true }]);
+        let map = MsrPermissionMap::new(&[MsrPass {
+            first: 0x80b,
+            last: 0x80b,
+            read: false,
+            write: true,
+        }]);
         assert_eq!(map.0[0x202], 0x7f);
     }
 }
