@@ -249,3 +249,13 @@ fn bad_addresses_are_refused() {
         table.replace(&mut memory, 0x2000, Hpa::new(0), 0x2000, Access::ALL, MemoryType::WriteBack);
     assert_eq!(flush, Err(MapError::NotMapped(0x3000)));
 }
+
+#[test]
+fn a_reader_without_large_pages_gets_none() {
+    let mut memory = TestMemory::new();
+    let mut table =
+        Table::new(DmaFormat { levels: 3, largest: PageSize::Size4K }, &mut memory).unwrap();
+    let (access, kind) = (Access::READ_WRITE, MemoryType::WriteBack);
+    table.map(&mut memory, 0, Hpa::new(0), 4 << 20, access, kind).unwrap().nothing_cached();
+    assert_eq!(table.mix(&memory), Mix { size_4k: 1024, size_2m: 0, size_1g: 0 });
+}
