@@ -1,2 +1,30 @@
-//! Exitless interrupts: the shadow IDT, vector grants and local-APIC policy.
+//! Exitless interrupts: which vectors may reach the guest without the hypervisor, and what its
+//! local APIC looks like to it.
+//!
+//! * [`grants`]: the vectors that are the guest's, and why.
+//! * [`shadow`]: the IDT that the CPU really uses: the guest's own bytes, but gates of external
+//!   vectors that are not granted are not present.
+//! * [`arrival`]: such a gate was hit: whose #NP is it, and what is to be done.
+//! * [`apic`]: the x2APIC registers: what passes to the hardware, what is checked, what is virtual;
+//!   in the classic mode a whole software local APIC ([`pending`]).
+//! * [`xapic`]: the page at 0xFEE00000, for guests that do not use x2APIC mode.
+//!
+//! Invariant: pure state machines. They say what is to be done; the `guest` crate has it done.
 #![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod apic;
+pub mod arrival;
+pub mod grants;
+pub mod icr;
+pub mod pending;
+pub mod shadow;
+pub mod vectors;
+pub mod xapic;
+
+pub use apic::{ApicAction, ApicRead, GpFault, VirtualApic};
+pub use arrival::{Verdict, judge};
+pub use grants::{Grants, Reason};
+pub use icr::{Destination, IcrRequest, IpiKind};
+pub use shadow::ShadowIdt;
+pub use vectors::VectorSet;

@@ -1,0 +1,229 @@
+//! A gate that is not present was hit: whose #NP is it?
+//!
+//! The hypervisor intercepts #NP (and #GP, where the guest's table is short). Delivery of the event
+//! that ran into it has not happened; for an external interrupt the vector is already in service
+//! in the physical local APIC.
+
+use arch::Vector;
+use arch::exit::{Exit, ExitReason, Vectoring};
+use arch::vcpu::{Event, EventKind, exception};
+
+use crate::grants::Grants;
+
+/// External-event bit of an error code (SDM "Error Code").
+const EXT: u32 = 1 << 0;
+/// The index is that of a gate in the IDT.
+const IDT: u32 = 1 << 1;
+
+/// What is to be done about an intercepted exception.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// The host's own interrupt: handle it and end it (EOI). The guest is to notice nothing.
+    Host(Vector),
+    /// An interrupt that only the guest itself can have raised, for a gate that the guest has
+    /// made: grant the vector, derive its gate, inject it again as an external interrupt.
+    GrantAndRedeliver(Vector),
+    /// `INT n` for a gate that the guest has made: grant the vector, derive its gate, resume at
+    /// the same instruction.
+    SoftwareInterrupt(Vector),
+    /// An interrupt that nobody asked for, and that the guest has no gate for (left over from the
+    /// firmware, or from before a reset): end it (EOI) and resume.
+    DropSpurious(Vector),
+    /// The guest's own exception: inject it.
+    Reflect(Event),
+    /// The guest's own, and its third in a row: its CPU shuts down.
+    TripleFault,
+}
+
+/// Judges an intercepted exception. `real_gate_present` says whether the guest itself made a gate
+/// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `true`).
+/// `None` where `exit` is no exception.
+pub fn judge(
+    exit: &Exit,
+    grants: &Grants,
+    real_gate_present: impl Fn(Vector) -> bool,
+) -> Option<Verdict> {
+    let ExitReason::Exception { vector, error_code, .. } = exit.reason else { return None };
+    let own = Event::exception(vector.0, error_code);
+    let code = error_code.unwrap_or(0);
+    let gate = Vector((code >> 3) as u8);
+    let of_gate = code & IDT != 0 && matches!(vector.0, exception::NP | exception::GP);
+    // The exception is about the code segment behind the gate, or about something else: a gate of
+    // the shadow has no part in it.
+    if !of_gate || !gate.is_external() {
+        return Some(reflect(exit.vectoring, own));
+    }
+    let not_present = vector.0 == exception::NP;
+    match exit.vectoring {
+        Some(Vectoring { vector, kind: EventKind::ExternalInterrupt, .. }) if vector == gate => {
+            if grants.is_host(gate) {
+                return Some(Verdict::Host(gate));
+            }
+            if not_present && real_gate_present(gate) {
+                return Some(Verdict::GrantAndRedeliver(gate));
+            }
+            if not_present && !grants.allows(gate) {
+                return Some(Verdict::DropSpurious(gate));
+            }
+            // As on hardware: the vector stays in service, the guest gets the exception. Emulators
+            // leave out EXT.
+            Some(reflect(exit.vectoring, Event { error_code: Some(code | EXT), ..own }))
+        }
+        // The back ends report INT n either as an event under way or, with EXT clear, not at all.
+        None | Some(Vectoring { kind: EventKind::SoftwareInterrupt, .. })
+            if not_present && code & EXT == 0 && real_gate_present(gate) =>
+        {
+            Some(Verdict::SoftwareInterrupt(gate))
+        }
+        _ => Some(reflect(exit.vectoring, own)),
+    }
+}
+
+/// How the CPU sees an exception for the making of a double fault
+/// (SDM "Interrupt 8—Double Fault Exception (#DF)").
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+    DoubleFault,
+}
+
+fn class(vector: Vector) -> Class {
+    match vector.0 {
+        // #DE, #TS, #NP, #SS, #GP; #CP.
+        0 | 10..=13 | 21 => Class::Contributory,
+        // #PF; #VE.
+        14 | 20 => Class::PageFault,
+        8 => Class::DoubleFault,
+        _ => Class::Benign,
+    }
+}
+
+/// What the guest gets when `event`, an exception, happened while `first` was being delivered: the
+/// exception itself, a double fault, or shutdown.
+#[must_use]
+pub fn reflect(first: Option<Vectoring>, event: Event) -> Verdict {
+    let first = match first {
+        Some(Vectoring { kind: EventKind::HardwareException, vector, .. }) => class(vector),
+        _ => Class::Benign,
+    };
+    match (first, class(event.vector)) {
+        (Class::Contributory, Class::Contributory)
+        | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+            Verdict::Reflect(Event::exception(exception::DF, Some(0)))
+        }
+        (Class::DoubleFault, Class::Contributory | Class::PageFault) => Verdict::TripleFault,
+        _ => Verdict::Reflect(event),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grants::Reason;
+
+    fn exit(vector: u8, code: u32, first: Option<(u8, EventKind)>) -> Exit {
+        let vectoring = first.map(|(vector, kind)| Vectoring {
+            vector: Vector(vector),
+            kind,
+            error_code: None,
+            instruction_length: None,
+        });
+        let vector = Vector(vector);
+        let reason = ExitReason::Exception { vector, error_code: Some(code), qualification: 0 };
+        Exit { reason, vectoring, instruction_length: None }
+    }
+
+    fn gate_code(vector: u8, ext: u32) -> u32 {
+        u32::from(vector) << 3 | IDT | ext
+    }
+
+    fn np(code: u32) -> Verdict {
+        Verdict::Reflect(Event::exception(exception::NP, Some(code)))
+    }
+
+    #[test]
+    fn every_external_vector_is_granted_on_its_first_arrival() {
+        for vector in 32..=255 {
+            for ext in [0, 1] {
+                let exit =
+                    exit(11, gate_code(vector, ext), Some((vector, EventKind::ExternalInterrupt)));
+                let verdict = judge(&exit, &Grants::new(), |gate| gate == Vector(vector));
+                assert_eq!(verdict, Some(Verdict::GrantAndRedeliver(Vector(vector))));
+            }
+        }
+    }
+
+    #[test]
+    fn host_vectors_stay_with_the_host_even_for_a_short_table() {
+        let mut grants = Grants::new();
+        grants.reserve_host(Vector(0xf2));
+        for exception in [11, 13] {
+            let exit =
+                exit(exception, gate_code(0xf2, 1), Some((0xf2, EventKind::ExternalInterrupt)));
+            assert_eq!(judge(&exit, &grants, |_| true), Some(Verdict::Host(Vector(0xf2))));
+        }
+    }
+
+    #[test]
+    fn an_interrupt_without_a_gate_is_the_guests_only_if_it_asked_for_it() {
+        let mut grants = Grants::new();
+        let exit = exit(11, gate_code(0x50, 0), Some((0x50, EventKind::ExternalInterrupt)));
+        let spurious = Some(Verdict::DropSpurious(Vector(0x50)));
+        assert_eq!(judge(&exit, &grants, |_| false), spurious);
+        grants.grant(Vector(0x50), Reason::Device).unwrap();
+        assert_eq!(judge(&exit, &grants, |_| false), Some(np(gate_code(0x50, EXT))));
+    }
+
+    #[test]
+    fn int_n_works_as_the_guests_own_gate_says() {
+        for first in [None, Some((0x80, EventKind::SoftwareInterrupt))] {
+            let exit = exit(11, gate_code(0x80, 0), first);
+            let software = Some(Verdict::SoftwareInterrupt(Vector(0x80)));
+            assert_eq!(judge(&exit, &Grants::new(), |_| true), software);
+            let own = Some(np(gate_code(0x80, 0)));
+            assert_eq!(judge(&exit, &Grants::new(), |_| false), own);
+        }
+    }
+
+    #[test]
+    fn a_missing_code_segment_behind_a_gate_is_the_guests_own_fault() {
+        let exit = exit(11, 0x81, Some((0x50, EventKind::ExternalInterrupt)));
+        assert_eq!(judge(&exit, &Grants::new(), |_| true), Some(np(0x81)));
+    }
+
+    #[test]
+    fn gates_of_exceptions_are_the_guests_own() {
+        let code = gate_code(6, 1);
+        let first = Some((6, EventKind::HardwareException));
+        assert_eq!(judge(&exit(11, code, first), &Grants::new(), |_| true), Some(np(code)));
+    }
+
+    #[test]
+    fn a_short_table_gives_the_guest_the_fault_that_hardware_would() {
+        let exit = exit(13, gate_code(0x50, 1), Some((0x50, EventKind::ExternalInterrupt)));
+        let gp = Verdict::Reflect(Event::exception(exception::GP, Some(gate_code(0x50, 1))));
+        assert_eq!(judge(&exit, &Grants::new(), |_| true), Some(gp));
+    }
+
+    #[test]
+    fn faults_in_a_row_make_double_and_triple_faults() {
+        let hardware = |vector| Some((vector, EventKind::HardwareException));
+        let verdict =
+            |first, second| judge(&exit(second, 0, first), &Grants::new(), |_| false).unwrap();
+        let double = Verdict::Reflect(Event::exception(exception::DF, Some(0)));
+        assert_eq!(verdict(hardware(14), 11), double);
+        assert_eq!(verdict(hardware(13), 11), double);
+        assert_eq!(verdict(hardware(13), 14), Verdict::Reflect(Event::exception(14, Some(0))));
+        assert_eq!(verdict(hardware(8), 11), Verdict::TripleFault);
+        assert_eq!(verdict(hardware(1), 11), np(0));
+        assert_eq!(verdict(Some((13, EventKind::SoftwareInterrupt)), 11), np(0));
+    }
+
+    #[test]
+    fn other_exits_are_not_judged() {
+        let exit = Exit { reason: ExitReason::Cpuid, vectoring: None, instruction_length: None };
+        assert_eq!(judge(&exit, &Grants::new(), |_| true), None);
+    }
+}

@@ -1,0 +1,155 @@
+//! The shadow IDT: what the CPU reads in place of the guest's table.
+//!
+//! The guest's table lies in one or two guest-physical pages. At each of them the nested page table
+//! shows a shadow page, read-only. Its bytes are the guest's own, but in gates of external vectors
+//! that are not granted the present bit is clear, so that delivery raises #NP ([`crate::arrival`]).
+//!
+//! The difference to the guest's bytes is one bit in one byte of a gate. So every byte of the
+//! shadow depends on the same byte of the real page and on the grants, on nothing else: deriving
+//! any range of bytes anew, however it cuts gates or pages, is exact.
+
+use arch::address::PAGE_SIZE;
+use arch::gate::{GATE_FLAGS_OFFSET, GATE_PRESENT, GateFormat};
+use arch::machine::GuestMemory;
+use arch::segment::DescriptorTable;
+use arch::{Gpa, Vector};
+
+use crate::grants::Grants;
+
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = PAGE_SIZE as usize;
+
+/// Where a byte of the table is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// Which page: 0 or 1.
+    pub page: usize,
+    /// Offset in the page.
+    pub offset: usize,
+}
+
+/// Where the guest's IDT is and how it is built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShadowIdt {
+    format: GateFormat,
+    /// Offset of the table in its first page.
+    start: usize,
+    /// Bytes of the table that the CPU can reach: at most 256 gates.
+    length: usize,
+    pages: [Option<Gpa>; 2],
+}
+
+impl ShadowIdt {
+    /// The table that `idtr` names. `pages` are the guest-physical pages behind the linear page of
+    /// its base and the one after it; `None` where the guest has mapped none (delivery through it
+    /// is then the guest's own page fault). A second page that the table does not reach is dropped.
+    ///
+    /// A real-mode table has no present bits: it cannot be shadowed, and none is to be made.
+    #[must_use]
+    pub fn new(idtr: DescriptorTable, format: GateFormat, pages: [Option<Gpa>; 2]) -> Self {
+        let start = idtr.base.page_offset() as usize;
+        let length = (usize::from(idtr.limit) + 1).min(256 * format.size());
+        let [first, second] = pages.map(|page| page.map(Gpa::page));
+        let second = second.filter(|_| start + length > PAGE_BYTES);
+        Self { format, start, length, pages: [first, second] }
+    }
+
+    /// The guest-physical pages that the table reaches, for `Machine::set_shadow_page`.
+    #[must_use]
+    pub const fn pages(&self) -> [Option<Gpa>; 2] {
+        self.pages
+    }
+
+    /// Which of its pages holds `gpa`.
+    #[must_use]
+    pub fn page_of(&self, gpa: Gpa) -> Option<usize> {
+        self.pages.iter().position(|page| *page == Some(gpa.page()))
+    }
+
+    /// Whether the whole gate of a vector lies within the limit. Where it does not, delivery raises
+    /// #GP in place of #NP.
+    #[must_use]
+    pub const fn covers(&self, vector: Vector) -> bool {
+        (vector.index() + 1) * self.format.size() <= self.length
+    }
+
+    /// Where the byte with the present bit of a vector's gate is. A gate may straddle the two
+    /// pages; this byte is in one of them. `None` where the table does not cover the vector.
+    #[must_use]
+    pub const fn flags_position(&self, vector: Vector) -> Option<Position> {
+        if !self.covers(vector) {
+            return None;
+        }
+        let at = self.start + vector.index() * self.format.size() + GATE_FLAGS_OFFSET;
+        Some(Position { page: at / PAGE_BYTES, offset: at % PAGE_BYTES })
+    }
+
+    /// The byte with the present bit of a vector's real gate. `None` where there is no such byte.
+    #[must_use]
+    pub fn real_flags<M: GuestMemory>(&self, vector: Vector, memory: &M) -> Option<u8> {
+        let Position { page, offset } = self.flags_position(vector)?;
+        let gpa = (*self.pages.get(page)?)?.checked_add(offset as u64)?;
+        let mut flags = [0];
+        memory.read(gpa, &mut flags).ok()?;
+        let [flags] = flags;
+        Some(flags)
+    }
+
+    /// Whether the guest itself has made the gate of a vector present.
+    #[must_use]
+    pub fn real_gate_present<M: GuestMemory>(&self, vector: Vector, memory: &M) -> bool {
+        self.real_flags(vector, memory).is_some_and(|flags| flags & GATE_PRESENT != 0)
+    }
+
+    /// Derives the bytes of shadow page `page` from `offset` on from `real`, the guest's bytes in
+    /// the same place: the whole page after an LIDT, the written bytes after a guest's write, one
+    /// flags byte ([`Self::flags_position`]) after a grant. What reaches beyond the page is
+    /// ignored.
+    ///
+    /// Each byte is written once, with its final value: a CPU that reads the shadow meanwhile finds
+    /// the old gate or the new one as it would in the guest's own table.
+    pub fn derive(
+        &self,
+        page: usize,
+        offset: usize,
+        real: &[u8],
+        grants: &Grants,
+        shadow: &mut [u8; PAGE_BYTES],
+    ) {
+        let Some(shadow) = shadow.get_mut(offset..) else { return };
+        let length = real.len().min(shadow.len());
+        let (Some(real), Some(shadow)) = (real.get(..length), shadow.get_mut(..length)) else {
+            return;
+        };
+        let mut done = 0;
+        while let Some((vector, at)) = self.next_flags(page, offset + done, offset + length) {
+            let at = at - offset;
+            copy(real, shadow, done..at);
+            if let (Some(from), Some(to)) = (real.get(at), shadow.get_mut(at)) {
+                *to = if grants.allows(vector) { *from } else { *from & !GATE_PRESENT };
+            }
+            done = at + 1;
+        }
+        copy(real, shadow, done..length);
+    }
+
+    /// The first flags byte of a covered gate in `from..to` of a page: its vector and offset.
+    fn next_flags(&self, page: usize, from: usize, to: usize) -> Option<(Vector, usize)> {
+        let size = self.format.size();
+        let first = self.start + GATE_FLAGS_OFFSET;
+        let index = (page * PAGE_BYTES + from).saturating_sub(first).div_ceil(size);
+        let vector = Vector(u8::try_from(index).ok()?);
+        let position = self.flags_position(vector)?;
+        (position.page == page && position.offset < to).then_some((vector, position.offset))
+    }
+}
+
+/// Copies a range of equal places.
+fn copy(from: &[u8], to: &mut [u8], range: core::ops::Range<usize>) {
+    if let (Some(from), Some(to)) = (from.get(range.clone()), to.get_mut(range)) {
+        to.copy_from_slice(from);
+    }
+}
+
+#[cfg(test)]
+mod tests;
