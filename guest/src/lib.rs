@@ -14,6 +14,7 @@ pub mod devices;
 pub mod memory_map;
 pub mod msr;
 mod mtrr;
+pub mod pci;
 
 #[cfg(test)]
 mod fake;

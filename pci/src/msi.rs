@@ -90,8 +90,8 @@ impl Msi {
         self.enabled.then_some(MsiMessage { address: self.address, data: self.data.into() })
     }
 
-    /// Programs the real capability: with `message`, or with `None` off. It is switched off for a
-    /// moment only where the message differs from the one that is there.
+    /// Programs the real capability: with `message`, or with `None` off, whoever enabled it. It is
+    /// switched off for a moment only where the message differs from the one that is there.
     pub fn program(
         &mut self,
         space: &mut impl ConfigSpace,
@@ -103,7 +103,7 @@ impl Msi {
             let mask = !u32::from(!self.masked);
             space.write(function, self.offset + self.data_offset() + 4, Width::Dword, mask);
         }
-        if self.programmed == message {
+        if message.is_some() && self.programmed == message {
             return;
         }
         let control = self.offset + 2;

@@ -1,0 +1,329 @@
+//! One assigned function: what its guest's accesses do to the machine.
+//!
+//! Invariant: the physical BARs stay where the firmware put them and keep decoding; only their
+//! place in the guest moves. The pages of the MSI-X table are never mapped. A real message is
+//! enabled only after [`Machine::route`] gave it.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt::Display;
+use core::ops::Range;
+
+use arch::address::PAGE_SIZE;
+use arch::interrupt::MsiMessage;
+use arch::machine::{ConfigSpace, InterruptLine, Machine, RouteRefused};
+use arch::msr::PortRange;
+use arch::{Bdf, Gpa, Hpa, Width};
+use pci::bar::Bar;
+use pci::header::LegacyIde;
+use pci::message;
+use pci::msix::{ENTRY_MASKED, ENTRY_SIZE, MsixCapability, MsixEntry, MsixTable, VECTOR_CONTROL};
+use pci::{Command, Effect, Function, VirtualFunction};
+
+use super::Host;
+use super::windows::{Owner, Windows};
+use crate::memory_map::GpaRange;
+
+/// So many refused messages of a device are logged.
+const MOST_REFUSALS_LOGGED: u8 = 8;
+/// Offset of Message Control in the MSI and MSI-X capabilities.
+const MESSAGE_CONTROL: u16 = 2;
+
+/// An assigned function.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// Its address in the guest.
+    pub(super) address: Bdf,
+    pub(super) view: VirtualFunction,
+    /// The MSI-X table that the guest sees; empty without MSI-X.
+    table: MsixTable<Vec<MsixEntry>>,
+    identity: Function,
+    attached: bool,
+    refusals: u8,
+}
+
+impl Device {
+    /// Takes `identity` over; its BARs outside `windows` have no address in the guest at first.
+    pub(super) fn new(
+        config: &mut impl ConfigSpace,
+        identity: Function,
+        address: Bdf,
+        windows: &Windows,
+    ) -> Self {
+        let mut view = VirtualFunction::new(config, identity.bdf);
+        for index in 0..6 {
+            let outside = view.bar(index).is_some_and(|bar| {
+                let range = GpaRange { start: Gpa::new(bar.base), length: bar.size };
+                bar.is_memory() && !windows.contain(range)
+            });
+            if outside {
+                view.unassign_bar(index);
+            }
+        }
+        let entries = view.msix().map_or(0, |msix| msix.entries);
+        let table = MsixTable::new(vec![MsixEntry::default(); entries.into()]);
+        Self { address, view, table, identity, attached: false, refusals: 0 }
+    }
+
+    /// IDE channels in compatibility mode.
+    pub(super) fn legacy_ide(&self) -> impl Iterator<Item = LegacyIde> + use<> {
+        self.identity.legacy_ide().into_iter()
+    }
+
+    /// The ports of its I/O BARs.
+    pub(super) fn port_ranges(&self) -> impl Iterator<Item = PortRange> {
+        self.view.bars().filter(|bar| !bar.is_memory() && bar.base != 0).filter_map(|bar| {
+            let first = u16::try_from(bar.base).ok()?;
+            Some(PortRange { first, last: u16::try_from(bar.base + bar.size - 1).ok()? })
+        })
+    }
+
+    /// Makes the real function quiet and decoding: no bus mastering, no message, no INTx.
+    pub(super) fn attach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        self.attached = true;
+        let function = self.view.function();
+        self.real_command(self.view.command()).write(host.config, function);
+        if let Some(msi) = self.view.msi() {
+            msi.program(host.config, function, None);
+        }
+        if let Some(msix) = self.view.msix().copied() {
+            host.config.write(function, msix.offset + MESSAGE_CONTROL, Width::Word, 0);
+            for index in 0..msix.entries {
+                self.mask_entry(host, &msix, index);
+            }
+        }
+        for bar in self.view.bars().filter(|bar| bar.is_memory() && bar.base == 0) {
+            host.machine.log(format_args!(
+                "{function}: BAR {} has no address from the firmware: it stays out of reach",
+                bar.index
+            ));
+        }
+    }
+
+    /// Takes the function out of the guest: it masters no bus, and wants no address any more.
+    pub(super) fn detach(&mut self, config: &mut impl ConfigSpace) {
+        self.attached = false;
+        Command::INTERRUPT_DISABLE.write(config, self.view.function());
+    }
+
+    /// Its memory BARs, each with the addresses at which the guest wants it now.
+    pub(super) fn memory_bars(&self) -> impl Iterator<Item = (Owner, Bar, Option<GpaRange>)> {
+        let decoding = self.attached && self.view.command().contains(Command::MEMORY_SPACE);
+        self.view.bars().filter(|bar| bar.is_memory()).map(move |bar| {
+            let start = Gpa::new(self.view.bar_address(bar.index));
+            let wanted = decoding && bar.base != 0;
+            let range = wanted.then_some(GpaRange { start, length: bar.size });
+            ((self.view.function(), bar.index), *bar, range)
+        })
+    }
+
+    /// The command register that the device gets: decoding always, bus mastering as the guest
+    /// wants, no INTx but that of IDE's ISA lines.
+    fn real_command(&self, wanted: Command) -> Command {
+        let isa = self.legacy_ide().next().is_some();
+        let mut command = wanted & Command::BUS_MASTER;
+        command.set(Command::MEMORY_SPACE, self.view.bars().any(Bar::is_memory));
+        command.set(Command::IO_SPACE, isa || self.view.bars().any(|bar| !bar.is_memory()));
+        command.set(Command::INTERRUPT_DISABLE, !isa);
+        command
+    }
+
+    /// The guest writes configuration space. Returns whether a BAR has moved or gone.
+    pub(super) fn config_write<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        offset: u16,
+        width: Width,
+        value: u32,
+    ) -> bool {
+        let function = self.view.function();
+        match self.view.write(host.config, offset, width, value) {
+            Effect::None => {}
+            Effect::PhysicalWrite { offset, width, value } => {
+                host.config.write(function, offset, width, value);
+            }
+            Effect::BarMoved { .. } => return true,
+            Effect::CommandChanged { old, new } => {
+                let changed = old ^ new;
+                if changed.contains(Command::BUS_MASTER) {
+                    self.real_command(new).write(host.config, function);
+                }
+                return changed.contains(Command::MEMORY_SPACE);
+            }
+            Effect::MsiChanged => self.program_msi(host),
+            Effect::MsixControlChanged { old, new } => {
+                let Some(msix) = self.view.msix().copied() else { return false };
+                if new.live() && !old.live() {
+                    for index in 0..msix.entries {
+                        self.program_entry(host, &msix, index);
+                    }
+                }
+                let control = msix.offset + MESSAGE_CONTROL;
+                host.config.write(function, control, Width::Word, new.bits().into());
+            }
+        }
+        false
+    }
+
+    /// Maps (or unmaps) a BAR where it is in the guest.
+    pub(super) fn set_mapped(
+        &self,
+        machine: &mut impl Machine,
+        bar: &Bar,
+        place: GpaRange,
+        mapped: bool,
+    ) {
+        for Range { start, end } in self.open_parts(bar).into_iter().filter(|p| !p.is_empty()) {
+            let gpa = place.start.wrapping_add(start);
+            if mapped {
+                machine.map_device(gpa, Hpa::new(bar.base + start), end - start);
+            } else {
+                machine.unmap(gpa, end - start);
+            }
+        }
+    }
+
+    /// The parts of a BAR that the guest reaches without an exit: whole pages (a smaller BAR shares
+    /// its page with others' registers), without those of the MSI-X table.
+    fn open_parts(&self, bar: &Bar) -> [Range<u64>; 2] {
+        if bar.size < PAGE_SIZE {
+            return [0..0, 0..0];
+        }
+        match self.view.msix().filter(|msix| msix.table.bar == bar.index) {
+            Some(msix) => [0..msix.table_pages().start, msix.table_pages().end..bar.size],
+            None => [0..bar.size, 0..0],
+        }
+    }
+
+    /// The table's capability, where `offset` of `bar` is in the table, and the offset in it.
+    fn table_at(&self, bar: &Bar, offset: u64) -> Option<(MsixCapability, u64)> {
+        let msix = self.view.msix().filter(|msix| msix.table.bar == bar.index)?;
+        msix.table_range().contains(&offset).then(|| (*msix, offset - msix.table.offset))
+    }
+
+    /// The guest reads a trapped part of a BAR, naturally aligned.
+    pub(super) fn bar_read(
+        &self,
+        machine: &mut impl Machine,
+        bar: &Bar,
+        offset: u64,
+        width: Width,
+    ) -> u64 {
+        match self.table_at(bar, offset) {
+            Some((_, offset)) => self.table.read(offset, width),
+            None => machine.mmio_read(Hpa::new(bar.base + offset), width),
+        }
+    }
+
+    /// The guest writes a trapped part of a BAR, naturally aligned.
+    pub(super) fn bar_write<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        bar: &Bar,
+        offset: u64,
+        width: Width,
+        value: u64,
+    ) {
+        match self.table_at(bar, offset) {
+            Some((msix, offset)) => {
+                for index in self.table.write(offset, width, value) {
+                    self.program_entry(host, &msix, index);
+                }
+            }
+            None => host.machine.mmio_write(Hpa::new(bar.base + offset), width, value),
+        }
+    }
+
+    /// Where a real table entry is.
+    fn entry_address(&self, msix: &MsixCapability, index: u16) -> Option<Hpa> {
+        let bar = self.view.bar(msix.table.bar).filter(|bar| bar.base != 0)?;
+        let offset = msix.table.offset + u64::from(index) * ENTRY_SIZE;
+        Some(Hpa::new(bar.base + offset))
+    }
+
+    fn mask_entry<M: Machine, C: ConfigSpace>(
+        &self,
+        host: &mut Host<'_, M, C>,
+        msix: &MsixCapability,
+        index: u16,
+    ) {
+        if let Some(at) = self.entry_address(msix, index) {
+            let control = at.wrapping_add(VECTOR_CONTROL);
+            host.machine.mmio_write(control, Width::Dword, ENTRY_MASKED.into());
+        }
+    }
+
+    /// Makes a real entry what the guest's entry asks for. An entry that can raise nothing yet is
+    /// left alone until it can: guests park vectors in masked entries.
+    fn program_entry<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        msix: &MsixCapability,
+        index: u16,
+    ) {
+        let Some(entry) = self.table.entry(index).copied() else { return };
+        if entry.masked() {
+            return self.mask_entry(host, msix, index);
+        }
+        if !self.view.msix_control().live() {
+            return;
+        }
+        let routed = self.route(host, index, entry.message());
+        let Some(at) = self.entry_address(msix, index) else { return };
+        self.mask_entry(host, msix, index);
+        let Some(message) = routed else { return };
+        let mut write = |offset, value: u32| {
+            host.machine.mmio_write(at.wrapping_add(offset), Width::Dword, value.into());
+        };
+        write(0, message.address as u32);
+        write(4, (message.address >> 32) as u32);
+        write(8, message.data);
+        write(VECTOR_CONTROL, 0);
+    }
+
+    fn program_msi<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        let wanted = self.view.msi().and_then(|msi| msi.message());
+        let routed = wanted.and_then(|message| self.route(host, 0, message));
+        let function = self.view.function();
+        if let Some(msi) = self.view.msi() {
+            msi.program(host.config, function, routed);
+        }
+    }
+
+    /// The message with which the device raises what the guest's `message` asks for.
+    fn route<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        index: u16,
+        message: MsiMessage,
+    ) -> Option<MsiMessage> {
+        let interrupt = match message::decode(message) {
+            Ok(interrupt) => interrupt,
+            Err(reason) => return self.refuse(host, index, &reason),
+        };
+        let Some(target) = (host.target)(interrupt) else {
+            return self.refuse(host, index, &"no CPU of the guest is its destination");
+        };
+        let line = InterruptLine::Message { function: self.view.function(), index };
+        match host.machine.route(line, Some(target)) {
+            Ok(message) => Some(message),
+            Err(RouteRefused(reason)) => self.refuse(host, index, &reason),
+        }
+    }
+
+    fn refuse<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        index: u16,
+        reason: &dyn Display,
+    ) -> Option<MsiMessage> {
+        if self.refusals < MOST_REFUSALS_LOGGED {
+            self.refusals += 1;
+            host.machine.log(format_args!(
+                "{}: message {index} stays masked: {reason}",
+                self.view.function()
+            ));
+        }
+        None
+    }
+}

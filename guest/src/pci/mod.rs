@@ -1,0 +1,353 @@
+//! The guest's PCI bus: a virtual host bridge and the assigned functions, nothing else.
+//!
+//! The guest reaches configuration space through ports 0xCF8/0xCFC and through the ECAM window;
+//! both end in the same two functions. What is not assigned reads as all ones. There is one bus;
+//! `slots` says where functions appear on it. `device` carries out what an access means.
+//!
+//! INTx does not exist here: Interrupt Pin reads 0. The one exception are the ISA lines of IDE
+//! channels in compatibility mode ([`VirtualBus::legacy_ide`]).
+
+mod device;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod windows;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use arch::interrupt::InterruptTarget;
+use arch::machine::{ConfigSpace, Machine};
+use arch::msr::PortRange;
+use arch::{Bdf, Gpa, Width};
+use pci::bar::Bar;
+use pci::header::{HeaderType, LegacyIde};
+use pci::{Function, GuestInterrupt};
+
+use crate::memory_map::GpaRange;
+use device::Device;
+use windows::Windows;
+
+/// CONFIG_ADDRESS (PCI Local Bus Specification, "Configuration Mechanism #1").
+pub const CONFIG_ADDRESS: u16 = 0xcf8;
+/// First port of CONFIG_DATA.
+pub const CONFIG_DATA: u16 = 0xcfc;
+/// Last port of CONFIG_DATA.
+const CONFIG_DATA_LAST: u16 = 0xcff;
+const CONFIG_ENABLE: u32 = 1 << 31;
+const HOST_BRIDGE: Bdf = Bdf::new(0, 0, 0);
+
+/// What an access to the bus can act on.
+pub struct Host<'a, M, C> {
+    /// The machine.
+    pub machine: &'a mut M,
+    /// The machine's configuration space.
+    pub config: &'a mut C,
+    /// Where an interrupt that the guest programs into its device really goes; called before the
+    /// device can raise it, so this is the place to grant the vector. `None`: the destination is no
+    /// CPU of this guest.
+    pub target: &'a mut dyn FnMut(GuestInterrupt) -> Option<InterruptTarget>,
+}
+
+/// Why the bus could not be built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BusError {
+    /// There is no such function.
+    Absent(Bdf),
+    /// The function is a bridge.
+    NotADevice(Bdf),
+    /// All 31 device numbers are taken.
+    NoSlot(Bdf),
+}
+
+impl fmt::Display for BusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent(bdf) => write!(f, "the machine has no PCI function {bdf}: see lspci"),
+            Self::NotADevice(bdf) => {
+                write!(f, "{bdf} is a bridge: assign the functions behind it instead")
+            }
+            Self::NoSlot(bdf) => {
+                write!(f, "no device number is left for {bdf}: a guest's bus has 31")
+            }
+        }
+    }
+}
+
+impl core::error::Error for BusError {}
+
+/// The bus of one guest.
+#[derive(Debug)]
+pub struct VirtualBus {
+    devices: Vec<Device>,
+    /// The ECAM window, bus 0 first.
+    ecam: Option<GpaRange>,
+    windows: Windows,
+    config_address: u32,
+}
+
+/// What lies at a guest-physical address.
+enum Place {
+    Config(Bdf, u16),
+    Bar { device: usize, bar: Bar, offset: u64 },
+}
+
+impl VirtualBus {
+    /// A bus with `functions` of the machine on it. Reads and sizes them; they must be quiet.
+    /// Memory BARs are reachable inside `windows` only, which hold no RAM.
+    ///
+    /// # Errors
+    /// When a function is absent, is a bridge, or finds no place.
+    pub fn new(
+        config: &mut impl ConfigSpace,
+        functions: &[Bdf],
+        ecam: Option<GpaRange>,
+        windows: Vec<GpaRange>,
+    ) -> Result<Self, BusError> {
+        let places = slots::place(functions).map_err(BusError::NoSlot)?;
+        let windows = Windows::new(windows, functions.len() * 6);
+        let mut devices = Vec::with_capacity(functions.len());
+        for (&bdf, &place) in functions.iter().zip(&places) {
+            let identity = Function::read(config, bdf).ok_or(BusError::Absent(bdf))?;
+            if identity.header != HeaderType::Device {
+                return Err(BusError::NotADevice(bdf));
+            }
+            let mut device = Device::new(config, identity, place, &windows);
+            let siblings = places.iter().filter(|other| other.device() == place.device()).count();
+            device.view.set_multi_function(siblings > 1);
+            devices.push(device);
+        }
+        Ok(Self { devices, ecam, windows, config_address: 0 })
+    }
+
+    /// Takes the functions over, once they are in the guest's DMA domain: quiet, decoding, and
+    /// their BARs mapped.
+    pub fn attach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        for device in &mut self.devices {
+            device.attach(host);
+        }
+        self.settle(host);
+    }
+
+    /// Lets the functions go when the guest has ended: they master no bus, and their BARs are gone
+    /// from its address space.
+    pub fn detach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        for device in &mut self.devices {
+            device.detach(host.config);
+        }
+        self.settle(host);
+    }
+
+    /// Physical address and address in the guest of each function.
+    pub fn functions(&self) -> impl Iterator<Item = (Bdf, Bdf)> {
+        self.devices.iter().map(|device| (device.view.function(), device.address))
+    }
+
+    /// The ports of the functions' I/O BARs, to be passed through.
+    pub fn port_ranges(&self) -> impl Iterator<Item = PortRange> {
+        self.devices.iter().flat_map(Device::port_ranges)
+    }
+
+    /// The IDE channels in compatibility mode: ports to be passed through, and edge-triggered
+    /// lines.
+    pub fn legacy_ide(&self) -> impl Iterator<Item = LegacyIde> {
+        self.devices.iter().flat_map(Device::legacy_ide)
+    }
+
+    /// The guest reads a port; `None` where the port is not the bus's (0xCF9 is the reset
+    /// register).
+    pub fn port_read(&self, config: &impl ConfigSpace, port: u16, width: Width) -> Option<u32> {
+        if (port, width) == (CONFIG_ADDRESS, Width::Dword) {
+            return Some(self.config_address);
+        }
+        is_data(port).then(|| {
+            pieces(port.into(), width, Width::Dword).fold(0, |value, (i, width)| {
+                let read = match self.selected(port.wrapping_add(i as u16)) {
+                    Some((bdf, offset)) => self.config_read(config, bdf, offset, width),
+                    None => width.mask() as u32,
+                };
+                value | read << (8 * i)
+            })
+        })
+    }
+
+    /// The guest writes a port; `false` where the port is not the bus's.
+    pub fn port_write<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        port: u16,
+        width: Width,
+        value: u32,
+    ) -> bool {
+        if (port, width) == (CONFIG_ADDRESS, Width::Dword) {
+            // Bits 30:24 and 1:0 are reserved.
+            self.config_address = value & 0x80ff_fffc;
+            return true;
+        }
+        let is_data = is_data(port);
+        if is_data {
+            for (i, width) in pieces(port.into(), width, Width::Dword) {
+                if let Some((bdf, offset)) = self.selected(port.wrapping_add(i as u16)) {
+                    self.config_write(host, bdf, offset, width, value >> (8 * i));
+                }
+            }
+        }
+        is_data
+    }
+
+    /// The function and offset that CONFIG_ADDRESS selects for a port of CONFIG_DATA.
+    fn selected(&self, port: u16) -> Option<(Bdf, u16)> {
+        let enabled = self.config_address & CONFIG_ENABLE != 0 && is_data(port);
+        enabled.then(|| {
+            let offset = self.config_address as u16 & 0xfc | port & 3;
+            (Bdf::from_requester_id((self.config_address >> 8) as u16), offset)
+        })
+    }
+
+    /// The guest reads memory; `None` where nothing of the bus is there.
+    pub fn mmio_read<M: Machine, C: ConfigSpace>(
+        &self,
+        host: &mut Host<'_, M, C>,
+        gpa: Gpa,
+        width: Width,
+    ) -> Option<u64> {
+        let widest = self.locate(gpa)?.widest();
+        Some(pieces(gpa.as_u64(), width, widest).fold(0, |value, (i, width)| {
+            let read = match self.locate(gpa.wrapping_add(i)) {
+                Some(Place::Config(bdf, offset)) => {
+                    self.config_read(host.config, bdf, offset, width).into()
+                }
+                Some(Place::Bar { device, bar, offset }) => match self.devices.get(device) {
+                    Some(device) => device.bar_read(host.machine, &bar, offset, width),
+                    None => width.mask(),
+                },
+                None => width.mask(),
+            };
+            value | read << (8 * i)
+        }))
+    }
+
+    /// The guest writes memory; `false` where nothing of the bus is there.
+    pub fn mmio_write<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        gpa: Gpa,
+        width: Width,
+        value: u64,
+    ) -> bool {
+        let Some(widest) = self.locate(gpa).map(|place| place.widest()) else { return false };
+        for (i, width) in pieces(gpa.as_u64(), width, widest) {
+            let value = value >> (8 * i) & width.mask();
+            match self.locate(gpa.wrapping_add(i)) {
+                Some(Place::Config(bdf, offset)) => {
+                    self.config_write(host, bdf, offset, width, value as u32);
+                }
+                Some(Place::Bar { device, bar, offset }) => {
+                    if let Some(device) = self.devices.get_mut(device) {
+                        device.bar_write(host, &bar, offset, width, value);
+                    }
+                }
+                None => {}
+            }
+        }
+        true
+    }
+
+    fn locate(&self, gpa: Gpa) -> Option<Place> {
+        let start = |range: GpaRange| range.start.as_u64();
+        if let Some(ecam) = self.ecam
+            && (start(ecam)..ecam.end()).contains(&gpa.as_u64())
+        {
+            let offset = gpa.as_u64() - start(ecam);
+            let bdf = Bdf::from_requester_id((offset >> 12) as u16);
+            return Some(Place::Config(bdf, offset as u16 & 0xfff));
+        }
+        let ((function, index), offset) = self.windows.find(gpa)?;
+        let device = self.devices.iter().position(|d| d.view.function() == function)?;
+        let bar = *self.devices.get(device)?.view.bar(index)?;
+        Some(Place::Bar { device, bar, offset })
+    }
+
+    /// Configuration space as the guest sees it; `offset` is naturally aligned.
+    fn config_read(&self, config: &impl ConfigSpace, bdf: Bdf, offset: u16, width: Width) -> u32 {
+        if bdf == HOST_BRIDGE {
+            return host_bridge(offset & !3) >> (8 * (offset & 3)) & width.mask() as u32;
+        }
+        match self.devices.iter().find(|device| device.address == bdf) {
+            Some(device) => device.view.read(config, offset, width),
+            None => width.mask() as u32,
+        }
+    }
+
+    fn config_write<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        bdf: Bdf,
+        offset: u16,
+        width: Width,
+        value: u32,
+    ) {
+        if let Some(device) = self.devices.iter_mut().find(|device| device.address == bdf)
+            && device.config_write(host, offset, width, value)
+        {
+            self.settle(host);
+        }
+    }
+
+    /// Maps every BAR where its guest wants it. All that moved or went are unmapped first: while a
+    /// guest rearranges its BARs, one may be put where another still is.
+    fn settle<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        for device in &self.devices {
+            for (owner, bar, wanted) in device.memory_bars() {
+                if let Some(place) = self.windows.claimed(owner)
+                    && wanted != Some(place)
+                {
+                    self.windows.release(owner);
+                    device.set_mapped(host.machine, &bar, place, false);
+                }
+            }
+        }
+        for device in &self.devices {
+            for (owner, bar, wanted) in device.memory_bars() {
+                if let Some(place) = wanted
+                    && self.windows.claim(owner, place)
+                {
+                    device.set_mapped(host.machine, &bar, place, true);
+                }
+            }
+        }
+    }
+}
+
+impl Place {
+    /// The widest access that is made in one piece.
+    const fn widest(&self) -> Width {
+        match self {
+            Self::Config(..) => Width::Dword,
+            Self::Bar { .. } => Width::Qword,
+        }
+    }
+}
+
+fn is_data(port: u16) -> bool {
+    (CONFIG_DATA..=CONFIG_DATA_LAST).contains(&port)
+}
+
+/// The virtual host bridge's configuration space: that of QEMU's generic PCI Express host.
+const fn host_bridge(dword: u16) -> u32 {
+    match dword {
+        0x00 => 0x0008_1b36,
+        // Memory Space and Bus Master, as every host bridge has them.
+        0x04 => 0x0000_0006,
+        0x08 => 0x0600_0000,
+        _ => 0,
+    }
+}
+
+/// The naturally aligned accesses, none wider than `widest`, that make up one of `width` at `at`:
+/// distance from `at` in bytes, and width.
+fn pieces(at: u64, width: Width, widest: Width) -> impl Iterator<Item = (u64, Width)> {
+    let aligned = at.is_multiple_of(width.bytes().into());
+    let unit = if aligned { width.min(widest) } else { Width::Byte };
+    (0..u64::from(width.bytes())).step_by(unit.bytes().into()).map(move |i| (i, unit))
+}

@@ -1,0 +1,60 @@
+//! Which BAR has which guest-physical addresses.
+//!
+//! Invariant: claims lie inside the guest's PCI windows (never on RAM, ECAM or the APICs) and do
+//! not overlap. A guest that puts two BARs in one place reaches the first only.
+
+use alloc::vec::Vec;
+
+use arch::{Bdf, Gpa};
+
+use crate::memory_map::GpaRange;
+
+/// A memory BAR: the physical function, and the index of its first register.
+pub(super) type Owner = (Bdf, u8);
+
+/// The windows and what is in them.
+#[derive(Debug)]
+pub(super) struct Windows {
+    windows: Vec<GpaRange>,
+    claims: Vec<(Owner, GpaRange)>,
+}
+
+impl Windows {
+    /// Empty windows; up to `most` claims are made without allocating.
+    pub(super) fn new(windows: Vec<GpaRange>, most: usize) -> Self {
+        Self { windows, claims: Vec::with_capacity(most) }
+    }
+
+    /// Whether all of `range` lies in one window.
+    pub(super) fn contain(&self, range: GpaRange) -> bool {
+        self.windows.iter().any(|window| window.contains(range))
+    }
+
+    /// Where `owner` is.
+    pub(super) fn claimed(&self, owner: Owner) -> Option<GpaRange> {
+        self.claims.iter().find(|claim| claim.0 == owner).map(|claim| claim.1)
+    }
+
+    /// Gives `range` to `owner`; `false` where it cannot be there or is somewhere already.
+    pub(super) fn claim(&mut self, owner: Owner, range: GpaRange) -> bool {
+        let taken = |claim: &(Owner, GpaRange)| claim.0 == owner || claim.1.overlaps(range);
+        let free = self.contain(range) && !self.claims.iter().any(taken);
+        if free {
+            self.claims.push((owner, range));
+        }
+        free
+    }
+
+    /// Takes away what `owner` has.
+    pub(super) fn release(&mut self, owner: Owner) {
+        self.claims.retain(|claim| claim.0 != owner);
+    }
+
+    /// Whose `gpa` is, and the offset from that BAR's start.
+    pub(super) fn find(&self, gpa: Gpa) -> Option<(Owner, u64)> {
+        let at = gpa.as_u64();
+        let (owner, range) =
+            self.claims.iter().find(|(_, r)| (r.start.as_u64()..r.end()).contains(&at))?;
+        Some((*owner, at - range.start.as_u64()))
+    }
+}
