@@ -188,6 +188,13 @@ mod tests {
     }
 
     #[test]
+    fn what_the_hardware_calls_external_is_not_taken_for_int_n() {
+        let exit = exit(11, gate_code(0x80, EXT), None);
+        let own = Some(np(gate_code(0x80, EXT)));
+        assert_eq!(judge(&exit, &Grants::new(), |_| true), own);
+    }
+
+    #[test]
     fn a_missing_code_segment_behind_a_gate_is_the_guests_own_fault() {
         let exit = exit(11, 0x81, Some((0x50, EventKind::ExternalInterrupt)));
         assert_eq!(judge(&exit, &Grants::new(), |_| true), Some(np(0x81)));
