@@ -172,10 +172,10 @@ mod tests {
 
     fn run_args(words: &[&str]) -> RunArgs {
         let all = ["nexit", "run"].iter().chain(words);
-        match Cli::try_parse_from(all).unwrap().command {
-            Command::Run(args) => args,
-            other => panic!("{other:?}"),
-        }
+        let Command::Run(args) = Cli::try_parse_from(all).unwrap().command else {
+            panic!("not the command that was given");
+        };
+        args
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod run;
 mod scenario;
 mod session;
 mod size;
+mod stats;
 mod tool;
 mod verdict;
 
@@ -47,7 +48,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Demo(args) => {
             demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
         }
-        Command::Stats(_) => Ok(()),
+        Command::Stats(args) => stats::print(&args),
     }
 }
 

@@ -53,7 +53,7 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// How often things that cannot be waited for are looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Lines of the emulator's own log that are shown after a failure.
-const LOG_LINES: usize = 15;
+const LOG_LINES: usize = 5;
 
 enum Event {
     Output(Vec<u8>),
@@ -220,15 +220,22 @@ fn remove_locks(output: &Output) {
     }
 }
 
-/// The end of the emulator's own log.
+/// The last complaints of the emulator's own log.
 fn show_log(output: &Output) {
     if let Output::File { log, .. } = output {
         let text = fs::read(log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
+        let lines: Vec<&str> = text.lines().filter(|line| is_complaint(line)).collect();
         let last = lines.iter().skip(lines.len().saturating_sub(LOG_LINES));
         last.for_each(|line| eprintln!("bochs: {line}"));
     }
+}
+
+/// Bochs writes `TIMESTAMP`, a letter, `[DEVICE] text`; the letter is `e` for an error and `p` for a
+/// panic.
+fn is_complaint(line: &str) -> bool {
+    let rest = line.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    rest.starts_with("e[") || rest.starts_with("p[")
 }
 
 /// Whether `program OPTION` prints `word`.
@@ -240,4 +247,17 @@ pub(crate) fn says(program: &str, option: &str, word: &str) -> Result<bool> {
     })?;
     let contains = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(word);
     Ok(contains(&output.stdout) || contains(&output.stderr))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_complaints_of_bochs_are_shown() {
+        assert!(is_complaint("00573331732p[CPU0  ] >>PANIC<< exception"));
+        assert!(is_complaint("00000000000e[PLUGIN] error"));
+        assert!(!is_complaint("00573331732i[CPU0  ] | RIP=0000"));
+        assert!(!is_complaint(""));
+    }
 }
