@@ -148,7 +148,11 @@ extern "C" fn handle(frame: &mut Frame) {
         GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
             frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
         }
-        vector @ 32..=255 => own_cell().store(vector as u16 | TAKEN, Ordering::Relaxed),
+        vector @ 32..=255 => {
+            own_cell().store(vector as u16 | TAKEN, Ordering::Relaxed);
+            // One window takes one interrupt: the next stays pending in the local APIC.
+            frame.rflags &= !arch::register::Rflags::IF.bits();
+        }
         _ => match FATAL.get() {
             Some(fatal) => fatal(frame),
             None => instructions::halt_forever(),
@@ -174,14 +178,16 @@ pub fn nmi_count() -> u32 {
 }
 
 /// Installs the IDT on the CPU that calls; `fatal` gets every exception that is our own bug.
-pub fn install(fatal: fn(&Frame) -> !) {
+/// `double_fault_stack`: a double fault has a stack of its own, named by the CPU's TSS; not where a
+/// guest's TSS takes the place of the host's (AMD-V).
+pub fn install(fatal: fn(&Frame) -> !, double_fault_stack: bool) {
     FATAL.call_once(|| fatal);
     let idt = IDT.call_once(|| {
         const DOUBLE_FAULT: usize = 8;
         const STUB_BYTES: u64 = 16;
         let first = &raw const nexit_interrupt_stubs as u64;
         core::array::from_fn(|vector| {
-            let stack = if vector == DOUBLE_FAULT { segments::DOUBLE_FAULT_STACK } else { 0 };
+            let stack = if double_fault_stack && vector == DOUBLE_FAULT { segments::DOUBLE_FAULT_STACK } else { 0 };
             Gate::interrupt(first + vector as u64 * STUB_BYTES, stack)
         })
     });
