@@ -3,6 +3,7 @@
 //! Pure: [`Capabilities`] is a snapshot that `enable` takes; [`check`] judges it.
 
 use arch::vcpu::InterruptMode;
+use arch::{Hpa, PageSize};
 
 use crate::VmxError;
 use crate::controls::{Controls, PinBased, Secondary};
@@ -94,8 +95,8 @@ impl Capabilities {
 pub struct Features {
     /// What it said.
     pub capabilities: Capabilities,
-    /// EPT has 1 GiB pages.
-    pub pages_1g: bool,
+    /// Largest page that EPT has: 2 MiB or 1 GiB.
+    pub largest_page: PageSize,
     /// Translations are tagged by VPID: an exit does not empty the TLB.
     pub vpid: bool,
     /// The preemption timer counts down once in 2^this TSC ticks; `None` without a timer.
@@ -133,7 +134,11 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, VmxError> {
         capabilities.pin_based >> 32 & PinBased::ACTIVATE_VMX_PREEMPTION_TIMER.bits() as u64;
     Ok(Features {
         capabilities: *capabilities,
-        pages_1g: capability & ept_vpid::PAGE_1G != 0,
+        largest_page: if capability & ept_vpid::PAGE_1G != 0 {
+            PageSize::Size1G
+        } else {
+            PageSize::Size2M
+        },
         vpid: controls.secondary.contains(Secondary::ENABLE_VPID),
         preemption_timer_shift: (timer != 0).then_some(capabilities.misc as u8 & 0x1f),
     })
@@ -142,7 +147,7 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, VmxError> {
 /// The EPT pointer for a table of four levels at `root`: write-back, accessed and dirty flags off
 /// (they would turn the guest's table walks into writes; nobody reads them)
 /// (SDM "Extended-Page-Table Pointer (EPTP)").
-pub(crate) const fn ept_pointer(root: arch::Hpa) -> u64 {
+pub(crate) const fn ept_pointer(root: Hpa) -> u64 {
     const WRITE_BACK: u64 = 6;
     const WALK_LENGTH_MINUS_1: u64 = 3;
     root.as_u64() | WALK_LENGTH_MINUS_1 << 3 | WRITE_BACK
@@ -176,7 +181,8 @@ pub(crate) mod tests {
     #[test]
     fn a_skylake_has_all_it_takes() {
         let features = check(&SKYLAKE).unwrap();
-        assert!(features.pages_1g && features.vpid);
+        assert!(features.vpid);
+        assert_eq!(features.largest_page, PageSize::Size1G);
         assert_eq!(features.preemption_timer_shift, Some(7));
         assert_eq!(features.capabilities.revision(), 4);
     }
@@ -233,6 +239,6 @@ pub(crate) mod tests {
 
     #[test]
     fn the_ept_pointer_says_write_back_and_four_levels() {
-        assert_eq!(ept_pointer(arch::Hpa::new(0x12_3000)), 0x12_301e);
+        assert_eq!(ept_pointer(Hpa::new(0x12_3000)), 0x12_301e);
     }
 }
