@@ -2,7 +2,7 @@
 //!
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
 //! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
-//! CR4, the NMI window) end here; [`crate::decode`] hands the others on.
+//! CR4, the NMI window) end here; `decode` hands the others on.
 
 use arch::exit::{EntryFailure, ExitReason};
 use arch::register::{Cr0, Efer, Rflags};
