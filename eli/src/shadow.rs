@@ -3,8 +3,10 @@
 //! The guest's table lies in one or two guest-physical pages. At each of them the nested page table
 //! shows a shadow page, read-only. Its bytes are the guest's own, but in gates of external vectors
 //! that are not granted the present bit is clear, so that delivery raises #NP ([`crate::arrival`]).
+//! The CPU looks at a gate's type before its present bit and raises #GP for one that is no gate (a
+//! zeroed entry), so a closed gate also has the type of an interrupt gate.
 //!
-//! The difference to the guest's bytes is one bit in one byte of a gate. So every byte of the
+//! The difference to the guest's bytes is in one byte of a gate. So every byte of the
 //! shadow depends on the same byte of the real page and on the grants, on nothing else: deriving
 //! any range of bytes anew, however it cuts gates or pages, is exact.
 
@@ -126,7 +128,7 @@ impl ShadowIdt {
             let at = at - offset;
             copy(real, shadow, done..at);
             if let (Some(from), Some(to)) = (real.get(at), shadow.get_mut(at)) {
-                *to = if grants.allows(vector) { *from } else { *from & !GATE_PRESENT };
+                *to = if grants.allows(vector) { *from } else { closed(*from) };
             }
             done = at + 1;
         }
@@ -142,6 +144,14 @@ impl ShadowIdt {
         let position = self.flags_position(vector)?;
         (position.page == page && position.offset < to).then_some((vector, position.offset))
     }
+}
+
+/// The flags byte of a gate that is closed to deliveries: not present, an interrupt gate, and with
+/// the guest's own DPL, which `INT n` is checked against first.
+const fn closed(flags: u8) -> u8 {
+    const DPL: u8 = 3 << 5;
+    const INTERRUPT_GATE: u8 = 0x0e;
+    flags & DPL | INTERRUPT_GATE
 }
 
 /// Copies a range of equal places.

@@ -36,14 +36,16 @@ fn idt(start: u64, limit: u16, format: GateFormat) -> ShadowIdt {
 }
 
 /// The definition: in the two pages taken together, the flags byte of each external vector that is
-/// not granted, and whose whole gate is within the limit, has lost its present bit.
+/// not granted, and whose whole gate is within the limit, is that of an interrupt gate of the
+/// guest's DPL that is not present.
 fn naive(real: &[Page; 2], idtr: (u64, u16), size: usize, granted: &[u8]) -> [Page; 2] {
     let mut shadow = *real;
     for vector in 32..=255_u8 {
         let gate = usize::from(vector) * size;
         let at = idtr.0 as usize + gate + 5;
         if gate + size - 1 <= usize::from(idtr.1) && !granted.contains(&vector) {
-            shadow[at / PAGE_BYTES][at % PAGE_BYTES] &= 0x7f;
+            let flags = &mut shadow[at / PAGE_BYTES][at % PAGE_BYTES];
+            *flags = *flags & 0x60 | 0x0e;
         }
     }
     shadow
