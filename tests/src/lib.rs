@@ -1,1 +1,13 @@
-//! What the emulator tests share.
+//! What the emulator tests share: they call the program `nexit` as a user does, and judge its output,
+//! its report and its exit status.
+//!
+//! Invariant: every run has a timeout, and every test a folder of its own below the build folder
+//! (kept after the test, to look into).
+
+mod folder;
+mod guest;
+mod outcome;
+
+pub use folder::{Folder, build_folder, project_folder};
+pub use guest::{Devices, Guest, Kernel};
+pub use outcome::{Outcome, ResultLine};

@@ -1,0 +1,95 @@
+# A thin front to cargo and to the host program `nexit`. `make run` is all that a newcomer needs.
+#
+#   make run                    the demo: a stock Debian guest that owns PCI devices, in QEMU
+#   make run EMULATOR=bochs     the same on VT-x, in Bochs
+#   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
+#   make test, make check       everything; only what is quick
+#   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
+#   make stats                  lines of trusted code, size of the image
+
+EMULATOR ?= qemu
+ACCEL    ?= tcg
+LOADER   ?= grub
+CONFIG   ?= demo/$(EMULATOR).toml
+TIMEOUT  ?= 600
+ISO      ?= target/nexit.iso
+REPORT   ?= target/report.json
+
+BUILD    := $(or $(CARGO_TARGET_DIR),target)
+NEXIT    := $(BUILD)/debug/nexit
+GUEST    := target/guest
+HOST     := x86_64-unknown-linux-gnu
+UEFI     := --release -p uefi-loader --target x86_64-unknown-uefi
+PROGRAMS := $(BUILD)/$(HOST)/release
+
+# The image is built by the pinned stable compiler; its target and its `core` are its own, which
+# still takes the unstable options of that compiler.
+IMAGE := --release -p kernel --target x86_64-hypervisor.json -Zjson-target-spec \
+         -Zbuild-std=core,alloc,compiler_builtins \
+         -Zbuild-std-features=compiler-builtins-mem
+
+# The devices of the demo, as arguments for the emulator that any user could give.
+PAYLOAD     := guestfwd=tcp:10.0.2.100:80-cmd:cat $(GUEST)/stock/payload.bin
+DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUEST)/stock/disk.img \
+               -device nvme,drive=disk,serial=nexit,addr=4 \
+               -netdev 'user,id=net0,$(PAYLOAD)' -device e1000e,netdev=net0,addr=5 \
+               -netdev 'user,id=net1,$(PAYLOAD)' -device igb,netdev=net1,addr=6
+DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
+                 cylinders=64, heads=16, spt=63'
+
+.PHONY: all run demo image uefi host programs iso test check stats setup clean
+
+all: image uefi host
+
+run: setup all demo
+	$(NEXIT) run --config $(CONFIG) --emulator $(EMULATOR) --accel $(ACCEL) \
+	    --timeout $(TIMEOUT) --report $(REPORT) -- $(DEVICES_$(EMULATOR))
+
+image:
+	RUSTC_BOOTSTRAP=1 cargo build --locked $(IMAGE)
+
+uefi:
+	cargo build --locked $(UEFI)
+
+host:
+	cargo build --locked -p nexit
+
+programs:
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --release -p guest-tools \
+	    --target $(HOST) --config profile.release.strip=true
+
+# apt's lists may be older than the kernel that they name: then once more with new ones.
+demo: host programs
+	for kernel in stock cloud; do \
+	    make_guest="$(NEXIT) demo --kernel $$kernel --programs $(PROGRAMS) \
+	        --output $(GUEST)/$$kernel"; \
+	    $$make_guest || { .ci/setup update && $$make_guest; } || exit 1; \
+	done
+
+iso: setup all demo
+	$(NEXIT) image --config $(CONFIG) --loader $(LOADER) --output $(ISO)
+
+test: setup all demo
+	status=0; \
+	cargo test --locked --no-fail-fast || status=1; \
+	cargo test --locked --no-fail-fast -p guest-tools || status=1; \
+	cargo test --locked --no-fail-fast -p nexit-tests -- --test-threads=1 || status=1; \
+	exit $$status
+
+check: setup
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -Dwarnings
+	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -- -Dwarnings
+	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
+	cargo clippy --locked $(UEFI) -- -Dwarnings
+	cargo test --locked
+	cargo test --locked -p guest-tools
+
+stats: image host
+	$(NEXIT) stats $(if $(wildcard $(REPORT)),--report $(REPORT))
+
+setup:
+	@.ci/setup
+
+clean:
+	cargo clean

@@ -1,0 +1,77 @@
+//! A test's own folder, and the calls of `nexit` from it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::outcome::Outcome;
+
+/// The build folder that this test was built in.
+///
+/// # Panics
+/// The test was not started by cargo.
+#[must_use]
+pub fn build_folder() -> PathBuf {
+    // TARGET/debug/deps/TEST → TARGET
+    let program = std::env::current_exe().unwrap_or_default();
+    let folder = program.ancestors().nth(3);
+    assert!(folder.is_some(), "{} is not in a build folder", program.display());
+    folder.map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// The workspace.
+#[must_use]
+pub fn project_folder() -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// A folder for one test.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// An empty folder of this name.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        let path = build_folder().join("test-runs").join(name);
+        let _ = fs::remove_dir_all(&path);
+        let made = fs::create_dir_all(&path);
+        assert!(made.is_ok(), "cannot make {}: {made:?}", path.display());
+        Self(path)
+    }
+
+    /// The path of `name` in it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file and returns its path.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        let written = fs::write(&path, contents);
+        assert!(written.is_ok(), "cannot write {}: {written:?}", path.display());
+        path.display().to_string()
+    }
+
+    /// Calls `nexit` with these arguments and waits for it. Its output is kept in `name`.log.
+    ///
+    /// # Panics
+    /// It cannot be started: `make` builds it.
+    #[must_use]
+    pub fn nexit(&self, name: &str, arguments: &[&str]) -> Outcome {
+        let program = build_folder().join("debug/nexit");
+        let output = Command::new(&program).args(arguments).stdin(Stdio::null()).output();
+        assert!(output.is_ok(), "cannot start {}: {output:?}", program.display());
+        let outcome = output.map(|output| Outcome::of(&output)).unwrap_or_default();
+        self.write(&format!("{name}.log"), format!("{}\n{}", outcome.output, outcome.errors));
+        outcome
+    }
+}

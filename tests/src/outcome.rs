@@ -1,0 +1,122 @@
+//! What came out of a call of `nexit`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::process::Output;
+
+use serde_json::Value;
+
+/// Output, exit status, report.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Outcome {
+    /// The exit status; `None` where a signal ended it.
+    pub status: Option<i32>,
+    /// Standard output: the consoles and the summary.
+    pub output: String,
+    /// Standard error: the tool's own words.
+    pub errors: String,
+    /// What `--report` wrote; null where it wrote nothing.
+    pub report: Value,
+}
+
+impl Outcome {
+    pub(crate) fn of(output: &Output) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).replace('\r', "");
+        Self {
+            status: output.status.code(),
+            output: text(&output.stdout),
+            errors: text(&output.stderr),
+            report: Value::Null,
+        }
+    }
+
+    /// The guest's line `demo: NAME: ok …`.
+    ///
+    /// # Panics
+    /// There is none, or it says FAILED: the test is over, and the whole output is shown.
+    #[must_use]
+    pub fn result(&self, name: &str) -> ResultLine {
+        let start = format!("demo: {name}: ");
+        let line = self.output.lines().find_map(|line| line.trim().strip_prefix(&start));
+        let words = line.and_then(|line| line.strip_prefix("ok"));
+        assert!(words.is_some(), "{name}: {line:?}\n{self}");
+        ResultLine::parse(words.unwrap_or_default())
+    }
+
+    /// The outcome of the guest `name` in the report.
+    #[must_use]
+    pub fn guest_outcome(&self, name: &str) -> Option<&str> {
+        let guests = self.report.get("guests")?.as_array()?;
+        guests.iter().find(|guest| guest["name"] == name)?.get("outcome")?.as_str()
+    }
+
+    /// Exits of this reason over all virtual CPUs of all guests, from the report.
+    #[must_use]
+    pub fn exits(&self, reason: &str) -> Option<u64> {
+        let guests = self.report.get("guests")?.as_array()?;
+        let vcpus = guests.iter().filter_map(|guest| guest["vcpus"].as_array()).flatten();
+        vcpus.map(|vcpu| vcpu["exits"][reason].as_u64()).sum()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "--- status {:?}, output:\n{}", self.status, self.output)?;
+        writeln!(f, "--- errors:\n{}", self.errors)
+    }
+}
+
+/// The numbers of a result line (`reads=10000 interrupts=10004 exits=3 nmi=3 …`).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ResultLine(BTreeMap<String, u64>);
+
+impl ResultLine {
+    fn parse(line: &str) -> Self {
+        let pairs = line.split_whitespace().filter_map(|word| {
+            let (key, value) = word.split_once('=')?;
+            Some((key.to_owned(), value.parse().ok()?))
+        });
+        Self(pairs.collect())
+    }
+
+    /// A number that has to be there.
+    ///
+    /// # Panics
+    /// It is not there: the guest did not see the counters, or does not print this one.
+    #[must_use]
+    pub fn get(&self, key: &str) -> u64 {
+        assert!(self.0.contains_key(key), "no {key} in {:?}", self.0);
+        self.0.get(key).copied().unwrap_or_default()
+    }
+
+    /// Exits of a reason, which is left out of the line where there were none.
+    #[must_use]
+    pub fn exits(&self, reason: &str) -> u64 {
+        self.0.get(reason).copied().unwrap_or_default()
+    }
+
+    /// Exits that an interrupt or its EOI caused.
+    #[must_use]
+    pub fn interrupt_exits(&self) -> u64 {
+        self.get("external_interrupt") + self.get("eoi") + self.get("shadow_gate")
+    }
+
+    /// Exits of whatever reason but the watchdog's.
+    #[must_use]
+    pub fn exits_but_the_watchdogs(&self) -> u64 {
+        self.get("exits") - self.exits("nmi") - self.exits("preemption_timer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_result_line_are_read_by_name() {
+        let line = " reads=10000 exits=7 external_interrupt=1 eoi=2 shadow_gate=1 nmi=3";
+        let line = ResultLine::parse(line);
+        assert_eq!((line.get("reads"), line.exits("io")), (10_000, 0));
+        assert_eq!((line.interrupt_exits(), line.exits_but_the_watchdogs()), (4, 4));
+    }
+}
