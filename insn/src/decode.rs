@@ -13,7 +13,7 @@ use crate::alu::{BitFunction, Function, Unary};
 use crate::instruction::{
     Address, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
 };
-use crate::modrm::ModRm;
+use crate::modrm::{ModRm, Operand};
 
 /// Why bytes were not decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,7 +176,10 @@ impl Decoder<'_> {
 
     /// ModR/M with a memory operand.
     fn memory(&mut self) -> Result<ModRm, DecodeError> {
-        self.modrm()?.ok_or(self.unsupported())
+        match self.modrm()? {
+            ModRm { reg, operand: Operand::Memory(operand) } => Ok(ModRm { reg, operand }),
+            ModRm { operand: Operand::Register(_), .. } => Err(self.unsupported()),
+        }
     }
 
     /// An immediate for an operand of `width`: at most 32 bits are encoded.
@@ -205,7 +208,7 @@ impl Decoder<'_> {
             0x6c | 0x6d => self.string(Operation::Ins, width.min(Width::Dword)),
             0x6e | 0x6f => self.string(Operation::Outs, width.min(Width::Dword)),
             0x80 | 0x81 | 0x83 => {
-                let ModRm { reg, address } = self.memory()?;
+                let ModRm { reg, operand: address } = self.memory()?;
                 let source = if opcode == 0x83 {
                     Source::Immediate(self.signed(Width::Byte)?.cast_unsigned() & width.mask())
                 } else {
@@ -232,7 +235,7 @@ impl Decoder<'_> {
 
     /// The one-byte opcodes whose reg field selects the instruction.
     fn group(&mut self, opcode: u8, width: Width) -> Decoded {
-        let ModRm { reg, address } = self.memory()?;
+        let ModRm { reg, operand: address } = self.memory()?;
         let operation = match (opcode & 0xfe, reg & 7) {
             (0xc6, 0) => Operation::Store(self.immediate(width)?),
             (0xf6, 0) => Operation::Test(self.immediate(width)?),
@@ -249,6 +252,7 @@ impl Decoder<'_> {
         let width = self.width_of(opcode);
         let size = self.operand_size();
         match opcode {
+            0x00 => self.system_segment(),
             0x01 => self.descriptor_table(),
             0x11 | 0x13 | 0x29 | 0x2b | 0x7e | 0x7f | 0xd6 | 0xe7 => self.vector_store(opcode),
             0xa3 | 0xab | 0xb3 | 0xbb => {
@@ -264,7 +268,7 @@ impl Decoder<'_> {
                 self.extend(from, opcode >= 0xbe)
             }
             0xba => {
-                let ModRm { reg, address } = self.memory()?;
+                let ModRm { reg, operand: address } = self.memory()?;
                 if reg & 7 < 4 {
                     return Err(self.unsupported());
                 }
@@ -281,9 +285,27 @@ impl Decoder<'_> {
         }
     }
 
+    /// SLDT, STR, LLDT and LTR: of an operand in a register its size counts, in memory it is a
+    /// selector.
+    fn system_segment(&mut self) -> Decoded {
+        let ModRm { reg, operand } = self.modrm()?;
+        let (register, store) = match reg & 7 {
+            0 => (SegmentRegister::Ldtr, true),
+            1 => (SegmentRegister::Tr, true),
+            2 => (SegmentRegister::Ldtr, false),
+            3 => (SegmentRegister::Tr, false),
+            _ => return Err(self.unsupported()),
+        };
+        let (operand, width, address) = match operand {
+            Operand::Register(gpr) => (Some(gpr), self.operand_size(), self.absolute(0)),
+            Operand::Memory(address) => (None, Width::Word, address),
+        };
+        Ok((Operation::SystemSegment { register, store, operand }, width, address))
+    }
+
     /// SGDT, SIDT, LGDT and LIDT.
     fn descriptor_table(&mut self) -> Decoded {
-        let ModRm { reg, address } = self.memory()?;
+        let ModRm { reg, operand: address } = self.memory()?;
         let (register, store) = match reg & 7 {
             0 => (DescriptorTableRegister::Gdtr, true),
             1 => (DescriptorTableRegister::Idtr, true),
@@ -313,7 +335,7 @@ impl Decoder<'_> {
             (0x11 | 0x29 | 0x2b, 0 | 0x66) | (0x7f, 0x66 | 0xf3) | (0xe7, 0x66) => 16,
             _ => return Err(self.unsupported()),
         };
-        let ModRm { reg, address } = self.memory()?;
+        let ModRm { reg, operand: address } = self.memory()?;
         Ok((Operation::StoreVector { register: reg, bytes }, Width::Qword, address))
     }
 
@@ -323,13 +345,13 @@ impl Decoder<'_> {
         width: Width,
         operation: impl FnOnce(Register) -> Operation,
     ) -> Decoded {
-        let ModRm { reg, address } = self.memory()?;
+        let ModRm { reg, operand: address } = self.memory()?;
         Ok((operation(self.register(reg, width)), width, address))
     }
 
     /// MOVZX, MOVSX and MOVSXD.
     fn extend(&mut self, from: Width, signed: bool) -> Decoded {
-        let ModRm { reg, address } = self.memory()?;
+        let ModRm { reg, operand: address } = self.memory()?;
         let to = self.operand_size();
         Ok((Operation::Load { register: self.register(reg, to), to, signed }, from, address))
     }

@@ -36,8 +36,9 @@ impl Instruction {
     /// number where it does not read it). For MOVS and STOS the effects of one iteration, without
     /// the index registers ([`Self::advance`]).
     ///
-    /// [`Operation::DescriptorTable`], [`Operation::StoreVector`], INS and OUTS have no effect
-    /// here: their operands are not numbers in registers, who calls carries them out.
+    /// [`Operation::DescriptorTable`], [`Operation::SystemSegment`], [`Operation::StoreVector`],
+    /// INS and OUTS have no effect here: their operands are not numbers in general registers, who
+    /// calls carries them out.
     pub fn evaluate<V: Vcpu>(&self, vcpu: &V, memory: u64) -> Outcome {
         let width = self.width;
         let memory = memory & width.mask();
@@ -47,6 +48,7 @@ impl Instruction {
         let nothing = Outcome { memory: None, register: None, flags };
         match self.operation {
             Operation::DescriptorTable { .. }
+            | Operation::SystemSegment { .. }
             | Operation::StoreVector { .. }
             | Operation::Ins
             | Operation::Outs => nothing,

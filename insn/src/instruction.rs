@@ -146,6 +146,16 @@ pub enum Operation {
         /// Form of the memory operand.
         form: PseudoDescriptor,
     },
+    /// LLDT, LTR, SLDT or STR.
+    SystemSegment {
+        /// LDTR or TR.
+        register: SegmentRegister,
+        /// SLDT or STR.
+        store: bool,
+        /// The general register that is the operand instead of memory; a store writes
+        /// [`Instruction::width`] of it.
+        operand: Option<Gpr>,
+    },
     /// MOV, MOVZX, MOVSX, MOVSXD from memory.
     Load {
         /// Destination.
@@ -213,6 +223,8 @@ impl Operation {
         !matches!(
             self,
             Self::DescriptorTable { store: true, .. }
+                | Self::SystemSegment { store: true, .. }
+                | Self::SystemSegment { operand: Some(_), .. }
                 | Self::Store(_)
                 | Self::StoreVector { .. }
                 | Self::Stos
@@ -226,6 +238,8 @@ impl Operation {
         !matches!(
             self,
             Self::DescriptorTable { store: false, .. }
+                | Self::SystemSegment { store: false, .. }
+                | Self::SystemSegment { operand: Some(_), .. }
                 | Self::Load { .. }
                 | Self::Update { function: Function::Cmp, .. }
                 | Self::Compute { .. }
@@ -282,8 +296,41 @@ pub struct Instruction {
     /// Width of the memory operand; says nothing for [`Operation::DescriptorTable`] and
     /// [`Operation::StoreVector`], which have their own sizes.
     pub width: Width,
-    /// Where the memory operand is.
+    /// Where the memory operand is; says nothing where [`Operation::SystemSegment`] has none.
     pub address: Address,
     /// Whether a REP prefix repeats it (string instructions only).
     pub repeat: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode;
+
+    fn memory_of(bytes: &[u8]) -> (bool, bool) {
+        let operation = decode(bytes, Mode::Bits64).unwrap().operation;
+        (operation.reads_memory(), operation.writes_memory())
+    }
+
+    #[test]
+    fn a_system_segment_instruction_touches_memory_only_where_its_operand_is() {
+        // lldt [rax]; ltr [rax]; sldt [rax]; str [rax]
+        assert_eq!(memory_of(&[0x0f, 0x00, 0x10]), (true, false));
+        assert_eq!(memory_of(&[0x0f, 0x00, 0x18]), (true, false));
+        assert_eq!(memory_of(&[0x0f, 0x00, 0x00]), (false, true));
+        assert_eq!(memory_of(&[0x0f, 0x00, 0x08]), (false, true));
+        for modrm in (0xc0..=0xdf).step_by(8) {
+            assert_eq!(memory_of(&[0x0f, 0x00, modrm]), (false, false), "{modrm:#x}");
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_system_segment_operand_counts_only_in_a_register() {
+        let of = |bytes: &[u8], mode| decode(bytes, mode).unwrap().width;
+        // str r8; str eax; str ax
+        assert_eq!(of(&[0x49, 0x0f, 0x00, 0xc8], Mode::Bits64), Width::Qword);
+        assert_eq!(of(&[0x0f, 0x00, 0xc8], Mode::Bits32), Width::Dword);
+        assert_eq!(of(&[0x0f, 0x00, 0xc8], Mode::Bits16), Width::Word);
+        assert_eq!(of(&[0x48, 0x0f, 0x00, 0x08], Mode::Bits64), Width::Word);
+    }
 }

@@ -8,30 +8,36 @@ use arch::segment::SegmentRegister;
 use crate::decode::{DecodeError, Decoder};
 use crate::instruction::{Address, Base, Mode};
 
-/// A ModR/M byte whose operand is in memory.
+/// A ModR/M byte and what follows it.
 #[derive(Clone, Copy)]
-pub(crate) struct ModRm {
+pub(crate) struct ModRm<O = Address> {
     /// The reg field, with REX.R.
     pub(crate) reg: u8,
-    pub(crate) address: Address,
+    pub(crate) operand: O,
+}
+
+/// What mod and r/m fields name.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand {
+    Register(Gpr),
+    Memory(Address),
 }
 
 impl Decoder<'_> {
-    /// Reads ModR/M, SIB and displacement. `None` where the operand is a register.
-    pub(crate) fn modrm(&mut self) -> Result<Option<ModRm>, DecodeError> {
+    /// Reads ModR/M, SIB and displacement.
+    pub(crate) fn modrm(&mut self) -> Result<ModRm<Operand>, DecodeError> {
         let byte = self.byte()?;
         let (mode, rm) = (byte >> 6, byte & 7);
-        if mode == 3 {
-            return Ok(None);
-        }
         let reg = byte >> 3 & 7 | (self.prefixes.rex & 4) << 1;
         let size = self.address_size();
-        let address = if size == Width::Word {
-            self.form_16(mode, rm)?
+        let operand = if mode == 3 {
+            Operand::Register(Gpr::from_encoding(rm | (self.prefixes.rex & 1) << 3))
+        } else if size == Width::Word {
+            Operand::Memory(self.form_16(mode, rm)?)
         } else {
-            self.form_32(mode, rm, size)?
+            Operand::Memory(self.form_32(mode, rm, size)?)
         };
-        Ok(Some(ModRm { reg, address }))
+        Ok(ModRm { reg, operand })
     }
 
     /// An address that is a plain offset in DS or the prefixed segment.

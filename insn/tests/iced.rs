@@ -35,6 +35,11 @@ fn compare(ours: &Instruction, theirs: &iced_x86::Instruction, bytes: &[u8]) {
     let context = format!("{bytes:02x?}: {ours:?} and {theirs} ({:?})", theirs.code());
     assert_ne!(theirs.code(), Code::INVALID, "{context}");
     assert_eq!(usize::from(ours.length), theirs.len(), "{context}");
+    if let Operation::SystemSegment { operand: Some(gpr), .. } = ours.operation {
+        assert_eq!(usize::from(ours.width.bytes()), theirs.op_register(0).size(), "{context}");
+        assert_eq!(number(theirs.op_register(0)), Some(gpr), "{context}");
+        return compare_operands(ours, theirs, &context);
+    }
     let size = match ours.operation {
         Operation::DescriptorTable { form, .. } => form.bytes(),
         Operation::StoreVector { bytes, .. } => usize::from(bytes),
@@ -182,6 +187,17 @@ fn compare_operands(ours: &Instruction, theirs: &iced_x86::Instruction, context:
             };
             assert_eq!(mnemonic, expected, "{context}");
         }
+        Operation::SystemSegment { register, store, operand } => {
+            let expected = match (register, store) {
+                (SegmentRegister::Ldtr, false) => Mnemonic::Lldt,
+                (SegmentRegister::Ldtr, true) => Mnemonic::Sldt,
+                (SegmentRegister::Tr, false) => Mnemonic::Ltr,
+                (SegmentRegister::Tr, true) => Mnemonic::Str,
+                _ => panic!("{context}"),
+            };
+            assert_eq!(mnemonic, expected, "{context}");
+            assert_eq!(operand.is_some(), theirs.op_kind(0) == OpKind::Register, "{context}");
+        }
         Operation::Movs | Operation::Stos | Operation::Ins | Operation::Outs => {}
     }
 }
@@ -221,6 +237,10 @@ fn promised(theirs: &iced_x86::Instruction) -> bool {
             | Mnemonic::Sgdt
             | Mnemonic::Sidt
     );
+    let system = matches!(
+        theirs.mnemonic(),
+        Mnemonic::Lldt | Mnemonic::Ltr | Mnemonic::Sldt | Mnemonic::Str
+    );
     let string = matches!(
         theirs.code(),
         Code::Movsb_m8_m8
@@ -251,7 +271,7 @@ fn promised(theirs: &iced_x86::Instruction) -> bool {
                 | Code::Test_rm32_imm32_F7r1
                 | Code::Test_rm64_imm32_F7r1
         );
-    memory && general && !segment && !alias || string
+    memory && general && !segment && !alias || string || system
 }
 
 fn check(bytes: &[u8]) {
