@@ -1,16 +1,19 @@
 //! What a virtual machine is, and what to do on each exit.
 //!
-//! Pure policy: what the guest finds at power-on ([`memory_map`]), the devices that every PC has
-//! ([`devices`]), what the CPU tells about itself ([`cpuid`], [`msr`]). The machine is reached
-//! through the contracts of `arch` only, so all of it runs on the host too.
+//! Pure policy: what the guest finds at power-on ([`memory_map`], [`acpi`], [`load`]), the devices
+//! that every PC has ([`devices`]), what the CPU tells about itself ([`cpuid`], [`msr`]). The
+//! machine is reached through the contracts of `arch` only, so all of it runs on the host too.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod acpi;
+mod aml;
 pub mod counters;
 pub mod cpuid;
 pub mod devices;
+pub mod load;
 pub mod memory_map;
 pub mod msr;
 mod mtrr;

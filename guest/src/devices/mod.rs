@@ -108,9 +108,9 @@ impl Devices {
             if index >= usize::from(width.bytes()) {
                 break;
             }
-            match self.write_byte(port.wrapping_add(index as u16), byte, machine) {
-                PortEffect::None => {}
-                other => effect = other,
+            let one = self.write_byte(port.wrapping_add(index as u16), byte, machine);
+            if one != PortEffect::None {
+                effect = one;
             }
         }
         effect

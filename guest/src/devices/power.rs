@@ -142,7 +142,7 @@ mod tests {
     fn the_pm_timer_runs_at_its_frequency() {
         let power = Power::default();
         assert_eq!(power.read(PM_TIMER, Width::Dword, CLOCK), 2 * 3_579_545);
-        assert_eq!(power.read(PM_TIMER + 1, Width::Byte, CLOCK), 2 * 3_579_545 >> 8 & 0xff);
+        assert_eq!(power.read(PM_TIMER + 1, Width::Byte, CLOCK), ((2 * 3_579_545) >> 8) & 0xff);
     }
 
     #[test]

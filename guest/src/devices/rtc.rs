@@ -54,7 +54,7 @@ impl Date {
 }
 
 const fn bcd(number: u64) -> u8 {
-    (number / 10 % 10 << 4 | number % 10) as u8
+    (number / 10 % 10 * 16 + number % 10) as u8
 }
 
 impl Rtc {
@@ -123,7 +123,8 @@ mod tests {
             prop_assert!(key(today) < key(tomorrow));
             prop_assert!((1..=12).contains(&today.month) && (1..=31).contains(&today.day));
             prop_assert!(tomorrow.day == today.day + 1 || tomorrow.day == 1);
-            let leap = today.year % 4 == 0 && (today.year % 100 != 0 || today.year % 400 == 0);
+            let every = |years| today.year.is_multiple_of(years);
+            let leap = every(4) && !every(100) || every(400);
             prop_assert_eq!(today.month == 2 && today.day == 29 && !leap, false);
         }
     }

@@ -1,0 +1,268 @@
+//! Boot protocols: from a kernel image and an initrd to what lies where at the first instruction.
+//!
+//! The image is a claim until it has been checked: every offset in it is bounded here, and what
+//! does not add up is a [`LoadError`]. The result is a [`LoadPlan`] that copies nothing by itself;
+//! memory that no part of the plan names must be zero.
+
+mod field;
+pub mod linux;
+pub mod multiboot;
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use arch::Gpa;
+use arch::segment::{AccessRights, DescriptorTable, Segment};
+use arch::vcpu::StartState;
+
+use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, GpaRange, MemoryMap};
+
+/// A boot module that is copied from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// The kernel image.
+    Kernel,
+    /// The initrd.
+    Initrd,
+}
+
+/// Bytes of a module that go into the guest's memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Copy {
+    /// From which module.
+    pub source: Source,
+    /// Which of its bytes; within the module.
+    pub bytes: Range<usize>,
+    /// Where they go; the whole run is RAM.
+    pub to: Gpa,
+}
+
+/// Bytes made up here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Blob {
+    /// Where they go; RAM.
+    pub at: Gpa,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// How a guest begins.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadPlan {
+    /// Parts of the modules.
+    pub copies: Vec<Copy>,
+    /// Tables for the guest's first instructions.
+    pub blobs: Vec<Blob>,
+    /// The boot processor's registers.
+    pub start: StartState,
+}
+
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadRequest<'a> {
+    /// The kernel image.
+    pub kernel: &'a [u8],
+    /// Size of the initrd in bytes, where there is one.
+    pub initrd_size: Option<usize>,
+    /// The command line.
+    pub command_line: &'a str,
+    /// Where RAM is.
+    pub memory: &'a MemoryMap,
+    /// The RSDP.
+    pub rsdp: Gpa,
+}
+
+/// Why a kernel cannot be started; each a sentence about "the kernel" or "the initrd", to be put
+/// behind the file's name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoadError {
+    /// Neither a bzImage nor a multiboot kernel.
+    UnknownFormat,
+    /// The image ends before what its headers promise.
+    Truncated {
+        /// What is cut off.
+        what: &'static str,
+        /// Bytes that the headers promise.
+        promised: u64,
+        /// Bytes that there are.
+        found: u64,
+    },
+    /// Linux: boot protocol older than 2.12.
+    OldProtocol(u16),
+    /// Linux: the kernel has no 64-bit entry point.
+    No64BitEntry,
+    /// A header field that makes no sense.
+    BadField {
+        /// The field by its name in the protocol's documentation.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// Multiboot: the kernel requires something that is not offered.
+    UnsupportedFlags(u32),
+    /// The command line is too long.
+    CommandLine {
+        /// Its length in bytes.
+        length: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// Something must lie where the guest has no free RAM.
+    NoRoomAt {
+        /// What.
+        what: &'static str,
+        /// Where.
+        at: u64,
+        /// How many bytes.
+        size: u64,
+    },
+    /// Something does not fit anywhere.
+    NoRoom {
+        /// What.
+        what: &'static str,
+        /// How many bytes.
+        size: u64,
+    },
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::UnknownFormat => f.write_str(
+                "this is neither a Linux bzImage nor a multiboot kernel: give one of these",
+            ),
+            Self::Truncated { what, promised, found } => write!(
+                f,
+                "the kernel is cut off: its headers promise {promised} bytes of {what}, and there \
+                 are {found}: copy the file again"
+            ),
+            Self::OldProtocol(version) => write!(
+                f,
+                "the kernel speaks Linux boot protocol {}.{:02}, and 2.12 is needed: use Linux \
+                 3.8 or later",
+                version >> 8,
+                version & 0xff
+            ),
+            Self::No64BitEntry => {
+                f.write_str("the kernel has no 64-bit entry point: use a 64-bit kernel")
+            }
+            Self::BadField { field, value } => {
+                write!(f, "the kernel's header is damaged: {field} is {value:#x}")
+            }
+            Self::UnsupportedFlags(flags) => write!(
+                f,
+                "the multiboot kernel requires what is not offered (flags {flags:#x}): only \
+                 aligned modules, memory information and address fields are"
+            ),
+            Self::CommandLine { length, limit } => {
+                write!(f, "cmdline has {length} bytes, and this kernel takes {limit}: shorten it")
+            }
+            Self::NoRoomAt { what, at, size } => write!(
+                f,
+                "{what} needs {size:#x} bytes at {at:#x}, where the guest has no free memory: \
+                 give it more memory"
+            ),
+            Self::NoRoom { what, size } => write!(
+                f,
+                "{what} needs {size:#x} bytes, and the guest has no room for it: give it more \
+                 memory"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
+
+/// Plans the start of `request.kernel` by the protocol that it speaks.
+///
+/// # Errors
+/// When the image is damaged or does not fit.
+pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
+    if linux::is_bzimage(request.kernel) {
+        return linux::plan(request);
+    }
+    match multiboot::find_header(request.kernel) {
+        Some(header) => multiboot::plan(request, header),
+        None => Err(LoadError::UnknownFormat),
+    }
+}
+
+const PAGE: u64 = 4096;
+const FOUR_GIB: u64 = 1 << 32;
+/// Images go above the first MiB; below it are the boot area and the legacy area.
+const IMAGES_START: u64 = 0x10_0000;
+
+/// Places taken so far, in RAM below 4 GiB.
+struct Placement<'a> {
+    memory: &'a MemoryMap,
+    taken: Vec<GpaRange>,
+}
+
+impl<'a> Placement<'a> {
+    fn new(memory: &'a MemoryMap) -> Self {
+        let boot_area = GpaRange::between(BOOT_AREA.as_u64(), BOOT_AREA_END.as_u64());
+        let legacy_area = GpaRange::between(0xa_0000, IMAGES_START);
+        Self { memory, taken: Vec::from([boot_area, legacy_area]) }
+    }
+
+    fn is_free(&self, range: GpaRange) -> bool {
+        range.end() <= FOUR_GIB
+            && self.memory.ram().iter().any(|run| run.contains(range))
+            && !self.taken.iter().any(|taken| taken.overlaps(range))
+    }
+
+    fn take_at(&mut self, what: &'static str, start: u64, size: u64) -> Result<Gpa, LoadError> {
+        let range = GpaRange { start: Gpa::new(start), length: size };
+        if !self.is_free(range) {
+            return Err(LoadError::NoRoomAt { what, at: start, size });
+        }
+        self.taken.push(range);
+        Ok(range.start)
+    }
+
+    /// The lowest free place above 1 MiB at a multiple of `alignment` (a power of two).
+    fn lowest(&self, size: u64, alignment: u64) -> Option<u64> {
+        let starts = self.memory.ram().iter().map(|run| run.start.as_u64());
+        let behind = self.taken.iter().map(|taken| taken.end());
+        starts
+            .chain(behind)
+            .filter_map(|at| Gpa::new(at.max(IMAGES_START)).align_up(alignment))
+            .filter(|start| self.is_free(GpaRange { start: *start, length: size }))
+            .min()
+            .map(Gpa::as_u64)
+    }
+
+    /// The highest free place of whole pages that ends at or below `limit`.
+    fn take_highest(
+        &mut self,
+        what: &'static str,
+        size: u64,
+        limit: u64,
+    ) -> Result<Gpa, LoadError> {
+        let ends = self.memory.ram().iter().map(|run| run.end());
+        let before = self.taken.iter().map(|taken| taken.start.as_u64());
+        let start = ends
+            .chain(before)
+            .filter_map(|end| end.min(limit).checked_sub(size))
+            .map(|start| Gpa::new(start).page())
+            .filter(|start| start.as_u64() >= IMAGES_START)
+            .filter(|start| self.is_free(GpaRange { start: *start, length: size }))
+            .max()
+            .ok_or(LoadError::NoRoom { what, size })?;
+        self.take_at(what, start.as_u64(), size)
+    }
+}
+
+/// Flat segments in the order of `SegmentRegister::ALL`.
+const fn flat_segments(code: Segment, data_selector: u16) -> [Segment; 8] {
+    let data =
+        Segment { selector: data_selector, base: 0, limit: u32::MAX, access: AccessRights::DATA32 };
+    let tr = Segment { selector: 0, base: 0, limit: 0x67, access: AccessRights::TSS_BUSY };
+    [data, code, data, data, data, data, Segment::NULL, tr]
+}
+
+const NO_TABLE: DescriptorTable = DescriptorTable { base: arch::Gva::new(0), limit: 0 };
+
+#[cfg(test)]
+mod tests;
