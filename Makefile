@@ -60,7 +60,7 @@ programs:
 
 # apt's lists may be older than the kernel that they name: then once more with new ones.
 demo: host programs
-	for kernel in stock cloud; do \
+	@for kernel in stock cloud; do \
 	    make_guest="$(NEXIT) demo --kernel $$kernel --programs $(PROGRAMS) \
 	        --output $(GUEST)/$$kernel"; \
 	    $$make_guest || { .ci/setup update && $$make_guest; } || exit 1; \
@@ -70,7 +70,7 @@ iso: setup all demo
 	$(NEXIT) image --config $(CONFIG) --loader $(LOADER) --output $(ISO)
 
 test: setup all demo
-	status=0; \
+	@status=0; \
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools || status=1; \
 	cargo test --locked --no-fail-fast -p nexit-tests -- --test-threads=1 || status=1; \
