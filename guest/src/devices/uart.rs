@@ -5,8 +5,6 @@
 //! caller turns its rising edges into interrupts.
 //! Register names are those of the National Semiconductor PC16550D data sheet.
 
-use alloc::collections::VecDeque;
-
 use arch::msr::PortRange;
 
 /// COM1.
@@ -44,10 +42,33 @@ const LSR_TRANSMITTER_EMPTY: u8 = 0x60;
 /// Carrier, data set ready and clear to send.
 const MSR_CONNECTED: u8 = 0xb0;
 
+/// The receiver's bytes in order of arrival, without a heap: devices work while guests run.
+#[derive(Clone, Debug, Default)]
+struct Fifo {
+    bytes: [u8; FIFO_SIZE],
+    count: usize,
+}
+
+impl Fifo {
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.count) {
+            *place = byte;
+            self.count += 1;
+        }
+    }
+
+    fn pop(&mut self) -> Option<u8> {
+        self.count = self.count.checked_sub(1)?;
+        let [first, ..] = self.bytes;
+        self.bytes.rotate_left(1);
+        Some(first)
+    }
+}
+
 /// The registers.
 #[derive(Clone, Debug, Default)]
 pub struct Uart {
-    received: VecDeque<u8>,
+    received: Fifo,
     overrun: bool,
     transmitted: bool,
     ier: u8,
@@ -63,7 +84,7 @@ impl Uart {
     pub fn read(&mut self, offset: u16) -> u8 {
         match offset {
             0 | 1 if self.divisor_latch() => self.divisor[usize::from(offset == 1)],
-            0 => self.received.pop_front().unwrap_or(0),
+            0 => self.received.pop().unwrap_or(0),
             1 => self.ier,
             2 => self.identify(),
             3 => self.lcr,
@@ -99,7 +120,7 @@ impl Uart {
     /// Whether the receiver takes another byte without losing one.
     #[must_use]
     pub fn can_receive(&self) -> bool {
-        self.received.len() < self.receiver_size()
+        self.received.count < self.receiver_size()
     }
 
     /// Level of the interrupt line; a PC gates it with OUT2.
@@ -118,7 +139,7 @@ impl Uart {
 
     fn accept(&mut self, byte: u8) {
         if self.can_receive() {
-            self.received.push_back(byte);
+            self.received.push(byte);
         } else {
             self.overrun = true;
         }
@@ -144,7 +165,7 @@ impl Uart {
 
     fn control_fifo(&mut self, value: u8) {
         if (value ^ self.fcr) & FCR_ENABLE != 0 || value & FCR_CLEAR_RECEIVER != 0 {
-            self.received.clear();
+            self.received.count = 0;
         }
         // The trigger level (bits 7:6) and the enable bit stay.
         self.fcr = if value & FCR_ENABLE != 0 { value & 0xc1 } else { 0 };
@@ -160,10 +181,10 @@ impl Uart {
         };
         if self.ier & IER_LINE_STATUS != 0 && self.overrun {
             IIR_LINE_STATUS
-        } else if self.ier & IER_RECEIVE != 0 && !self.received.is_empty() {
+        } else if self.ier & IER_RECEIVE != 0 && self.received.count > 0 {
             // Fewer than the trigger level wait for four character times on the real chip; here
             // that time is always over.
-            if self.received.len() >= trigger { IIR_RECEIVE } else { IIR_TIMEOUT }
+            if self.received.count >= trigger { IIR_RECEIVE } else { IIR_TIMEOUT }
         } else if self.ier & IER_TRANSMIT != 0 && self.transmitted {
             IIR_TRANSMIT
         } else {
@@ -181,7 +202,7 @@ impl Uart {
     }
 
     fn line_status(&mut self) -> u8 {
-        let ready = if self.received.is_empty() { 0 } else { LSR_DATA_READY };
+        let ready = if self.received.count == 0 { 0 } else { LSR_DATA_READY };
         let overrun = if self.overrun { LSR_OVERRUN } else { 0 };
         self.overrun = false;
         LSR_TRANSMITTER_EMPTY | ready | overrun
@@ -314,7 +335,7 @@ mod tests {
                 let gate = uart.read(4) & (MCR_OUT2 | MCR_LOOP) == MCR_OUT2;
                 let line = uart.interrupt();
                 prop_assert_eq!(line, gate && uart.read(2) & 1 == 0);
-                prop_assert!(uart.received.len() <= FIFO_SIZE);
+                prop_assert!(uart.received.count <= FIFO_SIZE);
             }
         }
     }
