@@ -13,11 +13,13 @@ mod aml;
 pub mod counters;
 pub mod cpuid;
 pub mod devices;
+pub mod exits;
 pub mod load;
 pub mod memory_map;
 pub mod msr;
 mod mtrr;
 pub mod pci;
+pub mod vm;
 
 #[cfg(test)]
 mod fake;

@@ -80,6 +80,9 @@ impl<F: Format> GuestMachine<F> {
     }
 }
 
+/// Whether LFENCE is serializing (APM "Processor Feature Identification").
+const DE_CFG: u32 = 0xc001_1029;
+
 /// The MSRs that policy may touch on a guest's behalf, first and last of each run. What the
 /// hypervisor itself depends on (APIC_BASE, EFER, FEATURE_CONTROL, VM_CR …) is not among them.
 const POLICY_MSRS: &[(u32, u32)] = &[
@@ -91,7 +94,7 @@ const POLICY_MSRS: &[(u32, u32)] = &[
     (msr::IA32_TSC_DEADLINE, msr::IA32_TSC_DEADLINE),
     (msr::IA32_X2APIC_APICID, msr::IA32_X2APIC_SELF_IPI),
     (msr::IA32_TSC_AUX, msr::IA32_TSC_AUX),
-    (0xc001_0015, 0xc001_0015),
+    (DE_CFG, DE_CFG),
 ];
 
 fn policy_may_touch(msr: u32) -> bool {

@@ -8,26 +8,33 @@
 extern crate alloc;
 
 mod acpi;
+mod backend;
+mod bring_up;
 mod console;
 mod heap;
 mod machine;
 mod memory;
+mod partition;
 mod power;
 mod ram;
 mod refusal;
 mod routes;
+mod run;
+mod watchdog;
 
+use alloc::boxed::Box;
+use core::convert::Infallible;
 use core::panic::PanicInfo;
 
-use arch::Hpa;
-use arch::address::HpaRange;
 use boot::BootInfo;
 use config::Config;
 use cpu::exceptions::Frame;
 use cpu::instructions::tsc;
 
+use crate::backend::{AmdV, Backend, Vendor, VtX};
+use crate::bring_up::Hardware;
 use crate::console::logln;
-use crate::memory::Memory;
+use crate::partition::Partition;
 use crate::refusal::{Refusal, refuse};
 
 /// Where `boot`'s entry code jumps to, in long mode on the boot stack.
@@ -44,17 +51,45 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     }
 }
 
-fn bring_up(magic: u32, info: u64, started: u64) -> Result<core::convert::Infallible, Refusal> {
+fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
-    cpu::exceptions::install(fatal_exception);
-    // SAFETY: these are the entry's own values; the image keeps the loader's memory reserved.
-    let info = unsafe { boot::entry::boot_info(magic, info) }?;
-    let config = configuration(&info)?;
-    let memory = Memory::take_over(&info, HpaRange { start: Hpa::new(0), length: 0 });
-    memory::build_own_tables(memory, &info)?;
-    let platform = acpi::Platform::read(info.rsdp)?;
-    logln!("{} CPUs, {} guests, {} ticks", platform.cpus.len(), config.guests.len(), tsc() - started);
-    power::off(platform.soft_off)
+    let vendor = backend::vendor()?;
+    cpu::exceptions::install(fatal_exception, vendor == Vendor::VtX);
+    // SAFETY: these are the entry's own values; the loader's memory is kept out of the free memory.
+    let info = Box::leak(Box::new(unsafe { boot::entry::boot_info(magic, info) }?));
+    let config = configuration(info)?;
+    let firmware = acpi::Platform::read(info.rsdp)?;
+    let hardware = Hardware::bring_up(info, &config, firmware)?;
+    match vendor {
+        Vendor::VtX => start::<VtX>(&hardware, &config, started),
+        Vendor::AmdV => start::<AmdV>(&hardware, &config, started),
+    }
+}
+
+/// Switches virtualization on, builds the guest and runs it.
+fn start<B: Backend>(
+    hardware: &Hardware,
+    config: &Config,
+    started: u64,
+) -> Result<Infallible, Refusal> {
+    let backend = B::enable(hardware.memory)?;
+    let [guest] = config.guests.as_slice() else {
+        return Err(refuse!(
+            "nexit.toml: it has {} guests, and this version runs one: remove the others",
+            config.guests.len()
+        ));
+    };
+    let mut partition = Partition::build(&backend, hardware, guest)?;
+    watchdog::arm(hardware, &mut partition.vcpu);
+    let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
+    console::report(format_args!(
+        "{{\"backend\":\"{}\",\"iommu\":\"{iommu}\",\"boot_tsc\":{},\"memory_bytes\":{}}}",
+        B::NAME,
+        tsc() - started,
+        hardware.own_memory(&partition.ram)
+    ));
+    logln!("guest {}: entering", guest.name);
+    run::run(hardware, partition)
 }
 
 /// Finds and parses `nexit.toml`.

@@ -104,10 +104,7 @@ impl TableMemory for Memory {
 
 /// Builds the hypervisor's own page table from the memory map and switches to it.
 pub(crate) fn build_own_tables(mut memory: Memory, info: &BootInfo<'_>) -> Result<(), Refusal> {
-    const GIGABYTE_PAGES: u32 = 1 << 26;
-    let gigabyte = cpuid(0x8000_0001, 0).edx & GIGABYTE_PAGES != 0;
-    let largest = if gigabyte { PageSize::Size1G } else { PageSize::Size2M };
-    let mut table = Table::new(HostFormat { largest }, &mut memory)?;
+    let mut table = Table::new(HostFormat { largest: largest_host_page() }, &mut memory)?;
     map_everything(&mut table, memory, info)?;
     for (range, access) in image::sections() {
         protect(&mut table, memory, range, access)?;
@@ -120,6 +117,18 @@ pub(crate) fn build_own_tables(mut memory: Memory, info: &BootInfo<'_>) -> Resul
     unsafe { load_cr3(table.root()) };
     *HOST_TABLE.lock() = Some(table);
     Ok(())
+}
+
+/// The largest page of this CPU's own page tables.
+pub(crate) fn largest_host_page() -> PageSize {
+    const GIGABYTE_PAGES: u32 = 1 << 26;
+    let gigabyte = cpuid(0x8000_0001, 0).edx & GIGABYTE_PAGES != 0;
+    if gigabyte { PageSize::Size1G } else { PageSize::Size2M }
+}
+
+/// Root of the hypervisor's own page table.
+pub(crate) fn root() -> Hpa {
+    HOST_TABLE.lock().as_ref().map_or(Hpa::new(0), Table::root)
 }
 
 /// Maps RAM write-back and everything else uncached; nothing is executable yet.

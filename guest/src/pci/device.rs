@@ -70,6 +70,12 @@ impl Device {
         self.identity.legacy_ide().into_iter()
     }
 
+    /// How many messages it can raise; MSI has one here, with index 0 as MSI-X's first.
+    pub(super) fn messages(&mut self) -> u16 {
+        let msix = self.view.msix().map_or(0, |msix| msix.entries);
+        msix.max(u16::from(self.view.msi().is_some()))
+    }
+
     /// The ports of its I/O BARs.
     pub(super) fn port_ranges(&self) -> impl Iterator<Item = PortRange> {
         self.view.bars().filter(|bar| !bar.is_memory() && bar.base != 0).filter_map(|bar| {

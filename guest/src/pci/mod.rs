@@ -143,6 +143,11 @@ impl VirtualBus {
         self.devices.iter().map(|device| (device.view.function(), device.address))
     }
 
+    /// How many messages each function can raise.
+    pub fn messages(&mut self) -> impl Iterator<Item = (Bdf, u16)> {
+        self.devices.iter_mut().map(|device| (device.view.function(), device.messages()))
+    }
+
     /// The ports of the functions' I/O BARs, to be passed through.
     pub fn port_ranges(&self) -> impl Iterator<Item = PortRange> {
         self.devices.iter().flat_map(Device::port_ranges)

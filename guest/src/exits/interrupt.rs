@@ -1,0 +1,148 @@
+//! Interrupts that need the hypervisor: first arrivals at the shadow IDT, the classic mode's
+//! injection, virtual interrupts, and interprocessor interrupts.
+//!
+//! In the exitless mode a granted vector never comes here.
+
+use arch::interrupt::TriggerMode;
+use arch::machine::Machine;
+use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
+use arch::{ApicId, Exit, Vector};
+use eli::icr::{IcrRequest, IpiKind};
+use eli::{Reason, Verdict};
+
+use crate::vm::{Context, Next, Platform};
+
+impl<P: Platform> Context<'_, P> {
+    /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
+    pub(super) fn exception(&mut self, exit: &Exit) -> Next {
+        let (shadow, memory) = (self.cpu.shadow, &*self.memory);
+        let present = |vector| shadow.is_none_or(|idt| idt.real_gate_present(vector, memory));
+        match eli::judge(exit, &self.cpu.grants, present) {
+            Some(Verdict::GrantAndRedeliver(vector)) => {
+                self.grant(vector, Reason::SelfArrival);
+                // It is in service already: injected, it ends with the guest's own EOI.
+                self.vcpu.inject(Event::interrupt(vector));
+            }
+            Some(Verdict::SoftwareInterrupt(vector)) => self.grant(vector, Reason::Software),
+            Some(Verdict::Host(_)) => self.machine.eoi(),
+            Some(Verdict::DropSpurious(vector)) => {
+                self.machine.eoi();
+                let name = &self.vm.name;
+                self.machine.log(format_args!("guest {name}: dropped a stray interrupt {vector}"));
+            }
+            Some(Verdict::Reflect(event)) => self.raise(event),
+            Some(Verdict::TripleFault) => return self.triple_fault(),
+            None => {}
+        }
+        Next::Resume
+    }
+
+    /// Makes a vector the guest's: from now on it arrives with no exit.
+    pub(super) fn grant(&mut self, vector: Vector, why: Reason) {
+        if self.vm.mode == InterruptMode::Exitless
+            && self.cpu.grants.grant(vector, why) == Ok(true)
+        {
+            self.derive_gate(vector);
+        }
+    }
+
+    /// Derives the byte of a vector's shadow gate that holds the present bit.
+    pub(super) fn derive_gate(&mut self, vector: Vector) {
+        let Some(idt) = self.cpu.shadow else { return };
+        let (Some(at), Some(flags)) = (idt.flags_position(vector), idt.real_flags(vector, self.memory))
+        else {
+            return;
+        };
+        let shadow = self.machine.shadow_page(at.page);
+        idt.derive(at.page, at.offset, &[flags], &self.cpu.grants, shadow);
+    }
+
+    /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
+    pub(super) fn external_interrupt(&mut self, vector: Vector) {
+        let trigger = self.trigger_of(vector);
+        if trigger == TriggerMode::Edge {
+            self.machine.eoi();
+        }
+        self.cpu.apic.accept(vector, trigger);
+    }
+
+    /// A level-triggered line keeps its physical interrupt in service until the guest ends it.
+    fn trigger_of(&mut self, vector: Vector) -> TriggerMode {
+        let register = arch::msr::IA32_X2APIC_TMR0 + u32::from(vector.0 / 32);
+        let modes = self.machine.read_msr(register).unwrap_or(0);
+        if modes >> (vector.0 % 32) & 1 != 0 { TriggerMode::Level } else { TriggerMode::Edge }
+    }
+
+    /// The guest ended an interrupt, in the exiting mode.
+    pub(super) fn ended(&mut self, _: Vector, trigger: TriggerMode) {
+        if trigger == TriggerMode::Level {
+            self.machine.eoi();
+        }
+    }
+
+    /// Raises a virtual interrupt on this CPU.
+    pub(super) fn deliver(&mut self, vector: Vector) {
+        match self.vm.mode {
+            // A physical self-IPI: the guest takes it as it takes any other, and ends it itself.
+            InterruptMode::Exitless => self.machine.self_ipi(vector),
+            InterruptMode::Exiting => self.cpu.apic.accept(vector, TriggerMode::Edge),
+        }
+    }
+
+    /// Sends an interprocessor interrupt. The guest has one CPU: what is not for that one is for
+    /// nobody.
+    pub(super) fn send_ipi(&mut self, request: IcrRequest) {
+        if !self.cpu.apic.accepts(request.destination, true) {
+            return;
+        }
+        match request.kind {
+            IpiKind::Fixed | IpiKind::LowestPriority => {
+                self.grant(request.vector, Reason::Ipi);
+                self.deliver(request.vector);
+            }
+            IpiKind::Nmi => self.vcpu.inject(Event {
+                vector: Vector(2),
+                kind: arch::vcpu::EventKind::Nmi,
+                error_code: None,
+                instruction_length: 0,
+            }),
+            // INIT and start-up of the CPU that runs are ignored, as by hardware's own start-up
+            // protocol, which excludes the sender.
+            IpiKind::Init | IpiKind::Startup => {}
+        }
+    }
+
+    /// The physical CPU that an interrupt for `destination` of the guest goes to.
+    pub(super) fn physical(&self, destination: u8, logical: bool) -> Option<ApicId> {
+        let accepted = self.cpu.apic.accepts_message(destination, logical);
+        accepted.then(|| self.vm.cpus.get(self.cpu.index).copied()).flatten()
+    }
+
+    /// Before each entry of the exiting mode: inject what is due, or ask for the moment to.
+    pub(super) fn prepare_entry(&mut self) {
+        if self.vm.mode == InterruptMode::Exitless {
+            return;
+        }
+        let Some(vector) = self.cpu.apic.pending.next() else {
+            return self.vcpu.set_interrupt_window(false);
+        };
+        if self.vcpu.injecting() || !self.vcpu.interruptible() {
+            return self.vcpu.set_interrupt_window(true);
+        }
+        self.vcpu.inject(Event::interrupt(vector));
+        self.cpu.apic.pending.injected(vector);
+        let more = self.cpu.apic.pending.next().is_some();
+        self.vcpu.set_interrupt_window(more);
+    }
+
+    /// Which exceptions exit: #NP for the shadow's gates, and #GP while the table is too short to
+    /// hold them.
+    pub(super) fn exception_intercepts(&mut self) {
+        if self.vm.mode == InterruptMode::Exiting {
+            return;
+        }
+        let covered = self.cpu.shadow.is_some_and(|idt| idt.covers(Vector(255)));
+        let short = if covered { 0 } else { 1 << exception::GP };
+        self.vcpu.set_exception_intercepts(1 << exception::NP | short);
+    }
+}

@@ -1,0 +1,215 @@
+//! Accesses that the nested page table stopped: pages of the IDT, device registers, nothing at all.
+
+use arch::address::PAGE_SIZE;
+use arch::exit::NestedPageFault;
+use arch::interrupt::{DeliveryMode, InterruptTarget};
+use arch::machine::{GuestMemory, InterruptLine, Machine};
+use arch::{Gpa, Width};
+use arrayvec::ArrayVec;
+use eli::xapic::XAPIC_PAGE;
+use eli::{ApicRead, Reason};
+use pci::{Destination, GuestInterrupt};
+
+use super::access::{self, AddressSpace};
+use crate::devices::ioapic::{self, IoApicEffect, RedirectionEntry};
+use crate::devices::uart;
+use crate::pci::{Host, VirtualBus};
+use crate::vm::{Context, Next, Platform};
+
+/// So many accesses to nothing are logged per guest.
+const MOST_STRAYS_LOGGED: u8 = 8;
+
+impl<P: Platform> Context<'_, P> {
+    pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault) -> Next {
+        let gpa = fault.gpa;
+        if fault.fetch {
+            return self.crash(format_args!("it ran into {gpa}, where it has no memory"));
+        }
+        if fault.table_walk && !self.is_shadowed(gpa) {
+            return self.crash(format_args!("its page tables lead to {gpa}, where it has no memory"));
+        }
+        match access::carry_out(&mut Space(self)) {
+            Ok(()) => Next::Resume,
+            Err(refused) => {
+                let next = self.refused(refused);
+                if next != Next::Resume {
+                    let (name, kind) = (&self.vm.name, if fault.write { "write" } else { "read" });
+                    self.machine.log(format_args!("guest {name}: … at a {kind} of {gpa}"));
+                }
+                next
+            }
+        }
+    }
+
+    fn is_shadowed(&self, gpa: Gpa) -> bool {
+        self.cpu.shadow.is_some_and(|idt| idt.page_of(gpa).is_some())
+    }
+}
+
+impl<P: Platform> Context<'_, P> {
+    /// Runs `work` on the PCI bus; grants the vectors that it gave to devices meanwhile.
+    pub(super) fn with_bus(
+        &mut self,
+        work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
+    ) {
+        let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
+        let (apic, cpus, index) = (&self.cpu.apic, &self.vm.cpus, self.cpu.index);
+        let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
+            let accepted = match interrupt.destination {
+                Destination::Physical(id) => apic.accepts_message(id, false),
+                Destination::Logical(set) => apic.accepts_message(set, true),
+            };
+            // A vector that finds no room here is granted at its first arrival.
+            let _ = granted.try_push(interrupt.vector);
+            accepted.then(|| cpus.get(index).map(|cpu| interrupt.target(*cpu))).flatten()
+        };
+        let mut host =
+            Host { machine: &mut *self.machine, config: &mut *self.config, target: &mut target };
+        work(&mut self.vm.bus, &mut host);
+        for vector in granted {
+            self.grant(vector, Reason::Device);
+        }
+    }
+
+    /// Raises one of the I/O APIC's inputs that a virtual device drives.
+    pub(super) fn raise_line(&mut self, gsi: u32) {
+        let Some(entry) = self.vm.io_apic.entry(gsi) else { return };
+        let live = !entry.masked() && entry.delivers_vector();
+        if live && self.physical(entry.destination(), entry.logical()).is_some() {
+            self.deliver(entry.vector());
+        }
+    }
+
+    fn io_apic_write(&mut self, offset: u64, value: u32) {
+        match self.vm.io_apic.write(offset, value) {
+            IoApicEffect::Redirection(change) => self.redirect(change.gsi, change.new),
+            IoApicEffect::None | IoApicEffect::EndOfInterrupt(_) => {}
+        }
+    }
+
+    /// The guest programmed an input of its I/O APIC: a physical line is routed, a virtual device's
+    /// vector is granted.
+    fn redirect(&mut self, gsi: u32, entry: RedirectionEntry) {
+        let live = !entry.masked() && entry.delivers_vector();
+        let destination = self.physical(entry.destination(), entry.logical());
+        let target = destination.filter(|_| live).map(|destination| InterruptTarget {
+            vector: entry.vector(),
+            destination,
+            trigger: entry.trigger(),
+            delivery: DeliveryMode::Fixed,
+        });
+        if target.is_some() {
+            self.grant(entry.vector(), Reason::Device);
+        }
+        if self.vm.lines.contains(&gsi)
+            && let Err(refused) = self.machine.route(InterruptLine::Gsi(gsi), target)
+        {
+            let name = &self.vm.name;
+            self.machine.log(format_args!("guest {name}: line {gsi} stays masked: {}", refused.0));
+        }
+        if gsi == uart::GSI && target.is_some() && self.vm.uart_line {
+            self.raise_line(gsi);
+        }
+    }
+
+    fn apic_page_read(&mut self, offset: u16) -> u64 {
+        match self.cpu.apic.read_page(offset) {
+            ApicRead::Value(value) => value,
+            ApicRead::Physical(msr) => self.machine.read_msr(msr).unwrap_or(0),
+        }
+    }
+
+    fn stray(&mut self, gpa: Gpa, write: bool) {
+        if self.vm.strays_logged < MOST_STRAYS_LOGGED {
+            self.vm.strays_logged += 1;
+            let (name, kind) = (&self.vm.name, if write { "wrote to" } else { "read from" });
+            self.machine.log(format_args!("guest {name}: it {kind} {gpa}, where nothing is"));
+        }
+    }
+}
+
+/// The guest-physical address space behind a [`Context`], for one instruction.
+pub(super) struct Space<'s, 'c, P: Platform>(pub(super) &'s mut Context<'c, P>);
+
+fn in_page(page: Gpa, gpa: Gpa) -> bool {
+    gpa.page() == page
+}
+
+impl<P: Platform> AddressSpace for Space<'_, '_, P> {
+    type Platform = P;
+
+    fn vcpu(&self) -> &P::Vcpu {
+        self.0.vcpu
+    }
+
+    fn vcpu_mut(&mut self) -> &mut P::Vcpu {
+        self.0.vcpu
+    }
+
+    fn memory(&self) -> &P::Memory {
+        self.0.memory
+    }
+
+    fn machine(&mut self) -> &mut P::Machine {
+        self.0.machine
+    }
+
+    fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or_default();
+        if self.0.memory.read(gpa, part).is_ok() {
+            return u64::from_le_bytes(bytes);
+        }
+        if in_page(Gpa::new(ioapic::BASE), gpa) {
+            return self.0.vm.io_apic.read(gpa.page_offset()).into();
+        }
+        if in_page(XAPIC_PAGE, gpa) && self.0.cpu.apic.in_xapic_mode() {
+            return self.0.apic_page_read(gpa.page_offset() as u16);
+        }
+        let bus = &self.0.vm.bus;
+        let mut nowhere = |_: GuestInterrupt| None;
+        let mut host = Host {
+            machine: &mut *self.0.machine,
+            config: &mut *self.0.config,
+            target: &mut nowhere,
+        };
+        bus.mmio_read(&mut host, gpa, width).unwrap_or_else(|| {
+            self.0.stray(gpa, false);
+            width.mask()
+        })
+    }
+
+    fn write(&mut self, gpa: Gpa, width: Width, value: u64) {
+        let bytes = value.to_le_bytes();
+        let part = bytes.get(..usize::from(width.bytes())).unwrap_or(&bytes);
+        if self.0.memory.write(gpa, part).is_ok() {
+            return self.0.rederive(gpa, part);
+        }
+        if in_page(Gpa::new(ioapic::BASE), gpa) {
+            return self.0.io_apic_write(gpa.page_offset(), value as u32);
+        }
+        if in_page(XAPIC_PAGE, gpa) && self.0.cpu.apic.in_xapic_mode() {
+            let action = self.0.cpu.apic.write_page(gpa.page_offset() as u16, value as u32);
+            self.0.apic_action(action);
+            return;
+        }
+        let mut taken = false;
+        self.0.with_bus(|bus, host| taken = bus.mmio_write(host, gpa, width, value));
+        if !taken {
+            self.0.stray(gpa, true);
+        }
+    }
+}
+
+impl<P: Platform> Context<'_, P> {
+    /// The guest wrote `bytes` at `gpa`: the shadow of a page of its IDT follows.
+    fn rederive(&mut self, gpa: Gpa, bytes: &[u8]) {
+        let Some(idt) = self.cpu.shadow else { return };
+        let Some(page) = idt.page_of(gpa) else { return };
+        let within = (PAGE_SIZE - gpa.page_offset()) as usize;
+        let bytes = bytes.get(..within).unwrap_or(bytes);
+        let offset = gpa.page_offset() as usize;
+        let shadow = self.machine.shadow_page(page);
+        idt.derive(page, offset, bytes, &self.cpu.grants, shadow);
+    }
+}

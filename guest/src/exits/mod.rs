@@ -1,0 +1,174 @@
+//! What to do on each exit.
+//!
+//! The way of an exit: the back end decodes it into [`arch::Exit`] → [`Context::handle`] counts it
+//! and calls one handler → [`Context::prepare_entry`] → the guest goes on. The same policy serves
+//! both vendors and the host tests' scripted CPU.
+
+pub(crate) mod access;
+mod descriptor;
+mod interrupt;
+mod memory;
+mod port;
+mod register;
+mod system_segment;
+pub(crate) mod tick;
+
+use arch::exit::{EntryFailure, Vectoring};
+use arch::machine::Machine;
+use arch::vcpu::{Event, EventKind, Vcpu, exception};
+use arch::{Exit, ExitReason};
+
+use crate::counters::Counter;
+use crate::vm::{Context, Next, Outcome, Platform};
+use access::Refused;
+
+impl<P: Platform> Context<'_, P> {
+    /// Handles one exit and prepares the next entry.
+    pub fn handle(&mut self, exit: &Exit) -> Next {
+        self.cpu.counters.count(self.counter(exit));
+        self.redeliver(exit);
+        let next = self.dispatch(exit);
+        if next == Next::Resume {
+            self.prepare_entry();
+        }
+        next
+    }
+
+    fn dispatch(&mut self, exit: &Exit) -> Next {
+        let length = exit.instruction_length;
+        match exit.reason {
+            ExitReason::Cpuid => self.cpuid(length),
+            ExitReason::Io(access) => return self.port(access),
+            ExitReason::ReadMsr => self.read_msr(length),
+            ExitReason::WriteMsr => self.write_msr(length),
+            ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => {
+                return self.descriptor_table();
+            }
+            ExitReason::NestedPageFault(fault) => return self.nested_page_fault(fault),
+            ExitReason::Exception { .. } => return self.exception(exit),
+            ExitReason::Nmi | ExitReason::PreemptionTimer => return self.tick(),
+            ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
+            ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
+            ExitReason::Halt => self.vcpu.skip_instruction(length.unwrap_or(1)),
+            ExitReason::TripleFault => return self.triple_fault(),
+            ExitReason::Xsetbv => self.xsetbv(length),
+            // The guest owns its devices' memory accesses; caches are coherent without it.
+            ExitReason::CacheInvalidate => self.vcpu.skip_instruction(length.unwrap_or(2)),
+            ExitReason::VirtualizationInstruction => self.raise(Event::exception(exception::UD, None)),
+            ExitReason::ControlRegister(write) => {
+                return self.crash(format_args!(
+                    "it wrote {:#x} to CR{}, which this CPU cannot run a guest with",
+                    write.value, write.register
+                ));
+            }
+            ExitReason::Init => {}
+            ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
+                return self.crash(format_args!(
+                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x})"
+                ));
+            }
+            ExitReason::Unexpected { code, qualification } => {
+                return self.crash(format_args!(
+                    "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
+                ));
+            }
+        }
+        Next::Resume
+    }
+
+    /// The counter of an exit: a trapped EOI and a shadow gate's #NP have their own.
+    fn counter(&self, exit: &Exit) -> Counter {
+        use arch::msr::IA32_X2APIC_EOI;
+        let msr = self.vcpu.gpr(arch::register::Gpr::Rcx) as u32;
+        match (exit.reason, exit.vectoring) {
+            (ExitReason::WriteMsr, _) if msr == IA32_X2APIC_EOI => Counter::Eoi,
+            (
+                ExitReason::Exception { .. },
+                Some(Vectoring { kind: EventKind::ExternalInterrupt, .. }),
+            ) => Counter::ShadowGate,
+            (reason, _) => Counter::of(&reason),
+        }
+    }
+
+    /// An exit cut an event's delivery short: deliver it again. Not where the exit is an exception,
+    /// which decides itself what becomes of the event. `INT n` and its kin are executed again, as
+    /// RIP still points at them.
+    fn redeliver(&mut self, exit: &Exit) {
+        let Some(event) = exit.vectoring else { return };
+        if matches!(exit.reason, ExitReason::Exception { .. } | ExitReason::TripleFault) {
+            return;
+        }
+        let again = matches!(
+            event.kind,
+            EventKind::ExternalInterrupt | EventKind::Nmi | EventKind::HardwareException
+        );
+        if again {
+            self.vcpu.inject(Event {
+                vector: event.vector,
+                kind: event.kind,
+                error_code: event.error_code,
+                instruction_length: 0,
+            });
+        }
+    }
+
+    /// Delivers an exception to the guest.
+    fn raise(&mut self, event: Event) {
+        self.vcpu.inject(event);
+    }
+
+    fn raise_general_protection(&mut self) {
+        self.raise(Event::exception(exception::GP, Some(0)));
+    }
+
+    /// An instruction could not be carried out on the guest's behalf.
+    fn refused(&mut self, refused: Refused) -> Next {
+        match refused {
+            Refused::Fault(event, cr2) => {
+                if let Some(address) = cr2 {
+                    self.vcpu.set_cr2(address.as_u64());
+                }
+                self.raise(event);
+                Next::Resume
+            }
+            Refused::Unknown(error) => self.crash(format_args!("{error}")),
+            Refused::Unreachable(fault) => self.crash(format_args!("{fault}")),
+        }
+    }
+
+    fn triple_fault(&mut self) -> Next {
+        self.machine.log(format_args!("guest {}: triple fault", self.vm.name));
+        self.dump();
+        Next::End(Outcome::TripleFault)
+    }
+
+    /// Ends the guest with a sentence and its state.
+    fn crash(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
+        self.machine.log(format_args!("guest {}: stopped: {sentence}", self.vm.name));
+        self.dump();
+        Next::End(Outcome::Crash)
+    }
+
+    /// Logs registers and the code at RIP.
+    fn dump(&mut self) {
+        let (vcpu, name) = (&*self.vcpu, &self.vm.name);
+        self.machine.log(format_args!(
+            "guest {name}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} \
+             efer {:#x}",
+            vcpu.rip(),
+            vcpu.gpr(arch::register::Gpr::Rsp),
+            vcpu.rflags(),
+            vcpu.cr0(),
+            vcpu.cr2(),
+            vcpu.cr3(),
+            vcpu.cr4(),
+            vcpu.efer()
+        ));
+        let registers = arch::register::Gpr::ALL.map(|register| vcpu.gpr(register));
+        self.machine.log(format_args!("guest {name}: registers in encoding order {registers:#x?}"));
+        if let Ok((bytes, length)) = insn::fetch_instruction(vcpu, self.memory) {
+            let code = bytes.get(..length).unwrap_or(&bytes);
+            self.machine.log(format_args!("guest {name}: code {code:02x?}"));
+        }
+    }
+}

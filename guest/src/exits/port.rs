@@ -1,0 +1,119 @@
+//! Port accesses: the PCI bus, then the devices that every PC has, else nothing.
+
+use arch::Width;
+use arch::exit::IoAccess;
+use arch::machine::Machine;
+use arch::register::Gpr;
+use arch::vcpu::Vcpu;
+use insn::{Access, Operation};
+
+use super::access;
+use crate::devices::{PortEffect, uart};
+use crate::vm::{Context, Next, Outcome, Platform};
+
+impl<P: Platform> Context<'_, P> {
+    pub(super) fn port(&mut self, access: IoAccess) -> Next {
+        if access.string {
+            return self.port_string(access);
+        }
+        let mut effect = PortEffect::None;
+        if access.input {
+            let value = self.port_in(access.port, access.width);
+            let accumulator = insn::Register { gpr: Gpr::Rax, high: false };
+            accumulator.set(self.vcpu, access.width, u64::from(value));
+        } else {
+            let value = self.vcpu.gpr(Gpr::Rax) & access.width.mask();
+            effect = self.port_out(access.port, access.width, value as u32);
+        }
+        self.vcpu.skip_instruction(access.instruction_length);
+        self.after_port(access.port);
+        self.port_effect(effect)
+    }
+
+    /// INS and OUTS, one element per exit: REP leaves RIP where it is until the last.
+    fn port_string(&mut self, access: IoAccess) -> Next {
+        let instruction = match access::fetch(self.vcpu, self.memory) {
+            Ok(instruction) => instruction,
+            Err(refused) => return self.refused(refused),
+        };
+        let mut effect = PortEffect::None;
+        let width = usize::from(access.width.bytes());
+        if instruction.iterations(self.vcpu) > 0 {
+            let moved = if instruction.operation == Operation::Ins {
+                let bytes = self.port_in(access.port, access.width).to_le_bytes();
+                let (at, rights) = (instruction.destination(self.vcpu), Access::write(self.vcpu));
+                let bytes = bytes.get(..width).unwrap_or(&bytes);
+                insn::write_linear(self.vcpu, self.memory, at, rights, bytes)
+            } else {
+                let mut bytes = [0; 4];
+                let (at, rights) = (instruction.source(self.vcpu), Access::read(self.vcpu));
+                let part = bytes.get_mut(..width).unwrap_or_default();
+                let read = insn::read_linear(self.vcpu, self.memory, at, rights, part);
+                if read.is_ok() {
+                    let value = u32::from_le_bytes(bytes);
+                    effect = self.port_out(access.port, access.width, value);
+                }
+                read
+            };
+            if let Err(fault) = moved {
+                return self.refused(fault.into());
+            }
+        }
+        let left = instruction.iterations(self.vcpu).min(1);
+        if left == 0 || instruction.advance(self.vcpu, left) {
+            self.vcpu.skip_instruction(instruction.length);
+        }
+        self.after_port(access.port);
+        self.port_effect(effect)
+    }
+
+    fn port_in(&mut self, port: u16, width: Width) -> u32 {
+        match self.vm.bus.port_read(self.config, port, width) {
+            Some(value) => value,
+            None => self.vm.devices.read(port, width, self.machine),
+        }
+    }
+
+    fn port_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
+        let mut on_bus = false;
+        self.with_bus(|bus, host| on_bus = bus.port_write(host, port, width, value));
+        if on_bus { PortEffect::None } else { self.vm.devices.write(port, width, value, self.machine) }
+    }
+
+    fn port_effect(&mut self, effect: PortEffect) -> Next {
+        match effect {
+            PortEffect::None => {}
+            PortEffect::Transmit(byte) => self.machine.console_write(byte),
+            PortEffect::PowerOff => return Next::End(Outcome::PowerOff),
+            PortEffect::Reboot => return Next::End(Outcome::Reboot),
+        }
+        Next::Resume
+    }
+
+    fn after_port(&mut self, port: u16) {
+        if uart::PORTS.contains(port) {
+            self.feed_console();
+            self.update_uart_line();
+        }
+    }
+
+    /// Gives the console what was typed.
+    pub(super) fn feed_console(&mut self) {
+        while self.vm.devices.uart.can_receive() {
+            match self.machine.console_read() {
+                Some(byte) => self.vm.devices.uart.receive(byte),
+                None => break,
+            }
+        }
+    }
+
+    /// Passes a change of the console's interrupt line on to the I/O APIC: it is an edge-triggered
+    /// ISA line.
+    pub(super) fn update_uart_line(&mut self) {
+        let line = self.vm.devices.uart.interrupt();
+        let rose = line && !core::mem::replace(&mut self.vm.uart_line, line);
+        if rose {
+            self.raise_line(uart::GSI);
+        }
+    }
+}

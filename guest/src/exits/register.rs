@@ -1,0 +1,115 @@
+//! CPUID, MSRs and XSETBV.
+
+use arch::machine::Machine;
+use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID};
+use arch::register::Gpr;
+use arch::vcpu::Vcpu;
+use eli::{ApicAction, ApicRead};
+
+use crate::cpuid::Asker;
+use crate::msr::MsrOutcome;
+use crate::vm::{Context, Platform};
+
+/// The x2APIC's MSRs.
+const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+const _: () = assert!(IA32_X2APIC_APICID == 0x802);
+
+/// CPUID, RDMSR and WRMSR are two bytes long.
+const SHORT: u8 = 2;
+
+impl<P: Platform> Context<'_, P> {
+    pub(super) fn cpuid(&mut self, length: Option<u8>) {
+        let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
+        let subleaf = self.vcpu.gpr(Gpr::Rcx) as u32;
+        let asker = Asker {
+            vcpu: self.cpu.index,
+            cr4: self.vcpu.cr4(),
+            counters: &self.cpu.counters,
+        };
+        let answer = self.vm.cpuid.answer(leaf, subleaf, asker, self.machine);
+        self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
+        self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
+        self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into());
+        self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into());
+        self.vcpu.skip_instruction(length.unwrap_or(SHORT));
+    }
+
+    pub(super) fn read_msr(&mut self, length: Option<u8>) {
+        let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
+        let value = match msr {
+            IA32_APIC_BASE => Some(self.cpu.apic.base()),
+            msr if X2APIC.contains(&msr) => match self.cpu.apic.read(msr) {
+                Ok(ApicRead::Value(value)) => Some(value),
+                Ok(ApicRead::Physical(msr)) => self.machine.read_msr(msr),
+                Err(_) => None,
+            },
+            msr => match self.cpu.msrs.read(msr, self.vcpu, self.machine) {
+                MsrOutcome::Value(value) => Some(value),
+                MsrOutcome::Done => Some(0),
+                MsrOutcome::GeneralProtection | MsrOutcome::Unknown => None,
+            },
+        };
+        match value {
+            Some(value) => {
+                self.vcpu.set_gpr(Gpr::Rax, value & 0xffff_ffff);
+                self.vcpu.set_gpr(Gpr::Rdx, value >> 32);
+                self.vcpu.skip_instruction(length.unwrap_or(SHORT));
+            }
+            None => self.raise_general_protection(),
+        }
+    }
+
+    pub(super) fn write_msr(&mut self, length: Option<u8>) {
+        let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
+        let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
+        let written = match msr {
+            IA32_APIC_BASE => self.cpu.apic.write_base(value).is_ok(),
+            msr if X2APIC.contains(&msr) => match self.cpu.apic.write(msr, value) {
+                Ok(action) => self.apic_action(action),
+                Err(_) => false,
+            },
+            msr => {
+                let msrs = &mut self.cpu.msrs;
+                let outcome = msrs.write(msr, value, self.vcpu, self.machine, self.memory);
+                matches!(outcome, MsrOutcome::Done | MsrOutcome::Value(_))
+            }
+        };
+        if written {
+            self.vcpu.skip_instruction(length.unwrap_or(SHORT));
+        } else {
+            self.raise_general_protection();
+        }
+    }
+
+    /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.
+    pub(super) fn apic_action(&mut self, action: ApicAction) -> bool {
+        match action {
+            ApicAction::None => true,
+            ApicAction::WritePhysical { msr, value } => self.machine.write_msr(msr, value),
+            ApicAction::Grant { vector, why, msr, value } => {
+                self.grant(vector, why);
+                self.machine.write_msr(msr, value)
+            }
+            ApicAction::Ipi(request) => {
+                self.send_ipi(request);
+                true
+            }
+            ApicAction::Eoi { vector, trigger } => {
+                self.ended(vector, trigger);
+                true
+            }
+        }
+    }
+
+    /// XSETBV: XCR0 is the guest's; the CPU itself checks the value.
+    pub(super) fn xsetbv(&mut self, length: Option<u8>) {
+        const XSETBV: u8 = 3;
+        let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
+        let xcr0 = self.vcpu.gpr(Gpr::Rcx) as u32 == 0;
+        if xcr0 && self.machine.write_xcr0(value) {
+            self.vcpu.skip_instruction(length.unwrap_or(XSETBV));
+        } else {
+            self.raise_general_protection();
+        }
+    }
+}

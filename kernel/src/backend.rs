@@ -1,0 +1,153 @@
+//! The seam between the vendors: what the kernel asks of VT-x and of AMD-V.
+//!
+//! Both are compiled into every image. The choice is made once, at boot, by what the CPU has; from
+//! there on everything is generic over [`Backend`], and no call on the run path is indirect.
+
+use arch::msr::{MsrPass, PortRange};
+use arch::vcpu::{InterruptMode, Vcpu};
+use arch::Hpa;
+use cpu::instructions::cpuid;
+use mem::table::Format;
+use mem::{EptFormat, NptFormat};
+
+use crate::memory::{self, Memory};
+use crate::refusal::{Refusal, refuse};
+
+/// What a virtual CPU is made of, in words that both vendors share.
+pub(crate) struct VcpuParts<'a> {
+    pub(crate) mode: InterruptMode,
+    pub(crate) nested_root: Hpa,
+    pub(crate) msr_passes: &'a [MsrPass],
+    pub(crate) port_passes: &'a [PortRange],
+    /// Tag of the guest's translations, from 1.
+    pub(crate) tag: u16,
+    pub(crate) host_tss_base: u64,
+}
+
+/// One vendor's virtualization, switched on on this CPU.
+pub(crate) trait Backend: Sized {
+    /// `"vmx"` or `"svm"`, as in reports.
+    const NAME: &'static str;
+    /// Format of the nested page table.
+    type Format: Format;
+    /// The virtual CPU.
+    type Cpu: Vcpu;
+
+    /// Switches it on on the CPU that calls.
+    fn enable(memory: Memory) -> Result<Self, Refusal>;
+    /// Format of the nested page table on this CPU.
+    fn format(&self) -> Self::Format;
+    /// Makes a virtual CPU on this CPU.
+    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
+}
+
+/// Which vendor's virtualization this CPU claims to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Vendor {
+    VtX,
+    AmdV,
+}
+
+/// Looks at CPUID (SDM "Discovering Support for VMX"; APM "Enabling SVM").
+pub(crate) fn vendor() -> Result<Vendor, Refusal> {
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    if cpuid(1, 0).ecx & VMX != 0 {
+        Ok(Vendor::VtX)
+    } else if cpuid(0x8000_0000, 0).eax >= 0x8000_0001 && cpuid(0x8000_0001, 0).ecx & SVM != 0 {
+        Ok(Vendor::AmdV)
+    } else {
+        Err(refuse!(
+            "the CPU shows neither VT-x (CPUID 1 ECX bit 5) nor AMD-V (CPUID 0x80000001 ECX bit 2): \
+             enable virtualization in the firmware's setup, or in the emulator"
+        ))
+    }
+}
+
+/// VT-x.
+pub(crate) struct VtX(vmx::VmxOn);
+
+impl Backend for VtX {
+    const NAME: &'static str = "vmx";
+    type Format = EptFormat;
+    type Cpu = vmx::VmxVcpu;
+
+    fn enable(memory: Memory) -> Result<Self, Refusal> {
+        let region = memory.frame()?;
+        // SAFETY: ring 0, once on this CPU; the frame is given away.
+        Ok(Self(unsafe { vmx::enable(region) }?))
+    }
+
+    fn format(&self) -> EptFormat {
+        EptFormat { largest: self.0.features.largest_page }
+    }
+
+    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
+        let msr_bitmap = place(memory, vmx::MsrBitmap::new(parts.msr_passes))?;
+        let io_bitmaps = place(memory, vmx::IoBitmaps::new(parts.port_passes))?;
+        let setup = vmx::VcpuSetup {
+            mode: parts.mode,
+            nested_root: parts.nested_root,
+            msr_bitmap,
+            io_bitmap_a: io_bitmaps,
+            io_bitmap_b: io_bitmaps.wrapping_add(vmx::IoBitmaps::B_OFFSET),
+            vmcs: memory.frame()?,
+            vpid: if self.0.features.vpid { parts.tag } else { 0 },
+            host: vmx::HostState {
+                cr3: memory::root().as_u64(),
+                gdtr_base: cpu::segments::gdtr().base.as_u64(),
+                idtr_base: cpu::segments::idtr().base.as_u64(),
+                tr_base: parts.host_tss_base,
+                cs: cpu::segments::CODE.0,
+                ss: cpu::segments::DATA.0,
+                tr: cpu::segments::TASK.0,
+            },
+        };
+        // SAFETY: the pages are fresh frames of the pool; the nested table maps the guest's own
+        // memory only; the host state is this CPU's, and its IDT handles NMIs.
+        Ok(unsafe { vmx::VmxVcpu::new(&self.0, &setup) }?)
+    }
+}
+
+/// AMD-V.
+pub(crate) struct AmdV(svm::Features);
+
+impl Backend for AmdV {
+    const NAME: &'static str = "svm";
+    type Format = NptFormat;
+    type Cpu = svm::SvmVcpu;
+
+    fn enable(memory: Memory) -> Result<Self, Refusal> {
+        let host_save = memory.frame()?;
+        // SAFETY: ring 0; the frame is given away.
+        Ok(Self(unsafe { svm::enable(host_save) }?))
+    }
+
+    fn format(&self) -> NptFormat {
+        NptFormat { largest: memory::largest_host_page() }
+    }
+
+    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {
+        let setup = svm::VcpuSetup {
+            mode: parts.mode,
+            features: self.0,
+            nested_root: parts.nested_root,
+            msr_permission_map: place(memory, svm::MsrPermissionMap::new(parts.msr_passes))?,
+            io_permission_map: place(memory, svm::IoPermissionMap::new(parts.port_passes))?,
+            vmcb: memory.frame()?,
+            asid: u32::from(parts.tag),
+            take_interrupt: cpu::exceptions::take_interrupt,
+        };
+        // SAFETY: AMD-V is on; the pages are fresh frames; the nested table maps the guest's own
+        // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
+        Ok(unsafe { svm::SvmVcpu::new(&setup) }?)
+    }
+}
+
+/// Moves a hardware table into frames of its own.
+fn place<T>(memory: Memory, table: T) -> Result<Hpa, Refusal> {
+    let at = memory.frames(size_of::<T>() as u64)?;
+    // SAFETY: the frames are fresh, large enough and page-aligned.
+    unsafe { cpu::physical::pointer::<T>(at).write(table) };
+    Ok(at)
+}

@@ -1,0 +1,285 @@
+//! From the loader's word to a machine that is the hypervisor's: the order of the boot.
+//!
+//! Each step refuses with one sentence; nothing is undone, as the CPU then halts.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use arch::address::HpaRange;
+use arch::iommu::Iommu;
+use arch::machine::ConfigSpace;
+use arch::{ApicId, Bdf, Hpa};
+use boot::{BootInfo, Module};
+use config::Config;
+use cpu::config_space::{Ecam, MachineConfigSpace};
+use cpu::hpet::Hpet;
+use cpu::instructions::{cpuid, tsc};
+use cpu::io_apic::IoApic;
+use cpu::local_apic::LocalApic;
+use cpu::segments::CpuTables;
+use guest::memory_map::GpaRange;
+use iommu::dmar::Dmar;
+use iommu::vtd::VtD;
+use spin::Mutex;
+
+use crate::acpi::{Platform, SoftOff};
+use crate::console::logln;
+use crate::machine::Clock;
+use crate::memory::{self, Memory, image};
+use crate::ram::GuestRam;
+use crate::refusal::{Refusal, refuse};
+use crate::routes::SharedIommu;
+
+/// The machine, once it is the hypervisor's.
+pub(crate) struct Hardware {
+    pub(crate) memory: Memory,
+    pub(crate) modules: &'static [Module<'static>],
+    /// In the order in which the configuration counts them.
+    pub(crate) cpus: Vec<ApicId>,
+    pub(crate) apic: LocalApic,
+    pub(crate) tss_base: u64,
+    pub(crate) clock: Clock,
+    pub(crate) io_apics: &'static [IoApic],
+    pub(crate) hpet: Option<Hpet>,
+    pub(crate) ecam: Option<Ecam>,
+    pub(crate) config: MachineConfigSpace,
+    pub(crate) functions: Vec<pci::Function>,
+    pub(crate) iommu: Option<SharedIommu>,
+    dmar: Option<Dmar<'static>>,
+    /// The RAM of the one identity-mapped guest, where there is no IOMMU and the configuration
+    /// accepts that.
+    pub(crate) identity_ram: Option<Vec<GpaRange>>,
+    pub(crate) soft_off: Option<SoftOff>,
+}
+
+impl Hardware {
+    /// Takes the machine over.
+    pub(crate) fn bring_up(
+        info: &'static BootInfo<'static>,
+        config: &Config,
+        firmware: Platform,
+    ) -> Result<Self, Refusal> {
+        let dmar = firmware.dmar.map(|bytes| Dmar::parse(bytes.leak())).transpose()?;
+        let identity_ram = identity_ram(info, config, dmar.is_some())?;
+        let spared = identity_ram.as_ref().map_or(0, |_| config.guests[0].memory);
+        let memory = Memory::take_over(info, HpaRange { start: Hpa::new(0), length: spared });
+        memory::build_own_tables(memory, info)?;
+        let tss_base = load_cpu_tables(memory)?;
+        let modules = move_modules(memory, info, spared)?;
+        let apic = take_over_interrupts()?;
+        let io_apics = io_apics(&firmware.io_apics);
+        let clock = read_clocks()?;
+        logln!("TSC at {} kHz", clock.tsc_khz);
+        // SAFETY: the window is the firmware's; from here on configuration space is ours.
+        let mut space = unsafe { MachineConfigSpace::new(firmware.ecam) };
+        let functions = take_over_devices(&mut space);
+        let iommu = dmar.map(|dmar| bring_up_iommu(dmar, space, memory)).transpose()?;
+        // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
+        let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
+        Ok(Self {
+            memory,
+            modules,
+            cpus: firmware.cpus,
+            apic,
+            tss_base,
+            clock,
+            io_apics,
+            hpet,
+            ecam: firmware.ecam,
+            config: space,
+            functions,
+            iommu,
+            dmar,
+            identity_ram,
+            soft_off: firmware.soft_off,
+        })
+    }
+
+    /// Bytes of memory that the hypervisor itself takes, image included.
+    pub(crate) fn own_memory(&self, ram: &GuestRam) -> u64 {
+        let blocks = ram.blocks().iter();
+        let guest: u64 = match &self.identity_ram {
+            // Only what stands in for the legacy area came out of the pool.
+            Some(_) => blocks.filter(|b| b.gpa.as_u64() != b.hpa.as_u64()).map(|b| b.length).sum(),
+            None => blocks.map(|block| block.length).sum(),
+        };
+        image::whole().length + self.memory.taken() - guest
+    }
+
+    /// The boot module of this name.
+    pub(crate) fn module(&self, name: &str) -> Option<&Module<'static>> {
+        self.modules.iter().find(|module| module.name == name)
+    }
+
+    /// Memory to which the firmware keeps using this function for DMA.
+    pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
+        let space = self.config;
+        self.dmar.and_then(|dmar| dmar.rmrr_for(function, &move |bridge| buses_behind(&space, bridge)))
+    }
+}
+
+/// The RAM of an identity-mapped guest: the machine's own below the guest's size, without the image.
+fn identity_ram(
+    info: &BootInfo<'_>,
+    config: &Config,
+    has_iommu: bool,
+) -> Result<Option<Vec<GpaRange>>, Refusal> {
+    const MIB: u64 = 1 << 20;
+    if !config.unsafe_no_iommu || has_iommu {
+        return Ok(None);
+    }
+    let [guest] = config.guests.as_slice() else {
+        return Err(refuse!(
+            "nexit.toml: unsafe_no_iommu is for a single guest: remove the others, or use a machine \
+             with an IOMMU"
+        ));
+    };
+    logln!(
+        "WARNING: no IOMMU and unsafe_no_iommu = true: guest {} and its devices can reach all memory, \
+         the hypervisor's too",
+        guest.name
+    );
+    let image = image::whole();
+    let (hole_start, hole_end) = (image.start.as_u64(), image.end().as_u64().next_multiple_of(MIB * 2));
+    let mut runs = alloc::vec![GpaRange::between(0, MIB)];
+    for region in info.memory.iter().filter(|region| region.kind == boot::MemoryKind::Usable) {
+        let (start, end) = (region.range.start.as_u64().max(MIB), region.range.end().as_u64());
+        let (start, end) = (start.next_multiple_of(4096), end.min(guest.memory) & !4095);
+        for (start, end) in [(start, end.min(hole_start)), (start.max(hole_end), end)] {
+            match runs.last_mut() {
+                Some(last) if start < end && last.end() == start => last.length += end - start,
+                _ if start < end => runs.push(GpaRange::between(start, end)),
+                _ => {}
+            }
+        }
+    }
+    let found: u64 = runs.iter().map(|run| run.length).sum();
+    if found + 16 * MIB < guest.memory {
+        return Err(refuse!(
+            "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB below that \
+             address",
+            guest.name,
+            guest.memory / MIB,
+            found / MIB
+        ));
+    }
+    Ok(Some(runs))
+}
+
+fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
+    const DOUBLE_FAULT_STACK: u64 = 8 << 10;
+    let stack = memory.frames(DOUBLE_FAULT_STACK)?;
+    let tables = Box::leak(Box::new(CpuTables::new(stack.as_u64() + DOUBLE_FAULT_STACK)));
+    let tss_base = tables.tss_base();
+    tables.load();
+    Ok(tss_base)
+}
+
+/// Modules that lie in memory which a guest will get are copied out of it.
+fn move_modules(
+    memory: Memory,
+    info: &'static BootInfo<'static>,
+    spared: u64,
+) -> Result<&'static [Module<'static>], Refusal> {
+    let mut modules: Vec<Module<'static>> = info.modules.iter().copied().collect();
+    for module in &mut modules {
+        let range = module.range;
+        if range.start.as_u64() >= spared || range.length == 0 {
+            continue;
+        }
+        let to = memory.allocate(range.length, 4096, None).ok_or_else(memory::out_of_memory)?;
+        // SAFETY: the loader's module, which nobody writes.
+        let from = unsafe { cpu::physical::bytes(range.start, range.length as usize) };
+        // SAFETY: fresh memory of the pool.
+        unsafe { cpu::physical::bytes_mut(to, range.length as usize) }.copy_from_slice(from);
+        module.range.start = to;
+        module.name = Box::leak(Box::from(module.name));
+    }
+    Ok(modules.leak())
+}
+
+/// 8259s off, local APIC in x2APIC mode, extended state usable.
+fn take_over_interrupts() -> Result<LocalApic, Refusal> {
+    // SAFETY: ring 0 with interrupts off; nobody else is there.
+    unsafe { cpu::pic::disable() };
+    enable_extended_state();
+    // SAFETY: as above.
+    unsafe { LocalApic::enable() }.ok_or_else(|| {
+        refuse!(
+            "the CPU has no x2APIC (CPUID 1 ECX bit 21): enable it in the firmware's setup; without \
+             it interrupts cannot be ended without an exit"
+        )
+    })
+}
+
+/// Sets CR4.OSXSAVE, so that a guest's XSETBV can be carried out.
+fn enable_extended_state() {
+    const XSAVE: u32 = 1 << 26;
+    const OSXSAVE: u64 = 1 << 18;
+    if cpuid(1, 0).ecx & XSAVE != 0 {
+        // SAFETY: CPUID shows XSAVE; the hypervisor itself uses no extended state.
+        unsafe {
+            core::arch::asm!(
+                "mov {value}, cr4",
+                "or {value}, {bit}",
+                "mov cr4, {value}",
+                value = out(reg) _,
+                bit = in(reg) OSXSAVE,
+                options(nostack),
+            );
+        }
+    }
+}
+
+fn io_apics(entries: &[crate::acpi::IoApicEntry]) -> &'static [IoApic] {
+    let io_apics: Vec<IoApic> = entries
+        .iter()
+        // SAFETY: the firmware names these as I/O APICs; below 4 GiB everything that is not RAM is
+        // mapped uncached.
+        .map(|entry| unsafe { IoApic::new(entry.address, entry.id, entry.first_gsi) })
+        .collect();
+    io_apics.leak()
+}
+
+fn read_clocks() -> Result<Clock, Refusal> {
+    // SAFETY: ring 0; nobody else uses the PIT.
+    let tsc_khz = unsafe { cpu::clock::tsc_khz() }.ok_or_else(|| {
+        refuse!("the machine has no clock to measure its time-stamp counter by: it needs a PIT")
+    })?;
+    // SAFETY: ring 0; nobody else uses the real-time clock's ports.
+    let unix_time = unsafe { cpu::clock::unix_time() };
+    Ok(Clock { tsc_khz, unix_time, read_at_tsc: tsc() })
+}
+
+/// Finds every PCI function and takes bus mastering from all of them: firmware hands disks over with
+/// it on, and nothing may master the bus before translation is on.
+fn take_over_devices(space: &mut MachineConfigSpace) -> Vec<pci::Function> {
+    let functions: Vec<pci::Function> = pci::scan(space, 0..=0).collect();
+    pci::reset::quiesce(space, &functions);
+    functions
+}
+
+fn bring_up_iommu(
+    dmar: Dmar<'static>,
+    space: MachineConfigSpace,
+    memory: Memory,
+) -> Result<SharedIommu, Refusal> {
+    let bridges = Box::leak(Box::new(move |bridge| buses_behind(&space, bridge)));
+    // SAFETY: the table is this machine's; its units are below 4 GiB, mapped uncached; no function
+    // masters the bus.
+    let vtd = unsafe { VtD::new(dmar, bridges, memory) }?;
+    logln!("IOMMU {}: translation and interrupt remapping are on", vtd.name());
+    Ok(Box::leak(Box::new(Mutex::new(vtd))))
+}
+
+/// The buses behind a PCI-to-PCI bridge.
+fn buses_behind(space: &MachineConfigSpace, bridge: Bdf) -> Option<core::ops::RangeInclusive<u8>> {
+    const PRIMARY_BUS: u16 = pci::header::PRIMARY_BUS;
+    let function = pci::Function::read(space, bridge)?;
+    if function.header == pci::header::HeaderType::Device {
+        return None;
+    }
+    let numbers = space.read(bridge, PRIMARY_BUS, arch::Width::Dword);
+    let [_, secondary, subordinate, _] = numbers.to_le_bytes();
+    Some(secondary..=subordinate)
+}

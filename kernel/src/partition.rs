@@ -1,0 +1,386 @@
+//! A partition: one guest with the CPU, memory and devices that the configuration gives it.
+//!
+//! Invariant: by the time that a function may master the bus, its DMA domain is the guest's memory
+//! and nothing else, and by the first entry everything that passes without an exit is the guest's.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use arch::address::{HpaRange, PAGE_SIZE};
+use arch::machine::{GuestMemory, Machine};
+use arch::msr::PortRange;
+use arch::vcpu::{StartState, Vcpu};
+use arch::{ApicId, Bdf, Gpa, Hpa, Iova};
+use boot::Module;
+use config::GuestConfig;
+use cpu::config_space::MachineConfigSpace;
+use cpu::{instructions, physical};
+use guest::cpuid::CpuidPolicy;
+use guest::acpi::Parameters;
+use guest::load::{LoadRequest, Source};
+use guest::memory_map::{ACPI_TABLES, Ecam, GpaRange, MemoryMap};
+use guest::msr::ClockBase;
+use guest::pci::{Host, VirtualBus};
+use guest::vm::{CpuState, Platform, Vm};
+use mem::{Access, MemoryType, Table};
+
+use crate::backend::{Backend, VcpuParts};
+use crate::bring_up::Hardware;
+use crate::console::logln;
+use crate::machine::GuestMachine;
+use crate::memory::{self, Memory};
+use crate::ram::{GuestRam, RamBlock};
+use crate::refusal::{Refusal, refuse};
+use crate::routes::Routes;
+
+/// The edge types of a back end, for policy.
+pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
+
+impl<B: Backend> Platform for Edge<B> {
+    type Vcpu = B::Cpu;
+    type Machine = GuestMachine<B::Format>;
+    type Memory = GuestRam;
+    type Config = MachineConfigSpace;
+}
+
+/// A guest, ready to be entered.
+pub(crate) struct Partition<B: Backend> {
+    pub(crate) vm: Vm,
+    pub(crate) cpu: CpuState,
+    pub(crate) vcpu: B::Cpu,
+    pub(crate) machine: GuestMachine<B::Format>,
+    pub(crate) ram: GuestRam,
+    pub(crate) config: MachineConfigSpace,
+}
+
+impl<B: Backend> Partition<B> {
+    /// Builds the partition of `guest` on the CPU that calls.
+    pub(crate) fn build(
+        backend: &B,
+        hardware: &Hardware,
+        guest: &GuestConfig,
+    ) -> Result<Self, Refusal> {
+        let memory = hardware.memory;
+        check_cpus(hardware, guest)?;
+        let kernel = file(hardware, guest, "kernel", &guest.kernel)?;
+        let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
+        let initrd = initrd.transpose()?;
+        let map = memory_map(hardware, guest);
+        let mut ram = allocate(hardware, guest, &map)?;
+        ram.scrub();
+        let mut nested = Table::new(backend.format(), &mut { memory })?;
+        map_ram(&mut nested, memory, &ram)?;
+        logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
+        let mut config = hardware.config;
+        let mut bus = assign(hardware, guest, &map, &ram, &mut config)?;
+        let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
+        let routes = routes(hardware, guest, &mut bus, &lines)?;
+        let nested_root = nested.root();
+        let shadow = [memory.frame()?, memory.frame()?];
+        let clock = hardware.clock;
+        let mut machine =
+            GuestMachine::new(memory, nested, ram.clone(), shadow, hardware.apic, clock, routes);
+        let ids = (0..guest.cpus.len() as u32).map(ApicId).collect();
+        let cpuid = CpuidPolicy::new(ids, &machine);
+        let ports = port_passes(guest, &bus);
+        let mut vm =
+            Vm::new(guest.name.clone(), guest.interrupts, vec_of(hardware, guest), cpuid, bus, lines);
+        let state = load(guest, &map, &mut ram, kernel, initrd)?;
+        let clock = vm.cpuid.kvmclock().then(|| ClockBase { tsc: machine.tsc() });
+        let vendor = guest::cpuid::Vendor::of(&machine);
+        let cpu = CpuState::new(0, guest.interrupts, vendor, clock);
+        let mut msr_passes = guest::msr::passes().to_vec();
+        msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
+        let parts = VcpuParts {
+            mode: guest.interrupts,
+            nested_root,
+            msr_passes: &msr_passes,
+            port_passes: &ports,
+            tag: 1,
+            host_tss_base: hardware.tss_base,
+        };
+        let mut vcpu = backend.vcpu(memory, &parts)?;
+        vcpu.load(&state);
+        let mut nobody = |_| None;
+        let mut host =
+            Host { machine: &mut machine, config: &mut config, target: &mut nobody };
+        vm.bus.attach(&mut host);
+        Ok(Self { vm, cpu, vcpu, machine, ram, config })
+    }
+}
+
+/// The physical CPUs of a guest. The configuration counts CPUs in the order of the MADT.
+fn vec_of(hardware: &Hardware, guest: &GuestConfig) -> Vec<ApicId> {
+    guest.cpus.iter().filter_map(|cpu| hardware.cpus.get(*cpu as usize).copied()).collect()
+}
+
+fn check_cpus(hardware: &Hardware, guest: &GuestConfig) -> Result<(), Refusal> {
+    let count = hardware.cpus.len();
+    if let Some(cpu) = guest.cpus.iter().find(|cpu| **cpu as usize >= count) {
+        return Err(refuse!(
+            "nexit.toml: guest {}: cpus names CPU {cpu}, but the machine has {count}, counted from 0",
+            guest.name
+        ));
+    }
+    if vec_of(hardware, guest) != [hardware.apic.id()] {
+        return Err(refuse!(
+            "nexit.toml: guest {}: this version runs a guest on the boot CPU only: write cpus = [{}]",
+            guest.name,
+            hardware.cpus.iter().position(|id| *id == hardware.apic.id()).unwrap_or(0)
+        ));
+    }
+    Ok(())
+}
+
+/// The boot module that a key of the configuration names.
+fn file(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    key: &str,
+    path: &str,
+) -> Result<&'static [u8], Refusal> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let module = hardware.module(name).ok_or_else(|| {
+        let passed: Vec<&str> = hardware.modules.iter().map(|module| module.name).collect();
+        refuse!(
+            "nexit.toml: guest {}: {key} = \"{path}\": the loader passed no file {name}; it passed \
+             {}",
+            guest.name,
+            passed.join(", ")
+        )
+    })?;
+    Ok(module_bytes(module))
+}
+
+fn module_bytes(module: &Module<'static>) -> &'static [u8] {
+    // SAFETY: modules are kept out of the free memory, and out of a guest's, as long as the
+    // hypervisor runs.
+    unsafe { physical::bytes(module.range.start, module.range.length as usize) }
+}
+
+/// Where the guest's memory lies in its own address space.
+fn memory_map(hardware: &Hardware, guest: &GuestConfig) -> MemoryMap {
+    let ecam = hardware.ecam.map(|ecam| Ecam {
+        base: Gpa::new(ecam.base.as_u64()),
+        buses: u16::from(ecam.last_bus) + 1,
+    });
+    match &hardware.identity_ram {
+        Some(runs) => MemoryMap::identity(runs.clone(), ecam),
+        None => MemoryMap::new(guest.memory, ecam),
+    }
+}
+
+/// Finds host memory for every run of the map.
+fn allocate(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    map: &MemoryMap,
+) -> Result<GuestRam, Refusal> {
+    const LEGACY: GpaRange = GpaRange { start: Gpa::new(0xa_0000), length: 0x6_0000 };
+    let memory = hardware.memory;
+    let mut blocks = Vec::new();
+    for run in map.ram() {
+        if hardware.identity_ram.is_none() {
+            allocate_run(memory, *run, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            continue;
+        }
+        // Identity-mapped, but the legacy area comes from elsewhere: the machine's own holds its
+        // firmware.
+        let (start, end) = (run.start.as_u64(), run.end());
+        let legacy_end = LEGACY.end();
+        let identity = |start: u64, end: u64| RamBlock {
+            gpa: Gpa::new(start),
+            hpa: Hpa::new(start),
+            length: end - start,
+        };
+        if run.contains(LEGACY) {
+            blocks.push(identity(start, LEGACY.start.as_u64()));
+            allocate_run(memory, LEGACY, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            blocks.push(identity(legacy_end, end));
+        } else {
+            blocks.push(identity(start, end));
+        }
+    }
+    // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
+    Ok(unsafe { GuestRam::new(blocks.into_iter().filter(|block| block.length > 0)) })
+}
+
+fn not_there(memory: Memory, guest: &GuestConfig) -> Refusal {
+    refuse!(
+        "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB free",
+        guest.name,
+        guest.memory >> 20,
+        memory.available() >> 20
+    )
+}
+
+/// Takes memory for a run in few blocks: the whole, or else halves down to 2 MiB.
+fn allocate_run(memory: Memory, run: GpaRange, blocks: &mut Vec<RamBlock>) -> Option<()> {
+    const GIB: u64 = 1 << 30;
+    const MIB_2: u64 = 2 << 20;
+    let (mut gpa, mut left) = (run.start, run.length);
+    while left > 0 {
+        let mut length = left;
+        let hpa = loop {
+            let alignments = [GIB, MIB_2, PAGE_SIZE];
+            let fitting = alignments.iter().filter(|alignment| **alignment <= length);
+            let found = fitting.clone().find_map(|alignment| memory.allocate(length, *alignment, None));
+            match found {
+                Some(hpa) => break hpa,
+                None if length > MIB_2 => length = (length / 2).next_multiple_of(MIB_2),
+                None => return None,
+            }
+        };
+        blocks.push(RamBlock { gpa, hpa, length });
+        gpa = gpa.wrapping_add(length);
+        left -= length;
+    }
+    Some(())
+}
+
+fn map_ram<F: mem::table::Format>(
+    nested: &mut Table<F>,
+    mut memory: Memory,
+    ram: &GuestRam,
+) -> Result<(), Refusal> {
+    for block in ram.blocks() {
+        let (gpa, kind) = (block.gpa.as_u64(), MemoryType::WriteBack);
+        nested
+            .map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?
+            .nothing_cached();
+    }
+    Ok(())
+}
+
+/// Puts the guest's functions into a DMA domain of their own, and on its virtual bus.
+fn assign(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    map: &MemoryMap,
+    ram: &GuestRam,
+    config: &mut MachineConfigSpace,
+) -> Result<VirtualBus, Refusal> {
+    for function in &guest.devices {
+        check_function(hardware, guest, *function)?;
+    }
+    if let (Some(iommu), false) = (hardware.iommu, guest.devices.is_empty()) {
+        let mut iommu = iommu.lock();
+        let domain = iommu.create_domain()?;
+        for block in ram.blocks() {
+            iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
+        }
+        for function in &guest.devices {
+            iommu.attach(*function, domain)?;
+        }
+    }
+    let mut windows = map.pci_windows();
+    windows.push(map.high_pci_window(address_bits()));
+    let ecam = map.ecam().map(Ecam::range);
+    let bus = VirtualBus::new(config, &guest.devices, ecam, windows)?;
+    for function in &guest.devices {
+        for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
+            if bar.is_memory() && bar.base != 0 {
+                let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
+                memory::map_device(hardware.memory, range)?;
+            }
+        }
+    }
+    Ok(bus)
+}
+
+fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+    let name = &guest.name;
+    if !hardware.functions.iter().any(|found| found.bdf == function) {
+        let list: Vec<_> = hardware.functions.iter().map(|found| found.bdf.to_string()).collect();
+        return Err(refuse!(
+            "nexit.toml: guest {name}: devices names {function}, but the machine has no such PCI \
+             function; it has {}",
+            list.join(", ")
+        ));
+    }
+    if let Some(range) = hardware.reserved_memory(function) {
+        return Err(refuse!(
+            "nexit.toml: guest {name}: {function} cannot be assigned: the firmware keeps using it \
+             for DMA to {} (an RMRR of its DMAR table)",
+            range.start
+        ));
+    }
+    if hardware.iommu.is_none() && hardware.identity_ram.is_none() {
+        return Err(refuse!(
+            "nexit.toml: guest {name}: {function} cannot be assigned: the machine has no IOMMU, so \
+             the device could reach all memory. Enable VT-d in the firmware's setup, or write \
+             unsafe_no_iommu = true to trust the guest with the whole machine"
+        ));
+    }
+    Ok(())
+}
+
+/// Takes an interrupt-remapping entry for each message and line that the guest may use.
+fn routes(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    bus: &mut VirtualBus,
+    lines: &[u32],
+) -> Result<Routes, Refusal> {
+    let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &vec_of(hardware, guest));
+    for (function, messages) in bus.messages() {
+        if messages > 0 {
+            routes.grant_messages(function, messages)?;
+        }
+    }
+    for gsi in lines {
+        routes.grant_line(*gsi)?;
+    }
+    Ok(routes)
+}
+
+/// The ports that the guest uses without an exit.
+fn port_passes(guest: &GuestConfig, bus: &VirtualBus) -> Vec<PortRange> {
+    let mut ports = guest.io_ports.clone();
+    ports.extend(bus.port_ranges());
+    for channel in bus.legacy_ide() {
+        ports.extend([channel.command, channel.control]);
+    }
+    ports
+}
+
+/// Puts kernel, initrd and the tables that it starts from into the guest's memory.
+fn load(
+    guest: &GuestConfig,
+    map: &MemoryMap,
+    ram: &mut GuestRam,
+    kernel: &[u8],
+    initrd: Option<&[u8]>,
+) -> Result<StartState, Refusal> {
+    let sentence = |error: &dyn core::fmt::Display| {
+        refuse!("nexit.toml: guest {}: kernel = \"{}\": {error}", guest.name, guest.kernel)
+    };
+    let request = LoadRequest {
+        kernel,
+        initrd_size: initrd.map(<[u8]>::len),
+        command_line: &guest.cmdline,
+        memory: map,
+        rsdp: ACPI_TABLES,
+    };
+    let plan = guest::load::plan(request).map_err(|error| sentence(&error))?;
+    for copy in &plan.copies {
+        let source = match copy.source {
+            Source::Kernel => kernel,
+            Source::Initrd => initrd.unwrap_or_default(),
+        };
+        let bytes = source.get(copy.bytes.clone()).unwrap_or_default();
+        ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
+    }
+    let apic_ids: Vec<ApicId> = (0..guest.cpus.len() as u32).map(ApicId).collect();
+    let parameters =
+        Parameters { apic_ids: &apic_ids, memory: map, physical_address_bits: address_bits() };
+    for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
+        ram.write(blob.at, &blob.bytes).map_err(|error| sentence(&error))?;
+    }
+    Ok(plan.start)
+}
+
+/// Width of physical addresses (CPUID 0x80000008 EAX bits 7:0).
+fn address_bits() -> u8 {
+    (instructions::cpuid(0x8000_0008, 0).eax & 0xff) as u8
+}

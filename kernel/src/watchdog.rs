@@ -1,0 +1,95 @@
+//! The host's way back to a CPU whose guest never exits: the preemption timer on VT-x, on AMD-V the
+//! HPET through an I/O APIC input whose remapping entry has delivery mode NMI.
+//!
+//! Each call also reads the IOMMU's fault records and gives the log what it finds.
+
+use arch::ExitReason;
+use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
+use arch::iommu::{Fault, InterruptSource, IommuError};
+use arch::vcpu::Vcpu;
+use arch::{ApicId, Vector};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::bring_up::Hardware;
+use crate::console::logln;
+
+/// So many faults are logged one by one; the rest is counted.
+const MOST_FAULTS_LOGGED: u32 = 16;
+
+static FAULTS: AtomicU32 = AtomicU32::new(0);
+
+/// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second.
+pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
+    if vcpu.set_preemption_timer(Some(hardware.clock.tsc_khz * 1000)) {
+        logln!("watchdog: the VMX preemption timer, once a second");
+    } else if let Err(why) = arm_hpet(hardware) {
+        logln!("watchdog: none ({why}): a guest that hangs with interrupts off stays that way");
+    } else {
+        logln!("watchdog: the HPET by NMI, once a second");
+    }
+}
+
+fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
+    let hpet = hardware.hpet.ok_or("the machine has no HPET")?;
+    let iommu = hardware.iommu.ok_or("the machine has no IOMMU to turn its interrupt into an NMI")?;
+    let io_apic = hardware.io_apics.first().ok_or("the machine has no I/O APIC")?;
+    // The highest input that the timer can drive: the low ones are ISA's.
+    let input = (0..io_apic.inputs.min(32))
+        .rev()
+        .find(|input| hpet.possible_inputs() >> input & 1 != 0)
+        .ok_or("the HPET drives no I/O APIC input")?;
+    let target = nmi(hardware.apic.id());
+    let entry = route(iommu, io_apic.id, target).map_err(|_| "the IOMMU has no entry for it")?;
+    io_apic.set_redirection(input, entry);
+    if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
+}
+
+fn nmi(destination: ApicId) -> InterruptTarget {
+    InterruptTarget {
+        vector: Vector(0),
+        destination,
+        trigger: TriggerMode::Edge,
+        delivery: DeliveryMode::Nmi,
+    }
+}
+
+fn route(
+    iommu: crate::routes::SharedIommu,
+    io_apic: u8,
+    target: InterruptTarget,
+) -> Result<u64, IommuError> {
+    let mut iommu = iommu.lock();
+    let index = iommu.allocate_remap(InterruptSource::IoApic(io_apic), 1)?;
+    iommu.set_remap(index, Some(target))?;
+    Ok(iommu.remap_redirection(index, target, false, true))
+}
+
+/// What the host does at the watchdog's call, before the guest's policy sees it.
+pub(crate) fn look_after(hardware: &Hardware, reason: &ExitReason) {
+    if !matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        return;
+    }
+    let Some(iommu) = hardware.iommu else { return };
+    let lost = iommu.lock().poll_faults(&mut log_fault);
+    if lost > 0 {
+        logln!("IOMMU: its fault records overflowed {lost} times");
+    }
+}
+
+fn log_fault(fault: Fault) {
+    let before = FAULTS.fetch_add(1, Ordering::Relaxed);
+    if before < MOST_FAULTS_LOGGED {
+        logln!("IOMMU fault: {fault}");
+    } else if before == MOST_FAULTS_LOGGED {
+        logln!("IOMMU fault: more follow and are counted only");
+    }
+}
+
+/// Reads the fault records once more, and says how many faults there were.
+pub(crate) fn last_look(hardware: &Hardware) {
+    look_after(hardware, &ExitReason::Nmi);
+    let faults = FAULTS.load(Ordering::Relaxed);
+    if faults > 0 {
+        logln!("IOMMU faults: {faults}");
+    }
+}
