@@ -199,7 +199,7 @@ impl Vcpu for FakeVcpu {
         }
     }
     fn cpl(&self) -> u8 {
-        0
+        self.state.segments[SegmentRegister::Ss as usize].access.dpl()
     }
     fn skip_instruction(&mut self, length: u8) {
         self.state.rip += u64::from(length);

@@ -5,11 +5,11 @@
 //! VM entry (SDM "Checks on Guest Segment Registers"); everything else is an exception for the
 //! guest.
 
+use arch::Gva;
 use arch::machine::GuestMemory;
 use arch::register::{Cr0, Cr4, Efer, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, Vcpu, exception};
-use arch::{Gva, Width};
 use insn::{Access, Instruction, Mode, Operation, Register};
 
 use super::access::Refused;
@@ -84,7 +84,7 @@ fn selector_operand<V: Vcpu, M: GuestMemory>(
     operand: Option<Gpr>,
 ) -> Result<u16, Refused> {
     if let Some(gpr) = operand {
-        return Ok((vcpu.gpr(gpr) & Width::Word.mask()) as u16);
+        return Ok(vcpu.gpr(gpr) as u16);
     }
     let mut bytes = [0; 2];
     let (at, access) = (instruction.linear_address(vcpu), Access::read(vcpu));

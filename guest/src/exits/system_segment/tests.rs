@@ -1,7 +1,7 @@
 //! LLDT, LTR, SLDT and STR on a scripted CPU, against the manual's conditions.
 
-use arch::segment::DescriptorTable;
 use arch::Gpa;
+use arch::segment::DescriptorTable;
 use proptest::prelude::*;
 
 use super::*;
@@ -166,7 +166,7 @@ fn a_selector_into_the_ldt_or_beyond_the_limit_is_refused() {
     assert_eq!(refused(Mode::Bits64, &LLDT, 0x47, LDT), gp(0x44));
     // The limit is 0x7f: 8 bytes at 0x78 are inside, 16 are not.
     assert_eq!(refused(Mode::Bits64, &LLDT, 0x7b, 0), gp(0x78));
-    assert_eq!(refused(Mode::Bits64, &LLDT, 0xffff & !4, 0), gp(0xfff8));
+    assert_eq!(refused(Mode::Bits64, &LLDT, !4, 0), gp(0xfff8));
     let (mut vcpu, mut memory) = machine(Mode::Bits32);
     set(&mut memory, GDT + 0x78, &(LDT as u64).to_le_bytes());
     vcpu.state.gpr[0] = 0x78;
@@ -299,8 +299,8 @@ fn passes_vm_entry(register: SegmentRegister, segment: Segment, ia_32e: bool) ->
         _ => rights & 0xf == 2,
     };
     let granular = rights & 1 << 15 != 0;
-    let limit = (granular || segment.limit >> 20 == 0)
-        && (!granular || segment.limit & 0xfff == 0xfff);
+    let limit =
+        (granular || segment.limit >> 20 == 0) && (!granular || segment.limit & 0xfff == 0xfff);
     let base = if ia_32e { canonical(segment.base, false) } else { segment.base >> 32 == 0 };
     let system_and_present = rights & 0x90 == 0x80;
     let reserved = rights & 0xffff_0f00 == 0;
