@@ -19,6 +19,7 @@ global_asm!(
     // 256 stubs of 16 bytes each: make the stack look alike with and without an error code, push
     // the vector, and go on in common code. `push imm32` is spelled in bytes because an assembler
     // symbol as operand would be taken for a memory address.
+    ".pushsection .text.nexit, \"ax\"",
     ".balign 16",
     "nexit_interrupt_stubs:",
     ".set vector, 0",
@@ -68,6 +69,7 @@ global_asm!(
     "    pop rax",
     "    add rsp, 16",
     "    iretq",
+    ".popsection",
     handler = sym handle,
 );
 

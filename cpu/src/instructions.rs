@@ -9,6 +9,7 @@ use arch::machine::{CpuidResult, Width};
 
 global_asm!(
     // Contract of all three: System V calls, EDI = register index; return EAX = 1, or 0 after #GP.
+    ".pushsection .text.nexit, \"ax\"",
     ".global nexit_rdmsr_checked",
     "nexit_rdmsr_checked:", // RSI = where the value goes
     "    mov ecx, edi",
@@ -46,6 +47,7 @@ global_asm!(
     ".global nexit_wrmsr_instruction",
     ".global nexit_xsetbv_instruction",
     ".global nexit_checked_landing",
+    ".popsection",
 );
 
 unsafe extern "C" {
