@@ -6,6 +6,9 @@ use cpu::instructions::{halt_forever, port_write};
 use crate::acpi::SoftOff;
 use crate::console;
 
+/// About a second on any machine.
+const MOST_POLLS: u32 = 100_000_000;
+
 /// Switches the machine off (ACPI Specification, "Sleep/Wake Control": SLP_TYP and SLP_EN of
 /// PM1a_CNT); halts where the firmware did not say how.
 pub(crate) fn off(how: Option<SoftOff>) -> ! {
@@ -15,6 +18,10 @@ pub(crate) fn off(how: Option<SoftOff>) -> ! {
         let value = u32::from(sleep_type & 7) << 10 | SLEEP_ENABLE;
         // SAFETY: the port is the one that the firmware's FADT names for this.
         unsafe { port_write(pm1a_control, Width::Word, value) };
+        // The chipset takes its time.
+        for _ in 0..MOST_POLLS {
+            core::hint::spin_loop();
+        }
     }
     console::logln!("the machine can be switched off now");
     console::drain();

@@ -111,8 +111,8 @@ impl<P: Platform> Context<'_, P> {
     /// ISA line.
     pub(super) fn update_uart_line(&mut self) {
         let line = self.vm.devices.uart.interrupt();
-        let rose = line && !core::mem::replace(&mut self.vm.uart_line, line);
-        if rose {
+        let before = core::mem::replace(&mut self.vm.uart_line, line);
+        if line && !before {
             self.raise_line(uart::GSI);
         }
     }
