@@ -69,6 +69,7 @@ impl Platform {
         Ok(platform)
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the MADT has many more kinds of entries")]
     fn read_madt(&mut self, tables: &AcpiTables<Identity>) -> Result<(), Refusal> {
         const ENABLED: u32 = 1;
         let madt = tables.find_table::<Madt>().ok_or_else(|| {
@@ -115,8 +116,9 @@ fn ecam(mcfg: &Mcfg) -> Option<Ecam> {
 
 /// The bytes of the table with this signature.
 fn raw_table(tables: &AcpiTables<Identity>, signature: [u8; 4]) -> Option<Vec<u8>> {
-    let (address, header) =
-        tables.table_headers().find(|(_, header)| header.signature.as_str().as_bytes() == signature)?;
+    let (address, header) = tables
+        .table_headers()
+        .find(|(_, header)| header.signature.as_str().as_bytes() == signature)?;
     let length = header.length as usize;
     // SAFETY: the firmware's tables are RAM that nobody writes while the hypervisor boots.
     Some(unsafe { physical::bytes(Hpa::new(address as u64), length) }.to_vec())
@@ -161,7 +163,11 @@ macro_rules! unused_by_static_tables {
 }
 
 impl Handler for Identity {
-    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(
+        &self,
+        address: usize,
+        size: usize,
+    ) -> PhysicalMapping<Self, T> {
         PhysicalMapping {
             physical_start: address,
             virtual_start: physical::non_null(Hpa::new(address as u64))

@@ -3,9 +3,9 @@
 //! Both are compiled into every image. The choice is made once, at boot, by what the CPU has; from
 //! there on everything is generic over [`Backend`], and no call on the run path is indirect.
 
+use arch::Hpa;
 use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, Vcpu};
-use arch::Hpa;
 use cpu::instructions::cpuid;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};

@@ -34,6 +34,8 @@ use crate::routes::SharedIommu;
 pub(crate) struct Hardware {
     pub(crate) memory: Memory,
     pub(crate) modules: &'static [Module<'static>],
+    /// Bytes of files that were copied into free memory.
+    moved_modules: u64,
     /// In the order in which the configuration counts them.
     pub(crate) cpus: Vec<ApicId>,
     pub(crate) apic: LocalApic,
@@ -65,7 +67,9 @@ impl Hardware {
         let memory = Memory::take_over(info, HpaRange { start: Hpa::new(0), length: spared });
         memory::build_own_tables(memory, info)?;
         let tss_base = load_cpu_tables(memory)?;
+        let before = memory.taken();
         let modules = move_modules(memory, info, spared)?;
+        let moved_modules = memory.taken() - before;
         let apic = take_over_interrupts()?;
         let io_apics = io_apics(&firmware.io_apics);
         let clock = read_clocks()?;
@@ -79,6 +83,7 @@ impl Hardware {
         Ok(Self {
             memory,
             modules,
+            moved_modules,
             cpus: firmware.cpus,
             apic,
             tss_base,
@@ -95,7 +100,7 @@ impl Hardware {
         })
     }
 
-    /// Bytes of memory that the hypervisor itself takes, image included.
+    /// Bytes of memory that the hypervisor itself takes, image included; files are not counted.
     pub(crate) fn own_memory(&self, ram: &GuestRam) -> u64 {
         let blocks = ram.blocks().iter();
         let guest: u64 = match &self.identity_ram {
@@ -103,7 +108,7 @@ impl Hardware {
             Some(_) => blocks.filter(|b| b.gpa.as_u64() != b.hpa.as_u64()).map(|b| b.length).sum(),
             None => blocks.map(|block| block.length).sum(),
         };
-        image::whole().length + self.memory.taken() - guest
+        image::whole().length + self.memory.taken() - guest - self.moved_modules
     }
 
     /// The boot module of this name.
@@ -114,7 +119,8 @@ impl Hardware {
     /// Memory to which the firmware keeps using this function for DMA.
     pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
         let space = self.config;
-        self.dmar.and_then(|dmar| dmar.rmrr_for(function, &move |bridge| buses_behind(&space, bridge)))
+        self.dmar
+            .and_then(|dmar| dmar.rmrr_for(function, &move |bridge| buses_behind(&space, bridge)))
     }
 }
 
@@ -140,7 +146,8 @@ fn identity_ram(
         guest.name
     );
     let image = image::whole();
-    let (hole_start, hole_end) = (image.start.as_u64(), image.end().as_u64().next_multiple_of(MIB * 2));
+    let (hole_start, hole_end) =
+        (image.start.as_u64(), image.end().as_u64().next_multiple_of(MIB * 2));
     let mut runs = alloc::vec![GpaRange::between(0, MIB)];
     for region in info.memory.iter().filter(|region| region.kind == boot::MemoryKind::Usable) {
         let (start, end) = (region.range.start.as_u64().max(MIB), region.range.end().as_u64());

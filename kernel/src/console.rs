@@ -1,12 +1,16 @@
 //! The one serial line: the hypervisor's log, and the guests' consoles.
 //!
-//! Invariant: a line of the hypervisor begins with `nexit: ` and begins a line, whatever a guest has
-//! left on the current one.
+//! Invariant: a line of the hypervisor begins with [`MARK`] and `nexit: ` and begins a line, whatever
+//! a guest has left on the current one. No guest can send the mark, so none can speak in the
+//! hypervisor's name.
 
 use core::fmt::{self, Write};
 
 use cpu::serial::Serial;
 use spin::Mutex;
+
+/// ASCII's record separator, which terminals do not show.
+const MARK: u8 = 0x1e;
 
 /// The line and where on it we are.
 struct Console {
@@ -23,6 +27,17 @@ impl Console {
         if byte != b'\r' {
             self.at_line_start = byte == b'\n';
         }
+    }
+}
+
+impl Console {
+    /// Begins a line of the hypervisor's own.
+    fn begin_own_line(&mut self) {
+        if !self.at_line_start {
+            self.put(b'\r');
+            self.put(b'\n');
+        }
+        self.put(MARK);
     }
 }
 
@@ -50,10 +65,7 @@ pub(crate) unsafe fn initialise() {
 /// Writes one line of the hypervisor's log.
 pub(crate) fn log(line: fmt::Arguments<'_>) {
     let mut console = CONSOLE.lock();
-    if !console.at_line_start {
-        console.put(b'\r');
-        console.put(b'\n');
-    }
+    console.begin_own_line();
     // Writing to the line never fails.
     let _ = console.write_fmt(format_args!("nexit: {line}\n"));
 }
@@ -61,16 +73,13 @@ pub(crate) fn log(line: fmt::Arguments<'_>) {
 /// Writes one machine-readable line (see `docs/reports.md`).
 pub(crate) fn report(json: fmt::Arguments<'_>) {
     let mut console = CONSOLE.lock();
-    if !console.at_line_start {
-        console.put(b'\r');
-        console.put(b'\n');
-    }
+    console.begin_own_line();
     let _ = console.write_fmt(format_args!("nexit-report: {json}\n"));
 }
 
 /// Writes a byte of a guest's console.
 pub(crate) fn guest_byte(byte: u8) {
-    CONSOLE.lock().put(byte);
+    CONSOLE.lock().put(if byte == MARK { b'?' } else { byte });
 }
 
 /// A byte that was typed.

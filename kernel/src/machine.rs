@@ -199,7 +199,9 @@ impl<F: Format> Machine for GuestMachine<F> {
         }
         for (at, shadowed) in [(before, false), (gpa, true)] {
             let Some(at) = at else { continue };
-            let Ok(real) = self.ram.translate(at.page(), arch::address::PAGE_SIZE) else { continue };
+            let Ok(real) = self.ram.translate(at.page(), arch::address::PAGE_SIZE) else {
+                continue;
+            };
             let (hpa, access) =
                 if shadowed { (frame, Access::READ_EXECUTE) } else { (real, Access::ALL) };
             let mut memory = self.memory;

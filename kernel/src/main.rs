@@ -101,8 +101,7 @@ fn configuration(info: &BootInfo<'_>) -> Result<Config, Refusal> {
         )
     })?;
     // SAFETY: modules are RAM that nobody writes while the hypervisor boots.
-    let bytes =
-        unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
+    let bytes = unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
     let text = core::str::from_utf8(bytes).map_err(|error| {
         refuse!("{} is not text: byte {} is no UTF-8", config::FILE_NAME, error.valid_up_to())
     })?;

@@ -48,15 +48,6 @@ impl Memory {
         FRAMES.lock().as_mut()?.allocate(bytes, alignment, below)
     }
 
-    /// Gives memory back.
-    pub(crate) fn free(self, range: HpaRange) {
-        if let Some(frames) = FRAMES.lock().as_mut() {
-            if let Err(error) = frames.free(range) {
-                crate::console::logln!("{error}");
-            }
-        }
-    }
-
     /// Bytes that nobody has.
     pub(crate) fn available(self) -> u64 {
         FRAMES.lock().as_ref().map_or(0, FrameAllocator::available)

@@ -15,8 +15,8 @@ use boot::Module;
 use config::GuestConfig;
 use cpu::config_space::MachineConfigSpace;
 use cpu::{instructions, physical};
-use guest::cpuid::CpuidPolicy;
 use guest::acpi::Parameters;
+use guest::cpuid::CpuidPolicy;
 use guest::load::{LoadRequest, Source};
 use guest::memory_map::{ACPI_TABLES, Ecam, GpaRange, MemoryMap};
 use guest::msr::ClockBase;
@@ -83,8 +83,14 @@ impl<B: Backend> Partition<B> {
         let ids = (0..guest.cpus.len() as u32).map(ApicId).collect();
         let cpuid = CpuidPolicy::new(ids, &machine);
         let ports = port_passes(guest, &bus);
-        let mut vm =
-            Vm::new(guest.name.clone(), guest.interrupts, vec_of(hardware, guest), cpuid, bus, lines);
+        let mut vm = Vm::new(
+            guest.name.clone(),
+            guest.interrupts,
+            vec_of(hardware, guest),
+            cpuid,
+            bus,
+            lines,
+        );
         let state = load(guest, &map, &mut ram, kernel, initrd)?;
         let clock = vm.cpuid.kvmclock().then(|| ClockBase { tsc: machine.tsc() });
         let vendor = guest::cpuid::Vendor::of(&machine);
@@ -102,8 +108,7 @@ impl<B: Backend> Partition<B> {
         let mut vcpu = backend.vcpu(memory, &parts)?;
         vcpu.load(&state);
         let mut nobody = |_| None;
-        let mut host =
-            Host { machine: &mut machine, config: &mut config, target: &mut nobody };
+        let mut host = Host { machine: &mut machine, config: &mut config, target: &mut nobody };
         vm.bus.attach(&mut host);
         Ok(Self { vm, cpu, vcpu, machine, ram, config })
     }
@@ -224,7 +229,8 @@ fn allocate_run(memory: Memory, run: GpaRange, blocks: &mut Vec<RamBlock>) -> Op
         let hpa = loop {
             let alignments = [GIB, MIB_2, PAGE_SIZE];
             let fitting = alignments.iter().filter(|alignment| **alignment <= length);
-            let found = fitting.clone().find_map(|alignment| memory.allocate(length, *alignment, None));
+            let found =
+                fitting.clone().find_map(|alignment| memory.allocate(length, *alignment, None));
             match found {
                 Some(hpa) => break hpa,
                 None if length > MIB_2 => length = (length / 2).next_multiple_of(MIB_2),
@@ -245,9 +251,7 @@ fn map_ram<F: mem::table::Format>(
 ) -> Result<(), Refusal> {
     for block in ram.blocks() {
         let (gpa, kind) = (block.gpa.as_u64(), MemoryType::WriteBack);
-        nested
-            .map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?
-            .nothing_cached();
+        nested.map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?.nothing_cached();
     }
     Ok(())
 }

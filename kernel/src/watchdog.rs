@@ -31,7 +31,8 @@ pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
 
 fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
     let hpet = hardware.hpet.ok_or("the machine has no HPET")?;
-    let iommu = hardware.iommu.ok_or("the machine has no IOMMU to turn its interrupt into an NMI")?;
+    let iommu =
+        hardware.iommu.ok_or("the machine has no IOMMU to turn its interrupt into an NMI")?;
     let io_apic = hardware.io_apics.first().ok_or("the machine has no I/O APIC")?;
     // The highest input that the timer can drive: the low ones are ISA's.
     let input = (0..io_apic.inputs.min(32))
