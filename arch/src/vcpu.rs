@@ -149,6 +149,12 @@ pub trait Vcpu {
     /// [`InterruptMode::Exiting`] the external interrupt has been acknowledged, when this returns.
     fn run(&mut self) -> Exit;
 
+    /// Exits since the last call that the back end dealt with by itself (moves to host-owned bits
+    /// of CR0 and CR4): they are counted like any other.
+    fn take_handled_inside(&mut self) -> u64 {
+        0
+    }
+
     /// Loads every register of `state` and clears whatever was to be injected.
     fn load(&mut self, state: &StartState);
 

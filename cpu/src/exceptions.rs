@@ -189,7 +189,11 @@ pub fn install(fatal: fn(&Frame) -> !, double_fault_stack: bool) {
         const STUB_BYTES: u64 = 16;
         let first = &raw const nexit_interrupt_stubs as u64;
         core::array::from_fn(|vector| {
-            let stack = if double_fault_stack && vector == DOUBLE_FAULT { segments::DOUBLE_FAULT_STACK } else { 0 };
+            let stack = if double_fault_stack && vector == DOUBLE_FAULT {
+                segments::DOUBLE_FAULT_STACK
+            } else {
+                0
+            };
             Gate::interrupt(first + vector as u64 * STUB_BYTES, stack)
         })
     });

@@ -97,9 +97,14 @@ impl ExitCounters {
 
     /// Counts one exit.
     pub fn count(&mut self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// Counts exits that a back end dealt with by itself.
+    pub fn add(&mut self, counter: Counter, exits: u64) {
         // `Counter` has as many values as the array has places.
         if let Some(count) = self.0.get_mut(counter as usize) {
-            *count = count.wrapping_add(1);
+            *count = count.wrapping_add(exits);
         }
     }
 

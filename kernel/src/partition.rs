@@ -29,7 +29,7 @@ use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::machine::GuestMachine;
 use crate::memory::{self, Memory};
-use crate::ram::{GuestRam, RamBlock};
+use crate::ram::{GuestRam, MOST_BLOCKS, RamBlock};
 use crate::refusal::{Refusal, refuse};
 use crate::routes::Routes;
 
@@ -62,6 +62,7 @@ impl<B: Backend> Partition<B> {
     ) -> Result<Self, Refusal> {
         let memory = hardware.memory;
         check_cpus(hardware, guest)?;
+        check_ports(guest)?;
         let kernel = file(hardware, guest, "kernel", &guest.kernel)?;
         let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
         let initrd = initrd.transpose()?;
@@ -137,6 +138,25 @@ fn check_cpus(hardware: &Hardware, guest: &GuestConfig) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Raw ports must be nobody else's: not a device's that the guest gets anyway, nor what the
+/// hypervisor keeps for itself, such as PCI's configuration ports.
+fn check_ports(guest: &GuestConfig) -> Result<(), Refusal> {
+    const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
+    for range in &guest.io_ports {
+        let claimed = (range.first..=range.last).find(|port| {
+            guest::devices::Devices::claims(*port) || PCI_CONFIGURATION.contains(*port)
+        });
+        if let Some(port) = claimed {
+            return Err(refuse!(
+                "nexit.toml: guest {}: io_ports names {port:#x}, which is a virtual device's or the \
+                 hypervisor's own: remove it",
+                guest.name
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The boot module that a key of the configuration names.
 fn file(
     hardware: &Hardware,
@@ -206,8 +226,17 @@ fn allocate(
             blocks.push(identity(start, end));
         }
     }
+    blocks.retain(|block| block.length > 0);
     // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
-    Ok(unsafe { GuestRam::new(blocks.into_iter().filter(|block| block.length > 0)) })
+    unsafe { GuestRam::new(&blocks) }.ok_or_else(|| {
+        refuse!(
+            "nexit.toml: guest {}: memory = {} MiB is there in {} pieces only, and {MOST_BLOCKS} is \
+             the most: give it less",
+            guest.name,
+            guest.memory >> 20,
+            blocks.len()
+        )
+    })
 }
 
 fn not_there(memory: Memory, guest: &GuestConfig) -> Refusal {

@@ -15,17 +15,20 @@ pub(crate) struct RamBlock {
     pub(crate) length: u64,
 }
 
+/// More pieces than this a guest's RAM is not made of.
+pub(crate) const MOST_BLOCKS: usize = 32;
+
 /// All of a guest's RAM.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct GuestRam(ArrayVec<RamBlock, 8>);
+pub(crate) struct GuestRam(ArrayVec<RamBlock, MOST_BLOCKS>);
 
 impl GuestRam {
-    /// RAM of these blocks; more than eight are left out.
+    /// RAM of these blocks; `None` where they are more than [`MOST_BLOCKS`].
     ///
     /// # Safety
     /// The blocks are RAM, identity-mapped for the hypervisor, and belong to this guest alone.
-    pub(crate) unsafe fn new(blocks: impl IntoIterator<Item = RamBlock>) -> Self {
-        Self(blocks.into_iter().take(8).collect())
+    pub(crate) unsafe fn new(blocks: &[RamBlock]) -> Option<Self> {
+        ArrayVec::try_from(blocks).ok().map(Self)
     }
 
     /// The blocks.

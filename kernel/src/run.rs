@@ -2,6 +2,7 @@
 
 use arch::Exit;
 use arch::vcpu::Vcpu;
+use guest::counters::Counter;
 use guest::vm::{Context, Next, Outcome};
 
 use crate::backend::Backend;
@@ -14,6 +15,8 @@ use crate::{power, watchdog};
 pub(crate) fn run<B: Backend>(hardware: &Hardware, mut partition: Partition<B>) -> ! {
     let outcome = loop {
         let exit = partition.vcpu.run();
+        let inside = partition.vcpu.take_handled_inside();
+        partition.cpu.counters.add(Counter::ControlRegister, inside);
         watchdog::look_after(hardware, &exit.reason);
         if let Next::End(outcome) = partition.handle(&exit) {
             break outcome;
@@ -23,7 +26,7 @@ pub(crate) fn run<B: Backend>(hardware: &Hardware, mut partition: Partition<B>) 
         }
     };
     watchdog::last_look(hardware);
-    partition.finish(outcome);
+    partition.finish(hardware, outcome);
     logln!("all guests have ended");
     power::off(hardware.soft_off)
 }
@@ -42,7 +45,7 @@ impl<B: Backend> Partition<B> {
     }
 
     /// Takes the devices back and reports.
-    fn finish(&mut self, outcome: Outcome) {
+    fn finish(&mut self, hardware: &Hardware, outcome: Outcome) {
         let mut nobody = |_| None;
         let mut host = guest::pci::Host {
             machine: &mut self.machine,
@@ -52,11 +55,13 @@ impl<B: Backend> Partition<B> {
         self.vm.bus.detach(&mut host);
         self.machine.routes().revoke_all();
         let (name, key) = (&self.vm.name, outcome.key());
+        let own = hardware.cpus.iter().position(|id| *id == hardware.apic.id());
+        let cpu = own.unwrap_or(0) as u32;
         logln!("guest {name}: {key} after {} exits", self.cpu.counters.total());
         console::report(format_args!(
             "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{key}\",\"vcpus\":[{}]}}}}",
             name.escape_default(),
-            self.cpu.counters.report(0)
+            self.cpu.counters.report(cpu)
         ));
     }
 }

@@ -43,6 +43,10 @@ impl Vcpu for VmxVcpu {
     }
 
     /// Paging in PAE mode must be off in `state`: the PDPTEs are not loaded from memory.
+    fn take_handled_inside(&mut self) -> u64 {
+        core::mem::take(&mut self.handled_inside)
+    }
+
     fn load(&mut self, state: &StartState) {
         for (register, value) in Gpr::ALL.into_iter().zip(state.gpr) {
             self.set_gpr(register, value);

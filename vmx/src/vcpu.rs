@@ -90,7 +90,9 @@ pub struct VmxVcpu {
     launched: bool,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
-    handled_inside: u64,
+    /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
+    /// windows for a waiting NMI.
+    pub(crate) handled_inside: u64,
 }
 
 impl VmxVcpu {
@@ -132,13 +134,6 @@ impl VmxVcpu {
         vcpu.flush_nested();
         vcpu.load(&StartState::after_sipi(0));
         Ok(vcpu)
-    }
-
-    /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
-    /// windows for a waiting NMI.
-    #[must_use]
-    pub const fn handled_inside(&self) -> u64 {
-        self.handled_inside
     }
 
     /// [`Vcpu::run`].
