@@ -10,6 +10,8 @@ const PIT_COMMAND: u16 = 0x43;
 const CONTROL_PORT_B: u16 = 0x61;
 /// About 10 ms: long enough for 0.01 %, short enough for a boot.
 const PIT_TICKS: u64 = 11_932;
+/// So often it is measured until one is precise to 0.1 %.
+const ATTEMPTS: u32 = 10;
 /// A PIT that never ends its count is not there: after this many polls the measurement is given up.
 const MOST_POLLS: u32 = 20_000_000;
 
@@ -46,7 +48,25 @@ fn claimed_tsc_khz() -> Option<u64> {
     (khz > 0).then_some(khz)
 }
 
+/// What interrupts a measurement (system-management mode, other work on an emulator's host) spoils it;
+/// how much shows in the time between two polls.
 unsafe fn measured_tsc_khz() -> Option<u64> {
+    let mut best = (0, u64::MAX);
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the caller vouches for the PIT.
+        let (ticks, doubt) = unsafe { measure_pit() }?;
+        if doubt < best.1 {
+            best = (ticks, doubt);
+        }
+        if doubt < ticks / 1000 {
+            break;
+        }
+    }
+    Some(best.0 * PIT_HZ / PIT_TICKS / 1000)
+}
+
+/// TSC ticks in [`PIT_TICKS`], and by how many that may be wrong.
+unsafe fn measure_pit() -> Option<(u64, u64)> {
     const GATE: u32 = 1;
     const SPEAKER: u32 = 2;
     const OUTPUT: u32 = 1 << 5;
@@ -58,16 +78,22 @@ unsafe fn measured_tsc_khz() -> Option<u64> {
         (PIT_CHANNEL_2, PIT_TICKS as u32 & 0xff),
         (PIT_CHANNEL_2, PIT_TICKS as u32 >> 8),
     ];
+    let mut before = 0;
     for (port, value) in steps {
+        before = tsc();
         // SAFETY: the caller vouches for the PIT.
         unsafe { port_write(port, Width::Byte, value) };
     }
     let start = tsc();
+    let mut last = start;
     for _ in 0..MOST_POLLS {
         // SAFETY: the caller vouches for port 0x61.
-        if unsafe { port_read(CONTROL_PORT_B, Width::Byte) } & OUTPUT != 0 {
-            return Some((tsc() - start) * PIT_HZ / PIT_TICKS / 1000);
+        let risen = unsafe { port_read(CONTROL_PORT_B, Width::Byte) } & OUTPUT != 0;
+        let now = tsc();
+        if risen {
+            return Some((now - start, (start - before) + (now - last)));
         }
+        last = now;
     }
     None
 }
