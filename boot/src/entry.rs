@@ -138,8 +138,9 @@ global_asm!(
     ".byte 0xf9, 0, 0xfb, 0x80, 0xf8, 1, 0xf9, 0, 0xfb, 3, 0xfa, 7, 0xfc, 3",
     "uart_setup_end:",
     "no_long_mode_sentence:",
-    ".ascii \"Nexit: this CPU has no 64-bit mode (CPUID 80000001h EDX bit 29 is 0): \"",
-    ".ascii \"use a 64-bit machine with VT-x or AMD-V\\r\\n\"",
+    // The mark of the hypervisor's own lines is 036 (see the kernel's `console`).
+    ".ascii \"\\036nexit: error: this CPU has no 64-bit mode (CPUID 0x80000001 EDX bit 29 is 0): \"",
+    ".ascii \"use a 64-bit machine with VT-x or AMD-V\\r\\n\\036nexit: halted\\r\\n\"",
     "no_long_mode_sentence_end:",
 );
 
