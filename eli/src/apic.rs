@@ -287,11 +287,13 @@ impl VirtualApic {
     }
 
     /// Takes an interrupt in (exiting mode). Lost where the guest has switched its APIC off, as on
-    /// hardware.
-    pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) {
-        if self.svr & SOFTWARE_ENABLE != 0 {
+    /// hardware; `false` then.
+    pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
+        let enabled = self.svr & SOFTWARE_ENABLE != 0;
+        if enabled {
             self.pending.accept(vector, trigger);
         }
+        enabled
     }
 
     /// RDMSR of a register between 0x800 and 0x8FF.

@@ -36,7 +36,8 @@ pub enum Verdict {
 }
 
 /// Judges an intercepted exception. `real_gate_present` says whether the guest itself made a gate
-/// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `true`).
+/// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `false`: what
+/// the CPU met is the guest's own). So is the gate of a granted vector.
 /// `None` where `exit` is no exception.
 pub fn judge(
     exit: &Exit,
@@ -59,11 +60,11 @@ pub fn judge(
             if grants.is_host(gate) {
                 return Some(Verdict::Host(gate));
             }
-            if not_present && real_gate_present(gate) {
-                return Some(Verdict::GrantAndRedeliver(gate));
-            }
             if not_present && !grants.allows(gate) {
-                return Some(Verdict::DropSpurious(gate));
+                return Some(match real_gate_present(gate) {
+                    true => Verdict::GrantAndRedeliver(gate),
+                    false => Verdict::DropSpurious(gate),
+                });
             }
             // As on hardware: the vector stays in service, the guest gets the exception. Emulators
             // leave out EXT.
@@ -71,7 +72,10 @@ pub fn judge(
         }
         // The back ends report INT n either as an event under way or, with EXT clear, not at all.
         None | Some(Vectoring { kind: EventKind::SoftwareInterrupt, .. })
-            if not_present && code & EXT == 0 && real_gate_present(gate) =>
+            if not_present
+                && code & EXT == 0
+                && !grants.allows(gate)
+                && real_gate_present(gate) =>
         {
             Some(Verdict::SoftwareInterrupt(gate))
         }
@@ -184,6 +188,17 @@ mod tests {
             assert_eq!(judge(&exit, &Grants::new(), |_| true), software);
             let own = Some(np(gate_code(0x80, 0)));
             assert_eq!(judge(&exit, &Grants::new(), |_| false), own);
+        }
+    }
+
+    #[test]
+    fn the_gate_of_a_granted_vector_is_the_guests_own_and_is_not_tried_forever() {
+        let mut grants = Grants::new();
+        grants.grant(Vector(0x50), Reason::Device).unwrap();
+        for (kind, ext) in [(EventKind::ExternalInterrupt, EXT), (EventKind::SoftwareInterrupt, 0)]
+        {
+            let exit = exit(11, gate_code(0x50, 0), Some((0x50, kind)));
+            assert_eq!(judge(&exit, &grants, |_| true), Some(np(gate_code(0x50, ext))));
         }
     }
 

@@ -44,7 +44,8 @@ pub struct ShadowIdt {
 impl ShadowIdt {
     /// The table that `idtr` names. `pages` are the guest-physical pages behind the linear page of
     /// its base and the one after it; `None` where the guest has mapped none (delivery through it
-    /// is then the guest's own page fault). A second page that the table does not reach is dropped.
+    /// is then the guest's own page fault). A second page that the table does not reach is dropped,
+    /// and so is one that is the first under another address: it can show one shadow only.
     ///
     /// A real-mode table has no present bits: it cannot be shadowed, and none is to be made.
     #[must_use]
@@ -52,7 +53,7 @@ impl ShadowIdt {
         let start = idtr.base.page_offset() as usize;
         let length = (usize::from(idtr.limit) + 1).min(256 * format.size());
         let [first, second] = pages.map(|page| page.map(Gpa::page));
-        let second = second.filter(|_| start + length > PAGE_BYTES);
+        let second = second.filter(|page| start + length > PAGE_BYTES && first != Some(*page));
         Self { format, start, length, pages: [first, second] }
     }
 

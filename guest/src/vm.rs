@@ -50,8 +50,8 @@ pub struct Vm {
     pub lines: Vec<u32>,
     /// The level that the console's interrupt line had last.
     pub(crate) uart_line: bool,
-    /// So many accesses to nothing have been logged.
-    pub(crate) strays_logged: u8,
+    /// So many of the things that the guest can repeat at will have been logged.
+    pub(crate) notes: u8,
 }
 
 impl Vm {
@@ -75,7 +75,7 @@ impl Vm {
             bus,
             lines,
             uart_line: false,
-            strays_logged: 0,
+            notes: 0,
         }
     }
 }
@@ -99,7 +99,12 @@ pub struct CpuState {
 impl CpuState {
     /// CPU `index` of a guest, after reset. `now` is the TSC at the guest's start.
     #[must_use]
-    pub fn new(index: usize, mode: InterruptMode, vendor: Vendor, clock: Option<ClockBase>) -> Self {
+    pub fn new(
+        index: usize,
+        mode: InterruptMode,
+        vendor: Vendor,
+        clock: Option<ClockBase>,
+    ) -> Self {
         let bootstrap = index == 0;
         Self {
             index,

@@ -20,8 +20,7 @@ use crate::field::{
     GUEST_IA32_PAT, GUEST_IA32_SYSENTER_CS, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP,
     GUEST_IDTR_BASE, GUEST_IDTR_LIMIT, GUEST_INTERRUPTIBILITY_STATE, GUEST_PDPTE0,
     GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, Natural,
-    PIN_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_INTERRUPTION_INFORMATION, VMX_PREEMPTION_TIMER_VALUE,
-    W32,
+    PIN_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_INTERRUPTION_INFORMATION, W32,
 };
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 
@@ -237,7 +236,8 @@ impl Vcpu for VmxVcpu {
         self.invalidate_nested();
     }
 
-    /// The timer starts anew at every entry, until it is switched off.
+    /// The timer goes on over exits (on a CPU that cannot save it, it starts anew at each) and starts
+    /// anew when it has fired, until it is switched off.
     fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool {
         let Some(shift) = self.features.preemption_timer_shift else {
             return false;
@@ -247,8 +247,8 @@ impl Vcpu for VmxVcpu {
         pin_based.set(PinBased::ACTIVATE_VMX_PREEMPTION_TIMER, ticks.is_some());
         self.vmcs.write(PIN_BASED_VM_EXECUTION_CONTROLS, pin_based.bits());
         if let Some(ticks) = ticks {
-            let count = u32::try_from(ticks >> shift).unwrap_or(u32::MAX).max(1);
-            self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, count);
+            self.timer_count = u32::try_from(ticks >> shift).unwrap_or(u32::MAX).max(1);
+            self.restart_timer();
         }
         true
     }

@@ -104,6 +104,8 @@ bitflags! {
         const SAVE_IA32_EFER = 1 << 20;
         /// The host's IA32_EFER is loaded.
         const LOAD_IA32_EFER = 1 << 21;
+        /// The preemption timer's count is saved, so that it goes on and does not start anew.
+        const SAVE_VMX_PREEMPTION_TIMER_VALUE = 1 << 22;
         const _ = !0;
     }
 
@@ -230,7 +232,12 @@ impl Controls {
                 "IA32_VMX_PROCBASED_CTLS2",
                 capabilities.secondary,
             )?,
-            exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
+            exit: settle(
+                exit,
+                ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE,
+                "IA32_VMX_EXIT_CTLS",
+                capabilities.exit,
+            )?,
             entry: settle(
                 entry,
                 EntryControls::empty(),
@@ -302,7 +309,7 @@ mod tests {
         assert_eq!(controls.pin_based.bits(), 0x3e);
         assert_eq!(controls.primary.bits(), 0x9600_6172);
         assert_eq!(controls.secondary.bits(), 0x0010_10ae);
-        assert_eq!(controls.exit.bits(), 0x003f_6fff);
+        assert_eq!(controls.exit.bits(), 0x007f_6fff);
         assert_eq!(controls.entry.bits(), 0x0000_d1ff);
     }
 

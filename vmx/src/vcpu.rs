@@ -25,7 +25,7 @@ use crate::field::{
     PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH, VM_ENTRY_INTERRUPTION_INFORMATION,
     VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE, VM_EXIT_INTERRUPTION_INFORMATION,
-    VMCS_LINK_POINTER,
+    VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE,
 };
 use crate::guest_state::{self, GuestState};
 use crate::vmcs::Vmcs;
@@ -90,6 +90,8 @@ pub struct VmxVcpu {
     launched: bool,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
+    /// What the preemption timer counts down from.
+    pub(crate) timer_count: u32,
     /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
     /// windows for a waiting NMI.
     pub(crate) handled_inside: u64,
@@ -129,6 +131,7 @@ impl VmxVcpu {
             vpid: if features.vpid { setup.vpid } else { 0 },
             launched: false,
             pending_nmi: false,
+            timer_count: 0,
             handled_inside: 0,
         };
         vcpu.flush_nested();
@@ -156,11 +159,18 @@ impl VmxVcpu {
                 if exit.reason == ExitReason::Nmi {
                     // SAFETY: the caller of `new` vouched for the gate.
                     unsafe { run::take_nmi() };
+                } else if exit.reason == ExitReason::PreemptionTimer {
+                    self.restart_timer();
                 }
                 return exit;
             }
             self.handled_inside = self.handled_inside.wrapping_add(1);
         }
+    }
+
+    /// Lets the preemption timer count down from the start.
+    pub(crate) fn restart_timer(&mut self) {
+        self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, self.timer_count);
     }
 
     /// Reads what this exit defines.

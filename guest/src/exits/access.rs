@@ -8,7 +8,7 @@ use arch::machine::{GuestMemory, Machine};
 use arch::vcpu::{Event, Vcpu, exception};
 
 use arch::{Gpa, Gva, Width};
-use insn::{Access, DecodeError, Instruction, MemoryFault, Operation, Outcome};
+use insn::{Access, DecodeError, Instruction, MemoryFault, Operation};
 
 use crate::vm::Platform;
 
@@ -54,40 +54,56 @@ impl From<MemoryFault> for Refused {
 const MOST_ITERATIONS: u64 = 256;
 
 /// Fetches and decodes the instruction at RIP.
-pub(crate) fn fetch<V: Vcpu>(
-    vcpu: &V,
-    memory: &impl GuestMemory,
-) -> Result<Instruction, Refused> {
+pub(crate) fn fetch<V: Vcpu>(vcpu: &V, memory: &impl GuestMemory) -> Result<Instruction, Refused> {
     let (bytes, length) = insn::fetch_instruction(vcpu, memory)?;
     let bytes = bytes.get(..length).unwrap_or(&bytes);
     insn::decode(bytes, insn::Mode::of(vcpu)).map_err(Refused::Unknown)
 }
 
-/// Carries out the instruction at RIP and moves on, or says why not; nothing has changed then.
-pub(crate) fn carry_out<S: AddressSpace>(space: &mut S) -> Result<(), Refused> {
-    let instruction = fetch(space.vcpu(), space.memory())?;
+/// Carries out `instruction`, the one at RIP, and moves on, or says why not. Nothing has changed
+/// then, but that a repeated one has done the iterations before the one that failed.
+pub(crate) fn carry_out<S: AddressSpace>(
+    space: &mut S,
+    instruction: &Instruction,
+) -> Result<(), Refused> {
     match instruction.operation {
-        Operation::Movs | Operation::Stos => return string(space, &instruction),
-        Operation::Ins | Operation::Outs | Operation::DescriptorTable { .. } => {
-            // These exit for another reason first; one that gets here is not worth emulating.
+        Operation::Movs | Operation::Stos => return string(space, instruction),
+        // The port is one that passes: the CPU itself would have to do it.
+        Operation::Ins | Operation::Outs => {
+            return Err(Refused::Unknown(DecodeError::Unsupported { opcode: 0x6c }));
+        }
+        // Their operands are not numbers: `Context::table_instruction` is for them.
+        Operation::DescriptorTable { .. } | Operation::SystemSegment { .. } => {
             return Err(Refused::Fault(Event::exception(exception::UD, None), None));
         }
         Operation::StoreVector { register, bytes } => {
-            store_vector(space, &instruction, register, bytes)?;
+            store_vector(space, instruction, register, bytes)?;
         }
-        _ => {
-            let at = instruction.linear_address(space.vcpu());
-            let writes = instruction.operation.writes_memory();
-            let place = Place::find(space, at, instruction.width, writes)?;
-            let old = if instruction.operation.reads_memory() { place.read(space) } else { 0 };
-            let outcome: Outcome = instruction.evaluate(space.vcpu(), old);
-            if let Some(value) = outcome.memory {
-                place.write(space, value);
-            }
-            outcome.commit(space.vcpu_mut());
-        }
+        Operation::Load { .. }
+        | Operation::Store(_)
+        | Operation::Update { .. }
+        | Operation::Compute { .. }
+        | Operation::Test(_)
+        | Operation::Exchange(_)
+        | Operation::ExchangeAdd(_)
+        | Operation::CompareExchange(_)
+        | Operation::Unary(_)
+        | Operation::Bit { .. } => scalar(space, instruction)?,
     }
     space.vcpu_mut().skip_instruction(instruction.length);
+    Ok(())
+}
+
+fn scalar<S: AddressSpace>(space: &mut S, instruction: &Instruction) -> Result<(), Refused> {
+    let at = instruction.linear_address(space.vcpu());
+    let writes = instruction.operation.writes_memory();
+    let place = Place::find(space, at, instruction.width, writes)?;
+    let old = if instruction.operation.reads_memory() { place.read(space) } else { 0 };
+    let outcome = instruction.evaluate(space.vcpu(), old);
+    if let Some(value) = outcome.memory {
+        place.write(space, value);
+    }
+    outcome.commit(space.vcpu_mut());
     Ok(())
 }
 
@@ -99,6 +115,8 @@ fn store_vector<S: AddressSpace>(
 ) -> Result<(), Refused> {
     let value = space.machine().vector_register(register);
     let at = instruction.linear_address(space.vcpu());
+    // A fault in the second page comes before a write to the first.
+    Place::find(space, at.wrapping_add(u64::from(bytes.max(1)) - 1), Width::Byte, true)?;
     for (index, part) in value.chunks(4).take(usize::from(bytes.min(16)) / 4).enumerate() {
         let gva = at.wrapping_add(4 * index as u64);
         let place = Place::find(space, gva, Width::Dword, true)?;
@@ -134,7 +152,7 @@ fn string<S: AddressSpace>(space: &mut S, instruction: &Instruction) -> Result<(
 
 /// Where an operand is: in one page, or byte by byte in two.
 #[derive(Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     width: Width,
     first: Gpa,
     /// Bytes in the first page, and where the rest goes on.
@@ -142,7 +160,8 @@ struct Place {
 }
 
 impl Place {
-    fn find<S: AddressSpace>(
+    /// Translates the `width` bytes at `gva`, all of them, with the rights of the CPU's program.
+    pub(crate) fn find<S: AddressSpace>(
         space: &S,
         gva: Gva,
         width: Width,
@@ -170,16 +189,18 @@ impl Place {
         }
     }
 
-    fn read<S: AddressSpace>(&self, space: &mut S) -> u64 {
+    /// Reads the operand.
+    pub(crate) fn read<S: AddressSpace>(&self, space: &mut S) -> u64 {
         if self.second.is_none() {
             return space.read(self.first, self.width);
         }
-        (0..self.width.bytes()).rev().fold(0, |value, index| {
-            value << 8 | space.read(self.byte(index), Width::Byte) & 0xff
-        })
+        (0..self.width.bytes())
+            .rev()
+            .fold(0, |value, index| value << 8 | space.read(self.byte(index), Width::Byte) & 0xff)
     }
 
-    fn write<S: AddressSpace>(&self, space: &mut S, value: u64) {
+    /// Writes the operand.
+    pub(crate) fn write<S: AddressSpace>(&self, space: &mut S, value: u64) {
         if self.second.is_none() {
             return space.write(self.first, self.width, value);
         }

@@ -1,34 +1,46 @@
 //! LGDT, LIDT, SGDT, SIDT: the hypervisor must learn where the IDT is, so that it can put the shadow
 //! in its place. What the guest loads and stores is its own, unchanged.
+//!
+//! The shadow is where the IDT was at LIDT. A guest that later maps other pages behind the same
+//! linear address meets its own table there, with no closed gates, until its next LIDT; so does one
+//! that loads its IDT before it switches to protected mode. A device that writes to a page of the
+//! IDT writes to the real one only.
 
 use arch::address::PAGE_SIZE;
 use arch::gate::GateFormat;
 use arch::machine::{GuestMemory, Machine};
-use arch::register::{Cr0, Efer};
+use arch::register::{Cr0, Cr4, Efer};
 use arch::segment::{DescriptorTable, DescriptorTableRegister};
-use arch::vcpu::{InterruptMode, Vcpu};
+use arch::vcpu::{InterruptMode, Vcpu, exception};
 use arch::{Gpa, Gva};
 use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
 
-use super::access;
+use super::access::{self, Refused};
+use super::system_segment;
 use crate::vm::{Context, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
+    /// An intercepted LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR.
     pub(super) fn descriptor_table(&mut self) -> Next {
-        let instruction = match access::fetch(self.vcpu, self.memory) {
-            Ok(instruction) => instruction,
-            Err(refused) => return self.refused(refused),
-        };
-        match instruction.operation {
-            Operation::DescriptorTable { register, store: true, form } => {
-                self.store_table(&instruction, register, form)
-            }
-            Operation::DescriptorTable { register, store: false, form } => {
-                self.load_table(&instruction, register, form)
-            }
-            _ => self.system_segment(&instruction),
+        let fetched = access::fetch(self.vcpu, self.memory);
+        let done = fetched.and_then(|instruction| self.table_instruction(&instruction));
+        self.done(done)
+    }
+
+    /// Carries out one of these instructions and moves on, or says why not.
+    pub(super) fn table_instruction(&mut self, instruction: &Instruction) -> Result<(), Refused> {
+        if let Operation::DescriptorTable { register, store: false, form } = instruction.operation {
+            return self.load_table(instruction, register, form);
         }
+        if let Operation::DescriptorTable { register, store: true, form } = instruction.operation {
+            self.store_table(instruction, register, form)?;
+        } else {
+            system_segment::carry_out(self.vcpu, self.memory, instruction)?;
+        }
+        // What was stored, or the TSS that was marked busy, may share the IDT's page.
+        self.refresh_shadow();
+        Ok(())
     }
 
     fn store_table(
@@ -36,15 +48,13 @@ impl<P: Platform> Context<'_, P> {
         instruction: &Instruction,
         register: DescriptorTableRegister,
         form: PseudoDescriptor,
-    ) -> Next {
+    ) -> Result<(), Refused> {
         let bytes = form.encode(self.vcpu.descriptor_table(register));
         let bytes = bytes.get(..form.bytes()).unwrap_or(&bytes);
         let (at, access) = (instruction.linear_address(self.vcpu), Access::write(self.vcpu));
-        match insn::write_linear(self.vcpu, self.memory, at, access, bytes) {
-            Ok(()) => self.vcpu.skip_instruction(instruction.length),
-            Err(fault) => return self.refused(fault.into()),
-        }
-        Next::Resume
+        insn::write_linear(self.vcpu, self.memory, at, access, bytes)?;
+        self.vcpu.skip_instruction(instruction.length);
+        Ok(())
     }
 
     fn load_table(
@@ -52,48 +62,77 @@ impl<P: Platform> Context<'_, P> {
         instruction: &Instruction,
         register: DescriptorTableRegister,
         form: PseudoDescriptor,
-    ) -> Next {
+    ) -> Result<(), Refused> {
+        let general_protection = system_segment::fault(exception::GP, Some(0));
+        if self.vcpu.cpl() != 0 {
+            return Err(general_protection);
+        }
         let mut bytes = [0; 10];
         let part = bytes.get_mut(..form.bytes()).unwrap_or_default();
         let (at, access) = (instruction.linear_address(self.vcpu), Access::read(self.vcpu));
-        if let Err(fault) = insn::read_linear(self.vcpu, self.memory, at, access, part) {
-            return self.refused(fault.into());
-        }
+        insn::read_linear(self.vcpu, self.memory, at, access, part)?;
         let table = form.parse(bytes);
+        let five_levels = self.vcpu.cr4() & Cr4::LA57.bits() != 0;
+        if !system_segment::canonical(table.base.as_u64(), five_levels) {
+            return Err(general_protection);
+        }
         self.vcpu.set_descriptor_table(register, table);
         self.vcpu.skip_instruction(instruction.length);
         if register == DescriptorTableRegister::Idtr && self.vm.mode == InterruptMode::Exitless {
-            self.shadow_table(table);
+            let shadow = self.shadow_of(table);
+            self.place_shadow(shadow);
         }
-        Next::Resume
+        Ok(())
     }
 
-    /// Puts the shadow of `table` where the guest has its IDT. A real-mode table has no present bits
-    /// and is left as it is.
-    fn shadow_table(&mut self, table: DescriptorTable) {
-        let protected = self.vcpu.cr0() & Cr0::PE.bits() != 0;
-        let shadow = protected.then(|| {
-            let long = self.vcpu.efer() & Efer::LMA.bits() != 0;
-            let format = if long { GateFormat::Bits64 } else { GateFormat::Bits32 };
-            let first = Gva::new(table.base.as_u64()).page();
-            let pages = [first, first.wrapping_add(PAGE_SIZE)].map(|page| self.page_behind(page));
-            ShadowIdt::new(table, format, pages)
-        });
+    /// The shadow of `table`. A real-mode table has no present bits and is left as it is.
+    fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
+        if self.vcpu.cr0() & Cr0::PE.bits() == 0 {
+            return None;
+        }
+        let long = self.vcpu.efer() & Efer::LMA.bits() != 0;
+        let format = if long { GateFormat::Bits64 } else { GateFormat::Bits32 };
+        let first = table.base.page();
+        let pages = [first, first.wrapping_add(PAGE_SIZE)].map(|page| self.page_behind(page));
+        Some(ShadowIdt::new(table, format, pages))
+    }
+
+    /// Gives the pages of the shadow before back, and puts `shadow` where the guest has its IDT.
+    fn place_shadow(&mut self, shadow: Option<ShadowIdt>) {
         for slot in [0, 1] {
             self.machine.set_shadow_page(slot, None);
         }
         self.cpu.shadow = shadow;
         self.exception_intercepts();
-        let Some(idt) = shadow else { return };
+        self.derive_pages(|machine, slot, page| machine.set_shadow_page(slot, Some(page)));
+    }
+
+    /// Derives the whole shadow anew: the hypervisor wrote to the guest's memory.
+    pub(super) fn refresh_shadow(&mut self) {
+        self.derive_pages(|_, _, _| {});
+    }
+
+    fn derive_pages(&mut self, then: impl Fn(&mut P::Machine, usize, Gpa)) {
+        let Some(idt) = self.cpu.shadow else { return };
         for (slot, page) in idt.pages().into_iter().enumerate() {
             let Some(page) = page else { continue };
             let mut real = [0; PAGE_SIZE as usize];
             if self.memory.read(page, &mut real).is_ok() {
-                let shadow = self.machine.shadow_page(slot);
-                idt.derive(slot, 0, &real, &self.cpu.grants, shadow);
-                self.machine.set_shadow_page(slot, Some(page));
+                idt.derive(slot, 0, &real, &self.cpu.grants, self.machine.shadow_page(slot));
+                then(self.machine, slot, page);
             }
         }
+    }
+
+    /// A page of the IDT is written in a way that cannot be carried out here: it holds the stack,
+    /// or a GDT in which the CPU marks a segment. The guest meets its own table, as it does before
+    /// its first LIDT: the host depends on no gate of it.
+    pub(super) fn show_real_table(&mut self, gpa: Gpa) -> Next {
+        self.note(format_args!(
+            "the page of its IDT at {gpa} is its stack or GDT, too: no gate is closed any more"
+        ));
+        self.place_shadow(None);
+        Next::Resume
     }
 
     /// The guest-physical page behind a linear one, as the CPU itself would read its IDT.

@@ -5,6 +5,7 @@
 
 use arch::interrupt::TriggerMode;
 use arch::machine::Machine;
+use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
@@ -16,7 +17,7 @@ impl<P: Platform> Context<'_, P> {
     /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
     pub(super) fn exception(&mut self, exit: &Exit) -> Next {
         let (shadow, memory) = (self.cpu.shadow, &*self.memory);
-        let present = |vector| shadow.is_none_or(|idt| idt.real_gate_present(vector, memory));
+        let present = |vector| shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
         match eli::judge(exit, &self.cpu.grants, present) {
             Some(Verdict::GrantAndRedeliver(vector)) => {
                 self.grant(vector, Reason::SelfArrival);
@@ -27,8 +28,7 @@ impl<P: Platform> Context<'_, P> {
             Some(Verdict::Host(_)) => self.machine.eoi(),
             Some(Verdict::DropSpurious(vector)) => {
                 self.machine.eoi();
-                let name = &self.vm.name;
-                self.machine.log(format_args!("guest {name}: dropped a stray interrupt {vector}"));
+                self.note(format_args!("dropped a stray interrupt {vector}"));
             }
             Some(Verdict::Reflect(event)) => self.raise(event),
             Some(Verdict::TripleFault) => return self.triple_fault(),
@@ -39,8 +39,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Makes a vector the guest's: from now on it arrives with no exit.
     pub(super) fn grant(&mut self, vector: Vector, why: Reason) {
-        if self.vm.mode == InterruptMode::Exitless
-            && self.cpu.grants.grant(vector, why) == Ok(true)
+        if self.vm.mode == InterruptMode::Exitless && self.cpu.grants.grant(vector, why) == Ok(true)
         {
             self.derive_gate(vector);
         }
@@ -49,7 +48,8 @@ impl<P: Platform> Context<'_, P> {
     /// Derives the byte of a vector's shadow gate that holds the present bit.
     pub(super) fn derive_gate(&mut self, vector: Vector) {
         let Some(idt) = self.cpu.shadow else { return };
-        let (Some(at), Some(flags)) = (idt.flags_position(vector), idt.real_flags(vector, self.memory))
+        let (Some(at), Some(flags)) =
+            (idt.flags_position(vector), idt.real_flags(vector, self.memory))
         else {
             return;
         };
@@ -59,23 +59,29 @@ impl<P: Platform> Context<'_, P> {
 
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
     pub(super) fn external_interrupt(&mut self, vector: Vector) {
-        let trigger = self.trigger_of(vector);
-        if trigger == TriggerMode::Edge {
+        let level = self.physical_bit(IA32_X2APIC_TMR0, vector);
+        let trigger = if level { TriggerMode::Level } else { TriggerMode::Edge };
+        let accepted = self.cpu.apic.accept(vector, trigger);
+        // A level-triggered line keeps its interrupt in service until the guest ends it.
+        if !(accepted && level) {
             self.machine.eoi();
         }
-        self.cpu.apic.accept(vector, trigger);
     }
 
-    /// A level-triggered line keeps its physical interrupt in service until the guest ends it.
-    fn trigger_of(&mut self, vector: Vector) -> TriggerMode {
-        let register = arch::msr::IA32_X2APIC_TMR0 + u32::from(vector.0 / 32);
-        let modes = self.machine.read_msr(register).unwrap_or(0);
-        if modes >> (vector.0 % 32) & 1 != 0 { TriggerMode::Level } else { TriggerMode::Edge }
+    /// A vector's bit in one of the physical local APIC's 256-bit registers.
+    fn physical_bit(&mut self, register: u32, vector: Vector) -> bool {
+        let word = self.machine.read_msr(register + u32::from(vector.0 / 32)).unwrap_or(0);
+        word >> (vector.0 % 32) & 1 != 0
     }
 
-    /// The guest ended an interrupt, in the exiting mode.
-    pub(super) fn ended(&mut self, _: Vector, trigger: TriggerMode) {
-        if trigger == TriggerMode::Level {
+    /// The guest ended an interrupt, in the exiting mode. One of higher priority that still waits
+    /// for its injection may be in service above it: it is ended with it, and its line, which is
+    /// still up, raises it again.
+    pub(super) fn ended(&mut self, vector: Vector, trigger: TriggerMode) {
+        for _ in 0..=u8::MAX {
+            if trigger == TriggerMode::Edge || !self.physical_bit(IA32_X2APIC_ISR0, vector) {
+                break;
+            }
             self.machine.eoi();
         }
     }
@@ -85,7 +91,9 @@ impl<P: Platform> Context<'_, P> {
         match self.vm.mode {
             // A physical self-IPI: the guest takes it as it takes any other, and ends it itself.
             InterruptMode::Exitless => self.machine.self_ipi(vector),
-            InterruptMode::Exiting => self.cpu.apic.accept(vector, TriggerMode::Edge),
+            InterruptMode::Exiting => {
+                self.cpu.apic.accept(vector, TriggerMode::Edge);
+            }
         }
     }
 
@@ -135,13 +143,13 @@ impl<P: Platform> Context<'_, P> {
         self.vcpu.set_interrupt_window(more);
     }
 
-    /// Which exceptions exit: #NP for the shadow's gates, and #GP while the table is too short to
-    /// hold them.
+    /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too
+    /// short to hold them.
     pub(super) fn exception_intercepts(&mut self) {
         if self.vm.mode == InterruptMode::Exiting {
             return;
         }
-        let covered = self.cpu.shadow.is_some_and(|idt| idt.covers(Vector(255)));
+        let covered = self.cpu.shadow.is_none_or(|idt| idt.covers(Vector(255)));
         let short = if covered { 0 } else { 1 << exception::GP };
         self.vcpu.set_exception_intercepts(1 << exception::NP | short);
     }

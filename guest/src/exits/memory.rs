@@ -8,28 +8,35 @@ use arch::{Gpa, Width};
 use arrayvec::ArrayVec;
 use eli::xapic::XAPIC_PAGE;
 use eli::{ApicRead, Reason};
+use insn::Operation;
 use pci::{Destination, GuestInterrupt};
 
-use super::access::{self, AddressSpace};
+use super::access::{self, AddressSpace, Refused};
 use crate::devices::ioapic::{self, IoApicEffect, RedirectionEntry};
 use crate::devices::uart;
 use crate::pci::{Host, VirtualBus};
 use crate::vm::{Context, Next, Platform};
 
-/// So many accesses to nothing are logged per guest.
-const MOST_STRAYS_LOGGED: u8 = 8;
-
 impl<P: Platform> Context<'_, P> {
-    pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault) -> Next {
+    /// `delivering`: the access was the CPU's own, for the delivery of an event (the stack, a
+    /// descriptor), and not that of the instruction at RIP.
+    pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault, delivering: bool) -> Next {
         let gpa = fault.gpa;
         if fault.fetch {
             return self.crash(format_args!("it ran into {gpa}, where it has no memory"));
         }
-        if fault.table_walk && !self.is_shadowed(gpa) {
-            return self.crash(format_args!("its page tables lead to {gpa}, where it has no memory"));
+        let shadowed = self.cpu.shadow.is_some_and(|idt| idt.page_of(gpa).is_some());
+        if fault.table_walk || delivering {
+            if shadowed {
+                return self.show_real_table(gpa);
+            }
+            let cause =
+                if delivering { "delivering an event leads" } else { "its page tables lead" };
+            return self.crash(format_args!("{cause} to {gpa}, where it has no memory"));
         }
-        match access::carry_out(&mut Space(self)) {
+        match self.access() {
             Ok(()) => Next::Resume,
+            Err(Refused::Unknown(_)) if shadowed => self.show_real_table(gpa),
             Err(refused) => {
                 let next = self.refused(refused);
                 if next != Next::Resume {
@@ -41,8 +48,18 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    fn is_shadowed(&self, gpa: Gpa) -> bool {
-        self.cpu.shadow.is_some_and(|idt| idt.page_of(gpa).is_some())
+    /// Carries out the instruction at RIP, which the CPU could not.
+    fn access(&mut self) -> Result<(), Refused> {
+        let instruction = access::fetch(self.vcpu, self.memory)?;
+        let of_table = matches!(
+            instruction.operation,
+            Operation::DescriptorTable { .. } | Operation::SystemSegment { .. }
+        );
+        if of_table {
+            self.table_instruction(&instruction)
+        } else {
+            access::carry_out(&mut Space(self), &instruction)
+        }
     }
 }
 
@@ -104,8 +121,7 @@ impl<P: Platform> Context<'_, P> {
         if self.vm.lines.contains(&gsi)
             && let Err(refused) = self.machine.route(InterruptLine::Gsi(gsi), target)
         {
-            let name = &self.vm.name;
-            self.machine.log(format_args!("guest {name}: line {gsi} stays masked: {}", refused.0));
+            self.note(format_args!("line {gsi} stays masked: {}", refused.0));
         }
         if gsi == uart::GSI && target.is_some() && self.vm.uart_line {
             self.raise_line(gsi);
@@ -120,11 +136,8 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn stray(&mut self, gpa: Gpa, write: bool) {
-        if self.vm.strays_logged < MOST_STRAYS_LOGGED {
-            self.vm.strays_logged += 1;
-            let (name, kind) = (&self.vm.name, if write { "wrote to" } else { "read from" });
-            self.machine.log(format_args!("guest {name}: it {kind} {gpa}, where nothing is"));
-        }
+        let kind = if write { "wrote to" } else { "read from" };
+        self.note(format_args!("it {kind} {gpa}, where nothing is"));
     }
 }
 

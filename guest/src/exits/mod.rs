@@ -15,6 +15,7 @@ pub(crate) mod tick;
 
 use arch::exit::{EntryFailure, Vectoring};
 use arch::machine::Machine;
+use arch::register::Cr0;
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{Exit, ExitReason};
 
@@ -44,17 +45,21 @@ impl<P: Platform> Context<'_, P> {
             ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => {
                 return self.descriptor_table();
             }
-            ExitReason::NestedPageFault(fault) => return self.nested_page_fault(fault),
+            ExitReason::NestedPageFault(fault) => {
+                return self.nested_page_fault(fault, exit.vectoring.is_some());
+            }
             ExitReason::Exception { .. } => return self.exception(exit),
             ExitReason::Nmi | ExitReason::PreemptionTimer => return self.tick(),
             ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
-            ExitReason::Halt => self.vcpu.skip_instruction(length.unwrap_or(1)),
+            ExitReason::Halt => return self.halt(length),
             ExitReason::TripleFault => return self.triple_fault(),
             ExitReason::Xsetbv => self.xsetbv(length),
             // The guest owns its devices' memory accesses; caches are coherent without it.
             ExitReason::CacheInvalidate => self.vcpu.skip_instruction(length.unwrap_or(2)),
-            ExitReason::VirtualizationInstruction => self.raise(Event::exception(exception::UD, None)),
+            ExitReason::VirtualizationInstruction => {
+                self.raise(Event::exception(exception::UD, None))
+            }
             ExitReason::ControlRegister(write) => {
                 return self.crash(format_args!(
                     "it wrote {:#x} to CR{}, which this CPU cannot run a guest with",
@@ -112,13 +117,20 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Delivers an exception to the guest.
+    /// Delivers an exception to the guest. Real mode has no error codes.
     fn raise(&mut self, event: Event) {
-        self.vcpu.inject(event);
+        let protected = self.vcpu.cr0() & Cr0::PE.bits() != 0;
+        let error_code = event.error_code.filter(|_| protected);
+        self.vcpu.inject(Event { error_code, ..event });
     }
 
     fn raise_general_protection(&mut self) {
         self.raise(Event::exception(exception::GP, Some(0)));
+    }
+
+    /// Goes on behind an instruction that was carried out, or tells the guest why it was not.
+    fn done(&mut self, result: Result<(), Refused>) -> Next {
+        result.map_or_else(|refused| self.refused(refused), |()| Next::Resume)
     }
 
     /// An instruction could not be carried out on the guest's behalf.
@@ -140,6 +152,15 @@ impl<P: Platform> Context<'_, P> {
         self.machine.log(format_args!("guest {}: triple fault", self.vm.name));
         self.dump();
         Next::End(Outcome::TripleFault)
+    }
+
+    /// Logs what a guest can make happen again and again, a few times.
+    fn note(&mut self, sentence: core::fmt::Arguments<'_>) {
+        const MOST_NOTES: u8 = 8;
+        if self.vm.notes < MOST_NOTES {
+            self.vm.notes += 1;
+            self.machine.log(format_args!("guest {}: {sentence}", self.vm.name));
+        }
     }
 
     /// Ends the guest with a sentence and its state.
@@ -172,3 +193,6 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,16 +5,16 @@ use arch::exit::IoAccess;
 use arch::machine::Machine;
 use arch::register::Gpr;
 use arch::vcpu::Vcpu;
-use insn::{Access, Operation};
 
-use super::access;
+use super::access::{self, Place, Refused};
+use super::memory::Space;
 use crate::devices::{PortEffect, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
 impl<P: Platform> Context<'_, P> {
     pub(super) fn port(&mut self, access: IoAccess) -> Next {
         if access.string {
-            return self.port_string(access);
+            return self.port_string(access).unwrap_or_else(|refused| self.refused(refused));
         }
         let mut effect = PortEffect::None;
         if access.input {
@@ -30,41 +30,28 @@ impl<P: Platform> Context<'_, P> {
         self.port_effect(effect)
     }
 
-    /// INS and OUTS, one element per exit: REP leaves RIP where it is until the last.
-    fn port_string(&mut self, access: IoAccess) -> Next {
-        let instruction = match access::fetch(self.vcpu, self.memory) {
-            Ok(instruction) => instruction,
-            Err(refused) => return self.refused(refused),
-        };
+    /// INS and OUTS, one element per exit: REP leaves RIP where it is until the last. Memory is
+    /// looked at first: a port that was read before a page fault would have lost its byte.
+    fn port_string(&mut self, access: IoAccess) -> Result<Next, Refused> {
+        let instruction = access::fetch(self.vcpu, self.memory)?;
         let mut effect = PortEffect::None;
-        let width = usize::from(access.width.bytes());
-        if instruction.iterations(self.vcpu) > 0 {
-            let moved = if instruction.operation == Operation::Ins {
-                let bytes = self.port_in(access.port, access.width).to_le_bytes();
-                let (at, rights) = (instruction.destination(self.vcpu), Access::write(self.vcpu));
-                let bytes = bytes.get(..width).unwrap_or(&bytes);
-                insn::write_linear(self.vcpu, self.memory, at, rights, bytes)
-            } else {
-                let mut bytes = [0; 4];
-                let (at, rights) = (instruction.source(self.vcpu), Access::read(self.vcpu));
-                let part = bytes.get_mut(..width).unwrap_or_default();
-                let read = insn::read_linear(self.vcpu, self.memory, at, rights, part);
-                if read.is_ok() {
-                    let value = u32::from_le_bytes(bytes);
-                    effect = self.port_out(access.port, access.width, value);
-                }
-                read
-            };
-            if let Err(fault) = moved {
-                return self.refused(fault.into());
-            }
+        let elements = instruction.iterations(self.vcpu).min(1);
+        if elements > 0 && access.input {
+            let at = instruction.destination(self.vcpu);
+            let place = Place::find(&Space(self), at, access.width, true)?;
+            let value = self.port_in(access.port, access.width);
+            place.write(&mut Space(self), value.into());
+        } else if elements > 0 {
+            let at = instruction.source(self.vcpu);
+            let place = Place::find(&Space(self), at, access.width, false)?;
+            let value = place.read(&mut Space(self));
+            effect = self.port_out(access.port, access.width, value as u32);
         }
-        let left = instruction.iterations(self.vcpu).min(1);
-        if left == 0 || instruction.advance(self.vcpu, left) {
+        if elements == 0 || instruction.advance(self.vcpu, elements) {
             self.vcpu.skip_instruction(instruction.length);
         }
         self.after_port(access.port);
-        self.port_effect(effect)
+        Ok(self.port_effect(effect))
     }
 
     fn port_in(&mut self, port: u16, width: Width) -> u32 {
@@ -77,7 +64,11 @@ impl<P: Platform> Context<'_, P> {
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
         let mut on_bus = false;
         self.with_bus(|bus, host| on_bus = bus.port_write(host, port, width, value));
-        if on_bus { PortEffect::None } else { self.vm.devices.write(port, width, value, self.machine) }
+        if on_bus {
+            PortEffect::None
+        } else {
+            self.vm.devices.write(port, width, value, self.machine)
+        }
     }
 
     fn port_effect(&mut self, effect: PortEffect) -> Next {

@@ -4,6 +4,7 @@ use arch::machine::Machine;
 use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID};
 use arch::register::Gpr;
 use arch::vcpu::Vcpu;
+use eli::apic::RESET_WRITES;
 use eli::{ApicAction, ApicRead};
 
 use crate::cpuid::Asker;
@@ -21,11 +22,8 @@ impl<P: Platform> Context<'_, P> {
     pub(super) fn cpuid(&mut self, length: Option<u8>) {
         let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
         let subleaf = self.vcpu.gpr(Gpr::Rcx) as u32;
-        let asker = Asker {
-            vcpu: self.cpu.index,
-            cr4: self.vcpu.cr4(),
-            counters: &self.cpu.counters,
-        };
+        let asker =
+            Asker { vcpu: self.cpu.index, cr4: self.vcpu.cr4(), counters: &self.cpu.counters };
         let answer = self.vm.cpuid.answer(leaf, subleaf, asker, self.machine);
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
@@ -63,7 +61,7 @@ impl<P: Platform> Context<'_, P> {
         let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
         let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
         let written = match msr {
-            IA32_APIC_BASE => self.cpu.apic.write_base(value).is_ok(),
+            IA32_APIC_BASE => self.write_apic_base(value),
             msr if X2APIC.contains(&msr) => match self.cpu.apic.write(msr, value) {
                 Ok(action) => self.apic_action(action),
                 Err(_) => false,
@@ -71,6 +69,8 @@ impl<P: Platform> Context<'_, P> {
             msr => {
                 let msrs = &mut self.cpu.msrs;
                 let outcome = msrs.write(msr, value, self.vcpu, self.machine, self.memory);
+                // The clock's MSRs write to the guest's memory.
+                self.refresh_shadow();
                 matches!(outcome, MsrOutcome::Done | MsrOutcome::Value(_))
             }
         };
@@ -79,6 +79,17 @@ impl<P: Platform> Context<'_, P> {
         } else {
             self.raise_general_protection();
         }
+    }
+
+    /// A guest that switches its APIC off leaves no timer running in the physical one.
+    fn write_apic_base(&mut self, value: u64) -> bool {
+        let allowed = self.cpu.apic.write_base(value).is_ok();
+        if allowed && !self.cpu.apic.in_x2apic_mode() && !self.cpu.apic.in_xapic_mode() {
+            for (msr, value) in RESET_WRITES {
+                self.machine.write_msr(msr, value);
+            }
+        }
+        allowed
     }
 
     /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.
@@ -101,12 +112,13 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// XSETBV: XCR0 is the guest's; the CPU itself checks the value.
+    /// XSETBV: XCR0 is the guest's; the CPU itself checks the value. Not every CPU looks at the
+    /// privilege level before the exit.
     pub(super) fn xsetbv(&mut self, length: Option<u8>) {
         const XSETBV: u8 = 3;
         let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
-        let xcr0 = self.vcpu.gpr(Gpr::Rcx) as u32 == 0;
-        if xcr0 && self.machine.write_xcr0(value) {
+        let allowed = self.vcpu.cpl() == 0 && self.vcpu.gpr(Gpr::Rcx) as u32 == 0;
+        if allowed && self.machine.write_xcr0(value) {
             self.vcpu.skip_instruction(length.unwrap_or(XSETBV));
         } else {
             self.raise_general_protection();

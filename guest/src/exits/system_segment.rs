@@ -13,7 +13,6 @@ use arch::vcpu::{Event, Vcpu, exception};
 use insn::{Access, Instruction, Mode, Operation, Register};
 
 use super::access::Refused;
-use crate::vm::{Context, Next, Platform};
 
 /// Table indicator of a selector: LDT.
 const TABLE_INDICATOR: u16 = 1 << 2;
@@ -23,18 +22,9 @@ const RPL: u16 = 3;
 /// The CPU reads descriptors with its own rights, whoever made it do so.
 const SUPERVISOR: Access = Access { write: false, fetch: false, user: false };
 
-impl<P: Platform> Context<'_, P> {
-    /// Carries out a decoded LLDT, LTR, SLDT or STR at RIP.
-    pub(super) fn system_segment(&mut self, instruction: &Instruction) -> Next {
-        match carry_out(self.vcpu, self.memory, instruction) {
-            Ok(()) => Next::Resume,
-            Err(refused) => self.refused(refused),
-        }
-    }
-}
-
-/// Carries `instruction` out and moves on, or says why not; nothing has changed then.
-fn carry_out<V: Vcpu, M: GuestMemory>(
+/// Carries out the LLDT, LTR, SLDT or STR at RIP and moves on, or says why not; nothing has changed
+/// then.
+pub(super) fn carry_out<V: Vcpu, M: GuestMemory>(
     vcpu: &mut V,
     memory: &mut M,
     instruction: &Instruction,
@@ -156,12 +146,12 @@ fn read_descriptor<V: Vcpu, M: GuestMemory>(
 }
 
 /// Whether `base` is canonical; a 32-bit one always is.
-fn canonical(base: u64, five_levels: bool) -> bool {
+pub(super) fn canonical(base: u64, five_levels: bool) -> bool {
     let unused = if five_levels { 64 - 57 } else { 64 - 48 };
     ((base << unused).cast_signed() >> unused).cast_unsigned() == base
 }
 
-const fn fault(vector: u8, error_code: Option<u32>) -> Refused {
+pub(super) const fn fault(vector: u8, error_code: Option<u32>) -> Refused {
     Refused::Fault(Event::exception(vector, error_code), None)
 }
 

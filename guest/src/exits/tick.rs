@@ -3,6 +3,7 @@
 use arch::Gva;
 use arch::machine::Machine;
 use arch::register::Rflags;
+use arch::segment::SegmentRegister;
 use arch::vcpu::Vcpu;
 use insn::Access;
 
@@ -22,19 +23,29 @@ impl<P: Platform> Context<'_, P> {
     pub(super) fn tick(&mut self) -> Next {
         self.feed_console();
         self.update_uart_line();
-        if self.halted_for_good() {
-            let name = &self.vm.name;
-            self.machine.log(format_args!("guest {name}: it halted with interrupts off: it is done"));
-            return Next::End(Outcome::Halted);
-        }
-        Next::Resume
+        if self.halted_for_good() { self.halted() } else { Next::Resume }
+    }
+
+    /// An intercepted HLT: with interrupts on the guest may wake at any time, so it does at once.
+    pub(super) fn halt(&mut self, length: Option<u8>) -> Next {
+        self.vcpu.skip_instruction(length.unwrap_or(1));
+        if self.interrupts_enabled() { Next::Resume } else { self.halted() }
+    }
+
+    fn halted(&mut self) -> Next {
+        let name = &self.vm.name;
+        self.machine.log(format_args!("guest {name}: it halted with interrupts off: it is done"));
+        Next::End(Outcome::Halted)
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        self.vcpu.rflags() & Rflags::IF.bits() != 0
     }
 
     /// `cli; hlt` is a guest's last word: nothing but an NMI could wake it, and nobody sends one.
     fn halted_for_good(&mut self) -> bool {
-        let enabled = self.vcpu.rflags() & Rflags::IF.bits() != 0;
         let rip = self.vcpu.rip();
-        if enabled || !(self.vcpu.halted() || self.behind_hlt()) {
+        if self.interrupts_enabled() || !(self.vcpu.halted() || self.behind_hlt()) {
             self.cpu.standstill = Standstill::default();
             return false;
         }
@@ -49,7 +60,7 @@ impl<P: Platform> Context<'_, P> {
         const HLT: u8 = 0xf4;
         let base = match insn::Mode::of(self.vcpu) {
             insn::Mode::Bits64 => 0,
-            _ => self.vcpu.segment(arch::segment::SegmentRegister::Cs).base,
+            insn::Mode::Bits16 | insn::Mode::Bits32 => self.vcpu.segment(SegmentRegister::Cs).base,
         };
         let before = Gva::new(base.wrapping_add(self.vcpu.rip()).wrapping_sub(1));
         let mut byte = [0];

@@ -1,0 +1,1 @@
+//! The exit policy on a scripted CPU and machine.
