@@ -94,8 +94,8 @@ impl<B: Backend> Running<B> {
             self.vcpu.flush_nested();
         }
         if requests.init() {
-            self.cpu.apic.init();
             B::drain(processor.apic);
+            self.with_context(|context| context.init());
             self.waiting = true;
         }
         if requests.nmi() && !self.waiting {
@@ -104,6 +104,10 @@ impl<B: Backend> Running<B> {
     }
 
     fn handle(&mut self, exit: &Exit) -> Next {
+        self.with_context(|context| context.handle(exit))
+    }
+
+    fn with_context<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
         let mut shared = self.partition.shared.lock();
         let Shared { vm, machine, ram, config } = &mut *shared;
         let mut context: Context<'_, Edge<B>> = Context {
@@ -114,12 +118,12 @@ impl<B: Backend> Running<B> {
             memory: ram,
             config,
         };
-        let next = context.handle(exit);
+        let result = work(&mut context);
         if machine.take_nested_changed() {
             self.vcpu.flush_nested();
             machine.ask_others_to_flush();
         }
-        next
+        result
     }
 
     /// Leaves the guest: its interrupts are gone from this processor, and the last CPU to leave takes
