@@ -1,25 +1,41 @@
 //! Scripted stand-ins for the machine, the CPU and the guest's memory, for this crate's tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::string::{String, ToString};
+use std::vec;
+use std::vec::Vec;
 
 use arch::exit::Exit;
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
-    CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory, RouteRefused,
+    ConfigSpace, CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory, RouteRefused,
 };
-use arch::register::Gpr;
+use arch::msr::IA32_X2APIC_ISR0;
+use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, StartState, Vcpu};
-use arch::{Gpa, Hpa, Vector, Width};
+use arch::{Bdf, Gpa, Hpa, Vector, Width};
 
-/// A machine whose answers a test sets.
+/// A machine whose answers a test sets, and which records what is done to it.
 pub(crate) struct FakeMachine {
     pub(crate) tsc: u64,
     pub(crate) tsc_khz: u64,
     pub(crate) unix_time: u64,
     pub(crate) cpuid: BTreeMap<(u32, u32), CpuidResult>,
     pub(crate) msrs: BTreeMap<u32, u64>,
+    pub(crate) xcr0: u64,
+    /// Low halves of XMM0 to XMM15.
+    pub(crate) xmm: [[u8; 16]; 16],
+    /// Where the shadow pages are, and what they show.
+    pub(crate) shadow_at: [Option<Gpa>; 2],
+    pub(crate) shadow: [[u8; 4096]; 2],
+    pub(crate) self_ipis: Vec<Vector>,
+    pub(crate) eois: usize,
+    pub(crate) routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
+    pub(crate) typed: VecDeque<u8>,
+    pub(crate) printed: Vec<u8>,
+    pub(crate) log: Vec<String>,
 }
 
 impl Default for FakeMachine {
@@ -30,6 +46,16 @@ impl Default for FakeMachine {
             unix_time: 1_000_000_000,
             cpuid: BTreeMap::new(),
             msrs: BTreeMap::new(),
+            xcr0: 1,
+            xmm: [[0; 16]; 16],
+            shadow_at: [None; 2],
+            shadow: [[0; 4096]; 2],
+            self_ipis: Vec::new(),
+            eois: 0,
+            routes: Vec::new(),
+            typed: VecDeque::new(),
+            printed: Vec::new(),
+            log: Vec::new(),
         }
     }
 }
@@ -53,8 +79,12 @@ impl Machine for FakeMachine {
     fn write_msr(&mut self, msr: u32, value: u64) -> bool {
         self.msrs.insert(msr, value).is_some()
     }
-    fn write_xcr0(&mut self, _: u64) -> bool {
-        false
+    fn write_xcr0(&mut self, value: u64) -> bool {
+        let allowed = value & 1 != 0;
+        if allowed {
+            self.xcr0 = value;
+        }
+        allowed
     }
     fn port_read(&mut self, _: u16, width: Width) -> u32 {
         width.mask() as u32
@@ -64,29 +94,45 @@ impl Machine for FakeMachine {
         width.mask()
     }
     fn mmio_write(&mut self, _: Hpa, _: Width, _: u64) {}
-    fn self_ipi(&mut self, _: Vector) {}
-    fn eoi(&mut self) {}
+    fn self_ipi(&mut self, vector: Vector) {
+        self.self_ipis.push(vector);
+    }
+    /// Counts, and clears the highest bit of the ISR that a test has put among the MSRs.
+    fn eoi(&mut self) {
+        self.eois += 1;
+        let mut isr = self.msrs.range_mut(IA32_X2APIC_ISR0..IA32_X2APIC_ISR0 + 8).rev();
+        if let Some((_, word)) = isr.find(|(_, word)| **word != 0) {
+            *word &= !(1 << word.ilog2());
+        }
+    }
     fn route(
         &mut self,
-        _: InterruptLine,
-        _: Option<InterruptTarget>,
+        line: InterruptLine,
+        target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
-        Err(RouteRefused("the fake machine has no lines"))
+        self.routes.push((line, target));
+        Ok(MsiMessage { address: 0xfee0_0010, data: 0 })
     }
     fn map_device(&mut self, _: Gpa, _: Hpa, _: u64) {}
     fn unmap(&mut self, _: Gpa, _: u64) {}
-    fn set_shadow_page(&mut self, _: usize, _: Option<Gpa>) {}
-    fn shadow_page(&mut self, _: usize) -> &mut [u8; 4096] {
-        Box::leak(Box::new([0; 4096]))
+    fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
+        self.shadow_at[slot] = gpa;
     }
-    fn vector_register(&self, _: u8) -> [u8; 16] {
-        [0; 16]
+    fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096] {
+        &mut self.shadow[slot]
     }
-    fn console_write(&mut self, _: u8) {}
+    fn vector_register(&self, register: u8) -> [u8; 16] {
+        self.xmm[usize::from(register)]
+    }
+    fn console_write(&mut self, byte: u8) {
+        self.printed.push(byte);
+    }
     fn console_read(&mut self) -> Option<u8> {
-        None
+        self.typed.pop_front()
     }
-    fn log(&mut self, _: fmt::Arguments<'_>) {}
+    fn log(&mut self, line: fmt::Arguments<'_>) {
+        self.log.push(line.to_string());
+    }
 }
 
 /// Guest RAM from address 0 on.
@@ -116,11 +162,27 @@ impl GuestMemory for FakeMemory {
 pub(crate) struct FakeVcpu {
     pub(crate) state: StartState,
     pub(crate) pat: u64,
+    pub(crate) cr2: u64,
+    pub(crate) injected: Option<Event>,
+    /// The instruction before RIP holds interrupts back.
+    pub(crate) interrupt_shadow: bool,
+    pub(crate) window: bool,
+    pub(crate) exception_intercepts: u32,
+    pub(crate) halted: bool,
 }
 
 impl Default for FakeVcpu {
     fn default() -> Self {
-        Self { state: StartState::after_sipi(0), pat: 0x0007_0406_0007_0406 }
+        Self {
+            state: StartState::after_sipi(0),
+            pat: 0x0007_0406_0007_0406,
+            cr2: 0,
+            injected: None,
+            interrupt_shadow: false,
+            window: false,
+            exception_intercepts: 0,
+            halted: false,
+        }
     }
 }
 
@@ -156,9 +218,11 @@ impl Vcpu for FakeVcpu {
         self.state.cr0 = value;
     }
     fn cr2(&self) -> u64 {
-        0
+        self.cr2
     }
-    fn set_cr2(&mut self, _: u64) {}
+    fn set_cr2(&mut self, value: u64) {
+        self.cr2 = value;
+    }
     fn cr3(&self) -> u64 {
         self.state.cr3
     }
@@ -203,22 +267,62 @@ impl Vcpu for FakeVcpu {
     }
     fn skip_instruction(&mut self, length: u8) {
         self.state.rip += u64::from(length);
+        self.interrupt_shadow = false;
     }
-    fn inject(&mut self, _: Event) {}
+    fn inject(&mut self, event: Event) {
+        self.injected = Some(event);
+    }
     fn injecting(&self) -> bool {
-        false
+        self.injected.is_some()
     }
     fn interruptible(&self) -> bool {
-        true
+        self.state.rflags & Rflags::IF.bits() != 0 && !self.interrupt_shadow
     }
-    fn set_interrupt_window(&mut self, _: bool) {}
-    fn set_exception_intercepts(&mut self, _: u32) {}
+    fn set_interrupt_window(&mut self, wanted: bool) {
+        self.window = wanted;
+    }
+    fn set_exception_intercepts(&mut self, bitmap: u32) {
+        self.exception_intercepts = bitmap;
+    }
     fn set_halt_exiting(&mut self, _: bool) {}
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
     fn halted(&self) -> bool {
-        false
+        self.halted
+    }
+}
+
+/// Configuration space of bytes, each with a mask of the bits that software can write.
+#[derive(Default)]
+pub(crate) struct FakeConfig(BTreeMap<Bdf, Vec<(u8, u8)>>);
+
+impl FakeConfig {
+    /// A function with these dwords: offset, value, writable bits.
+    pub(crate) fn add(&mut self, at: Bdf, registers: &[(usize, u32, u32)]) {
+        let mut bytes = vec![(0, 0); 4096];
+        for (offset, value, writable) in registers {
+            let parts = value.to_le_bytes().into_iter().zip(writable.to_le_bytes());
+            for (place, part) in bytes[*offset..].iter_mut().zip(parts) {
+                *place = part;
+            }
+        }
+        self.0.insert(at, bytes);
+    }
+}
+
+impl ConfigSpace for FakeConfig {
+    fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
+        let Some(bytes) = self.0.get(&function) else { return width.mask() as u32 };
+        let part = &bytes[usize::from(offset)..][..usize::from(width.bytes())];
+        part.iter().rev().fold(0, |value, (byte, _)| value << 8 | u32::from(*byte))
+    }
+    fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
+        let Some(bytes) = self.0.get_mut(&function) else { return };
+        let part = &mut bytes[usize::from(offset)..][..usize::from(width.bytes())];
+        for ((byte, writable), new) in part.iter_mut().zip(value.to_le_bytes()) {
+            *byte = *byte & !*writable | new & *writable;
+        }
     }
 }

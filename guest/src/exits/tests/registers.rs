@@ -1,0 +1,103 @@
+//! CPUID, MSRs, XSETBV.
+
+use arch::msr::{
+    IA32_APIC_BASE, IA32_X2APIC_ICR, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER, IA32_X2APIC_TPR,
+};
+
+use super::*;
+
+fn rdmsr(world: &mut World, msr: u32) -> Option<u64> {
+    (*world.gpr(Gpr::Rcx), *world.gpr(Gpr::Rax)) = (msr.into(), 0);
+    *world.gpr(Gpr::Rdx) = u64::MAX;
+    world.handle(ExitReason::ReadMsr, None);
+    match world.vcpu.injected {
+        Some(event) => {
+            assert_eq!(Some(event), gp());
+            None
+        }
+        None => Some(*world.gpr(Gpr::Rdx) << 32 | *world.gpr(Gpr::Rax)),
+    }
+}
+
+#[test]
+fn cpuid_fills_four_registers_with_32_bits_and_moves_on() {
+    let mut world = World::with_idt();
+    let rip = world.vcpu.state.rip;
+    (*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rbx)) = (0xffff_ffff_4000_0000, u64::MAX);
+    world.handle(ExitReason::Cpuid, None);
+    assert_eq!(world.gpr(Gpr::Rbx).to_le_bytes(), *b"KVMK\0\0\0\0");
+    assert_eq!(world.vcpu.state.rip, rip + 2);
+}
+
+#[test]
+fn an_msr_that_is_not_there_is_a_general_protection_fault_at_the_instruction() {
+    let mut world = World::with_idt();
+    let rip = world.vcpu.state.rip;
+    assert_eq!(rdmsr(&mut world, 0x1234_5678), None);
+    world.wrmsr(0x1234_5678, 0);
+    assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (gp(), rip));
+}
+
+#[test]
+fn real_mode_gets_no_error_code() {
+    let mut world = World::new(InterruptMode::Exitless);
+    world.vcpu.state.cr0 = 0x10;
+    world.wrmsr(0x1234_5678, 0);
+    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::GP, None)));
+}
+
+#[test]
+fn the_local_apics_msrs_read_as_the_guests_own() {
+    let mut world = World::with_idt();
+    world.machine.msrs.insert(IA32_X2APIC_TPR, 0x30);
+    assert_eq!(rdmsr(&mut world, IA32_APIC_BASE), Some(0xfee0_0d00));
+    assert_eq!(rdmsr(&mut world, 0x802), Some(0), "not the physical CPU's");
+    assert_eq!(rdmsr(&mut world, IA32_X2APIC_TPR), Some(0x30), "the physical one");
+    world.wrmsr(IA32_X2APIC_ICR, 0x7_0000_00f8);
+    assert_eq!(rdmsr(&mut world, IA32_X2APIC_ICR), Some(0x7_0000_00f8));
+    for none in [0x80b, 0x80e, 0x831, 0x83f, 0x8ff] {
+        assert_eq!(rdmsr(&mut world, none), None, "{none:#x}");
+    }
+}
+
+#[test]
+fn an_apic_that_is_switched_off_leaves_no_timer_running() {
+    let mut world = World::with_idt();
+    let timer = [(IA32_X2APIC_LVT_TIMER, 0x2_00ec), (IA32_X2APIC_INIT_COUNT, 7)];
+    world.machine.msrs.extend(timer);
+    world.wrmsr(IA32_APIC_BASE, 0xfee0_0500);
+    assert_eq!(world.vcpu.injected, gp(), "not a mode that there is");
+    assert_eq!(world.machine.msrs[&IA32_X2APIC_INIT_COUNT], 7);
+    world.wrmsr(IA32_APIC_BASE, 0xfee0_0100);
+    assert_eq!(world.vcpu.injected, None);
+    assert_eq!(world.machine.msrs[&IA32_X2APIC_LVT_TIMER], 0x1_0000);
+    assert_eq!(world.machine.msrs[&IA32_X2APIC_INIT_COUNT], 0);
+}
+
+#[test]
+fn the_clock_is_seen_even_in_the_page_of_the_idt() {
+    let mut world = World::with_idt();
+    world.lidt(IDT, 16 * 0x80 - 1);
+    world.wrmsr(0x4b56_4d01, IDT + 0xf01);
+    assert_eq!((world.get::<1>(IDT + 0xf00), world.seen(IDT + 0xf00)), ([2], 2));
+}
+
+#[test]
+fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
+    let mut world = World::with_idt();
+    let rip = world.vcpu.state.rip;
+    let xsetbv = |world: &mut World, index, value, ring: u32| {
+        world.vcpu.state.segments[SegmentRegister::Ss as usize].access =
+            AccessRights(AccessRights::DATA32.0 | ring << 5);
+        (*world.gpr(Gpr::Rcx), *world.gpr(Gpr::Rax)) = (index, value);
+        *world.gpr(Gpr::Rdx) = 0;
+        world.handle(ExitReason::Xsetbv, None);
+        world.vcpu.injected
+    };
+    assert_eq!(xsetbv(&mut world, 0, 6, 0), gp(), "without x87");
+    assert_eq!(xsetbv(&mut world, 1, 7, 0), gp(), "no such register");
+    assert_eq!(xsetbv(&mut world, 0, 7, 3), gp(), "ring 3");
+    assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (1, rip));
+    assert_eq!(xsetbv(&mut world, 0, 7, 0), None);
+    assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (7, rip + 3));
+}

@@ -1,0 +1,51 @@
+//! When a guest counts as halted for good.
+
+use super::*;
+
+fn world(byte_before: u8, enabled: bool) -> World {
+    let mut world = World::with_idt();
+    world.vcpu.state.rip = CODE + 0x100;
+    world.put(CODE + 0xff, &[byte_before]);
+    world.vcpu.state.rflags = if enabled { 0x202 } else { 2 };
+    world
+}
+
+fn ticks(world: &mut World) -> Vec<Next> {
+    (0..3).map(|_| world.exit(ExitReason::Nmi, None)).collect()
+}
+
+const GOES_ON: [Next; 3] = [Next::Resume; 3];
+const ENDS: [Next; 3] = [Next::Resume, Next::Resume, Next::End(Outcome::Halted)];
+
+#[test]
+fn a_guest_has_halted_for_good_when_three_calls_in_a_row_say_so() {
+    assert_eq!(ticks(&mut world(0xf4, false)), ENDS, "behind HLT");
+    let mut halted = world(0x90, false);
+    halted.vcpu.halted = true;
+    assert_eq!(ticks(&mut halted), ENDS, "halted");
+}
+
+#[test]
+fn a_guest_that_waits_for_interrupts_or_works_goes_on() {
+    assert_eq!(ticks(&mut world(0xf4, true)), GOES_ON);
+    assert_eq!(ticks(&mut world(0x90, false)), GOES_ON);
+}
+
+#[test]
+fn a_move_between_the_calls_starts_the_count_anew() {
+    let mut world = world(0xf4, false);
+    world.handle(ExitReason::Nmi, None);
+    world.handle(ExitReason::Nmi, None);
+    world.vcpu.state.rip = CODE + 0x200;
+    world.put(CODE + 0x1ff, &[0xf4]);
+    assert_eq!(ticks(&mut world), ENDS);
+}
+
+#[test]
+fn an_intercepted_hlt_ends_the_guest_only_with_interrupts_off() {
+    let mut enabled = world(0x90, true);
+    enabled.handle(ExitReason::Halt, None);
+    assert_eq!(enabled.vcpu.state.rip, CODE + 0x101);
+    let mut off = world(0x90, false);
+    assert_eq!(off.exit(ExitReason::Halt, None), Next::End(Outcome::Halted));
+}

@@ -1,0 +1,180 @@
+//! LIDT and its kin: where the shadow is, and that what the guest stores is seen.
+
+use arch::segment::DescriptorTableRegister;
+
+use super::*;
+
+fn shadows(world: &World) -> [Option<u64>; 2] {
+    world.machine.shadow_at.map(|page| page.map(Gpa::as_u64))
+}
+
+#[test]
+fn an_aligned_table_is_shadowed_where_it_is() {
+    let world = World::with_idt();
+    assert_eq!(shadows(&world), [Some(IDT), None]);
+    assert_eq!(world.vcpu.state.idtr, table(IDT, 0xfff));
+    for vector in 0..256 {
+        let expected = if vector < 32 { OPEN } else { CLOSED };
+        assert_eq!(world.gate(vector), expected, "{vector:#x}");
+    }
+    assert_eq!(world.memory.0[IDT as usize + 16 * 0x40 + 5], OPEN, "the guest's own is untouched");
+}
+
+#[test]
+fn a_straddling_table_has_two_shadows_and_its_neighbours_stay() {
+    let mut world = World::with_idt();
+    let base = IDT + 0x808;
+    world.make_idt(base);
+    world.put(base - 1, &[0xa5]);
+    world.put(base + 0x1000, &[0x5a]);
+    world.lidt(base, 0xfff);
+    assert_eq!(shadows(&world), [Some(IDT), Some(IDT + 0x1000)]);
+    for vector in 32..256 {
+        assert_eq!(world.gate_at(base, vector), CLOSED, "{vector:#x}");
+    }
+    assert_eq!((world.seen(base - 1), world.seen(base + 0x1000)), (0xa5, 0x5a));
+}
+
+#[test]
+fn a_table_that_moves_gives_its_pages_back_and_takes_its_grants_along() {
+    let mut world = World::with_idt();
+    let (straddling, other) = (IDT + 0x1800, IDT + 0x4000);
+    world.make_idt(straddling);
+    world.lidt(straddling, 0xfff);
+    assert_eq!(shadows(&world), [Some(IDT + 0x1000), Some(IDT + 0x2000)]);
+    assert_eq!(world.gate(0x40), OPEN, "the page before is as the guest left it");
+    world.grant(0x40);
+    world.make_idt(other);
+    world.lidt(other, 0xfff);
+    assert_eq!(shadows(&world), [Some(other), None]);
+    assert_eq!((world.gate_at(other, 0x40), world.gate_at(other, 0x41)), (OPEN, CLOSED));
+}
+
+#[test]
+fn pages_are_those_behind_the_linear_address_and_may_be_out_of_order_or_absent() {
+    let mut world = World::with_idt();
+    world.map(0xb000, 0x9007);
+    world.map(0xc000, 0x8007);
+    world.lidt(0xb800, 0xfff);
+    assert_eq!(shadows(&world), [Some(0x9000), Some(0x8000)]);
+    world.map(0xc000, 0);
+    world.lidt(0xb800, 0xfff);
+    assert_eq!(shadows(&world), [Some(0x9000), None]);
+    world.map(0xb000, 0x4_0000_0007);
+    world.lidt(0xb000, 0xfff);
+    assert_eq!(shadows(&world), [None, None], "a table outside RAM");
+}
+
+#[test]
+fn one_page_under_two_addresses_has_one_shadow() {
+    let mut world = World::with_idt();
+    world.map(0xb000, 0x9007);
+    world.map(0xc000, 0x9007);
+    world.lidt(0xb800, 0xfff);
+    assert_eq!(shadows(&world), [Some(0x9000), None]);
+}
+
+#[test]
+fn neither_the_classic_mode_nor_real_mode_has_a_shadow() {
+    let mut world = World::new(InterruptMode::Exiting);
+    world.lidt(IDT, 0xfff);
+    assert_eq!((shadows(&world), world.vcpu.exception_intercepts), ([None, None], 0));
+    let mut world = World::with_idt();
+    world.vcpu.state.cr0 = 0x10;
+    world.vcpu.state.efer = 0;
+    world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE16;
+    *world.gpr(Gpr::Rbx) = OPERAND;
+    world.execute(&[0x0f, 0x01, 0x1f], ExitReason::DescriptorTable);
+    assert_eq!(shadows(&world), [None, None]);
+    assert_eq!(world.vcpu.state.idtr.limit, 0xfff);
+}
+
+#[test]
+fn protected_mode_has_gates_of_8_bytes() {
+    let mut world = World::with_idt();
+    world.vcpu.state.cr0 = 0x11;
+    world.vcpu.state.efer = 0;
+    world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE32;
+    world.put(IDT, &[0, 0, 0, 0, 0, OPEN, 0, 0].repeat(256));
+    world.lidt(IDT, 0x7ff);
+    let gate = |vector: u64| world.seen(IDT + 8 * vector + 5);
+    assert_eq!((gate(14), gate(31), gate(32), gate(255)), (OPEN, OPEN, CLOSED, CLOSED));
+}
+
+#[test]
+fn a_load_that_hardware_refuses_leaves_all_as_it_was() {
+    let mut world = World::with_idt();
+    let (rip, idtr) = (world.vcpu.state.rip, world.vcpu.state.idtr);
+    world.lidt(0x8000_0000_0000, 0xfff);
+    assert_eq!(world.vcpu.injected, gp(), "not canonical");
+    world.vcpu.state.segments[SegmentRegister::Ss as usize].access = AccessRights(0xc0f3);
+    world.lidt(IDT + 0x1000, 0xfff);
+    assert_eq!(world.vcpu.injected, gp(), "ring 3");
+    world.vcpu.state.segments[SegmentRegister::Ss as usize].access = AccessRights::DATA32;
+    world.map(OPERAND, 0);
+    world.lidt(IDT + 0x1000, 0xfff);
+    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::PF, Some(0))));
+    assert_eq!(world.vcpu.cr2, OPERAND);
+    assert_eq!((world.vcpu.state.rip, world.vcpu.state.idtr), (rip, idtr));
+    assert_eq!(shadows(&world), [Some(IDT), None]);
+}
+
+#[test]
+fn a_gdt_is_loaded_and_leaves_the_shadow_alone() {
+    let mut world = World::with_idt();
+    world.put(OPERAND, &[0x7f, 0, 0, 0x50, 0, 0, 0, 0, 0, 0]);
+    *world.gpr(Gpr::Rbx) = OPERAND;
+    world.execute(&[0x0f, 0x01, 0x13], ExitReason::DescriptorTable);
+    assert_eq!(world.vcpu.descriptor_table(DescriptorTableRegister::Gdtr), table(0x5000, 0x7f));
+    assert_eq!(shadows(&world), [Some(IDT), None]);
+}
+
+#[test]
+fn what_is_stored_is_the_guests_own_table_and_seen_even_in_the_page_of_the_idt() {
+    let mut world = World::with_idt();
+    world.lidt(IDT, 16 * 0x80 - 1);
+    let free = IDT + 0xf00;
+    *world.gpr(Gpr::Rbx) = free;
+    for reason in [ExitReason::DescriptorTable, fault(free, true)] {
+        world.put(free, &[0xff; 10]);
+        let rip = world.vcpu.state.rip;
+        world.execute(&[0x0f, 0x01, 0x0b], reason);
+        assert_eq!(world.vcpu.state.rip, rip + 3);
+        let expected = [0xff, 0x07, 0x00, 0x80, 0, 0, 0, 0, 0, 0];
+        assert_eq!(world.get::<10>(free), expected);
+        assert_eq!(
+            expected.map(u64::from),
+            core::array::from_fn(|i| world.seen(free + i as u64).into())
+        );
+    }
+}
+
+#[test]
+fn a_tss_is_loaded_from_a_gdt_in_the_page_of_the_idt() {
+    const TSS: u128 = 0x0000_8900_5000_0067;
+    for nested in [false, true] {
+        let mut world = World::with_idt();
+        world.lidt(IDT, 16 * 0x80 - 1);
+        let gdt = IDT + 0xf00;
+        world.put(gdt + 0x10, &TSS.to_le_bytes());
+        world.vcpu.state.gdtr = table(gdt, 0x1f);
+        *world.gpr(Gpr::Rax) = 0x10;
+        let reason =
+            if nested { fault(gdt + 0x15, true) } else { ExitReason::LocalDescriptorTable };
+        world.execute(&[0x0f, 0x00, 0xd8], reason);
+        assert_eq!(world.vcpu.segment(SegmentRegister::Tr).base, 0x5000);
+        assert_eq!(world.seen(gdt + 0x15), 0x8b, "busy");
+    }
+}
+
+#[test]
+fn another_instruction_is_not_taken_for_one_of_these() {
+    let mut world = World::with_idt();
+    let rip = world.vcpu.state.rip;
+    world.execute(&[0x88, 0x03], ExitReason::DescriptorTable);
+    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::UD, None)));
+    assert_eq!(world.vcpu.state.rip, rip);
+    world.put(rip, &[0x90]);
+    let next = world.exit(ExitReason::DescriptorTable, None);
+    assert_eq!(next, Next::End(Outcome::Crash));
+}
