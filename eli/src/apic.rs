@@ -256,9 +256,10 @@ impl VirtualApic {
     /// Whether an interrupt for `destination` is for this CPU; `sender` if this CPU sends it.
     #[must_use]
     pub const fn accepts(&self, destination: Destination, sender: bool) -> bool {
-        match destination {
-            Destination::LogicalXapic(set) => self.accepts_xapic_logical(set),
-            _ => destination.includes(self.id, sender),
+        if let Destination::LogicalXapic(set) = destination {
+            self.accepts_xapic_logical(set)
+        } else {
+            destination.includes(self.id, sender)
         }
     }
 

@@ -49,7 +49,9 @@ pub(crate) fn start(
     tsc_khz: u64,
 ) -> Result<Vec<ApicId>, Refusal> {
     let desks = DESKS.call_once(|| {
-        ids.iter().map(|id| Desk { id: *id, job: Mutex::new(None), busy: AtomicBool::new(false) }).collect()
+        ids.iter()
+            .map(|id| Desk { id: *id, job: Mutex::new(None), busy: AtomicBool::new(false) })
+            .collect()
     });
     let mut answered = Vec::from([own]);
     let Some(page) = page.filter(|_| ids.len() > 1) else { return Ok(answered) };

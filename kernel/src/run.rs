@@ -110,14 +110,8 @@ impl<B: Backend> Running<B> {
     fn with_context<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
         let mut shared = self.partition.shared.lock();
         let Shared { vm, machine, ram, config } = &mut *shared;
-        let mut context: Context<'_, Edge<B>> = Context {
-            vm,
-            cpu: &mut self.cpu,
-            vcpu: &mut self.vcpu,
-            machine,
-            memory: ram,
-            config,
-        };
+        let mut context: Context<'_, Edge<B>> =
+            Context { vm, cpu: &mut self.cpu, vcpu: &mut self.vcpu, machine, memory: ram, config };
         let result = work(&mut context);
         if machine.take_nested_changed() {
             self.vcpu.flush_nested();

@@ -75,7 +75,9 @@ fn route(
 
 /// What the host does at the watchdog's call, before the guest's policy sees it.
 pub(crate) fn look_after(hardware: &Hardware, own: LocalApic, reason: &ExitReason) {
-    if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) && own.id() == hardware.apic.id() {
+    if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer)
+        && own.id() == hardware.apic.id()
+    {
         call(hardware, own);
     }
 }

@@ -107,8 +107,7 @@ impl<P: Platform> Context<'_, P> {
         self.cpu.shadow = change.place;
         self.exception_intercepts();
         if let (Some(place), Some(idt)) = (change.taken, shadow) {
-            self.derive_pages(place, idt);
-            for (page, gpa) in idt.pages().into_iter().enumerate() {
+            for (page, gpa) in self.derive_pages(place, idt).into_iter().enumerate() {
                 self.machine.set_shadow_page(2 * place + page, gpa);
             }
         }
@@ -129,14 +128,18 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    fn derive_pages(&mut self, place: usize, idt: ShadowIdt) {
-        for (page, gpa) in idt.pages().into_iter().enumerate() {
+    /// Derives the shadow pages of a table; those that are the guest's RAM.
+    fn derive_pages(&mut self, place: usize, idt: ShadowIdt) -> [Option<Gpa>; 2] {
+        let mut pages = idt.pages();
+        for (page, gpa) in pages.iter_mut().enumerate() {
             let mut real = [0; PAGE_SIZE as usize];
-            if gpa.is_some_and(|gpa| self.memory.read(gpa, &mut real).is_ok()) {
+            *gpa = gpa.filter(|gpa| self.memory.read(*gpa, &mut real).is_ok());
+            if gpa.is_some() {
                 let shadow = self.machine.shadow_page(2 * place + page);
                 idt.derive(page, 0, &real, &self.vm.grants, shadow);
             }
         }
+        pages
     }
 
     /// A page of the IDT is written in a way that cannot be carried out here: it holds the stack,

@@ -112,14 +112,14 @@ impl<P: Platform> Context<'_, P> {
 
     /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for.
     pub(super) fn send_ipi(&mut self, request: IcrRequest) {
-        if matches!(request.kind, IpiKind::Fixed | IpiKind::LowestPriority) {
-            self.grant(request.vector, Reason::Ipi);
-        }
         for cpu in 0..self.vm.cpus.len() {
             if !accepts(&self.cpu.apic, self.cpu.index, cpu, request.destination) {
                 continue;
             }
             let own = cpu == self.cpu.index;
+            if matches!(request.kind, IpiKind::Fixed | IpiKind::LowestPriority) {
+                self.grant(request.vector, Reason::Ipi);
+            }
             match request.kind {
                 IpiKind::Fixed => self.deliver_to(cpu, request.vector),
                 IpiKind::LowestPriority => return self.deliver_to(cpu, request.vector),

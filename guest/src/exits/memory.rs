@@ -11,8 +11,8 @@ use eli::{ApicRead, Reason};
 use insn::Operation;
 use pci::{Destination, GuestInterrupt};
 
-use super::interrupt::addressee;
 use super::access::{self, AddressSpace, Refused};
+use super::interrupt::addressee;
 use crate::devices::ioapic::{self, IoApicEffect, RedirectionEntry};
 use crate::devices::uart;
 use crate::pci::{Host, VirtualBus};
