@@ -138,6 +138,17 @@ pub enum InterruptLine {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteRefused(pub &'static str);
 
+/// What one virtual CPU asks of another of the same guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuRequest {
+    /// INIT: it stops and waits for a start-up IPI.
+    Init,
+    /// Start-up IPI with this vector; only a CPU that waits for one takes notice.
+    Start(u8),
+    /// A non-maskable interrupt for the guest.
+    Nmi,
+}
+
 /// The physical machine, for one guest on the CPU that calls.
 pub trait Machine {
     /// The time-stamp counter.
@@ -171,6 +182,10 @@ pub trait Machine {
     fn self_ipi(&mut self, vector: Vector);
     /// Ends the highest interrupt in service in this CPU's local APIC.
     fn eoi(&mut self);
+    /// Sends `vector` to the physical CPU behind virtual CPU `cpu` of this guest: no exit there.
+    fn send_ipi(&mut self, cpu: usize, vector: Vector);
+    /// Has virtual CPU `cpu` of this guest do something at once.
+    fn request(&mut self, cpu: usize, what: CpuRequest);
 
     /// Points a device's interrupt at a vector of the guest, or cuts it off. For a message, the
     /// answer is what the device itself must be programmed with; for a line the kernel programs the

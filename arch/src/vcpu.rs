@@ -49,6 +49,13 @@ impl Event {
         }
     }
 
+    /// A non-maskable interrupt.
+    #[must_use]
+    pub const fn nmi() -> Self {
+        const NMI: Vector = Vector(2);
+        Self { vector: NMI, kind: EventKind::Nmi, error_code: None, instruction_length: 0 }
+    }
+
     /// An external interrupt.
     #[must_use]
     pub const fn interrupt(vector: Vector) -> Self {

@@ -197,6 +197,17 @@ pub fn install(fatal: fn(&Frame) -> !, double_fault_stack: bool) {
             Gate::interrupt(first + vector as u64 * STUB_BYTES, stack)
         })
     });
+    point_at(idt);
+}
+
+/// Points the CPU that calls at the IDT that another has installed.
+pub fn load() {
+    if let Some(idt) = IDT.get() {
+        point_at(idt);
+    }
+}
+
+fn point_at(idt: &'static [Gate; 256]) {
     let pointer = DescriptorTablePointer {
         limit: (size_of_val(idt) - 1) as u16,
         base: VirtAddr::from_ptr(idt),

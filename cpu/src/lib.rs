@@ -15,3 +15,4 @@ pub mod physical;
 pub mod pic;
 pub mod segments;
 pub mod serial;
+pub mod start;

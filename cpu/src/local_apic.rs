@@ -43,6 +43,13 @@ impl LocalApic {
         Some(apic)
     }
 
+    /// The local APIC of the CPU that calls, which [`Self::enable`] has switched to x2APIC mode.
+    #[must_use]
+    pub fn current() -> Self {
+        // SAFETY: every CPU enables its x2APIC before it does anything else.
+        Self { id: ApicId(unsafe { read_msr(msr::IA32_X2APIC_APICID) } as u32) }
+    }
+
     /// This CPU's identifier.
     #[must_use]
     pub fn id(self) -> ApicId {
@@ -71,6 +78,75 @@ impl LocalApic {
     pub fn self_ipi(self, vector: Vector) {
         // SAFETY: `self` proves x2APIC mode.
         unsafe { write_msr(msr::IA32_X2APIC_SELF_IPI, u64::from(vector.0)) };
+    }
+
+    /// Sends `vector` to another CPU, fixed delivery (SDM "Interrupt Command Register (ICR)").
+    pub fn send(self, to: ApicId, vector: Vector) {
+        // SAFETY: `self` proves x2APIC mode; physical destination, fixed, edge.
+        unsafe {
+            write_msr(msr::IA32_X2APIC_ICR, u64::from(to.0) << 32 | 1 << 14 | u64::from(vector.0));
+        }
+    }
+
+    /// Calls the host on another CPU back by NMI.
+    pub fn send_nmi(self, to: ApicId) {
+        const NMI: u64 = 4 << 8 | 1 << 14;
+        // SAFETY: `self` proves x2APIC mode.
+        unsafe { write_msr(msr::IA32_X2APIC_ICR, u64::from(to.0) << 32 | NMI) };
+    }
+
+    /// Sleeps for up to about a millisecond: HLT, woken by this CPU's own timer or by anything else.
+    /// The timer's registers are left masked.
+    ///
+    /// # Safety
+    /// The exception handlers are installed, no guest's timer is armed on this CPU, and interrupts
+    /// may be taken (on AMD-V: GIF is set).
+    pub unsafe fn nap(self) {
+        const WAKE_VECTOR: u64 = 0xf0;
+        const DIVIDE_BY_1: u64 = 0xb;
+        const COUNT: u64 = 1_000_000;
+        let steps = [
+            (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
+            (msr::IA32_X2APIC_LVT_TIMER, WAKE_VECTOR),
+            (msr::IA32_X2APIC_INIT_COUNT, COUNT),
+        ];
+        for (register, value) in steps {
+            // SAFETY: `self` proves x2APIC mode; the timer is nobody's, says the caller.
+            unsafe { write_msr(register, value) };
+        }
+        // SAFETY: the handlers note the vector down and come back with interrupts off.
+        unsafe { core::arch::asm!("sti", "hlt", "cli", options(nostack)) };
+        if crate::exceptions::take_interrupt().is_some() {
+            self.eoi();
+        }
+        // SAFETY: as above.
+        unsafe { write_msr(msr::IA32_X2APIC_LVT_TIMER, LVT_MASKED) };
+    }
+
+    /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's
+    /// is left in this APIC.
+    ///
+    /// # Safety
+    /// As for [`Self::nap`].
+    pub unsafe fn drain(self) {
+        self.reset();
+        const MOST_INTERRUPTS: u32 = 1024;
+        for _ in 0..MOST_INTERRUPTS {
+            let pending = (0..8).any(|word| {
+                // SAFETY: `self` proves x2APIC mode; the eight ISRs exist.
+                let in_service = unsafe { read_msr(msr::IA32_X2APIC_ISR0 + word) };
+                // SAFETY: as above, for the eight IRRs.
+                let requested = unsafe { read_msr(msr::IA32_X2APIC_IRR0 + word) };
+                in_service | requested != 0
+            });
+            if !pending {
+                return;
+            }
+            self.eoi();
+            // SAFETY: as in `nap`.
+            unsafe { core::arch::asm!("sti", "nop", "cli", options(nostack)) };
+            crate::exceptions::take_interrupt();
+        }
     }
 
     /// Ends the highest interrupt in service.

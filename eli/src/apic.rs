@@ -24,7 +24,7 @@ use arch::vcpu::InterruptMode;
 use arch::{ApicId, Vector};
 
 use crate::grants::Reason;
-use crate::icr::{Destination, IcrRequest};
+use crate::icr::{Destination, IcrRequest, logical_id};
 use crate::pending::Pending;
 
 /// The access raises #GP in the guest.
@@ -256,16 +256,10 @@ impl VirtualApic {
     /// Whether an interrupt for `destination` is for this CPU; `sender` if this CPU sends it.
     #[must_use]
     pub const fn accepts(&self, destination: Destination, sender: bool) -> bool {
-        match destination {
-            Destination::Own => sender,
-            Destination::All => true,
-            Destination::Others => !sender,
-            Destination::Physical(id) => id.0 == self.id.0 || id.0 == u32::MAX,
-            Destination::Logical(set) => {
-                let own = self.logical_id();
-                set == u32::MAX || set >> 16 == own >> 16 && set & own & 0xffff != 0
-            }
-            Destination::LogicalXapic(set) => self.accepts_xapic_logical(set),
+        if let Destination::LogicalXapic(set) = destination {
+            self.accepts_xapic_logical(set)
+        } else {
+            destination.includes(self.id, sender)
         }
     }
 
@@ -279,11 +273,6 @@ impl VirtualApic {
             (false, _) => Destination::Physical(ApicId(destination as u32)),
         };
         self.accepts(destination, false)
-    }
-
-    /// LDR in x2APIC mode (SDM "Deriving Logical x2APIC ID from the Local x2APIC ID").
-    const fn logical_id(&self) -> u32 {
-        (self.id.0 >> 4) << 16 | 1 << (self.id.0 & 15)
     }
 
     /// Takes an interrupt in (exiting mode). Lost where the guest has switched its APIC off, as on
@@ -331,7 +320,7 @@ impl VirtualApic {
         let value = match msr {
             IA32_X2APIC_APICID => self.id.0,
             IA32_X2APIC_VERSION => VERSION,
-            IA32_X2APIC_LDR => self.logical_id(),
+            IA32_X2APIC_LDR => logical_id(self.id),
             IA32_X2APIC_SIVR => self.svr,
             IA32_X2APIC_ESR => self.esr,
             IA32_X2APIC_ICR => return Ok(ApicRead::Value(self.icr)),

@@ -37,6 +37,31 @@ pub enum Destination {
     LogicalXapic(u8),
 }
 
+impl Destination {
+    /// Whether the CPU with identifier `id`, in x2APIC mode, is in the set; `sender` if it sends.
+    /// Logical identifiers follow from `id` there (SDM "Deriving Logical x2APIC ID from the Local
+    /// x2APIC ID"); a CPU in xAPIC's flat model is taken to have its own bit.
+    #[must_use]
+    pub const fn includes(self, id: ApicId, sender: bool) -> bool {
+        match self {
+            Self::Own => sender,
+            Self::All => true,
+            Self::Others => !sender,
+            Self::Physical(other) => other.0 == id.0 || other.0 == u32::MAX,
+            Self::Logical(set) => {
+                let own = logical_id(id);
+                set == u32::MAX || set >> 16 == own >> 16 && set & own & 0xffff != 0
+            }
+            Self::LogicalXapic(set) => id.0 < 8 && set >> id.0 & 1 != 0,
+        }
+    }
+}
+
+/// LDR in x2APIC mode.
+pub(crate) const fn logical_id(id: ApicId) -> u32 {
+    (id.0 >> 4) << 16 | 1 << (id.0 & 15)
+}
+
 /// An interprocessor interrupt that the guest wants to send. `vector` needs a grant
 /// ([`crate::Reason::Ipi`]) for the first two kinds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,7 +9,8 @@ use std::vec::Vec;
 use arch::exit::Exit;
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
-    ConfigSpace, CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory, RouteRefused,
+    ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory,
+    RouteRefused,
 };
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
@@ -32,6 +33,9 @@ pub(crate) struct FakeMachine {
     pub(crate) shadow: [[u8; 4096]; 2],
     pub(crate) self_ipis: Vec<Vector>,
     pub(crate) eois: usize,
+    /// What went to other CPUs of the guest.
+    pub(crate) ipis: Vec<(usize, Vector)>,
+    pub(crate) requests: Vec<(usize, CpuRequest)>,
     pub(crate) routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
     pub(crate) typed: VecDeque<u8>,
     pub(crate) printed: Vec<u8>,
@@ -52,6 +56,8 @@ impl Default for FakeMachine {
             shadow: [[0; 4096]; 2],
             self_ipis: Vec::new(),
             eois: 0,
+            ipis: Vec::new(),
+            requests: Vec::new(),
             routes: Vec::new(),
             typed: VecDeque::new(),
             printed: Vec::new(),
@@ -104,6 +110,12 @@ impl Machine for FakeMachine {
         if let Some((_, word)) = isr.find(|(_, word)| **word != 0) {
             *word &= !(1 << word.ilog2());
         }
+    }
+    fn send_ipi(&mut self, cpu: usize, vector: Vector) {
+        self.ipis.push((cpu, vector));
+    }
+    fn request(&mut self, cpu: usize, what: CpuRequest) {
+        self.requests.push((cpu, what));
     }
     fn route(
         &mut self,

@@ -19,6 +19,7 @@ pub mod memory_map;
 pub mod msr;
 mod mtrr;
 pub mod pci;
+mod shadows;
 pub mod vm;
 
 #[cfg(test)]

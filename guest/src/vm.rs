@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use arch::ApicId;
 use arch::machine::{ConfigSpace, GuestMemory, Machine};
 use arch::vcpu::{InterruptMode, Vcpu};
-use eli::{Grants, ShadowIdt, VirtualApic};
+use eli::{Grants, VirtualApic};
 
 use crate::counters::ExitCounters;
 use crate::cpuid::{CpuidPolicy, Vendor};
@@ -16,6 +16,7 @@ use crate::devices::ioapic::IoApic;
 use crate::exits::tick::Standstill;
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
+use crate::shadows::Shadows;
 
 /// The edge types of one back end, named once.
 pub trait Platform {
@@ -48,6 +49,13 @@ pub struct Vm {
     pub bus: VirtualBus,
     /// The global system interrupts that a physical line drives.
     pub lines: Vec<u32>,
+    /// The vectors that may reach its CPUs directly.
+    pub grants: Grants,
+    /// The IDTs that its CPUs have loaded.
+    pub(crate) shadows: Shadows,
+    /// CPUs that run (bit n for CPU n), and those of them that have halted for good.
+    pub(crate) started: u64,
+    pub(crate) standing: u64,
     /// The level that the console's interrupt line had last.
     pub(crate) uart_line: bool,
     /// So many of the things that the guest can repeat at will have been logged.
@@ -68,6 +76,10 @@ impl Vm {
         Self {
             name,
             mode,
+            grants: Grants::new(),
+            shadows: Shadows::new(cpus.len()),
+            started: 1,
+            standing: 0,
             cpus,
             cpuid,
             devices: Devices::default(),
@@ -86,10 +98,8 @@ pub struct CpuState {
     pub index: usize,
     /// Its local APIC.
     pub apic: VirtualApic,
-    /// The vectors that may reach it directly.
-    pub grants: Grants,
-    /// Its IDT's shadow, once it has loaded an IDT that can be shadowed.
-    pub(crate) shadow: Option<ShadowIdt>,
+    /// The place of its IDT's shadow, once it has loaded an IDT that can be shadowed.
+    pub(crate) shadow: Option<usize>,
     pub(crate) msrs: Msrs,
     /// Its exits.
     pub counters: ExitCounters,
@@ -109,7 +119,6 @@ impl CpuState {
         Self {
             index,
             apic: VirtualApic::new(mode, ApicId(index as u32), bootstrap),
-            grants: Grants::new(),
             shadow: None,
             msrs: Msrs::new(vendor, bootstrap, clock),
             counters: ExitCounters::new(),

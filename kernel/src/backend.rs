@@ -7,6 +7,7 @@ use arch::Hpa;
 use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, Vcpu};
 use cpu::instructions::cpuid;
+use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
 
@@ -25,18 +26,22 @@ pub(crate) struct VcpuParts<'a> {
 }
 
 /// One vendor's virtualization, switched on on this CPU.
-pub(crate) trait Backend: Sized {
+pub(crate) trait Backend: Sized + 'static {
     /// `"vmx"` or `"svm"`, as in reports.
     const NAME: &'static str;
     /// Format of the nested page table.
-    type Format: Format;
+    type Format: Format + Send;
     /// The virtual CPU.
     type Cpu: Vcpu;
 
     /// Switches it on on the CPU that calls.
     fn enable(memory: Memory) -> Result<Self, Refusal>;
-    /// Format of the nested page table on this CPU.
-    fn format(&self) -> Self::Format;
+    /// Whether this CPU has all that is needed, and the format of its nested page table.
+    fn check() -> Result<Self::Format, Refusal>;
+    /// Sleeps for a moment, on a CPU where it is on.
+    fn nap(apic: LocalApic);
+    /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
+    fn drain(apic: LocalApic);
     /// Makes a virtual CPU on this CPU.
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
 }
@@ -78,8 +83,20 @@ impl Backend for VtX {
         Ok(Self(unsafe { vmx::enable(region) }?))
     }
 
-    fn format(&self) -> EptFormat {
-        EptFormat { largest: self.0.features.largest_page }
+    fn check() -> Result<EptFormat, Refusal> {
+        // SAFETY: ring 0.
+        let capabilities = unsafe { vmx::Capabilities::read() };
+        Ok(EptFormat { largest: vmx::check(&capabilities)?.largest_page })
+    }
+
+    fn nap(apic: LocalApic) {
+        // SAFETY: the handlers are installed, and no guest runs here now.
+        unsafe { apic.nap() };
+    }
+
+    fn drain(apic: LocalApic) {
+        // SAFETY: as for `nap`.
+        unsafe { apic.drain() };
     }
 
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
@@ -123,8 +140,22 @@ impl Backend for AmdV {
         Ok(Self(unsafe { svm::enable(host_save) }?))
     }
 
-    fn format(&self) -> NptFormat {
-        NptFormat { largest: memory::largest_host_page() }
+    fn check() -> Result<NptFormat, Refusal> {
+        // SAFETY: ring 0.
+        svm::check(&unsafe { svm::Capabilities::read() })?;
+        Ok(NptFormat { largest: memory::largest_host_page() })
+    }
+
+    fn nap(apic: LocalApic) {
+        set_global_interrupt_flag();
+        // SAFETY: the handlers are installed, no guest runs here now, and GIF is set.
+        unsafe { apic.nap() };
+    }
+
+    fn drain(apic: LocalApic) {
+        set_global_interrupt_flag();
+        // SAFETY: as for `nap`.
+        unsafe { apic.drain() };
     }
 
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {
@@ -142,6 +173,12 @@ impl Backend for AmdV {
         // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
         Ok(unsafe { svm::SvmVcpu::new(&setup) }?)
     }
+}
+
+/// GIF is clear from the first exit on.
+fn set_global_interrupt_flag() {
+    // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
+    unsafe { core::arch::asm!("stgi", options(nostack)) };
 }
 
 /// Moves a hardware table into frames of its own.

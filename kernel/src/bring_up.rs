@@ -17,6 +17,7 @@ use cpu::instructions::{cpuid, tsc};
 use cpu::io_apic::IoApic;
 use cpu::local_apic::LocalApic;
 use cpu::segments::CpuTables;
+use cpu::start::StartPage;
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
@@ -26,7 +27,7 @@ use crate::acpi::{Platform, SoftOff};
 use crate::console::logln;
 use crate::machine::Clock;
 use crate::memory::{self, Memory, image};
-use crate::ram::GuestRam;
+use crate::processors::{self, Processor};
 use crate::refusal::{Refusal, refuse};
 use crate::routes::SharedIommu;
 
@@ -38,6 +39,8 @@ pub(crate) struct Hardware {
     moved_modules: u64,
     /// In the order in which the configuration counts them.
     pub(crate) cpus: Vec<ApicId>,
+    /// Those that answered; the boot processor is the first.
+    pub(crate) started: Vec<ApicId>,
     pub(crate) apic: LocalApic,
     pub(crate) tss_base: u64,
     pub(crate) clock: Clock,
@@ -66,14 +69,18 @@ impl Hardware {
         let spared = identity_ram.as_ref().map_or(0, |_| config.guests[0].memory);
         let memory = Memory::take_over(info, HpaRange { start: Hpa::new(0), length: spared });
         memory::build_own_tables(memory, info)?;
-        let tss_base = load_cpu_tables(memory)?;
+        let start_page = start_page(info);
         let before = memory.taken();
         let modules = move_modules(memory, info, spared)?;
         let moved_modules = memory.taken() - before;
-        let apic = take_over_interrupts()?;
+        // SAFETY: ring 0 with interrupts off; nobody else is there.
+        unsafe { cpu::pic::disable() };
+        let Processor { apic, tss_base } = take_over_processor(memory)?;
         let io_apics = io_apics(&firmware.io_apics);
         let clock = read_clocks()?;
         logln!("TSC at {} kHz", clock.tsc_khz);
+        let started =
+            processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(firmware.ecam) };
         let functions = take_over_devices(&mut space);
@@ -85,6 +92,7 @@ impl Hardware {
             modules,
             moved_modules,
             cpus: firmware.cpus,
+            started,
             apic,
             tss_base,
             clock,
@@ -100,15 +108,15 @@ impl Hardware {
         })
     }
 
-    /// Bytes of memory that the hypervisor itself takes, image included; files are not counted.
-    pub(crate) fn own_memory(&self, ram: &GuestRam) -> u64 {
-        let blocks = ram.blocks().iter();
-        let guest: u64 = match &self.identity_ram {
-            // Only what stands in for the legacy area came out of the pool.
-            Some(_) => blocks.filter(|b| b.gpa.as_u64() != b.hpa.as_u64()).map(|b| b.length).sum(),
-            None => blocks.map(|block| block.length).sum(),
-        };
-        image::whole().length + self.memory.taken() - guest - self.moved_modules
+    /// The processors that run guests.
+    pub(crate) fn busy(&self) -> impl Iterator<Item = ApicId> + '_ {
+        self.started.iter().copied().filter(|id| processors::is_busy(*id))
+    }
+
+    /// Bytes of memory that the hypervisor itself takes, image included, where the guests have
+    /// `guests` bytes; files are not counted.
+    pub(crate) fn own_memory(&self, guests: u64) -> u64 {
+        image::whole().length + self.memory.taken() - guests - self.moved_modules
     }
 
     /// The boot module of this name.
@@ -205,18 +213,43 @@ fn move_modules(
     Ok(modules.leak())
 }
 
-/// 8259s off, local APIC in x2APIC mode, extended state usable.
-fn take_over_interrupts() -> Result<LocalApic, Refusal> {
-    // SAFETY: ring 0 with interrupts off; nobody else is there.
-    unsafe { cpu::pic::disable() };
+/// Two pages below 640 KiB that nothing lies in, for the code at which other processors start.
+fn start_page(info: &BootInfo<'_>) -> Option<Hpa> {
+    const CONVENTIONAL_END: u64 = 0xa_0000;
+    let free = |range: HpaRange| {
+        let inside = |region: &boot::MemoryRegion| {
+            region.kind == boot::MemoryKind::Usable
+                && region.range.start <= range.start
+                && range.end() <= region.range.end()
+        };
+        info.memory.iter().any(inside) && !info.occupied().any(|taken| taken.overlaps(range))
+    };
+    (1..CONVENTIONAL_END >> 12)
+        .rev()
+        .map(|page| HpaRange { start: Hpa::new(page << 12), length: StartPage::BYTES })
+        .find(|range| free(*range))
+        .map(|range| range.start)
+}
+
+/// What a processor that has just been started needs before it can do anything else.
+pub(crate) fn this_cpu() -> Result<Processor, Refusal> {
+    memory::use_own_table();
+    cpu::exceptions::load();
+    take_over_processor(Memory::handle())
+}
+
+/// Descriptor tables, local APIC in x2APIC mode, extended state usable.
+fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
+    let tss_base = load_cpu_tables(memory)?;
     enable_extended_state();
-    // SAFETY: as above.
-    unsafe { LocalApic::enable() }.ok_or_else(|| {
+    // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
+    let apic = unsafe { LocalApic::enable() }.ok_or_else(|| {
         refuse!(
             "the CPU has no x2APIC (CPUID 1 ECX bit 21): enable it in the firmware's setup; without \
              it interrupts cannot be ended without an exit"
         )
-    })
+    })?;
+    Ok(Processor { apic, tss_base })
 }
 
 /// Sets CR4.OSXSAVE, so that a guest's XSETBV can be carried out.

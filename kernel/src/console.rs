@@ -9,6 +9,8 @@ use core::fmt::{self, Write};
 use cpu::serial::Serial;
 use spin::Mutex;
 
+use crate::seat::Seat;
+
 /// ASCII's record separator, which terminals do not show.
 const MARK: u8 = 0x1e;
 
@@ -75,6 +77,25 @@ pub(crate) fn report(json: fmt::Arguments<'_>) {
     let mut console = CONSOLE.lock();
     console.begin_own_line();
     let _ = console.write_fmt(format_args!("nexit-report: {json}\n"));
+}
+
+/// Reports how a guest ended, in the log and for machines.
+pub(crate) fn report_guest(name: &str, outcome: &str, seats: &[Seat]) {
+    let total: u64 = seats.iter().map(|seat| seat.counters.lock().total()).sum();
+    logln!("guest {name}: {outcome} after {total} exits");
+    let mut console = CONSOLE.lock();
+    console.begin_own_line();
+    let name = name.escape_default();
+    // Writing to the line never fails.
+    let _ = write!(
+        console,
+        "nexit-report: {{\"guest\":{{\"name\":\"{name}\",\"outcome\":\"{outcome}\",\"vcpus\":["
+    );
+    for (index, seat) in seats.iter().enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        let _ = write!(console, "{comma}{}", seat.counters.lock().report(seat.number));
+    }
+    let _ = console.write_str("]}}\n");
 }
 
 /// Writes a byte of a guest's console.

@@ -3,10 +3,11 @@
 //! Invariant: everything here was granted to the guest when its partition was built; policy that asks
 //! for more is refused with a reason, so a mistake in policy cannot reach another guest.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use arch::interrupt::{InterruptTarget, MsiMessage};
-use arch::machine::{CpuidResult, InterruptLine, Machine, RouteRefused, Width};
+use arch::machine::{CpuRequest, CpuidResult, InterruptLine, Machine, RouteRefused, Width};
 use arch::{Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
@@ -17,6 +18,7 @@ use crate::console;
 use crate::memory::Memory;
 use crate::ram::GuestRam;
 use crate::routes::Routes;
+use crate::seat::Seat;
 
 /// When the hypervisor read the machine's clock, and what it said.
 #[derive(Clone, Copy, Debug)]
@@ -38,31 +40,42 @@ pub(crate) struct GuestMachine<F> {
     nested: Table<F>,
     nested_changed: bool,
     ram: GuestRam,
-    shadow: [ShadowPage; 2],
+    shadow: Vec<ShadowPage>,
     apic: LocalApic,
     clock: Clock,
     routes: Routes,
+    seats: &'static [Seat],
 }
 
 impl<F: Format> GuestMachine<F> {
     /// The machine for a guest whose RAM is mapped in `nested` and whose shadow pages are `shadow`
-    /// (two zeroed frames).
+    /// (zeroed frames, two for each of its CPUs).
+    #[expect(clippy::too_many_arguments, reason = "called once, with what a guest is made of")]
     pub(crate) fn new(
         memory: Memory,
         nested: Table<F>,
         ram: GuestRam,
-        shadow: [Hpa; 2],
+        shadow: Vec<Hpa>,
         apic: LocalApic,
         clock: Clock,
         routes: Routes,
+        seats: &'static [Seat],
     ) -> Self {
-        let shadow = shadow.map(|frame| ShadowPage { frame, at: None });
-        Self { memory, nested, nested_changed: false, ram, shadow, apic, clock, routes }
+        let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
+        Self { memory, nested, nested_changed: false, ram, shadow, apic, clock, routes, seats }
     }
 
     /// Whether the nested table has changed since the last call.
     pub(crate) fn take_nested_changed(&mut self) -> bool {
         core::mem::take(&mut self.nested_changed)
+    }
+
+    /// Has every other CPU of the guest drop what it has cached of the nested table.
+    pub(crate) fn ask_others_to_flush(&self) {
+        let own = LocalApic::current();
+        for seat in self.seats.iter().filter(|seat| seat.processor != own.id()) {
+            seat.ask_to_flush(own);
+        }
     }
 
     /// The guest's interrupt routes.
@@ -170,6 +183,18 @@ impl<F: Format> Machine for GuestMachine<F> {
         self.apic.eoi();
     }
 
+    fn send_ipi(&mut self, cpu: usize, vector: Vector) {
+        if let Some(seat) = self.seats.get(cpu) {
+            self.apic.send(seat.processor, vector);
+        }
+    }
+
+    fn request(&mut self, cpu: usize, what: CpuRequest) {
+        if let Some(seat) = self.seats.get(cpu) {
+            seat.ask(LocalApic::current(), what);
+        }
+    }
+
     fn route(
         &mut self,
         line: InterruptLine,
@@ -213,7 +238,7 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096] {
-        let frame = self.shadow[slot & 1].frame;
+        let frame = self.shadow[slot % self.shadow.len()].frame;
         // SAFETY: the frame is this machine's own; the guest's view of it is read-only, and the
         // CPU that runs the guest is here.
         unsafe { &mut *physical::pointer::<[u8; 4096]>(frame) }

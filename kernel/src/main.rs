@@ -16,13 +16,16 @@ mod machine;
 mod memory;
 mod partition;
 mod power;
+mod processors;
 mod ram;
 mod refusal;
 mod routes;
 mod run;
+mod seat;
 mod watchdog;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::convert::Infallible;
 use core::panic::PanicInfo;
 
@@ -35,6 +38,7 @@ use crate::backend::{AmdV, Backend, Vendor, VtX};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::partition::Partition;
+use crate::processors::Processor;
 use crate::refusal::{Refusal, refuse};
 
 /// Where `boot`'s entry code jumps to, in long mode on the boot stack.
@@ -61,35 +65,50 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
     let firmware = acpi::Platform::read(info.rsdp)?;
     let hardware = Hardware::bring_up(info, &config, firmware)?;
     match vendor {
-        Vendor::VtX => start::<VtX>(&hardware, &config, started),
-        Vendor::AmdV => start::<AmdV>(&hardware, &config, started),
+        Vendor::VtX => start::<VtX>(hardware, &config, started),
+        Vendor::AmdV => start::<AmdV>(hardware, &config, started),
     }
 }
 
-/// Switches virtualization on, builds the guest and runs it.
+/// Builds the guests, and gives each of their CPUs its processor.
 fn start<B: Backend>(
-    hardware: &Hardware,
+    hardware: Hardware,
     config: &Config,
     started: u64,
 ) -> Result<Infallible, Refusal> {
-    let backend = B::enable(hardware.memory)?;
-    let [guest] = config.guests.as_slice() else {
-        return Err(refuse!(
-            "nexit.toml: it has {} guests, and this version runs one: remove the others",
-            config.guests.len()
-        ));
-    };
-    let mut partition = Partition::build(&backend, hardware, guest)?;
-    watchdog::arm(hardware, &mut partition.vcpu);
+    let hardware: &'static Hardware = Box::leak(Box::new(hardware));
+    let mut partitions: Vec<&'static Partition<B>> = Vec::new();
+    for guest in &config.guests {
+        partitions.push(&*Box::leak(Box::new(Partition::build(B::check()?, hardware, guest)?)));
+    }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
     console::report(format_args!(
         "{{\"backend\":\"{}\",\"iommu\":\"{iommu}\",\"boot_tsc\":{},\"memory_bytes\":{}}}",
         B::NAME,
         tsc() - started,
-        hardware.own_memory(&partition.ram)
+        hardware.own_memory(partitions.iter().map(|partition| partition.ram_bytes).sum())
     ));
-    logln!("guest {}: entering", guest.name);
-    run::run(hardware, partition)
+    run::expect_guests(partitions.len());
+    for (partition, guest) in partitions.into_iter().zip(&config.guests) {
+        logln!("guest {}: entering", guest.name);
+        for (index, seat) in partition.seats.iter().enumerate() {
+            let job = move |processor: &Processor| {
+                if let Err(refusal) = run::run::<B>(hardware, partition, index, processor) {
+                    power::refuse(&refusal);
+                }
+            };
+            processors::assign(seat.processor, Box::new(job));
+        }
+    }
+    let processor = Processor { apic: hardware.apic, tss_base: hardware.tss_base };
+    if let Some(job) = processors::take_job(hardware.apic.id()) {
+        job(&processor);
+    }
+    loop {
+        // SAFETY: the handlers are installed, and no guest runs here now.
+        unsafe { hardware.apic.nap() };
+        watchdog::call(hardware, hardware.apic);
+    }
 }
 
 /// Finds and parses `nexit.toml`.

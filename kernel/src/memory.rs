@@ -43,6 +43,11 @@ impl Memory {
         Self(())
     }
 
+    /// The machine's free memory, once it has been taken over.
+    pub(crate) fn handle() -> Self {
+        Self(())
+    }
+
     /// Takes contiguous memory; its content is whatever was there.
     pub(crate) fn allocate(self, bytes: u64, alignment: u64, below: Option<Hpa>) -> Option<Hpa> {
         FRAMES.lock().as_mut()?.allocate(bytes, alignment, below)
@@ -67,6 +72,53 @@ impl Memory {
     pub(crate) fn frames(mut self, bytes: u64) -> Result<Hpa, Refusal> {
         self.allocate_contiguous(bytes).ok_or_else(out_of_memory)
     }
+}
+
+/// A stack of `bytes` with an unmapped page below it; its top.
+pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
+    let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE, None).ok_or_else(out_of_memory)?;
+    let mut table = HOST_TABLE.lock();
+    let table = table.as_mut().ok_or_else(out_of_memory)?;
+    // No other CPU has touched that page yet, and this one never does again.
+    table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE)?.nothing_cached();
+    Ok(guard.as_u64() + PAGE_SIZE + bytes)
+}
+
+/// Makes pages executable and read-only.
+pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
+    let mut table = HOST_TABLE.lock();
+    let table = table.as_mut().ok_or_else(out_of_memory)?;
+    protect(table, memory, range, Access::READ_EXECUTE)?;
+    Ok(())
+}
+
+/// Makes pages plain data again.
+pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
+    let mut table = HOST_TABLE.lock();
+    let table = table.as_mut().ok_or_else(out_of_memory)?;
+    protect(table, memory, range, Access::READ_WRITE)?;
+    // SAFETY: the same table again, to drop what this CPU has cached of it. The others have not
+    // touched these pages since they left them.
+    unsafe { load_cr3(table.root()) };
+    Ok(())
+}
+
+/// A copy of the root table below 4 GiB, where a processor that leaves real mode can load it.
+pub(crate) fn copy_root_below_4_gib(memory: Memory) -> Result<Hpa, Refusal> {
+    let below = Some(Hpa::new(FOUR_GIB));
+    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE, below).ok_or_else(out_of_memory)?;
+    // SAFETY: the root is a page of the pool's, identity-mapped.
+    let from = unsafe { physical::bytes(root(), PAGE_SIZE as usize) };
+    // SAFETY: fresh memory of the pool.
+    unsafe { physical::bytes_mut(copy, PAGE_SIZE as usize) }.copy_from_slice(from);
+    Ok(copy)
+}
+
+/// Switches the CPU that calls to the hypervisor's page table.
+pub(crate) fn use_own_table() {
+    enable_no_execute();
+    // SAFETY: the table maps the image and every stack where the start page's table does.
+    unsafe { load_cr3(root()) };
 }
 
 /// The sentence for an empty pool.

@@ -5,33 +5,37 @@
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::machine::{GuestMemory, Machine};
-use arch::msr::PortRange;
-use arch::vcpu::{StartState, Vcpu};
+use arch::msr::{MsrPass, PortRange};
+use arch::vcpu::{InterruptMode, StartState};
 use arch::{ApicId, Bdf, Gpa, Hpa, Iova};
 use boot::Module;
 use config::GuestConfig;
 use cpu::config_space::MachineConfigSpace;
 use cpu::{instructions, physical};
 use guest::acpi::Parameters;
-use guest::cpuid::CpuidPolicy;
+use guest::cpuid::{CpuidPolicy, Vendor};
 use guest::load::{LoadRequest, Source};
 use guest::memory_map::{ACPI_TABLES, Ecam, GpaRange, MemoryMap};
 use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
-use guest::vm::{CpuState, Platform, Vm};
+use guest::vm::{CpuState, Outcome, Platform, Vm};
 use mem::{Access, MemoryType, Table};
+use spin::{Mutex, Once};
 
 use crate::backend::{Backend, VcpuParts};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::machine::GuestMachine;
 use crate::memory::{self, Memory};
+use crate::processors::Processor;
 use crate::ram::{GuestRam, MOST_BLOCKS, RamBlock};
 use crate::refusal::{Refusal, refuse};
 use crate::routes::Routes;
+use crate::seat::Seat;
 
 /// The edge types of a back end, for policy.
 pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
@@ -45,31 +49,51 @@ impl<B: Backend> Platform for Edge<B> {
 
 /// A guest, ready to be entered.
 pub(crate) struct Partition<B: Backend> {
+    pub(crate) shared: Mutex<Shared<B>>,
+    /// Its virtual CPUs, by index.
+    pub(crate) seats: &'static [Seat],
+    /// Where its boot processor begins.
+    pub(crate) start: StartState,
+    pub(crate) outcome: Once<Outcome>,
+    mode: InterruptMode,
+    vendor: Vendor,
+    clock: Option<ClockBase>,
+    nested_root: Hpa,
+    msr_passes: Vec<MsrPass>,
+    port_passes: Vec<PortRange>,
+    /// Virtual CPUs that have not left.
+    present: AtomicUsize,
+    /// Bytes of the machine's free memory that became its RAM.
+    pub(crate) ram_bytes: u64,
+}
+
+/// What the CPUs of a guest share, behind its lock.
+pub(crate) struct Shared<B: Backend> {
     pub(crate) vm: Vm,
-    pub(crate) cpu: CpuState,
-    pub(crate) vcpu: B::Cpu,
     pub(crate) machine: GuestMachine<B::Format>,
     pub(crate) ram: GuestRam,
     pub(crate) config: MachineConfigSpace,
 }
 
 impl<B: Backend> Partition<B> {
-    /// Builds the partition of `guest` on the CPU that calls.
+    /// Builds the partition of `guest`, whose nested table has `format`.
     pub(crate) fn build(
-        backend: &B,
+        format: B::Format,
         hardware: &Hardware,
         guest: &GuestConfig,
     ) -> Result<Self, Refusal> {
         let memory = hardware.memory;
-        check_cpus(hardware, guest)?;
+        let seats = seats(hardware, guest)?;
         check_ports(guest)?;
         let kernel = file(hardware, guest, "kernel", &guest.kernel)?;
         let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
         let initrd = initrd.transpose()?;
         let map = memory_map(hardware, guest);
+        let before = memory.taken();
         let mut ram = allocate(hardware, guest, &map)?;
+        let ram_bytes = memory.taken() - before;
         ram.scrub();
-        let mut nested = Table::new(backend.format(), &mut { memory })?;
+        let mut nested = Table::new(format, &mut { memory })?;
         map_ram(&mut nested, memory, &ram)?;
         logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
         let mut config = hardware.config;
@@ -77,65 +101,102 @@ impl<B: Backend> Partition<B> {
         let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let nested_root = nested.root();
-        let shadow = [memory.frame()?, memory.frame()?];
+        let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
         let clock = hardware.clock;
-        let mut machine =
-            GuestMachine::new(memory, nested, ram.clone(), shadow, hardware.apic, clock, routes);
-        let ids = (0..guest.cpus.len() as u32).map(ApicId).collect();
-        let cpuid = CpuidPolicy::new(ids, &machine);
-        let ports = port_passes(guest, &bus);
-        let mut vm = Vm::new(
-            guest.name.clone(),
-            guest.interrupts,
-            vec_of(hardware, guest),
-            cpuid,
-            bus,
-            lines,
+        let mut machine = GuestMachine::new(
+            memory,
+            nested,
+            ram.clone(),
+            shadow,
+            hardware.apic,
+            clock,
+            routes,
+            seats,
         );
-        let state = load(guest, &map, &mut ram, kernel, initrd)?;
+        let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
+        let port_passes = port_passes(guest, &bus);
+        let cpus = seats.iter().map(|seat| seat.processor).collect();
+        let mut vm = Vm::new(guest.name.clone(), guest.interrupts, cpus, cpuid, bus, lines);
+        let start = load(guest, &map, &mut ram, kernel, initrd)?;
         let clock = vm.cpuid.kvmclock().then(|| ClockBase { tsc: machine.tsc() });
-        let vendor = guest::cpuid::Vendor::of(&machine);
-        let cpu = CpuState::new(0, guest.interrupts, vendor, clock);
+        let vendor = Vendor::of(&machine);
         let mut msr_passes = guest::msr::passes().to_vec();
         msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
-        let parts = VcpuParts {
-            mode: guest.interrupts,
-            nested_root,
-            msr_passes: &msr_passes,
-            port_passes: &ports,
-            tag: 1,
-            host_tss_base: hardware.tss_base,
-        };
-        let mut vcpu = backend.vcpu(memory, &parts)?;
-        vcpu.load(&state);
         let mut nobody = |_| None;
         let mut host = Host { machine: &mut machine, config: &mut config, target: &mut nobody };
         vm.bus.attach(&mut host);
-        Ok(Self { vm, cpu, vcpu, machine, ram, config })
+        Ok(Self {
+            shared: Mutex::new(Shared { vm, machine, ram, config }),
+            seats,
+            start,
+            outcome: Once::new(),
+            mode: guest.interrupts,
+            vendor,
+            clock,
+            nested_root,
+            msr_passes,
+            port_passes,
+            present: AtomicUsize::new(seats.len()),
+            ram_bytes,
+        })
+    }
+
+    /// Makes a virtual CPU on the processor that calls.
+    pub(crate) fn vcpu(
+        &self,
+        backend: &B,
+        hardware: &Hardware,
+        processor: &Processor,
+    ) -> Result<B::Cpu, Refusal> {
+        let parts = VcpuParts {
+            mode: self.mode,
+            nested_root: self.nested_root,
+            msr_passes: &self.msr_passes,
+            port_passes: &self.port_passes,
+            // One guest to a processor: nobody else uses the tag there.
+            tag: 1,
+            host_tss_base: processor.tss_base,
+        };
+        backend.vcpu(hardware.memory, &parts)
+    }
+
+    /// What policy keeps of virtual CPU `index`.
+    pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
+        CpuState::new(index, self.mode, self.vendor, self.clock)
+    }
+
+    /// A virtual CPU has left; `true` if it was the last.
+    pub(crate) fn one_has_left(&self) -> bool {
+        self.present.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
-/// The physical CPUs of a guest. The configuration counts CPUs in the order of the MADT.
-fn vec_of(hardware: &Hardware, guest: &GuestConfig) -> Vec<ApicId> {
+/// APIC identifiers as the guest sees them.
+fn virtual_ids(guest: &GuestConfig) -> Vec<ApicId> {
+    (0..guest.cpus.len() as u32).map(ApicId).collect()
+}
+
+/// The processors of a guest. The configuration counts CPUs in the order of the MADT.
+fn seats(hardware: &Hardware, guest: &GuestConfig) -> Result<&'static [Seat], Refusal> {
+    let mut seats = Vec::with_capacity(guest.cpus.len());
+    for number in &guest.cpus {
+        let id = hardware.cpus.get(*number as usize).filter(|id| hardware.started.contains(id));
+        let id = id.ok_or_else(|| {
+            refuse!(
+                "nexit.toml: guest {}: cpus names CPU {number}, but the machine has {}, counted from \
+                 0: choose among those",
+                guest.name,
+                hardware.started.len()
+            )
+        })?;
+        seats.push(Seat::new(*id, *number));
+    }
+    Ok(seats.leak())
+}
+
+/// The physical CPUs of a guest.
+fn processors(hardware: &Hardware, guest: &GuestConfig) -> Vec<ApicId> {
     guest.cpus.iter().filter_map(|cpu| hardware.cpus.get(*cpu as usize).copied()).collect()
-}
-
-fn check_cpus(hardware: &Hardware, guest: &GuestConfig) -> Result<(), Refusal> {
-    let count = hardware.cpus.len();
-    if let Some(cpu) = guest.cpus.iter().find(|cpu| **cpu as usize >= count) {
-        return Err(refuse!(
-            "nexit.toml: guest {}: cpus names CPU {cpu}, but the machine has {count}, counted from 0",
-            guest.name
-        ));
-    }
-    if vec_of(hardware, guest) != [hardware.apic.id()] {
-        return Err(refuse!(
-            "nexit.toml: guest {}: this version runs a guest on the boot CPU only: write cpus = [{}]",
-            guest.name,
-            hardware.cpus.iter().position(|id| *id == hardware.apic.id()).unwrap_or(0)
-        ));
-    }
-    Ok(())
 }
 
 /// Raw ports must be nobody else's: not a device's that the guest gets anyway, nor what the
@@ -355,7 +416,7 @@ fn routes(
     bus: &mut VirtualBus,
     lines: &[u32],
 ) -> Result<Routes, Refusal> {
-    let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &vec_of(hardware, guest));
+    let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &processors(hardware, guest));
     for (function, messages) in bus.messages() {
         if messages > 0 {
             routes.grant_messages(function, messages)?;
@@ -404,7 +465,7 @@ fn load(
         let bytes = source.get(copy.bytes.clone()).unwrap_or_default();
         ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
     }
-    let apic_ids: Vec<ApicId> = (0..guest.cpus.len() as u32).map(ApicId).collect();
+    let apic_ids = virtual_ids(guest);
     let parameters =
         Parameters { apic_ids: &apic_ids, memory: map, physical_address_bits: address_bits() };
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {

@@ -1,67 +1,155 @@
-//! The run loop: enter the guest, handle the exit, again. Between two exits nothing here runs.
+//! The run loop of one virtual CPU: enter the guest, handle the exit, again. Between two exits
+//! nothing here runs.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::Exit;
-use arch::vcpu::Vcpu;
+use arch::vcpu::{Event, StartState, Vcpu};
 use guest::counters::Counter;
-use guest::vm::{Context, Next, Outcome};
+use guest::vm::{Context, CpuState, Next, Outcome};
 
 use crate::backend::Backend;
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
-use crate::partition::{Edge, Partition};
+use crate::partition::{Edge, Partition, Shared};
+use crate::processors::{self, Processor};
+use crate::refusal::Refusal;
+use crate::seat::Requests;
 use crate::{power, watchdog};
 
-/// Runs the guest until it ends; reports, and switches the machine off.
-pub(crate) fn run<B: Backend>(hardware: &Hardware, mut partition: Partition<B>) -> ! {
-    let outcome = loop {
-        let exit = partition.vcpu.run();
-        let inside = partition.vcpu.take_handled_inside();
-        partition.cpu.counters.add(Counter::ControlRegister, inside);
-        watchdog::look_after(hardware, &exit.reason);
-        if let Next::End(outcome) = partition.handle(&exit) {
-            break outcome;
+/// Guests that have not ended.
+static GUESTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Says how many guests there will be.
+pub(crate) fn expect_guests(count: usize) {
+    GUESTS.store(count, Ordering::Release);
+}
+
+/// A virtual CPU on the processor that calls.
+struct Running<B: Backend> {
+    hardware: &'static Hardware,
+    partition: &'static Partition<B>,
+    cpu: CpuState,
+    vcpu: B::Cpu,
+    /// It waits for a start-up IPI.
+    waiting: bool,
+}
+
+/// Runs virtual CPU `index` of a guest until the guest ends. The last one of the last guest switches
+/// the machine off.
+pub(crate) fn run<B: Backend>(
+    hardware: &'static Hardware,
+    partition: &'static Partition<B>,
+    index: usize,
+    processor: &Processor,
+) -> Result<(), Refusal> {
+    let backend = B::enable(hardware.memory)?;
+    let mut vcpu = partition.vcpu(&backend, hardware, processor)?;
+    watchdog::arm(hardware, &mut vcpu);
+    let cpu = partition.cpu_state(index);
+    let waiting = index != 0;
+    if !waiting {
+        vcpu.load(&partition.start);
+    }
+    let mut running = Running { hardware, partition, cpu, vcpu, waiting };
+    running.until_the_end(processor);
+    running.leave(processor);
+    Ok(())
+}
+
+impl<B: Backend> Running<B> {
+    fn until_the_end(&mut self, processor: &Processor) {
+        let Some(seat) = self.partition.seats.get(self.cpu.index) else { return };
+        loop {
+            let requests = seat.take_requests();
+            if requests.stop() {
+                return;
+            }
+            self.carry_out(requests, processor);
+            if self.waiting {
+                match seat.take_start() {
+                    Some(vector) => {
+                        self.vcpu.load(&StartState::after_sipi(vector));
+                        self.waiting = false;
+                    }
+                    None => B::nap(processor.apic),
+                }
+                continue;
+            }
+            let exit = self.vcpu.run();
+            let inside = self.vcpu.take_handled_inside();
+            self.cpu.counters.add(Counter::ControlRegister, inside);
+            watchdog::look_after(self.hardware, processor.apic, &exit.reason);
+            if let Next::End(outcome) = self.handle(&exit) {
+                self.partition.outcome.call_once(|| outcome);
+                for other in self.partition.seats.iter() {
+                    other.ask_to_stop(processor.apic);
+                }
+            }
         }
-        if partition.machine.take_nested_changed() {
-            partition.vcpu.flush_nested();
+    }
+
+    fn carry_out(&mut self, requests: Requests, processor: &Processor) {
+        if requests.flush() {
+            self.vcpu.flush_nested();
         }
-    };
-    watchdog::last_look(hardware);
-    partition.finish(hardware, outcome);
-    logln!("all guests have ended");
-    power::off(hardware.soft_off)
+        if requests.init() {
+            B::drain(processor.apic);
+            self.with_context(|context| context.init());
+            self.waiting = true;
+        }
+        if requests.nmi() && !self.waiting {
+            self.vcpu.inject(Event::nmi());
+        }
+    }
+
+    fn handle(&mut self, exit: &Exit) -> Next {
+        self.with_context(|context| context.handle(exit))
+    }
+
+    fn with_context<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
+        let mut shared = self.partition.shared.lock();
+        let Shared { vm, machine, ram, config } = &mut *shared;
+        let mut context: Context<'_, Edge<B>> =
+            Context { vm, cpu: &mut self.cpu, vcpu: &mut self.vcpu, machine, memory: ram, config };
+        let result = work(&mut context);
+        if machine.take_nested_changed() {
+            self.vcpu.flush_nested();
+            machine.ask_others_to_flush();
+        }
+        result
+    }
+
+    /// Leaves the guest: its interrupts are gone from this processor, and the last CPU to leave takes
+    /// the devices back and reports.
+    fn leave(mut self, processor: &Processor) {
+        B::drain(processor.apic);
+        processors::set_busy(processor.apic.id(), false);
+        if let Some(seat) = self.partition.seats.get(self.cpu.index) {
+            *seat.counters.lock() = core::mem::take(&mut self.cpu.counters);
+        }
+        if !self.partition.one_has_left() {
+            return;
+        }
+        watchdog::last_look(self.hardware);
+        self.partition.finish();
+        if GUESTS.fetch_sub(1, Ordering::AcqRel) == 1 {
+            logln!("all guests have ended");
+            power::off(self.hardware.soft_off)
+        }
+    }
 }
 
 impl<B: Backend> Partition<B> {
-    fn handle(&mut self, exit: &Exit) -> Next {
-        let mut context: Context<'_, Edge<B>> = Context {
-            vm: &mut self.vm,
-            cpu: &mut self.cpu,
-            vcpu: &mut self.vcpu,
-            machine: &mut self.machine,
-            memory: &mut self.ram,
-            config: &mut self.config,
-        };
-        context.handle(exit)
-    }
-
     /// Takes the devices back and reports.
-    fn finish(&mut self, hardware: &Hardware, outcome: Outcome) {
+    fn finish(&self) {
+        let mut shared = self.shared.lock();
+        let Shared { vm, machine, config, .. } = &mut *shared;
         let mut nobody = |_| None;
-        let mut host = guest::pci::Host {
-            machine: &mut self.machine,
-            config: &mut self.config,
-            target: &mut nobody,
-        };
-        self.vm.bus.detach(&mut host);
-        self.machine.routes().revoke_all();
-        let (name, key) = (&self.vm.name, outcome.key());
-        let own = hardware.cpus.iter().position(|id| *id == hardware.apic.id());
-        let cpu = own.unwrap_or(0) as u32;
-        logln!("guest {name}: {key} after {} exits", self.cpu.counters.total());
-        console::report(format_args!(
-            "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{key}\",\"vcpus\":[{}]}}}}",
-            name.escape_default(),
-            self.cpu.counters.report(cpu)
-        ));
+        let mut host = guest::pci::Host { machine, config, target: &mut nobody };
+        vm.bus.detach(&mut host);
+        machine.routes().revoke_all();
+        let outcome = self.outcome.get().copied().unwrap_or(Outcome::Crash);
+        console::report_guest(&vm.name, outcome.key(), self.seats);
     }
 }

@@ -8,7 +8,10 @@ use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
 use arch::iommu::{Fault, InterruptSource, IommuError};
 use arch::vcpu::Vcpu;
 use arch::{ApicId, Vector};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use cpu::instructions::tsc;
+use cpu::local_apic::LocalApic;
+use spin::Once;
 
 use crate::bring_up::Hardware;
 use crate::console::logln;
@@ -17,15 +20,20 @@ use crate::console::logln;
 const MOST_FAULTS_LOGGED: u32 = 16;
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
+static HPET: Once<()> = Once::new();
+/// TSC at the last call.
+static LAST_CALL: AtomicU64 = AtomicU64::new(0);
 
-/// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second.
+/// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
+/// calls the boot processor, which passes the call on.
 pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
-    if vcpu.set_preemption_timer(Some(hardware.clock.tsc_khz * 1000)) {
-        logln!("watchdog: the VMX preemption timer, once a second");
-    } else if let Err(why) = arm_hpet(hardware) {
-        logln!("watchdog: none ({why}): a guest that hangs with interrupts off stays that way");
-    } else {
-        logln!("watchdog: the HPET by NMI, once a second");
+    if !vcpu.set_preemption_timer(Some(hardware.clock.tsc_khz * 1000)) {
+        HPET.call_once(|| match arm_hpet(hardware) {
+            Ok(()) => logln!("watchdog: the HPET by NMI, once a second"),
+            Err(why) => logln!(
+                "watchdog: none ({why}): a guest that hangs with interrupts off stays that way"
+            ),
+        });
     }
 }
 
@@ -66,10 +74,31 @@ fn route(
 }
 
 /// What the host does at the watchdog's call, before the guest's policy sees it.
-pub(crate) fn look_after(hardware: &Hardware, reason: &ExitReason) {
-    if !matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+pub(crate) fn look_after(hardware: &Hardware, own: LocalApic, reason: &ExitReason) {
+    if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer)
+        && own.id() == hardware.apic.id()
+    {
+        call(hardware, own);
+    }
+}
+
+/// At most every half second: reads the IOMMU's fault records, and on AMD-V passes the call on to
+/// the other processors.
+pub(crate) fn call(hardware: &Hardware, own: LocalApic) {
+    let (now, last) = (tsc(), LAST_CALL.load(Ordering::Relaxed));
+    if now.wrapping_sub(last) < hardware.clock.tsc_khz * 500 {
         return;
     }
+    LAST_CALL.store(now, Ordering::Relaxed);
+    read_faults(hardware);
+    if HPET.is_completed() {
+        for id in hardware.busy().filter(|id| *id != own.id()) {
+            own.send_nmi(id);
+        }
+    }
+}
+
+fn read_faults(hardware: &Hardware) {
     let Some(iommu) = hardware.iommu else { return };
     let lost = iommu.lock().poll_faults(&mut log_fault);
     if lost > 0 {
@@ -88,7 +117,7 @@ fn log_fault(fault: Fault) {
 
 /// Reads the fault records once more, and says how many faults there were.
 pub(crate) fn last_look(hardware: &Hardware) {
-    look_after(hardware, &ExitReason::Nmi);
+    read_faults(hardware);
     let faults = FAULTS.load(Ordering::Relaxed);
     if faults > 0 {
         logln!("IOMMU faults: {faults}");

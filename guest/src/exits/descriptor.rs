@@ -97,31 +97,49 @@ impl<P: Platform> Context<'_, P> {
         Some(ShadowIdt::new(table, format, pages))
     }
 
-    /// Gives the pages of the shadow before back, and puts `shadow` where the guest has its IDT.
-    fn place_shadow(&mut self, shadow: Option<ShadowIdt>) {
-        for slot in [0, 1] {
-            self.machine.set_shadow_page(slot, None);
+    /// Gives the pages of this CPU's shadow before back, unless another CPU uses it too, and puts
+    /// `shadow` where the guest has its IDT.
+    pub(super) fn place_shadow(&mut self, shadow: Option<ShadowIdt>) {
+        let change = self.vm.shadows.load(self.cpu.index, shadow);
+        if let Some(place) = change.freed {
+            self.clear_place(place);
         }
-        self.cpu.shadow = shadow;
+        self.cpu.shadow = change.place;
         self.exception_intercepts();
-        self.derive_pages(|machine, slot, page| machine.set_shadow_page(slot, Some(page)));
-    }
-
-    /// Derives the whole shadow anew: the hypervisor wrote to the guest's memory.
-    pub(super) fn refresh_shadow(&mut self) {
-        self.derive_pages(|_, _, _| {});
-    }
-
-    fn derive_pages(&mut self, then: impl Fn(&mut P::Machine, usize, Gpa)) {
-        let Some(idt) = self.cpu.shadow else { return };
-        for (slot, page) in idt.pages().into_iter().enumerate() {
-            let Some(page) = page else { continue };
-            let mut real = [0; PAGE_SIZE as usize];
-            if self.memory.read(page, &mut real).is_ok() {
-                idt.derive(slot, 0, &real, &self.cpu.grants, self.machine.shadow_page(slot));
-                then(self.machine, slot, page);
+        if let (Some(place), Some(idt)) = (change.taken, shadow) {
+            for (page, gpa) in self.derive_pages(place, idt).into_iter().enumerate() {
+                self.machine.set_shadow_page(2 * place + page, gpa);
             }
         }
+    }
+
+    fn clear_place(&mut self, place: usize) {
+        for slot in [2 * place, 2 * place + 1] {
+            self.machine.set_shadow_page(slot, None);
+        }
+    }
+
+    /// Derives every shadow anew: the hypervisor wrote to the guest's memory.
+    pub(super) fn refresh_shadow(&mut self) {
+        for place in 0..self.vm.cpus.len() {
+            if let Some(idt) = self.vm.shadows.table(place) {
+                self.derive_pages(place, idt);
+            }
+        }
+    }
+
+    /// Derives the shadow pages of a table; those that are the guest's RAM.
+    fn derive_pages(&mut self, place: usize, idt: ShadowIdt) -> [Option<Gpa>; 2] {
+        let mut pages = idt.pages();
+        for (page, gpa) in pages.iter_mut().enumerate() {
+            let mut real = [0; PAGE_SIZE as usize];
+            *gpa = gpa.filter(|gpa| self.memory.read(*gpa, &mut real).is_ok());
+            if gpa.is_some() {
+                let shadow = self.machine.shadow_page(2 * place + page);
+                idt.derive(page, 0, &real, &self.vm.grants, shadow);
+            }
+        }
+        pages
     }
 
     /// A page of the IDT is written in a way that cannot be carried out here: it holds the stack,
@@ -131,7 +149,13 @@ impl<P: Platform> Context<'_, P> {
         self.note(format_args!(
             "the page of its IDT at {gpa} is its stack or GDT, too: no gate is closed any more"
         ));
-        self.place_shadow(None);
+        for place in 0..self.vm.cpus.len() {
+            if self.vm.shadows.forget(place, gpa) {
+                self.clear_place(place);
+            }
+        }
+        self.cpu.shadow = None;
+        self.exception_intercepts();
         Next::Resume
     }
 

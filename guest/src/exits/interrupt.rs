@@ -4,21 +4,21 @@
 //! In the exitless mode a granted vector never comes here.
 
 use arch::interrupt::TriggerMode;
-use arch::machine::Machine;
+use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Reason, Verdict};
+use eli::{Destination, Reason, ShadowIdt, Verdict, VirtualApic};
 
 use crate::vm::{Context, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
     /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
     pub(super) fn exception(&mut self, exit: &Exit) -> Next {
-        let (shadow, memory) = (self.cpu.shadow, &*self.memory);
+        let (shadow, memory) = (self.shadow(), &*self.memory);
         let present = |vector| shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
-        match eli::judge(exit, &self.cpu.grants, present) {
+        match eli::judge(exit, &self.vm.grants, present) {
             Some(Verdict::GrantAndRedeliver(vector)) => {
                 self.grant(vector, Reason::SelfArrival);
                 // It is in service already: injected, it ends with the guest's own EOI.
@@ -39,22 +39,26 @@ impl<P: Platform> Context<'_, P> {
 
     /// Makes a vector the guest's: from now on it arrives with no exit.
     pub(super) fn grant(&mut self, vector: Vector, why: Reason) {
-        if self.vm.mode == InterruptMode::Exitless && self.cpu.grants.grant(vector, why) == Ok(true)
+        if self.vm.mode == InterruptMode::Exitless && self.vm.grants.grant(vector, why) == Ok(true)
         {
             self.derive_gate(vector);
         }
     }
 
-    /// Derives the byte of a vector's shadow gate that holds the present bit.
-    pub(super) fn derive_gate(&mut self, vector: Vector) {
-        let Some(idt) = self.cpu.shadow else { return };
-        let (Some(at), Some(flags)) =
-            (idt.flags_position(vector), idt.real_flags(vector, self.memory))
-        else {
-            return;
-        };
-        let shadow = self.machine.shadow_page(at.page);
-        idt.derive(at.page, at.offset, &[flags], &self.cpu.grants, shadow);
+    /// Derives the byte of a vector's shadow gate that holds the present bit, in every table.
+    fn derive_gate(&mut self, vector: Vector) {
+        for (place, idt) in self.vm.shadows.tables() {
+            let flags = idt.real_flags(vector, self.memory);
+            if let (Some(at), Some(flags)) = (idt.flags_position(vector), flags) {
+                let shadow = self.machine.shadow_page(2 * place + at.page);
+                idt.derive(at.page, at.offset, &[flags], &self.vm.grants, shadow);
+            }
+        }
+    }
+
+    /// The shadowed table of this CPU.
+    pub(super) fn shadow(&self) -> Option<ShadowIdt> {
+        self.cpu.shadow.and_then(|place| self.vm.shadows.table(place))
     }
 
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
@@ -97,33 +101,53 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Sends an interprocessor interrupt. The guest has one CPU: what is not for that one is for
-    /// nobody.
-    pub(super) fn send_ipi(&mut self, request: IcrRequest) {
-        if !self.cpu.apic.accepts(request.destination, true) {
-            return;
-        }
-        match request.kind {
-            IpiKind::Fixed | IpiKind::LowestPriority => {
-                self.grant(request.vector, Reason::Ipi);
-                self.deliver(request.vector);
-            }
-            IpiKind::Nmi => self.vcpu.inject(Event {
-                vector: Vector(2),
-                kind: arch::vcpu::EventKind::Nmi,
-                error_code: None,
-                instruction_length: 0,
-            }),
-            // INIT and start-up of the CPU that runs are ignored, as by hardware's own start-up
-            // protocol, which excludes the sender.
-            IpiKind::Init | IpiKind::Startup => {}
+    /// Raises an interrupt on virtual CPU `cpu`.
+    pub(super) fn deliver_to(&mut self, cpu: usize, vector: Vector) {
+        if cpu == self.cpu.index {
+            self.deliver(vector);
+        } else {
+            self.machine.send_ipi(cpu, vector);
         }
     }
 
-    /// The physical CPU that an interrupt for `destination` of the guest goes to.
-    pub(super) fn physical(&self, destination: u8, logical: bool) -> Option<ApicId> {
-        let accepted = self.cpu.apic.accepts_message(destination, logical);
-        accepted.then(|| self.vm.cpus.get(self.cpu.index).copied()).flatten()
+    /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for.
+    pub(super) fn send_ipi(&mut self, request: IcrRequest) {
+        for cpu in 0..self.vm.cpus.len() {
+            if !accepts(&self.cpu.apic, self.cpu.index, cpu, request.destination) {
+                continue;
+            }
+            let own = cpu == self.cpu.index;
+            if matches!(request.kind, IpiKind::Fixed | IpiKind::LowestPriority) {
+                self.grant(request.vector, Reason::Ipi);
+            }
+            match request.kind {
+                IpiKind::Fixed => self.deliver_to(cpu, request.vector),
+                IpiKind::LowestPriority => return self.deliver_to(cpu, request.vector),
+                IpiKind::Nmi if own => self.vcpu.inject(Event::nmi()),
+                IpiKind::Nmi => self.machine.request(cpu, CpuRequest::Nmi),
+                // To the CPU that sends them they mean nothing.
+                IpiKind::Init | IpiKind::Startup if own => {}
+                IpiKind::Init => {
+                    self.vm.started &= !(1 << (cpu & 63));
+                    self.machine.request(cpu, CpuRequest::Init);
+                }
+                IpiKind::Startup => {
+                    self.vm.started |= 1 << (cpu & 63);
+                    self.machine.request(cpu, CpuRequest::Start(request.vector.0));
+                }
+            }
+        }
+    }
+
+    /// INIT reaches this CPU: its local APIC is reset, and it has no IDT any more.
+    pub fn init(&mut self) {
+        self.cpu.apic.init();
+        self.place_shadow(None);
+    }
+
+    /// The virtual CPU that a message or line with this 8-bit destination field goes to.
+    pub(super) fn addressee(&self, destination: u8, logical: bool) -> Option<usize> {
+        addressee(&self.cpu.apic, self.cpu.index, self.vm.cpus.len(), destination, logical)
     }
 
     /// Before each entry of the exiting mode: inject what is due, or ask for the moment to.
@@ -149,8 +173,40 @@ impl<P: Platform> Context<'_, P> {
         if self.vm.mode == InterruptMode::Exiting {
             return;
         }
-        let covered = self.cpu.shadow.is_none_or(|idt| idt.covers(Vector(255)));
+        let covered = self.shadow().is_none_or(|idt| idt.covers(Vector(255)));
         let short = if covered { 0 } else { 1 << exception::GP };
         self.vcpu.set_exception_intercepts(1 << exception::NP | short);
     }
+}
+
+/// Whether an interrupt that CPU `own`, with local APIC `apic`, sends is for virtual CPU `cpu`.
+fn accepts(apic: &VirtualApic, own: usize, cpu: usize, destination: Destination) -> bool {
+    if cpu == own {
+        apic.accepts(destination, true)
+    } else {
+        destination.includes(ApicId(cpu as u32), false)
+    }
+}
+
+/// The first of `count` CPUs that a message's destination field names; seen from CPU `own`.
+pub(super) fn addressee(
+    apic: &VirtualApic,
+    own: usize,
+    count: usize,
+    destination: u8,
+    logical: bool,
+) -> Option<usize> {
+    let set = match (logical, apic.in_x2apic_mode()) {
+        (true, true) => Destination::Logical(destination.into()),
+        (true, false) => Destination::LogicalXapic(destination),
+        (false, _) if destination == u8::MAX => Destination::All,
+        (false, _) => Destination::Physical(ApicId(destination.into())),
+    };
+    (0..count).find(|cpu| {
+        if *cpu == own {
+            apic.accepts_message(destination, logical)
+        } else {
+            set.includes(ApicId(*cpu as u32), false)
+        }
+    })
 }

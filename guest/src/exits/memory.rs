@@ -12,6 +12,7 @@ use insn::Operation;
 use pci::{Destination, GuestInterrupt};
 
 use super::access::{self, AddressSpace, Refused};
+use super::interrupt::addressee;
 use crate::devices::ioapic::{self, IoApicEffect, RedirectionEntry};
 use crate::devices::uart;
 use crate::pci::{Host, VirtualBus};
@@ -25,7 +26,7 @@ impl<P: Platform> Context<'_, P> {
         if fault.fetch {
             return self.crash(format_args!("it ran into {gpa}, where it has no memory"));
         }
-        let shadowed = self.cpu.shadow.is_some_and(|idt| idt.page_of(gpa).is_some());
+        let shadowed = self.vm.shadows.covers(gpa);
         if fault.table_walk || delivering {
             if shadowed {
                 return self.show_real_table(gpa);
@@ -70,15 +71,16 @@ impl<P: Platform> Context<'_, P> {
         work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
     ) {
         let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
-        let (apic, cpus, index) = (&self.cpu.apic, &self.vm.cpus, self.cpu.index);
+        let (apic, cpus, own) = (&self.cpu.apic, &self.vm.cpus, self.cpu.index);
         let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
-            let accepted = match interrupt.destination {
-                Destination::Physical(id) => apic.accepts_message(id, false),
-                Destination::Logical(set) => apic.accepts_message(set, true),
+            let (field, logical) = match interrupt.destination {
+                Destination::Physical(id) => (id, false),
+                Destination::Logical(set) => (set, true),
             };
+            let cpu = addressee(apic, own, cpus.len(), field, logical)?;
             // A vector that finds no room here is granted at its first arrival.
             let _ = granted.try_push(interrupt.vector);
-            accepted.then(|| cpus.get(index).map(|cpu| interrupt.target(*cpu))).flatten()
+            cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
         };
         let mut host =
             Host { machine: &mut *self.machine, config: &mut *self.config, target: &mut target };
@@ -92,8 +94,9 @@ impl<P: Platform> Context<'_, P> {
     pub(super) fn raise_line(&mut self, gsi: u32) {
         let Some(entry) = self.vm.io_apic.entry(gsi) else { return };
         let live = !entry.masked() && entry.delivers_vector();
-        if live && self.physical(entry.destination(), entry.logical()).is_some() {
-            self.deliver(entry.vector());
+        let cpu = self.addressee(entry.destination(), entry.logical());
+        if let Some(cpu) = cpu.filter(|_| live) {
+            self.deliver_to(cpu, entry.vector());
         }
     }
 
@@ -108,7 +111,8 @@ impl<P: Platform> Context<'_, P> {
     /// vector is granted.
     fn redirect(&mut self, gsi: u32, entry: RedirectionEntry) {
         let live = !entry.masked() && entry.delivers_vector();
-        let destination = self.physical(entry.destination(), entry.logical());
+        let cpu = self.addressee(entry.destination(), entry.logical());
+        let destination = cpu.and_then(|cpu| self.vm.cpus.get(cpu).copied());
         let target = destination.filter(|_| live).map(|destination| InterruptTarget {
             vector: entry.vector(),
             destination,
@@ -217,12 +221,14 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
 impl<P: Platform> Context<'_, P> {
     /// The guest wrote `bytes` at `gpa`: the shadow of a page of its IDT follows.
     fn rederive(&mut self, gpa: Gpa, bytes: &[u8]) {
-        let Some(idt) = self.cpu.shadow else { return };
-        let Some(page) = idt.page_of(gpa) else { return };
-        let within = (PAGE_SIZE - gpa.page_offset()) as usize;
-        let bytes = bytes.get(..within).unwrap_or(bytes);
         let offset = gpa.page_offset() as usize;
-        let shadow = self.machine.shadow_page(page);
-        idt.derive(page, offset, bytes, &self.cpu.grants, shadow);
+        let within = PAGE_SIZE as usize - offset;
+        let bytes = bytes.get(..within).unwrap_or(bytes);
+        for (place, idt) in self.vm.shadows.tables() {
+            if let Some(page) = idt.page_of(gpa) {
+                let shadow = self.machine.shadow_page(2 * place + page);
+                idt.derive(page, offset, bytes, &self.vm.grants, shadow);
+            }
+        }
     }
 }

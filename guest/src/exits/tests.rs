@@ -3,6 +3,7 @@
 mod interrupts;
 mod memory;
 mod ports;
+mod processors;
 mod registers;
 mod standstill;
 mod tables;
@@ -208,7 +209,7 @@ impl World {
     }
 
     fn grant(&mut self, vector: u8) {
-        self.cpu.grants.grant(Vector(vector), eli::Reason::Device).unwrap();
+        self.vm.grants.grant(Vector(vector), eli::Reason::Device).unwrap();
     }
 
     fn count(&self, counter: Counter) -> u64 {

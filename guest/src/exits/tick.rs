@@ -33,6 +33,11 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn halted(&mut self) -> Next {
+        self.vm.standing |= 1 << (self.cpu.index & 63);
+        if self.vm.started & !self.vm.standing != 0 {
+            // Another CPU goes on: this one was taken offline.
+            return Next::Resume;
+        }
         let name = &self.vm.name;
         self.machine.log(format_args!("guest {name}: it halted with interrupts off: it is done"));
         Next::End(Outcome::Halted)
@@ -47,6 +52,7 @@ impl<P: Platform> Context<'_, P> {
         let rip = self.vcpu.rip();
         if self.interrupts_enabled() || !(self.vcpu.halted() || self.behind_hlt()) {
             self.cpu.standstill = Standstill::default();
+            self.vm.standing &= !(1 << (self.cpu.index & 63));
             return false;
         }
         let same = self.cpu.standstill.rip == rip;

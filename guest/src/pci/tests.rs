@@ -117,6 +117,8 @@ impl Machine for Recorder {
     }
     fn self_ipi(&mut self, _: Vector) {}
     fn eoi(&mut self) {}
+    fn send_ipi(&mut self, _: usize, _: Vector) {}
+    fn request(&mut self, _: usize, _: arch::machine::CpuRequest) {}
     fn route(
         &mut self,
         line: InterruptLine,

@@ -1,0 +1,53 @@
+//! Several CPUs of one guest.
+
+use arch::machine::CpuRequest;
+use arch::msr::IA32_X2APIC_ICR;
+use arch::{ApicId, Vector};
+
+use super::*;
+
+/// A guest of `count` CPUs; the world's own is the first.
+fn of_cpus(count: u32) -> World {
+    let mut world = World::with_idt();
+    world.vm.cpus = (0..count).map(|cpu| ApicId(10 * cpu)).collect();
+    world
+}
+
+#[test]
+fn a_fixed_ipi_goes_to_the_cpus_that_it_names_and_to_no_other() {
+    const VECTOR: u8 = 0x51;
+    let fixed = 0x4000 | u64::from(VECTOR);
+    let cases: [(u64, &[usize]); 4] = [
+        (2 << 32 | fixed, &[2]),
+        (0xc_0000 | fixed, &[1, 2, 3]),
+        (0b1010_u64 << 32 | 0x800 | fixed, &[1, 3]),
+        (9 << 32 | fixed, &[]),
+    ];
+    for (icr, expected) in cases {
+        let mut world = of_cpus(4);
+        world.wrmsr(IA32_X2APIC_ICR, icr);
+        let sent: Vec<usize> = world.machine.ipis.iter().map(|(cpu, _)| *cpu).collect();
+        assert_eq!(sent, expected, "{icr:#x}");
+        assert!(world.machine.ipis.iter().all(|(_, vector)| *vector == Vector(VECTOR)));
+        assert!(world.machine.self_ipis.is_empty());
+        assert_eq!(world.vm.grants.allows(Vector(VECTOR)), !expected.is_empty());
+    }
+}
+
+#[test]
+fn init_start_up_and_nmi_are_requests_to_the_other_cpu() {
+    let mut world = of_cpus(2);
+    for icr in [0x4500, 0x4699, 0x0400] {
+        world.wrmsr(IA32_X2APIC_ICR, 1 << 32 | icr);
+    }
+    let expected = [(1, CpuRequest::Init), (1, CpuRequest::Start(0x99)), (1, CpuRequest::Nmi)];
+    assert_eq!(world.machine.requests, expected);
+    assert!(world.machine.ipis.is_empty());
+}
+
+#[test]
+fn a_lowest_priority_ipi_goes_to_one_cpu() {
+    let mut world = of_cpus(4);
+    world.wrmsr(IA32_X2APIC_ICR, 0b1110_u64 << 32 | 0x4900 | 0x61);
+    assert_eq!(world.machine.ipis, [(1, Vector(0x61))]);
+}
