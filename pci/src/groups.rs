@@ -22,9 +22,6 @@ use crate::acs;
 use crate::capability::{PCI_EXPRESS, find};
 use crate::header::{Function, HeaderType};
 
-/// Base class 06h: host, ISA and PCI bridges.
-const BRIDGE: u32 = 0x06;
-
 /// What a function is to the tree ("PCI Express Capabilities Register", Device/Port Type).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Port {
@@ -218,7 +215,7 @@ impl Groups {
             let is_others = |bdf| !has(bdf) && assignment.iter().any(|o| o.as_ref().contains(&bdf));
             for &function in guest {
                 let must = |member: &&Function| {
-                    member.class >> 16 != BRIDGE || has(member.bdf) || is_others(member.bdf)
+                    !member.is_bridge() || has(member.bdf) || is_others(member.bdf)
                 };
                 let together: Vec<Bdf> = self.group(function).filter(must).map(|m| m.bdf).collect();
                 if let Some(&other) = together.iter().find(|bdf| !has(**bdf)) {

@@ -275,7 +275,7 @@ proptest! {
         let functions = pieces.iter().map(|piece| Bdf::from_requester_id(piece.0));
         let of = |guest| functions.clone().filter(|bdf| owner(*bdf) == guest).collect::<Vec<_>>();
         let undivided = functions.clone().all(|bdf| owner(bdf) == 2 || groups.group(bdf).all(|other| {
-            let stays = other.class >> 16 == BRIDGE && owner(other.bdf) == 2;
+            let stays = other.is_bridge() && owner(other.bdf) == 2;
             owner(other.bdf) == owner(bdf) || stays
         }));
         let result = groups.check(&[of(0), of(1)]);
