@@ -81,13 +81,15 @@ pub enum Problem {
     },
     /// Something that only one guest can own, or a guest only once, stands there twice.
     Twice {
-        /// What it is: `CPU`, `device`, `port` or `guest name`.
+        /// What it is: `CPU`, `device`, `devices =`, `port` or `guest name`.
         what: &'static str,
         /// Which one.
         which: String,
         /// The guest that has it already.
         owner: String,
     },
+    /// `except` without `devices = "all"`.
+    ExceptWithoutAll,
     /// `unsafe_no_iommu` with more than one guest.
     NoIommuForMany,
 }
@@ -126,6 +128,10 @@ impl fmt::Display for Problem {
                     "{what} {which} already belongs to guest \"{owner}\": give it to one only"
                 )
             }
+            Self::ExceptWithoutAll => f.write_str(
+                "except takes functions out of devices = \"all\", which does not stand here: write \
+                 it, or remove except",
+            ),
             Self::NoIommuForMany => f.write_str(
                 "unsafe_no_iommu is for one guest only, as its memory must lie where the devices \
                  see it: remove the other guests or the key",

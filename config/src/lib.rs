@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+mod devices;
 mod error;
 mod reader;
 #[cfg(test)]
@@ -18,10 +19,10 @@ mod value;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use arch::Bdf;
 use arch::msr::PortRange;
 use arch::vcpu::InterruptMode;
 
+pub use devices::Devices;
 pub use error::{ConfigError, Problem};
 pub use reader::parse;
 
@@ -58,10 +59,37 @@ pub struct GuestConfig {
     pub initrd: Option<String>,
     /// `cmdline`: the kernel's command line; empty where the key is missing.
     pub cmdline: String,
-    /// `devices`: the PCI functions that the guest owns, no other guest's.
-    pub devices: Vec<Bdf>,
+    /// `modules`: further boot modules of a multiboot kernel, behind the initrd.
+    pub modules: Vec<ModuleConfig>,
+    /// `devices` and `except`: the PCI functions that the guest owns, no other guest's. What they
+    /// come to on a machine is for [`Config::functions`].
+    pub devices: Devices,
     /// `interrupts`: `exitless` where the key is missing.
     pub interrupts: InterruptMode,
     /// `io_ports`: raw ports handed over, no other guest's.
     pub io_ports: Vec<PortRange>,
+    /// `on_crash`: what follows when the guest ends by a fault of its own or is stopped for a
+    /// forbidden act; [`Afterwards::Stop`] where the key is missing.
+    pub on_crash: Afterwards,
+    /// `on_reboot`: what follows when the guest resets its machine; [`Afterwards::Restart`] where
+    /// the key is missing.
+    pub on_reboot: Afterwards,
+}
+
+/// One entry of `modules`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ModuleConfig {
+    /// File name: the entry's first word.
+    pub file: String,
+    /// The words behind it, which the kernel finds as the module's string; may be empty.
+    pub args: String,
+}
+
+/// What follows when a guest ends other than by switching its machine off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Afterwards {
+    /// `"stop"`: it stays ended.
+    Stop,
+    /// `"restart"`: it begins anew, from its files.
+    Restart,
 }

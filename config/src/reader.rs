@@ -12,11 +12,13 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::error::{ConfigError, Problem};
-use crate::{Config, GuestConfig, LEAST_MEMORY, MEMORY_UNIT, value};
+use crate::{
+    Afterwards, Config, Devices, GuestConfig, LEAST_MEMORY, MEMORY_UNIT, ModuleConfig, value,
+};
 
 const TOP_KEYS: &str = "[[guest]] and unsafe_no_iommu";
-const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, devices, interrupts, \
-                          io_ports, unsafe_no_iommu";
+const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
+                          interrupts, io_ports, on_crash, on_reboot, unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
 const TAKES_FLAG: &str = "true or false";
 const TAKES_NAME: &str = "1 to 64 printable characters without \" and \\, such as \"linux\"";
@@ -24,7 +26,11 @@ const TAKES_FILE: &str = "a file name such as \"vmlinuz\"";
 const TAKES_CPUS: &str = "a list of CPU numbers such as [0, 1]";
 const TAKES_MEMORY: &str = "a size in K, M or G such as \"512M\"";
 const TAKES_CMDLINE: &str = "one line of text such as \"console=ttyS0\"";
-const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"]";
+const TAKES_MODULES: &str = "a list of file names, each with its words behind it, such as \
+                             [\"shell.bin verbose\"]";
+const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"], or \"all\"";
+const TAKES_EXCEPT: &str = "a list of PCI functions such as [\"00:1f.0\"]";
+const TAKES_AFTERWARDS: &str = "\"stop\" or \"restart\"";
 const TAKES_INTERRUPTS: &str = "\"exitless\" or \"exiting\"";
 const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
 
@@ -81,8 +87,8 @@ impl Reader<'_> {
         };
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "devices"
-                | "interrupts" | "io_ports" => {}
+                "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "modules"
+                | "devices" | "except" | "interrupts" | "io_ports" | "on_crash" | "on_reboot" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
                 other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
             }
@@ -90,6 +96,8 @@ impl Reader<'_> {
         let needed = |key: &'static str, example| {
             table.get(key).ok_or_else(|| self.error(item, Problem::MissingKey { key, example }))
         };
+        let afterwards =
+            |key, missing| table.get(key).map_or(Ok(missing), |value| self.afterwards(key, value));
         let guest = GuestConfig {
             name: self.name(needed("name", "name = \"linux\"")?)?,
             cpus: self.cpus(needed("cpus", "cpus = [0]")?)?,
@@ -97,11 +105,14 @@ impl Reader<'_> {
             kernel: self.file_name("kernel", needed("kernel", "kernel = \"vmlinuz\"")?)?,
             initrd: table.get("initrd").map(|v| self.file_name("initrd", v)).transpose()?,
             cmdline: table.get("cmdline").map_or(Ok(String::new()), |v| self.cmdline(v))?,
-            devices: table.get("devices").map_or(Ok(Vec::new()), |v| self.devices(v))?,
+            modules: table.get("modules").map_or(Ok(Vec::new()), |v| self.modules(v))?,
+            devices: self.devices(table.get("devices"), table.get("except"))?,
             interrupts: table
                 .get("interrupts")
                 .map_or(Ok(InterruptMode::Exitless), |v| self.interrupts(v))?,
             io_ports: table.get("io_ports").map_or(Ok(Vec::new()), |v| self.io_ports(v))?,
+            on_crash: afterwards("on_crash", Afterwards::Stop)?,
+            on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
         };
         self.guests.push(guest);
         Ok(())
@@ -151,6 +162,27 @@ impl Reader<'_> {
         }
     }
 
+    fn afterwards(&self, key: &'static str, item: &Value<'_>) -> Result<Afterwards, ConfigError> {
+        match self.string(key, TAKES_AFTERWARDS, item)? {
+            "stop" => Ok(Afterwards::Stop),
+            "restart" => Ok(Afterwards::Restart),
+            other => Err(self.bad_value(key, TAKES_AFTERWARDS, item, other)),
+        }
+    }
+
+    fn modules(&self, item: &Value<'_>) -> Result<Vec<ModuleConfig>, ConfigError> {
+        let mut modules = Vec::new();
+        for entry in self.list("modules", TAKES_MODULES, item)? {
+            let text = self.string("modules", TAKES_MODULES, entry)?;
+            let (file, args) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+            if file.is_empty() || text.chars().any(char::is_control) {
+                return Err(self.bad_value("modules", TAKES_MODULES, entry, text));
+            }
+            modules.push(ModuleConfig { file: file.to_string(), args: args.trim().to_string() });
+        }
+        Ok(modules)
+    }
+
     fn cpus(&self, item: &Value<'_>) -> Result<Vec<u32>, ConfigError> {
         let mut cpus = Vec::new();
         for entry in self.list("cpus", TAKES_CPUS, item)? {
@@ -170,18 +202,49 @@ impl Reader<'_> {
         Ok(cpus)
     }
 
-    fn devices(&self, item: &Value<'_>) -> Result<Vec<Bdf>, ConfigError> {
-        let mut devices = Vec::new();
-        for entry in self.list("devices", TAKES_DEVICES, item)? {
-            let text = self.string("devices", TAKES_DEVICES, entry)?;
-            let Ok(device) = text.parse::<Bdf>() else {
-                return Err(self.bad_value("devices", TAKES_DEVICES, entry, text));
-            };
-            self.not_twice("device", device, entry, |guest| guest.devices.contains(&device))?;
-            self.not_again("devices", TAKES_DEVICES, entry, &devices, &device, text)?;
-            devices.push(device);
+    fn devices(
+        &self,
+        devices: Option<&Value<'_>>,
+        except: Option<&Value<'_>>,
+    ) -> Result<Devices, ConfigError> {
+        let all = devices.and_then(|item| Some((item, item.get_ref().as_str()?)));
+        match (all, except) {
+            (Some((item, "all")), _) => {
+                let has_all = |guest: &GuestConfig| matches!(guest.devices, Devices::All { .. });
+                self.not_twice("devices =", "\"all\"", item, has_all)?;
+                let except = except.map(|item| self.functions("except", TAKES_EXCEPT, item));
+                Ok(Devices::All { except: except.transpose()?.unwrap_or_default() })
+            }
+            (Some((item, other)), _) => Err(self.bad_value("devices", TAKES_DEVICES, item, other)),
+            (None, Some(item)) => Err(self.error(item, Problem::ExceptWithoutAll)),
+            (None, None) => {
+                let listed = devices.map(|item| self.functions("devices", TAKES_DEVICES, item));
+                Ok(Devices::Listed(listed.transpose()?.unwrap_or_default()))
+            }
         }
-        Ok(devices)
+    }
+
+    fn functions(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &Value<'_>,
+    ) -> Result<Vec<Bdf>, ConfigError> {
+        let mut functions = Vec::new();
+        for entry in self.list(key, takes, item)? {
+            let text = self.string(key, takes, entry)?;
+            let Ok(function) = text.parse::<Bdf>() else {
+                return Err(self.bad_value(key, takes, entry, text));
+            };
+            // What another guest lists may well be excepted here.
+            self.not_twice("device", function, entry, |guest| {
+                key == "devices"
+                    && matches!(&guest.devices, Devices::Listed(list) if list.contains(&function))
+            })?;
+            self.not_again(key, takes, entry, &functions, &function, text)?;
+            functions.push(function);
+        }
+        Ok(functions)
     }
 
     fn io_ports(&self, item: &Value<'_>) -> Result<Vec<PortRange>, ConfigError> {

@@ -1,5 +1,6 @@
 //! What the reader takes, and what it says to what it refuses.
 
+use arch::Bdf;
 use proptest::prelude::*;
 
 use super::*;
@@ -24,9 +25,12 @@ fn linux() -> GuestConfig {
         kernel: "vmlinuz".into(),
         initrd: Some("initrd.img".into()),
         cmdline: "console=ttyS0".into(),
-        devices: vec![Bdf::new(0, 4, 0)],
+        modules: vec![],
+        devices: Devices::Listed(vec![Bdf::new(0, 4, 0)]),
         interrupts: InterruptMode::Exitless,
         io_ports: vec![],
+        on_crash: Afterwards::Stop,
+        on_reboot: Afterwards::Restart,
     }
 }
 
@@ -46,7 +50,9 @@ fn optional_keys_have_their_documented_defaults() {
     let guest = &parse(text).unwrap().guests[0];
     assert_eq!((guest.memory, &guest.initrd, guest.cmdline.as_str()), (1 << 30, &None, ""));
     assert_eq!(guest.interrupts, InterruptMode::Exitless);
-    assert!(guest.devices.is_empty() && guest.io_ports.is_empty());
+    assert_eq!(guest.devices, Devices::Listed(vec![]));
+    assert!(guest.modules.is_empty() && guest.io_ports.is_empty());
+    assert_eq!((guest.on_crash, guest.on_reboot), (Afterwards::Stop, Afterwards::Restart));
 }
 
 #[test]
@@ -67,13 +73,59 @@ fn ports_are_read_alone_and_as_ranges() {
     assert_eq!(ports.iter().map(|r| (r.first, r.last)).collect::<Vec<_>>(), expected);
 }
 
+#[test]
+fn what_follows_a_crash_and_a_reboot_is_read() {
+    let text = format!("{LINUX}on_crash = \"restart\"\non_reboot = \"stop\"\n");
+    let guest = &parse(&text).unwrap().guests[0];
+    assert_eq!((guest.on_crash, guest.on_reboot), (Afterwards::Restart, Afterwards::Stop));
+}
+
+#[test]
+fn a_module_is_a_file_and_the_words_behind_it() {
+    let text = format!("{LINUX}modules = [\"a/one.bin\", \" two  x  y=1 \"]\n");
+    let module = |file: &str, args: &str| ModuleConfig { file: file.into(), args: args.into() };
+    let expected = [module("a/one.bin", ""), module("two", "x  y=1")];
+    assert_eq!(parse(&text).unwrap().guests[0].modules, expected);
+}
+
+const B: &str = "[[guest]]\nname = \"b\"\ncpus = [1]\nmemory = \"16M\"\nkernel = \"k\"\n";
+
+#[test]
+fn all_is_what_exists_but_the_exceptions_and_what_others_list() {
+    let function = |device, function| Bdf::new(0, device, function);
+    let text = format!("{B}devices = \"all\"\nexcept = [\"00:1f.0\", \"00:1e.0\"]\n{LINUX}");
+    let config = parse(&text).unwrap();
+    let [all, linux] = &config.guests[..] else { panic!("two guests") };
+    assert_eq!(all.devices.named(), [function(31, 0), function(30, 0)]);
+    let existing = [function(3, 0), function(4, 0), function(4, 1), function(31, 0)];
+    assert_eq!(config.functions(all, &existing), [function(3, 0), function(4, 1)]);
+    assert_eq!(config.functions(linux, &existing), [function(4, 0)]);
+    assert_eq!(config.functions(linux, &[]), [function(4, 0)], "the caller says that it is absent");
+}
+
+#[test]
+fn only_one_guest_can_have_all() {
+    let all = B.to_string() + "devices = \"all\"\n";
+    let second = all.replace("\"b\"", "\"c\"").replace("[1]", "[2]");
+    let expected = "nexit.toml, line 12: devices = \"all\" already belongs to guest \"b\"";
+    let error = sentence(&(all + &second));
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn what_is_excepted_may_be_listed_by_another_guest() {
+    let text = format!("{LINUX}{B}devices = \"all\"\nexcept = [\"00:04.0\"]\n");
+    assert_eq!(parse(&text).unwrap().guests[1].devices.named(), [Bdf::new(0, 4, 0)]);
+}
+
 /// `(what is replaced, by what, the sentence)`.
 const REFUSED: &[(&str, &str, &str)] = &[
     (
         "kernel =",
         "kernl =",
         "line 5: unknown key \"kernl\" in [[guest]]: the keys are name, cpus, memory, kernel, \
-         initrd, cmdline, devices, interrupts, io_ports, unsafe_no_iommu",
+         initrd, cmdline, modules, devices, except, interrupts, io_ports, on_crash, on_reboot, \
+         unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
     ("[[guest]]", "[guest]", "line 1: guest is a list of tables"),
@@ -121,13 +173,42 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "\"00:04.0\"",
         "\"00:99.0\"",
-        "line 8: devices is a list of PCI functions such as [\"00:04.0\"], and here stands \"00:99.0\"",
+        "line 8: devices is a list of PCI functions such as [\"00:04.0\"], or \"all\", and here \
+         stands \"00:99.0\"",
     ),
     (
         "[\"00:04.0\"]",
         "[\"00:04.0\", \"0000:00:04.0\"]",
         "line 8: devices is a list of PCI functions",
     ),
+    ("[\"00:04.0\"]", "\"ALL\"", "line 8: devices is a list of PCI functions"),
+    ("[\"00:04.0\"]", "4", "line 8: devices is a list of PCI functions"),
+    (
+        "interrupts = \"exitless\"",
+        "except = []",
+        "line 9: except takes functions out of devices = \"all\", which does not stand here",
+    ),
+    (
+        "devices = [\"00:04.0\"]",
+        "except = [\"00:04.0\"]",
+        "line 8: except takes functions out of devices = \"all\"",
+    ),
+    (
+        "[\"00:04.0\"]",
+        "\"all\"\nexcept = [\"00:01.0\", \"00:01.0\"]",
+        "line 9: except is a list of PCI functions such as [\"00:1f.0\"], and here stands \
+         \"00:01.0 for the second time\"",
+    ),
+    ("[\"00:04.0\"]", "\"all\"\nexcept = \"all\"", "line 9: except is a list of PCI functions"),
+    (
+        "io_ports = []",
+        "on_crash = \"reboot\"",
+        "line 10: on_crash is \"stop\" or \"restart\", and here stands \"reboot\"",
+    ),
+    ("io_ports = []", "on_reboot = true", "line 10: on_reboot is \"stop\" or \"restart\""),
+    ("io_ports = []", "modules = [\" \"]", "line 10: modules is a list of file names"),
+    ("io_ports = []", "modules = [\"a\\tb\"]", "line 10: modules is a list of file names"),
+    ("io_ports = []", "modules = \"a\"", "line 10: modules is a list of file names"),
     (
         "\"exitless\"",
         "\"none\"",
@@ -190,7 +271,18 @@ fn what_one_guest_owns_no_other_can() {
 fn write(config: &Config) -> String {
     let mut text = format!("unsafe_no_iommu = {}\n", config.unsafe_no_iommu);
     for guest in &config.guests {
-        let devices = guest.devices.iter().map(Bdf::to_string).collect::<Vec<_>>();
+        let named = guest.devices.named().iter().map(Bdf::to_string).collect::<Vec<_>>();
+        let devices = match guest.devices {
+            Devices::Listed(_) => format!("devices = {named:?}"),
+            Devices::All { .. } => format!("except = {named:?}\ndevices = \"all\""),
+        };
+        let modules = guest.modules.iter().map(|module| format!("{} {}", module.file, module.args));
+        let modules = modules.collect::<Vec<_>>();
+        let word = |afterwards| match afterwards {
+            Afterwards::Stop => "stop",
+            Afterwards::Restart => "restart",
+        };
+        let (on_crash, on_reboot) = (word(guest.on_crash), word(guest.on_reboot));
         let ports = guest.io_ports.iter();
         let ports = ports.map(|r| format!("{:#x}-{:#x}", r.first, r.last)).collect::<Vec<_>>();
         text += &format!(
@@ -208,7 +300,8 @@ fn write(config: &Config) -> String {
             InterruptMode::Exiting => "exiting",
         };
         text += &format!(
-            "cmdline = {:?}\ndevices = {devices:?}\ninterrupts = \"{interrupts}\"\nio_ports = {ports:?}\n",
+            "cmdline = {:?}\n{devices}\nmodules = {modules:?}\ninterrupts = \"{interrupts}\"\n\
+             io_ports = {ports:?}\non_crash = {on_crash:?}\non_reboot = {on_reboot:?}\n",
             guest.cmdline
         );
     }
@@ -225,26 +318,47 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
         proptest::option::of(file),
         "[ -~]{0,40}",
         proptest::collection::btree_set(0u8..=255, 0..5),
-        any::<bool>(),
+        any::<[bool; 4]>(),
         proptest::option::of((0u16..128, 128u16..256)),
+        proptest::collection::vec((file, "[a-z]{0,3}"), 0..3),
     )
-        .prop_map(move |(cpus, units, kernel, initrd, cmdline, devices, exiting, ports)| {
-            let base = u16::from(index) << 8;
-            GuestConfig {
-                name: format!("guest {index}"),
-                cpus: cpus.into_iter().map(|cpu| cpu + 100 * u32::from(index)).collect(),
-                memory: units * MEMORY_UNIT,
-                kernel,
-                initrd,
-                cmdline,
-                devices: devices.into_iter().map(|n| Bdf::new(index, n >> 3, n & 7)).collect(),
-                interrupts: if exiting { InterruptMode::Exiting } else { InterruptMode::Exitless },
-                io_ports: ports
-                    .map(|(a, b)| PortRange { first: base + a, last: base + b })
-                    .into_iter()
-                    .collect(),
-            }
-        })
+        .prop_map(
+            move |(cpus, units, kernel, initrd, cmdline, devices, flags, ports, modules)| {
+                let [exiting, all, crash, reboot] = flags;
+                let devices: Vec<_> =
+                    devices.into_iter().map(|n| Bdf::new(index, n >> 3, n & 7)).collect();
+                let afterwards = |flag| if flag { Afterwards::Restart } else { Afterwards::Stop };
+                let base = u16::from(index) << 8;
+                GuestConfig {
+                    name: format!("guest {index}"),
+                    cpus: cpus.into_iter().map(|cpu| cpu + 100 * u32::from(index)).collect(),
+                    memory: units * MEMORY_UNIT,
+                    kernel,
+                    initrd,
+                    cmdline,
+                    modules: modules
+                        .into_iter()
+                        .map(|(file, args)| ModuleConfig { file, args })
+                        .collect(),
+                    // Only one guest can have all: the last.
+                    devices: match all && index > 0 {
+                        true => Devices::All { except: devices },
+                        false => Devices::Listed(devices),
+                    },
+                    interrupts: if exiting {
+                        InterruptMode::Exiting
+                    } else {
+                        InterruptMode::Exitless
+                    },
+                    io_ports: ports
+                        .map(|(a, b)| PortRange { first: base + a, last: base + b })
+                        .into_iter()
+                        .collect(),
+                    on_crash: afterwards(crash),
+                    on_reboot: afterwards(reboot),
+                }
+            },
+        )
 }
 
 proptest! {
@@ -253,6 +367,26 @@ proptest! {
         for guests in [vec![one.clone()], vec![one, two]] {
             let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests };
             prop_assert_eq!(parse(&write(&config)), Ok(config));
+        }
+    }
+
+    #[test]
+    fn no_function_has_two_owners(
+        one in guest(0),
+        two in guest(1),
+        existing in proptest::collection::btree_set(0u16..0x200, 0..20),
+    ) {
+        let config = Config { guests: vec![one, two], unsafe_no_iommu: false };
+        let existing: Vec<_> = existing.into_iter().map(Bdf::from_requester_id).collect();
+        let [one, two] = [0, 1].map(|index| config.functions(&config.guests[index], &existing));
+        prop_assert!(!one.iter().any(|function| two.contains(function)));
+        if let Devices::All { except } = &config.guests[1].devices {
+            // Nothing is lost either: what exists belongs to the one or the other, or is excepted.
+            for function in &existing {
+                let owners = [&one, &two, except].map(|list| list.contains(function));
+                let count = owners.into_iter().filter(|owns| *owns).count();
+                prop_assert_eq!(count, 1, "{}", function);
+            }
         }
     }
 

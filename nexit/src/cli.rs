@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::Flavour;
+use crate::machine::MOST_CPUS;
 use crate::size;
 
 /// Builds Nexit images and runs them in an emulator.
@@ -96,8 +97,8 @@ pub(crate) struct RunArgs {
     /// What `--boot uefi` starts.
     #[arg(long, value_enum, default_value = "grub")]
     pub(crate) loader: Loader,
-    /// CPUs of the machine [default: 2 in QEMU, 1 in Bochs, more if the configuration needs them].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=255))]
+    /// CPUs of the machine [default: as many as the configuration names, at least 2 in QEMU].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
     pub(crate) cpus: Option<u32>,
     /// Memory of the machine, such as 2G [default: the guests' and room for the hypervisor].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]

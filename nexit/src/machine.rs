@@ -6,9 +6,11 @@ use crate::cli::Accel;
 use crate::scenario::Scenario;
 
 /// Room for the hypervisor, the images and their copies, in bytes.
-const ROOM: u64 = 256 << 20;
+const ROOM: u64 = 512 << 20;
 /// The least memory of a machine, in bytes.
 const LEAST: u64 = 1 << 30;
+/// The most CPUs that a machine of either emulator has.
+pub(crate) const MOST_CPUS: u32 = 255;
 
 /// How the machine starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,27 +53,43 @@ pub(crate) struct Machine {
     pub(crate) extra: Vec<String>,
 }
 
-/// Memory for `scenario` where the user gives none: the guests' and room for the rest, rounded up to
-/// 256 MiB.
+/// CPUs for `scenario` where the user gives none: all that it names, and at least `least`.
+pub(crate) fn default_cpus(scenario: &Scenario, least: u32) -> u32 {
+    scenario.cpus().max(least)
+}
+
+/// Memory for `scenario` where the user gives none: the guests' and room for the rest.
 pub(crate) fn default_memory(scenario: &Scenario) -> u64 {
-    let needed = scenario.guest_memory().saturating_add(ROOM);
-    needed.checked_next_multiple_of(ROOM).unwrap_or(needed).max(LEAST)
+    scenario.guest_memory().saturating_add(ROOM).max(LEAST)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn scenario(memory: &str) -> Scenario {
-        let text =
-            format!("[[guest]]\nname = \"a\"\ncpus = [0]\nmemory = \"{memory}\"\nkernel = \"k\"\n");
+    /// Guests with these CPUs and this memory.
+    fn scenario(guests: &[(&str, &str)]) -> Scenario {
+        let guest = |(index, (cpus, memory)): (usize, &(&str, &str))| {
+            format!(
+                "[[guest]]\nname = \"{index}\"\ncpus = {cpus}\nmemory = \"{memory}\"\nkernel = \"k\"\n"
+            )
+        };
+        let text: String = guests.iter().enumerate().map(guest).collect();
         Scenario { config: config::parse(&text).unwrap(), files: Vec::new() }
     }
 
     #[test]
-    fn memory_covers_the_guests_and_leaves_room() {
-        assert_eq!(default_memory(&scenario("512M")), 1 << 30);
-        assert_eq!(default_memory(&scenario("1G")), 1280 << 20);
-        assert_eq!(default_memory(&scenario("1022M")), 1280 << 20);
+    fn memory_covers_all_guests_and_leaves_room() {
+        assert_eq!(default_memory(&scenario(&[("[0]", "128M")])), 1 << 30);
+        assert_eq!(default_memory(&scenario(&[("[0]", "512M")])), 1 << 30);
+        assert_eq!(default_memory(&scenario(&[("[0]", "514M")])), 1026 << 20);
+        let two = scenario(&[("[0]", "1G"), ("[1]", "512M")]);
+        assert_eq!(default_memory(&two), 2 << 30);
+    }
+
+    #[test]
+    fn cpus_cover_the_highest_that_any_guest_names() {
+        assert_eq!(default_cpus(&scenario(&[("[0]", "512M")]), 2), 2);
+        assert_eq!(default_cpus(&scenario(&[("[0, 1]", "512M"), ("[5, 2]", "512M")]), 2), 6);
     }
 }

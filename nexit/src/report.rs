@@ -78,7 +78,8 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// The summary: one row per virtual CPU, reasons by falling count.
+    /// The summary: one row per virtual CPU, reasons by falling count. A guest's name and outcome
+    /// stand in its first row only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Host { backend, iommu, memory_bytes, .. } = &self.host;
         if !backend.is_empty() {
@@ -92,7 +93,10 @@ impl fmt::Display for Report {
         let header = ["guest", "outcome", "cpu", "exits", "by reason"].map(str::to_owned);
         let table = || std::iter::once(&header).chain(&rows);
         let width = |column: usize| {
-            table().map(|row| row.get(column).map_or(0, String::len)).max().unwrap_or(0)
+            table()
+                .map(|row| row.get(column).map_or(0, |cell| cell.chars().count()))
+                .max()
+                .unwrap_or(0)
         };
         let widths = [width(0), width(1), width(2), width(3)];
         for [guest, outcome, cpu, exits, reasons] in table() {
@@ -107,21 +111,21 @@ impl fmt::Display for Report {
 }
 
 fn rows(guest: &Guest) -> Vec<[String; 5]> {
-    let row = |cpu: String, exits: String, reasons: String| {
-        [guest.name.clone(), guest.outcome.clone(), cpu, exits, reasons]
-    };
+    let [name, outcome] = [&guest.name, &guest.outcome].map(String::clone);
     if guest.vcpus.is_empty() {
-        return vec![row("-".to_owned(), "-".to_owned(), String::new())];
+        return vec![[name, outcome, "-".to_owned(), "-".to_owned(), String::new()]];
     }
-    let of_vcpu = |vcpu: &Vcpu| {
-        let total: u64 = vcpu.exits.values().sum();
+    let of_vcpu = |(index, vcpu): (usize, &Vcpu)| {
+        let (name, outcome) =
+            if index == 0 { (name.clone(), outcome.clone()) } else { Default::default() };
+        let total = vcpu.exits.values().fold(0u64, |sum, count| sum.saturating_add(*count));
         let mut by_count: Vec<_> = vcpu.exits.iter().collect();
         by_count.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         let words: Vec<String> =
             by_count.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        row(vcpu.cpu.to_string(), total.to_string(), words.join(", "))
+        [name, outcome, vcpu.cpu.to_string(), total.to_string(), words.join(", ")]
     };
-    guest.vcpus.iter().map(of_vcpu).collect()
+    guest.vcpus.iter().enumerate().map(of_vcpu).collect()
 }
 
 #[cfg(test)]
@@ -157,6 +161,38 @@ mod tests {
         assert_eq!(lines[0], "back end svm, IOMMU vt-d, 4 KiB of memory taken");
         assert_eq!(lines[1], "guest  outcome   cpu  exits  by reason");
         assert_eq!(lines[2], "linux  poweroff    0     25  msr 20, cpuid 5, eoi 0");
+    }
+
+    /// A second guest, with two virtual CPUs.
+    const SMP: &str = r#"{"guest":{"name":"größer","outcome":"crash","vcpus":
+        [{"cpu":2,"exits":{"ipi":123456,"eoi":0}},{"cpu":11,"exits":{"eoi":0}}]}}"#;
+
+    #[test]
+    fn all_guests_and_all_their_cpus_stand_in_one_table() {
+        let mut report = report();
+        report.add(SMP).unwrap();
+        report.add(r#"{"guest":{"name":"b","outcome":"reboot"}}"#).unwrap();
+        let text = report.to_string();
+        let lines: Vec<&str> = text.lines().map(str::trim_end).skip(1).collect();
+        let expected = [
+            "guest   outcome   cpu   exits  by reason",
+            "linux   poweroff    0      25  msr 20, cpuid 5, eoi 0",
+            "größer  crash       2  123456  ipi 123456, eoi 0",
+            "                   11       0  eoi 0",
+            "b       reboot      -       -",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn all_guests_stand_in_one_file_in_the_order_in_which_they_ended() {
+        let mut report = report();
+        report.add(SMP).unwrap();
+        let json = serde_json::to_string(&report).unwrap();
+        let read: Report = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, report);
+        let guests: Vec<_> = read.guests.iter().map(|g| (g.name.as_str(), g.vcpus.len())).collect();
+        assert_eq!(guests, [("linux", 1), ("größer", 2)]);
     }
 
     #[test]

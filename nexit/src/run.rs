@@ -16,7 +16,7 @@ use crate::built;
 use crate::cli::{Accel, Boot, Emulator, RunArgs};
 use crate::failure::{Failure, OrFailed, Result};
 use crate::image;
-use crate::machine::{self, Machine, Start};
+use crate::machine::{self, MOST_CPUS, Machine, Start};
 use crate::qemu;
 use crate::scenario::{BootFile, Scenario};
 use crate::session::{self, Emulation, Output};
@@ -63,6 +63,11 @@ fn check_cpus(args: &RunArgs, scenario: &Scenario) -> Result<()> {
              needed",
             needed - 1
         ))),
+        None if needed > MOST_CPUS => Err(Failure::Usage(format!(
+            "the configuration gives CPU {} to a guest, and the emulators have at most {MOST_CPUS} \
+             CPUs, counted from 0",
+            needed - 1
+        ))),
         _ => Ok(()),
     }
 }
@@ -85,7 +90,7 @@ fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Em
 
 fn machine(args: &RunArgs, scenario: &Scenario, least_cpus: u32, start: Start) -> Machine {
     Machine {
-        cpus: args.cpus.unwrap_or_else(|| scenario.cpus().max(least_cpus)),
+        cpus: args.cpus.unwrap_or_else(|| machine::default_cpus(scenario, least_cpus)),
         memory: args.memory.unwrap_or_else(|| machine::default_memory(scenario)),
         accel: args.accel,
         start,

@@ -68,9 +68,12 @@ fn boot_files(
     folder: &Path,
 ) -> std::result::Result<Vec<BootFile>, String> {
     let mut files = vec![BootFile { name: config::FILE_NAME.to_owned(), path: path.to_path_buf() }];
-    for named in config.guests.iter().flat_map(|guest| [Some(&guest.kernel), guest.initrd.as_ref()])
-    {
-        let Some(named) = named else { continue };
+    let of_guest = |guest: &config::GuestConfig| {
+        let modules = guest.modules.iter().map(|module| module.file.clone());
+        let main = [Some(guest.kernel.clone()), guest.initrd.clone()];
+        main.into_iter().flatten().chain(modules).collect::<Vec<_>>()
+    };
+    for named in &config.guests.iter().flat_map(of_guest).collect::<Vec<_>>() {
         let file = BootFile { name: image_name(named)?, path: folder.join(named) };
         match files.iter().find(|other| other.name.eq_ignore_ascii_case(&file.name)) {
             Some(other) if other.path == file.path => {}
@@ -138,6 +141,15 @@ mod tests {
     fn a_file_that_two_guests_share_goes_along_once() {
         let text = guest("a", 0, "vmlinuz", "i") + &guest("b", 1, "vmlinuz", "j");
         assert_eq!(files(&text).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn modules_go_along_without_their_words_each_file_once() {
+        let modules = "modules = [\"m/shell quiet x=1\", \"i\", \"m/shell\"]\n";
+        let files = files(&(guest("a", 0, "k", "i") + modules)).unwrap();
+        let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, ["nexit.toml", "k", "i", "shell"]);
+        assert_eq!(files[3].path, Path::new("d/m/shell"));
     }
 
     #[test]

@@ -75,10 +75,16 @@ impl Verdict {
                 || "the hypervisor halted without a reason".to_owned(),
                 |error| format!("the hypervisor halted: {error}"),
             ),
-            Phase::Running => self.errors.last().map_or_else(
-                || "the machine stopped before the guests ended".to_owned(),
-                |error| format!("the machine stopped before the guests ended; last error: {error}"),
-            ),
+            Phase::Running => {
+                let reports = self.expected.iter().filter_map(|name| self.last_life(name)).count();
+                let of = self.expected.len();
+                let so_far =
+                    format!("the machine stopped before all guests ended ({reports} of {of})");
+                match self.errors.last() {
+                    None => so_far,
+                    Some(error) => format!("{so_far}; last error: {error}"),
+                }
+            }
             Phase::Ended => match self.unhappy_guests() {
                 failed if failed.is_empty() => return Ok(()),
                 failed => failed.join("; "),
@@ -87,14 +93,18 @@ impl Verdict {
         Err(Failure::Failed(reason))
     }
 
+    /// How a guest ended for the last time: one that was restarted has reported each end, and those
+    /// before the last were dealt with as the configuration says.
+    fn last_life(&self, name: &str) -> Option<&str> {
+        let guest = self.report.guests.iter().rfind(|guest| guest.name == name);
+        guest.map(|guest| guest.outcome.as_str())
+    }
+
     fn unhappy_guests(&self) -> Vec<String> {
-        let of_guest = |name: &String| {
-            let guest = self.report.guests.iter().rfind(|guest| guest.name == *name);
-            match guest.map(|guest| guest.outcome.as_str()) {
-                Some(POWEROFF) => None,
-                Some(other) => Some(format!("guest {name} did not power off: {other}")),
-                None => Some(format!("guest {name} ended without a report")),
-            }
+        let of_guest = |name: &String| match self.last_life(name) {
+            Some(POWEROFF) => None,
+            Some(other) => Some(format!("guest {name} did not power off: {other}")),
+            None => Some(format!("guest {name} ended without a report")),
         };
         self.expected.iter().filter_map(of_guest).collect()
     }
@@ -137,6 +147,19 @@ mod tests {
     }
 
     #[test]
+    fn of_a_guest_that_was_restarted_the_last_end_counts() {
+        let crash = B.replace("poweroff", "triple_fault");
+        assert_eq!(verdict(&[&crash, A, &crash, B, ALL_ENDED]).conclude(), Ok(()));
+        assert_eq!(sentence(&[B, A, &crash, ALL_ENDED]), "guest b did not power off: triple_fault");
+    }
+
+    #[test]
+    fn reports_of_others_do_not_stand_in_for_a_guest() {
+        let other = B.replace("\"b\"", "\"c\"");
+        assert_eq!(sentence(&[A, &other, ALL_ENDED]), "guest b ended without a report");
+    }
+
+    #[test]
     fn a_refusal_ends_the_run_with_its_sentence() {
         let lines = ["nexit: error: device 00:09.0 is not there: remove it", "nexit: halted"];
         assert_eq!(verdict(&lines).phase, Phase::Halted);
@@ -146,7 +169,10 @@ mod tests {
 
     #[test]
     fn a_machine_that_stops_by_itself_is_a_failure_even_with_all_reports() {
-        assert_eq!(sentence(&[A, B]), "the machine stopped before the guests ended");
+        let stopped = "the machine stopped before all guests ended";
+        assert_eq!(sentence(&[A, B]), format!("{stopped} (2 of 2)"));
+        let lines = [A, A, "nexit: error: guest b is stuck"];
+        assert_eq!(sentence(&lines), format!("{stopped} (1 of 2); last error: guest b is stuck"));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub const DEVICE_SERIAL_NUMBER: u16 = 0x03;
 /// Extended capability: Vendor-Specific.
 pub const EXTENDED_VENDOR_SPECIFIC: u16 = 0x0b;
 
+/// Extended capability: Access Control Services.
+pub const ACCESS_CONTROL_SERVICES: u16 = 0x0d;
+
 /// First offset of extended configuration space.
 pub const EXTENDED: u16 = 0x100;
 

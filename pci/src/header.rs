@@ -127,6 +127,13 @@ impl Function {
         })
     }
 
+    /// Whether this is a host, ISA, PCI or other bridge (base class 06h), which stays the
+    /// hypervisor's.
+    #[must_use]
+    pub const fn is_bridge(&self) -> bool {
+        self.class >> 16 == 0x06
+    }
+
     /// The fixed ISA resources of an IDE controller whose channels are in compatibility mode (PCI
     /// IDE Controller Specification, "Programming Interface"); empty for anything else.
     #[must_use]

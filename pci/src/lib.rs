@@ -5,15 +5,20 @@
 //! machine comes back as an [`view::Effect`] or as a decoded [`message::GuestInterrupt`]; the
 //! `guest` crate carries it out.
 //!
-//! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`reset`]
+//! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`reset`], [`acs`],
+//!   [`groups`] (which functions go together)
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod acs;
 pub mod bar;
 pub mod capability;
 #[cfg(test)]
 mod fake;
+pub mod groups;
 pub mod header;
 pub mod message;
 pub mod msi;
@@ -22,6 +27,7 @@ pub mod reset;
 pub mod view;
 
 pub use bar::{Bar, BarKind};
+pub use groups::{GroupError, Groups};
 pub use header::{Command, Function, scan};
 pub use message::{Destination, GuestInterrupt};
 pub use view::{Effect, VirtualFunction};

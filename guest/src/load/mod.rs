@@ -25,6 +25,8 @@ pub enum Source {
     Kernel,
     /// The initrd.
     Initrd,
+    /// One of [`LoadRequest::modules`].
+    Module(usize),
 }
 
 /// Bytes of a module that go into the guest's memory.
@@ -58,6 +60,15 @@ pub struct LoadPlan {
     pub start: StartState,
 }
 
+/// A further module of a multiboot kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ModuleRequest<'a> {
+    /// Its size in bytes.
+    pub size: usize,
+    /// The string that the kernel finds with it.
+    pub words: &'a str,
+}
+
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadRequest<'a> {
@@ -65,6 +76,8 @@ pub struct LoadRequest<'a> {
     pub kernel: &'a [u8],
     /// Size of the initrd in bytes, where there is one.
     pub initrd_size: Option<usize>,
+    /// Further modules, behind the initrd; a multiboot kernel's only.
+    pub modules: &'a [ModuleRequest<'a>],
     /// The command line.
     pub command_line: &'a str,
     /// Where RAM is.
@@ -73,7 +86,7 @@ pub struct LoadRequest<'a> {
     pub rsdp: Gpa,
 }
 
-/// Why a kernel cannot be started; each a sentence about "the kernel" or "the initrd", to be put
+/// Why a kernel cannot be started; each a sentence about "the kernel" or its modules, to be put
 /// behind the file's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LoadError {
@@ -101,7 +114,16 @@ pub enum LoadError {
     },
     /// Multiboot: the kernel requires something that is not offered.
     UnsupportedFlags(u32),
-    /// The command line is too long.
+    /// Linux: there are modules.
+    ModulesForLinux,
+    /// Multiboot: there are more modules, the initrd included, than the table has room for.
+    Modules {
+        /// How many.
+        count: usize,
+        /// The most that there can be.
+        limit: usize,
+    },
+    /// The command line, with the modules' words, is too long.
     CommandLine {
         /// Its length in bytes.
         length: usize,
@@ -155,6 +177,15 @@ impl fmt::Display for LoadError {
                 "the multiboot kernel requires what is not offered (flags {flags:#x}): only \
                  aligned modules, memory information and address fields are"
             ),
+            Self::ModulesForLinux => f.write_str(
+                "this is a bzImage, and modules are for multiboot kernels: remove modules, or write \
+                 the one file as initrd",
+            ),
+            Self::Modules { count, limit } => write!(
+                f,
+                "there are {count} modules with the initrd, and a kernel can have {limit}: remove \
+                 some"
+            ),
             Self::CommandLine { length, limit } => {
                 write!(f, "cmdline has {length} bytes, and this kernel takes {limit}: shorten it")
             }
@@ -180,6 +211,9 @@ impl core::error::Error for LoadError {}
 /// When the image is damaged or does not fit.
 pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
     if linux::is_bzimage(request.kernel) {
+        if !request.modules.is_empty() {
+            return Err(LoadError::ModulesForLinux);
+        }
         return linux::plan(request);
     }
     match multiboot::find_header(request.kernel) {

@@ -15,7 +15,10 @@ use arch::vcpu::StartState;
 use super::field::{bytes, put, u16_at, u32_at, u64_at};
 use super::flat_segments;
 use super::linux::e820_bytes;
-use super::{Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, NO_TABLE, Placement, Source};
+use super::{
+    Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, ModuleRequest, NO_TABLE, Placement,
+    Source,
+};
 use crate::memory_map::{BOOT_AREA, BOOT_AREA_END};
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
@@ -31,11 +34,14 @@ const INFO_SIZE: usize = 116;
 /// Memory sizes, command line, modules, memory map.
 const INFO_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6;
 const MMAP_ENTRY_SIZE: u32 = 20;
+const MODULE_SIZE: usize = 16;
 /// Where the parts lie in the boot area.
 const INFO: Gpa = BOOT_AREA;
 const MODULES: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x100);
 const MEMORY_MAP: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x200);
+/// The kernel's command line; the modules' strings follow it.
 const COMMAND_LINE: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x8000);
+const MODULES_MOST: usize = (MEMORY_MAP.as_u64() - MODULES.as_u64()) as usize / MODULE_SIZE;
 const COMMAND_LINE_ROOM: usize = (BOOT_AREA_END.as_u64() - COMMAND_LINE.as_u64()) as usize;
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
@@ -76,10 +82,6 @@ pub fn plan(request: LoadRequest<'_>, header: Header) -> Result<LoadPlan, LoadEr
     if header.flags & REQUIRED & !OFFERED != 0 {
         return Err(LoadError::UnsupportedFlags(header.flags & REQUIRED));
     }
-    if request.command_line.len() >= COMMAND_LINE_ROOM {
-        let length = request.command_line.len();
-        return Err(LoadError::CommandLine { length, limit: COMMAND_LINE_ROOM - 1 });
-    }
     let image = request.kernel;
     let (segments, entry) = if header.flags & ADDRESS_FIELDS != 0 {
         address_fields(image, header.offset)?
@@ -97,13 +99,39 @@ pub fn plan(request: LoadRequest<'_>, header: Header) -> Result<LoadPlan, LoadEr
         let to = placement.take_at("the kernel", segment.at, segment.size)?;
         copies.push(Copy { source: Source::Kernel, bytes: segment.bytes, to });
     }
-    let mut initrd = None;
-    if let Some(size) = request.initrd_size.filter(|size| *size > 0) {
-        let at = placement.take_highest("the initrd", size as u64, FOUR_GIB)?;
-        copies.push(Copy { source: Source::Initrd, bytes: 0..size, to: at });
-        initrd = Some((at, size));
+    let modules = place_modules(request, &mut placement, &mut copies)?;
+    Ok(LoadPlan { copies, blobs: information(request, &modules)?, start: start_state(entry) })
+}
+
+/// A module in memory.
+struct Module<'a> {
+    at: Gpa,
+    size: usize,
+    words: &'a str,
+}
+
+/// The initrd, which may be empty and is none then, and the modules behind it.
+fn place_modules<'a>(
+    request: LoadRequest<'a>,
+    placement: &mut Placement<'_>,
+    copies: &mut Vec<Copy>,
+) -> Result<Vec<Module<'a>>, LoadError> {
+    let initrd = request.initrd_size.filter(|size| *size > 0);
+    let initrd = initrd.map(|size| (Source::Initrd, ModuleRequest { size, words: "" }));
+    let others = request.modules.iter().copied().enumerate();
+    let others = others.map(|(index, module)| (Source::Module(index), module));
+    let mut modules = Vec::new();
+    for (source, ModuleRequest { size, words }) in initrd.into_iter().chain(others) {
+        let what = if source == Source::Initrd { "the initrd" } else { "a module" };
+        // An empty module has a place, too.
+        let at = placement.take_highest(what, size.max(1) as u64, FOUR_GIB)?;
+        copies.push(Copy { source, bytes: 0..size, to: at });
+        modules.push(Module { at, size, words });
     }
-    Ok(LoadPlan { copies, blobs: information(request, initrd), start: start_state(entry) })
+    if modules.len() > MODULES_MOST {
+        return Err(LoadError::Modules { count: modules.len(), limit: MODULES_MOST });
+    }
+    Ok(modules)
 }
 
 /// The image as its address fields describe it: one run, wherever the header says that the header
@@ -214,7 +242,22 @@ fn elf(image: &[u8]) -> Result<(Vec<Segment32>, u64), LoadError> {
     Ok((segments, entry))
 }
 
-fn information(request: LoadRequest<'_>, initrd: Option<(Gpa, usize)>) -> Vec<Blob> {
+fn information(request: LoadRequest<'_>, modules: &[Module<'_>]) -> Result<Vec<Blob>, LoadError> {
+    let mut strings = [request.command_line.as_bytes(), &[0]].concat();
+    let mut table = Vec::with_capacity(modules.len() * MODULE_SIZE);
+    for Module { at, size, words } in modules {
+        // All of these lie below 4 GiB.
+        let start = at.as_u64() as u32;
+        let string = COMMAND_LINE.as_u64() as u32 + strings.len() as u32;
+        let fields = [start, start.wrapping_add(*size as u32), string, 0];
+        table.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+        strings.extend_from_slice(words.as_bytes());
+        strings.push(0);
+    }
+    if strings.len() > COMMAND_LINE_ROOM {
+        let length = strings.len() - 1;
+        return Err(LoadError::CommandLine { length, limit: COMMAND_LINE_ROOM - 1 });
+    }
     let map = request.memory.e820();
     let entries: Vec<u8> = map
         .iter()
@@ -231,21 +274,16 @@ fn information(request: LoadRequest<'_>, initrd: Option<(Gpa, usize)>) -> Vec<Bl
     field(4, lower_kib);
     field(8, upper_kib);
     field(16, COMMAND_LINE.as_u64());
-    field(20, initrd.is_some().into());
+    field(20, modules.len() as u64);
     field(24, MODULES.as_u64());
     field(44, entries.len() as u64);
     field(48, MEMORY_MAP.as_u64());
-    let mut blobs = Vec::from([
+    Ok(Vec::from([
         Blob { at: INFO, bytes: info },
+        Blob { at: MODULES, bytes: table },
         Blob { at: MEMORY_MAP, bytes: entries },
-        Blob { at: COMMAND_LINE, bytes: [request.command_line.as_bytes(), &[0]].concat() },
-    ]);
-    if let Some((at, size)) = initrd {
-        // Start, end, no text.
-        let ends = [at.as_u64() as u32, (at.as_u64() + size as u64) as u32, 0, 0];
-        blobs.push(Blob { at: MODULES, bytes: ends.map(u32::to_le_bytes).concat() });
-    }
-    blobs
+        Blob { at: COMMAND_LINE, bytes: strings },
+    ]))
 }
 
 fn start_state(entry: u64) -> StartState {

@@ -30,10 +30,20 @@ fn with(mut image: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn plan_in(image: &[u8], mib: u64, initrd: Option<usize>) -> Result<LoadPlan, LoadError> {
+    plan_with(image, mib, initrd, &[])
+}
+
+fn plan_with(
+    image: &[u8],
+    mib: u64,
+    initrd: Option<usize>,
+    modules: &[ModuleRequest<'_>],
+) -> Result<LoadPlan, LoadError> {
     let memory = MemoryMap::new(mib << 20, Some(DEFAULT_ECAM));
     plan(LoadRequest {
         kernel: image,
         initrd_size: initrd,
+        modules,
         command_line: "console=ttyS0",
         memory: &memory,
         rsdp: RSDP,
@@ -193,6 +203,49 @@ fn a_kernel_with_address_fields_is_loaded_where_they_say() {
     assert_eq!(byte_at(&plan, word_at(&plan, info + 16, 4)), b'c');
 }
 
+fn text_at(plan: &LoadPlan, gpa: u64) -> String {
+    (gpa..).map(|at| char::from(byte_at(plan, at))).take_while(|c| *c != '\0').collect()
+}
+
+#[test]
+fn modules_follow_the_initrd_with_their_words() {
+    let fields = [0x20_0040, 0x20_0000, 0x20_0800, 0x20_2000, 0x20_0100];
+    let kernel = multiboot(0x1_0003, fields, 0x1000);
+    let module = |size, words| ModuleRequest { size, words };
+    let modules = [module(5000, "first one"), module(0, ""), module(7, "last")];
+    let plan = plan_with(&kernel, 16, Some(100), &modules).unwrap();
+    let info = plan.start.gpr[3];
+    assert_eq!(word_at(&plan, info + 20, 4), 4);
+    let sources = [Source::Initrd, Source::Module(0), Source::Module(1), Source::Module(2)];
+    let expected = [(100, ""), (5000, "first one"), (0, ""), (7, "last")];
+    let table = word_at(&plan, info + 24, 4);
+    for (index, (source, (size, words))) in sources.into_iter().zip(expected).enumerate() {
+        let copy = plan.copies.iter().find(|copy| copy.source == source).unwrap();
+        let field = |number: u64| word_at(&plan, table + 16 * index as u64 + 4 * number, 4);
+        assert_eq!((field(0), field(1) - field(0)), (copy.to.as_u64(), size), "{source:?}");
+        assert_eq!((copy.bytes.len() as u64, copy.to.is_aligned(4096)), (size, true));
+        assert_eq!(text_at(&plan, field(2)), words, "{source:?}");
+    }
+    assert_eq!(text_at(&plan, word_at(&plan, info + 16, 4)), "console=ttyS0");
+}
+
+#[test]
+fn modules_that_cannot_be_given_are_refused() {
+    let module = ModuleRequest { size: 1, words: "" };
+    let error = plan_with(&bzimage(), 64, None, &[module]).unwrap_err();
+    assert!(error.to_string().starts_with("this is a bzImage, and modules are for"), "{error}");
+    assert!(plan_with(&elf32(0), 16, None, &[module; 16]).is_ok());
+    let error = plan_with(&elf32(0), 16, Some(1), &[module; 16]).unwrap_err();
+    assert_eq!(error, LoadError::Modules { count: 17, limit: 16 });
+    let large = ModuleRequest { size: 16 << 20, words: "" };
+    let error = plan_with(&elf32(0), 16, None, &[large]).unwrap_err();
+    assert_eq!(error, LoadError::NoRoom { what: "a module", size: 16 << 20 });
+    let words = "x".repeat(0x8000);
+    let long = ModuleRequest { size: 1, words: &words };
+    let error = plan_with(&elf32(0), 16, None, &[long]).unwrap_err();
+    assert!(matches!(error, LoadError::CommandLine { length: 0x800e, .. }), "{error:?}");
+}
+
 #[test]
 fn elf_kernels_are_loaded_by_physical_address_and_entered_there() {
     let plan32 = plan_in(&elf32(0), 16, None).unwrap();
@@ -244,8 +297,11 @@ proptest! {
         damage in proptest::collection::vec((0usize..0x290, any::<u8>()), 0..6),
         length in 0usize..0x1_0a00,
         initrd in proptest::option::of(0usize..1 << 24),
+        sizes in proptest::collection::vec(0usize..1 << 20, 0..4),
         mib in 8u64..64,
     ) {
+        let modules = sizes.iter().map(|size| ModuleRequest { size: *size, words: "a b" });
+        let modules: Vec<_> = if base == 0 { Vec::new() } else { modules.collect() };
         let mut image = match base {
             0 => bzimage(),
             1 => elf32(0),
@@ -257,7 +313,7 @@ proptest! {
         if length & 1 == 0 {
             image.truncate(length);
         }
-        if let Ok(plan) = plan_in(&image, mib * 2, initrd) {
+        if let Ok(plan) = plan_with(&image, mib * 2, initrd, &modules) {
             let memory = MemoryMap::new(mib << 21, Some(DEFAULT_ECAM));
             let parts = ends(&plan);
             for (index, part) in parts.iter().enumerate() {
