@@ -100,6 +100,15 @@ pub struct Function {
 }
 
 impl Function {
+    /// Whether it is a part of the machine itself, which no guest can have: a bridge (to another bus,
+    /// to ISA, to the host) or an IOMMU (PCI Code and ID Assignment Specification, "Class Codes").
+    #[must_use]
+    pub fn is_infrastructure(&self) -> bool {
+        const BRIDGE: u32 = 0x06;
+        const IOMMU: u32 = 0x08_06;
+        self.header != HeaderType::Device || self.class >> 16 == BRIDGE || self.class >> 8 == IOMMU
+    }
+
     /// Reads the identity of `bdf`; `None` where nothing answers.
     #[must_use]
     pub fn read(space: &impl ConfigSpace, bdf: Bdf) -> Option<Self> {

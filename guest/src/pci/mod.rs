@@ -21,7 +21,7 @@ use arch::machine::{ConfigSpace, Machine};
 use arch::msr::PortRange;
 use arch::{Bdf, Gpa, Width};
 use pci::bar::Bar;
-use pci::header::{HeaderType, LegacyIde};
+use pci::header::LegacyIde;
 use pci::{Function, GuestInterrupt};
 
 use crate::memory_map::GpaRange;
@@ -54,7 +54,7 @@ pub struct Host<'a, M, C> {
 pub enum BusError {
     /// There is no such function.
     Absent(Bdf),
-    /// The function is a bridge.
+    /// The function is a bridge or an IOMMU.
     NotADevice(Bdf),
     /// All 31 device numbers are taken.
     NoSlot(Bdf),
@@ -65,7 +65,7 @@ impl fmt::Display for BusError {
         match self {
             Self::Absent(bdf) => write!(f, "the machine has no PCI function {bdf}: see lspci"),
             Self::NotADevice(bdf) => {
-                write!(f, "{bdf} is a bridge: assign the functions behind it instead")
+                write!(f, "{bdf} is a bridge or an IOMMU: assign the functions behind it instead")
             }
             Self::NoSlot(bdf) => {
                 write!(f, "no device number is left for {bdf}: a guest's bus has 31")
@@ -109,7 +109,7 @@ impl VirtualBus {
         let mut devices = Vec::with_capacity(functions.len());
         for (&bdf, &place) in functions.iter().zip(&places) {
             let identity = Function::read(config, bdf).ok_or(BusError::Absent(bdf))?;
-            if identity.header != HeaderType::Device {
+            if identity.is_infrastructure() {
                 return Err(BusError::NotADevice(bdf));
             }
             let mut device = Device::new(config, identity, place, &windows);

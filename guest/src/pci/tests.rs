@@ -431,12 +431,16 @@ fn compatibility_ide_reports_its_ports_and_lines() {
 #[test]
 fn what_cannot_be_assigned_is_named() {
     let mut config = machine();
-    let bridge = Bdf::new(0, 9, 0);
-    config.device(bridge, 0x060400, &[(0x0c, 1 << 16, 0)]);
     let refused = |config: &mut Space, bdf| {
         VirtualBus::new(config, &[NVME, bdf], None, Vec::new()).unwrap_err()
     };
-    assert_eq!(refused(&mut config, bridge), BusError::NotADevice(bridge));
+    // A PCI-to-PCI bridge, a host bridge, an ISA bridge, an IOMMU: header type 1 or not.
+    for (class, header) in [(0x060400, 1), (0x060000, 0), (0x060100, 0), (0x080600, 0)] {
+        let machines_own = Bdf::new(0, 9, 0);
+        config.device(machines_own, class, &[(0x0c, header << 16, 0)]);
+        let error = refused(&mut config, machines_own);
+        assert_eq!(error, BusError::NotADevice(machines_own), "{class:#x}");
+    }
     let absent = Bdf::new(0, 10, 0);
     assert_eq!(refused(&mut config, absent), BusError::Absent(absent));
 }
