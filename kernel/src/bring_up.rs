@@ -49,6 +49,7 @@ pub(crate) struct Hardware {
     pub(crate) ecam: Option<Ecam>,
     pub(crate) config: MachineConfigSpace,
     pub(crate) functions: Vec<pci::Function>,
+    pub(crate) groups: pci::Groups,
     pub(crate) iommu: Option<SharedIommu>,
     dmar: Option<Dmar<'static>>,
     /// The RAM of the one identity-mapped guest, where there is no IOMMU and the configuration
@@ -84,6 +85,8 @@ impl Hardware {
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(firmware.ecam) };
         let functions = take_over_devices(&mut space);
+        pci::acs::enable(&mut space, &functions);
+        let groups = pci::Groups::new(&space, &functions);
         let iommu = dmar.map(|dmar| bring_up_iommu(dmar, space, memory)).transpose()?;
         // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
         let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
@@ -101,6 +104,7 @@ impl Hardware {
             ecam: firmware.ecam,
             config: space,
             functions,
+            groups,
             iommu,
             dmar,
             identity_ram,

@@ -78,8 +78,10 @@ fn start<B: Backend>(
 ) -> Result<Infallible, Refusal> {
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
-    for guest in &config.guests {
-        partitions.push(&*Box::leak(Box::new(Partition::build(B::check()?, hardware, guest)?)));
+    let owned = partition::functions(hardware, config)?;
+    for (guest, functions) in config.guests.iter().zip(&owned) {
+        let partition = Partition::build(B::check()?, hardware, guest, functions)?;
+        partitions.push(&*Box::leak(Box::new(partition)));
     }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
     console::report(format_args!(

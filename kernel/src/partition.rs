@@ -13,12 +13,12 @@ use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, StartState};
 use arch::{ApicId, Bdf, Gpa, Hpa, Iova};
 use boot::Module;
-use config::GuestConfig;
+use config::{Config, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
 use cpu::{instructions, physical};
 use guest::acpi::Parameters;
 use guest::cpuid::{CpuidPolicy, Vendor};
-use guest::load::{LoadRequest, Source};
+use guest::load::{LoadRequest, ModuleRequest, Source};
 use guest::memory_map::{ACPI_TABLES, Ecam, GpaRange, MemoryMap};
 use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
@@ -81,6 +81,7 @@ impl<B: Backend> Partition<B> {
         format: B::Format,
         hardware: &Hardware,
         guest: &GuestConfig,
+        functions: &[Bdf],
     ) -> Result<Self, Refusal> {
         let memory = hardware.memory;
         let seats = seats(hardware, guest)?;
@@ -88,6 +89,9 @@ impl<B: Backend> Partition<B> {
         let kernel = file(hardware, guest, "kernel", &guest.kernel)?;
         let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
         let initrd = initrd.transpose()?;
+        let modules = guest.modules.iter();
+        let modules: Vec<&[u8]> =
+            modules.map(|m| file(hardware, guest, "modules", &m.file)).collect::<Result<_, _>>()?;
         let map = memory_map(hardware, guest);
         let before = memory.taken();
         let mut ram = allocate(hardware, guest, &map)?;
@@ -97,7 +101,7 @@ impl<B: Backend> Partition<B> {
         map_ram(&mut nested, memory, &ram)?;
         logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
         let mut config = hardware.config;
-        let mut bus = assign(hardware, guest, &map, &ram, &mut config)?;
+        let mut bus = assign(hardware, guest, functions, &map, &ram, &mut config)?;
         let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let nested_root = nested.root();
@@ -117,7 +121,7 @@ impl<B: Backend> Partition<B> {
         let port_passes = port_passes(guest, &bus);
         let cpus = seats.iter().map(|seat| seat.processor).collect();
         let mut vm = Vm::new(guest.name.clone(), guest.interrupts, cpus, cpuid, bus, lines);
-        let start = load(guest, &map, &mut ram, kernel, initrd)?;
+        let start = load(guest, &map, &mut ram, kernel, initrd, &modules)?;
         let clock = vm.cpuid.kvmclock().then(|| ClockBase { tsc: machine.tsc() });
         let vendor = Vendor::of(&machine);
         let mut msr_passes = guest::msr::passes().to_vec();
@@ -346,32 +350,53 @@ fn map_ram<F: mem::table::Format>(
     Ok(())
 }
 
+/// The functions of each guest, in the order of the file: they exist, and no group is divided.
+pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Bdf>>, Refusal> {
+    for guest in &config.guests {
+        for function in guest.devices.named() {
+            check_present(hardware, guest, *function)?;
+        }
+    }
+    let given = hardware.functions.iter().filter(|function| !function.is_bridge());
+    let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
+    let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
+    let owned: Vec<Vec<Bdf>> = owned.collect();
+    // Without an IOMMU nothing keeps anything apart, and the one guest is trusted with all.
+    if hardware.iommu.is_some() {
+        hardware.groups.check(&owned).map_err(|error| refuse!("nexit.toml: {error}"))?;
+    }
+    Ok(owned)
+}
+
 /// Puts the guest's functions into a DMA domain of their own, and on its virtual bus.
 fn assign(
     hardware: &Hardware,
     guest: &GuestConfig,
+    functions: &[Bdf],
     map: &MemoryMap,
     ram: &GuestRam,
     config: &mut MachineConfigSpace,
 ) -> Result<VirtualBus, Refusal> {
-    for function in &guest.devices {
+    for function in functions {
         check_function(hardware, guest, *function)?;
     }
-    if let (Some(iommu), false) = (hardware.iommu, guest.devices.is_empty()) {
+    if let (Some(iommu), false) = (hardware.iommu, functions.is_empty()) {
         let mut iommu = iommu.lock();
         let domain = iommu.create_domain()?;
         for block in ram.blocks() {
             iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
         }
-        for function in &guest.devices {
-            iommu.attach(*function, domain)?;
+        for function in functions {
+            for requester in hardware.groups.requesters(*function) {
+                iommu.attach(requester, domain)?;
+            }
         }
     }
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let bus = VirtualBus::new(config, &guest.devices, ecam, windows)?;
-    for function in &guest.devices {
+    let bus = VirtualBus::new(config, functions, ecam, windows)?;
+    for function in functions {
         for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
             if bar.is_memory() && bar.base != 0 {
                 let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
@@ -382,7 +407,7 @@ fn assign(
     Ok(bus)
 }
 
-fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+fn check_present(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
     let name = &guest.name;
     if !hardware.functions.iter().any(|found| found.bdf == function) {
         let list: Vec<_> = hardware.functions.iter().map(|found| found.bdf.to_string()).collect();
@@ -392,6 +417,11 @@ fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Re
             list.join(", ")
         ));
     }
+    Ok(())
+}
+
+fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+    let name = &guest.name;
     if let Some(range) = hardware.reserved_memory(function) {
         return Err(refuse!(
             "nexit.toml: guest {name}: {function} cannot be assigned: the firmware keeps using it \
@@ -445,13 +475,19 @@ fn load(
     ram: &mut GuestRam,
     kernel: &[u8],
     initrd: Option<&[u8]>,
+    modules: &[&[u8]],
 ) -> Result<StartState, Refusal> {
     let sentence = |error: &dyn core::fmt::Display| {
         refuse!("nexit.toml: guest {}: kernel = \"{}\": {error}", guest.name, guest.kernel)
     };
+    let requests = modules.iter().zip(&guest.modules);
+    let requests: Vec<ModuleRequest<'_>> = requests
+        .map(|(bytes, module)| ModuleRequest { size: bytes.len(), words: &module.args })
+        .collect();
     let request = LoadRequest {
         kernel,
         initrd_size: initrd.map(<[u8]>::len),
+        modules: &requests,
         command_line: &guest.cmdline,
         memory: map,
         rsdp: ACPI_TABLES,
@@ -461,6 +497,7 @@ fn load(
         let source = match copy.source {
             Source::Kernel => kernel,
             Source::Initrd => initrd.unwrap_or_default(),
+            Source::Module(index) => modules.get(index).copied().unwrap_or_default(),
         };
         let bytes = source.get(copy.bytes.clone()).unwrap_or_default();
         ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
