@@ -1,8 +1,8 @@
 //! `nexit`: the host-side command line. Builds images and runs them in an emulator.
 //!
 //! Path of a run: [`cli`] (what the user wants) → [`scenario`] (the configuration, checked) →
-//! [`qemu`] or [`bochs`] (the machine) → [`session`] (the process, its console) → [`verdict`] (what
-//! the hypervisor said of the guests) → exit status.
+//! [`qemu`] or [`bochs`] (the machine) → [`session`] (the process, its console, and the user's
+//! [`terminal`]) → [`verdict`] (what the hypervisor said of the guests) → exit status.
 #![forbid(unsafe_code)]
 
 mod bochs;
@@ -20,6 +20,7 @@ mod scenario;
 mod session;
 mod size;
 mod stats;
+mod terminal;
 mod tool;
 mod verdict;
 

@@ -1,10 +1,10 @@
 //! One run of an emulator: its process, its serial line, its end.
 //!
 //! Invariant: whatever happens (timeout, Ctrl-C, an error here), the process that was started is
-//! gone when [`run`] returns.
+//! gone, and the user's terminal as it was, when [`run`] returns.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::console::Console;
 use crate::failure::{Failure, OrFailed, Result};
+use crate::terminal::{self, Terminal};
 use crate::verdict::{Phase, Verdict};
 
 /// An emulator, ready to start.
@@ -33,7 +34,8 @@ pub(crate) struct Emulation {
 /// Where the machine's serial line comes out.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// The process's standard output; standard input goes to the line.
+    /// The process's standard output; standard input goes to the line, by way of this program where
+    /// it is a terminal.
     Pipe,
     /// A file that grows.
     File {
@@ -58,7 +60,8 @@ const LOG_LINES: usize = 5;
 enum Event {
     Output(Vec<u8>),
     Closed,
-    Interrupted,
+    /// The user ends the run: how.
+    Interrupted(&'static str),
 }
 
 /// Runs it to its end, with its console on standard output and every line of it told to `verdict`.
@@ -72,8 +75,14 @@ pub(crate) fn run(
     verdict: &mut Verdict,
 ) -> Result<()> {
     remove_locks(&emulation.output);
-    let mut child = spawn(&emulation)?;
     let (sender, receiver) = mpsc::channel();
+    // Before the terminal is taken, so that no signal leaves it so.
+    catch_signals(sender.clone())?;
+    let terminal = match emulation.output {
+        Output::Pipe => Terminal::take(io::stdin())?,
+        Output::File { .. } => None,
+    };
+    let mut child = spawn(&emulation, terminal.is_some())?;
     let dead = Arc::new(AtomicBool::new(false));
     let result = watch(&emulation, &mut child, sender, &dead)
         .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict));
@@ -85,9 +94,19 @@ pub(crate) fn run(
     result
 }
 
-fn spawn(emulation: &Emulation) -> Result<Child> {
+/// Signals that end the run.
+fn catch_signals(sender: Sender<Event>) -> Result<()> {
+    ctrlc::set_handler(move || drop(sender.send(Event::Interrupted("interrupted"))))
+        .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))
+}
+
+/// Starts the process. With `typed`, standard input is a pipe for what this program passes on.
+fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
     let mut command = Command::new(&emulation.program);
     command.args(&emulation.arguments);
+    if typed {
+        command.stdin(Stdio::piped());
+    }
     match emulation.output {
         Output::Pipe => command.stdout(Stdio::piped()),
         Output::File { .. } => {
@@ -100,16 +119,19 @@ fn spawn(emulation: &Emulation) -> Result<Child> {
     })
 }
 
-/// Starts whatever brings events: the reader of the serial line, and Ctrl-C.
+/// Starts whatever brings events: the reader of the serial line, and of the terminal if it is taken.
 fn watch(
     emulation: &Emulation,
     child: &mut Child,
     sender: Sender<Event>,
     dead: &Arc<AtomicBool>,
 ) -> Result<()> {
-    let interrupted = sender.clone();
-    ctrlc::set_handler(move || drop(interrupted.send(Event::Interrupted)))
-        .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
+    if let Some(line) = child.stdin.take() {
+        eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
+        let quit = sender.clone();
+        let quit = move || drop(quit.send(Event::Interrupted("ended by Ctrl-A x")));
+        terminal::forward(io::stdin(), line, quit);
+    }
     match (&emulation.output, child.stdout.take()) {
         (Output::File { serial, .. }, _) => {
             let file = File::open(serial).or_failed("read", serial)?;
@@ -164,7 +186,7 @@ fn follow(
                 show(&console.finish());
                 return Ok(());
             }
-            Ok(Event::Interrupted) => return Err(Failure::Failed("interrupted".into())),
+            Ok(Event::Interrupted(how)) => return Err(Failure::Failed(how.into())),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if matches!(child.try_wait(), Ok(Some(_))) {
@@ -189,11 +211,11 @@ fn follow(
 
 /// Output that nobody reads (a closed pipe) does not stop the run.
 fn show(bytes: &[u8]) {
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
 }
 
-/// Asks the process to leave (QEMU gives the terminal back then), and makes it.
+/// Asks the process to leave, and makes it.
 fn stop(child: &mut Child) {
     if matches!(child.try_wait(), Ok(Some(_))) {
         return;

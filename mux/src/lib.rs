@@ -1,0 +1,38 @@
+//! The one serial line: the hypervisor's log, the guests' consoles, and the monitor share it.
+//!
+//! Bytes in, bytes out; this crate touches no machine. Invariants, whatever the guests send:
+//!
+//! - every line has one speaker, and its beginning says which ([`wire`]);
+//! - only the hypervisor's own lines begin with [`MARK`];
+//! - the bytes of one guest come out complete and in order (its [`MARK`]s as `?`).
+//!
+//! Path: a guest's UART → [`Mux::guest_output`] → the line; the line → [`Mux::typed`] → a guest's
+//! UART, or a [`Command`] that the kernel carries out. What the user sees of it:
+//! `docs/console.md`. Only [`Mux::add_guest`] allocates.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod editor;
+mod monitor;
+mod mux;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+pub use monitor::{Command, CommandError, GuestRef, parse};
+pub use mux::{Input, Mux};
+
+/// The first byte of every line of the hypervisor's own: ASCII's record separator, which terminals
+/// do not show. No guest can send it.
+pub const MARK: u8 = 0x1e;
+/// The escape key, Ctrl-A: what is typed next is for the line itself.
+pub const ESCAPE: u8 = 0x01;
+/// How many bytes of a guest without the focus wait for the end of their line.
+pub const HELD: usize = 256;
+/// The longest command of the monitor, in bytes.
+pub const LONGEST_COMMAND: usize = 128;
+
+/// Where bytes for the line go.
+pub(crate) type Sink<'a> = dyn FnMut(u8) + 'a;

@@ -1,0 +1,195 @@
+//! Everything on the line: the guests' output by focus, and what is typed.
+//!
+//! Invariant: what the focused guest sends goes out at once (a prompt shows), what the others send
+//! goes out by lines; a key goes to one place.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::editor::{Edited, Editor};
+use crate::monitor::{self, Command, Guests};
+use crate::wire::Wire;
+use crate::{ESCAPE, Sink};
+
+/// The keys behind Ctrl-A, for the user. The `x` never arrives here: `nexit run` keeps it.
+const KEYS: &str = "Ctrl-A, then 1 to 8: that guest; n: the next guest, or back from the monitor; \
+                    m: the monitor; Ctrl-A: a Ctrl-A; h or ?: this; x: end `nexit run`";
+
+/// The serial line.
+///
+/// A `sink` takes each byte that is to be sent, in order.
+#[derive(Debug)]
+pub struct Mux {
+    names: Vec<String>,
+    wire: Wire,
+    /// The guest that is typed to, now or when the monitor is left.
+    guest: usize,
+    /// The monitor is typed to.
+    in_monitor: bool,
+    /// The last key was the escape key.
+    escaped: bool,
+    editor: Editor,
+}
+
+/// What a key asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// Nothing, or nothing more.
+    None,
+    /// This byte was typed for the guest of this index.
+    ToGuest(usize, u8),
+    /// A command, to be answered with [`Mux::log_line`]s and then [`Mux::prompt`].
+    Monitor(Command),
+}
+
+impl Mux {
+    /// A line without guests: all that is needed to log.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            names: Vec::new(),
+            wire: Wire::new(),
+            guest: 0,
+            in_monitor: false,
+            escaped: false,
+            editor: Editor::new(),
+        }
+    }
+
+    /// Adds a guest, whose index is the number of those before it. The first one has the focus.
+    /// `name` is printable, as the configuration checks.
+    pub fn add_guest(&mut self, name: String) {
+        self.names.push(name);
+        self.wire.add_guest();
+    }
+
+    /// Takes a byte of a guest's console.
+    pub fn guest_output(&mut self, guest: usize, byte: u8, sink: &mut Sink<'_>) {
+        let label = label(&self.names, guest);
+        if guest == self.guest && !self.in_monitor {
+            self.wire.put(guest, label, byte, sink);
+        } else {
+            self.wire.hold(guest, label, byte, sink);
+        }
+    }
+
+    /// Puts out what is held back of a guest's unfinished line: for when it has ended, so that its
+    /// last words are seen.
+    pub fn flush(&mut self, guest: usize, sink: &mut Sink<'_>) {
+        self.wire.flush(guest, label(&self.names, guest), sink);
+    }
+
+    /// Writes a line of the hypervisor's log.
+    pub fn log_line(&mut self, text: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
+        self.wire.own_line("nexit: ", text, sink);
+    }
+
+    /// Writes a machine-readable line (see `docs/reports.md`).
+    pub fn report_line(&mut self, json: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
+        self.wire.own_line("nexit-report: ", json, sink);
+    }
+
+    /// Answers [`Command::Help`].
+    pub fn help(&mut self, sink: &mut Sink<'_>) {
+        for (word, arguments, help) in monitor::help() {
+            // The longest, `regs GUEST [CPU]`, has 16 characters.
+            let space = 18_usize.saturating_sub(word.len() + arguments.len());
+            self.log_line(format_args!("{word}{arguments}{:space$}{help}", ""), sink);
+        }
+    }
+
+    /// Puts the monitor's prompt on the line, if the monitor is typed to: for when a command has
+    /// been answered.
+    pub fn prompt(&mut self, sink: &mut Sink<'_>) {
+        if self.in_monitor && !self.wire.has_prompt() {
+            self.wire.prompt(sink);
+            self.editor.text().bytes().for_each(sink);
+        }
+    }
+
+    /// Takes a byte that was typed.
+    pub fn typed(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
+        if core::mem::take(&mut self.escaped) {
+            return self.escaped_key(byte, sink);
+        }
+        if byte == ESCAPE {
+            self.escaped = true;
+            return Input::None;
+        }
+        self.key(byte, sink)
+    }
+
+    /// A key for whoever has the focus.
+    fn key(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
+        if !self.in_monitor {
+            let there = self.guest < self.names.len();
+            return if there { Input::ToGuest(self.guest, byte) } else { Input::None };
+        }
+        self.prompt(sink);
+        match self.editor.key(byte, sink) {
+            Edited::Open => return Input::None,
+            Edited::Abandoned => self.wire.end_line(sink),
+            Edited::Entered => {
+                self.wire.end_line(sink);
+                match monitor::parse(self.editor.take().text(), &self.names) {
+                    Ok(Some(command)) => return Input::Monitor(command),
+                    Ok(None) => {}
+                    Err(error) => self.wire.own_line("nexit: ", format_args!("{error}"), sink),
+                }
+            }
+        }
+        self.prompt(sink);
+        Input::None
+    }
+
+    /// The key behind the escape key.
+    fn escaped_key(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
+        match byte {
+            ESCAPE => return self.key(byte, sink),
+            b'1'..=b'8' => self.focus(usize::from(byte - b'1'), sink),
+            b'n' if self.in_monitor => self.focus(self.guest, sink),
+            b'n' => {
+                let next = self.guest.saturating_add(1);
+                self.focus(if next < self.names.len() { next } else { 0 }, sink);
+            }
+            b'm' => self.focus_monitor(sink),
+            b'h' | b'?' => self.log_line(format_args!("{KEYS}"), sink),
+            _ => self.log_line(format_args!("this key means nothing. {KEYS}"), sink),
+        }
+        self.prompt(sink);
+        Input::None
+    }
+
+    fn focus(&mut self, guest: usize, sink: &mut Sink<'_>) {
+        let number = guest.saturating_add(1);
+        let Some(name) = self.names.get(guest) else {
+            let guests = Guests(&self.names);
+            let text = format_args!("there is no guest {number}: the guests are {guests}");
+            return self.wire.own_line("nexit: ", text, sink);
+        };
+        self.guest = guest;
+        self.in_monitor = false;
+        self.wire.own_line("nexit: ", format_args!("typing to guest {number}, {name}"), sink);
+        self.flush(guest, sink);
+    }
+
+    fn focus_monitor(&mut self, sink: &mut Sink<'_>) {
+        if !self.in_monitor {
+            self.in_monitor = true;
+            let text = "typing to the monitor: `help` lists its commands, Ctrl-A n goes back";
+            self.log_line(format_args!("{text}"), sink);
+        }
+    }
+}
+
+impl Default for Mux {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a guest's lines begin with: nothing, if it is the only one.
+fn label(names: &[String], guest: usize) -> Option<&str> {
+    if names.len() > 1 { names.get(guest).map(String::as_str) } else { None }
+}
