@@ -100,15 +100,6 @@ pub struct Function {
 }
 
 impl Function {
-    /// Whether it is a part of the machine itself, which no guest can have: a bridge (to another bus,
-    /// to ISA, to the host) or an IOMMU (PCI Code and ID Assignment Specification, "Class Codes").
-    #[must_use]
-    pub fn is_infrastructure(&self) -> bool {
-        const BRIDGE: u32 = 0x06;
-        const IOMMU: u32 = 0x08_06;
-        self.header != HeaderType::Device || self.class >> 16 == BRIDGE || self.class >> 8 == IOMMU
-    }
-
     /// Reads the identity of `bdf`; `None` where nothing answers.
     #[must_use]
     pub fn read(space: &impl ConfigSpace, bdf: Bdf) -> Option<Self> {
@@ -141,6 +132,14 @@ impl Function {
     #[must_use]
     pub const fn is_bridge(&self) -> bool {
         self.class >> 16 == 0x06
+    }
+
+    /// Whether no guest can have this: a bridge, by class or header, or an IOMMU (PCI Code and ID
+    /// Assignment Specification, "Class Codes").
+    #[must_use]
+    pub fn is_infrastructure(&self) -> bool {
+        const IOMMU: u32 = 0x08_06;
+        self.is_bridge() || self.header != HeaderType::Device || self.class >> 8 == IOMMU
     }
 
     /// The fixed ISA resources of an IDE controller whose channels are in compatibility mode (PCI
