@@ -46,6 +46,13 @@ impl Serial {
         self.uart = None;
     }
 
+    /// Raises the UART's line when a byte arrives (a PC gates it with OUT2).
+    pub fn interrupt_on_receive(&mut self) {
+        if let Some(uart) = &mut self.uart {
+            uart.enable_interrupts(uart_16550::spec::registers::IER::DATA_READY);
+        }
+    }
+
     /// A byte that has arrived.
     pub fn receive(&mut self) -> Option<u8> {
         self.uart.as_mut()?.try_receive_byte().ok()

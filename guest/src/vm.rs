@@ -152,6 +152,8 @@ pub enum Outcome {
     Reboot,
     /// A triple fault.
     TripleFault,
+    /// The user stopped it.
+    Stopped,
     /// It halted for good: HLT with interrupts off.
     Halted,
     /// It did something that cannot be carried out; the sentence is on the console.
@@ -166,6 +168,7 @@ impl Outcome {
             Self::PowerOff => "poweroff",
             Self::Reboot => "reboot",
             Self::TripleFault => "triple_fault",
+            Self::Stopped => "stopped",
             Self::Halted => "halted",
             Self::Crash => "crash",
         }

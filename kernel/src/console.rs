@@ -1,59 +1,59 @@
-//! The one serial line: the hypervisor's log, and the guests' consoles.
+//! The one serial line: moves its bytes; `mux` decides who speaks on it and who is typed to.
 //!
-//! Invariant: a line of the hypervisor begins with [`MARK`] and `nexit: ` and begins a line, whatever
-//! a guest has left on the current one. No guest can send the mark, so none can speak in the
-//! hypervisor's name.
+//! Invariant: the line's lock is held for bytes only, never while anything else is locked or done.
 
+use alloc::string::String;
 use core::fmt::{self, Write};
 
 use cpu::serial::Serial;
+use mux::{Command, Input, Mux};
 use spin::Mutex;
 
 use crate::seat::Seat;
 
-/// ASCII's record separator, which terminals do not show.
-const MARK: u8 = 0x1e;
+/// Bytes typed for a guest that wait until it takes them; what comes beyond is lost, as on a real
+/// line.
+const TYPED_AHEAD: usize = 256;
+/// So many guests can be typed to.
+const MOST_GUESTS: usize = 8;
 
-/// The line and where on it we are.
+/// What was typed for one guest.
+struct Typed {
+    bytes: [u8; TYPED_AHEAD],
+    first: usize,
+    count: usize,
+}
+
+impl Typed {
+    const EMPTY: Self = Self { bytes: [0; TYPED_AHEAD], first: 0, count: 0 };
+
+    fn push(&mut self, byte: u8) {
+        if self.count < TYPED_AHEAD {
+            let at = (self.first + self.count) % TYPED_AHEAD;
+            self.bytes[at] = byte;
+            self.count += 1;
+        }
+    }
+
+    fn pop(&mut self) -> Option<u8> {
+        self.count = self.count.checked_sub(1)?;
+        let byte = self.bytes[self.first];
+        self.first = (self.first + 1) % TYPED_AHEAD;
+        Some(byte)
+    }
+}
+
 struct Console {
     serial: Serial,
-    at_line_start: bool,
+    mux: Mux,
+    typed: [Typed; MOST_GUESTS],
 }
 
-static CONSOLE: Mutex<Console> =
-    Mutex::new(Console { serial: Serial::absent(), at_line_start: true });
-
-impl Console {
-    fn put(&mut self, byte: u8) {
-        self.serial.send(byte);
-        if byte != b'\r' {
-            self.at_line_start = byte == b'\n';
-        }
-    }
-}
-
-impl Console {
-    /// Begins a line of the hypervisor's own.
-    fn begin_own_line(&mut self) {
-        if !self.at_line_start {
-            self.put(b'\r');
-            self.put(b'\n');
-        }
-        self.put(MARK);
-    }
-}
-
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                self.put(b'\r');
-            }
-            self.put(byte);
-        }
-        Ok(())
-    }
-}
+static CONSOLE: Mutex<Console> = Mutex::new(Console {
+    serial: Serial::absent(),
+    mux: Mux::new(),
+    typed: [Typed::EMPTY; MOST_GUESTS],
+});
 
 /// Initialises the serial line.
 ///
@@ -64,48 +64,105 @@ pub(crate) unsafe fn initialise() {
     CONSOLE.lock().serial = unsafe { Serial::com1() };
 }
 
+/// Says that there will be a guest of this name; the first is typed to.
+pub(crate) fn add_guest(name: &str) {
+    CONSOLE.lock().mux.add_guest(name.into());
+}
+
+/// From now on the UART raises its line when a key comes.
+pub(crate) fn interrupt_on_receive() {
+    CONSOLE.lock().serial.interrupt_on_receive();
+}
+
+fn with_line<T>(work: impl FnOnce(&mut Mux, &mut dyn FnMut(u8)) -> T) -> T {
+    let mut console = CONSOLE.lock();
+    let Console { serial, mux, .. } = &mut *console;
+    work(mux, &mut |byte| serial.send(byte))
+}
+
 /// Writes one line of the hypervisor's log.
 pub(crate) fn log(line: fmt::Arguments<'_>) {
-    let mut console = CONSOLE.lock();
-    console.begin_own_line();
-    // Writing to the line never fails.
-    let _ = console.write_fmt(format_args!("nexit: {line}\n"));
+    with_line(|mux, sink| mux.log_line(line, sink));
 }
 
 /// Writes one machine-readable line (see `docs/reports.md`).
 pub(crate) fn report(json: fmt::Arguments<'_>) {
-    let mut console = CONSOLE.lock();
-    console.begin_own_line();
-    let _ = console.write_fmt(format_args!("nexit-report: {json}\n"));
+    with_line(|mux, sink| mux.report_line(json, sink));
 }
 
-/// Reports how a guest ended, in the log and for machines.
-pub(crate) fn report_guest(name: &str, outcome: &str, seats: &[Seat]) {
+/// Reports how guest `index` ended, in the log and for machines.
+pub(crate) fn report_guest(index: usize, name: &str, outcome: &str, seats: &[Seat]) {
+    with_line(|mux, sink| mux.flush(index, sink));
     let total: u64 = seats.iter().map(|seat| seat.counters.lock().total()).sum();
     logln!("guest {name}: {outcome} after {total} exits");
-    let mut console = CONSOLE.lock();
-    console.begin_own_line();
-    let name = name.escape_default();
-    // Writing to the line never fails.
-    let _ = write!(
-        console,
-        "nexit-report: {{\"guest\":{{\"name\":\"{name}\",\"outcome\":\"{outcome}\",\"vcpus\":["
-    );
+    let mut vcpus = String::new();
     for (index, seat) in seats.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
-        let _ = write!(console, "{comma}{}", seat.counters.lock().report(seat.number));
+        // Writing to a string never fails.
+        let _ = write!(vcpus, "{comma}{}", seat.counters.lock().report(seat.number));
     }
-    let _ = console.write_str("]}}\n");
+    report(format_args!(
+        "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{outcome}\",\"vcpus\":[{vcpus}]}}}}",
+        JsonText(name)
+    ));
+}
+
+/// Text inside a JSON string; names hold no control characters.
+struct JsonText<'a>(&'a str);
+
+impl fmt::Display for JsonText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            if matches!(character, '"' | '\\') {
+                f.write_char('\\')?;
+            }
+            f.write_char(character)?;
+        }
+        Ok(())
+    }
 }
 
 /// Writes a byte of a guest's console.
-pub(crate) fn guest_byte(byte: u8) {
-    CONSOLE.lock().put(if byte == MARK { b'?' } else { byte });
+pub(crate) fn guest_byte(guest: usize, byte: u8) {
+    with_line(|mux, sink| mux.guest_output(guest, byte, sink));
 }
 
-/// A byte that was typed.
-pub(crate) fn typed() -> Option<u8> {
-    CONSOLE.lock().serial.receive()
+/// Takes what was typed off the line; returns a command for the monitor, if one is complete.
+pub(crate) fn listen() -> Option<Command> {
+    let mut console = CONSOLE.lock();
+    let Console { serial, mux, typed } = &mut *console;
+    while let Some(byte) = serial.receive() {
+        match mux.typed(byte, &mut |byte| serial.send(byte)) {
+            Input::None => {}
+            Input::ToGuest(guest, byte) => {
+                if let Some(typed) = typed.get_mut(guest) {
+                    typed.push(byte);
+                }
+            }
+            Input::Monitor(command) => return Some(command),
+        }
+    }
+    None
+}
+
+/// Lists the monitor's commands.
+pub(crate) fn help() {
+    with_line(Mux::help);
+}
+
+/// Shows the monitor's prompt again.
+pub(crate) fn prompt() {
+    with_line(Mux::prompt);
+}
+
+/// A byte that was typed for a guest.
+pub(crate) fn typed_for(guest: usize) -> Option<u8> {
+    CONSOLE.lock().typed.get_mut(guest)?.pop()
+}
+
+/// Whether something typed waits for a guest.
+pub(crate) fn has_typed() -> bool {
+    CONSOLE.lock().typed.iter().any(|typed| typed.count > 0)
 }
 
 /// Waits until the last byte is out.

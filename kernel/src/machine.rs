@@ -45,6 +45,8 @@ pub(crate) struct GuestMachine<F> {
     clock: Clock,
     routes: Routes,
     seats: &'static [Seat],
+    /// The guest's index in the configuration.
+    guest: usize,
 }
 
 impl<F: Format> GuestMachine<F> {
@@ -60,9 +62,21 @@ impl<F: Format> GuestMachine<F> {
         clock: Clock,
         routes: Routes,
         seats: &'static [Seat],
+        guest: usize,
     ) -> Self {
         let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
-        Self { memory, nested, nested_changed: false, ram, shadow, apic, clock, routes, seats }
+        Self {
+            memory,
+            nested,
+            nested_changed: false,
+            ram,
+            shadow,
+            apic,
+            clock,
+            routes,
+            seats,
+            guest,
+        }
     }
 
     /// Whether the nested table has changed since the last call.
@@ -245,11 +259,11 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn console_write(&mut self, byte: u8) {
-        console::guest_byte(byte);
+        console::guest_byte(self.guest, byte);
     }
 
     fn console_read(&mut self) -> Option<u8> {
-        console::typed()
+        console::typed_for(self.guest)
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {

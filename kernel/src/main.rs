@@ -14,6 +14,7 @@ mod console;
 mod heap;
 mod machine;
 mod memory;
+mod monitor;
 mod partition;
 mod power;
 mod processors;
@@ -37,6 +38,7 @@ use cpu::instructions::tsc;
 use crate::backend::{AmdV, Backend, Vendor, VtX};
 use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::monitor::Watched;
 use crate::partition::Partition;
 use crate::processors::Processor;
 use crate::refusal::{Refusal, refuse};
@@ -79,8 +81,9 @@ fn start<B: Backend>(
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     let owned = partition::functions(hardware, config)?;
-    for (guest, functions) in config.guests.iter().zip(&owned) {
-        let partition = Partition::build(B::check()?, hardware, guest, functions)?;
+    for (index, (guest, functions)) in config.guests.iter().zip(&owned).enumerate() {
+        console::add_guest(&guest.name);
+        let partition = Partition::build(B::check()?, hardware, index, guest, functions)?;
         partitions.push(&*Box::leak(Box::new(partition)));
     }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
@@ -91,6 +94,8 @@ fn start<B: Backend>(
         hardware.own_memory(partitions.iter().map(|partition| partition.ram_bytes).sum())
     ));
     run::expect_guests(partitions.len());
+    monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
+    watchdog::arm_console(hardware);
     for (partition, guest) in partitions.into_iter().zip(&config.guests) {
         logln!("guest {}: entering", guest.name);
         for (index, seat) in partition.seats.iter().enumerate() {
@@ -109,7 +114,7 @@ fn start<B: Backend>(
     loop {
         // SAFETY: the handlers are installed, and no guest runs here now.
         unsafe { hardware.apic.nap() };
-        watchdog::call(hardware, hardware.apic);
+        watchdog::look_after(hardware, hardware.apic);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: by the time that a function may master the bus, its DMA domain is the guest's memory
 //! and nothing else, and by the first entry everything that passes without an exit is the guest's.
 
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +15,7 @@ use arch::{ApicId, Bdf, Gpa, Hpa, Iova};
 use boot::Module;
 use config::{Config, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
+use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use guest::acpi::Parameters;
 use guest::cpuid::{CpuidPolicy, Vendor};
@@ -31,6 +32,7 @@ use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::machine::GuestMachine;
 use crate::memory::{self, Memory};
+use crate::monitor::Watched;
 use crate::processors::Processor;
 use crate::ram::{GuestRam, MOST_BLOCKS, RamBlock};
 use crate::refusal::{Refusal, refuse};
@@ -49,6 +51,10 @@ impl<B: Backend> Platform for Edge<B> {
 
 /// A guest, ready to be entered.
 pub(crate) struct Partition<B: Backend> {
+    /// Its index in the configuration.
+    pub(crate) index: usize,
+    name: String,
+    functions: Vec<Bdf>,
     pub(crate) shared: Mutex<Shared<B>>,
     /// Its virtual CPUs, by index.
     pub(crate) seats: &'static [Seat],
@@ -80,6 +86,7 @@ impl<B: Backend> Partition<B> {
     pub(crate) fn build(
         format: B::Format,
         hardware: &Hardware,
+        index: usize,
         guest: &GuestConfig,
         functions: &[Bdf],
     ) -> Result<Self, Refusal> {
@@ -116,6 +123,7 @@ impl<B: Backend> Partition<B> {
             clock,
             routes,
             seats,
+            index,
         );
         let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
         let port_passes = port_passes(guest, &bus);
@@ -130,6 +138,9 @@ impl<B: Backend> Partition<B> {
         let mut host = Host { machine: &mut machine, config: &mut config, target: &mut nobody };
         vm.bus.attach(&mut host);
         Ok(Self {
+            index,
+            name: guest.name.clone(),
+            functions: functions.to_vec(),
             shared: Mutex::new(Shared { vm, machine, ram, config }),
             seats,
             start,
@@ -172,6 +183,35 @@ impl<B: Backend> Partition<B> {
     /// A virtual CPU has left; `true` if it was the last.
     pub(crate) fn one_has_left(&self) -> bool {
         self.present.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+}
+
+impl<B: Backend> Watched for Partition<B> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn seats(&self) -> &[Seat] {
+        self.seats
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.outcome.get().copied()
+    }
+
+    fn stop(&self, own: LocalApic) {
+        self.outcome.call_once(|| Outcome::Stopped);
+        for seat in self.seats {
+            seat.ask_to_stop(own);
+        }
+    }
+
+    fn ram_bytes(&self) -> u64 {
+        self.ram_bytes
+    }
+
+    fn functions(&self) -> &[Bdf] {
+        &self.functions
     }
 }
 

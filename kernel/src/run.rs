@@ -3,8 +3,8 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use arch::Exit;
 use arch::vcpu::{Event, StartState, Vcpu};
+use arch::{Exit, ExitReason};
 use guest::counters::Counter;
 use guest::vm::{Context, CpuState, Next, Outcome};
 
@@ -79,10 +79,13 @@ impl<B: Backend> Running<B> {
             let exit = self.vcpu.run();
             let inside = self.vcpu.take_handled_inside();
             self.cpu.counters.add(Counter::ControlRegister, inside);
-            watchdog::look_after(self.hardware, processor.apic, &exit.reason);
+            if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+                *seat.counters.lock() = self.cpu.counters.clone();
+                watchdog::look_after(self.hardware, processor.apic);
+            }
             if let Next::End(outcome) = self.handle(&exit) {
                 self.partition.outcome.call_once(|| outcome);
-                for other in self.partition.seats.iter() {
+                for other in self.partition.seats {
                     other.ask_to_stop(processor.apic);
                 }
             }
@@ -97,6 +100,9 @@ impl<B: Backend> Running<B> {
             B::drain(processor.apic);
             self.with_context(|context| context.init());
             self.waiting = true;
+        }
+        if requests.registers() {
+            self.with_context(|context| context.dump());
         }
         if requests.nmi() && !self.waiting {
             self.vcpu.inject(Event::nmi());
@@ -150,6 +156,6 @@ impl<B: Backend> Partition<B> {
         vm.bus.detach(&mut host);
         machine.routes().revoke_all();
         let outcome = self.outcome.get().copied().unwrap_or(Outcome::Crash);
-        console::report_guest(&vm.name, outcome.key(), self.seats);
+        console::report_guest(self.index, &vm.name, outcome.key(), self.seats);
     }
 }

@@ -3,7 +3,7 @@
 //! A request is a bit here and an NMI there: the NMI makes the guest exit, whatever it does, and the
 //! run loop looks at the bits before it enters again.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::ApicId;
 use arch::machine::CpuRequest;
@@ -15,6 +15,7 @@ const FLUSH: u32 = 1 << 0;
 const INIT: u32 = 1 << 1;
 const NMI: u32 = 1 << 2;
 const STOP: u32 = 1 << 3;
+const REGISTERS: u32 = 1 << 4;
 /// In `start`: no start-up IPI has come.
 const NO_START: u32 = u32::MAX;
 
@@ -26,8 +27,10 @@ pub(crate) struct Seat {
     pub(crate) number: u32,
     requests: AtomicU32,
     start: AtomicU32,
-    /// Its exits, once it has left.
+    /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
+    /// What the monitor showed of them last.
+    pub(crate) shown: AtomicU64,
 }
 
 /// What was asked of a virtual CPU since it last looked.
@@ -47,6 +50,10 @@ impl Requests {
     pub(crate) fn nmi(self) -> bool {
         self.0 & NMI != 0
     }
+    /// The monitor wants to see its registers.
+    pub(crate) fn registers(self) -> bool {
+        self.0 & REGISTERS != 0
+    }
     /// The guest has ended.
     pub(crate) fn stop(self) -> bool {
         self.0 & STOP != 0
@@ -61,6 +68,7 @@ impl Seat {
             requests: AtomicU32::new(0),
             start: AtomicU32::new(NO_START),
             counters: Mutex::new(ExitCounters::new()),
+            shown: AtomicU64::new(0),
         }
     }
 
@@ -98,6 +106,11 @@ impl Seat {
     /// Has it drop what it has cached of the nested table.
     pub(crate) fn ask_to_flush(&self, own: LocalApic) {
         self.call(own, FLUSH);
+    }
+
+    /// Has it log its registers.
+    pub(crate) fn ask_for_registers(&self, own: LocalApic) {
+        self.call(own, REGISTERS);
     }
 
     /// Has it leave the guest for good.

@@ -3,7 +3,6 @@
 //!
 //! Each call also reads the IOMMU's fault records and gives the log what it finds.
 
-use arch::ExitReason;
 use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
 use arch::iommu::{Fault, InterruptSource, IommuError};
 use arch::vcpu::Vcpu;
@@ -14,7 +13,8 @@ use cpu::local_apic::LocalApic;
 use spin::Once;
 
 use crate::bring_up::Hardware;
-use crate::console::logln;
+use crate::console::{self, logln};
+use crate::monitor;
 
 /// So many faults are logged one by one; the rest is counted.
 const MOST_FAULTS_LOGGED: u32 = 16;
@@ -53,6 +53,25 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
     if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
 }
 
+/// Has a key on the serial line call the boot processor: COM1's line (ISA interrupt 4) as an NMI.
+pub(crate) fn arm_console(hardware: &Hardware) {
+    const COM1_GSI: u32 = 4;
+    const NMI_ENTRY: u64 = 4 << 8;
+    let mut io_apics = hardware.io_apics.iter();
+    let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(COM1_GSI)?))) else {
+        return;
+    };
+    let target = nmi(hardware.apic.id());
+    let entry = match hardware.iommu {
+        Some(iommu) => route(iommu, io_apic.id, target).ok(),
+        None => Some(u64::from(target.destination.0 & 0xff) << 56 | NMI_ENTRY),
+    };
+    if let Some(entry) = entry {
+        io_apic.set_redirection(input, entry);
+        console::interrupt_on_receive();
+    }
+}
+
 fn nmi(destination: ApicId) -> InterruptTarget {
     InterruptTarget {
         vector: Vector(0),
@@ -73,11 +92,10 @@ fn route(
     Ok(iommu.remap_redirection(index, target, false, true))
 }
 
-/// What the host does at the watchdog's call, before the guest's policy sees it.
-pub(crate) fn look_after(hardware: &Hardware, own: LocalApic, reason: &ExitReason) {
-    if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer)
-        && own.id() == hardware.apic.id()
-    {
+/// What the host does when the watchdog, a key on the serial line or another CPU calls.
+pub(crate) fn look_after(hardware: &Hardware, own: LocalApic) {
+    monitor::listen(hardware, own);
+    if own.id() == hardware.apic.id() {
         call(hardware, own);
     }
 }
@@ -85,6 +103,12 @@ pub(crate) fn look_after(hardware: &Hardware, own: LocalApic, reason: &ExitReaso
 /// At most every half second: reads the IOMMU's fault records, and on AMD-V passes the call on to
 /// the other processors.
 pub(crate) fn call(hardware: &Hardware, own: LocalApic) {
+    if console::has_typed() {
+        // The key came to this CPU; who is typed to may run on another.
+        for id in hardware.busy().filter(|id| *id != own.id()) {
+            own.send_nmi(id);
+        }
+    }
     let (now, last) = (tsc(), LAST_CALL.load(Ordering::Relaxed));
     if now.wrapping_sub(last) < hardware.clock.tsc_khz * 500 {
         return;
@@ -113,6 +137,11 @@ fn log_fault(fault: Fault) {
     } else if before == MOST_FAULTS_LOGGED {
         logln!("IOMMU fault: more follow and are counted only");
     }
+}
+
+/// How many faults there were.
+pub(crate) fn faults() -> u32 {
+    FAULTS.load(Ordering::Relaxed)
 }
 
 /// Reads the fault records once more, and says how many faults there were.

@@ -171,7 +171,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// Logs registers and the code at RIP.
-    fn dump(&mut self) {
+    pub fn dump(&mut self) {
         let (vcpu, name) = (&*self.vcpu, &self.vm.name);
         self.machine.log(format_args!(
             "guest {name}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} \
@@ -186,7 +186,7 @@ impl<P: Platform> Context<'_, P> {
             vcpu.efer()
         ));
         let registers = arch::register::Gpr::ALL.map(|register| vcpu.gpr(register));
-        self.machine.log(format_args!("guest {name}: registers in encoding order {registers:#x?}"));
+        self.machine.log(format_args!("guest {name}: registers in encoding order {registers:x?}"));
         if let Ok((bytes, length)) = insn::fetch_instruction(vcpu, self.memory) {
             let code = bytes.get(..length).unwrap_or(&bytes);
             self.machine.log(format_args!("guest {name}: code {code:02x?}"));
