@@ -79,6 +79,13 @@ impl<F: Format> GuestMachine<F> {
         }
     }
 
+    /// Takes every shadow page away.
+    pub(crate) fn clear_shadow_pages(&mut self) {
+        for slot in 0..self.shadow.len() {
+            self.set_shadow_page(slot, None);
+        }
+    }
+
     /// Whether the nested table has changed since the last call.
     pub(crate) fn take_nested_changed(&mut self) -> bool {
         core::mem::take(&mut self.nested_changed)

@@ -23,6 +23,8 @@ pub(crate) trait Watched: Sync {
     fn outcome(&self) -> Option<Outcome>;
     /// Ends it, as if its power was cut.
     fn stop(&self, own: LocalApic);
+    /// Ends it likewise, and starts it anew.
+    fn restart(&self, own: LocalApic);
     /// Bytes of RAM.
     fn ram_bytes(&self) -> u64;
     /// The PCI functions that it owns.
@@ -72,7 +74,8 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
         }),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => reboot(),
-        Command::Irqs | Command::Start(_) | Command::Restart(_) => {
+        Command::Restart(guest) => with(guest, |guest| guest.restart(own)),
+        Command::Irqs | Command::Start(_) => {
             logln!("this version cannot do that");
         }
     }

@@ -3,17 +3,17 @@
 //! Invariant: by the time that a function may master the bus, its DMA domain is the guest's memory
 //! and nothing else, and by the first entry everything that passes without an exit is the guest's.
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::address::{HpaRange, PAGE_SIZE};
-use arch::machine::{GuestMemory, Machine};
+use arch::machine::GuestMemory;
 use arch::msr::{MsrPass, PortRange};
-use arch::vcpu::{InterruptMode, StartState};
+use arch::vcpu::StartState;
 use arch::{ApicId, Bdf, Gpa, Hpa, Iova};
 use boot::Module;
-use config::{Config, GuestConfig};
+use config::{Afterwards, Config, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
@@ -25,7 +25,7 @@ use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
 use guest::vm::{CpuState, Outcome, Platform, Vm};
 use mem::{Access, MemoryType, Table};
-use spin::{Mutex, Once};
+use spin::Mutex;
 
 use crate::backend::{Backend, VcpuParts};
 use crate::bring_up::Hardware;
@@ -53,24 +53,52 @@ impl<B: Backend> Platform for Edge<B> {
 pub(crate) struct Partition<B: Backend> {
     /// Its index in the configuration.
     pub(crate) index: usize,
-    name: String,
+    guest: GuestConfig,
     functions: Vec<Bdf>,
+    files: Files,
+    map: MemoryMap,
     pub(crate) shared: Mutex<Shared<B>>,
     /// Its virtual CPUs, by index.
     pub(crate) seats: &'static [Seat],
     /// Where its boot processor begins.
     pub(crate) start: StartState,
-    pub(crate) outcome: Once<Outcome>,
-    mode: InterruptMode,
+    outcome: Mutex<Option<Outcome>>,
     vendor: Vendor,
-    clock: Option<ClockBase>,
     nested_root: Hpa,
     msr_passes: Vec<MsrPass>,
     port_passes: Vec<PortRange>,
     /// Virtual CPUs that have not left.
     present: AtomicUsize,
+    /// TSC at its beginning.
+    clock_base: AtomicU64,
+    /// How often it was started anew.
+    pub(crate) restarts: AtomicU32,
+    /// The user wants it started anew.
+    wanted_again: AtomicBool,
+    /// It has ended and stays so.
+    pub(crate) over: AtomicBool,
     /// Bytes of the machine's free memory that became its RAM.
     pub(crate) ram_bytes: u64,
+}
+
+/// The files that a guest begins from.
+struct Files {
+    kernel: &'static [u8],
+    initrd: Option<&'static [u8]>,
+    modules: Vec<&'static [u8]>,
+}
+
+impl Files {
+    fn find(hardware: &Hardware, guest: &GuestConfig) -> Result<Self, Refusal> {
+        let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
+        let modules = guest.modules.iter();
+        let modules = modules.map(|module| file(hardware, guest, "modules", &module.file));
+        Ok(Self {
+            kernel: file(hardware, guest, "kernel", &guest.kernel)?,
+            initrd: initrd.transpose()?,
+            modules: modules.collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 /// What the CPUs of a guest share, behind its lock.
@@ -93,67 +121,110 @@ impl<B: Backend> Partition<B> {
         let memory = hardware.memory;
         let seats = seats(hardware, guest)?;
         check_ports(guest)?;
-        let kernel = file(hardware, guest, "kernel", &guest.kernel)?;
-        let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
-        let initrd = initrd.transpose()?;
-        let modules = guest.modules.iter();
-        let modules: Vec<&[u8]> =
-            modules.map(|m| file(hardware, guest, "modules", &m.file)).collect::<Result<_, _>>()?;
+        let files = Files::find(hardware, guest)?;
         let map = memory_map(hardware, guest);
         let before = memory.taken();
         let mut ram = allocate(hardware, guest, &map)?;
         let ram_bytes = memory.taken() - before;
-        ram.scrub();
         let mut nested = Table::new(format, &mut { memory })?;
         map_ram(&mut nested, memory, &ram)?;
         logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
+        assign(hardware, guest, functions, &ram)?;
         let mut config = hardware.config;
-        let mut bus = assign(hardware, guest, functions, &map, &ram, &mut config)?;
+        let mut bus = virtual_bus(&map, functions, &mut config)?;
+        map_bars(hardware, functions, &mut config)?;
         let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
         let routes = routes(hardware, guest, &mut bus, &lines)?;
+        let port_passes = port_passes(guest, &bus);
         let nested_root = nested.root();
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
-        let clock = hardware.clock;
         let mut machine = GuestMachine::new(
             memory,
             nested,
             ram.clone(),
             shadow,
             hardware.apic,
-            clock,
+            hardware.clock,
             routes,
             seats,
             index,
         );
-        let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
-        let port_passes = port_passes(guest, &bus);
-        let cpus = seats.iter().map(|seat| seat.processor).collect();
-        let mut vm = Vm::new(guest.name.clone(), guest.interrupts, cpus, cpuid, bus, lines);
-        let start = load(guest, &map, &mut ram, kernel, initrd, &modules)?;
-        let clock = vm.cpuid.kvmclock().then(|| ClockBase { tsc: machine.tsc() });
+        let start = load(guest, &map, &mut ram, &files)?;
+        let vm = power_on(guest, seats, bus, lines, &mut machine, &mut config);
         let vendor = Vendor::of(&machine);
         let mut msr_passes = guest::msr::passes().to_vec();
         msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
-        let mut nobody = |_| None;
-        let mut host = Host { machine: &mut machine, config: &mut config, target: &mut nobody };
-        vm.bus.attach(&mut host);
         Ok(Self {
             index,
-            name: guest.name.clone(),
+            guest: guest.clone(),
             functions: functions.to_vec(),
+            files,
+            map,
             shared: Mutex::new(Shared { vm, machine, ram, config }),
             seats,
             start,
-            outcome: Once::new(),
-            mode: guest.interrupts,
+            outcome: Mutex::new(None),
             vendor,
-            clock,
             nested_root,
             msr_passes,
             port_passes,
             present: AtomicUsize::new(seats.len()),
+            clock_base: AtomicU64::new(instructions::tsc()),
+            restarts: AtomicU32::new(0),
+            wanted_again: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             ram_bytes,
         })
+    }
+
+    /// Whether a guest that ended so begins anew.
+    pub(crate) fn restarts_after(&self, outcome: Outcome) -> bool {
+        let then = match outcome {
+            Outcome::Reboot => self.guest.on_reboot,
+            Outcome::TripleFault | Outcome::Crash => self.guest.on_crash,
+            Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => Afterwards::Stop,
+        };
+        self.wanted_again.swap(false, Ordering::AcqRel) || then == Afterwards::Restart
+    }
+
+    /// Makes it as it was before its first instruction: devices reset, memory scrubbed and loaded.
+    /// All its CPUs have left, its devices master no bus, and its routes are cut.
+    pub(crate) fn restart(&self, hardware: &Hardware) -> Result<(), Refusal> {
+        let mut shared = self.shared.lock();
+        let Shared { vm, machine, ram, config } = &mut *shared;
+        for function in &self.functions {
+            let mut delay =
+                |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
+            if let Err(error) = pci::reset::reset(config, *function, &mut delay) {
+                logln!("guest {}: {error}", self.guest.name);
+            }
+        }
+        machine.clear_shadow_pages();
+        let bus = virtual_bus(&self.map, &self.functions, config)?;
+        load(&self.guest, &self.map, ram, &self.files)?;
+        let lines = core::mem::take(&mut vm.lines);
+        *vm = power_on(&self.guest, self.seats, bus, lines, machine, config);
+        for seat in self.seats {
+            seat.forget_requests();
+        }
+        self.clock_base.store(instructions::tsc(), Ordering::Relaxed);
+        *self.outcome.lock() = None;
+        self.present.store(self.seats.len(), Ordering::Release);
+        self.restarts.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&self) -> Option<Outcome> {
+        *self.outcome.lock()
+    }
+
+    /// It ends so, unless it has ended already; its CPUs leave.
+    pub(crate) fn end(&self, outcome: Outcome, own: LocalApic) {
+        self.outcome.lock().get_or_insert(outcome);
+        for seat in self.seats {
+            seat.ask_to_stop(own);
+        }
     }
 
     /// Makes a virtual CPU on the processor that calls.
@@ -164,7 +235,7 @@ impl<B: Backend> Partition<B> {
         processor: &Processor,
     ) -> Result<B::Cpu, Refusal> {
         let parts = VcpuParts {
-            mode: self.mode,
+            mode: self.guest.interrupts,
             nested_root: self.nested_root,
             msr_passes: &self.msr_passes,
             port_passes: &self.port_passes,
@@ -177,7 +248,11 @@ impl<B: Backend> Partition<B> {
 
     /// What policy keeps of virtual CPU `index`.
     pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
-        CpuState::new(index, self.mode, self.vendor, self.clock)
+        let offered = self.shared.lock().vm.cpuid.kvmclock();
+        // The same on all its CPUs.
+        let tsc = self.clock_base.load(Ordering::Relaxed);
+        let clock = offered.then_some(ClockBase { tsc });
+        CpuState::new(index, self.guest.interrupts, self.vendor, clock)
     }
 
     /// A virtual CPU has left; `true` if it was the last.
@@ -188,7 +263,7 @@ impl<B: Backend> Partition<B> {
 
 impl<B: Backend> Watched for Partition<B> {
     fn name(&self) -> &str {
-        &self.name
+        &self.guest.name
     }
 
     fn seats(&self) -> &[Seat] {
@@ -196,14 +271,16 @@ impl<B: Backend> Watched for Partition<B> {
     }
 
     fn outcome(&self) -> Option<Outcome> {
-        self.outcome.get().copied()
+        self.ended()
     }
 
     fn stop(&self, own: LocalApic) {
-        self.outcome.call_once(|| Outcome::Stopped);
-        for seat in self.seats {
-            seat.ask_to_stop(own);
-        }
+        self.end(Outcome::Stopped, own);
+    }
+
+    fn restart(&self, own: LocalApic) {
+        self.wanted_again.store(true, Ordering::Release);
+        self.end(Outcome::Stopped, own);
     }
 
     fn ram_bytes(&self) -> u64 {
@@ -408,15 +485,13 @@ pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<
     Ok(owned)
 }
 
-/// Puts the guest's functions into a DMA domain of their own, and on its virtual bus.
+/// Puts the guest's functions into a DMA domain of their own.
 fn assign(
     hardware: &Hardware,
     guest: &GuestConfig,
     functions: &[Bdf],
-    map: &MemoryMap,
     ram: &GuestRam,
-    config: &mut MachineConfigSpace,
-) -> Result<VirtualBus, Refusal> {
+) -> Result<(), Refusal> {
     for function in functions {
         check_function(hardware, guest, *function)?;
     }
@@ -432,10 +507,27 @@ fn assign(
             }
         }
     }
+    Ok(())
+}
+
+/// The guest's PCI bus with its functions on it, untouched.
+fn virtual_bus(
+    map: &MemoryMap,
+    functions: &[Bdf],
+    config: &mut MachineConfigSpace,
+) -> Result<VirtualBus, Refusal> {
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let bus = VirtualBus::new(config, functions, ecam, windows)?;
+    Ok(VirtualBus::new(config, functions, ecam, windows)?)
+}
+
+/// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
+fn map_bars(
+    hardware: &Hardware,
+    functions: &[Bdf],
+    config: &mut MachineConfigSpace,
+) -> Result<(), Refusal> {
     for function in functions {
         for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
             if bar.is_memory() && bar.base != 0 {
@@ -444,7 +536,24 @@ fn assign(
             }
         }
     }
-    Ok(bus)
+    Ok(())
+}
+
+/// The guest before its first instruction, with its functions decoding.
+fn power_on<F: mem::table::Format>(
+    guest: &GuestConfig,
+    seats: &[Seat],
+    bus: VirtualBus,
+    lines: Vec<u32>,
+    machine: &mut GuestMachine<F>,
+    config: &mut MachineConfigSpace,
+) -> Vm {
+    let cpuid = CpuidPolicy::new(virtual_ids(guest), machine);
+    let cpus = seats.iter().map(|seat| seat.processor).collect();
+    let mut vm = Vm::new(guest.name.clone(), guest.interrupts, cpus, cpuid, bus, lines);
+    let mut nobody = |_| None;
+    vm.bus.attach(&mut Host { machine, config, target: &mut nobody });
+    vm
 }
 
 fn check_present(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
@@ -508,15 +617,16 @@ fn port_passes(guest: &GuestConfig, bus: &VirtualBus) -> Vec<PortRange> {
     ports
 }
 
-/// Puts kernel, initrd and the tables that it starts from into the guest's memory.
+/// Puts kernel, initrd and the tables that it starts from into the guest's memory; the rest of it is
+/// zero.
 fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
     ram: &mut GuestRam,
-    kernel: &[u8],
-    initrd: Option<&[u8]>,
-    modules: &[&[u8]],
+    files: &Files,
 ) -> Result<StartState, Refusal> {
+    let Files { kernel, initrd, modules } = files;
+    let (kernel, initrd) = (*kernel, *initrd);
     let sentence = |error: &dyn core::fmt::Display| {
         refuse!("nexit.toml: guest {}: kernel = \"{}\": {error}", guest.name, guest.kernel)
     };
@@ -533,6 +643,7 @@ fn load(
         rsdp: ACPI_TABLES,
     };
     let plan = guest::load::plan(request).map_err(|error| sentence(&error))?;
+    ram.scrub();
     for copy in &plan.copies {
         let source = match copy.source {
             Source::Kernel => kernel,

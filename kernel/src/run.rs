@@ -11,6 +11,7 @@ use guest::vm::{Context, CpuState, Next, Outcome};
 use crate::backend::Backend;
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::monitor::Watched;
 use crate::partition::{Edge, Partition, Shared};
 use crate::processors::{self, Processor};
 use crate::refusal::Refusal;
@@ -46,18 +47,30 @@ pub(crate) fn run<B: Backend>(
     let backend = B::enable(hardware.memory)?;
     let mut vcpu = partition.vcpu(&backend, hardware, processor)?;
     watchdog::arm(hardware, &mut vcpu);
-    let cpu = partition.cpu_state(index);
-    let waiting = index != 0;
-    if !waiting {
-        vcpu.load(&partition.start);
+    let mut running =
+        Running { hardware, partition, cpu: partition.cpu_state(index), vcpu, waiting: true };
+    loop {
+        running.begin();
+        running.until_the_end(processor);
+        if !running.leave(processor) {
+            processors::set_busy(processor.apic.id(), false);
+            return Ok(());
+        }
     }
-    let mut running = Running { hardware, partition, cpu, vcpu, waiting };
-    running.until_the_end(processor);
-    running.leave(processor);
-    Ok(())
 }
 
 impl<B: Backend> Running<B> {
+    /// The state at the guest's first instruction; all CPUs but the first wait for a start-up IPI.
+    fn begin(&mut self) {
+        self.cpu = self.partition.cpu_state(self.cpu.index);
+        self.waiting = self.cpu.index != 0;
+        if !self.waiting {
+            self.vcpu.load(&self.partition.start);
+        }
+        self.vcpu.set_interrupt_window(false);
+        self.vcpu.flush_nested();
+    }
+
     fn until_the_end(&mut self, processor: &Processor) {
         let Some(seat) = self.partition.seats.get(self.cpu.index) else { return };
         loop {
@@ -84,10 +97,7 @@ impl<B: Backend> Running<B> {
                 watchdog::look_after(self.hardware, processor.apic);
             }
             if let Next::End(outcome) = self.handle(&exit) {
-                self.partition.outcome.call_once(|| outcome);
-                for other in self.partition.seats {
-                    other.ask_to_stop(processor.apic);
-                }
+                self.partition.end(outcome, processor.apic);
             }
         }
     }
@@ -127,18 +137,42 @@ impl<B: Backend> Running<B> {
     }
 
     /// Leaves the guest: its interrupts are gone from this processor, and the last CPU to leave takes
-    /// the devices back and reports.
-    fn leave(mut self, processor: &Processor) {
+    /// the devices back. `true` if the guest begins anew.
+    fn leave(&mut self, processor: &Processor) -> bool {
+        let partition = self.partition;
+        let restarts = partition.restarts.load(Ordering::Acquire);
         B::drain(processor.apic);
-        processors::set_busy(processor.apic.id(), false);
-        if let Some(seat) = self.partition.seats.get(self.cpu.index) {
+        if let Some(seat) = partition.seats.get(self.cpu.index) {
             *seat.counters.lock() = core::mem::take(&mut self.cpu.counters);
         }
-        if !self.partition.one_has_left() {
-            return;
+        if partition.one_has_left() {
+            self.last_one_out();
         }
+        loop {
+            if partition.over.load(Ordering::Acquire) {
+                return false;
+            }
+            if partition.restarts.load(Ordering::Acquire) != restarts {
+                return true;
+            }
+            B::nap(processor.apic);
+        }
+    }
+
+    fn last_one_out(&mut self) {
         watchdog::last_look(self.hardware);
-        self.partition.finish();
+        let outcome = self.partition.ended().unwrap_or(Outcome::Crash);
+        self.partition.take_devices_back();
+        if self.partition.restarts_after(outcome) {
+            logln!("guest {}: {}: it begins anew", self.partition.name(), outcome.key());
+            match self.partition.restart(self.hardware) {
+                Ok(()) => return,
+                Err(refusal) => logln!("guest {}: {refusal}", self.partition.name()),
+            }
+        }
+        let (index, name) = (self.partition.index, self.partition.name());
+        console::report_guest(index, name, outcome.key(), self.partition.seats);
+        self.partition.over.store(true, Ordering::Release);
         if GUESTS.fetch_sub(1, Ordering::AcqRel) == 1 {
             logln!("all guests have ended");
             power::off(self.hardware.soft_off)
@@ -147,15 +181,12 @@ impl<B: Backend> Running<B> {
 }
 
 impl<B: Backend> Partition<B> {
-    /// Takes the devices back and reports.
-    fn finish(&self) {
+    fn take_devices_back(&self) {
         let mut shared = self.shared.lock();
         let Shared { vm, machine, config, .. } = &mut *shared;
         let mut nobody = |_| None;
         let mut host = guest::pci::Host { machine, config, target: &mut nobody };
         vm.bus.detach(&mut host);
         machine.routes().revoke_all();
-        let outcome = self.outcome.get().copied().unwrap_or(Outcome::Crash);
-        console::report_guest(self.index, &vm.name, outcome.key(), self.seats);
     }
 }

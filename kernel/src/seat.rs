@@ -72,6 +72,12 @@ impl Seat {
         }
     }
 
+    /// Forgets what was asked: the guest begins anew.
+    pub(crate) fn forget_requests(&self) {
+        self.requests.store(0, Ordering::Release);
+        self.start.store(NO_START, Ordering::Release);
+    }
+
     /// What was asked since the last call.
     #[inline]
     pub(crate) fn take_requests(&self) -> Requests {
