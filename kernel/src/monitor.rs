@@ -96,7 +96,7 @@ fn describe(guest: &dyn Watched) {
 /// The counters as of each CPU's last call by the watchdog, and since the `exits` before.
 fn exits(guest: &dyn Watched) {
     for seat in guest.seats() {
-        let now = seat.counters.lock().clone();
+        let now = *seat.counters.lock();
         let since =
             now.total() - seat.shown.swap(now.total(), core::sync::atomic::Ordering::Relaxed);
         logln!("{}: {} ({since} since asked before)", guest.name(), now.report(seat.number));

@@ -93,7 +93,7 @@ impl<B: Backend> Running<B> {
             let inside = self.vcpu.take_handled_inside();
             self.cpu.counters.add(Counter::ControlRegister, inside);
             if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-                *seat.counters.lock() = self.cpu.counters.clone();
+                *seat.counters.lock() = self.cpu.counters;
                 watchdog::look_after(self.hardware, processor.apic);
             }
             if let Next::End(outcome) = self.handle(&exit) {
