@@ -24,9 +24,12 @@ PROGRAMS := $(BUILD)/$(HOST)/release
 
 # The image is built by the pinned stable compiler; its target and its `core` are its own, which
 # still takes the unstable options of that compiler.
-IMAGE := --release -p kernel --target x86_64-hypervisor.json -Zjson-target-spec \
-         -Zbuild-std=core,alloc,compiler_builtins \
-         -Zbuild-std-features=compiler-builtins-mem
+BARE     := --release --target x86_64-hypervisor.json -Zjson-target-spec \
+            -Zbuild-std=core,alloc,compiler_builtins \
+            -Zbuild-std-features=compiler-builtins-mem
+IMAGE    := -p kernel $(BARE)
+# Small guests of the tests, built as the image is.
+PAYLOADS := -p payload $(BARE)
 
 # The devices of the demo, as arguments for the emulator that any user could give.
 PAYLOAD     := guestfwd=tcp:10.0.2.100:80-cmd:cat $(GUEST)/stock/payload.bin
@@ -37,7 +40,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image uefi host programs iso test check stats setup clean
+.PHONY: all run demo image payloads uefi host programs iso test check stats setup clean
 
 all: image uefi host
 
@@ -47,6 +50,9 @@ run: setup all demo
 
 image:
 	RUSTC_BOOTSTRAP=1 cargo build --locked $(IMAGE)
+
+payloads:
+	RUSTC_BOOTSTRAP=1 cargo build --locked $(PAYLOADS)
 
 uefi:
 	cargo build --locked $(UEFI)
@@ -69,11 +75,11 @@ demo: host programs
 iso: setup all demo
 	$(NEXIT) image --config $(CONFIG) --loader $(LOADER) --output $(ISO)
 
-test: setup all demo
+test: setup all demo payloads
 	@status=0; \
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools || status=1; \
-	cargo test --locked --no-fail-fast -p nexit-tests -- --test-threads=1 || status=1; \
+	cargo test --locked --no-fail-fast -p nexit-tests || status=1; \
 	exit $$status
 
 check: setup
@@ -81,6 +87,7 @@ check: setup
 	cargo clippy --locked --all-targets -- -Dwarnings
 	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
+	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(PAYLOADS) -- -Dwarnings
 	cargo clippy --locked $(UEFI) -- -Dwarnings
 	cargo test --locked
 	cargo test --locked -p guest-tools

@@ -1,9 +1,9 @@
 //! The demo's guest as the tests use it: configuration text, and the devices for the emulators.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::folder::{Folder, project_folder};
+use crate::folder::{Folder, build_folder, project_folder};
 use crate::outcome::Outcome;
 
 /// Which kernel.
@@ -26,6 +26,23 @@ impl Kernel {
         let guest = std::env::var("NEXIT_GUEST").map(PathBuf::from);
         guest.unwrap_or_else(|_| project_folder().join("target/guest")).join(name)
     }
+}
+
+impl Kernel {
+    /// Its bzImage.
+    ///
+    /// # Panics
+    /// There is none: `make demo` fetches it.
+    #[must_use]
+    pub fn image(self) -> Vec<u8> {
+        read(&self.folder().join("vmlinuz"))
+    }
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    let contents = std::fs::read(path);
+    assert!(contents.is_ok(), "cannot read {}: {:?}", path.display(), contents.err());
+    contents.unwrap_or_default()
 }
 
 /// One guest that runs the demo's `init`.
@@ -83,6 +100,52 @@ impl Guest {
     }
 }
 
+/// A small guest of `tests/payload`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Payload<'a> {
+    /// Its program, and its name.
+    pub program: &'a str,
+    /// Its command line.
+    pub command_line: &'a str,
+    /// Further lines of its configuration.
+    pub further: &'a str,
+}
+
+impl<'a> Payload<'a> {
+    /// On CPU 0, without devices.
+    #[must_use]
+    pub const fn new(program: &'a str) -> Self {
+        Self { program, command_line: "", further: "" }
+    }
+
+    /// The program's file, which `make payloads` builds.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        build_folder().join("x86_64-hypervisor/release").join(self.program)
+    }
+
+    /// The program.
+    ///
+    /// # Panics
+    /// There is none: `make payloads` builds it.
+    #[must_use]
+    pub fn image(&self) -> Vec<u8> {
+        read(&self.path())
+    }
+
+    /// Its part of the configuration.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        let Self { program, command_line, further } = self;
+        let path = self.path();
+        let path = path.display();
+        format!(
+            "[[guest]]\nname = \"{program}\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"{path}\"\n\
+             cmdline = \"{command_line}\"\n{further}\n"
+        )
+    }
+}
+
 /// Arguments for an emulator that put devices into its machine.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Devices(Vec<String>);
@@ -114,13 +177,24 @@ impl Devices {
         self
     }
 
-    /// Bochs: the demo's disk as the first IDE disk.
+    /// Bochs: a copy of the demo's disk as the first IDE disk. Bochs lets no two runs have one.
+    ///
+    /// # Panics
+    /// It cannot be copied: `make demo` makes it.
     #[must_use]
-    pub fn ide() -> Self {
-        let disk = Kernel::Cloud.folder().join("disk.img");
+    pub fn ide(folder: &Folder) -> Self {
+        let disk = folder.path("disk.img");
+        let copied = std::fs::copy(Kernel::Cloud.folder().join("disk.img"), &disk);
+        assert!(copied.is_ok(), "cannot make {}: {copied:?}", disk.display());
         let disk = disk.display();
         let geometry = "cylinders=64, heads=16, spt=63";
         Self(vec![format!("ata0-master: type=disk, path=\"{disk}\", mode=flat, {geometry}")])
+    }
+
+    /// Anything else: arguments of QEMU, or lines of Bochs' configuration.
+    #[must_use]
+    pub fn arguments(arguments: &[&str]) -> Self {
+        Self(arguments.iter().map(|&argument| argument.to_owned()).collect())
     }
 
     fn add(&mut self, option: &str, value: &str) {

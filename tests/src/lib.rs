@@ -4,10 +4,12 @@
 //! Invariant: every run has a timeout, and every test a folder of its own below the build folder
 //! (kept after the test, to look into).
 
+mod emulator;
 mod folder;
 mod guest;
 mod outcome;
 
+pub use emulator::Emulator;
 pub use folder::{Folder, build_folder, project_folder};
-pub use guest::{Devices, Guest, Kernel};
+pub use guest::{Devices, Guest, Kernel, Payload};
 pub use outcome::{Outcome, ResultLine};

@@ -43,6 +43,66 @@ impl Outcome {
         ResultLine::parse(words.unwrap_or_default())
     }
 
+    /// The hypervisor's own lines.
+    pub fn own_lines(&self) -> impl Iterator<Item = &str> {
+        let console =
+            self.output.lines().take_while(|line| !line.starts_with("nexit: the run took"));
+        console.filter(|line| line.starts_with("nexit: "))
+    }
+
+    /// What a payload said in a line that begins with these words.
+    #[must_use]
+    pub fn payload(&self, start: &str) -> Option<&str> {
+        let lines = self.output.lines().filter_map(|line| line.strip_prefix("payload: "));
+        lines.filter_map(|line| line.strip_prefix(start)).next()
+    }
+
+    /// The number that a payload gave for `what`.
+    ///
+    /// # Panics
+    /// It gave none.
+    #[must_use]
+    pub fn number(&self, what: &str) -> u64 {
+        let number = self.payload(&format!("{what}: ")).and_then(|number| number.parse().ok());
+        assert!(number.is_some(), "no number for {what}\n{self}");
+        number.unwrap_or_default()
+    }
+
+    /// The payload came to its end, every check that it made held, and these were among them.
+    ///
+    /// # Panics
+    /// Not so.
+    pub fn assert_verdicts(&self, claims: &[&str]) {
+        assert_eq!(self.status, Some(0), "{self}");
+        assert_eq!(self.payload("done"), Some(""), "{self}");
+        assert!(!self.output.contains("FAILED"), "{self}");
+        for claim in claims {
+            let ok = self.payload(claim).is_some_and(|rest| rest.starts_with(": ok ("));
+            assert!(ok, "not shown: {claim}\n{self}");
+        }
+    }
+
+    /// The hypervisor refused to go on: one sentence, which is returned, and a halt.
+    ///
+    /// # Panics
+    /// It did something else, or panicked.
+    #[must_use]
+    pub fn refusal(&self) -> &str {
+        assert_eq!(self.status, Some(1), "{self}");
+        let lines: Vec<&str> = self.own_lines().collect();
+        let [.., sentence, "nexit: halted"] = lines.as_slice() else {
+            panic!("no halt\n{self}");
+        };
+        let errors = lines.iter().filter(|line| line.starts_with("nexit: error: ")).count();
+        let sentence = sentence.strip_prefix("nexit: error: ");
+        assert_eq!((errors, sentence.is_some()), (1, true), "one sentence before the halt\n{self}");
+        let sentence = sentence.unwrap_or_default();
+        assert!(!sentence.contains("the hypervisor itself"), "{self}");
+        let told = format!("nexit: the hypervisor halted: {sentence}");
+        assert!(self.errors.contains(&told), "the tool does not say why\n{self}");
+        sentence
+    }
+
     /// The outcome of the guest `name` in the report.
     #[must_use]
     pub fn guest_outcome(&self, name: &str) -> Option<&str> {

@@ -6,7 +6,8 @@ const OPTIONS: &[&str] = &["--emulator", "bochs", "--timeout", "600"];
 
 fn run(name: &str, guest: &Guest) -> Outcome {
     let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
-    let outcome = Folder::new(name).run(&toml, OPTIONS, &Devices::ide());
+    let folder = Folder::new(name);
+    let outcome = folder.run(&toml, OPTIONS, &Devices::ide(&folder));
     assert_eq!(outcome.status, Some(0), "{outcome}");
     assert_eq!(outcome.report["backend"], "vmx");
     outcome

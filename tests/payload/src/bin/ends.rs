@@ -1,0 +1,80 @@
+//! A guest that says what its loader gave it and then ends in the way that its command line names.
+#![no_std]
+#![no_main]
+
+use core::arch::asm;
+use core::fmt::Write as _;
+
+use arch::machine::Width;
+use boot::MemoryKind;
+use cpu::instructions::{halt_forever, port_write};
+use payload::{Console, loaded, power_off, say};
+use x86_64::VirtAddr;
+use x86_64::structures::DescriptorTablePointer;
+
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
+    // SAFETY: these are the arguments of `kernel_main`.
+    let Some(info) = (unsafe { loaded(magic, info) }) else { power_off() };
+    let usable = info.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
+    let usable: u64 = usable.map(|region| region.range.length).sum();
+    say!("command line: {}", info.command_line);
+    say!("usable memory: {} KiB", usable >> 10);
+    for module in &info.modules {
+        // SAFETY: the loader put the module there, and nobody writes to it.
+        let bytes =
+            unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
+        say!("module: {} bytes, checksum {:#x}", bytes.len(), checksum(bytes));
+    }
+    let way = info.command_line.split_whitespace().next().unwrap_or("poweroff");
+    say!("ends by {way}");
+    end(way)
+}
+
+/// FNV-1a, 64 bits.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+fn end(way: &str) -> ! {
+    let out = |port: u16, value: u32| {
+        // SAFETY: the guest's own ports.
+        unsafe { port_write(port, Width::Byte, value) };
+    };
+    match way {
+        "reset-register" => out(0xcf9, 6),
+        "keyboard-controller" => out(0x64, 0xfe),
+        "system-control-port" => out(0x92, 1),
+        "triple-fault" => triple_fault(),
+        // SAFETY: nothing is mapped there, and nothing comes after it.
+        "nowhere" => unsafe { asm!("jmp {}", in(reg) 0xd000_0000_u64, options(noreturn)) },
+        "halt" => halt_forever(),
+        "spin" => loop {
+            core::hint::spin_loop();
+        },
+        "lie" => lie(),
+        _ => power_off(),
+    }
+    say!("FAILED: still here");
+    halt_forever()
+}
+
+/// Says what only the hypervisor may say, then powers off.
+fn lie() {
+    for mark in ["", "\u{1e}"] {
+        let _ = write!(Console, "{mark}nexit: error: a lie\r\n{mark}nexit: halted\r\n");
+        let report = r#"{"guest":{"name":"ends","outcome":"crash","vcpus":[]}}"#;
+        let _ = write!(Console, "{mark}nexit-report: {report}\r\n");
+    }
+    power_off()
+}
+
+fn triple_fault() {
+    let nothing = DescriptorTablePointer { limit: 0, base: VirtAddr::zero() };
+    // SAFETY: nothing that comes after needs an interrupt descriptor table.
+    unsafe { x86_64::instructions::tables::lidt(&nothing) };
+    // SAFETY: without a handler the exception shuts the CPU down.
+    unsafe { asm!("ud2") };
+}

@@ -1,0 +1,150 @@
+//! How a guest ends, and what becomes of the run.
+
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
+
+fn run(emulator: Emulator, way: &str) -> Outcome {
+    run_with(emulator, way, "exitless")
+}
+
+fn run_with(emulator: Emulator, way: &str, interrupts: &str) -> Outcome {
+    let further = format!("interrupts = \"{interrupts}\"");
+    let payload = Payload { command_line: way, further: &further, ..Payload::new("ends") };
+    let outcome = emulator.run(&format!("ends-{way}-{interrupts}"), &payload);
+    assert_eq!(outcome.payload("ends by "), Some(way), "{outcome}");
+    assert!(!outcome.output.contains("FAILED"), "{outcome}");
+    outcome
+}
+
+/// The guest's end fails the run: it has this name, and the hypervisor itself comes to its own end.
+fn assert_fails_as(outcome: &Outcome, key: &str) {
+    assert_eq!(outcome.status, Some(1), "{outcome}");
+    assert_eq!(outcome.guest_outcome("ends"), Some(key), "{outcome}");
+    assert!(outcome.own_lines().any(|line| line == "nexit: all guests have ended"), "{outcome}");
+    assert!(outcome.errors.contains(&format!("guest ends did not power off: {key}")), "{outcome}");
+}
+
+fn every_way_to_restart_is_a_reboot(emulator: Emulator) {
+    for way in ["reset-register", "keyboard-controller", "system-control-port"] {
+        assert_fails_as(&run(emulator, way), "reboot");
+    }
+}
+
+fn a_triple_fault_ends_the_guest_alone(emulator: Emulator) {
+    // While the shadow watches a table that is too short, the exits tell of the faults one by one.
+    assert_fails_as(&run(emulator, "triple-fault"), "triple_fault");
+    let outcome = run_with(emulator, "triple-fault", "exiting");
+    assert_fails_as(&outcome, "triple_fault");
+    assert_eq!(outcome.exits("triple_fault"), Some(1), "{outcome}");
+}
+
+fn code_where_nothing_is_ends_the_guest_with_a_sentence(emulator: Emulator) {
+    let outcome = run(emulator, "nowhere");
+    assert_fails_as(&outcome, "crash");
+    let sentence = |line: &str| {
+        line.starts_with("nexit: guest ends: stopped: ") && line.contains("0xd0000000")
+    };
+    assert!(outcome.own_lines().any(sentence), "{outcome}");
+}
+
+fn a_halt_with_interrupts_off_is_an_end(emulator: Emulator) {
+    assert_fails_as(&run(emulator, "halt"), "halted");
+}
+
+#[test]
+fn power_off_is_success_and_the_report_says_so() {
+    for emulator in [Emulator::Qemu, Emulator::Bochs] {
+        let outcome = run(emulator, "poweroff");
+        assert_eq!(outcome.status, Some(0), "{outcome}");
+        assert_eq!(outcome.guest_outcome("ends"), Some("poweroff"), "{outcome}");
+        let report = &outcome.report;
+        assert_eq!(report["backend"], emulator.backend(), "{report}");
+        for key in ["boot_tsc", "memory_bytes"] {
+            assert!(report[key].as_u64().is_some_and(|number| number > 0), "{key}: {report}");
+        }
+        assert!(outcome.exits("io").is_some_and(|exits| exits > 0), "{report}");
+        for key in ["external_interrupt", "eoi"] {
+            assert_eq!(report["guests"][0]["vcpus"][0]["exits"][key], 0, "always there: {report}");
+        }
+    }
+}
+
+#[test]
+fn every_way_to_restart_is_a_reboot_on_amd_v() {
+    every_way_to_restart_is_a_reboot(Emulator::Qemu);
+}
+
+#[test]
+fn every_way_to_restart_is_a_reboot_on_vt_x() {
+    every_way_to_restart_is_a_reboot(Emulator::Bochs);
+}
+
+#[test]
+fn a_triple_fault_ends_the_guest_alone_on_amd_v() {
+    a_triple_fault_ends_the_guest_alone(Emulator::Qemu);
+}
+
+#[test]
+fn a_triple_fault_ends_the_guest_alone_on_vt_x() {
+    a_triple_fault_ends_the_guest_alone(Emulator::Bochs);
+}
+
+#[test]
+fn code_where_nothing_is_ends_the_guest_with_a_sentence_on_amd_v() {
+    code_where_nothing_is_ends_the_guest_with_a_sentence(Emulator::Qemu);
+}
+
+#[test]
+fn code_where_nothing_is_ends_the_guest_with_a_sentence_on_vt_x() {
+    code_where_nothing_is_ends_the_guest_with_a_sentence(Emulator::Bochs);
+}
+
+#[test]
+fn a_halt_with_interrupts_off_is_an_end_on_amd_v() {
+    a_halt_with_interrupts_off_is_an_end(Emulator::Qemu);
+}
+
+#[test]
+fn a_halt_with_interrupts_off_is_an_end_on_vt_x() {
+    a_halt_with_interrupts_off_is_an_end(Emulator::Bochs);
+}
+
+#[test]
+fn a_guest_that_never_ends_times_out() {
+    let payload = Payload { command_line: "spin", ..Payload::new("ends") };
+    let options = ["--timeout", "8"];
+    let outcome = Folder::new("ends-spin").run(&payload.toml(), &options, &Devices::none());
+    assert_eq!(outcome.status, Some(124), "{outcome}");
+    assert_eq!(outcome.payload("ends by "), Some("spin"), "it ran: {outcome}");
+    assert_eq!(outcome.guest_outcome("ends"), None, "{outcome}");
+}
+
+#[test]
+fn no_guest_can_speak_in_the_hypervisors_name() {
+    let outcome = run(Emulator::Qemu, "lie");
+    // It said that the hypervisor has halted, and that it crashed itself.
+    assert!(outcome.output.contains("\nnexit: halted\n"), "{outcome}");
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert_eq!(outcome.report["guests"].as_array().map(Vec::len), Some(1), "{outcome}");
+    assert_eq!(outcome.guest_outcome("ends"), Some("poweroff"), "{outcome}");
+}
+
+fn linux(part: &'static str, key: &str) -> Outcome {
+    let name = format!("linux-{part}");
+    let options = ["--timeout", "240"];
+    let guest = Guest::on_qemu(part, "[]");
+    let outcome = Folder::new(&name).run(&guest.toml(), &options, &Devices::none());
+    assert_eq!(outcome.status, Some(1), "{outcome}");
+    assert_eq!(outcome.guest_outcome("linux"), Some(key), "{outcome}");
+    outcome
+}
+
+#[test]
+fn linux_that_panics_asks_for_a_restart() {
+    let outcome = linux("crash", "reboot");
+    assert!(outcome.output.contains("Kernel panic"), "{outcome}");
+}
+
+#[test]
+fn linux_that_reboots_asks_for_a_restart() {
+    linux("reboot", "reboot");
+}
