@@ -62,6 +62,8 @@ pub struct Guest {
     pub devices: &'static str,
     /// `exitless` or `exiting`.
     pub interrupts: &'static str,
+    /// `stop`, so that a reboot ends the run, or `restart`.
+    pub on_reboot: &'static str,
 }
 
 impl Guest {
@@ -76,6 +78,7 @@ impl Guest {
             demo,
             devices,
             interrupts: "exitless",
+            on_reboot: "stop",
         }
     }
 
@@ -88,14 +91,14 @@ impl Guest {
     /// Its part of the configuration.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { name, cpus, memory, demo, devices, interrupts, .. } = self;
+        let Self { name, cpus, memory, demo, devices, interrupts, on_reboot, .. } = self;
         let folder = self.kernel.folder();
         let folder = folder.display();
         format!(
             "[[guest]]\nname = \"{name}\"\ncpus = {cpus}\nmemory = \"{memory}\"\n\
              kernel = \"{folder}/vmlinuz\"\ninitrd = \"{folder}/initrd.img\"\n\
              cmdline = \"console=ttyS0 panic=-1 demo={demo}\"\ndevices = {devices}\n\
-             interrupts = \"{interrupts}\"\n"
+             interrupts = \"{interrupts}\"\non_reboot = \"{on_reboot}\"\n"
         )
     }
 }
@@ -141,7 +144,7 @@ impl<'a> Payload<'a> {
         let path = path.display();
         format!(
             "[[guest]]\nname = \"{program}\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"{path}\"\n\
-             cmdline = \"{command_line}\"\n{further}\n"
+             cmdline = \"{command_line}\"\non_reboot = \"stop\"\n{further}\n"
         )
     }
 }
