@@ -1,0 +1,172 @@
+//! A guest's PCI functions, interrupt lines and ports: checked against the machine, put into a DMA
+//! domain of their own, and routed.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use arch::address::HpaRange;
+use arch::msr::PortRange;
+use arch::{Bdf, Hpa, Iova};
+use config::{Config, GuestConfig};
+use cpu::config_space::MachineConfigSpace;
+use guest::memory_map::{Ecam, MemoryMap};
+use guest::pci::VirtualBus;
+
+use super::{address_bits, processors};
+use crate::bring_up::Hardware;
+use crate::memory;
+use crate::ram::GuestRam;
+use crate::refusal::{Refusal, refuse};
+use crate::routes::Routes;
+
+/// The functions of each guest, in the order of the file: they exist, and no group is divided.
+pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Bdf>>, Refusal> {
+    for guest in &config.guests {
+        for function in guest.devices.named() {
+            check_present(hardware, guest, *function)?;
+        }
+    }
+    let given = hardware.functions.iter().filter(|function| !function.is_bridge());
+    let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
+    let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
+    let owned: Vec<Vec<Bdf>> = owned.collect();
+    // Without an IOMMU nothing keeps anything apart, and the one guest is trusted with all.
+    if hardware.iommu.is_some() {
+        hardware.groups.check(&owned).map_err(|error| refuse!("nexit.toml: {error}"))?;
+    }
+    Ok(owned)
+}
+
+/// Puts the guest's functions into a DMA domain of their own.
+pub(super) fn assign(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    functions: &[Bdf],
+    ram: &GuestRam,
+) -> Result<(), Refusal> {
+    for function in functions {
+        check_function(hardware, guest, *function)?;
+    }
+    if let (Some(iommu), false) = (hardware.iommu, functions.is_empty()) {
+        let mut iommu = iommu.lock();
+        let domain = iommu.create_domain()?;
+        for block in ram.blocks() {
+            iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
+        }
+        for function in functions {
+            for requester in hardware.groups.requesters(*function) {
+                iommu.attach(requester, domain)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The guest's PCI bus with its functions on it, untouched.
+pub(super) fn virtual_bus(
+    map: &MemoryMap,
+    functions: &[Bdf],
+    config: &mut MachineConfigSpace,
+) -> Result<VirtualBus, Refusal> {
+    let mut windows = map.pci_windows();
+    windows.push(map.high_pci_window(address_bits()));
+    let ecam = map.ecam().map(Ecam::range);
+    Ok(VirtualBus::new(config, functions, ecam, windows)?)
+}
+
+/// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
+pub(super) fn map_bars(
+    hardware: &Hardware,
+    functions: &[Bdf],
+    config: &mut MachineConfigSpace,
+) -> Result<(), Refusal> {
+    for function in functions {
+        for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
+            if bar.is_memory() && bar.base != 0 {
+                let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
+                memory::map_device(hardware.memory, range)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_present(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+    let name = &guest.name;
+    if !hardware.functions.iter().any(|found| found.bdf == function) {
+        let list: Vec<_> = hardware.functions.iter().map(|found| found.bdf.to_string()).collect();
+        return Err(refuse!(
+            "nexit.toml: guest {name}: devices names {function}, but the machine has no such PCI \
+             function; it has {}",
+            list.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+    let name = &guest.name;
+    if let Some(range) = hardware.reserved_memory(function) {
+        return Err(refuse!(
+            "nexit.toml: guest {name}: {function} cannot be assigned: the firmware keeps using it \
+             for DMA to {} (an RMRR of its DMAR table)",
+            range.start
+        ));
+    }
+    if hardware.iommu.is_none() && hardware.identity_ram.is_none() {
+        return Err(refuse!(
+            "nexit.toml: guest {name}: {function} cannot be assigned: the machine has no IOMMU, so \
+             the device could reach all memory. Enable VT-d in the firmware's setup, or write \
+             unsafe_no_iommu = true to trust the guest with the whole machine"
+        ));
+    }
+    Ok(())
+}
+
+/// Takes an interrupt-remapping entry for each message and line that the guest may use.
+pub(super) fn routes(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    bus: &mut VirtualBus,
+    lines: &[u32],
+) -> Result<Routes, Refusal> {
+    let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &processors(hardware, guest));
+    for (function, messages) in bus.messages() {
+        if messages > 0 {
+            routes.grant_messages(function, messages)?;
+        }
+    }
+    for gsi in lines {
+        routes.grant_line(*gsi)?;
+    }
+    Ok(routes)
+}
+
+/// The ports that the guest uses without an exit.
+pub(super) fn port_passes(guest: &GuestConfig, bus: &VirtualBus) -> Vec<PortRange> {
+    let mut ports = guest.io_ports.clone();
+    ports.extend(bus.port_ranges());
+    for channel in bus.legacy_ide() {
+        ports.extend([channel.command, channel.control]);
+    }
+    ports
+}
+
+/// Raw ports must be nobody else's: not a device's that the guest gets anyway, nor what the
+/// hypervisor keeps for itself, such as PCI's configuration ports.
+pub(super) fn check_ports(guest: &GuestConfig) -> Result<(), Refusal> {
+    const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
+    for range in &guest.io_ports {
+        let claimed = (range.first..=range.last).find(|port| {
+            guest::devices::Devices::claims(*port) || PCI_CONFIGURATION.contains(*port)
+        });
+        if let Some(port) = claimed {
+            return Err(refuse!(
+                "nexit.toml: guest {}: io_ports names {port:#x}, which is a virtual device's or the \
+                 hypervisor's own: remove it",
+                guest.name
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The files that a guest begins from, and how they get into its memory.
+
+use alloc::vec::Vec;
+
+use arch::machine::GuestMemory;
+use arch::vcpu::StartState;
+use boot::Module;
+use config::GuestConfig;
+use cpu::physical;
+use guest::acpi::Parameters;
+use guest::load::{LoadRequest, ModuleRequest, Source};
+use guest::memory_map::{ACPI_TABLES, MemoryMap};
+
+use super::{address_bits, virtual_ids};
+use crate::bring_up::Hardware;
+use crate::ram::GuestRam;
+use crate::refusal::{Refusal, refuse};
+
+/// The files that a guest begins from.
+pub(super) struct Files {
+    kernel: &'static [u8],
+    initrd: Option<&'static [u8]>,
+    modules: Vec<&'static [u8]>,
+}
+
+impl Files {
+    pub(super) fn find(hardware: &Hardware, guest: &GuestConfig) -> Result<Self, Refusal> {
+        let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
+        let modules = guest.modules.iter();
+        let modules = modules.map(|module| file(hardware, guest, "modules", &module.file));
+        Ok(Self {
+            kernel: file(hardware, guest, "kernel", &guest.kernel)?,
+            initrd: initrd.transpose()?,
+            modules: modules.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// The boot module that a key of the configuration names.
+fn file(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    key: &str,
+    path: &str,
+) -> Result<&'static [u8], Refusal> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let module = hardware.module(name).ok_or_else(|| {
+        let passed: Vec<&str> = hardware.modules.iter().map(|module| module.name).collect();
+        refuse!(
+            "nexit.toml: guest {}: {key} = \"{path}\": the loader passed no file {name}; it passed \
+             {}",
+            guest.name,
+            passed.join(", ")
+        )
+    })?;
+    Ok(module_bytes(module))
+}
+
+fn module_bytes(module: &Module<'static>) -> &'static [u8] {
+    // SAFETY: modules are kept out of the free memory, and out of a guest's, as long as the
+    // hypervisor runs.
+    unsafe { physical::bytes(module.range.start, module.range.length as usize) }
+}
+
+/// Puts kernel, initrd and the tables that it starts from into the guest's memory; the rest of it is
+/// zero.
+pub(super) fn load(
+    guest: &GuestConfig,
+    map: &MemoryMap,
+    ram: &mut GuestRam,
+    files: &Files,
+) -> Result<StartState, Refusal> {
+    let Files { kernel, initrd, modules } = files;
+    let (kernel, initrd) = (*kernel, *initrd);
+    let sentence = |error: &dyn core::fmt::Display| {
+        refuse!("nexit.toml: guest {}: kernel = \"{}\": {error}", guest.name, guest.kernel)
+    };
+    let requests = modules.iter().zip(&guest.modules);
+    let requests: Vec<ModuleRequest<'_>> = requests
+        .map(|(bytes, module)| ModuleRequest { size: bytes.len(), words: &module.args })
+        .collect();
+    let request = LoadRequest {
+        kernel,
+        initrd_size: initrd.map(<[u8]>::len),
+        modules: &requests,
+        command_line: &guest.cmdline,
+        memory: map,
+        rsdp: ACPI_TABLES,
+    };
+    let plan = guest::load::plan(request).map_err(|error| sentence(&error))?;
+    ram.scrub();
+    for copy in &plan.copies {
+        let source = match copy.source {
+            Source::Kernel => kernel,
+            Source::Initrd => initrd.unwrap_or_default(),
+            Source::Module(index) => modules.get(index).copied().unwrap_or_default(),
+        };
+        let bytes = source.get(copy.bytes.clone()).unwrap_or_default();
+        ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
+    }
+    let apic_ids = virtual_ids(guest);
+    let parameters =
+        Parameters { apic_ids: &apic_ids, memory: map, physical_address_bits: address_bits() };
+    for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
+        ram.write(blob.at, &blob.bytes).map_err(|error| sentence(&error))?;
+    }
+    Ok(plan.start)
+}

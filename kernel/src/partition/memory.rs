@@ -1,0 +1,116 @@
+//! A guest's RAM: where it lies in the guest, where the machine has it, and the nested table between.
+
+use alloc::vec::Vec;
+
+use arch::address::PAGE_SIZE;
+use arch::{Gpa, Hpa};
+use config::GuestConfig;
+use guest::memory_map::{Ecam, GpaRange, MemoryMap};
+use mem::{Access, MemoryType, Table};
+
+use crate::bring_up::Hardware;
+use crate::memory::Memory;
+use crate::ram::{GuestRam, MOST_BLOCKS, RamBlock};
+use crate::refusal::{Refusal, refuse};
+
+/// Where the guest's memory lies in its own address space.
+pub(super) fn memory_map(hardware: &Hardware, guest: &GuestConfig) -> MemoryMap {
+    let ecam = hardware.ecam.map(|ecam| Ecam {
+        base: Gpa::new(ecam.base.as_u64()),
+        buses: u16::from(ecam.last_bus) + 1,
+    });
+    match &hardware.identity_ram {
+        Some(runs) => MemoryMap::identity(runs.clone(), ecam),
+        None => MemoryMap::new(guest.memory, ecam),
+    }
+}
+
+/// Finds host memory for every run of the map.
+pub(super) fn allocate(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    map: &MemoryMap,
+) -> Result<GuestRam, Refusal> {
+    const LEGACY: GpaRange = GpaRange { start: Gpa::new(0xa_0000), length: 0x6_0000 };
+    let memory = hardware.memory;
+    let mut blocks = Vec::new();
+    for run in map.ram() {
+        if hardware.identity_ram.is_none() {
+            allocate_run(memory, *run, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            continue;
+        }
+        // Identity-mapped, but the legacy area comes from elsewhere: the machine's own holds its
+        // firmware.
+        let (start, end) = (run.start.as_u64(), run.end());
+        let legacy_end = LEGACY.end();
+        let identity = |start: u64, end: u64| RamBlock {
+            gpa: Gpa::new(start),
+            hpa: Hpa::new(start),
+            length: end - start,
+        };
+        if run.contains(LEGACY) {
+            blocks.push(identity(start, LEGACY.start.as_u64()));
+            allocate_run(memory, LEGACY, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            blocks.push(identity(legacy_end, end));
+        } else {
+            blocks.push(identity(start, end));
+        }
+    }
+    blocks.retain(|block| block.length > 0);
+    // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
+    unsafe { GuestRam::new(&blocks) }.ok_or_else(|| {
+        refuse!(
+            "nexit.toml: guest {}: memory = {} MiB is there in {} pieces only, and {MOST_BLOCKS} is \
+             the most: give it less",
+            guest.name,
+            guest.memory >> 20,
+            blocks.len()
+        )
+    })
+}
+
+fn not_there(memory: Memory, guest: &GuestConfig) -> Refusal {
+    refuse!(
+        "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB free",
+        guest.name,
+        guest.memory >> 20,
+        memory.available() >> 20
+    )
+}
+
+/// Takes memory for a run in few blocks: the whole, or else halves down to 2 MiB.
+fn allocate_run(memory: Memory, run: GpaRange, blocks: &mut Vec<RamBlock>) -> Option<()> {
+    const GIB: u64 = 1 << 30;
+    const MIB_2: u64 = 2 << 20;
+    let (mut gpa, mut left) = (run.start, run.length);
+    while left > 0 {
+        let mut length = left;
+        let hpa = loop {
+            let alignments = [GIB, MIB_2, PAGE_SIZE];
+            let fitting = alignments.iter().filter(|alignment| **alignment <= length);
+            let found =
+                fitting.clone().find_map(|alignment| memory.allocate(length, *alignment, None));
+            match found {
+                Some(hpa) => break hpa,
+                None if length > MIB_2 => length = (length / 2).next_multiple_of(MIB_2),
+                None => return None,
+            }
+        };
+        blocks.push(RamBlock { gpa, hpa, length });
+        gpa = gpa.wrapping_add(length);
+        left -= length;
+    }
+    Some(())
+}
+
+pub(super) fn map_ram<F: mem::table::Format>(
+    nested: &mut Table<F>,
+    mut memory: Memory,
+    ram: &GuestRam,
+) -> Result<(), Refusal> {
+    for block in ram.blocks() {
+        let (gpa, kind) = (block.gpa.as_u64(), MemoryType::WriteBack);
+        nested.map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?.nothing_cached();
+    }
+    Ok(())
+}
