@@ -203,7 +203,7 @@ pub trait Machine {
     fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
     /// Takes a range out of the guest-physical address space: accesses exit from now on.
     fn unmap(&mut self, gpa: Gpa, length: u64);
-    /// Puts the shadow page `slot` (0 or 1) in place of the RAM page at `gpa`, read-only; or with
+    /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with
     /// `None` takes it away again.
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);
     /// The bytes of shadow page `slot`.

@@ -27,8 +27,6 @@ pub(crate) struct Change {
     pub(crate) freed: Option<usize>,
     /// This place is new.
     pub(crate) taken: Option<usize>,
-    /// Where the CPU's table is now.
-    pub(crate) place: Option<usize>,
 }
 
 impl Shadows {
@@ -40,6 +38,12 @@ impl Shadows {
     /// The table in a place.
     pub(crate) fn table(&self, place: usize) -> Option<ShadowIdt> {
         self.0.get(place).copied().flatten().map(|place| place.idt)
+    }
+
+    /// The table that CPU `cpu` has loaded, if it is shadowed.
+    pub(crate) fn of_cpu(&self, cpu: usize) -> Option<ShadowIdt> {
+        let loaded = |place: &&Place| place.users >> (cpu & 63) & 1 != 0;
+        self.0.iter().flatten().find(loaded).map(|place| place.idt)
     }
 
     /// Every table with its place.
@@ -62,11 +66,12 @@ impl Shadows {
     pub(crate) fn load(&mut self, cpu: usize, table: Option<ShadowIdt>) -> Change {
         let bit = 1 << (cpu & 63);
         let mut change = Change::default();
+        let mut shared = false;
         for (at, slot) in self.0.iter_mut().enumerate() {
             let Some(place) = slot else { continue };
             if table == Some(place.idt) {
                 place.users |= bit;
-                change.place = Some(at);
+                shared = true;
                 continue;
             }
             place.users &= !bit;
@@ -75,14 +80,13 @@ impl Shadows {
                 change.freed = Some(at);
             }
         }
-        if let (None, Some(idt)) = (change.place, table)
+        if let (false, Some(idt)) = (shared, table)
             && let Some(at) = self.0.iter().position(Option::is_none)
         {
             if let Some(slot) = self.0.get_mut(at) {
                 *slot = Some(Place { idt, users: bit });
             }
             change.taken = Some(at);
-            change.place = Some(at);
         }
         change
     }
@@ -104,10 +108,22 @@ mod tests {
     fn cpus_that_load_the_same_table_share_its_place() {
         let mut shadows = Shadows::new(2);
         let first = shadows.load(0, Some(table(1)));
-        assert_eq!(first, Change { freed: None, taken: Some(0), place: Some(0) });
-        assert_eq!(shadows.load(1, Some(table(1))).place, Some(0));
+        assert_eq!(first, Change { freed: None, taken: Some(0) });
+        assert_eq!(shadows.load(1, Some(table(1))), Change::default());
+        assert_eq!(shadows.of_cpu(1), Some(table(1)));
         assert_eq!(shadows.load(1, None), Change::default(), "the other still uses it");
+        assert_eq!((shadows.of_cpu(0), shadows.of_cpu(1)), (Some(table(1)), None));
         assert!(shadows.covers(Gpa::new(0x1008)));
+    }
+
+    #[test]
+    fn a_table_that_is_given_up_is_no_cpus_any_more() {
+        let mut shadows = Shadows::new(2);
+        shadows.load(0, Some(table(1)));
+        shadows.load(1, Some(table(1)));
+        assert!(shadows.forget(0, Gpa::new(0x1008)));
+        shadows.load(0, Some(table(2)));
+        assert_eq!((shadows.of_cpu(0), shadows.of_cpu(1)), (Some(table(2)), None));
     }
 
     #[test]
@@ -116,7 +132,7 @@ mod tests {
         shadows.load(0, Some(table(1)));
         shadows.load(1, Some(table(2)));
         let moved = shadows.load(0, Some(table(2)));
-        assert_eq!(moved, Change { freed: Some(0), taken: None, place: Some(1) });
+        assert_eq!(moved, Change { freed: Some(0), taken: None });
         assert!(!shadows.covers(Gpa::new(0x1000)));
         assert_eq!(shadows.tables().count(), 1);
     }
@@ -125,9 +141,9 @@ mod tests {
     fn every_cpu_can_have_a_table_of_its_own() {
         let mut shadows = Shadows::new(3);
         for cpu in 0..3 {
-            assert_eq!(shadows.load(cpu, Some(table(cpu as u64 + 1))).place, Some(cpu));
+            assert_eq!(shadows.load(cpu, Some(table(cpu as u64 + 1))).taken, Some(cpu));
         }
         let again = shadows.load(1, Some(table(9)));
-        assert_eq!(again, Change { freed: Some(1), taken: Some(1), place: Some(1) });
+        assert_eq!(again, Change { freed: Some(1), taken: Some(1) });
     }
 }

@@ -98,8 +98,6 @@ pub struct CpuState {
     pub index: usize,
     /// Its local APIC.
     pub apic: VirtualApic,
-    /// The place of its IDT's shadow, once it has loaded an IDT that can be shadowed.
-    pub(crate) shadow: Option<usize>,
     pub(crate) msrs: Msrs,
     /// Its exits.
     pub counters: ExitCounters,
@@ -119,7 +117,6 @@ impl CpuState {
         Self {
             index,
             apic: VirtualApic::new(mode, ApicId(index as u32), bootstrap),
-            shadow: None,
             msrs: Msrs::new(vendor, bootstrap, clock),
             counters: ExitCounters::new(),
             standstill: Standstill::default(),

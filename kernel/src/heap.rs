@@ -1,5 +1,5 @@
-//! The heap: used while the machine is being brought up and when a guest starts, never on the path
-//! of an exit.
+//! The heap: used while the machine is being brought up, when a guest begins or ends, and for the
+//! monitor's answers; never on the path of a guest's own exit.
 
 use linked_list_allocator::LockedHeap;
 

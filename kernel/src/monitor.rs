@@ -74,7 +74,10 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
         }),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => reboot(),
-        Command::Restart(guest) => with(guest, |guest| guest.restart(own)),
+        Command::Restart(guest) => with(guest, |guest| match guest.outcome() {
+            None => guest.restart(own),
+            Some(_) => logln!("{} has ended: this version cannot start it again", guest.name()),
+        }),
         Command::Irqs | Command::Start(_) => {
             logln!("this version cannot do that");
         }

@@ -75,13 +75,17 @@ pub(crate) struct Partition<B: Backend> {
     clock_base: AtomicU64,
     /// How often it was started anew.
     pub(crate) restarts: AtomicU32,
-    /// The user wants it started anew.
-    wanted_again: AtomicBool,
+    /// What the user wants of it: nothing, [`STOP`] or [`RESTART`].
+    wish: AtomicU32,
     /// It has ended and stays so.
     pub(crate) over: AtomicBool,
     /// Bytes of the machine's free memory that became its RAM.
     pub(crate) ram_bytes: u64,
 }
+
+const NO_WISH: u32 = 0;
+const STOP: u32 = 1;
+const RESTART: u32 = 2;
 
 /// What the CPUs of a guest share, behind its lock.
 pub(crate) struct Shared<B: Backend> {
@@ -153,7 +157,7 @@ impl<B: Backend> Partition<B> {
             present: AtomicUsize::new(seats.len()),
             clock_base: AtomicU64::new(instructions::tsc()),
             restarts: AtomicU32::new(0),
-            wanted_again: AtomicBool::new(false),
+            wish: AtomicU32::new(NO_WISH),
             over: AtomicBool::new(false),
             ram_bytes,
         })
@@ -166,7 +170,11 @@ impl<B: Backend> Partition<B> {
             Outcome::TripleFault | Outcome::Crash => self.guest.on_crash,
             Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => Afterwards::Stop,
         };
-        self.wanted_again.swap(false, Ordering::AcqRel) || then == Afterwards::Restart
+        match self.wish.load(Ordering::Acquire) {
+            STOP => false,
+            RESTART => true,
+            _ => then == Afterwards::Restart,
+        }
     }
 
     /// Makes it as it was before its first instruction: devices reset, memory scrubbed and loaded.
@@ -192,7 +200,13 @@ impl<B: Backend> Partition<B> {
         self.clock_base.store(instructions::tsc(), Ordering::Relaxed);
         *self.outcome.lock() = None;
         self.present.store(self.seats.len(), Ordering::Release);
+        // A wish to restart is fulfilled; one to stop that came meanwhile is not forgotten.
+        let restart =
+            self.wish.compare_exchange(RESTART, NO_WISH, Ordering::AcqRel, Ordering::Acquire);
         self.restarts.fetch_add(1, Ordering::AcqRel);
+        if restart == Err(STOP) {
+            self.end(Outcome::Stopped, LocalApic::current());
+        }
         Ok(())
     }
 
@@ -257,11 +271,12 @@ impl<B: Backend> Watched for Partition<B> {
     }
 
     fn stop(&self, own: LocalApic) {
+        self.wish.store(STOP, Ordering::Release);
         self.end(Outcome::Stopped, own);
     }
 
     fn restart(&self, own: LocalApic) {
-        self.wanted_again.store(true, Ordering::Release);
+        self.wish.store(RESTART, Ordering::Release);
         self.end(Outcome::Stopped, own);
     }
 
@@ -281,6 +296,14 @@ fn virtual_ids(guest: &GuestConfig) -> Vec<ApicId> {
 
 /// The processors of a guest. The configuration counts CPUs in the order of the MADT.
 fn seats(hardware: &Hardware, guest: &GuestConfig) -> Result<&'static [Seat], Refusal> {
+    const MOST_CPUS: usize = 64;
+    if guest.cpus.len() > MOST_CPUS {
+        return Err(refuse!(
+            "nexit.toml: guest {}: cpus has {} CPUs, and {MOST_CPUS} is the most for a guest",
+            guest.name,
+            guest.cpus.len()
+        ));
+    }
     let mut seats = Vec::with_capacity(guest.cpus.len());
     for number in &guest.cpus {
         let id = hardware.cpus.get(*number as usize).filter(|id| hardware.started.contains(id));

@@ -85,7 +85,7 @@ impl<B: Backend> Running<B> {
                         self.vcpu.load(&StartState::after_sipi(vector));
                         self.waiting = false;
                     }
-                    None => B::nap(processor.apic),
+                    None => self.nap(processor),
                 }
                 continue;
             }
@@ -155,8 +155,14 @@ impl<B: Backend> Running<B> {
             if partition.restarts.load(Ordering::Acquire) != restarts {
                 return true;
             }
-            B::nap(processor.apic);
+            self.nap(processor);
         }
+    }
+
+    /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.
+    fn nap(&self, processor: &Processor) {
+        B::nap(processor.apic);
+        watchdog::look_after(self.hardware, processor.apic);
     }
 
     fn last_one_out(&mut self) {

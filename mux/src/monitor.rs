@@ -17,7 +17,7 @@ pub enum Command {
     Help,
     /// Every guest: its state, CPUs and memory.
     Guests,
-    /// Exits by reason with rates, of one guest or of all.
+    /// Exits by reason, of one guest or of all.
     Exits(Option<GuestRef>),
     /// Every interrupt line: its route and count.
     Irqs,
@@ -78,7 +78,7 @@ const fn entry(word: &'static str, shape: Shape, help: &'static str) -> Entry {
 static COMMANDS: [Entry; 12] = [
     entry("help", Shape::Plain(Command::Help), "this list"),
     entry("guests", Shape::Plain(Command::Guests), "every guest: state, CPUs, memory"),
-    entry("exits", Shape::MayGuest(Command::Exits), "exits by reason, with rates"),
+    entry("exits", Shape::MayGuest(Command::Exits), "exits by reason, and how many are new"),
     entry("irqs", Shape::Plain(Command::Irqs), "every interrupt line: route and count"),
     entry("devices", Shape::Plain(Command::Devices), "every PCI function and its owner"),
     entry("iommu", Shape::Plain(Command::Iommu), "the IOMMU and its faults"),

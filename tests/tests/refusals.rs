@@ -78,7 +78,7 @@ fn a_malformed_configuration() {
 fn an_unknown_key() {
     let toml = format!("{}memry = \"1G\"\n", ends().toml());
     let sentence = refusal_of_configuration("refuse-unknown-key", &toml);
-    assert_says(&sentence, &["nexit.toml, line 8: unknown key \"memry\"", "the keys are"]);
+    assert_says(&sentence, &["nexit.toml, line 9: unknown key \"memry\"", "the keys are"]);
 }
 
 #[test]

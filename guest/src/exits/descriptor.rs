@@ -104,7 +104,6 @@ impl<P: Platform> Context<'_, P> {
         if let Some(place) = change.freed {
             self.clear_place(place);
         }
-        self.cpu.shadow = change.place;
         self.exception_intercepts();
         if let (Some(place), Some(idt)) = (change.taken, shadow) {
             for (page, gpa) in self.derive_pages(place, idt).into_iter().enumerate() {
@@ -154,7 +153,6 @@ impl<P: Platform> Context<'_, P> {
                 self.clear_place(place);
             }
         }
-        self.cpu.shadow = None;
         self.exception_intercepts();
         Next::Resume
     }

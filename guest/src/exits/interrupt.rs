@@ -58,7 +58,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// The shadowed table of this CPU.
     pub(super) fn shadow(&self) -> Option<ShadowIdt> {
-        self.cpu.shadow.and_then(|place| self.vm.shadows.table(place))
+        self.vm.shadows.of_cpu(self.cpu.index)
     }
 
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.

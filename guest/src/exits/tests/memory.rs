@@ -150,7 +150,7 @@ proptest! {
             world.touch(code, IDT + offset, true);
             world.wrmsr(arch::msr::IA32_X2APIC_ICR, 0x4_0000 | u64::from(vector));
         }
-        let idt = world.vm.shadows.table(world.cpu.shadow.unwrap()).unwrap();
+        let idt = world.vm.shadows.of_cpu(0).unwrap();
         for slot in [0, 1] {
             let mut fresh = [0; 4096];
             let real = world.get::<4096>(IDT + 4096 * slot as u64);
