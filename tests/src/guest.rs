@@ -110,6 +110,8 @@ pub struct Payload<'a> {
     pub program: &'a str,
     /// Its command line.
     pub command_line: &'a str,
+    /// `stop`, so that a reboot ends the run, or `restart`.
+    pub on_reboot: &'a str,
     /// Further lines of its configuration.
     pub further: &'a str,
 }
@@ -118,7 +120,7 @@ impl<'a> Payload<'a> {
     /// On CPU 0, without devices.
     #[must_use]
     pub const fn new(program: &'a str) -> Self {
-        Self { program, command_line: "", further: "" }
+        Self { program, command_line: "", on_reboot: "stop", further: "" }
     }
 
     /// The program's file, which `make payloads` builds.
@@ -139,12 +141,12 @@ impl<'a> Payload<'a> {
     /// Its part of the configuration.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { program, command_line, further } = self;
+        let Self { program, command_line, on_reboot, further } = self;
         let path = self.path();
         let path = path.display();
         format!(
             "[[guest]]\nname = \"{program}\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"{path}\"\n\
-             cmdline = \"{command_line}\"\non_reboot = \"stop\"\n{further}\n"
+             cmdline = \"{command_line}\"\non_reboot = \"{on_reboot}\"\n{further}\n"
         )
     }
 }

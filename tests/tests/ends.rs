@@ -111,11 +111,38 @@ fn a_halt_with_interrupts_off_is_an_end_on_vt_x() {
 #[test]
 fn a_guest_that_never_ends_times_out() {
     let payload = Payload { command_line: "spin", ..Payload::new("ends") };
-    let options = ["--timeout", "8"];
+    let options = ["--timeout", "15"];
     let outcome = Folder::new("ends-spin").run(&payload.toml(), &options, &Devices::none());
     assert_eq!(outcome.status, Some(124), "{outcome}");
     assert_eq!(outcome.payload("ends by "), Some("spin"), "it ran: {outcome}");
     assert_eq!(outcome.guest_outcome("ends"), None, "{outcome}");
+}
+
+/// The guest ends and begins anew again and again, each time in fresh memory, until time is up.
+fn begins_anew(emulator: Emulator, way: &str, further: &str) {
+    let payload =
+        Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
+    let name = emulator.to_string();
+    let options = ["--emulator", &name, "--timeout", "15"];
+    let folder = Folder::new(&format!("anew-{way}-{emulator}"));
+    let outcome = folder.run(&payload.toml(), &options, &Devices::none());
+    assert_eq!(outcome.status, Some(124), "{outcome}");
+    assert!(!outcome.output.contains("FAILED"), "{outcome}");
+    let fresh = "payload: its memory is fresh: ok";
+    let lives = outcome.output.lines().filter(|line| line.starts_with(fresh)).count();
+    assert!(lives > 2, "{lives} lives\n{outcome}");
+}
+
+#[test]
+fn a_guest_that_reboots_begins_anew_in_fresh_memory() {
+    begins_anew(Emulator::Qemu, "reset-register", "");
+    begins_anew(Emulator::Bochs, "reset-register", "");
+}
+
+#[test]
+fn a_guest_that_crashes_begins_anew_where_it_shall() {
+    begins_anew(Emulator::Qemu, "triple-fault", "on_crash = \"restart\"");
+    begins_anew(Emulator::Bochs, "nowhere", "on_crash = \"restart\"");
 }
 
 #[test]

@@ -5,10 +5,11 @@
 use core::arch::asm;
 use core::fmt::Write as _;
 
+use arch::Hpa;
 use arch::machine::Width;
 use boot::MemoryKind;
 use cpu::instructions::{halt_forever, port_write};
-use payload::{Console, loaded, power_off, say};
+use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 
@@ -26,9 +27,21 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
             unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
         say!("module: {} bytes, checksum {:#x}", bytes.len(), checksum(bytes));
     }
+    leave_a_mark();
     let way = info.command_line.split_whitespace().next().unwrap_or("poweroff");
     say!("ends by {way}");
     end(way)
+}
+
+/// Writes into memory that no loader touches what an earlier life would have left there.
+fn leave_a_mark() {
+    const MARK: u64 = 0x6e65_7869_745f_6d72;
+    let at = cpu::physical::pointer::<u64>(Hpa::new(0x280_0000));
+    // SAFETY: RAM of the guest (which has 64 MiB) below what the loader puts at its end.
+    let before = unsafe { at.read_volatile() };
+    verdict("its memory is fresh", before == 0, format_args!("{before:#x}"));
+    // SAFETY: as above.
+    unsafe { at.write_volatile(MARK) };
 }
 
 /// FNV-1a, 64 bits.
