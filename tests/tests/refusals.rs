@@ -126,10 +126,13 @@ fn a_device_that_is_not_there() {
 
 #[test]
 fn a_bridge() {
-    // All of its isolation group, so that only the bridge is wrong.
-    let further = "devices = [\"00:1f.0\", \"00:1f.2\", \"00:1f.3\"]";
-    let sentence = refusal("refuse-bridge", &Payload { further, ..ends() }.toml(), &[]);
-    assert_says(&sentence, &["00:1f.0", "is a bridge"]);
+    // Alone, and with all of its isolation group, so that only the bridge is wrong.
+    let alone = "devices = [\"00:1f.0\"]";
+    let group = "devices = [\"00:1f.0\", \"00:1f.2\", \"00:1f.3\"]";
+    for (name, further) in [("refuse-bridge", alone), ("refuse-bridge-in-group", group)] {
+        let sentence = refusal(name, &Payload { further, ..ends() }.toml(), &[]);
+        assert_says(&sentence, &["nexit.toml: guest ends: ", "00:1f.0", "is a bridge"]);
+    }
 }
 
 #[test]

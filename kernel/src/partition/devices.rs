@@ -7,10 +7,10 @@ use alloc::vec::Vec;
 use arch::address::HpaRange;
 use arch::msr::PortRange;
 use arch::{Bdf, Hpa, Iova};
-use config::{Config, GuestConfig};
+use config::{Config, Devices, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
 use guest::memory_map::{Ecam, MemoryMap};
-use guest::pci::VirtualBus;
+use guest::pci::{BusError, VirtualBus};
 
 use super::{address_bits, processors};
 use crate::bring_up::Hardware;
@@ -22,11 +22,19 @@ use crate::routes::Routes;
 /// The functions of each guest, in the order of the file: they exist, and no group is divided.
 pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Bdf>>, Refusal> {
     for guest in &config.guests {
+        let excepted = matches!(guest.devices, Devices::All { .. });
         for function in guest.devices.named() {
-            check_present(hardware, guest, *function)?;
+            let found = find(hardware, guest, *function)?;
+            if found.is_infrastructure() && !excepted {
+                return Err(refuse!(
+                    "nexit.toml: guest {}: {}",
+                    guest.name,
+                    BusError::NotADevice(*function)
+                ));
+            }
         }
     }
-    let given = hardware.functions.iter().filter(|function| !function.is_bridge());
+    let given = hardware.functions.iter().filter(|function| !function.is_infrastructure());
     let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
     let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
     let owned: Vec<Vec<Bdf>> = owned.collect();
@@ -91,17 +99,21 @@ pub(super) fn map_bars(
     Ok(())
 }
 
-fn check_present(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
-    let name = &guest.name;
-    if !hardware.functions.iter().any(|found| found.bdf == function) {
+/// The function of this address.
+fn find<'a>(
+    hardware: &'a Hardware,
+    guest: &GuestConfig,
+    function: Bdf,
+) -> Result<&'a pci::Function, Refusal> {
+    hardware.functions.iter().find(|found| found.bdf == function).ok_or_else(|| {
         let list: Vec<_> = hardware.functions.iter().map(|found| found.bdf.to_string()).collect();
-        return Err(refuse!(
-            "nexit.toml: guest {name}: devices names {function}, but the machine has no such PCI \
+        refuse!(
+            "nexit.toml: guest {}: devices names {function}, but the machine has no such PCI \
              function; it has {}",
+            guest.name,
             list.join(", ")
-        ));
-    }
-    Ok(())
+        )
+    })
 }
 
 fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {

@@ -33,10 +33,11 @@ pub(super) fn allocate(
 ) -> Result<GuestRam, Refusal> {
     const LEGACY: GpaRange = GpaRange { start: Gpa::new(0xa_0000), length: 0x6_0000 };
     let memory = hardware.memory;
+    let free = memory.available();
     let mut blocks = Vec::new();
     for run in map.ram() {
         if hardware.identity_ram.is_none() {
-            allocate_run(memory, *run, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            allocate_run(memory, *run, &mut blocks).ok_or_else(|| not_there(free, guest))?;
             continue;
         }
         // Identity-mapped, but the legacy area comes from elsewhere: the machine's own holds its
@@ -50,7 +51,7 @@ pub(super) fn allocate(
         };
         if run.contains(LEGACY) {
             blocks.push(identity(start, LEGACY.start.as_u64()));
-            allocate_run(memory, LEGACY, &mut blocks).ok_or_else(|| not_there(memory, guest))?;
+            allocate_run(memory, LEGACY, &mut blocks).ok_or_else(|| not_there(free, guest))?;
             blocks.push(identity(legacy_end, end));
         } else {
             blocks.push(identity(start, end));
@@ -69,12 +70,12 @@ pub(super) fn allocate(
     })
 }
 
-fn not_there(memory: Memory, guest: &GuestConfig) -> Refusal {
+fn not_there(free: u64, guest: &GuestConfig) -> Refusal {
     refuse!(
         "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB free",
         guest.name,
         guest.memory >> 20,
-        memory.available() >> 20
+        free >> 20
     )
 }
 
