@@ -37,7 +37,7 @@ use crate::refusal::{Refusal, refuse};
 use crate::seat::Seat;
 
 pub(crate) use devices::functions;
-use devices::{assign, check_ports, map_bars, port_passes, routes, virtual_bus};
+use devices::{assign, check_ports, map_bars, port_passes, reset_functions, routes, virtual_bus};
 use files::{Files, load};
 use memory::{allocate, map_ram, memory_map};
 
@@ -117,6 +117,7 @@ impl<B: Backend> Partition<B> {
         logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
         assign(hardware, guest, functions, &ram)?;
         let mut config = hardware.config;
+        reset_functions(hardware, guest, functions, &mut config);
         let mut bus = virtual_bus(&map, functions, &mut config)?;
         map_bars(hardware, functions, &mut config)?;
         let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
@@ -182,13 +183,7 @@ impl<B: Backend> Partition<B> {
     pub(crate) fn restart(&self, hardware: &Hardware) -> Result<(), Refusal> {
         let mut shared = self.shared.lock();
         let Shared { vm, machine, ram, config } = &mut *shared;
-        for function in &self.functions {
-            let mut delay =
-                |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
-            if let Err(error) = pci::reset::reset(config, *function, &mut delay) {
-                logln!("guest {}: {error}", self.guest.name);
-            }
-        }
+        reset_functions(hardware, &self.guest, &self.functions, config);
         machine.clear_shadow_pages();
         let bus = virtual_bus(&self.map, &self.functions, config)?;
         load(&self.guest, &self.map, ram, &self.files)?;

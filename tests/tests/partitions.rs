@@ -65,7 +65,7 @@ fn a_guest_that_begins_anew_costs_its_neighbour_nothing_and_the_machine_no_memor
         }
     });
     folder.write("run.log", &output);
-    let restarts = output.matches(RESTART).count();
+    let restarts = output.matches(ANEW).count();
     assert!(restarts >= 10, "{restarts} restarts\n{output}");
     let result = output.lines().find(|line| line.contains("reader: demo: nvme: ok"));
     let result = result.unwrap_or_else(|| panic!("no result\n{output}"));
@@ -78,7 +78,31 @@ fn a_guest_that_begins_anew_costs_its_neighbour_nothing_and_the_machine_no_memor
     assert!(free.len() == 2 && free[0] == free[1], "{free:?} after {restarts} restarts");
 }
 
-const RESTART: &str = "guest restless: triple_fault: it begins anew";
+#[test]
+fn a_guest_that_reboots_has_its_cpus_and_its_device_again() {
+    let folder = Folder::new("reboots-with-device");
+    let mut guest = Guest::on_qemu("nvme,reboot reads=1000", "[\"00:04.0\"]");
+    (guest.name, guest.cpus, guest.on_reboot) = ("restless", "[0, 1]", "restart");
+    let config = folder.write("nexit.toml", guest.toml());
+    let disk = Kernel::Stock.folder().join("disk.img");
+    let disk = format!("driver=file,node-name=disk,read-only=on,filename={}", disk.display());
+    let nvme = "nvme,drive=disk,serial=reader,addr=4";
+    let arguments = ["run", "--config", &config, "--timeout", "240", "--"];
+    let arguments = [&arguments[..], &["-blockdev", &disk, "-device", nvme]].concat();
+    let output = typed_to(&arguments, |line, restarts| {
+        let done = restarts == 2 && line.contains("demo: nvme: ok");
+        if done { "\x01mstop restless\r" } else { "" }
+    });
+    folder.write("run.log", &output);
+    for seen in ["2 CPU(s)", "demo: nvme: ok reads=1000 "] {
+        let lives = output.matches(seen).count();
+        assert!(lives >= 3, "{seen}: {lives} lives\n{output}");
+    }
+    assert!(output.contains("nexit: guest restless: stopped"), "{output}");
+    assert!(!output.contains("FAILED"), "{output}");
+}
+
+const ANEW: &str = ": it begins anew";
 
 /// Runs `nexit` with `arguments`; `keys` says what is typed at a line of its output, given how often
 /// the guest has begun anew. All of the output.
@@ -96,7 +120,7 @@ fn typed_to(arguments: &[&str], keys: impl Fn(&str, usize) -> &'static str) -> S
     let (mut output, mut line, mut restarts) = (String::new(), Vec::new(), 0);
     while lines.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
         let text = String::from_utf8_lossy(&line).into_owned();
-        restarts += usize::from(text.contains(RESTART));
+        restarts += usize::from(text.contains(ANEW));
         // The emulator may be gone by now; what is missing shows in the output.
         let _ = input.write_all(keys(&text, restarts).as_bytes());
         output.push_str(&text);

@@ -14,6 +14,7 @@ use guest::pci::{BusError, VirtualBus};
 
 use super::{address_bits, processors};
 use crate::bring_up::Hardware;
+use crate::console::logln;
 use crate::memory;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};
@@ -68,6 +69,22 @@ pub(super) fn assign(
         }
     }
     Ok(())
+}
+
+/// Resets the functions, so that nothing of who had them before is left in them. One that has no
+/// reset of its own is handed on as it is, with a line in the log.
+pub(super) fn reset_functions(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    functions: &[Bdf],
+    config: &mut MachineConfigSpace,
+) {
+    let mut delay = |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
+    for function in functions {
+        if let Err(error) = pci::reset::reset(config, *function, &mut delay) {
+            logln!("guest {}: {error}", guest.name);
+        }
+    }
 }
 
 /// The guest's PCI bus with its functions on it, untouched.
