@@ -1,0 +1,162 @@
+//! What one virtual CPU has executed, by level. Pure.
+//!
+//! QEMU adds up all instructions of a CPU in one counter. Only a world switch tells whose they were:
+//! what has been counted since the last one is booked to the level that ends.
+
+use std::collections::BTreeMap;
+
+/// Key of what the hypervisor executed before the first VMRUN: no exit of any code.
+pub(crate) const BEFORE_THE_FIRST_ENTRY: u64 = u64::MAX;
+/// Key of the exits whose code could not be read (a hypervisor that does not map its VMCB where it
+/// is).
+pub(crate) const UNKNOWN: u64 = u64::MAX - 1;
+
+/// Who runs. A machine without a hypervisor is at the level of the host all the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Level {
+    /// The hypervisor, or whoever owns the machine.
+    #[default]
+    Host,
+    /// The guest.
+    Guest,
+}
+
+/// Exits of one code, and what the hypervisor executed for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Cost {
+    /// Exits.
+    pub(crate) exits: u64,
+    /// Instructions from the one after VMRUN to the next VMRUN, which is the last.
+    pub(crate) instructions: u64,
+}
+
+/// One virtual CPU.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Account {
+    /// Who runs now.
+    pub(crate) level: Level,
+    /// Instructions of the guest.
+    pub(crate) guest: u64,
+    /// Instructions of the hypervisor.
+    pub(crate) host: u64,
+    /// VMRUN instructions.
+    pub(crate) switches: u64,
+    /// HLT instructions at either level.
+    pub(crate) halts: u64,
+    /// By exit code (`BEFORE_THE_FIRST_ENTRY`, `UNKNOWN`).
+    pub(crate) by_code: BTreeMap<u64, Cost>,
+    /// Hypervisor instructions by exit code and address, where that is wanted.
+    pub(crate) profile: BTreeMap<(u64, u64), u64>,
+    /// The exit that is being handled.
+    pub(crate) code: Option<u64>,
+    /// The counter at the last booking.
+    booked: u64,
+}
+
+impl Account {
+    /// Books what was executed since the last call: the counter stands at `executed`.
+    pub(crate) fn settle(&mut self, executed: u64) {
+        let fresh = executed.wrapping_sub(self.booked);
+        self.booked = executed;
+        match self.level {
+            Level::Guest => self.guest += fresh,
+            Level::Host => {
+                self.host += fresh;
+                let code = self.code.unwrap_or(BEFORE_THE_FIRST_ENTRY);
+                self.by_code.entry(code).or_default().instructions += fresh;
+            }
+        }
+    }
+
+    /// VMRUN was executed.
+    pub(crate) fn enter(&mut self, executed: u64) {
+        self.settle(executed);
+        self.level = Level::Guest;
+        self.switches += 1;
+    }
+
+    /// The instruction after VMRUN is about to be executed: an exit of this code.
+    pub(crate) fn leave(&mut self, executed: u64, code: u64) {
+        self.settle(executed);
+        self.level = Level::Host;
+        self.code = Some(code);
+        self.by_code.entry(code).or_default().exits += 1;
+    }
+
+    /// An instruction of the hypervisor at this address is about to be executed.
+    pub(crate) fn step(&mut self, address: u64) {
+        if self.level == Level::Host {
+            let code = self.code.unwrap_or(BEFORE_THE_FIRST_ENTRY);
+            *self.profile.entry((code, address)).or_default() += 1;
+        }
+    }
+
+    /// What was added since `earlier`.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let by_code = self.by_code.iter().filter_map(|(code, cost)| {
+            let before = earlier.by_code.get(code).copied().unwrap_or_default();
+            let exits = cost.exits - before.exits;
+            let instructions = cost.instructions - before.instructions;
+            (exits + instructions > 0).then_some((*code, Cost { exits, instructions }))
+        });
+        let profile = self.profile.iter().filter_map(|(key, count)| {
+            let fresh = count - earlier.profile.get(key).copied().unwrap_or_default();
+            (fresh > 0).then_some((*key, fresh))
+        });
+        Self {
+            guest: self.guest - earlier.guest,
+            host: self.host - earlier.host,
+            switches: self.switches - earlier.switches,
+            halts: self.halts - earlier.halts,
+            by_code: by_code.collect(),
+            profile: profile.collect(),
+            ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPUID: u64 = 0x72;
+
+    /// 1,000 instructions of bring-up, then 3 of the guest and a CPUID exit of 100.
+    fn one_exit() -> Account {
+        let mut account = Account::default();
+        account.enter(1000);
+        account.leave(1003, CPUID);
+        account.enter(1103);
+        account
+    }
+
+    #[test]
+    fn instructions_belong_to_the_level_that_a_world_switch_ends() {
+        let account = one_exit();
+        assert_eq!((account.host, account.guest, account.switches), (1100, 3, 2));
+        assert_eq!(account.by_code[&CPUID], Cost { exits: 1, instructions: 100 });
+        let bring_up = Cost { exits: 0, instructions: 1000 };
+        assert_eq!(account.by_code[&BEFORE_THE_FIRST_ENTRY], bring_up);
+    }
+
+    #[test]
+    fn a_window_without_exits_has_nothing_of_the_hypervisors() {
+        let before = one_exit();
+        let mut after = before.clone();
+        after.settle(5103);
+        let window = after.since(&before);
+        assert_eq!((window.host, window.guest, window.switches), (0, 4000, 0));
+        assert!(window.by_code.is_empty());
+    }
+
+    #[test]
+    fn only_the_hypervisors_steps_are_profiled_under_their_exit() {
+        let mut account = one_exit();
+        account.step(0x20_0000);
+        assert!(account.profile.is_empty(), "the guest's own 2 MiB are not the hypervisor's");
+        account.leave(1103, CPUID);
+        account.step(0x20_0000);
+        account.step(0x20_0000);
+        assert_eq!(account.profile[&(CPUID, 0x20_0000)], 2);
+    }
+}
