@@ -9,10 +9,10 @@ use crate::machine::Machine;
 use crate::size;
 
 /// The program.
-pub(crate) const PROGRAM: &str = "bochs";
+pub const PROGRAM: &str = "bochs";
 
 /// The configuration of `machine`, which boots `iso`, with its serial line in the file `serial`.
-pub(crate) fn configuration(machine: &Machine, model: &str, iso: &Path, serial: &Path) -> String {
+pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: &Path) -> String {
     let mebibytes = size::mebibytes(machine.memory);
     let cpus = machine.cpus;
     // Virtual time is instructions: the clock knows nothing of the host's time (`sync=none`), so a

@@ -41,7 +41,7 @@ pub(crate) enum Emulator {
 
 /// How QEMU executes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Accel {
+pub enum Accel {
     /// QEMU's own emulation.
     Tcg,
     /// An Intel host with nested VT-x (never run by the makers of Nexit).

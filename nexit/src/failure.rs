@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Why the command failed. The text is one sentence for the user.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// A guest or the hypervisor failed, or a tool that was called did.
     Failed(String),
     /// Bad configuration or usage: nothing was started.
@@ -16,12 +16,12 @@ pub(crate) enum Failure {
 }
 
 /// What every step of the tool returns.
-pub(crate) type Result<T> = std::result::Result<T, Failure>;
+pub type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
     /// The documented exit status.
     #[must_use]
-    pub(crate) const fn status(&self) -> u8 {
+    pub const fn status(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
@@ -31,7 +31,7 @@ impl Failure {
 
     /// The exit status as the process returns it.
     #[must_use]
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status())
     }
 }
@@ -45,8 +45,11 @@ impl fmt::Display for Failure {
 }
 
 /// Turns an I/O error into a sentence with the file and what was to be done with it.
-pub(crate) trait OrFailed<T> {
+pub trait OrFailed<T> {
     /// `Failed("cannot WHAT PATH: …")`
+    ///
+    /// # Errors
+    /// That one.
     fn or_failed(self, what: &str, path: &Path) -> Result<T>;
 }
 

@@ -10,11 +10,11 @@ const ROOM: u64 = 512 << 20;
 /// The least memory of a machine, in bytes.
 const LEAST: u64 = 1 << 30;
 /// The most CPUs that a machine of either emulator has.
-pub(crate) const MOST_CPUS: u32 = 255;
+pub const MOST_CPUS: u32 = 255;
 
 /// How the machine starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Start {
+pub enum Start {
     /// QEMU loads the image and these modules.
     Kernel {
         /// The hypervisor image.
@@ -40,17 +40,17 @@ pub(crate) enum Start {
 
 /// A machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Machine {
+pub struct Machine {
     /// CPUs.
-    pub(crate) cpus: u32,
+    pub cpus: u32,
     /// Memory in bytes.
-    pub(crate) memory: u64,
+    pub memory: u64,
     /// QEMU's accelerator.
-    pub(crate) accel: Accel,
+    pub accel: Accel,
     /// How it starts.
-    pub(crate) start: Start,
+    pub start: Start,
     /// The user's own arguments for the emulator.
-    pub(crate) extra: Vec<String>,
+    pub extra: Vec<String>,
 }
 
 /// CPUs for `scenario` where the user gives none: all that it names, and at least `least`.

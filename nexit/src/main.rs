@@ -1,61 +1,8 @@
-//! `nexit`: the host-side command line. Builds images and runs them in an emulator.
-//!
-//! Path of a run: [`cli`] (what the user wants) → [`scenario`] (the configuration, checked) →
-//! [`qemu`] or [`bochs`] (the machine) → [`session`] (the process, its console, and the user's
-//! [`terminal`]) → [`verdict`] (what the hypervisor said of the guests) → exit status.
+//! `nexit`: the host-side command line.
 #![forbid(unsafe_code)]
-
-mod bochs;
-mod built;
-mod cli;
-mod console;
-mod demo;
-mod failure;
-mod image;
-mod machine;
-mod qemu;
-mod report;
-mod run;
-mod scenario;
-mod session;
-mod size;
-mod stats;
-mod terminal;
-mod tool;
-mod verdict;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use cli::{Cli, Command, ImageArgs};
-use failure::Result;
-use scenario::Scenario;
-
 fn main() -> ExitCode {
-    match execute(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("nexit: {failure}");
-            failure.exit_code()
-        }
-    }
-}
-
-fn execute(command: Command) -> Result<()> {
-    match command {
-        Command::Run(args) => run::run(&args),
-        Command::Image(args) => build_image(&args),
-        Command::Demo(args) => {
-            demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
-        }
-        Command::Stats(args) => stats::print(&args),
-    }
-}
-
-fn build_image(args: &ImageArgs) -> Result<()> {
-    let scenario = Scenario::load(&args.config)?;
-    image::build(&scenario, &args.images, args.loader, &args.output)?;
-    println!("nexit: wrote {}", args.output.display());
-    Ok(())
+    nexit::main()
 }

@@ -11,7 +11,7 @@ use crate::machine::{Machine, Start};
 use crate::size;
 
 /// The program.
-pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// VT-d with interrupt remapping in x2APIC mode.
 const IOMMU: &str = "intel-iommu,intremap=on,eim=on,caching-mode=off,aw-bits=48";
@@ -24,7 +24,7 @@ const TCG_CPU: &str = "EPYC-v4,+x2apic,+svm,+npt,+vgif,-fxsr-opt,-misalignsse,-o
 ///
 /// # Errors
 /// A file name that QEMU's option syntax cannot carry.
-pub(crate) fn arguments(machine: &Machine) -> Result<Vec<String>> {
+pub fn arguments(machine: &Machine) -> Result<Vec<String>> {
     let mut words = Words::default();
     words.add("-nodefaults -display none -no-reboot");
     match machine.accel {

@@ -9,14 +9,14 @@ use crate::failure::{Failure, Result};
 
 /// A program to call.
 #[derive(Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     command: Command,
     name: String,
 }
 
 impl Tool {
     /// The program `name`, found by `PATH` and in the administrator's folders.
-    pub(crate) fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut command = Command::new(name);
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
@@ -26,27 +26,30 @@ impl Tool {
 
     /// Adds one argument.
     #[must_use]
-    pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
         self
     }
 
     /// Adds arguments.
     #[must_use]
-    pub(crate) fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.command.args(arguments);
         self
     }
 
     /// Runs in `folder`.
     #[must_use]
-    pub(crate) fn within(mut self, folder: &Path) -> Self {
+    pub fn within(mut self, folder: &Path) -> Self {
         self.command.current_dir(folder);
         self
     }
 
     /// Runs it to the end and returns its standard output.
-    pub(crate) fn output(mut self) -> Result<String> {
+    ///
+    /// # Errors
+    /// It is missing, or it failed: with its own words.
+    pub fn output(mut self) -> Result<String> {
         let output = self.command.output().map_err(|error| {
             let advice = "`make setup` installs what is missing";
             Failure::Failed(format!("cannot run {}: {error} ({advice})", self.name))
@@ -59,7 +62,10 @@ impl Tool {
     }
 
     /// Runs it to the end for its effect.
-    pub(crate) fn run(self) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Tool::output`].
+    pub fn run(self) -> Result<()> {
         self.output().map(drop)
     }
 }

@@ -4,7 +4,7 @@
 
 /// What an entry is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Node {
+pub enum Node {
     /// A folder.
     Folder,
     /// A file with its contents; `true`: may be executed.
@@ -16,12 +16,12 @@ pub(crate) enum Node {
 }
 
 /// Path in the archive, without a leading slash, and what is there.
-pub(crate) type Entry = (String, Node);
+pub type Entry = (String, Node);
 
 const TRAILER: &str = "TRAILER!!!";
 
 /// The archive of `entries`, in their order; a folder has to stand before what it holds.
-pub(crate) fn archive(entries: &[Entry]) -> Vec<u8> {
+pub fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (number, (path, node)) in entries.iter().enumerate() {
         append(&mut bytes, number + 1, path, node);

@@ -78,16 +78,15 @@ pub(crate) fn entries(
     let checksum = format!("{payload_checksum}\n").into_bytes();
     entries.push(("etc/payload.sha256".to_owned(), Node::File(checksum, false)));
     for (part, drivers) in PARTS {
-        if let Some(files) = load_order(modules, drivers)? {
-            add_part(&mut entries, part, &files)?;
-        }
+        add_part(&mut entries, modules, part, drivers)?;
     }
     Ok(entries)
 }
 
 /// Folders, the console (the kernel opens it before `init` can mount anything), and busybox's
 /// names.
-fn skeleton() -> Vec<Entry> {
+#[must_use]
+pub fn skeleton() -> Vec<Entry> {
     let folders = ["bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "sys"];
     let mut entries: Vec<Entry> =
         folders.iter().map(|folder| ((*folder).to_owned(), Node::Folder)).collect();
@@ -107,10 +106,20 @@ fn load_order(modules: &Modules, drivers: &[&str]) -> Result<Option<Vec<PathBuf>
     Ok(Some(files))
 }
 
-/// The modules themselves (once), and the list `lib/modules/PART` that `init` loads from.
-fn add_part(entries: &mut Vec<Entry>, part: &str, files: &[PathBuf]) -> Result<()> {
+/// The modules of `drivers` themselves (once), and the list `lib/modules/PART` that `init` loads from.
+/// Nothing where this kernel lacks one of the drivers.
+///
+/// # Errors
+/// A module cannot be read.
+pub fn add_part(
+    entries: &mut Vec<Entry>,
+    modules: &Modules,
+    part: &str,
+    drivers: &[&str],
+) -> Result<()> {
+    let Some(files) = load_order(modules, drivers)? else { return Ok(()) };
     let mut list = String::new();
-    for file in files {
+    for file in &files {
         // `/proc/modules` spells all names with `_`, and `init` looks there.
         let name = file.file_name().unwrap_or_default().to_string_lossy().replace('-', "_");
         let path = format!("lib/modules/{name}");

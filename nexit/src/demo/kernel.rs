@@ -10,7 +10,7 @@ use crate::tool::Tool;
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Flavour {
+pub enum Flavour {
     /// `linux-image-amd64`: all drivers, compressed by XZ.
     Stock,
     /// `linux-image-cloud-amd64`: few drivers, quick to unpack itself (for Bochs).
@@ -29,15 +29,18 @@ impl Flavour {
 
 /// An unpacked kernel package.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// The bzImage.
-    pub(crate) image: PathBuf,
+    pub image: PathBuf,
     /// `lib/modules/VERSION`.
-    pub(crate) modules: PathBuf,
+    pub modules: PathBuf,
 }
 
 /// Fetches and unpacks below `cache`, unless it is there already.
-pub(crate) fn fetch(flavour: Flavour, cache: &Path) -> Result<Kernel> {
+///
+/// # Errors
+/// apt does not know it, or cannot fetch it.
+pub fn fetch(flavour: Flavour, cache: &Path) -> Result<Kernel> {
     let depends = Tool::new("apt-cache").args(["depends", flavour.package()]).output()?;
     let package = image_package(&depends).ok_or_else(|| {
         Failure::Failed(format!(

@@ -1,16 +1,16 @@
 //! `nexit demo`: what the demo and the tests run as a guest. A stock Debian kernel, an initramfs
 //! around busybox, a disk image with a real ext4 file system, and a file to send over TCP.
 
-mod cpio;
+pub mod cpio;
 mod disk;
-mod initramfs;
-mod kernel;
-mod modules;
+pub mod initramfs;
+pub mod kernel;
+pub mod modules;
 
 use std::fs;
 use std::path::Path;
 
-pub(crate) use kernel::Flavour;
+pub use kernel::Flavour;
 
 use crate::failure::{OrFailed, Result};
 use modules::Modules;

@@ -10,7 +10,7 @@ use crate::failure::{Failure, OrFailed, Result};
 
 /// The modules of an unpacked kernel package.
 #[derive(Debug)]
-pub(crate) struct Modules {
+pub struct Modules {
     /// Module name (with `_`) → file.
     files: BTreeMap<String, PathBuf>,
     /// Names of what is linked into the kernel.
@@ -19,7 +19,10 @@ pub(crate) struct Modules {
 
 impl Modules {
     /// Finds all modules below `folder` (`lib/modules/VERSION`).
-    pub(crate) fn find(folder: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn find(folder: &Path) -> Result<Self> {
         let mut files = BTreeMap::new();
         collect(folder, &mut files)?;
         let path = folder.join("modules.builtin");
@@ -29,7 +32,10 @@ impl Modules {
 
     /// The files to load for the driver `name`, dependencies first. `None` where this kernel has no
     /// such driver; empty where it is linked in.
-    pub(crate) fn load_order(&self, name: &str) -> Result<Option<Vec<PathBuf>>> {
+    ///
+    /// # Errors
+    /// A module that another one needs is missing, or cannot be read.
+    pub fn load_order(&self, name: &str) -> Result<Option<Vec<PathBuf>>> {
         if !self.has(&module_name(name)) {
             return Ok(None);
         }

@@ -1,0 +1,63 @@
+//! The host side: builds Nexit images and guests, and runs them in an emulator.
+//!
+//! Path of a run: [`cli`] (what the user wants) → `scenario` (the configuration, checked) → [`qemu`] or
+//! [`bochs`] (the machine) → `session` (the process, its console, and the user's `terminal`) → `verdict`
+//! (what the hypervisor said of the guests) → exit status. Public is what the benchmark needs, too.
+#![forbid(unsafe_code)]
+
+pub mod bochs;
+mod built;
+pub mod cli;
+mod console;
+pub mod demo;
+pub mod failure;
+mod image;
+pub mod machine;
+pub mod qemu;
+mod report;
+mod run;
+mod scenario;
+mod session;
+mod size;
+mod stats;
+mod terminal;
+pub mod tool;
+mod verdict;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command, ImageArgs};
+use failure::Result;
+use scenario::Scenario;
+
+/// The program `nexit`.
+#[must_use]
+pub fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("nexit: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Image(args) => build_image(&args),
+        Command::Demo(args) => {
+            demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
+        }
+        Command::Stats(args) => stats::print(&args),
+    }
+}
+
+fn build_image(args: &ImageArgs) -> Result<()> {
+    let scenario = Scenario::load(&args.config)?;
+    image::build(&scenario, &args.images, args.loader, &args.output)?;
+    println!("nexit: wrote {}", args.output.display());
+    Ok(())
+}
