@@ -42,8 +42,10 @@ pub enum Problem {
         /// The keys that exist there.
         keys: &'static str,
     },
-    /// A key without which a guest cannot be.
+    /// A key without which a table means nothing.
     MissingKey {
+        /// The table.
+        table: &'static str,
         /// The key.
         key: &'static str,
         /// An example of a line that would do.
@@ -88,6 +90,16 @@ pub enum Problem {
         /// The guest that has it already.
         owner: String,
     },
+    /// Two regions of shared memory have one name.
+    SharedTwice {
+        /// The name.
+        name: String,
+    },
+    /// Memory is shared with a guest that does not exist.
+    NoSuchGuest {
+        /// The name.
+        name: String,
+    },
     /// `except` without `devices = "all"`.
     ExceptWithoutAll,
     /// `unsafe_no_iommu` with more than one guest.
@@ -104,8 +116,8 @@ impl fmt::Display for Problem {
             Self::UnknownKey { key, table, keys } => {
                 write!(f, "unknown key \"{key}\" in {table}: the keys are {keys}")
             }
-            Self::MissingKey { key, example } => {
-                write!(f, "this [[guest]] has no {key}: add a line such as {example}")
+            Self::MissingKey { table, key, example } => {
+                write!(f, "this {table} has no {key}: add a line such as {example}")
             }
             Self::WrongType { key, takes, found } => {
                 write!(f, "{key} is {takes}, and here stands {found}")
@@ -127,6 +139,12 @@ impl fmt::Display for Problem {
                     f,
                     "{what} {which} already belongs to guest \"{owner}\": give it to one only"
                 )
+            }
+            Self::SharedTwice { name } => {
+                write!(f, "there are two [[shared]] \"{name}\": give one of them another name")
+            }
+            Self::NoSuchGuest { name } => {
+                write!(f, "there is no [[guest]] \"{name}\": add it, or share with others")
             }
             Self::ExceptWithoutAll => f.write_str(
                 "except takes functions out of devices = \"all\", which does not stand here: write \

@@ -12,6 +12,7 @@ extern crate alloc;
 mod devices;
 mod error;
 mod reader;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -25,6 +26,7 @@ use arch::vcpu::InterruptMode;
 pub use devices::Devices;
 pub use error::{ConfigError, Problem};
 pub use reader::parse;
+pub use shared::{LEAST_SHARED, MOST_PEERS, SharedConfig};
 
 /// The name of the file, as messages say it.
 pub const FILE_NAME: &str = "nexit.toml";
@@ -41,6 +43,8 @@ pub struct Config {
     /// Devices may be assigned on a machine that has no IOMMU, to the only guest, whose memory is
     /// identity-mapped then. Accepted at the top level and, meaning the same, in `[[guest]]`.
     pub unsafe_no_iommu: bool,
+    /// The regions of memory that guests share, in the order of the file.
+    pub shared: Vec<SharedConfig>,
 }
 
 /// One `[[guest]]`.

@@ -16,7 +16,7 @@ use crate::{
     Afterwards, Config, Devices, GuestConfig, LEAST_MEMORY, MEMORY_UNIT, ModuleConfig, value,
 };
 
-const TOP_KEYS: &str = "[[guest]] and unsafe_no_iommu";
+const TOP_KEYS: &str = "[[guest]], [[shared]] and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
                           interrupts, io_ports, on_crash, on_reboot, unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
@@ -51,11 +51,11 @@ fn line(text: &str, span: &Range<usize>) -> usize {
     1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count()
 }
 
-type Value<'a> = Spanned<DeValue<'a>>;
+pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 
-struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     text: &'a str,
-    guests: Vec<GuestConfig>,
+    pub(crate) guests: Vec<GuestConfig>,
     unsafe_no_iommu: bool,
 }
 
@@ -68,6 +68,8 @@ impl Reader<'_> {
                         self.guest(guest)?;
                     }
                 }
+                // Names guests, which may stand behind it.
+                "shared" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?,
                 other => return Err(self.unknown(key.span(), other, "the file", TOP_KEYS)),
             }
@@ -78,7 +80,8 @@ impl Reader<'_> {
         if self.unsafe_no_iommu && self.guests.len() > 1 {
             return Err(ConfigError { line: None, problem: Problem::NoIommuForMany });
         }
-        Ok(Config { guests: self.guests, unsafe_no_iommu: self.unsafe_no_iommu })
+        let shared = self.shared(table)?;
+        Ok(Config { guests: self.guests, unsafe_no_iommu: self.unsafe_no_iommu, shared })
     }
 
     fn guest(&mut self, item: &Value<'_>) -> Result<(), ConfigError> {
@@ -94,7 +97,8 @@ impl Reader<'_> {
             }
         }
         let needed = |key: &'static str, example| {
-            table.get(key).ok_or_else(|| self.error(item, Problem::MissingKey { key, example }))
+            let problem = Problem::MissingKey { table: "[[guest]]", key, example };
+            table.get(key).ok_or_else(|| self.error(item, problem))
         };
         let afterwards =
             |key, missing| table.get(key).map_or(Ok(missing), |value| self.afterwards(key, value));
@@ -118,12 +122,18 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn name(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+    /// A name.
+    pub(crate) fn printable<'v>(&self, item: &'v Value<'_>) -> Result<&'v str, ConfigError> {
         let name = self.string("name", TAKES_NAME, item)?;
         let printable = |c: char| !c.is_control() && c != '"' && c != '\\';
         if name.trim().is_empty() || name.chars().count() > 64 || !name.chars().all(printable) {
             return Err(self.bad_value("name", TAKES_NAME, item, name));
         }
+        Ok(name)
+    }
+
+    fn name(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+        let name = self.printable(item)?;
         self.not_twice("guest name", name, item, |guest| guest.name == name)?;
         Ok(name.to_string())
     }
@@ -264,7 +274,7 @@ impl Reader<'_> {
 
 /// Types and errors.
 impl Reader<'_> {
-    fn list<'v, 'd>(
+    pub(crate) fn list<'v, 'd>(
         &self,
         key: &'static str,
         takes: &'static str,
@@ -273,7 +283,7 @@ impl Reader<'_> {
         item.get_ref().as_array().ok_or_else(|| self.wrong_type(key, takes, item))
     }
 
-    fn string<'v>(
+    pub(crate) fn string<'v>(
         &self,
         key: &'static str,
         takes: &'static str,
@@ -304,7 +314,7 @@ impl Reader<'_> {
     }
 
     /// Refuses what stands in this same list already.
-    fn not_again<T: PartialEq>(
+    pub(crate) fn not_again<T: PartialEq>(
         &self,
         key: &'static str,
         takes: &'static str,
@@ -319,7 +329,12 @@ impl Reader<'_> {
         Err(self.bad_value(key, takes, item, &format!("{text} for the second time")))
     }
 
-    fn wrong_type(&self, key: &'static str, takes: &'static str, item: &Value<'_>) -> ConfigError {
+    pub(crate) fn wrong_type(
+        &self,
+        key: &'static str,
+        takes: &'static str,
+        item: &Value<'_>,
+    ) -> ConfigError {
         let found = match item.get_ref() {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "an integer",
@@ -332,7 +347,7 @@ impl Reader<'_> {
         self.error(item, Problem::WrongType { key, takes, found })
     }
 
-    fn bad_value(
+    pub(crate) fn bad_value(
         &self,
         key: &'static str,
         takes: &'static str,
@@ -342,7 +357,7 @@ impl Reader<'_> {
         self.error(item, Problem::BadValue { key, takes, found: found.to_string() })
     }
 
-    fn unknown(
+    pub(crate) fn unknown(
         &self,
         span: Range<usize>,
         key: &str,
@@ -353,7 +368,7 @@ impl Reader<'_> {
         ConfigError { line: Some(line(self.text, &span)), problem }
     }
 
-    fn error(&self, item: &Value<'_>, problem: Problem) -> ConfigError {
+    pub(crate) fn error(&self, item: &Value<'_>, problem: Problem) -> ConfigError {
         ConfigError { line: Some(line(self.text, &item.span())), problem }
     }
 }

@@ -40,7 +40,7 @@ fn sentence(text: &str) -> String {
 
 #[test]
 fn the_documented_example_is_read() {
-    let config = Config { guests: vec![linux()], unsafe_no_iommu: false };
+    let config = Config { guests: vec![linux()], unsafe_no_iommu: false, shared: vec![] };
     assert_eq!(parse(LINUX), Ok(config));
 }
 
@@ -365,7 +365,7 @@ proptest! {
     #[test]
     fn every_valid_configuration_round_trips(one in guest(0), two in guest(1), flag: bool) {
         for guests in [vec![one.clone()], vec![one, two]] {
-            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests };
+            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, shared: vec![] };
             prop_assert_eq!(parse(&write(&config)), Ok(config));
         }
     }
@@ -376,7 +376,7 @@ proptest! {
         two in guest(1),
         existing in proptest::collection::btree_set(0u16..0x200, 0..20),
     ) {
-        let config = Config { guests: vec![one, two], unsafe_no_iommu: false };
+        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, shared: vec![] };
         let existing: Vec<_> = existing.into_iter().map(Bdf::from_requester_id).collect();
         let [one, two] = [0, 1].map(|index| config.functions(&config.guests[index], &existing));
         prop_assert!(!one.iter().any(|function| two.contains(function)));
@@ -402,5 +402,58 @@ proptest! {
         if let Err(error) = parse(&text) {
             prop_assert!(!error.to_string().is_empty());
         }
+    }
+}
+
+/// Two guests that share a region named before them.
+const SHARED: &str = r#"[[shared]]
+name = "pipe"
+size = "1M"
+guests = ["b", "a"]
+[[guest]]
+name = "a"
+cpus = [0]
+memory = "16M"
+kernel = "k"
+[[guest]]
+name = "b"
+cpus = [1]
+memory = "16M"
+kernel = "k"
+"#;
+
+#[test]
+fn a_shared_region_names_its_guests_in_the_order_of_their_peer_identifiers() {
+    let config = parse(SHARED).unwrap();
+    let pipe = SharedConfig { name: "pipe".into(), size: 1 << 20, guests: vec![1, 0] };
+    assert_eq!(config.shared, [pipe]);
+}
+
+#[test]
+fn a_shared_region_that_cannot_be_is_told_with_its_line() {
+    const TAKES_GUESTS: &str = "guests is a list of 2 to 8 guests' names such as [\"a\", \"b\"]";
+    for (from, to, expected) in [
+        ("size", "length", "line 3: unknown key \"length\" in [[shared]]: the keys are name, size"),
+        ("size = \"1M\"", "", "line 1: this [[shared]] has no size: add a line such as size ="),
+        ("\"1M\"", "\"3M\"", "line 3: size is a power of two from \"4K\" on"),
+        ("\"1M\"", "\"2K\"", "line 3: size is a power of two"),
+        ("\"1M\"", "1", "line 3: size is a power of two"),
+        ("\"pipe\"", "\"\"", "line 2: name is 1 to 64 printable characters"),
+        ("[\"b\"", "[\"c\"", "line 4: there is no [[guest]] \"c\": add it, or share with others"),
+        (
+            "[\"b\"",
+            "[\"a\"",
+            &format!("line 4: {TAKES_GUESTS}, and here stands \"a for the second"),
+        ),
+        ("[\"b\", ", "[", &format!("line 4: {TAKES_GUESTS}, and here stands \"1 of them\"")),
+        ("[[shared]]", "[shared]", "line 1: shared is a list of tables"),
+        (
+            "[[guest]]",
+            "[[shared]]\nname = \"pipe\"\nsize = \"4K\"\nguests = [\"a\", \"b\"]\n[[guest]]",
+            "line 5: there are two [[shared]] \"pipe\"",
+        ),
+    ] {
+        let error = sentence(&SHARED.replacen(from, to, 1));
+        assert!(error.starts_with(&format!("nexit.toml, {expected}")), "{to}: {error}");
     }
 }

@@ -55,9 +55,11 @@ impl Scenario {
         all.max().map_or(1, |highest| highest.saturating_add(1))
     }
 
-    /// Memory of all guests, in bytes.
+    /// Memory of all guests and of what they share, in bytes.
     pub(crate) fn guest_memory(&self) -> u64 {
-        self.config.guests.iter().fold(0, |sum, guest| sum.saturating_add(guest.memory))
+        let shared = self.config.shared.iter().map(|region| region.size);
+        let memory = self.config.guests.iter().map(|guest| guest.memory);
+        memory.chain(shared).fold(0, u64::saturating_add)
     }
 }
 
