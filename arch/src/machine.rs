@@ -7,7 +7,7 @@ use core::fmt;
 
 use crate::address::{Gpa, Hpa};
 use crate::bdf::Bdf;
-use crate::interrupt::{InterruptTarget, MsiMessage, Vector};
+use crate::interrupt::{ApicId, InterruptTarget, MsiMessage, Vector};
 
 /// Width of an access.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -184,6 +184,8 @@ pub trait Machine {
     fn eoi(&mut self);
     /// Sends `vector` to the physical CPU behind virtual CPU `cpu` of this guest: no exit there.
     fn send_ipi(&mut self, cpu: usize, vector: Vector);
+    /// Sends `vector` to a physical CPU of a guest that this one shares memory with: no exit there.
+    fn ring(&mut self, to: ApicId, vector: Vector);
     /// Has virtual CPU `cpu` of this guest do something at once.
     fn request(&mut self, cpu: usize, what: CpuRequest);
 
@@ -201,6 +203,8 @@ pub trait Machine {
 
     /// Maps device memory (a BAR) at `gpa` to `hpa`, read-write, uncached. Multiples of 4 KiB.
     fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
+    /// Maps memory that guests share at `gpa` to `hpa`, read-write, cached. Multiples of 4 KiB.
+    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
     /// Takes a range out of the guest-physical address space: accesses exit from now on.
     fn unmap(&mut self, gpa: Gpa, length: u64);
     /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with

@@ -16,7 +16,7 @@ use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, StartState, Vcpu};
-use arch::{Bdf, Gpa, Hpa, Vector, Width};
+use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 
 /// A machine whose answers a test sets, and which records what is done to it.
 pub(crate) struct FakeMachine {
@@ -35,6 +35,8 @@ pub(crate) struct FakeMachine {
     pub(crate) eois: usize,
     /// What went to other CPUs of the guest.
     pub(crate) ipis: Vec<(usize, Vector)>,
+    /// What went to CPUs of other guests.
+    pub(crate) rung: Vec<(ApicId, Vector)>,
     pub(crate) requests: Vec<(usize, CpuRequest)>,
     pub(crate) routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
     pub(crate) typed: VecDeque<u8>,
@@ -57,6 +59,7 @@ impl Default for FakeMachine {
             self_ipis: Vec::new(),
             eois: 0,
             ipis: Vec::new(),
+            rung: Vec::new(),
             requests: Vec::new(),
             routes: Vec::new(),
             typed: VecDeque::new(),
@@ -114,6 +117,9 @@ impl Machine for FakeMachine {
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {
         self.ipis.push((cpu, vector));
     }
+    fn ring(&mut self, to: ApicId, vector: Vector) {
+        self.rung.push((to, vector));
+    }
     fn request(&mut self, cpu: usize, what: CpuRequest) {
         self.requests.push((cpu, what));
     }
@@ -126,6 +132,7 @@ impl Machine for FakeMachine {
         Ok(MsiMessage { address: 0xfee0_0010, data: 0 })
     }
     fn map_device(&mut self, _: Gpa, _: Hpa, _: u64) {}
+    fn map_shared(&mut self, _: Gpa, _: Hpa, _: u64) {}
     fn unmap(&mut self, _: Gpa, _: u64) {}
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         self.shadow_at[slot] = gpa;

@@ -27,6 +27,7 @@ use crate::acpi::{Platform, SoftOff};
 use crate::console::logln;
 use crate::machine::Clock;
 use crate::memory::{self, Memory, image};
+use crate::partition;
 use crate::processors::{self, Processor};
 use crate::refusal::{Refusal, refuse};
 use crate::routes::SharedIommu;
@@ -118,9 +119,10 @@ impl Hardware {
     }
 
     /// Bytes of memory that the hypervisor itself takes, image included, where the guests have
-    /// `guests` bytes; files are not counted.
+    /// `guests` bytes; files and what guests share are not counted.
     pub(crate) fn own_memory(&self, guests: u64) -> u64 {
-        image::whole().length + self.memory.taken() - guests - self.moved_modules
+        let others = guests + partition::shared_bytes() + self.moved_modules;
+        image::whole().length + self.memory.taken() - others
     }
 
     /// The boot module of this name.

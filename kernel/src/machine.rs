@@ -8,7 +8,7 @@ use core::fmt;
 
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{CpuRequest, CpuidResult, InterruptLine, Machine, RouteRefused, Width};
-use arch::{Gpa, Hpa, Vector, msr};
+use arch::{ApicId, Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use mem::table::Format;
@@ -45,6 +45,8 @@ pub(crate) struct GuestMachine<F> {
     clock: Clock,
     routes: Routes,
     seats: &'static [Seat],
+    /// The CPUs of guests that it shares memory with.
+    ringable: Vec<ApicId>,
     /// The guest's index in the configuration.
     guest: usize,
 }
@@ -75,8 +77,14 @@ impl<F: Format> GuestMachine<F> {
             clock,
             routes,
             seats,
+            ringable: Vec::new(),
             guest,
         }
+    }
+
+    /// The guest shares memory with those that run on these CPUs.
+    pub(crate) fn allow_ringing(&mut self, cpus: impl Iterator<Item = ApicId>) {
+        self.ringable.extend(cpus);
     }
 
     /// Takes every shadow page away.
@@ -102,6 +110,14 @@ impl<F: Format> GuestMachine<F> {
     /// The guest's interrupt routes.
     pub(crate) fn routes(&mut self) -> &mut Routes {
         &mut self.routes
+    }
+
+    /// Maps a BAR.
+    fn map(&mut self, gpa: Gpa, hpa: Hpa, length: u64, kind: MemoryType) {
+        let mut memory = self.memory;
+        let access = Access::READ_WRITE;
+        let result = self.nested.map(&mut memory, gpa.as_u64(), hpa, length, access, kind);
+        self.changed(result, "mapping a BAR");
     }
 
     fn changed(&mut self, result: Result<Flush, MapError>, what: &str) {
@@ -210,6 +226,13 @@ impl<F: Format> Machine for GuestMachine<F> {
         }
     }
 
+    fn ring(&mut self, to: ApicId, vector: Vector) {
+        // Taking the guest's lock since its exit has ordered its stores before this.
+        if self.ringable.contains(&to) {
+            self.apic.send(to, vector);
+        }
+    }
+
     fn request(&mut self, cpu: usize, what: CpuRequest) {
         if let Some(seat) = self.seats.get(cpu) {
             seat.ask(LocalApic::current(), what);
@@ -225,10 +248,11 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
-        let mut memory = self.memory;
-        let (access, kind) = (Access::READ_WRITE, MemoryType::Uncached);
-        let result = self.nested.map(&mut memory, gpa.as_u64(), hpa, length, access, kind);
-        self.changed(result, "mapping a BAR");
+        self.map(gpa, hpa, length, MemoryType::Uncached);
+    }
+
+    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
+        self.map(gpa, hpa, length, MemoryType::WriteBack);
     }
 
     fn unmap(&mut self, gpa: Gpa, length: u64) {

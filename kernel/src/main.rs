@@ -81,9 +81,11 @@ fn start<B: Backend>(
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     let owned = partition::functions(hardware, config)?;
-    for (index, (guest, functions)) in config.guests.iter().zip(&owned).enumerate() {
+    let shares = partition::shares(hardware, config)?;
+    let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
+    for (index, ((guest, functions), shares)) in guests {
         console::add_guest(&guest.name);
-        let partition = Partition::build(B::check()?, hardware, index, guest, functions)?;
+        let partition = Partition::build(B::check()?, hardware, index, guest, functions, shares)?;
         partitions.push(&*Box::leak(Box::new(partition)));
     }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());

@@ -7,6 +7,7 @@
 mod devices;
 mod files;
 mod memory;
+mod shared;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -40,6 +41,7 @@ pub(crate) use devices::functions;
 use devices::{assign, check_ports, map_bars, port_passes, reset_functions, routes, virtual_bus};
 use files::{Files, load};
 use memory::{allocate, map_ram, memory_map};
+pub(crate) use shared::{Share, shared_bytes, shares};
 
 /// The edge types of a back end, for policy.
 pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
@@ -57,6 +59,7 @@ pub(crate) struct Partition<B: Backend> {
     pub(crate) index: usize,
     guest: GuestConfig,
     functions: Vec<Bdf>,
+    shares: Vec<Share>,
     files: Files,
     map: MemoryMap,
     pub(crate) shared: Mutex<Shared<B>>,
@@ -103,6 +106,7 @@ impl<B: Backend> Partition<B> {
         index: usize,
         guest: &GuestConfig,
         functions: &[Bdf],
+        shares: Vec<Share>,
     ) -> Result<Self, Refusal> {
         let memory = hardware.memory;
         let seats = seats(hardware, guest)?;
@@ -118,7 +122,7 @@ impl<B: Backend> Partition<B> {
         assign(hardware, guest, functions, &ram)?;
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
-        let mut bus = virtual_bus(&map, functions, &mut config)?;
+        let mut bus = virtual_bus(&map, functions, &shares, &mut config)?;
         map_bars(hardware, functions, &mut config)?;
         let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
         let routes = routes(hardware, guest, &mut bus, &lines)?;
@@ -136,6 +140,7 @@ impl<B: Backend> Partition<B> {
             seats,
             index,
         );
+        machine.allow_ringing(shares.iter().flat_map(|share| share.cpus.iter().copied()));
         let start = load(guest, &map, &mut ram, &files)?;
         let vm = power_on(guest, seats, bus, lines, &mut machine, &mut config);
         let vendor = Vendor::of(&machine);
@@ -145,6 +150,7 @@ impl<B: Backend> Partition<B> {
             index,
             guest: guest.clone(),
             functions: functions.to_vec(),
+            shares,
             files,
             map,
             shared: Mutex::new(Shared { vm, machine, ram, config }),
@@ -185,7 +191,7 @@ impl<B: Backend> Partition<B> {
         let Shared { vm, machine, ram, config } = &mut *shared;
         reset_functions(hardware, &self.guest, &self.functions, config);
         machine.clear_shadow_pages();
-        let bus = virtual_bus(&self.map, &self.functions, config)?;
+        let bus = virtual_bus(&self.map, &self.functions, &self.shares, config)?;
         load(&self.guest, &self.map, ram, &self.files)?;
         let lines = core::mem::take(&mut vm.lines);
         *vm = power_on(&self.guest, self.seats, bus, lines, machine, config);

@@ -50,7 +50,7 @@ pub(crate) fn run<B: Backend>(
     let mut running =
         Running { hardware, partition, cpu: partition.cpu_state(index), vcpu, waiting: true };
     loop {
-        running.begin();
+        running.begin(processor);
         running.until_the_end(processor);
         if !running.leave(processor) {
             processors::set_busy(processor.apic.id(), false);
@@ -61,7 +61,9 @@ pub(crate) fn run<B: Backend>(
 
 impl<B: Backend> Running<B> {
     /// The state at the guest's first instruction; all CPUs but the first wait for a start-up IPI.
-    fn begin(&mut self) {
+    fn begin(&mut self, processor: &Processor) {
+        // What came after the last life's end, such as a neighbour's doorbell.
+        B::drain(processor.apic);
         self.cpu = self.partition.cpu_state(self.cpu.index);
         self.waiting = self.cpu.index != 0;
         if !self.waiting {

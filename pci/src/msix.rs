@@ -37,6 +37,12 @@ impl MsixControl {
         self.0
     }
 
+    /// Whether entries raise interrupts, or keep them pending while they or the function are masked.
+    #[must_use]
+    pub const fn enabled(self) -> bool {
+        self.0 & Self::ENABLE != 0
+    }
+
     /// Whether unmasked entries raise interrupts: enabled, and the function not masked.
     #[must_use]
     pub const fn live(self) -> bool {
@@ -256,5 +262,6 @@ mod tests {
         assert!(MsixControl::new(0x803f).live());
         assert!(!MsixControl::new(0xc03f).live());
         assert!(!MsixControl::new(0x003f).live());
+        assert!(MsixControl::new(0xc03f).enabled() && !MsixControl::new(0x403f).enabled());
     }
 }

@@ -98,6 +98,11 @@ impl VirtualFunction {
     /// The guest finds its BARs at their physical addresses, decoding as now, bus mastering off.
     pub fn new(space: &mut impl ConfigSpace, function: Bdf) -> Self {
         let bars = size_bars(space, function, 6);
+        Self::with_bars(space, function, bars)
+    }
+
+    /// The same with BARs that are known: `space` is only read.
+    pub fn with_bars(space: &impl ConfigSpace, function: Bdf, bars: [Option<Bar>; 6]) -> Self {
         let decoding = Command::IO_SPACE | Command::MEMORY_SPACE;
         let mut view = Self {
             function,

@@ -123,6 +123,14 @@ impl Device {
         })
     }
 
+    /// What its memory BARs take in the guest at first.
+    pub(super) fn reserved(&self) -> impl Iterator<Item = GpaRange> {
+        self.view.bars().filter(|bar| bar.is_memory()).map(|bar| GpaRange {
+            start: Gpa::new(self.view.bar_address(bar.index)),
+            length: bar.size,
+        })
+    }
+
     /// The command register that the device gets: decoding always, bus mastering as the guest
     /// wants, no INTx but that of IDE's ISA lines.
     fn real_command(&self, wanted: Command) -> Command {

@@ -1,4 +1,5 @@
-//! The guest's PCI bus: a virtual host bridge and the assigned functions, nothing else.
+//! The guest's PCI bus: a virtual host bridge, the assigned functions, and those by which guests
+//! share memory (`shared`).
 //!
 //! The guest reaches configuration space through ports 0xCF8/0xCFC and through the ECAM window;
 //! both end in the same two functions. What is not assigned reads as all ones. There is one bus;
@@ -8,6 +9,8 @@
 //! channels in compatibility mode ([`VirtualBus::legacy_ide`]).
 
 mod device;
+mod doorbells;
+mod shared;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,10 @@ use pci::{Function, GuestInterrupt};
 
 use crate::memory_map::GpaRange;
 use device::Device;
+use shared::SharedFunction;
 use windows::Windows;
+
+pub use doorbells::{DOORBELLS, MOST_PEERS, SharedMemory};
 
 /// CONFIG_ADDRESS (PCI Local Bus Specification, "Configuration Mechanism #1").
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -58,6 +64,8 @@ pub enum BusError {
     NotADevice(Bdf),
     /// All 31 device numbers are taken.
     NoSlot(Bdf),
+    /// The same for memory that guests share.
+    NoSlotForShared,
 }
 
 impl fmt::Display for BusError {
@@ -70,6 +78,9 @@ impl fmt::Display for BusError {
             Self::NoSlot(bdf) => {
                 write!(f, "no device number is left for {bdf}: a guest's bus has 31")
             }
+            Self::NoSlotForShared => {
+                f.write_str("no device number is left for shared memory: a guest's bus has 31")
+            }
         }
     }
 }
@@ -80,6 +91,7 @@ impl core::error::Error for BusError {}
 #[derive(Debug)]
 pub struct VirtualBus {
     devices: Vec<Device>,
+    shared: Vec<SharedFunction>,
     /// The ECAM window, bus 0 first.
     ecam: Option<GpaRange>,
     windows: Windows,
@@ -90,6 +102,7 @@ pub struct VirtualBus {
 enum Place {
     Config(Bdf, u16),
     Bar { device: usize, bar: Bar, offset: u64 },
+    Shared { function: usize, bar: u8, offset: u64 },
 }
 
 impl VirtualBus {
@@ -117,7 +130,22 @@ impl VirtualBus {
             device.view.set_multi_function(siblings > 1);
             devices.push(device);
         }
-        Ok(Self { devices, ecam, windows, config_address: 0 })
+        Ok(Self { devices, shared: Vec::new(), ecam, windows, config_address: 0 })
+    }
+
+    /// Puts memory on the bus that this guest shares with others, as their `peer`.
+    ///
+    /// # Errors
+    /// When there is no place for it.
+    pub fn add_shared(&mut self, memory: &'static SharedMemory, peer: u16) -> Result<(), BusError> {
+        let places = self.devices.iter().map(|device| device.address);
+        let places = places.chain(self.shared.iter().map(|function| function.address));
+        let address = slots::free(places).ok_or(BusError::NoSlotForShared)?;
+        let taken = self.devices.iter().flat_map(Device::reserved);
+        let taken = taken.chain(self.shared.iter().flat_map(SharedFunction::reserved)).collect();
+        self.windows.reserve(3);
+        self.shared.push(SharedFunction::new(address, memory, peer, &self.windows, taken));
+        Ok(())
     }
 
     /// Takes the functions over, once they are in the guest's DMA domain: quiet, decoding, and
@@ -125,6 +153,9 @@ impl VirtualBus {
     pub fn attach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
         for device in &mut self.devices {
             device.attach(host);
+        }
+        for function in &mut self.shared {
+            function.attach(host, true);
         }
         self.settle(host);
     }
@@ -134,6 +165,9 @@ impl VirtualBus {
     pub fn detach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
         for device in &mut self.devices {
             device.detach(host.config);
+        }
+        for function in &mut self.shared {
+            function.attach(host, false);
         }
         self.settle(host);
     }
@@ -226,6 +260,10 @@ impl VirtualBus {
                     Some(device) => device.bar_read(host.machine, &bar, offset, width),
                     None => width.mask(),
                 },
+                Some(Place::Shared { function, bar, offset }) => match self.shared.get(function) {
+                    Some(function) => function.bar_read(host.machine, bar, offset, width),
+                    None => width.mask(),
+                },
                 None => width.mask(),
             };
             value | read << (8 * i)
@@ -252,6 +290,11 @@ impl VirtualBus {
                         device.bar_write(host, &bar, offset, width, value);
                     }
                 }
+                Some(Place::Shared { function, bar, offset }) => {
+                    if let Some(function) = self.shared.get_mut(function) {
+                        function.bar_write(host, bar, offset, width, value);
+                    }
+                }
                 None => {}
             }
         }
@@ -268,6 +311,9 @@ impl VirtualBus {
             return Some(Place::Config(bdf, offset as u16 & 0xfff));
         }
         let ((function, index), offset) = self.windows.find(gpa)?;
+        if let Some(function) = self.shared.iter().position(|shared| shared.address == function) {
+            return Some(Place::Shared { function, bar: index, offset });
+        }
         let device = self.devices.iter().position(|d| d.view.function() == function)?;
         let bar = *self.devices.get(device)?.view.bar(index)?;
         Some(Place::Bar { device, bar, offset })
@@ -280,7 +326,10 @@ impl VirtualBus {
         }
         match self.devices.iter().find(|device| device.address == bdf) {
             Some(device) => device.view.read(config, offset, width),
-            None => width.mask() as u32,
+            None => match self.shared.iter().find(|function| function.address == bdf) {
+                Some(function) => function.config_read(offset, width),
+                None => width.mask() as u32,
+            },
         }
     }
 
@@ -292,9 +341,14 @@ impl VirtualBus {
         width: Width,
         value: u32,
     ) {
-        if let Some(device) = self.devices.iter_mut().find(|device| device.address == bdf)
-            && device.config_write(host, offset, width, value)
-        {
+        let moved = if let Some(device) = self.devices.iter_mut().find(|d| d.address == bdf) {
+            device.config_write(host, offset, width, value)
+        } else if let Some(function) = self.shared.iter_mut().find(|f| f.address == bdf) {
+            function.config_write(host, offset, width, value)
+        } else {
+            false
+        };
+        if moved {
             self.settle(host);
         }
     }
@@ -302,22 +356,21 @@ impl VirtualBus {
     /// Maps every BAR where its guest wants it. All that moved or went are unmapped first: while a
     /// guest rearranges its BARs, one may be put where another still is.
     fn settle<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
-        for device in &self.devices {
-            for (owner, bar, wanted) in device.memory_bars() {
-                if let Some(place) = self.windows.claimed(owner)
-                    && wanted != Some(place)
-                {
-                    self.windows.release(owner);
-                    device.set_mapped(host.machine, &bar, place, false);
+        let windows = &mut self.windows;
+        for mapped in [false, true] {
+            let mut settle = |owner, wanted| windows.settle(owner, wanted, mapped);
+            for device in &self.devices {
+                for (owner, bar, wanted) in device.memory_bars() {
+                    if let Some(place) = settle(owner, wanted) {
+                        device.set_mapped(host.machine, &bar, place, mapped);
+                    }
                 }
             }
-        }
-        for device in &self.devices {
-            for (owner, bar, wanted) in device.memory_bars() {
-                if let Some(place) = wanted
-                    && self.windows.claim(owner, place)
-                {
-                    device.set_mapped(host.machine, &bar, place, true);
+            for function in &self.shared {
+                for (owner, wanted) in function.bars() {
+                    if let Some(place) = settle(owner, wanted) {
+                        function.set_mapped(host.machine, owner, place, mapped);
+                    }
                 }
             }
         }
@@ -329,7 +382,7 @@ impl Place {
     const fn widest(&self) -> Width {
         match self {
             Self::Config(..) => Width::Dword,
-            Self::Bar { .. } => Width::Qword,
+            Self::Bar { .. } | Self::Shared { .. } => Width::Qword,
         }
     }
 }

@@ -38,6 +38,12 @@ pub(super) fn place(functions: &[Bdf]) -> Result<Vec<Bdf>, Bdf> {
     Ok(places)
 }
 
+/// The highest device number that none of `places` has, for a function that is not the machine's.
+pub(super) fn free(places: impl Iterator<Item = Bdf> + Clone) -> Option<Bdf> {
+    let free = (1..32).rev().find(|slot| places.clone().all(|place| place.device() != *slot));
+    free.map(|slot| Bdf::new(0, slot, 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

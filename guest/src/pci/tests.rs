@@ -1,5 +1,7 @@
 //! The bus against a machine that records what is done to it.
 
+mod shared;
+
 use std::collections::BTreeMap;
 use std::string::{String, ToString};
 use std::vec;
@@ -65,6 +67,7 @@ struct Recorder {
     mapped: BTreeMap<u64, u64>,
     registers: BTreeMap<u64, u8>,
     routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
+    rung: Vec<(ApicId, Vector)>,
     log: Vec<String>,
 }
 
@@ -118,6 +121,9 @@ impl Machine for Recorder {
     fn self_ipi(&mut self, _: Vector) {}
     fn eoi(&mut self) {}
     fn send_ipi(&mut self, _: usize, _: Vector) {}
+    fn ring(&mut self, to: ApicId, vector: Vector) {
+        self.rung.push((to, vector));
+    }
     fn request(&mut self, _: usize, _: arch::machine::CpuRequest) {}
     fn route(
         &mut self,
@@ -141,6 +147,9 @@ impl Machine for Recorder {
             let before = self.mapped.insert(gpa.as_u64() + offset, hpa.as_u64() + offset);
             assert_eq!(before, None, "mapped twice");
         }
+    }
+    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
+        self.map_device(gpa, hpa, length);
     }
     fn unmap(&mut self, gpa: Gpa, length: u64) {
         for offset in (0..length).step_by(4096) {

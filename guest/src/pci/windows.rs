@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 
+use arch::address::PAGE_SIZE;
 use arch::{Bdf, Gpa};
 
 use crate::memory_map::GpaRange;
@@ -30,13 +31,54 @@ impl Windows {
         self.windows.iter().any(|window| window.contains(range))
     }
 
+    /// A place for a BAR of `size` bytes that has whole pages to itself and shares no byte with
+    /// `taken`.
+    pub(super) fn vacant(&self, size: u64, taken: &[GpaRange]) -> Option<Gpa> {
+        let length = size.max(PAGE_SIZE);
+        self.windows.iter().find_map(|window| {
+            let mut from = window.start.as_u64();
+            loop {
+                let start = Gpa::new(from.checked_next_multiple_of(length)?);
+                let place = GpaRange { start, length };
+                if !window.contains(place) {
+                    return None;
+                }
+                match taken.iter().find(|taken| taken.overlaps(place)) {
+                    Some(taken) => from = taken.end(),
+                    None => return Some(start),
+                }
+            }
+        })
+    }
+
+    /// Makes room for `further` claims.
+    pub(super) fn reserve(&mut self, further: usize) {
+        self.claims.reserve(self.claims.len() + further);
+    }
+
+    /// Takes away what `owner` has and wants no more, or gives it what it wants now: what is to be
+    /// unmapped or mapped, if anything.
+    pub(super) fn settle(
+        &mut self,
+        owner: Owner,
+        wanted: Option<GpaRange>,
+        give: bool,
+    ) -> Option<GpaRange> {
+        if give {
+            return wanted.filter(|place| self.claim(owner, *place));
+        }
+        let place = self.claimed(owner).filter(|place| wanted != Some(*place))?;
+        self.release(owner);
+        Some(place)
+    }
+
     /// Where `owner` is.
-    pub(super) fn claimed(&self, owner: Owner) -> Option<GpaRange> {
+    fn claimed(&self, owner: Owner) -> Option<GpaRange> {
         self.claims.iter().find(|claim| claim.0 == owner).map(|claim| claim.1)
     }
 
     /// Gives `range` to `owner`; `false` where it cannot be there or is somewhere already.
-    pub(super) fn claim(&mut self, owner: Owner, range: GpaRange) -> bool {
+    fn claim(&mut self, owner: Owner, range: GpaRange) -> bool {
         let taken = |claim: &(Owner, GpaRange)| claim.0 == owner || claim.1.overlaps(range);
         let free = self.contain(range) && !self.claims.iter().any(taken);
         if free {
@@ -46,7 +88,7 @@ impl Windows {
     }
 
     /// Takes away what `owner` has.
-    pub(super) fn release(&mut self, owner: Owner) {
+    fn release(&mut self, owner: Owner) {
         self.claims.retain(|claim| claim.0 != owner);
     }
 

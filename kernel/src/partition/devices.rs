@@ -12,7 +12,7 @@ use cpu::config_space::MachineConfigSpace;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::{BusError, VirtualBus};
 
-use super::{address_bits, processors};
+use super::{Share, address_bits, processors};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::memory;
@@ -87,16 +87,21 @@ pub(super) fn reset_functions(
     }
 }
 
-/// The guest's PCI bus with its functions on it, untouched.
+/// The guest's PCI bus with its functions, untouched, and its shared memory on it.
 pub(super) fn virtual_bus(
     map: &MemoryMap,
     functions: &[Bdf],
+    shares: &[Share],
     config: &mut MachineConfigSpace,
 ) -> Result<VirtualBus, Refusal> {
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    Ok(VirtualBus::new(config, functions, ecam, windows)?)
+    let mut bus = VirtualBus::new(config, functions, ecam, windows)?;
+    for share in shares {
+        bus.add_shared(share.memory, share.peer)?;
+    }
+    Ok(bus)
 }
 
 /// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.

@@ -1,0 +1,97 @@
+//! Memory that several guests share, and the doorbells by which they call each other.
+//!
+//! Invariant: a doorbell is one word. Its own guest writes it, behind that guest's lock; whoever
+//! rings it only reads it, or marks it as pending, behind its own: no guest waits for another.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::interrupt::InterruptTarget;
+use arch::{ApicId, Hpa, Vector};
+
+/// So many guests share a region at most.
+pub const MOST_PEERS: usize = 8;
+/// Each has so many doorbells there: entries of its MSI-X table.
+pub const DOORBELLS: u16 = 8;
+
+/// A region. Each of its guests holds it by a reference.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    start: Hpa,
+    size: u64,
+    bells: [[AtomicU64; DOORBELLS as usize]; MOST_PEERS],
+}
+
+/// What becomes of the ringing of a doorbell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bell {
+    /// Nobody will ever hear it.
+    Off,
+    /// It is kept until the guest unmasks the doorbell.
+    Masked,
+    /// An interrupt.
+    Live(InterruptTarget),
+}
+
+// A doorbell's word; 0 is `Bell::Off`. A live one has a vector in bits 7:0 and an APIC identifier in
+// bits 39:8.
+const LIVE: u64 = 1 << 63;
+const MASKED: u64 = 1 << 62;
+const PENDING: u64 = 1 << 61;
+
+impl SharedMemory {
+    /// The `size` bytes from `start` on: a power of two, whole pages, which are nobody else's.
+    #[must_use]
+    pub fn new(start: Hpa, size: u64) -> Self {
+        Self { start, size, ..Self::default() }
+    }
+
+    /// Where it is.
+    pub(super) const fn start(&self) -> Hpa {
+        self.start
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn bell(&self, peer: u16, index: u16) -> Option<&AtomicU64> {
+        self.bells.get(usize::from(peer))?.get(usize::from(index))
+    }
+
+    /// Rings doorbell `index` of `peer`: the interrupt to send now, if any.
+    pub(super) fn ring(&self, peer: u16, index: u16) -> Option<(ApicId, Vector)> {
+        let masked = |word| (word & MASKED != 0).then_some(word | PENDING);
+        let bell = self.bell(peer, index)?;
+        let word = bell.fetch_update(Ordering::AcqRel, Ordering::Acquire, masked).err()?;
+        (word & LIVE != 0).then_some((ApicId((word >> 8) as u32), Vector(word as u8)))
+    }
+
+    /// The guest sets a doorbell of its own. `true`: it was rung while it was masked, and now is the
+    /// time for its interrupt.
+    pub(super) fn set(&self, peer: u16, index: u16, bell: Bell) -> bool {
+        let next = |old| match bell {
+            Bell::Off => 0,
+            Bell::Masked => MASKED | old & PENDING,
+            Bell::Live(target) => {
+                LIVE | u64::from(target.destination.0) << 8 | u64::from(target.vector.0)
+            }
+        };
+        let word = self.bell(peer, index);
+        let old = word.map(|word| {
+            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(next(old)))
+        });
+        let rung = old.and_then(Result::ok).is_some_and(|old| old & PENDING != 0);
+        rung && matches!(bell, Bell::Live(_))
+    }
+
+    /// The pending-bit array of `peer`.
+    pub(super) fn pending(&self, peer: u16) -> u64 {
+        let rung = |index: &u16| {
+            let word = self.bell(peer, *index).map(|bell| bell.load(Ordering::Acquire));
+            word.is_some_and(|word| word & PENDING != 0)
+        };
+        (0..DOORBELLS).filter(rung).fold(0, |bits, index| bits | 1 << index)
+    }
+}

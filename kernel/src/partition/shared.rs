@@ -1,0 +1,69 @@
+//! Memory that guests share: taken and scrubbed once, before its first guest is built.
+//!
+//! It is no guest's RAM: no device reaches it, and no guest's restart scrubs it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::ApicId;
+use config::Config;
+use cpu::physical;
+use guest::pci::SharedMemory;
+
+use super::processors;
+use crate::bring_up::Hardware;
+use crate::console::logln;
+use crate::refusal::{Refusal, refuse};
+
+const _: () = assert!(config::MOST_PEERS <= guest::pci::MOST_PEERS);
+
+/// What all regions take.
+static BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of the machine's free memory that guests share.
+pub(crate) fn shared_bytes() -> u64 {
+    BYTES.load(Ordering::Relaxed)
+}
+
+/// A guest's share in a region.
+#[derive(Clone)]
+pub(crate) struct Share {
+    pub(super) memory: &'static SharedMemory,
+    pub(super) peer: u16,
+    /// The CPUs of all its guests.
+    pub(super) cpus: Vec<ApicId>,
+}
+
+/// The shares of each guest, in the order of the file.
+pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Share>>, Refusal> {
+    const LARGE_PAGE: u64 = 2 << 20;
+    let mut shares = alloc::vec![Vec::new(); config.guests.len()];
+    for region in &config.shared {
+        let free = hardware.memory.available();
+        let alignment = region.size.min(LARGE_PAGE);
+        let start = hardware.memory.allocate(region.size, alignment, None).ok_or_else(|| {
+            refuse!(
+                "nexit.toml: shared {}: size = {} KiB is not there in one piece: the machine has \
+                 {} MiB free",
+                region.name,
+                region.size >> 10,
+                free >> 20
+            )
+        })?;
+        // SAFETY: fresh memory of the pool, which nobody else has.
+        unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
+        let memory: &'static SharedMemory =
+            Box::leak(Box::new(SharedMemory::new(start, region.size)));
+        BYTES.fetch_add(region.size, Ordering::Relaxed);
+        let members = || region.guests.iter().filter_map(|guest| config.guests.get(*guest));
+        let cpus: Vec<ApicId> = members().flat_map(|guest| processors(hardware, guest)).collect();
+        for (peer, guest) in region.guests.iter().enumerate() {
+            if let Some(shares) = shares.get_mut(*guest) {
+                shares.push(Share { memory, peer: peer as u16, cpus: cpus.clone() });
+            }
+        }
+        logln!("shared {}: {} KiB at {start}", region.name, region.size >> 10);
+    }
+    Ok(shares)
+}
