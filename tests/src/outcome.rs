@@ -43,6 +43,22 @@ impl Outcome {
         ResultLine::parse(words.unwrap_or_default())
     }
 
+    /// The same, with nothing but the console of one of several guests as its output.
+    #[must_use]
+    pub fn of_guest(&self, name: &str) -> Self {
+        let mut console = String::new();
+        for line in self.output.lines() {
+            let line = line.strip_prefix(name);
+            if let Some(line) = line.and_then(|line| line.strip_prefix(": ")) {
+                console = console + "\n" + line;
+            } else if let Some(rest) = line.and_then(|line| line.strip_prefix("> ")) {
+                // Another spoke in the middle of the line.
+                console += rest;
+            }
+        }
+        Self { output: console, ..self.clone() }
+    }
+
     /// The hypervisor's own lines.
     pub fn own_lines(&self) -> impl Iterator<Item = &str> {
         let console =
@@ -171,6 +187,17 @@ impl ResultLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_console_of_one_guest_is_put_together_again() {
+        let output = "nexit: up\na: payload: on\nb: payload: x: 1\na> e: 7\na: payload: done";
+        let outcome = Outcome { output: output.to_owned(), ..Outcome::default() };
+        assert_eq!(
+            (outcome.of_guest("a").number("one"), outcome.of_guest("b").number("x")),
+            (7, 1)
+        );
+        assert_eq!(outcome.of_guest("a").payload("done"), Some(""));
+    }
 
     #[test]
     fn numbers_of_a_result_line_are_read_by_name() {

@@ -5,6 +5,8 @@
 #![no_std]
 #![feature(abi_x86_interrupt)]
 
+pub mod pci;
+
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};

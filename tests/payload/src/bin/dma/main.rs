@@ -8,33 +8,18 @@ mod nvme;
 
 use arch::Hpa;
 use arch::machine::Width;
-use cpu::instructions::{port_read, port_write};
+use cpu::instructions::port_read;
 use cpu::physical::{mmio_read, mmio_write};
+use payload::pci::{bar, config_read, config_write};
 use payload::{power_off, say, verdict, watchdog_calls};
 
 use crate::nvme::{Controller, wait_until};
 
-const CONFIG_ADDRESS: u16 = 0xcf8;
-const CONFIG_DATA: u16 = 0xcfc;
 const NVME_CLASS: u32 = 0x01_0802;
 /// RAM of the machine (the harness gives it 1 GiB) that is not RAM of the guest (which has 64 MiB).
 const OTHERS_RAM: u64 = 0x3000_0000;
 /// An address at which the machine has nothing.
 const NOWHERE: u64 = 0x7_0000_0000;
-
-fn config_read(device: u32, offset: u32) -> u32 {
-    // SAFETY: the guest's own configuration ports.
-    unsafe { port_write(CONFIG_ADDRESS, Width::Dword, 1 << 31 | device << 11 | offset) };
-    // SAFETY: as above.
-    unsafe { port_read(CONFIG_DATA, Width::Dword) }
-}
-
-fn config_write(device: u32, offset: u32, value: u32) {
-    // SAFETY: the guest's own configuration ports.
-    unsafe { port_write(CONFIG_ADDRESS, Width::Dword, 1 << 31 | device << 11 | offset) };
-    // SAFETY: as above.
-    unsafe { port_write(CONFIG_DATA, Width::Dword, value) };
-}
 
 /// Lists what the guest sees on bus 0; returns the NVMe controller.
 fn scan() -> Option<u32> {
@@ -94,10 +79,8 @@ fn wait_for_the_watchdog() {
 }
 
 fn foreign_dma(device: u32) {
-    let low = config_read(device, 0x10) & !0xf;
-    let high = config_read(device, 0x14);
     let vendor = config_read(device, 0) & 0xffff;
-    let mut controller = Controller::new(Hpa::new(u64::from(high) << 32 | u64::from(low)));
+    let mut controller = Controller::new(Hpa::new(bar(device, 0)));
     // Memory decoding and bus mastering.
     config_write(device, 4, config_read(device, 4) | 0x6);
     let ready = controller.enable();
