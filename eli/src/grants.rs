@@ -24,6 +24,18 @@ pub enum Reason {
     Software,
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "a device",
+            Self::Lvt => "the local APIC: its timer, or spurious",
+            Self::Ipi => "interprocessor interrupts",
+            Self::SelfArrival => "self-IPIs",
+            Self::Software => "INT n",
+        })
+    }
+}
+
 const REASONS: [Reason; 5] =
     [Reason::Device, Reason::Lvt, Reason::Ipi, Reason::SelfArrival, Reason::Software];
 

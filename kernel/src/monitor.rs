@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use arch::machine::Width;
+use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::vm::Outcome;
 use mux::{Command, GuestRef};
@@ -29,6 +30,8 @@ pub(crate) trait Watched: Sync {
     fn ram_bytes(&self) -> u64;
     /// The PCI functions that it owns.
     fn functions(&self) -> &[arch::Bdf];
+    /// Logs its vectors and what raises them.
+    fn irqs(&self);
 }
 
 static GUESTS: Once<Vec<&'static dyn Watched>> = Once::new();
@@ -54,33 +57,26 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
     match command {
         Command::Help => console::help(),
         Command::Guests => guests().iter().for_each(|guest| describe(*guest)),
-        Command::Exits(Some(guest)) => with(guest, exits),
-        Command::Exits(None) => guests().iter().for_each(|guest| exits(*guest)),
+        Command::Exits(Some(guest)) => with(guest, |guest| exits(hardware, guest)),
+        Command::Exits(None) => guests().iter().for_each(|guest| exits(hardware, *guest)),
+        Command::Irqs => guests().iter().for_each(|guest| guest.irqs()),
         Command::Devices => devices(hardware),
         Command::Iommu => match hardware.iommu {
             Some(iommu) => {
                 let name = iommu.lock().name();
-                logln!("{name}: {} faults", watchdog::faults());
+                watchdog::show_faults(name);
             }
             None => logln!("the machine has no IOMMU"),
         },
         Command::Memory => memory(hardware),
-        Command::Regs { guest, cpu } => with(guest, |guest| {
-            for (index, seat) in guest.seats().iter().enumerate() {
-                if cpu.is_none_or(|cpu| cpu as usize == index) {
-                    seat.ask_for_registers(own);
-                }
-            }
-        }),
+        Command::Regs { guest, cpu } => with(guest, |guest| registers(own, guest, cpu)),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => reboot(),
         Command::Restart(guest) => with(guest, |guest| match guest.outcome() {
             None => guest.restart(own),
             Some(_) => logln!("{} has ended: this version cannot start it again", guest.name()),
         }),
-        Command::Irqs | Command::Start(_) => {
-            logln!("this version cannot do that");
-        }
+        Command::Start(_) => logln!("this version cannot do that"),
     }
 }
 
@@ -97,27 +93,48 @@ fn describe(guest: &dyn Watched) {
 }
 
 /// The counters as of each CPU's last call by the watchdog, and since the `exits` before.
-fn exits(guest: &dyn Watched) {
-    for seat in guest.seats() {
-        let now = *seat.counters.lock();
-        let since =
-            now.total() - seat.shown.swap(now.total(), core::sync::atomic::Ordering::Relaxed);
-        logln!("{}: {} ({since} since asked before)", guest.name(), now.report(seat.number));
+fn exits(hardware: &Hardware, guest: &dyn Watched) {
+    for (index, seat) in guest.seats().iter().enumerate() {
+        let (name, now, exits) = (guest.name(), tsc(), *seat.counters.lock());
+        let (before, shown) = core::mem::replace(&mut *seat.shown.lock(), (now, exits));
+        let ms = now.wrapping_sub(before) / hardware.clock.tsc_khz.max(1);
+        logln!("{name}: CPU {index}: {}", exits.since(&shown, ms));
+    }
+}
+
+/// Has one CPU of a guest log its registers, or all.
+fn registers(own: LocalApic, guest: &dyn Watched, cpu: Option<u32>) {
+    let (name, seats) = (guest.name(), guest.seats());
+    if let Some(outcome) = guest.outcome() {
+        return logln!("{name} has ended ({}): its CPUs have no registers", outcome.key());
+    }
+    if cpu.is_some_and(|cpu| cpu as usize >= seats.len()) {
+        return logln!("{name} has no such CPU: it has {}, counted from 0", seats.len());
+    }
+    for (index, seat) in seats.iter().enumerate() {
+        if cpu.is_none_or(|cpu| cpu as usize == index) {
+            seat.ask_for_registers(own);
+        }
     }
 }
 
 fn devices(hardware: &Hardware) {
     for function in &hardware.functions {
-        let owner = guests().iter().find(|guest| guest.functions().contains(&function.bdf));
-        let owner = owner.map_or("-", |guest| guest.name());
         logln!(
-            "{} {:04x}:{:04x} class {:06x} {owner}",
+            "{} {:04x}:{:04x} class {:06x} {}",
             function.bdf,
             function.vendor,
             function.device,
-            function.class
+            function.class,
+            owner(function.bdf)
         );
     }
+}
+
+/// The name of the guest that has a function, or `-`.
+pub(crate) fn owner(function: arch::Bdf) -> &'static str {
+    let owner = guests().iter().find(|guest| guest.functions().contains(&function));
+    owner.map_or("-", |guest| guest.name())
 }
 
 fn memory(hardware: &Hardware) {

@@ -6,6 +6,7 @@
 
 mod devices;
 mod files;
+mod irqs;
 mod memory;
 mod shared;
 
@@ -287,6 +288,10 @@ impl<B: Backend> Watched for Partition<B> {
 
     fn functions(&self) -> &[Bdf] {
         &self.functions
+    }
+
+    fn irqs(&self) {
+        self.log_irqs();
     }
 }
 

@@ -4,6 +4,8 @@
 //! the guest's own vector and its physical CPU → the CPU. Nothing here runs when an interrupt comes.
 
 use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use arch::interrupt::{DeliveryMode, InterruptTarget, MsiMessage, TriggerMode};
 use arch::iommu::{InterruptSource, Iommu, RemapIndex};
@@ -22,14 +24,20 @@ pub(crate) struct Routes {
     iommu: Option<SharedIommu>,
     io_apics: &'static [IoApic],
     messages: BTreeMap<Bdf, Messages>,
-    lines: BTreeMap<u32, Option<RemapIndex>>,
-    cpus: alloc::vec::Vec<ApicId>,
+    lines: BTreeMap<u32, Line>,
+    cpus: Vec<ApicId>,
 }
 
 /// Consecutive remapping entries of a function's messages.
 struct Messages {
     first: Option<RemapIndex>,
-    count: u16,
+    targets: Vec<Option<InterruptTarget>>,
+}
+
+/// The remapping entry of a global system interrupt.
+struct Line {
+    entry: Option<RemapIndex>,
+    target: Option<InterruptTarget>,
 }
 
 impl Routes {
@@ -53,7 +61,8 @@ impl Routes {
         let source = InterruptSource::Device(function);
         let first = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, count)).transpose();
         let first = first.map_err(|error| refuse!("device {function}: {error}"))?;
-        self.messages.insert(function, Messages { first, count });
+        let targets = vec![None; count.into()];
+        self.messages.insert(function, Messages { first, targets });
         Ok(())
     }
 
@@ -65,8 +74,8 @@ impl Routes {
             .find(|io_apic| io_apic.input(gsi).is_some())
             .ok_or_else(|| refuse!("no I/O APIC has global system interrupt {gsi}"))?;
         let source = InterruptSource::IoApic(io_apic.id);
-        let index = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
-        self.lines.insert(gsi, index);
+        let entry = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
+        self.lines.insert(gsi, Line { entry, target: None });
         Ok(())
     }
 
@@ -91,11 +100,10 @@ impl Routes {
         index: u16,
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
-        let messages = self
-            .messages
-            .get(&function)
-            .filter(|messages| index < messages.count)
-            .ok_or(RouteRefused("the function has no such message"))?;
+        const NONE: RouteRefused = RouteRefused("the function has no such message");
+        let messages = self.messages.get_mut(&function).ok_or(NONE)?;
+        let known = messages.targets.get_mut(usize::from(index)).ok_or(NONE)?;
+        *known = target;
         match (self.iommu, messages.first) {
             (Some(iommu), Some(first)) => {
                 let entry = RemapIndex(first.0 + index);
@@ -112,7 +120,9 @@ impl Routes {
         gsi: u32,
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
-        let entry = *self.lines.get(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
+        let line = self.lines.get_mut(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
+        line.target = target;
+        let entry = line.entry;
         let (io_apic, input) = self
             .io_apics
             .iter()
@@ -135,16 +145,36 @@ impl Routes {
 
     /// Cuts every line off.
     pub(crate) fn revoke_all(&mut self) {
-        let functions: alloc::vec::Vec<(Bdf, u16)> =
-            self.messages.iter().map(|(function, messages)| (*function, messages.count)).collect();
+        let functions: Vec<(Bdf, usize)> = self
+            .messages
+            .iter()
+            .map(|(function, messages)| (*function, messages.targets.len()))
+            .collect();
         for (function, count) in functions {
-            for index in 0..count {
+            for index in 0..count as u16 {
                 let _ = self.set(InterruptLine::Message { function, index }, None);
             }
         }
-        let lines: alloc::vec::Vec<u32> = self.lines.keys().copied().collect();
+        let lines: Vec<u32> = self.lines.keys().copied().collect();
         for gsi in lines {
             let _ = self.set(InterruptLine::Gsi(gsi), None);
+        }
+    }
+
+    /// Calls `show` with every line that points at a vector, and its remapping entry.
+    pub(crate) fn each(&self, mut show: impl FnMut(InterruptLine, InterruptTarget, Option<u16>)) {
+        for (function, Messages { first, targets }) in &self.messages {
+            for (index, target) in (0_u16..).zip(targets) {
+                if let Some(target) = target {
+                    let entry = first.map(|first| first.0 + index);
+                    show(InterruptLine::Message { function: *function, index }, *target, entry);
+                }
+            }
+        }
+        for (gsi, Line { entry, target }) in &self.lines {
+            if let Some(target) = target {
+                show(InterruptLine::Gsi(*gsi), *target, entry.map(|entry| entry.0));
+            }
         }
     }
 }

@@ -3,10 +3,11 @@
 //! A request is a bit here and an NMI there: the NMI makes the guest exit, whatever it does, and the
 //! run loop looks at the bits before it enters again.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::ApicId;
 use arch::machine::CpuRequest;
+use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::counters::ExitCounters;
 use spin::Mutex;
@@ -29,8 +30,8 @@ pub(crate) struct Seat {
     start: AtomicU32,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
-    /// What the monitor showed of them last.
-    pub(crate) shown: AtomicU64,
+    /// What the monitor showed of them last, and the TSC then.
+    pub(crate) shown: Mutex<(u64, ExitCounters)>,
 }
 
 /// What was asked of a virtual CPU since it last looked.
@@ -68,14 +69,16 @@ impl Seat {
             requests: AtomicU32::new(0),
             start: AtomicU32::new(NO_START),
             counters: Mutex::new(ExitCounters::new()),
-            shown: AtomicU64::new(0),
+            shown: Mutex::new((tsc(), ExitCounters::new())),
         }
     }
 
-    /// Forgets what was asked: the guest begins anew.
+    /// Forgets what was asked and counted: the guest begins anew.
     pub(crate) fn forget_requests(&self) {
         self.requests.store(0, Ordering::Release);
         self.start.store(NO_START, Ordering::Release);
+        *self.counters.lock() = ExitCounters::new();
+        *self.shown.lock() = (tsc(), ExitCounters::new());
     }
 
     /// What was asked since the last call.

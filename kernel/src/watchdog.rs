@@ -7,10 +7,11 @@ use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
 use arch::iommu::{Fault, InterruptSource, IommuError};
 use arch::vcpu::Vcpu;
 use arch::{ApicId, Vector};
+use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
@@ -19,7 +20,12 @@ use crate::monitor;
 /// So many faults are logged one by one; the rest is counted.
 const MOST_FAULTS_LOGGED: u32 = 16;
 
+/// So many functions are told apart in what the monitor shows.
+const MOST_FAULTING: usize = 16;
+
 static FAULTS: AtomicU32 = AtomicU32::new(0);
+/// The last fault of each function, and how many it had.
+static FAULTING: Mutex<ArrayVec<(Fault, u32), MOST_FAULTING>> = Mutex::new(ArrayVec::new_const());
 static HPET: Once<()> = Once::new();
 /// TSC at the last call.
 static LAST_CALL: AtomicU64 = AtomicU64::new(0);
@@ -132,16 +138,26 @@ fn read_faults(hardware: &Hardware) {
 
 fn log_fault(fault: Fault) {
     let before = FAULTS.fetch_add(1, Ordering::Relaxed);
+    let mut faulting = FAULTING.lock();
+    match faulting.iter_mut().find(|(known, _)| known.source == fault.source) {
+        Some((known, count)) => (*known, *count) = (fault, count.saturating_add(1)),
+        // What finds no room is in the sum.
+        None => drop(faulting.try_push((fault, 1))),
+    }
     if before < MOST_FAULTS_LOGGED {
-        logln!("IOMMU fault: {fault}");
+        logln!("IOMMU fault: {fault}; guest: {}", monitor::owner(fault.source));
     } else if before == MOST_FAULTS_LOGGED {
         logln!("IOMMU fault: more follow and are counted only");
     }
 }
 
-/// How many faults there were.
-pub(crate) fn faults() -> u32 {
-    FAULTS.load(Ordering::Relaxed)
+/// Says how many faults there were, and which function and guest had them.
+pub(crate) fn show_faults(iommu: &str) {
+    logln!("{iommu}: {} faults", FAULTS.load(Ordering::Relaxed));
+    for (last, count) in FAULTING.lock().iter() {
+        let (function, guest) = (last.source, monitor::owner(last.source));
+        logln!("{function}, guest {guest}: {count} faults, the last: {last}");
+    }
 }
 
 /// Reads the fault records once more, and says how many faults there were.

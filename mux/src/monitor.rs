@@ -19,7 +19,7 @@ pub enum Command {
     Guests,
     /// Exits by reason, of one guest or of all.
     Exits(Option<GuestRef>),
-    /// Every interrupt line: its route and count.
+    /// The vectors of every guest, and what raises them.
     Irqs,
     /// Every PCI function and its owner.
     Devices,
@@ -78,8 +78,12 @@ const fn entry(word: &'static str, shape: Shape, help: &'static str) -> Entry {
 static COMMANDS: [Entry; 12] = [
     entry("help", Shape::Plain(Command::Help), "this list"),
     entry("guests", Shape::Plain(Command::Guests), "every guest: state, CPUs, memory"),
-    entry("exits", Shape::MayGuest(Command::Exits), "exits by reason, and how many are new"),
-    entry("irqs", Shape::Plain(Command::Irqs), "every interrupt line: route and count"),
+    entry(
+        "exits",
+        Shape::MayGuest(Command::Exits),
+        "exits by reason, and their rates since last asked",
+    ),
+    entry("irqs", Shape::Plain(Command::Irqs), "each guest's vectors, and what raises them"),
     entry("devices", Shape::Plain(Command::Devices), "every PCI function and its owner"),
     entry("iommu", Shape::Plain(Command::Iommu), "the IOMMU and its faults"),
     entry(

@@ -1,0 +1,100 @@
+//! What the monitor's `irqs` says of a guest: which vectors are its own, and who raises them.
+//!
+//! Invariant: text is made under the guest's lock and goes out after it, so that a slow serial line
+//! never holds up a guest's exit.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use arch::interrupt::TriggerMode;
+use arch::machine::InterruptLine;
+use arch::vcpu::InterruptMode;
+use arch::{ApicId, Vector};
+use eli::grants::Reason;
+use guest::counters::Counter;
+use guest::vm::Vm;
+
+use super::{Partition, Shared};
+use crate::backend::Backend;
+use crate::console::logln;
+use crate::routes::Routes;
+
+impl<B: Backend> Partition<B> {
+    /// Logs the guest's vectors, in order, each with what raises it.
+    pub(super) fn log_irqs(&self) {
+        let mut shared = self.shared.lock();
+        let Shared { vm, machine, .. } = &mut *shared;
+        let mut sources = self.physical(machine.routes());
+        sources.extend(virtual_lines(vm));
+        sources.extend(other_grants(vm, &sources));
+        let mode = vm.mode;
+        drop(shared);
+        sources.sort();
+        let sum = |counter| -> u64 {
+            self.seats.iter().map(|seat| seat.counters.lock().get(counter)).sum()
+        };
+        let (taken, ended) = (sum(Counter::ExternalInterrupt), sum(Counter::Eoi));
+        let name = &self.guest.name;
+        match mode {
+            InterruptMode::Exitless => logln!(
+                "{name}: exitless: interrupts go past the hypervisor, which cannot count them; exits by \
+                 them: {taken} external_interrupt, {ended} eoi, {} shadow_gate",
+                sum(Counter::ShadowGate)
+            ),
+            InterruptMode::Exiting => {
+                logln!(
+                    "{name}: exiting: {taken} interrupts and {ended} ends of interrupt have exited"
+                );
+            }
+        }
+        for (vector, source) in sources {
+            logln!("{name}: vector {vector:#04x}: {source}");
+        }
+    }
+
+    fn physical(&self, routes: &Routes) -> Vec<(u8, String)> {
+        let mut sources = Vec::new();
+        routes.each(|line, target, entry| {
+            let what = match (line, target.trigger) {
+                (InterruptLine::Message { function, index }, _) => {
+                    format!("message {index} of {function}")
+                }
+                (InterruptLine::Gsi(gsi), TriggerMode::Edge) => format!("line {gsi}, edge"),
+                (InterruptLine::Gsi(gsi), TriggerMode::Level) => format!("line {gsi}, level"),
+            };
+            let entry =
+                entry.map_or_else(String::new, |entry| format!(", remapping entry {entry}"));
+            let cpu = self.cpu(target.destination);
+            sources.push((target.vector.0, format!("{what}, to CPU {cpu}{entry}")));
+        });
+        sources
+    }
+
+    /// The number of a processor in the guest.
+    fn cpu(&self, processor: ApicId) -> usize {
+        self.seats.iter().position(|seat| seat.processor == processor).unwrap_or_default()
+    }
+}
+
+/// The inputs of the I/O APIC that virtual devices drive.
+fn virtual_lines(vm: &Vm) -> impl Iterator<Item = (u8, String)> + '_ {
+    let inputs = (0..).map_while(|gsi| Some((gsi, vm.io_apic.entry(gsi)?)));
+    let live = inputs.filter(|(gsi, entry)| !entry.masked() && !vm.lines.contains(gsi));
+    live.map(|(gsi, entry)| (entry.vector().0, format!("line {gsi}, of a virtual device")))
+}
+
+/// What was granted for another reason than a device that is in `listed`.
+fn other_grants(vm: &Vm, listed: &[(u8, String)]) -> Vec<(u8, String)> {
+    let mut grants = Vec::new();
+    for vector in 32..=u8::MAX {
+        for why in vm.grants.reasons(Vector(vector)) {
+            if why != Reason::Device {
+                grants.push((vector, format!("{why}")));
+            } else if !listed.iter().any(|(other, _)| *other == vector) {
+                grants.push((vector, "a device that is no longer programmed with it".into()));
+            }
+        }
+    }
+    grants
+}
