@@ -3,6 +3,7 @@
 //! Bochs has VT-x and no IOMMU, no MSI: what it shows is the VT-x back end. The CD-ROM that it boots
 //! from is the master of the second IDE channel, so that the first stays free for the user's disk.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::machine::Machine;
@@ -11,8 +12,8 @@ use crate::size;
 /// The program.
 pub const PROGRAM: &str = "bochs";
 
-/// The configuration of `machine`, which boots `iso`, with its serial line in the file `serial`.
-pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: &Path) -> String {
+/// The configuration of `machine`, which boots `iso`, and connects its serial line to `serial`.
+pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketAddr) -> String {
     let mebibytes = size::mebibytes(machine.memory);
     let cpus = machine.cpus;
     // Virtual time is instructions: the clock knows nothing of the host's time (`sync=none`), so a
@@ -30,7 +31,7 @@ pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: &Path) 
         "ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15".to_owned(),
         format!("ata1-master: type=cdrom, path=\"{}\", status=inserted", iso.display()),
         "boot: cdrom".to_owned(),
-        format!("com1: enabled=1, mode=file, dev=\"{}\"", serial.display()),
+        format!("com1: enabled=1, mode=socket-client, dev={serial}"),
         "panic: action=fatal".to_owned(),
         "error: action=report".to_owned(),
     ];
@@ -69,7 +70,7 @@ mod tests {
             extra: extra.iter().map(|line| (*line).to_owned()).collect(),
         };
         let model = "corei7_haswell_4770";
-        configuration(&machine, model, Path::new("/t/nexit.iso"), Path::new("/t/serial.log"))
+        configuration(&machine, model, Path::new("/t/nexit.iso"), ([127, 0, 0, 1], 7).into())
     }
 
     #[test]

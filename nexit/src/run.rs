@@ -5,6 +5,7 @@
 //! that goes away with it.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -141,10 +142,11 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     }
     let iso = build_iso(args, scenario, folder)?;
     let machine = machine(args, scenario, 1, Start::Bios { iso: iso.clone() });
-    let serial = folder.join("serial.log");
-    fs::write(&serial, "").or_failed("create", &serial)?;
+    let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
+    let serial = listener.local_addr().map_err(refused)?;
     let log = folder.join("bochs.log");
-    let text = bochs::configuration(&machine, &args.bochs_model, &iso, &serial);
+    let text = bochs::configuration(&machine, &args.bochs_model, &iso, serial);
     let text = format!("log: \"{}\"\n{text}", log.display());
     let file = folder.join("bochsrc");
     fs::write(&file, text).or_failed("write", &file)?;
@@ -161,6 +163,6 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     Ok(Emulation {
         program: bochs::PROGRAM.to_owned(),
         arguments,
-        output: Output::File { serial, log, locks },
+        output: Output::Socket { listener, log, locks },
     })
 }

@@ -3,8 +3,9 @@
 //! Invariant: whatever happens (timeout, Ctrl-C, an error here), the process that was started is
 //! gone, and the user's terminal as it was, when [`run`] returns.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::console::Console;
-use crate::failure::{Failure, OrFailed, Result};
+use crate::failure::{Failure, Result};
 use crate::terminal::{self, Terminal};
 use crate::verdict::{Phase, Verdict};
 
@@ -37,10 +38,10 @@ pub(crate) enum Output {
     /// The process's standard output; standard input goes to the line, by way of this program where
     /// it is a terminal.
     Pipe,
-    /// A file that grows.
-    File {
-        /// The file.
-        serial: PathBuf,
+    /// A connection that the process makes; standard input goes there too.
+    Socket {
+        /// Where it connects to.
+        listener: TcpListener,
         /// The emulator's own log, shown if the run fails.
         log: PathBuf,
         /// Files that an earlier run that was killed has left, and that this one may leave.
@@ -78,13 +79,12 @@ pub(crate) fn run(
     let (sender, receiver) = mpsc::channel();
     // Before the terminal is taken, so that no signal leaves it so.
     catch_signals(sender.clone())?;
-    let terminal = match emulation.output {
-        Output::Pipe => Terminal::take(io::stdin())?,
-        Output::File { .. } => None,
-    };
+    let terminal = Terminal::take(io::stdin())?;
     let mut child = spawn(&emulation, terminal.is_some())?;
     let dead = Arc::new(AtomicBool::new(false));
-    let result = watch(&emulation, &mut child, sender, &dead)
+    // A terminal that could not be taken is somebody else's.
+    let typed = terminal.is_some() || !io::stdin().is_terminal();
+    let result = watch(&emulation, &mut child, sender, &dead, typed)
         .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict));
     stop(&mut child);
     remove_locks(&emulation.output);
@@ -109,7 +109,7 @@ fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
     }
     match emulation.output {
         Output::Pipe => command.stdout(Stdio::piped()),
-        Output::File { .. } => {
+        Output::Socket { .. } => {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
         }
     };
@@ -119,40 +119,71 @@ fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
     })
 }
 
-/// Starts whatever brings events: the reader of the serial line, and of the terminal if it is taken.
+/// Starts whatever brings events: the reader of the serial line, and, where standard input is ours
+/// to read (`typed`) and not the emulator's, the reader of that.
 fn watch(
     emulation: &Emulation,
     child: &mut Child,
     sender: Sender<Event>,
     dead: &Arc<AtomicBool>,
+    typed: bool,
 ) -> Result<()> {
-    if let Some(line) = child.stdin.take() {
-        eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
-        let quit = sender.clone();
-        let quit = move || drop(quit.send(Event::Interrupted("ended by Ctrl-A x")));
-        terminal::forward(io::stdin(), line, quit);
-    }
     match (&emulation.output, child.stdout.take()) {
-        (Output::File { serial, .. }, _) => {
-            let file = File::open(serial).or_failed("read", serial)?;
-            let dead = Arc::clone(dead);
-            thread::spawn(move || read(file, &sender, Some(&dead)));
+        (Output::Socket { listener, .. }, _) => {
+            let refused = |error| Failure::Failed(format!("cannot take Bochs' line: {error}"));
+            listener.set_nonblocking(true).map_err(refused)?;
+            let (listener, dead) = (listener.try_clone().map_err(refused)?, Arc::clone(dead));
+            thread::spawn(move || {
+                let line = accept(&listener, &dead).map(|line| (line.try_clone(), line));
+                if let Some((written, line)) = line {
+                    if let (true, Ok(written)) = (typed, written) {
+                        forward(written, &sender);
+                    }
+                    read(line, &sender);
+                }
+                let _ = sender.send(Event::Closed);
+            });
         }
-        (Output::Pipe, Some(pipe)) => drop(thread::spawn(move || read(pipe, &sender, None))),
+        (Output::Pipe, Some(pipe)) => {
+            if let Some(line) = child.stdin.take() {
+                forward(line, &sender);
+            }
+            thread::spawn(move || {
+                read(pipe, &sender);
+                let _ = sender.send(Event::Closed);
+            });
+        }
         (Output::Pipe, None) => return Err(Failure::Failed("the emulator has no output".into())),
     }
     Ok(())
 }
 
-/// Sends all bytes of `source`. A pipe ends by itself; a file that grows ends when its writer is
-/// `dead` and all of it has been read.
-fn read(mut source: impl Read, sender: &Sender<Event>, dead: Option<&AtomicBool>) {
+/// Carries what is typed to the machine's serial line.
+fn forward(line: impl Write + Send + 'static, sender: &Sender<Event>) {
+    eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
+    let quit = sender.clone();
+    let quit = move || drop(quit.send(Event::Interrupted("ended by Ctrl-A x")));
+    terminal::forward(io::stdin(), line, quit);
+}
+
+/// The emulator's connection, unless it is `dead` before it makes one.
+fn accept(listener: &TcpListener, dead: &AtomicBool) -> Option<TcpStream> {
+    while !dead.load(Ordering::Acquire) {
+        match listener.accept() {
+            Ok((line, _)) => return line.set_nonblocking(false).is_ok().then_some(line),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(TICK),
+            Err(_) => break,
+        }
+    }
+    None
+}
+
+/// Sends all bytes of `source`.
+fn read(mut source: impl Read, sender: &Sender<Event>) {
     let mut buffer = [0; 4096];
     loop {
-        let last = dead.is_none_or(|dead| dead.load(Ordering::Acquire));
         match source.read(&mut buffer) {
-            Ok(0) if last => break,
-            Ok(0) => thread::sleep(TICK),
+            Ok(0) => return,
             Ok(length) => {
                 let bytes = buffer.get(..length).unwrap_or_default().to_vec();
                 if sender.send(Event::Output(bytes)).is_err() {
@@ -160,10 +191,9 @@ fn read(mut source: impl Read, sender: &Sender<Event>, dead: Option<&AtomicBool>
                 }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => break,
+            Err(_) => return,
         }
     }
-    let _ = sender.send(Event::Closed);
 }
 
 /// The run itself: until the line closes, the verdict is clear, or time is up.
@@ -235,7 +265,7 @@ fn stop(child: &mut Child) {
 }
 
 fn remove_locks(output: &Output) {
-    if let Output::File { locks, .. } = output {
+    if let Output::Socket { locks, .. } = output {
         for lock in locks {
             let _ = fs::remove_file(lock);
         }
@@ -244,7 +274,7 @@ fn remove_locks(output: &Output) {
 
 /// The last complaints of the emulator's own log.
 fn show_log(output: &Output) {
-    if let Output::File { log, .. } = output {
+    if let Output::Socket { log, .. } = output {
         let text = fs::read(log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().filter(|line| is_complaint(line)).collect();
