@@ -86,10 +86,11 @@ static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
 /// A place among those that run.
-struct Place;
+#[derive(Debug)]
+pub(crate) struct Place;
 
 impl Place {
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = ENDED.wait_while(running, |running| *running >= MOST_AT_ONCE);
         *waited.unwrap_or_else(PoisonError::into_inner) += 1;

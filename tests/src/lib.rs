@@ -8,8 +8,10 @@ mod emulator;
 mod folder;
 mod guest;
 mod outcome;
+mod terminal;
 
 pub use emulator::Emulator;
 pub use folder::{Folder, build_folder, project_folder};
 pub use guest::{Devices, Guest, Kernel, Payload};
 pub use outcome::{Outcome, ResultLine};
+pub use terminal::Session;

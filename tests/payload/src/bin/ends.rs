@@ -67,6 +67,9 @@ fn end(way: &str) -> ! {
         "spin" => loop {
             core::hint::spin_loop();
         },
+        // Only an NMI gets in there.
+        // SAFETY: nothing comes after it.
+        "hang" => unsafe { asm!("cli", "2: jmp 2b", options(noreturn)) },
         "lie" => lie(),
         _ => power_off(),
     }

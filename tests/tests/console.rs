@@ -1,0 +1,142 @@
+//! A user at the one serial line: guests and the monitor through `nexit run`, at a terminal.
+
+use nexit_tests::{Emulator, Folder, Guest, Payload, Session};
+use rustix::process::Signal;
+
+/// A small guest that has its interrupts off and never exits.
+fn hung(cpu: u32) -> String {
+    let payload = Payload { command_line: "hang", ..Payload::new("ends") };
+    payload.toml().replace("cpus = [0]", &format!("cpus = [{cpu}]"))
+}
+
+#[test]
+fn guests_and_the_monitor_share_a_terminal() {
+    let folder = Folder::new("console");
+    let linux = Guest::on_qemu("nvme,shell reads=500", "[\"00:04.0\"]");
+    let config = folder.write("nexit.toml", linux.toml() + &hung(1));
+    let nvme = ["-device", "nvme,drive=disk,serial=nexit,addr=4"];
+    let disk = nexit_tests::Kernel::Stock.folder().join("disk.img");
+    let disk = format!("driver=file,node-name=disk,read-only=on,filename={}", disk.display());
+    let run = ["run", "--config", &config, "--timeout", "240", "--", "-blockdev", &disk];
+    let mut session = Session::start(&[&run[..], &nvme].concat());
+    session.see("linux: demo: shell: type exit to end");
+    assert!(session.is_raw());
+    session.keys("echo $((6 * 7))\r");
+    session.see("linux: 42\n");
+
+    session.keys("\u{1}m");
+    session.see("typing to the monitor");
+    let help = session.ask("help");
+    for command in ["guests", "exits", "irqs", "devices", "iommu", "memory", "regs", "stop"] {
+        assert!(help.contains(&format!("nexit: {command} ")), "{command}: {help}");
+    }
+    let guests = session.ask("guests");
+    assert!(guests.contains("nexit: linux: running, CPUs [0], "), "{guests}");
+    assert!(guests.contains("nexit: ends: running, CPUs [1], "), "{guests}");
+    let exits = session.ask("exits");
+    assert!(
+        exits.contains("nexit: linux: CPU 0: ") && exits.contains("/s), nested_page_fault "),
+        "{exits}"
+    );
+    assert!(exits.contains("nexit: ends: CPU 0: "), "{exits}");
+    let again = session.ask("exits linux");
+    assert!(
+        again.contains(" exits (+") && again.contains(") in the last ") && !again.contains("ends"),
+        "{again}"
+    );
+    let irqs = session.ask("irqs");
+    for source in [" of 00:04.0, to CPU 0, remapping entry ", "line 4, of a virtual", "its timer"] {
+        let line = irqs.lines().find(|line| line.contains(source));
+        assert!(
+            line.is_some_and(|it| it.starts_with("nexit: linux: vector 0x")),
+            "{source}: {irqs}"
+        );
+    }
+    assert!(irqs.contains("nexit: ends: exitless: "), "{irqs}");
+    let devices = session.ask("devices");
+    assert!(devices.contains("nexit: 00:04.0 1b36:0010 class 010802 linux\n"), "{devices}");
+    assert!(session.ask("iommu").contains("nexit: vt-d: 0 faults\n"));
+    let memory = session.ask("memory");
+    assert!(memory.contains("nexit: ends: 64 MiB") && memory.contains("nexit: free: "), "{memory}");
+    shows_where_it_hangs(&mut session);
+    for (wrong, sentence) in [
+        ("halt", "there is no command \"halt\": `help` lists them"),
+        ("exits windows", "there is no guest \"windows\": the guests are 1 linux, 2 ends"),
+        ("regs ends 1", "ends has no such CPU: it has 1, counted from 0"),
+        ("regs", "regs lacks an argument: write `regs GUEST [CPU]`"),
+    ] {
+        let answer = session.ask(wrong);
+        assert_eq!(answer, format!("nexit: {sentence}\n"));
+    }
+
+    session.keys("\u{1}2");
+    session.see("typing to guest 2, ends");
+    session.keys("\u{1}1");
+    session.see("typing to guest 1, linux");
+    session.keys("exit\r");
+    session.see("nexit: guest linux: poweroff");
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("stop ends\r");
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    // What was stopped did not power itself off.
+    assert_eq!(status.code(), Some(1), "{screen}");
+    assert!(screen.contains("nexit: all guests have ended"), "{screen}");
+    assert!(session.is_as_before(), "{screen}");
+}
+
+/// The registers come by NMI, from the instruction that jumps to itself.
+fn shows_where_it_hangs(session: &mut Session) {
+    session.keys("regs ends\r");
+    session.see("nexit: guest ends: rip 0x");
+    session.see("nexit: guest ends: code [eb, fe");
+    session.see("\n");
+}
+
+#[test]
+fn a_hung_guest_shows_its_registers_on_vt_x() {
+    let folder = Folder::new("console-bochs");
+    let config = folder.write("nexit.toml", hung(0));
+    let emulator = Emulator::Bochs.to_string();
+    let run = ["run", "--config", &config, "--emulator", &emulator, "--timeout", "90"];
+    let mut session = Session::start(&run);
+    session.see("payload: ends by hang");
+    assert!(session.is_raw());
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    shows_where_it_hangs(&mut session);
+    session.keys("stop ends\r");
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    assert_eq!(status.code(), Some(1), "{screen}");
+    assert!(screen.contains("nexit: guest ends: stopped"), "{screen}");
+    assert!(session.is_as_before(), "{screen}");
+}
+
+#[test]
+fn the_terminal_is_given_back_however_the_run_ends() {
+    let folder = Folder::new("console-ends");
+    folder.write("kernel", "");
+    let toml = "[[guest]]\nname = \"a\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"kernel\"\n";
+    let config = folder.write("config.toml", toml);
+    // -S: QEMU waits before the first instruction.
+    let run = ["run", "--config", &config, "--timeout", "60", "--", "-S"];
+    type Way = (&'static str, fn(&mut Session));
+    let ways: [Way; 4] = [
+        // Ctrl-C is the guest's.
+        ("Ctrl-A x", |session| session.keys("\u{3}\u{1}x")),
+        ("SIGINT", |session| session.signal(Signal::INT)),
+        ("SIGTERM", |session| session.signal(Signal::TERM)),
+        ("the emulator's death", |session| session.kill_emulator()),
+    ];
+    for (way, end) in ways {
+        let mut session = Session::start(&run);
+        session.see("Ctrl-A x ends the run");
+        assert!(session.is_raw(), "{way}");
+        end(&mut session);
+        let (screen, status) = session.end();
+        assert_eq!(status.code(), Some(1), "{way}: {screen}");
+        assert!(session.is_as_before(), "{way}: {screen}");
+    }
+}
