@@ -11,8 +11,9 @@ use arch::{Bdf, Width};
 use crate::capability::{self, find};
 use crate::header::{BAR0, BAR5, CACHE_LINE_SIZE, Command, Function, HeaderType, VENDOR_ID};
 
-/// Clears Bus Master of every function but bridges, which only forward. To be called before DMA
-/// translation is switched on: firmware hands some devices over as bus masters.
+/// Clears Bus Master of every function but bridges, which only forward, and takes their INTx: a line
+/// that a guest gets may be another function's too. To be called before DMA translation is switched
+/// on: firmware hands some devices over as bus masters.
 pub fn quiesce<'a>(
     space: &mut impl ConfigSpace,
     functions: impl IntoIterator<Item = &'a Function>,
@@ -20,7 +21,8 @@ pub fn quiesce<'a>(
     for function in functions {
         if function.header == HeaderType::Device {
             let command = Command::read(space, function.bdf);
-            (command - Command::BUS_MASTER).write(space, function.bdf);
+            let quiet = (command - Command::BUS_MASTER) | Command::INTERRUPT_DISABLE;
+            quiet.write(space, function.bdf);
         }
     }
 }
@@ -268,7 +270,7 @@ mod tests {
         space.write(bridge, 4, Width::Word, 7);
         let functions: Vec<_> = scan(&space, [0]).collect();
         quiesce(&mut space, &functions);
-        assert_eq!(space.read(AT, 4, Width::Word), 3);
+        assert_eq!(space.read(AT, 4, Width::Word), 0x403);
         assert_eq!(space.read(bridge, 4, Width::Word), 7);
     }
 }
