@@ -83,7 +83,7 @@ pub enum Problem {
     },
     /// Something that only one guest can own, or a guest only once, stands there twice.
     Twice {
-        /// What it is: `CPU`, `device`, `devices =`, `port` or `guest name`.
+        /// What it is: `CPU`, `device`, `devices =`, `port`, `interrupt line` …
         what: &'static str,
         /// Which one.
         which: String,

@@ -11,6 +11,7 @@ extern crate alloc;
 
 mod devices;
 mod error;
+mod lines;
 mod reader;
 mod shared;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use arch::vcpu::InterruptMode;
 
 pub use devices::Devices;
 pub use error::{ConfigError, Problem};
+pub use lines::{IntxConfig, Uart};
 pub use reader::parse;
 pub use shared::{LEAST_SHARED, MOST_PEERS, SharedConfig};
 
@@ -72,6 +74,10 @@ pub struct GuestConfig {
     pub interrupts: InterruptMode,
     /// `io_ports`: raw ports handed over, no other guest's.
     pub io_ports: Vec<PortRange>,
+    /// `intx`: the interrupt lines of the guest's functions; no line is another guest's.
+    pub intx: Vec<IntxConfig>,
+    /// `uart`: a UART of the machine, no other guest's.
+    pub uart: Option<Uart>,
     /// `on_crash`: what follows when the guest ends by a fault of its own or is stopped for a
     /// forbidden act; [`Afterwards::Stop`] where the key is missing.
     pub on_crash: Afterwards,

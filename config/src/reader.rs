@@ -13,12 +13,13 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::error::{ConfigError, Problem};
 use crate::{
-    Afterwards, Config, Devices, GuestConfig, LEAST_MEMORY, MEMORY_UNIT, ModuleConfig, value,
+    Afterwards, Config, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT, ModuleConfig,
+    Uart, value,
 };
 
 const TOP_KEYS: &str = "[[guest]], [[shared]] and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
-                          interrupts, io_ports, on_crash, on_reboot, unsafe_no_iommu";
+                          interrupts, io_ports, intx, uart, on_crash, on_reboot, unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
 const TAKES_FLAG: &str = "true or false";
 const TAKES_NAME: &str = "1 to 64 printable characters without \" and \\, such as \"linux\"";
@@ -33,6 +34,10 @@ const TAKES_EXCEPT: &str = "a list of PCI functions such as [\"00:1f.0\"]";
 const TAKES_AFTERWARDS: &str = "\"stop\" or \"restart\"";
 const TAKES_INTERRUPTS: &str = "\"exitless\" or \"exiting\"";
 const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
+const TAKES_INTX: &str = "a list of PCI functions, each with the global system interrupt that its \
+                          pin is wired to (5, 9 to 11, or from 16 up), such as [\"00:05.0=21\"]";
+const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles, and \
+                          COM3 has the same interrupt line)";
 
 /// Parses and checks the text of the configuration file.
 ///
@@ -91,7 +96,8 @@ impl Reader<'_> {
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "modules"
-                | "devices" | "except" | "interrupts" | "io_ports" | "on_crash" | "on_reboot" => {}
+                | "devices" | "except" | "interrupts" | "io_ports" | "intx" | "uart"
+                | "on_crash" | "on_reboot" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
                 other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
             }
@@ -115,6 +121,8 @@ impl Reader<'_> {
                 .get("interrupts")
                 .map_or(Ok(InterruptMode::Exitless), |v| self.interrupts(v))?,
             io_ports: table.get("io_ports").map_or(Ok(Vec::new()), |v| self.io_ports(v))?,
+            intx: table.get("intx").map_or(Ok(Vec::new()), |v| self.intx(v))?,
+            uart: table.get("uart").map(|v| self.uart(v)).transpose()?,
             on_crash: afterwards("on_crash", Afterwards::Stop)?,
             on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
         };
@@ -263,12 +271,37 @@ impl Reader<'_> {
             let text = self.string("io_ports", TAKES_PORTS, entry)?;
             let range = value::ports(text)
                 .ok_or_else(|| self.bad_value("io_ports", TAKES_PORTS, entry, text))?;
-            self.not_twice("port", text, entry, |guest| {
-                guest.io_ports.iter().any(|other| other.overlaps(range))
-            })?;
+            self.not_twice("port", text, entry, |guest| guest.has_ports(range))?;
             ranges.push(range);
         }
         Ok(ranges)
+    }
+
+    fn intx(&self, item: &Value<'_>) -> Result<Vec<IntxConfig>, ConfigError> {
+        let mut lines = Vec::new();
+        for entry in self.list("intx", TAKES_INTX, item)? {
+            let text = self.string("intx", TAKES_INTX, entry)?;
+            let line =
+                value::intx(text).ok_or_else(|| self.bad_value("intx", TAKES_INTX, entry, text))?;
+            let same = |other: &IntxConfig| other.gsi == line.gsi;
+            let which = format!("{} of {}", line.gsi, line.function);
+            self.not_twice("interrupt line", which, entry, |guest| guest.intx.iter().any(same))?;
+            let functions: Vec<Bdf> = lines.iter().map(|line: &IntxConfig| line.function).collect();
+            self.not_again("intx", TAKES_INTX, entry, &functions, &line.function, text)?;
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+
+    fn uart(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {
+        let name = self.string("uart", TAKES_UART, item)?;
+        let uart =
+            Uart::named(name).ok_or_else(|| self.bad_value("uart", TAKES_UART, item, name))?;
+        self.not_twice("UART", name, item, |guest| guest.uart == Some(uart))?;
+        let same_line = |guest: &GuestConfig| guest.uart.is_some_and(|u| u.gsi() == uart.gsi());
+        self.not_twice("interrupt line", uart.gsi(), item, same_line)?;
+        self.not_twice("port of", name, item, |guest| guest.has_ports(uart.ports()))?;
+        Ok(uart)
     }
 }
 

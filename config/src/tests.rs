@@ -29,6 +29,8 @@ fn linux() -> GuestConfig {
         devices: Devices::Listed(vec![Bdf::new(0, 4, 0)]),
         interrupts: InterruptMode::Exitless,
         io_ports: vec![],
+        intx: vec![],
+        uart: None,
         on_crash: Afterwards::Stop,
         on_reboot: Afterwards::Restart,
     }
@@ -52,6 +54,7 @@ fn optional_keys_have_their_documented_defaults() {
     assert_eq!(guest.interrupts, InterruptMode::Exitless);
     assert_eq!(guest.devices, Devices::Listed(vec![]));
     assert!(guest.modules.is_empty() && guest.io_ports.is_empty());
+    assert!(guest.intx.is_empty() && guest.uart.is_none());
     assert_eq!((guest.on_crash, guest.on_reboot), (Afterwards::Stop, Afterwards::Restart));
 }
 
@@ -71,6 +74,49 @@ fn ports_are_read_alone_and_as_ranges() {
     let expected = [(0xf4, 0xf4), (0x3f0, 0x3f7), (80, 80)];
     let ports = &parse(&text).unwrap().guests[0].io_ports;
     assert_eq!(ports.iter().map(|r| (r.first, r.last)).collect::<Vec<_>>(), expected);
+}
+
+const OTHER: &str = "[[guest]]\nname=\"a\"\ncpus=[1]\nmemory=\"1G\"\nkernel=\"k\"\n";
+
+#[test]
+fn interrupt_lines_are_read_and_belong_to_one_guest() {
+    let text = format!("{LINUX}intx = [\"00:05.0=21\", \"0000:02:00.1 = 21\"]\n");
+    let lines = &parse(&text).unwrap().guests[0].intx;
+    let expected = [(Bdf::new(0, 5, 0), 21), (Bdf::new(2, 0, 1), 21)];
+    assert_eq!(lines.iter().map(|l| (l.function, l.gsi)).collect::<Vec<_>>(), expected);
+    let error = sentence(&format!("{text}{OTHER}intx = [\"00:06.0=21\"]\n"));
+    assert!(
+        error.contains("interrupt line 21 of 00:06.0 already belongs to guest \"linux\""),
+        "{error}"
+    );
+    let taken = ["00:05.0", "00:05.0=", "00:05.0=4", "00:05.0=14", "x=16", "00:05.0=0x10"];
+    for entry in taken {
+        let error = sentence(&format!("{LINUX}intx = [\"{entry}\"]\n"));
+        assert!(error.contains("each with the global system interrupt"), "{entry}: {error}");
+    }
+    let error = sentence(&format!("{LINUX}intx = [\"00:05.0=21\", \"00:05.0=22\"]\n"));
+    assert!(error.contains("for the second time"), "{error}");
+}
+
+#[test]
+fn a_uart_is_one_guests_and_never_the_consoles() {
+    let with = |uart: &str| format!("{LINUX}uart = \"{uart}\"\n");
+    assert_eq!(parse(&with("COM2")).unwrap().guests[0].uart, Some(Uart::Com2));
+    for refused in ["COM1", "COM3", "com2", "0x2f8"] {
+        let error = sentence(&with(refused));
+        assert!(error.contains("COM1 is the hypervisor's own"), "{error}");
+    }
+    for (second, what) in [
+        ("uart = \"COM2\"", "UART COM2"),
+        ("uart = \"COM4\"", "interrupt line 3"),
+        ("io_ports = [\"0x2f0-0x2f8\"]", "port 0x2f0-0x2f8"),
+    ] {
+        let error = sentence(&format!("{}{OTHER}{second}\n", with("COM2")));
+        assert!(error.contains(&format!("{what} already belongs to guest \"linux\"")), "{error}");
+    }
+    let ports = LINUX.replace("io_ports = []", "io_ports = [\"0x2ff\"]");
+    let error = sentence(&format!("{ports}{OTHER}uart = \"COM2\"\n"));
+    assert!(error.contains("port of COM2 already belongs to guest \"linux\""), "{error}");
 }
 
 #[test]
@@ -124,7 +170,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "kernel =",
         "kernl =",
         "line 5: unknown key \"kernl\" in [[guest]]: the keys are name, cpus, memory, kernel, \
-         initrd, cmdline, modules, devices, except, interrupts, io_ports, on_crash, on_reboot, \
+         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, on_crash, on_reboot, \
          unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
@@ -354,6 +400,8 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
                         .map(|(a, b)| PortRange { first: base + a, last: base + b })
                         .into_iter()
                         .collect(),
+                    intx: vec![],
+                    uart: None,
                     on_crash: afterwards(crash),
                     on_reboot: afterwards(reboot),
                 }

@@ -3,6 +3,8 @@
 use arch::msr::PortRange;
 use toml::de::DeInteger;
 
+use crate::IntxConfig;
+
 /// Bytes of a size such as `512M`; `None` where it is none or does not fit.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let unit = *text.as_bytes().last()?;
@@ -36,6 +38,14 @@ fn port(text: &str) -> Option<u16> {
 
 fn decimal(digits: &str) -> Option<u64> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+/// Function and line of `00:05.0=21`.
+pub(crate) fn intx(text: &str) -> Option<IntxConfig> {
+    let (function, gsi) = text.split_once('=')?;
+    let gsi: u32 = decimal(gsi.trim())?.try_into().ok()?;
+    let pci = matches!(gsi, 5 | 9..=11 | 16..);
+    pci.then_some(IntxConfig { function: function.trim().parse().ok()?, gsi })
 }
 
 /// An integer that fits a CPU number.

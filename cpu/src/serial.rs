@@ -2,13 +2,38 @@
 
 use core::fmt;
 
+use arch::Width;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
+
+use crate::instructions::{port_read, port_write};
 
 const COM1: u16 = 0x3f8;
 /// A UART that accepts nothing for this many polls is not there: the byte is dropped, so that a
 /// machine without a serial line still boots.
 const MOST_POLLS: u32 = 1_000_000;
+
+/// Makes the UART whose first port is `base` raise no interrupt; `false` where none is.
+///
+/// # Safety
+/// Ring 0, and nobody else drives what is at the eight ports from `base`.
+#[must_use]
+pub unsafe fn quiet(base: u16) -> bool {
+    const INTERRUPT_ENABLE: u16 = 1;
+    const LINE_CONTROL: u16 = 3;
+    const MODEM_CONTROL: u16 = 4;
+    const SCRATCH: u16 = 7;
+    const PATTERN: u32 = 0xa5;
+    // Line Control comes first: its highest bit shows other registers at the first two ports.
+    for (register, value) in
+        [(LINE_CONTROL, 3), (INTERRUPT_ENABLE, 0), (MODEM_CONTROL, 0), (SCRATCH, PATTERN)]
+    {
+        // SAFETY: the caller vouches for the ports.
+        unsafe { port_write(base + register, Width::Byte, value) };
+    }
+    // SAFETY: as above.
+    unsafe { port_read(base + SCRATCH, Width::Byte) == PATTERN }
+}
 
 /// The serial line.
 pub struct Serial {

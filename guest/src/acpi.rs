@@ -7,7 +7,9 @@
 
 use alloc::vec::Vec;
 
+use arch::msr::PortRange;
 use arch::{ApicId, Gpa};
+use config::Uart;
 
 use crate::aml::{self, Space};
 use crate::devices::{ioapic, power, uart};
@@ -43,6 +45,21 @@ pub struct Parameters<'a> {
     pub memory: &'a MemoryMap,
     /// Width of physical addresses (CPUID 0x80000008 EAX bits 7:0).
     pub physical_address_bits: u8,
+    /// The interrupt pins that are wired to its I/O APIC.
+    pub pins: &'a [InterruptPin],
+    /// The UART that it has of the machine.
+    pub uart: Option<Uart>,
+}
+
+/// Where an interrupt pin of the PCI bus leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterruptPin {
+    /// Device number.
+    pub device: u8,
+    /// 1 is INTA.
+    pub pin: u8,
+    /// Input of the I/O APIC.
+    pub input: u8,
 }
 
 /// The tables and where they go. The RSDP is their first byte, at [`ACPI_TABLES`].
@@ -195,12 +212,20 @@ fn mcfg(ecam: Ecam) -> Vec<u8> {
 
 fn dsdt(parameters: Parameters<'_>) -> Vec<u8> {
     let sleep = u32::from(power::SLEEP_TYPE_S5);
-    let mut devices = Vec::from([host_bridge(parameters), com1()]);
+    let mut devices =
+        Vec::from([host_bridge(parameters), com(*b"COM1", 1, uart::PORTS, uart::GSI)]);
+    if let Some(uart) = parameters.uart {
+        let (name, uid) = match uart {
+            Uart::Com2 => (*b"COM2", 2),
+            Uart::Com4 => (*b"COM4", 4),
+        };
+        devices.push(com(name, uid, uart.ports(), uart.gsi()));
+    }
     if let Some(ecam) = parameters.memory.ecam() {
         devices.push(motherboard(ecam));
     }
     let body = aml::terms(&[
-        aml::name(b"_S5_", &aml::package(&[sleep, sleep, 0, 0])),
+        aml::name(b"_S5_", &aml::integers(&[sleep, sleep, 0, 0])),
         aml::scope(b"_SB_", &aml::terms(&devices)),
     ]);
     table(b"DSDT", 2, &body)
@@ -228,18 +253,31 @@ fn host_bridge(parameters: Parameters<'_>) -> Vec<u8> {
         aml::name(b"_SEG", &aml::integer(0)),
         aml::name(b"_BBN", &aml::integer(0)),
         aml::name(b"_CRS", &aml::resources(&ranges)),
+        aml::name(b"_PRT", &routing(parameters.pins)),
     ]);
     aml::device(b"PCI0", &body)
 }
 
-fn com1() -> Vec<u8> {
-    let resources = [aml::io(uart::PORTS.first, 8), aml::irq(uart::GSI as u8)];
+/// The package of `_PRT` (ACPI Specification, "_PRT (PCI Routing Table)"): pins count from 0 there,
+/// and a source of 0 makes the last number a global system interrupt.
+fn routing(pins: &[InterruptPin]) -> Vec<u8> {
+    const ANY_FUNCTION: u32 = 0xffff;
+    let entry = |pin: &InterruptPin| {
+        let address = u32::from(pin.device) << 16 | ANY_FUNCTION;
+        aml::integers(&[address, u32::from(pin.pin.saturating_sub(1)), 0, u32::from(pin.input)])
+    };
+    aml::package(&pins.iter().map(entry).collect::<Vec<_>>())
+}
+
+/// A 16550A UART.
+fn com(name: [u8; 4], uid: u32, ports: PortRange, gsi: u32) -> Vec<u8> {
+    let resources = [aml::io(ports.first, 8), aml::irq(gsi as u8)];
     let body = aml::terms(&[
         aml::name(b"_HID", &aml::pnp_id(0x0501)),
-        aml::name(b"_UID", &aml::integer(1)),
+        aml::name(b"_UID", &aml::integer(uid)),
         aml::name(b"_CRS", &aml::resources(&resources)),
     ]);
-    aml::device(b"COM1", &body)
+    aml::device(&name, &body)
 }
 
 /// Reserves the ECAM window: Linux trusts MCFG only then.
@@ -261,10 +299,20 @@ mod tests {
 
     const IDS: [ApicId; 3] = [ApicId(0), ApicId(3), ApicId(300)];
 
+    const PINS: [InterruptPin; 2] = [
+        InterruptPin { device: 5, pin: 1, input: 21 },
+        InterruptPin { device: 30, pin: 4, input: 16 },
+    ];
+
     fn built(memory: u64, ecam: Option<Ecam>) -> Vec<u8> {
         let memory = MemoryMap::new(memory, ecam);
-        let blob =
-            tables(Parameters { apic_ids: &IDS, memory: &memory, physical_address_bits: 40 });
+        let blob = tables(Parameters {
+            apic_ids: &IDS,
+            memory: &memory,
+            physical_address_bits: 40,
+            pins: &PINS,
+            uart: Some(Uart::Com2),
+        });
         assert_eq!(blob.at, ACPI_TABLES);
         assert!(blob.bytes.len() as u64 <= ACPI_TABLES_SIZE);
         blob.bytes
@@ -380,9 +428,20 @@ mod tests {
             }
         }
         let source = std::fs::read_to_string(folder.join("DSDT.dsl")).unwrap();
-        for part in
-            ["PNP0A08", "PNP0A03", "PNP0501", "PNP0C02", "_S5", "QWordMemory", "00000000FEBFFFFF"]
-        {
+        let packed = source.split_whitespace().collect::<String>();
+        assert!(packed.contains("0x0005FFFF,Zero,Zero,0x15"), "_PRT: {source}");
+        assert!(packed.contains("0x001EFFFF,0x03,Zero,0x10"), "_PRT: {source}");
+        for part in [
+            "PNP0A08",
+            "PNP0A03",
+            "PNP0501",
+            "(COM2)",
+            "0x02F8",
+            "PNP0C02",
+            "_S5",
+            "QWordMemory",
+            "00000000FEBFFFFF",
+        ] {
             assert!(source.contains(part), "{part}: {source}");
         }
         let compiled = run(&["-p", "again", "DSDT.dsl"]);

@@ -38,10 +38,14 @@ pub(crate) fn device(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
 }
 
 /// `Package () { elements }`.
-pub(crate) fn package(elements: &[u32]) -> Vec<u8> {
-    let encoded: Vec<u8> = elements.iter().flat_map(|element| integer(*element)).collect();
-    let content = [&[elements.len() as u8], &encoded[..]].concat();
+pub(crate) fn package(elements: &[Vec<u8>]) -> Vec<u8> {
+    let content = [&[elements.len() as u8], &elements.concat()[..]].concat();
     [&[PACKAGE_OP], &package_length(&content)[..], &content].concat()
+}
+
+/// `Package () { integers }`.
+pub(crate) fn integers(values: &[u32]) -> Vec<u8> {
+    package(&values.iter().map(|value| integer(*value)).collect::<Vec<_>>())
 }
 
 /// An integer constant in its shortest form.

@@ -14,6 +14,7 @@ use crate::cpuid::{CpuidPolicy, Vendor};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
 use crate::exits::tick::Standstill;
+use crate::lines::Line;
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
 use crate::shadows::Shadows;
@@ -47,8 +48,8 @@ pub struct Vm {
     pub io_apic: IoApic,
     /// Its PCI bus.
     pub bus: VirtualBus,
-    /// The global system interrupts that a physical line drives.
-    pub lines: Vec<u32>,
+    /// The physical lines that drive inputs of its I/O APIC.
+    pub lines: Vec<Line>,
     /// The vectors that may reach its CPUs directly.
     pub grants: Grants,
     /// The IDTs that its CPUs have loaded.
@@ -71,7 +72,7 @@ impl Vm {
         cpus: Vec<ApicId>,
         cpuid: CpuidPolicy,
         bus: VirtualBus,
-        lines: Vec<u32>,
+        lines: Vec<Line>,
     ) -> Self {
         Self {
             name,

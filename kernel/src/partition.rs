@@ -21,6 +21,7 @@ use cpu::config_space::MachineConfigSpace;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
 use guest::cpuid::{CpuidPolicy, Vendor};
+use guest::lines::Line;
 use guest::memory_map::MemoryMap;
 use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
@@ -39,7 +40,9 @@ use crate::refusal::{Refusal, refuse};
 use crate::seat::Seat;
 
 pub(crate) use devices::functions;
-use devices::{assign, check_ports, map_bars, port_passes, reset_functions, routes, virtual_bus};
+use devices::{
+    assign, check_ports, map_bars, port_passes, quiet_uart, reset_functions, routes, virtual_bus,
+};
 use files::{Files, load};
 use memory::{allocate, map_ram, memory_map};
 pub(crate) use shared::{Share, shared_bytes, shares};
@@ -123,9 +126,9 @@ impl<B: Backend> Partition<B> {
         assign(hardware, guest, functions, &ram)?;
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
-        let mut bus = virtual_bus(&map, functions, &shares, &mut config)?;
+        quiet_uart(guest)?;
+        let (mut bus, lines) = virtual_bus(guest, &map, functions, &shares, &mut config)?;
         map_bars(hardware, functions, &mut config)?;
-        let lines: Vec<u32> = bus.legacy_ide().map(|channel| channel.gsi).collect();
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let port_passes = port_passes(guest, &bus);
         let nested_root = nested.root();
@@ -142,7 +145,7 @@ impl<B: Backend> Partition<B> {
             index,
         );
         machine.allow_ringing(shares.iter().flat_map(|share| share.cpus.iter().copied()));
-        let start = load(guest, &map, &mut ram, &files)?;
+        let start = load(guest, &map, &bus, &mut ram, &files)?;
         let vm = power_on(guest, seats, bus, lines, &mut machine, &mut config);
         let vendor = Vendor::of(&machine);
         let mut msr_passes = guest::msr::passes().to_vec();
@@ -192,9 +195,10 @@ impl<B: Backend> Partition<B> {
         let Shared { vm, machine, ram, config } = &mut *shared;
         reset_functions(hardware, &self.guest, &self.functions, config);
         machine.clear_shadow_pages();
-        let bus = virtual_bus(&self.map, &self.functions, &self.shares, config)?;
-        load(&self.guest, &self.map, ram, &self.files)?;
-        let lines = core::mem::take(&mut vm.lines);
+        quiet_uart(&self.guest)?;
+        let (bus, lines) =
+            virtual_bus(&self.guest, &self.map, &self.functions, &self.shares, config)?;
+        load(&self.guest, &self.map, &bus, ram, &self.files)?;
         *vm = power_on(&self.guest, self.seats, bus, lines, machine, config);
         for seat in self.seats {
             seat.forget_requests();
@@ -336,7 +340,7 @@ fn power_on<F: mem::table::Format>(
     guest: &GuestConfig,
     seats: &[Seat],
     bus: VirtualBus,
-    lines: Vec<u32>,
+    lines: Vec<Line>,
     machine: &mut GuestMachine<F>,
     config: &mut MachineConfigSpace,
 ) -> Vm {

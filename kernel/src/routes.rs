@@ -12,6 +12,7 @@ use arch::iommu::{InterruptSource, Iommu, RemapIndex};
 use arch::machine::{InterruptLine, RouteRefused};
 use arch::{ApicId, Bdf};
 use cpu::io_apic::IoApic;
+use guest::lines::Line;
 use spin::Mutex;
 
 use crate::refusal::{Refusal, refuse};
@@ -24,20 +25,23 @@ pub(crate) struct Routes {
     iommu: Option<SharedIommu>,
     io_apics: &'static [IoApic],
     messages: BTreeMap<Bdf, Messages>,
-    lines: BTreeMap<u32, Line>,
+    /// By global system interrupt.
+    lines: BTreeMap<u32, WiredLine>,
     cpus: Vec<ApicId>,
+}
+
+/// An I/O APIC's input.
+#[derive(Clone, Copy)]
+struct WiredLine {
+    entry: Option<RemapIndex>,
+    active_low: bool,
+    target: Option<InterruptTarget>,
 }
 
 /// Consecutive remapping entries of a function's messages.
 struct Messages {
     first: Option<RemapIndex>,
     targets: Vec<Option<InterruptTarget>>,
-}
-
-/// The remapping entry of a global system interrupt.
-struct Line {
-    entry: Option<RemapIndex>,
-    target: Option<InterruptTarget>,
 }
 
 impl Routes {
@@ -66,16 +70,16 @@ impl Routes {
         Ok(())
     }
 
-    /// Gives the guest a global system interrupt.
-    pub(crate) fn grant_line(&mut self, gsi: u32) -> Result<(), Refusal> {
-        let io_apic = self
-            .io_apics
-            .iter()
-            .find(|io_apic| io_apic.input(gsi).is_some())
-            .ok_or_else(|| refuse!("no I/O APIC has global system interrupt {gsi}"))?;
+    /// Gives the guest a line.
+    pub(crate) fn grant_line(&mut self, line: Line) -> Result<(), Refusal> {
+        let Line { gsi, active_low, .. } = line;
+        let io_apic =
+            self.io_apics.iter().find(|io_apic| io_apic.input(gsi).is_some()).ok_or_else(|| {
+                refuse!("no I/O APIC has interrupt line {gsi}: name another one in intx")
+            })?;
         let source = InterruptSource::IoApic(io_apic.id);
         let entry = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
-        self.lines.insert(gsi, Line { entry, target: None });
+        self.lines.insert(gsi, WiredLine { entry, active_low, target: None });
         Ok(())
     }
 
@@ -122,7 +126,7 @@ impl Routes {
     ) -> Result<MsiMessage, RouteRefused> {
         let line = self.lines.get_mut(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
         line.target = target;
-        let entry = line.entry;
+        let WiredLine { entry, active_low, .. } = *line;
         let (io_apic, input) = self
             .io_apics
             .iter()
@@ -134,11 +138,12 @@ impl Routes {
         match (target, self.iommu, entry) {
             (None, _, _) => io_apic.mask(input),
             (Some(target), Some(iommu), Some(entry)) => {
-                let low = active_low(target);
-                let value = iommu.lock().remap_redirection(entry, target, low, true);
+                let value = iommu.lock().remap_redirection(entry, target, active_low, true);
                 io_apic.set_redirection(input, value);
             }
-            (Some(target), _, _) => io_apic.set_redirection(input, compatible_entry(target)?),
+            (Some(target), _, _) => {
+                io_apic.set_redirection(input, compatible_entry(target, active_low)?);
+            }
         }
         Ok(MsiMessage { address: 0, data: 0 })
     }
@@ -155,9 +160,15 @@ impl Routes {
                 let _ = self.set(InterruptLine::Message { function, index }, None);
             }
         }
+        self.mask_lines();
+    }
+
+    /// Cuts off the lines of the I/O APICs: one that is level-triggered and still up would raise its
+    /// interrupt again as soon as that is ended.
+    pub(crate) fn mask_lines(&mut self) {
         let lines: Vec<u32> = self.lines.keys().copied().collect();
         for gsi in lines {
-            let _ = self.set(InterruptLine::Gsi(gsi), None);
+            let _ = self.set_line(gsi, None);
         }
     }
 
@@ -171,7 +182,7 @@ impl Routes {
                 }
             }
         }
-        for (gsi, Line { entry, target }) in &self.lines {
+        for (gsi, WiredLine { entry, target, .. }) in &self.lines {
             if let Some(target) = target {
                 show(InterruptLine::Gsi(*gsi), *target, entry.map(|entry| entry.0));
             }
@@ -180,11 +191,6 @@ impl Routes {
 }
 
 const IOMMU_REFUSED: RouteRefused = RouteRefused("the IOMMU did not take the remapping entry");
-
-/// ISA lines are edge-triggered and active high, PCI lines level-triggered and active low.
-fn active_low(target: InterruptTarget) -> bool {
-    target.trigger == TriggerMode::Level
-}
 
 fn short_destination(target: InterruptTarget) -> Result<u64, RouteRefused> {
     u8::try_from(target.destination.0)
@@ -201,12 +207,12 @@ fn compatible_message(target: Option<InterruptTarget>) -> Result<MsiMessage, Rou
 }
 
 /// The redirection entry without interrupt remapping (82093AA "I/O Redirection Table Registers").
-fn compatible_entry(target: InterruptTarget) -> Result<u64, RouteRefused> {
+fn compatible_entry(target: InterruptTarget, active_low: bool) -> Result<u64, RouteRefused> {
     let level = u64::from(target.trigger == TriggerMode::Level);
     let delivery = if target.delivery == DeliveryMode::Nmi { 4 << 8 } else { 0 };
     Ok(short_destination(target)? << 56
         | level << 15
-        | u64::from(active_low(target)) << 13
+        | u64::from(active_low) << 13
         | delivery
         | u64::from(target.vector.0))
 }

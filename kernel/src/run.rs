@@ -143,6 +143,7 @@ impl<B: Backend> Running<B> {
     fn leave(&mut self, processor: &Processor) -> bool {
         let partition = self.partition;
         let restarts = partition.restarts.load(Ordering::Acquire);
+        partition.shared.lock().machine.routes().mask_lines();
         B::drain(processor.apic);
         if let Some(seat) = partition.seats.get(self.cpu.index) {
             *seat.counters.lock() = core::mem::take(&mut self.cpu.counters);

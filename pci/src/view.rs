@@ -1,6 +1,6 @@
 //! Configuration space of one assigned function, as its guest sees it.
 //!
-//! Virtual: the command register, BARs, interrupt line and pin, power state, MSI and the control
+//! Virtual: the command register, BARs, interrupt line and (unless a line is wired to it) pin, power state, MSI and the control
 //! word of MSI-X. Capabilities that reach past the function (ATS, PRI, PASID, SR-IOV, ACS, AER,
 //! resizable BARs …) or that reset it are unlinked and read as 0; of extended configuration space
 //! the guest can write nothing. What lies in no capability is the device's own and passes through.
@@ -73,6 +73,8 @@ pub struct VirtualFunction {
     function: Bdf,
     multi_function: bool,
     command: Command,
+    /// INTA is 1; 0 where the guest has no INTx of it.
+    interrupt_pin: u8,
     interrupt_line: u8,
     power_state: u8,
     /// The physical BARs.
@@ -108,6 +110,7 @@ impl VirtualFunction {
             function,
             multi_function: false,
             command: Command::read(space, function) & decoding,
+            interrupt_pin: 0,
             interrupt_line: 0,
             power_state: 0,
             addresses: bars.map(|bar| bar.map_or(0, |bar| bar.base)),
@@ -190,6 +193,28 @@ impl VirtualFunction {
         self.multi_function = multi_function;
     }
 
+    /// Shows the guest the function's interrupt pin, wired to input `line` of its I/O APIC. `false`
+    /// where the function has none.
+    pub fn wire(&mut self, space: &impl ConfigSpace, line: u8) -> bool {
+        let pin = space.read(self.function, INTERRUPT_LINE + 1, Width::Byte) as u8;
+        if matches!(pin, 1..=4) {
+            (self.interrupt_pin, self.interrupt_line) = (pin, line);
+        }
+        self.interrupt_pin != 0
+    }
+
+    /// The interrupt pin that the guest sees: 1 is INTA, 0 none.
+    #[must_use]
+    pub const fn interrupt_pin(&self) -> u8 {
+        self.interrupt_pin
+    }
+
+    /// Interrupt Line: the input that the pin is wired to, until the guest writes another.
+    #[must_use]
+    pub const fn line(&self) -> u8 {
+        self.interrupt_line
+    }
+
     /// The command register as the guest set it.
     #[must_use]
     pub const fn command(&self) -> Command {
@@ -253,7 +278,8 @@ impl VirtualFunction {
         let physical = || space.read(self.function, offset, Width::Dword);
         match offset {
             COMMAND => {
-                let status = physical() & 0xffff_0000 & !INTERRUPT_STATUS;
+                let hidden = if self.interrupt_pin == 0 { INTERRUPT_STATUS } else { 0 };
+                let status = physical() & 0xffff_0000 & !hidden;
                 Some(status | u32::from(self.command.bits()))
             }
             CACHE_LINE_SIZE => {
@@ -263,8 +289,10 @@ impl VirtualFunction {
             BAR0..=BAR5 => Some(self.bar_register(offset)),
             EXPANSION_ROM => Some(0),
             CAPABILITIES_POINTER => Some(self.standard.first().into()),
-            // Interrupt Pin 0: no INTx.
-            INTERRUPT_LINE => Some(physical() & 0xffff_0000 | u32::from(self.interrupt_line)),
+            INTERRUPT_LINE => {
+                let pin = u32::from(self.interrupt_pin) << 8;
+                Some(physical() & 0xffff_0000 | pin | u32::from(self.interrupt_line))
+            }
             0x40..EXTENDED => self.standard_dword(offset, physical),
             EXTENDED.. => Some(self.extended_dword(offset, physical)),
             _ => None,

@@ -109,7 +109,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// The guest programmed an input of its I/O APIC: a physical line is routed, a virtual device's
     /// vector is granted.
-    fn redirect(&mut self, gsi: u32, entry: RedirectionEntry) {
+    fn redirect(&mut self, input: u32, entry: RedirectionEntry) {
         let live = !entry.masked() && entry.delivers_vector();
         let cpu = self.addressee(entry.destination(), entry.logical());
         let destination = cpu.and_then(|cpu| self.vm.cpus.get(cpu).copied());
@@ -122,13 +122,13 @@ impl<P: Platform> Context<'_, P> {
         if target.is_some() {
             self.grant(entry.vector(), Reason::Device);
         }
-        if self.vm.lines.contains(&gsi)
-            && let Err(refused) = self.machine.route(InterruptLine::Gsi(gsi), target)
+        if let Some(line) = self.vm.lines.iter().find(|line| line.input == input)
+            && let Err(refused) = self.machine.route(InterruptLine::Gsi(line.gsi), target)
         {
-            self.note(format_args!("line {gsi} stays masked: {}", refused.0));
+            self.note(format_args!("line {input} stays masked: {}", refused.0));
         }
-        if gsi == uart::GSI && target.is_some() && self.vm.uart_line {
-            self.raise_line(gsi);
+        if input == uart::GSI && target.is_some() && self.vm.uart_line {
+            self.raise_line(input);
         }
     }
 

@@ -18,6 +18,7 @@ use arch::{ApicId, Bdf, Gpa, Gva, Vector};
 use super::*;
 use crate::cpuid::{CpuidPolicy, Vendor};
 use crate::fake::{FakeConfig, FakeMachine, FakeMemory, FakeVcpu};
+use crate::lines::Line;
 use crate::memory_map::GpaRange;
 use crate::msr::ClockBase;
 use crate::pci::VirtualBus;
@@ -39,6 +40,9 @@ const CPU: ApicId = ApicId(6);
 /// The function that the guest owns: 16 KiB BAR with an MSI-X table of 4 entries at 0x2000.
 const NVME: Bdf = Bdf::new(0, 4, 0);
 const BAR: u64 = 0xfebd_0000;
+/// The physical lines that the guest owns.
+const LINES: [Line; 2] =
+    [Line { input: 14, gsi: 14, active_low: false }, Line { input: 17, gsi: 40, active_low: true }];
 /// Flags of an interrupt gate of ring 0, and of the same closed by the shadow.
 const OPEN: u8 = 0x8e;
 const CLOSED: u8 = 0x0e;
@@ -76,7 +80,7 @@ impl World {
         let cpuid = CpuidPolicy::new(vec![ApicId(0)], &machine);
         let clock = Some(ClockBase { tsc: 0 });
         let mut world = Self {
-            vm: Vm::new("test".into(), mode, vec![CPU], cpuid, bus, vec![14]),
+            vm: Vm::new("test".into(), mode, vec![CPU], cpuid, bus, LINES.to_vec()),
             cpu: CpuState::new(0, mode, Vendor::Amd, clock),
             vcpu: FakeVcpu::default(),
             machine,

@@ -15,7 +15,7 @@ use arch::machine::{ConfigSpace, InterruptLine, Machine, RouteRefused};
 use arch::msr::PortRange;
 use arch::{Bdf, Gpa, Hpa, Width};
 use pci::bar::Bar;
-use pci::header::LegacyIde;
+use pci::header::{INTERRUPT_LINE, LegacyIde};
 use pci::message;
 use pci::msix::{ENTRY_MASKED, ENTRY_SIZE, MsixCapability, MsixEntry, MsixTable, VECTOR_CONTROL};
 use pci::{Command, Effect, Function, VirtualFunction};
@@ -76,6 +76,13 @@ impl Device {
         msix.max(u16::from(self.view.msi().is_some()))
     }
 
+    /// Whether it has an interrupt pin, and neither that nor a message reaches the guest.
+    fn is_mute(&mut self, config: &impl ConfigSpace) -> bool {
+        let pin = config.read(self.view.function(), INTERRUPT_LINE + 1, Width::Byte);
+        let wired = self.view.interrupt_pin() != 0 || self.legacy_ide().next().is_some();
+        matches!(pin, 1..=4) && !wired && self.messages() == 0
+    }
+
     /// The ports of its I/O BARs.
     pub(super) fn port_ranges(&self) -> impl Iterator<Item = PortRange> {
         self.view.bars().filter(|bar| !bar.is_memory() && bar.base != 0).filter_map(|bar| {
@@ -84,7 +91,8 @@ impl Device {
         })
     }
 
-    /// Makes the real function quiet and decoding: no bus mastering, no message, no INTx.
+    /// Makes the real function quiet and decoding: no bus mastering, no message. The line of its INTx,
+    /// if it is wired to one, is masked yet.
     pub(super) fn attach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
         self.attached = true;
         let function = self.view.function();
@@ -97,6 +105,12 @@ impl Device {
             for index in 0..msix.entries {
                 self.mask_entry(host, &msix, index);
             }
+        }
+        if self.is_mute(host.config) {
+            host.machine.log(format_args!(
+                "{function}: it has no MSI, and intx in nexit.toml does not say which line its \
+                 interrupt pin is wired to: it can raise no interrupt"
+            ));
         }
         for bar in self.view.bars().filter(|bar| bar.is_memory() && bar.base == 0) {
             host.machine.log(format_args!(
@@ -132,13 +146,14 @@ impl Device {
     }
 
     /// The command register that the device gets: decoding always, bus mastering as the guest
-    /// wants, no INTx but that of IDE's ISA lines.
+    /// wants, INTx as it wants where a line is wired to it, and always that of IDE's ISA lines.
     fn real_command(&self, wanted: Command) -> Command {
         let isa = self.legacy_ide().next().is_some();
         let mut command = wanted & Command::BUS_MASTER;
         command.set(Command::MEMORY_SPACE, self.view.bars().any(Bar::is_memory));
         command.set(Command::IO_SPACE, isa || self.view.bars().any(|bar| !bar.is_memory()));
-        command.set(Command::INTERRUPT_DISABLE, !isa);
+        let intx = self.view.interrupt_pin() != 0 && !wanted.contains(Command::INTERRUPT_DISABLE);
+        command.set(Command::INTERRUPT_DISABLE, !(isa || intx));
         command
     }
 
@@ -159,7 +174,7 @@ impl Device {
             Effect::BarMoved { .. } => return true,
             Effect::CommandChanged { old, new } => {
                 let changed = old ^ new;
-                if changed.contains(Command::BUS_MASTER) {
+                if changed.intersects(Command::BUS_MASTER | Command::INTERRUPT_DISABLE) {
                     self.real_command(new).write(host.config, function);
                 }
                 return changed.contains(Command::MEMORY_SPACE);

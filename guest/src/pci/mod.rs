@@ -5,8 +5,8 @@
 //! both end in the same two functions. What is not assigned reads as all ones. There is one bus;
 //! `slots` says where functions appear on it. `device` carries out what an access means.
 //!
-//! INTx does not exist here: Interrupt Pin reads 0. The one exception are the ISA lines of IDE
-//! channels in compatibility mode ([`VirtualBus::legacy_ide`]).
+//! INTx exists where the configuration says which line it is ([`VirtualBus::wire`]); else Interrupt
+//! Pin reads 0. IDE channels in compatibility mode have their ISA lines ([`VirtualBus::legacy_ide`]).
 
 mod device;
 mod doorbells;
@@ -27,6 +27,7 @@ use pci::bar::Bar;
 use pci::header::LegacyIde;
 use pci::{Function, GuestInterrupt};
 
+use crate::acpi::InterruptPin;
 use crate::memory_map::GpaRange;
 use device::Device;
 use shared::SharedFunction;
@@ -66,6 +67,8 @@ pub enum BusError {
     NoSlot(Bdf),
     /// The same for memory that guests share.
     NoSlotForShared,
+    /// The function is not on this bus, or has no interrupt pin.
+    NoPin(Bdf),
 }
 
 impl fmt::Display for BusError {
@@ -81,6 +84,11 @@ impl fmt::Display for BusError {
             Self::NoSlotForShared => {
                 f.write_str("no device number is left for shared memory: a guest's bus has 31")
             }
+            Self::NoPin(bdf) => write!(
+                f,
+                "intx names {bdf}, which has no interrupt pin or is not among the guest's devices: \
+                 remove it there"
+            ),
         }
     }
 }
@@ -172,6 +180,21 @@ impl VirtualBus {
         self.settle(host);
     }
 
+    /// The interrupt pin of `function` drives this input of the guest's I/O APIC.
+    ///
+    /// # Errors
+    /// When the function is not on the bus or has no pin.
+    pub fn wire(
+        &mut self,
+        config: &impl ConfigSpace,
+        function: Bdf,
+        input: u8,
+    ) -> Result<(), BusError> {
+        let device = self.devices.iter_mut().find(|device| device.view.function() == function);
+        let wired = device.is_some_and(|device| device.view.wire(config, input));
+        if wired { Ok(()) } else { Err(BusError::NoPin(function)) }
+    }
+
     /// Physical address and address in the guest of each function.
     pub fn functions(&self) -> impl Iterator<Item = (Bdf, Bdf)> {
         self.devices.iter().map(|device| (device.view.function(), device.address))
@@ -180,6 +203,18 @@ impl VirtualBus {
     /// How many messages each function can raise.
     pub fn messages(&mut self) -> impl Iterator<Item = (Bdf, u16)> {
         self.devices.iter_mut().map(|device| (device.view.function(), device.messages()))
+    }
+
+    /// The interrupt pins that are wired, each of a device's once.
+    pub fn pins(&self) -> Vec<InterruptPin> {
+        let mut pins: Vec<InterruptPin> = Vec::new();
+        for Device { address, view, .. } in &self.devices {
+            let (device, pin, input) = (address.device(), view.interrupt_pin(), view.line());
+            if pin != 0 && !pins.iter().any(|other| (other.device, other.pin) == (device, pin)) {
+                pins.push(InterruptPin { device, pin, input });
+            }
+        }
+        pins
     }
 
     /// The ports of the functions' I/O BARs, to be passed through.

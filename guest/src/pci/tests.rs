@@ -344,6 +344,38 @@ fn bus_mastering_follows_the_guest_and_decoding_does_not() {
 }
 
 #[test]
+fn intx_is_on_while_the_guest_wants_it_and_only_where_a_line_is_wired() {
+    let mut world = World::new();
+    let wire = |world: &mut World, function| world.bus.wire(&world.config, function, 21);
+    assert_eq!(wire(&mut world, NIC), Err(BusError::NoPin(NIC)));
+    assert_eq!(wire(&mut world, OTHER), Err(BusError::NoPin(OTHER)));
+    world.config.0.get_mut(&NIC).unwrap().0[0x3d] = 1;
+    assert_eq!(wire(&mut world, NIC), Ok(()));
+    world.with(|bus, host| bus.attach(host));
+    let real = |world: &World, function| world.config.read(function, 4, Width::Word);
+    assert_eq!((real(&world, NIC), real(&world, NVME)), (0x002, 0x402));
+    assert_eq!(world.read(World::ecam(NIC_PLACE, 0x3c), Width::Word), Some(0x0115));
+    for (wanted, command) in [(0x406, 0x406), (0x006, 0x006)] {
+        world.write(World::ecam(NIC_PLACE, 4), Width::Word, wanted);
+        assert_eq!(real(&world, NIC), command);
+    }
+    world.with(|bus, host| bus.detach(host));
+    assert_eq!(real(&world, NIC), 0x400);
+}
+
+#[test]
+fn a_function_that_can_raise_no_interrupt_is_said_to_be_so() {
+    let (mut config, machine) = (machine(), Recorder::default());
+    config.device(OTHER, 0x020000, &[(0x3c, 0x0100, 0)]);
+    let bus = VirtualBus::new(&mut config, &[NVME, IDE, OTHER], None, Vec::new()).unwrap();
+    let mut world = World { machine, config, bus, grants: Vec::new() };
+    world.with(|bus, host| bus.attach(host));
+    let mute: Vec<&String> =
+        world.machine.log.iter().filter(|line| line.contains("can raise no interrupt")).collect();
+    assert!(mute.len() == 1 && mute[0].starts_with("00:06.0: "), "{:?}", world.machine.log);
+}
+
+#[test]
 fn a_vector_is_granted_and_routed_when_it_can_first_fire() {
     let mut world = World::new();
     let entry = BAR + 0x2010;

@@ -3,12 +3,14 @@
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::fmt::Display;
 
 use arch::address::HpaRange;
 use arch::msr::PortRange;
 use arch::{Bdf, Hpa, Iova};
-use config::{Config, Devices, GuestConfig};
+use config::{Config, Devices, GuestConfig, Uart};
 use cpu::config_space::MachineConfigSpace;
+use guest::lines::Line;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::{BusError, VirtualBus};
 
@@ -87,21 +89,48 @@ pub(super) fn reset_functions(
     }
 }
 
-/// The guest's PCI bus with its functions, untouched, and its shared memory on it.
+/// The guest's PCI bus with its functions, untouched, and its shared memory on it; and its interrupt
+/// lines.
 pub(super) fn virtual_bus(
+    guest: &GuestConfig,
     map: &MemoryMap,
     functions: &[Bdf],
     shares: &[Share],
     config: &mut MachineConfigSpace,
-) -> Result<VirtualBus, Refusal> {
+) -> Result<(VirtualBus, Vec<Line>), Refusal> {
+    let sentence = |error: &dyn Display| refuse!("nexit.toml: guest {}: {error}", guest.name);
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let mut bus = VirtualBus::new(config, functions, ecam, windows)?;
+    let mut bus = VirtualBus::new(config, functions, ecam, windows).map_err(|e| sentence(&e))?;
     for share in shares {
         bus.add_shared(share.memory, share.peer)?;
     }
-    Ok(bus)
+    let ide = bus.legacy_ide().map(|channel| channel.gsi);
+    let lines = guest::lines::of(guest, ide).map_err(|error| sentence(&error))?;
+    for entry in &guest.intx {
+        if let Some(line) = lines.iter().find(|line| line.gsi == entry.gsi) {
+            let wired = bus.wire(config, entry.function, line.input as u8);
+            wired.map_err(|error| sentence(&error))?;
+        }
+    }
+    Ok((bus, lines))
+}
+
+/// Makes the guest's UART raise no interrupt until the guest has it do so.
+pub(super) fn quiet_uart(guest: &GuestConfig) -> Result<(), Refusal> {
+    let Some(uart) = guest.uart else { return Ok(()) };
+    // SAFETY: ring 0; the ports are this guest's alone, and it does not run.
+    if unsafe { cpu::serial::quiet(uart.ports().first) } {
+        return Ok(());
+    }
+    Err(refuse!(
+        "nexit.toml: guest {}: the machine has no UART at {} (port {:#x}): remove uart, or enable it in \
+         the firmware's setup",
+        guest.name,
+        uart.name(),
+        uart.ports().first
+    ))
 }
 
 /// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
@@ -162,7 +191,7 @@ pub(super) fn routes(
     hardware: &Hardware,
     guest: &GuestConfig,
     bus: &mut VirtualBus,
-    lines: &[u32],
+    lines: &[Line],
 ) -> Result<Routes, Refusal> {
     let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &processors(hardware, guest));
     for (function, messages) in bus.messages() {
@@ -170,8 +199,8 @@ pub(super) fn routes(
             routes.grant_messages(function, messages)?;
         }
     }
-    for gsi in lines {
-        routes.grant_line(*gsi)?;
+    for line in lines {
+        routes.grant_line(*line)?;
     }
     Ok(routes)
 }
@@ -179,6 +208,7 @@ pub(super) fn routes(
 /// The ports that the guest uses without an exit.
 pub(super) fn port_passes(guest: &GuestConfig, bus: &VirtualBus) -> Vec<PortRange> {
     let mut ports = guest.io_ports.clone();
+    ports.extend(guest.uart.map(Uart::ports));
     ports.extend(bus.port_ranges());
     for channel in bus.legacy_ide() {
         ports.extend([channel.command, channel.control]);

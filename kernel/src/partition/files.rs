@@ -10,6 +10,7 @@ use cpu::physical;
 use guest::acpi::Parameters;
 use guest::load::{LoadRequest, ModuleRequest, Source};
 use guest::memory_map::{ACPI_TABLES, MemoryMap};
+use guest::pci::VirtualBus;
 
 use super::{address_bits, virtual_ids};
 use crate::bring_up::Hardware;
@@ -67,6 +68,7 @@ fn module_bytes(module: &Module<'static>) -> &'static [u8] {
 pub(super) fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
+    bus: &VirtualBus,
     ram: &mut GuestRam,
     files: &Files,
 ) -> Result<StartState, Refusal> {
@@ -99,8 +101,13 @@ pub(super) fn load(
         ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
     }
     let apic_ids = virtual_ids(guest);
-    let parameters =
-        Parameters { apic_ids: &apic_ids, memory: map, physical_address_bits: address_bits() };
+    let parameters = Parameters {
+        apic_ids: &apic_ids,
+        memory: map,
+        physical_address_bits: address_bits(),
+        pins: &bus.pins(),
+        uart: guest.uart,
+    };
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
         ram.write(blob.at, &blob.bytes).map_err(|error| sentence(&error))?;
     }

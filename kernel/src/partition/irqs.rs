@@ -79,9 +79,10 @@ impl<B: Backend> Partition<B> {
 
 /// The inputs of the I/O APIC that virtual devices drive.
 fn virtual_lines(vm: &Vm) -> impl Iterator<Item = (u8, String)> + '_ {
-    let inputs = (0..).map_while(|gsi| Some((gsi, vm.io_apic.entry(gsi)?)));
-    let live = inputs.filter(|(gsi, entry)| !entry.masked() && !vm.lines.contains(gsi));
-    live.map(|(gsi, entry)| (entry.vector().0, format!("line {gsi}, of a virtual device")))
+    let inputs = (0..).map_while(|input| Some((input, vm.io_apic.entry(input)?)));
+    let physical = |input| vm.lines.iter().any(|line| line.input == input);
+    let live = inputs.filter(move |(input, entry)| !entry.masked() && !physical(*input));
+    live.map(|(input, entry)| (entry.vector().0, format!("line {input}, of a virtual device")))
 }
 
 /// What was granted for another reason than a device that is in `listed`.

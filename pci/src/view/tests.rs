@@ -90,6 +90,23 @@ fn a_fresh_function_decodes_but_masters_no_bus_and_has_no_intx_and_no_rom() {
 }
 
 #[test]
+fn a_function_that_is_wired_shows_its_pin_its_line_and_its_interrupt_status() {
+    let mut space = space();
+    for (pin, exists) in [(0, false), (5, false), (2, true)] {
+        let bytes = &mut space.functions.get_mut(&AT).unwrap().bytes;
+        (bytes[0x3d], bytes[6]) = (pin, bytes[6] | 8);
+        assert_eq!(view(&mut space).wire(&space, 21), exists);
+    }
+    let mut view = view(&mut space);
+    assert_eq!(view.read(&space, 6, Width::Word) & 8, 0);
+    assert!(view.wire(&space, 21));
+    assert_eq!((view.interrupt_pin(), view.read(&space, 0x3c, Width::Word)), (2, 0x0215));
+    assert_eq!(view.read(&space, 6, Width::Word) & 8, 8);
+    assert_eq!(view.write(&space, 0x3c, Width::Dword, 0x050b), Effect::None);
+    assert_eq!(view.read(&space, 0x3c, Width::Word), 0x020b, "the pin is read-only");
+}
+
+#[test]
 fn command_changes_come_out_whatever_the_width() {
     for width in WIDTHS {
         let mut space = space();

@@ -269,6 +269,19 @@ mod devices {
     }
 
     #[test]
+    fn a_line_of_pci_may_have_another_number_in_the_machine() {
+        let mut world = World::with_idt();
+        redirect(&mut world, 17, 0xa031);
+        let trigger = TriggerMode::Level;
+        let level = target(0x31).map(|target| InterruptTarget { trigger, ..target });
+        assert_eq!(world.machine.routes.pop(), Some((InterruptLine::Gsi(40), level)));
+        assert_eq!(world.gate(0x31), OPEN);
+        world.machine.routes.clear();
+        redirect(&mut world, 18, 0xa032);
+        assert_eq!(world.machine.routes, []);
+    }
+
+    #[test]
     fn a_line_for_another_cpu_or_of_another_kind_reaches_nobody() {
         for entry in [0x0500_0000_0000_002e, 0x42e] {
             let mut world = World::with_idt();

@@ -1,0 +1,94 @@
+//! The physical interrupt lines of a guest, and the inputs of its I/O APIC that they drive.
+//!
+//! Invariant: no two lines drive one input, and none drives that of the console. A line of the ISA bus
+//! has the number that it has in every PC; a line of PCI keeps its number too, where it is one of
+//! 16 to 23, and otherwise gets a free one of those.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use config::{GuestConfig, Uart};
+
+use crate::devices::ioapic::INPUTS;
+
+/// The inputs for lines of PCI.
+const PCI_INPUTS: Range<u32> = 16..INPUTS as u32;
+
+/// One line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Line {
+    /// The input of the guest's I/O APIC.
+    pub input: u32,
+    /// The machine's global system interrupt.
+    pub gsi: u32,
+    /// A line of PCI is active when low, one of the ISA bus when high.
+    pub active_low: bool,
+}
+
+/// A guest has more lines of PCI than its I/O APIC has inputs for them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooManyLines;
+
+impl fmt::Display for TooManyLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "intx names more than {} different lines: remove some", PCI_INPUTS.len())
+    }
+}
+
+impl core::error::Error for TooManyLines {}
+
+/// The lines that `guest` names, and those of its IDE channels in compatibility mode.
+///
+/// # Errors
+/// When there are too many.
+pub fn of(guest: &GuestConfig, ide: impl Iterator<Item = u32>) -> Result<Vec<Line>, TooManyLines> {
+    let isa = ide.chain(guest.uart.map(Uart::gsi));
+    let mut lines: Vec<Line> = isa.map(|gsi| Line { input: gsi, gsi, active_low: false }).collect();
+    let mut pci: Vec<u32> = guest.intx.iter().map(|entry| entry.gsi).collect();
+    // Those that keep their number come first.
+    pci.sort_unstable_by_key(|gsi| (!PCI_INPUTS.contains(gsi), *gsi));
+    pci.dedup();
+    for gsi in pci {
+        let free = |input: &u32| !lines.iter().any(|line| line.input == *input);
+        let own = Some(gsi).filter(|gsi| PCI_INPUTS.contains(gsi));
+        let input = own.or_else(|| PCI_INPUTS.clone().find(free)).ok_or(TooManyLines)?;
+        lines.push(Line { input, gsi, active_low: true });
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::format;
+    use std::string::String;
+
+    fn lines(gsis: &[u32], further: &str) -> Result<Vec<(u32, u32)>, TooManyLines> {
+        let entries: Vec<String> =
+            gsis.iter().enumerate().map(|(i, gsi)| format!("\"00:{i:02x}.0={gsi}\"")).collect();
+        let text = format!(
+            "[[guest]]\nname=\"a\"\ncpus=[0]\nmemory=\"1G\"\nkernel=\"k\"\nintx=[{}]\n{further}",
+            entries.join(",")
+        );
+        let config = config::parse(&text).unwrap();
+        let lines = of(&config.guests[0], [14].into_iter())?;
+        assert!(lines.iter().all(|line| line.active_low == (line.gsi != 3 && line.gsi != 14)));
+        Ok(lines.iter().map(|line| (line.input, line.gsi)).collect())
+    }
+
+    #[test]
+    fn lines_keep_their_numbers_where_the_guest_has_such_an_input() {
+        assert_eq!(lines(&[], ""), Ok(vec![(14, 14)]));
+        let expected = vec![(14, 14), (3, 3), (17, 17), (23, 23), (16, 11), (18, 40)];
+        assert_eq!(lines(&[40, 23, 11, 17, 23], "uart=\"COM2\""), Ok(expected));
+    }
+
+    #[test]
+    fn a_ninth_line_of_pci_is_refused() {
+        let eight: Vec<u32> = (30..38).collect();
+        assert_eq!(lines(&eight, "").map(|lines| lines.len()), Ok(9));
+        let nine: Vec<u32> = (30..39).collect();
+        assert_eq!(lines(&nine, ""), Err(TooManyLines));
+    }
+}
