@@ -54,6 +54,8 @@ const PARTS: &[(&str, &[&str])] = &[
     ("ide", &["ata_piix", "sd_mod"]),
     ("e1000e", &["e1000e"]),
     ("igb", &["igb"]),
+    ("e1000", &["e1000"]),
+    ("virtio", &["virtio_pci", "virtio_blk"]),
 ];
 
 /// Programs that the workspace builds for the guest.
