@@ -21,10 +21,10 @@ use arch::msr::{
     IA32_X2APIC_VERSION, MsrPass,
 };
 use arch::vcpu::InterruptMode;
-use arch::{ApicId, Vector};
+use arch::{ApicId, Gpa, Vector};
 
 use crate::grants::Reason;
-use crate::icr::{Destination, IcrRequest, logical_id};
+use crate::icr::{Addressing, IcrRequest, logical_id};
 use crate::pending::Pending;
 
 /// The access raises #GP in the guest.
@@ -213,15 +213,15 @@ impl VirtualApic {
         self.base
     }
 
-    /// Writes IA32_APIC_BASE. The physical APIC stays in x2APIC mode whatever the guest does. The
-    /// page cannot move.
+    /// Writes IA32_APIC_BASE, where physical addresses have `address_bits` bits. The physical APIC
+    /// stays in x2APIC mode whatever the guest does.
     ///
     /// # Errors
-    /// For a transition that is not allowed (SDM "x2APIC State Transitions") and for another
-    /// address.
-    pub fn write_base(&mut self, value: u64) -> Result<(), GpFault> {
+    /// For a transition that is not allowed (SDM "x2APIC State Transitions") and for reserved bits.
+    pub fn write_base(&mut self, value: u64, address_bits: u8) -> Result<(), GpFault> {
         let modes = BASE_ENABLE | BASE_X2APIC;
-        if value & !(modes | BASE_BSP) != BASE_ADDRESS {
+        let page = value & !0xfff;
+        if value & 0xfff & !(modes | BASE_BSP) != 0 || page >> address_bits.min(63) != 0 {
             return Err(GpFault);
         }
         let (old, new) = (self.base & modes, value & modes);
@@ -234,7 +234,7 @@ impl VirtualApic {
         if !allowed {
             return Err(GpFault);
         }
-        self.base = self.base & !modes | new;
+        self.base = page | self.base & BASE_BSP | new;
         if new == 0 {
             self.init();
         }
@@ -247,38 +247,32 @@ impl VirtualApic {
         self.base & BASE_X2APIC != 0
     }
 
-    /// Whether the guest uses the page at 0xFEE00000.
+    /// Whether the guest has it switched on in IA32_APIC_BASE, in whatever mode.
     #[must_use]
-    pub const fn in_xapic_mode(&self) -> bool {
-        self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE
+    pub const fn globally_enabled(&self) -> bool {
+        self.base & BASE_ENABLE != 0
     }
 
-    /// Whether an interrupt for `destination` is for this CPU; `sender` if this CPU sends it.
+    /// The offset of `gpa` in the APIC's page; `None` elsewhere, and where the guest is not in xAPIC
+    /// mode.
     #[must_use]
-    pub const fn accepts(&self, destination: Destination, sender: bool) -> bool {
-        if let Destination::LogicalXapic(set) = destination {
-            self.accepts_xapic_logical(set)
-        } else {
-            destination.includes(self.id, sender)
-        }
+    pub fn page_offset(&self, gpa: Gpa) -> Option<u16> {
+        let xapic = self.base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE;
+        let here = gpa.page().as_u64() == self.base & !0xfff;
+        (xapic && here).then_some(gpa.page_offset() as u16)
     }
 
-    /// Whether a message or line with this 8-bit destination field is for this CPU.
+    /// What the guest's other CPUs have to know of it.
     #[must_use]
-    pub const fn accepts_message(&self, destination: u8, logical: bool) -> bool {
-        let destination = match (logical, self.in_x2apic_mode()) {
-            (true, true) => Destination::Logical(destination as u32),
-            (true, false) => Destination::LogicalXapic(destination),
-            (false, _) if destination == 0xff => Destination::All,
-            (false, _) => Destination::Physical(ApicId(destination as u32)),
-        };
-        self.accepts(destination, false)
+    pub const fn addressing(&self) -> Addressing {
+        let enabled = self.globally_enabled() && self.svr & SOFTWARE_ENABLE != 0;
+        Addressing::new(self.id, enabled, self.in_x2apic_mode(), self.xapic_ldr, self.xapic_dfr)
     }
 
     /// Takes an interrupt in (exiting mode). Lost where the guest has switched its APIC off, as on
     /// hardware; `false` then.
     pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
-        let enabled = self.svr & SOFTWARE_ENABLE != 0;
+        let enabled = self.addressing().enabled();
         if enabled {
             self.pending.accept(vector, trigger);
         }

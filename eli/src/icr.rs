@@ -20,7 +20,7 @@ pub enum IpiKind {
     Startup,
 }
 
-/// A set of CPUs, as an interrupt names it. [`crate::VirtualApic::accepts`] says who is in it.
+/// A set of CPUs, as an interrupt names it. [`Addressing::accepts`] says who is in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Destination {
     /// The sender.
@@ -31,29 +31,93 @@ pub enum Destination {
     Others,
     /// One CPU, or all of them by the broadcast identifier 0xFFFFFFFF.
     Physical(ApicId),
-    /// x2APIC logical: cluster in bits 31:16, members in bits 15:0.
+    /// Logical: each CPU compares it with its own logical identifier, by the rules of its own mode.
+    /// xAPIC mode and messages give 8 bits of it.
     Logical(u32),
-    /// xAPIC logical, flat or cluster as each CPU's DFR says.
-    LogicalXapic(u8),
 }
 
 impl Destination {
-    /// Whether the CPU with identifier `id`, in x2APIC mode, is in the set; `sender` if it sends.
-    /// Logical identifiers follow from `id` there (SDM "Deriving Logical x2APIC ID from the Local
-    /// x2APIC ID"); a CPU in xAPIC's flat model is taken to have its own bit.
+    /// What 8 bits name: the destination of xAPIC mode, of a message and of an I/O APIC's line.
     #[must_use]
-    pub const fn includes(self, id: ApicId, sender: bool) -> bool {
-        match self {
-            Self::Own => sender,
-            Self::All => true,
-            Self::Others => !sender,
-            Self::Physical(other) => other.0 == id.0 || other.0 == u32::MAX,
-            Self::Logical(set) => {
-                let own = logical_id(id);
-                set == u32::MAX || set >> 16 == own >> 16 && set & own & 0xffff != 0
-            }
-            Self::LogicalXapic(set) => id.0 < 8 && set >> id.0 & 1 != 0,
+    pub const fn of_byte(field: u8, logical: bool) -> Self {
+        match (logical, field) {
+            (true, set) => Self::Logical(set as u32),
+            (false, u8::MAX) => Self::All,
+            (false, id) => Self::Physical(ApicId(id as u32)),
         }
+    }
+}
+
+/// What of a local APIC decides which interrupts it takes. The guest's other CPUs look at it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addressing(u64);
+
+impl Addressing {
+    /// Switched on, in IA32_APIC_BASE and in SVR.
+    const ENABLED: u64 = 1 << 0;
+    const X2APIC: u64 = 1 << 1;
+    const CLUSTER_MODEL: u64 = 1 << 2;
+    /// The logical identifier of xAPIC mode.
+    const LDR: u32 = 8;
+    const ID: u32 = 32;
+
+    /// `ldr` and `dfr` are those of xAPIC mode.
+    pub(crate) const fn new(id: ApicId, enabled: bool, x2apic: bool, ldr: u32, dfr: u32) -> Self {
+        let enabled = if enabled { Self::ENABLED } else { 0 };
+        let x2apic = if x2apic { Self::X2APIC } else { 0 };
+        let model = if dfr >> 28 == 0xf { 0 } else { Self::CLUSTER_MODEL };
+        let flags = enabled | x2apic | model;
+        Self((id.0 as u64) << Self::ID | (ldr as u64 >> 24) << Self::LDR | flags)
+    }
+
+    /// What [`Self::bits`] gave.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// As a number.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it takes vectors.
+    #[must_use]
+    pub const fn enabled(self) -> bool {
+        self.0 & Self::ENABLED != 0
+    }
+
+    const fn id(self) -> ApicId {
+        ApicId((self.0 >> Self::ID) as u32)
+    }
+
+    /// Whether it is in the set; `sender` if it sends.
+    #[must_use]
+    #[inline]
+    pub const fn accepts(self, destination: Destination, sender: bool) -> bool {
+        match destination {
+            Destination::Own => sender,
+            Destination::All => true,
+            Destination::Others => !sender,
+            Destination::Physical(id) => id.0 == self.id().0 || id.0 == u32::MAX,
+            Destination::Logical(u32::MAX) => true,
+            Destination::Logical(set) if self.0 & Self::X2APIC != 0 => {
+                let own = logical_id(self.id());
+                set >> 16 == own >> 16 && set & own & 0xffff != 0
+            }
+            Destination::Logical(set) => set <= 0xff && self.accepts_byte(set as u8),
+        }
+    }
+
+    /// A logical destination in xAPIC mode, by the model in DFR (SDM "Logical Destination Mode").
+    const fn accepts_byte(self, set: u8) -> bool {
+        let own = (self.0 >> Self::LDR) as u8;
+        if self.0 & Self::CLUSTER_MODEL == 0 {
+            return own & set != 0;
+        }
+        let cluster = set >> 4;
+        (cluster == own >> 4 || cluster == 15) && own & set & 15 != 0
     }
 }
 

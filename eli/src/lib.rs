@@ -7,7 +7,7 @@
 //! * [`arrival`]: such a gate was hit: whose #NP is it, and what is to be done.
 //! * [`apic`]: the x2APIC registers: what passes to the hardware, what is checked, what is virtual;
 //!   in the classic mode a whole software local APIC ([`pending`]).
-//! * [`xapic`]: the page at 0xFEE00000, for guests that do not use x2APIC mode.
+//! * [`xapic`]: the page of xAPIC mode, for guests that do not use x2APIC mode.
 //!
 //! Invariant: pure state machines. They say what is to be done; the `guest` crate has it done.
 #![cfg_attr(not(test), no_std)]
@@ -25,6 +25,6 @@ pub mod xapic;
 pub use apic::{ApicAction, ApicRead, GpFault, VirtualApic};
 pub use arrival::{Verdict, judge};
 pub use grants::{Grants, Reason};
-pub use icr::{Destination, IcrRequest, IpiKind};
+pub use icr::{Addressing, Destination, IcrRequest, IpiKind};
 pub use shadow::ShadowIdt;
 pub use vectors::VectorSet;

@@ -1,29 +1,28 @@
-//! The xAPIC page at 0xFEE00000, translated to x2APIC registers, for guests that have not switched
-//! or never do. Correct, not exitless (SDM "Local APIC Register Address Map").
+//! The xAPIC page (0xFEE00000, unless the guest moves it), translated to x2APIC registers, for guests
+//! that have not switched or never do. Correct, not exitless (SDM "Local APIC Register Address Map").
 //!
 //! Reserved bits are ignored here where x2APIC mode raises #GP; identifiers and destinations are
-//! 8 bits wide and stand in bits 31:24.
+//! 8 bits wide and stand in bits 31:24. Of accesses that are not 32 bits wide the manual says that
+//! they are undefined: here reads give the register's bytes, a wider write writes the register with
+//! its low half, and a narrower one does nothing.
 
+use arch::Width;
 use arch::msr::{IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_LDR, IA32_X2APIC_SELF_IPI};
-use arch::{ApicId, Gpa};
 
 use crate::apic::{ApicAction, ApicRead, VirtualApic, writable};
 use crate::icr::{self, Destination, IcrRequest};
-
-/// The page.
-pub const XAPIC_PAGE: Gpa = Gpa::new(0xfee0_0000);
 
 const DESTINATION_FORMAT: u32 = 0x80e;
 const ICR_HIGH: u32 = 0x831;
 const FIELD: u32 = 0xff00_0000;
 
-/// The x2APIC number of the register at `offset` of the page; `None` between registers.
+/// The x2APIC number of the register whose 32 bits the byte at `offset` of the page belongs to.
 const fn register(offset: u16) -> Option<u32> {
-    if offset & 0xf == 0 && offset < 0x400 { Some(0x800 + (offset as u32 >> 4)) } else { None }
+    if offset & 0xc == 0 && offset < 0x400 { Some(0x800 + (offset as u32 >> 4)) } else { None }
 }
 
 impl VirtualApic {
-    /// A 32-bit read at `offset` (0–4095) of the page. What does not exist reads as zero.
+    /// The register around `offset` (0–4095) of the page. What does not exist reads as zero.
     #[must_use]
     pub fn read_page(&self, offset: u16) -> ApicRead {
         let value = match register(offset) {
@@ -38,9 +37,10 @@ impl VirtualApic {
         ApicRead::Value(u64::from(value))
     }
 
-    /// A 32-bit write at `offset` (0–4095) of the page. What does not exist ignores it.
-    pub fn write_page(&mut self, offset: u16, value: u32) -> ApicAction {
-        let Some(msr) = register(offset) else { return ApicAction::None };
+    /// A write at `offset` (0–4095) of the page. What does not exist ignores it.
+    pub fn write_page(&mut self, offset: u16, width: Width, value: u32) -> ApicAction {
+        let whole = width >= Width::Dword && offset & 3 == 0;
+        let Some(msr) = register(offset).filter(|_| whole) else { return ApicAction::None };
         match msr {
             IA32_X2APIC_LDR => self.xapic_ldr = value & FIELD,
             DESTINATION_FORMAT => self.xapic_dfr = value | !(0xf << 28),
@@ -60,24 +60,8 @@ impl VirtualApic {
     fn send_page(&mut self, value: u32) -> ApicAction {
         let low = value & icr::DEFINED & !(1 << 12);
         self.icr = self.icr & !0xffff_ffff | u64::from(low);
-        let field = (self.icr >> 56) as u8;
-        let destination = match (low & 1 << 11 != 0, field) {
-            (true, set) => Destination::LogicalXapic(set),
-            (false, 0xff) => Destination::All,
-            (false, id) => Destination::Physical(ApicId(u32::from(id))),
-        };
+        let destination = Destination::of_byte((self.icr >> 56) as u8, low & 1 << 11 != 0);
         self.send(IcrRequest::with_destination(low, destination))
-    }
-
-    /// Whether a logical destination of xAPIC mode names this CPU, by the model in DFR
-    /// (SDM "Logical Destination Mode").
-    pub(crate) const fn accepts_xapic_logical(&self, set: u8) -> bool {
-        let own = (self.xapic_ldr >> 24) as u8;
-        if self.xapic_dfr >> 28 == 0xf {
-            return own & set != 0;
-        }
-        let cluster = set >> 4;
-        (cluster == own >> 4 || cluster == 15) && own & set & 15 != 0
     }
 }
 
@@ -85,27 +69,31 @@ impl VirtualApic {
 mod tests {
     use super::*;
     use crate::icr::IpiKind;
-    use arch::Vector;
     use arch::msr::{IA32_X2APIC_EOI, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER};
     use arch::vcpu::InterruptMode;
+    use arch::{ApicId, Gpa, Vector};
     use proptest::prelude::*;
 
     fn apic(id: u32) -> VirtualApic {
         let mut apic = VirtualApic::new(InterruptMode::Exitless, ApicId(id), false);
-        apic.write_base(0xfee0_0000).unwrap();
-        apic.write_base(0xfee0_0800).unwrap();
-        assert!(apic.in_xapic_mode());
+        apic.write_base(0xfee0_0000, 39).unwrap();
+        apic.write_base(0xfee0_0800, 39).unwrap();
         apic
+    }
+
+    /// A write as the manual wants it.
+    fn write(apic: &mut VirtualApic, offset: u16, value: u32) -> ApicAction {
+        apic.write_page(offset, Width::Dword, value)
     }
 
     #[test]
     fn identifiers_and_destinations_stand_in_the_top_byte() {
         let mut apic = apic(3);
         assert_eq!(apic.read_page(0x20), ApicRead::Value(0x0300_0000));
-        apic.write_page(0xd0, 0x0812_3456);
+        write(&mut apic, 0xd0, 0x0812_3456);
         assert_eq!(apic.read_page(0xd0), ApicRead::Value(0x0800_0000));
         assert_eq!(apic.read_page(0xe0), ApicRead::Value(0xffff_ffff));
-        apic.write_page(0xe0, 0);
+        write(&mut apic, 0xe0, 0);
         assert_eq!(apic.read_page(0xe0), ApicRead::Value(0x0fff_ffff));
     }
 
@@ -115,37 +103,41 @@ mod tests {
         let ipi = |kind, vector, destination| {
             ApicAction::Ipi(IcrRequest { kind, vector: Vector(vector), destination })
         };
-        assert_eq!(apic.write_page(0x310, 0x0200_0000), ApicAction::None);
+        assert_eq!(write(&mut apic, 0x310, 0x0200_0000), ApicAction::None);
         let fixed = ipi(IpiKind::Fixed, 0x41, Destination::Physical(ApicId(2)));
-        assert_eq!(apic.write_page(0x300, 0x1041), fixed);
+        assert_eq!(write(&mut apic, 0x300, 0x1041), fixed);
         assert_eq!(apic.read_page(0x300), ApicRead::Value(0x41), "never busy");
         assert_eq!(apic.read_page(0x310), ApicRead::Value(0x0200_0000));
-        let logical = ipi(IpiKind::LowestPriority, 0x42, Destination::LogicalXapic(2));
-        assert_eq!(apic.write_page(0x300, 0x0942), logical);
-        apic.write_page(0x310, 0xff00_0000);
-        assert_eq!(apic.write_page(0x300, 0x0400), ipi(IpiKind::Nmi, 0, Destination::All));
+        let logical = ipi(IpiKind::LowestPriority, 0x42, Destination::Logical(2));
+        assert_eq!(write(&mut apic, 0x300, 0x0942), logical);
+        write(&mut apic, 0x310, 0xff00_0000);
+        assert_eq!(write(&mut apic, 0x300, 0x0400), ipi(IpiKind::Nmi, 0, Destination::All));
     }
 
     #[test]
     fn flat_and_cluster_destinations_follow_ldr_and_dfr() {
         let mut apic = apic(0);
-        apic.write_page(0xd0, 0x2400_0000);
-        let at = |apic: &VirtualApic, set| apic.accepts(Destination::LogicalXapic(set), false);
+        write(&mut apic, 0xd0, 0x2400_0000);
+        let at = |apic: &VirtualApic, set| {
+            apic.addressing().accepts(Destination::of_byte(set, true), false)
+        };
         assert!(at(&apic, 0x04) && at(&apic, 0x20) && !at(&apic, 0x02));
-        apic.write_page(0xe0, 0);
+        write(&mut apic, 0xe0, 0);
         assert!(at(&apic, 0x24) && at(&apic, 0xf4) && !at(&apic, 0x14) && !at(&apic, 0x22));
-        assert!(apic.accepts_message(0x2c, true) && !apic.accepts_message(0x14, true));
+        let wide = Destination::Logical(0x1_0024);
+        assert!(!apic.addressing().accepts(wide, false), "no CPU in xAPIC mode has such a name");
+        assert!(apic.addressing().accepts(Destination::Logical(u32::MAX), false));
     }
 
     #[test]
     fn eoi_and_timer_go_to_the_physical_apic_with_reserved_bits_dropped() {
         let mut apic = apic(0);
         let eoi = ApicAction::WritePhysical { msr: IA32_X2APIC_EOI, value: 0 };
-        assert_eq!(apic.write_page(0xb0, 0xdead), eoi);
+        assert_eq!(write(&mut apic, 0xb0, 0xdead), eoi);
         let count = ApicAction::WritePhysical { msr: IA32_X2APIC_INIT_COUNT, value: 0xffff_ffff };
-        assert_eq!(apic.write_page(0x380, 0xffff_ffff), count);
-        assert!(matches!(apic.write_page(0xf0, 0xffff_f1ff), ApicAction::Grant { .. }));
-        let timer = apic.write_page(0x320, 0xfffa_00ec);
+        assert_eq!(write(&mut apic, 0x380, 0xffff_ffff), count);
+        assert!(matches!(write(&mut apic, 0xf0, 0xffff_f1ff), ApicAction::Grant { .. }));
+        let timer = write(&mut apic, 0x320, 0xfffa_00ec);
         assert!(
             matches!(timer, ApicAction::Grant { msr: IA32_X2APIC_LVT_TIMER, value: 0x2_00ec, .. }),
             "{timer:?}"
@@ -156,9 +148,55 @@ mod tests {
     fn a_guest_that_left_xapic_mode_has_no_msrs_and_back() {
         let mut apic = apic(0);
         assert!(apic.read(0x802).is_err());
-        apic.write_base(0xfee0_0c00).unwrap();
+        apic.write_base(0xfee0_0c00, 39).unwrap();
         assert_eq!(apic.read(0x802), Ok(ApicRead::Value(0)));
-        assert!(apic.write_base(0xfee0_0800).is_err(), "x2APIC mode is left through disabled only");
+        let back = apic.write_base(0xfee0_0800, 39);
+        assert!(back.is_err(), "x2APIC mode is left through disabled only");
+    }
+
+    #[test]
+    fn the_page_is_where_the_base_says_and_only_in_xapic_mode() {
+        let mut apic = apic(0);
+        assert_eq!(apic.page_offset(Gpa::new(0xfee0_00b0)), Some(0xb0));
+        apic.write_base(0xfed4_0800, 39).unwrap();
+        assert_eq!(apic.page_offset(Gpa::new(0xfee0_00b0)), None);
+        assert_eq!(apic.page_offset(Gpa::new(0xfed4_0fff)), Some(0xfff));
+        for mode in [0, 0x800, 0xc00] {
+            apic.write_base(0xfed4_0000 | mode, 39).unwrap();
+            assert_eq!(apic.page_offset(Gpa::new(0xfed4_0020)).is_some(), mode == 0x800);
+        }
+    }
+
+    #[test]
+    fn an_apic_that_is_switched_off_takes_no_vector_and_is_as_after_reset() {
+        let mut apic = apic(0);
+        write(&mut apic, 0xf0, 0x1ff);
+        write(&mut apic, 0xd0, 0x0100_0000);
+        assert!(apic.addressing().enabled());
+        apic.write_base(0xfee0_0000, 39).unwrap();
+        assert!(!apic.addressing().enabled() && !apic.globally_enabled());
+        apic.write_base(0xfee0_0800, 39).unwrap();
+        assert_eq!(apic.read_page(0xf0), ApicRead::Value(0xff));
+        assert_eq!(apic.read_page(0xd0), ApicRead::Value(0));
+        assert!(!apic.addressing().enabled(), "until SVR says so");
+    }
+
+    #[test]
+    fn of_writes_that_are_not_32_bits_wide_only_wider_ones_count() {
+        let eoi = ApicAction::WritePhysical { msr: IA32_X2APIC_EOI, value: 0 };
+        let mut apic = apic(0);
+        assert_eq!(apic.write_page(0xb0, Width::Qword, 0), eoi);
+        for (offset, width) in [
+            (0xb0, Width::Byte),
+            (0xb0, Width::Word),
+            (0xb1, Width::Dword),
+            (0xb4, Width::Dword),
+            (0xb8, Width::Qword),
+        ] {
+            assert_eq!(apic.write_page(offset, width, 0), ApicAction::None, "{offset:#x}");
+        }
+        assert_eq!(apic.read_page(0x33), apic.read_page(0x30));
+        assert_eq!(apic.read_page(0x34), ApicRead::Value(0));
     }
 
     proptest! {
@@ -170,7 +208,7 @@ mod tests {
             for (offset, value) in accesses {
                 let _ = apic.read_page(offset);
                 if let ApicAction::WritePhysical { msr, .. } | ApicAction::Grant { msr, .. } =
-                    apic.write_page(offset & !0xf, value)
+                    apic.write_page(offset & !0xf, Width::Dword, value)
                 {
                     let may = [0x808, 0x80b, 0x80f, 0x832, 0x838, 0x83e].contains(&msr);
                     prop_assert!(may, "{msr:#x}");

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use arch::ApicId;
 use arch::machine::{ConfigSpace, GuestMemory, Machine};
 use arch::vcpu::{InterruptMode, Vcpu};
-use eli::{Grants, VirtualApic};
+use eli::{Addressing, Grants, VirtualApic};
 
 use crate::counters::ExitCounters;
 use crate::cpuid::{CpuidPolicy, Vendor};
@@ -40,6 +40,10 @@ pub struct Vm {
     /// The physical CPU behind each of its virtual ones. A virtual CPU's own APIC identifier is its
     /// index.
     pub cpus: Vec<ApicId>,
+    /// The local APICs of its CPUs as the others see them.
+    pub(crate) addressing: Vec<Addressing>,
+    /// It was said on the console that one of them is used in xAPIC mode.
+    pub(crate) xapic_said: bool,
     /// What CPUID says.
     pub cpuid: CpuidPolicy,
     /// The devices that every PC has.
@@ -81,6 +85,10 @@ impl Vm {
             shadows: Shadows::new(cpus.len()),
             started: 1,
             standing: 0,
+            addressing: (0..cpus.len())
+                .map(|cpu| VirtualApic::new(mode, ApicId(cpu as u32), false).addressing())
+                .collect(),
+            xapic_said: false,
             cpus,
             cpuid,
             devices: Devices::default(),

@@ -1,7 +1,7 @@
 //! The local APIC's registers against the manual's rules.
 
 use super::*;
-use crate::icr::IpiKind;
+use crate::icr::{Destination, IcrRequest, IpiKind};
 use proptest::prelude::*;
 
 fn apic(mode: InterruptMode) -> VirtualApic {
@@ -144,6 +144,7 @@ fn identifiers_follow_from_the_apic_id() {
     assert_eq!(apic.read(IA32_X2APIC_APICID), Ok(ApicRead::Value(0x21)));
     assert_eq!(apic.read(IA32_X2APIC_LDR), Ok(ApicRead::Value(0x2_0002)));
     assert_eq!(apic.base(), 0xfee0_0d00);
+    let apic = apic.addressing();
     assert!(apic.accepts(Destination::Logical(0x2_0003), false));
     assert!(!apic.accepts(Destination::Logical(0x1_0002), false));
     assert!(apic.accepts(Destination::Logical(u32::MAX), false));
@@ -151,7 +152,10 @@ fn identifiers_follow_from_the_apic_id() {
     assert!(!apic.accepts(Destination::Physical(ApicId(0x20)), false));
     assert!(apic.accepts(Destination::Own, true) && !apic.accepts(Destination::Own, false));
     assert!(apic.accepts(Destination::Others, false) && !apic.accepts(Destination::Others, true));
-    assert!(apic.accepts_message(0x21, false) && apic.accepts_message(0xff, false));
+    for field in [0x21, 0xff] {
+        assert!(apic.accepts(Destination::of_byte(field, false), false));
+    }
+    assert!(!apic.accepts(Destination::of_byte(0x2, true), false), "its cluster is 2, not 0");
 }
 
 #[test]
@@ -194,7 +198,7 @@ fn the_base_register_changes_modes_as_the_manual_allows() {
     const DISABLED: u64 = 0xfee0_0100;
     const XAPIC: u64 = 0xfee0_0900;
     const X2APIC: u64 = 0xfee0_0d00;
-    let paths: [(&[u64], u64, bool); 8] = [
+    let paths: [(&[u64], u64, bool); 10] = [
         (&[], X2APIC, true),
         (&[], XAPIC, false),
         (&[], DISABLED, true),
@@ -202,15 +206,17 @@ fn the_base_register_changes_modes_as_the_manual_allows() {
         (&[DISABLED], XAPIC, true),
         (&[DISABLED, XAPIC], X2APIC, true),
         (&[], 0xfee0_0500, false),
-        (&[], 0xfec0_0d00, false),
+        (&[DISABLED], 0xfed4_0900, true),
+        (&[], 0x80_fee0_0d00, false),
+        (&[], X2APIC | 1, false),
     ];
     for (before, to, allowed) in paths {
         let mut apic = apic(InterruptMode::Exitless);
         for value in before {
-            apic.write_base(*value).unwrap();
+            apic.write_base(*value, 39).unwrap();
         }
         let old = apic.base();
-        assert_eq!(apic.write_base(to).is_ok(), allowed, "{before:x?} {to:x}");
+        assert_eq!(apic.write_base(to, 39).is_ok(), allowed, "{before:x?} {to:x}");
         assert_eq!(apic.base(), if allowed { to } else { old });
     }
 }

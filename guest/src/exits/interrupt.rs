@@ -7,9 +7,9 @@ use arch::interrupt::TriggerMode;
 use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
-use arch::{ApicId, Exit, Vector};
+use arch::{Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Destination, Reason, ShadowIdt, Verdict, VirtualApic};
+use eli::{Addressing, Destination, Reason, ShadowIdt, Verdict};
 
 use crate::vm::{Context, Next, Platform};
 
@@ -90,6 +90,17 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
+    /// Ends what is in service in the physical local APIC.
+    pub(super) fn end_all_in_service(&mut self) {
+        for _ in 0..=u8::MAX {
+            let word = |word| self.machine.read_msr(IA32_X2APIC_ISR0 + word).unwrap_or(0);
+            if (0..8).map(word).all(|bits| bits == 0) {
+                break;
+            }
+            self.machine.eoi();
+        }
+    }
+
     /// Raises a virtual interrupt on this CPU.
     pub(super) fn deliver(&mut self, vector: Vector) {
         match self.vm.mode {
@@ -101,22 +112,24 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Raises an interrupt on virtual CPU `cpu`.
+    /// Raises an interrupt on virtual CPU `cpu`. It is lost where the guest has switched that one's
+    /// local APIC off, as on hardware.
     pub(super) fn deliver_to(&mut self, cpu: usize, vector: Vector) {
-        if cpu == self.cpu.index {
-            self.deliver(vector);
-        } else {
-            self.machine.send_ipi(cpu, vector);
+        match self.vm.addressing.get(cpu) {
+            Some(apic) if !apic.enabled() => {}
+            _ if cpu == self.cpu.index => self.deliver(vector),
+            _ => self.machine.send_ipi(cpu, vector),
         }
     }
 
     /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for.
     pub(super) fn send_ipi(&mut self, request: IcrRequest) {
         for cpu in 0..self.vm.cpus.len() {
-            if !accepts(&self.cpu.apic, self.cpu.index, cpu, request.destination) {
+            let own = cpu == self.cpu.index;
+            let apic = self.vm.addressing.get(cpu);
+            if !apic.is_some_and(|apic| apic.accepts(request.destination, own)) {
                 continue;
             }
-            let own = cpu == self.cpu.index;
             if matches!(request.kind, IpiKind::Fixed | IpiKind::LowestPriority) {
                 self.grant(request.vector, Reason::Ipi);
             }
@@ -142,12 +155,13 @@ impl<P: Platform> Context<'_, P> {
     /// INIT reaches this CPU: its local APIC is reset, and it has no IDT any more.
     pub fn init(&mut self) {
         self.cpu.apic.init();
+        self.publish_addressing();
         self.place_shadow(None);
     }
 
     /// The virtual CPU that a message or line with this 8-bit destination field goes to.
     pub(super) fn addressee(&self, destination: u8, logical: bool) -> Option<usize> {
-        addressee(&self.cpu.apic, self.cpu.index, self.vm.cpus.len(), destination, logical)
+        addressee(&self.vm.addressing, destination, logical)
     }
 
     /// Before each entry of the exiting mode: inject what is due, or ask for the moment to.
@@ -179,34 +193,12 @@ impl<P: Platform> Context<'_, P> {
     }
 }
 
-/// Whether an interrupt that CPU `own`, with local APIC `apic`, sends is for virtual CPU `cpu`.
-fn accepts(apic: &VirtualApic, own: usize, cpu: usize, destination: Destination) -> bool {
-    if cpu == own {
-        apic.accepts(destination, true)
-    } else {
-        destination.includes(ApicId(cpu as u32), false)
-    }
-}
-
-/// The first of `count` CPUs that a message's destination field names; seen from CPU `own`.
+/// The first of a guest's CPUs that a message's destination field names.
 pub(super) fn addressee(
-    apic: &VirtualApic,
-    own: usize,
-    count: usize,
+    addressing: &[Addressing],
     destination: u8,
     logical: bool,
 ) -> Option<usize> {
-    let set = match (logical, apic.in_x2apic_mode()) {
-        (true, true) => Destination::Logical(destination.into()),
-        (true, false) => Destination::LogicalXapic(destination),
-        (false, _) if destination == u8::MAX => Destination::All,
-        (false, _) => Destination::Physical(ApicId(destination.into())),
-    };
-    (0..count).find(|cpu| {
-        if *cpu == own {
-            apic.accepts_message(destination, logical)
-        } else {
-            set.includes(ApicId(*cpu as u32), false)
-        }
-    })
+    let set = Destination::of_byte(destination, logical);
+    addressing.iter().position(|apic| apic.accepts(set, false))
 }

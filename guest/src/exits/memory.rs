@@ -4,9 +4,9 @@ use arch::address::PAGE_SIZE;
 use arch::exit::NestedPageFault;
 use arch::interrupt::{DeliveryMode, InterruptTarget};
 use arch::machine::{GuestMemory, InterruptLine, Machine};
+use arch::vcpu::InterruptMode;
 use arch::{Gpa, Width};
 use arrayvec::ArrayVec;
-use eli::xapic::XAPIC_PAGE;
 use eli::{ApicRead, Reason};
 use insn::Operation;
 use pci::{Destination, GuestInterrupt};
@@ -71,13 +71,13 @@ impl<P: Platform> Context<'_, P> {
         work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
     ) {
         let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
-        let (apic, cpus, own) = (&self.cpu.apic, &self.vm.cpus, self.cpu.index);
+        let (addressing, cpus) = (&self.vm.addressing, &self.vm.cpus);
         let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
             let (field, logical) = match interrupt.destination {
                 Destination::Physical(id) => (id, false),
                 Destination::Logical(set) => (set, true),
             };
-            let cpu = addressee(apic, own, cpus.len(), field, logical)?;
+            let cpu = addressee(addressing, field, logical)?;
             // A vector that finds no room here is granted at its first arrival.
             let _ = granted.try_push(interrupt.vector);
             cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
@@ -133,9 +133,28 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn apic_page_read(&mut self, offset: u16) -> u64 {
-        match self.cpu.apic.read_page(offset) {
+        let value = match self.cpu.apic.read_page(offset) {
             ApicRead::Value(value) => value,
             ApicRead::Physical(msr) => self.machine.read_msr(msr).unwrap_or(0),
+        };
+        value >> (8 * (offset & 3))
+    }
+
+    fn apic_page_write(&mut self, offset: u16, width: Width, value: u64) {
+        const EOI: u16 = 0xb0;
+        const ICR: u16 = 0x300;
+        let action = self.cpu.apic.write_page(offset, width, value as u32);
+        self.publish_addressing();
+        // Registers that only an allowed value reaches: a refused one is dropped.
+        self.apic_action(action);
+        let first = matches!(offset, EOI | ICR) && !self.vm.xapic_said;
+        if first && self.vm.mode == InterruptMode::Exitless {
+            self.vm.xapic_said = true;
+            let name = &self.vm.name;
+            self.machine.log(format_args!(
+                "guest {name}: it uses its local APIC in xAPIC mode: each EOI and each IPI exits; \
+                 have it use x2APIC mode (Linux: without nox2apic) for none at EOIs"
+            ));
         }
     }
 
@@ -172,6 +191,9 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
     }
 
     fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
+        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
+            return self.0.apic_page_read(offset) & width.mask();
+        }
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or_default();
         if self.0.memory.read(gpa, part).is_ok() {
@@ -179,9 +201,6 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
         }
         if in_page(Gpa::new(ioapic::BASE), gpa) {
             return self.0.vm.io_apic.read(gpa.page_offset()).into();
-        }
-        if in_page(XAPIC_PAGE, gpa) && self.0.cpu.apic.in_xapic_mode() {
-            return self.0.apic_page_read(gpa.page_offset() as u16);
         }
         let bus = &self.0.vm.bus;
         let mut nowhere = |_: GuestInterrupt| None;
@@ -197,6 +216,9 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
     }
 
     fn write(&mut self, gpa: Gpa, width: Width, value: u64) {
+        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
+            return self.0.apic_page_write(offset, width, value);
+        }
         let bytes = value.to_le_bytes();
         let part = bytes.get(..usize::from(width.bytes())).unwrap_or(&bytes);
         if self.0.memory.write(gpa, part).is_ok() {
@@ -204,11 +226,6 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
         }
         if in_page(Gpa::new(ioapic::BASE), gpa) {
             return self.0.io_apic_write(gpa.page_offset(), value as u32);
-        }
-        if in_page(XAPIC_PAGE, gpa) && self.0.cpu.apic.in_xapic_mode() {
-            let action = self.0.cpu.apic.write_page(gpa.page_offset() as u16, value as u32);
-            self.0.apic_action(action);
-            return;
         }
         let mut taken = false;
         self.0.with_bus(|bus, host| taken = bus.mmio_write(host, gpa, width, value));

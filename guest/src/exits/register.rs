@@ -1,7 +1,8 @@
 //! CPUID, MSRs and XSETBV.
 
-use arch::machine::Machine;
-use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID};
+use arch::Gpa;
+use arch::machine::{GuestMemory, Machine};
+use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_SIVR, IA32_X2APIC_TPR};
 use arch::register::Gpr;
 use arch::vcpu::Vcpu;
 use eli::apic::RESET_WRITES;
@@ -14,6 +15,9 @@ use crate::vm::{Context, Platform};
 /// The x2APIC's MSRs.
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 const _: () = assert!(IA32_X2APIC_APICID == 0x802);
+
+/// CPUID's leaf with the width of physical addresses.
+const ADDRESS_SIZES: u32 = 0x8000_0008;
 
 /// CPUID, RDMSR and WRMSR are two bytes long.
 const SHORT: u8 = 2;
@@ -63,7 +67,12 @@ impl<P: Platform> Context<'_, P> {
         let written = match msr {
             IA32_APIC_BASE => self.write_apic_base(value),
             msr if X2APIC.contains(&msr) => match self.cpu.apic.write(msr, value) {
-                Ok(action) => self.apic_action(action),
+                Ok(action) => {
+                    if msr == IA32_X2APIC_SIVR {
+                        self.publish_addressing();
+                    }
+                    self.apic_action(action)
+                }
                 Err(_) => false,
             },
             msr => {
@@ -81,15 +90,42 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// A guest that switches its APIC off leaves no timer running in the physical one.
+    /// A guest that switches its APIC off leaves no timer running in the physical one and nothing in
+    /// service; what else is requested waits there until it switches it on again.
     fn write_apic_base(&mut self, value: u64) -> bool {
-        let allowed = self.cpu.apic.write_base(value).is_ok();
-        if allowed && !self.cpu.apic.in_x2apic_mode() && !self.cpu.apic.in_xapic_mode() {
-            for (msr, value) in RESET_WRITES {
-                self.machine.write_msr(msr, value);
-            }
+        const HOLDS_ALL: u64 = 0xff;
+        let page = Gpa::new(value).page();
+        if page != Gpa::new(self.cpu.apic.base()).page() && self.memory.read(page, &mut [0]).is_ok()
+        {
+            self.note(format_args!(
+                "it wants its local APIC's page at {page}, where it has memory: #GP; move it to \
+                 where it has none"
+            ));
+            return false;
+        }
+        let (was_on, bits) =
+            (self.cpu.apic.globally_enabled(), self.machine.cpuid(ADDRESS_SIZES, 0));
+        let allowed = self.cpu.apic.write_base(value, bits.eax as u8).is_ok();
+        let is_on = self.cpu.apic.globally_enabled();
+        self.publish_addressing();
+        if is_on == was_on {
+            return allowed;
+        }
+        for (msr, value) in RESET_WRITES {
+            self.machine.write_msr(msr, value);
+        }
+        if !is_on {
+            self.machine.write_msr(IA32_X2APIC_TPR, HOLDS_ALL);
+            self.end_all_in_service();
         }
         allowed
+    }
+
+    /// The guest's other CPUs, and its devices, find this CPU as its local APIC now says.
+    pub(super) fn publish_addressing(&mut self) {
+        if let Some(place) = self.vm.addressing.get_mut(self.cpu.index) {
+            *place = self.cpu.apic.addressing();
+        }
     }
 
     /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.

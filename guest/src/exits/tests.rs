@@ -9,11 +9,14 @@ mod standstill;
 mod tables;
 
 use arch::exit::{ControlRegisterWrite, NestedPageFault};
-use arch::machine::GuestMemory;
+use arch::machine::{CpuidResult, GuestMemory};
+use arch::msr::IA32_X2APIC_SIVR;
 use arch::register::{Cr4, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTable, Segment, SegmentRegister};
 use arch::vcpu::InterruptMode;
 use arch::{ApicId, Bdf, Gpa, Gva, Vector};
+
+use eli::VirtualApic;
 
 use super::*;
 use crate::cpuid::{CpuidPolicy, Vendor};
@@ -68,7 +71,9 @@ struct World {
 impl World {
     /// A guest in 64-bit mode with interrupts on, before its first LIDT.
     fn new(mode: InterruptMode) -> Self {
-        let machine = FakeMachine::default();
+        let mut machine = FakeMachine::default();
+        let address_sizes = CpuidResult { eax: 39, ..CpuidResult::default() };
+        machine.cpuid.insert((0x8000_0008, 0), address_sizes);
         let mut config = FakeConfig::default();
         let header = [(0, 0x1234_8086, 0), (4, 0x0010_0003, 0x7ff), (8, 0x0108_0200, 0)];
         let bar = [(0x10, BAR as u32, 0xffff_c000), (0x34, 0x40, 0)];
@@ -94,6 +99,7 @@ impl World {
             target: &mut nobody,
         });
         world.enter_long_mode();
+        world.switch_apics_on(1);
         world
     }
 
@@ -103,6 +109,17 @@ impl World {
         world.make_idt(IDT);
         world.lidt(IDT, 0xfff);
         world
+    }
+
+    /// Has the guest `count` CPUs (its own is the first) with software-enabled local APICs.
+    fn switch_apics_on(&mut self, count: u32) {
+        self.vm.cpus = (0..count).map(|cpu| ApicId(10 * cpu + CPU.0)).collect();
+        let on = |id| {
+            let mut apic = VirtualApic::new(self.vm.mode, ApicId(id), false);
+            apic.write(IA32_X2APIC_SIVR, 0x1ff).unwrap();
+            apic.addressing()
+        };
+        self.vm.addressing = (0..count).map(on).collect();
     }
 
     fn enter_long_mode(&mut self) {

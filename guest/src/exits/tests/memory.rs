@@ -315,7 +315,33 @@ mod devices {
             world.wrmsr(arch::msr::IA32_APIC_BASE, base);
         }
         assert_eq!(load(&mut world, 0xfee0_0030), 0x5_0014);
+        assert_eq!(load(&mut world, 0xfee0_0031), 0x500);
         store(&mut world, 0xfee0_0300, 0x4_00f1);
-        assert_eq!((&world.machine.self_ipis[..], world.gate(0xf1)), (&[Vector(0xf1)][..], OPEN));
+        assert_eq!(world.machine.self_ipis, [], "software-disabled");
+        store(&mut world, 0xfee0_00f0, 0x1ff);
+        for _ in 0..2 {
+            store(&mut world, 0xfee0_0300, 0x4_00f1);
+        }
+        assert_eq!(
+            (&world.machine.self_ipis[..], world.gate(0xf1)),
+            (&[Vector(0xf1); 2][..], OPEN)
+        );
+        let said = world.machine.log.iter().filter(|line| line.contains("in xAPIC mode"));
+        assert_eq!(said.count(), 1, "{:?}", world.machine.log);
+    }
+
+    #[test]
+    fn the_xapic_page_moves_but_not_over_memory() {
+        const ELSEWHERE: u64 = 0xfed4_0000;
+        let mut world = World::with_idt();
+        for base in [0xfee0_0100, 0xfee0_0900, ELSEWHERE | 0x900] {
+            world.wrmsr(arch::msr::IA32_APIC_BASE, base);
+        }
+        assert_eq!(load(&mut world, ELSEWHERE | 0x30), 0x5_0014);
+        assert_eq!(load(&mut world, 0xfee0_0030), 0xffff_ffff);
+        assert_eq!(world.vcpu.injected, None);
+        world.wrmsr(arch::msr::IA32_APIC_BASE, 0x7900);
+        assert_eq!(world.vcpu.injected, gp());
+        assert_eq!(load(&mut world, ELSEWHERE | 0x30), 0x5_0014);
     }
 }

@@ -1,15 +1,15 @@
 //! Several CPUs of one guest.
 
+use arch::Vector;
 use arch::machine::CpuRequest;
 use arch::msr::IA32_X2APIC_ICR;
-use arch::{ApicId, Vector};
 
 use super::*;
 
 /// A guest of `count` CPUs; the world's own is the first.
 fn of_cpus(count: u32) -> World {
     let mut world = World::with_idt();
-    world.vm.cpus = (0..count).map(|cpu| ApicId(10 * cpu)).collect();
+    world.switch_apics_on(count);
     world
 }
 
@@ -50,4 +50,32 @@ fn a_lowest_priority_ipi_goes_to_one_cpu() {
     let mut world = of_cpus(4);
     world.wrmsr(IA32_X2APIC_ICR, 0b1110_u64 << 32 | 0x4900 | 0x61);
     assert_eq!(world.machine.ipis, [(1, Vector(0x61))]);
+}
+
+#[test]
+fn a_cpu_whose_apic_is_off_takes_no_vector_but_init_and_nmi() {
+    let mut world = of_cpus(3);
+    world.vm.addressing[1] =
+        VirtualApic::new(InterruptMode::Exitless, ApicId(1), false).addressing();
+    world.wrmsr(IA32_X2APIC_ICR, 0xc_4051);
+    assert_eq!(world.machine.ipis, [(2, Vector(0x51))]);
+    world.wrmsr(IA32_X2APIC_ICR, 1 << 32 | 0x4400);
+    assert_eq!(world.machine.requests, [(1, CpuRequest::Nmi)]);
+}
+
+#[test]
+fn a_logical_ipi_follows_what_the_cpus_wrote_to_their_ldr() {
+    let mut world = of_cpus(3);
+    for (cpu, ldr) in [(1, 0x04), (2, 0x44)] {
+        let mut apic = VirtualApic::new(InterruptMode::Exitless, ApicId(cpu), false);
+        apic.write_base(0xfee0_0000, 39).unwrap();
+        apic.write_base(0xfee0_0800, 39).unwrap();
+        apic.write_page(0xf0, arch::Width::Dword, 0x1ff);
+        apic.write_page(0xd0, arch::Width::Dword, ldr << 24);
+        world.vm.addressing[cpu as usize] = apic.addressing();
+    }
+    for (icr, expected) in [(0x40_u64 << 32 | 0x4851, 2), (0x04 << 32 | 0x4951, 1)] {
+        world.wrmsr(IA32_X2APIC_ICR, icr);
+        assert_eq!(world.machine.ipis.pop(), Some((expected, Vector(0x51))), "{icr:#x}");
+    }
 }

@@ -1,7 +1,8 @@
 //! CPUID, MSRs, XSETBV.
 
 use arch::msr::{
-    IA32_APIC_BASE, IA32_X2APIC_ICR, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER, IA32_X2APIC_TPR,
+    IA32_APIC_BASE, IA32_X2APIC_ICR, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_ISR0,
+    IA32_X2APIC_LVT_TIMER, IA32_X2APIC_TPR,
 };
 
 use super::*;
@@ -65,6 +66,7 @@ fn an_apic_that_is_switched_off_leaves_no_timer_running() {
     let mut world = World::with_idt();
     let timer = [(IA32_X2APIC_LVT_TIMER, 0x2_00ec), (IA32_X2APIC_INIT_COUNT, 7)];
     world.machine.msrs.extend(timer);
+    world.machine.msrs.extend([(IA32_X2APIC_ISR0 + 2, 0x11), (IA32_X2APIC_TPR, 0)]);
     world.wrmsr(IA32_APIC_BASE, 0xfee0_0500);
     assert_eq!(world.vcpu.injected, gp(), "not a mode that there is");
     assert_eq!(world.machine.msrs[&IA32_X2APIC_INIT_COUNT], 7);
@@ -72,6 +74,9 @@ fn an_apic_that_is_switched_off_leaves_no_timer_running() {
     assert_eq!(world.vcpu.injected, None);
     assert_eq!(world.machine.msrs[&IA32_X2APIC_LVT_TIMER], 0x1_0000);
     assert_eq!(world.machine.msrs[&IA32_X2APIC_INIT_COUNT], 0);
+    assert_eq!((world.machine.eois, world.machine.msrs[&IA32_X2APIC_TPR]), (2, 0xff));
+    world.wrmsr(IA32_APIC_BASE, 0xfee0_0900);
+    assert_eq!(world.machine.msrs[&IA32_X2APIC_TPR], 0);
 }
 
 #[test]
