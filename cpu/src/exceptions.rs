@@ -2,11 +2,11 @@
 //!
 //! Invariants: the host never depends on a maskable vector: external interrupts are taken only in
 //! the window that `svm` opens in the exiting mode, and then only noted down. An NMI is only a call
-//! back into the host: its handler does nothing. Every other exception but a #GP at a checked
-//! instruction is our own bug and ends in the kernel's fatal handler.
+//! back into the host: its handler only sees to it that the next entry exits at once ([`at_nmi`]). Every other exception but a #GP or #UD at a
+//! checked instruction is our own bug and ends in the kernel's fatal handler.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use spin::Once;
 use x86_64::VirtAddr;
@@ -132,7 +132,8 @@ impl Gate {
 
 static IDT: Once<[Gate; 256]> = Once::new();
 static FATAL: Once<fn(&Frame) -> !> = Once::new();
-static NMI_COUNT: AtomicU32 = AtomicU32::new(0);
+/// See [`at_nmi`].
+static AT_NMI: Once<fn()> = Once::new();
 
 /// The vector that [`take_interrupt`] saw, plus [`TAKEN`]. One cell serves all CPUs' windows only
 /// because the window is a few instructions long and each CPU reads its own: indexed by APIC
@@ -142,12 +143,15 @@ const TAKEN: u16 = 1 << 8;
 
 extern "C" fn handle(frame: &mut Frame) {
     const NMI: u64 = 2;
+    const INVALID_OPCODE: u64 = 6;
     const GENERAL_PROTECTION: u64 = 13;
     match frame.vector & 0xff {
         NMI => {
-            NMI_COUNT.fetch_add(1, Ordering::Relaxed);
+            if let Some(work) = AT_NMI.get() {
+                work();
+            }
         }
-        GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
+        INVALID_OPCODE | GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
             frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
         }
         vector @ 32..=255 => {
@@ -174,9 +178,9 @@ pub fn take_interrupt() -> Option<u8> {
     (seen & TAKEN != 0).then_some(seen as u8)
 }
 
-/// NMIs taken by the host so far, on all CPUs.
-pub fn nmi_count() -> u32 {
-    NMI_COUNT.load(Ordering::Relaxed)
+/// Has every NMI that the host takes do `work`, on whatever CPU and at whatever instruction it comes.
+pub fn at_nmi(work: fn()) {
+    AT_NMI.call_once(|| work);
 }
 
 /// Installs the IDT on the CPU that calls; `fatal` gets every exception that is our own bug.

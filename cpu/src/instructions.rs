@@ -1,6 +1,6 @@
 //! Instructions that the compiler has no word for.
 //!
-//! The *checked* forms come back with `None`/`false` where the CPU raises #GP: the exception handler
+//! The *checked* forms come back with `None`/`false` where the CPU raises #GP or #UD: the exception handler
 //! moves RIP from the one faulting instruction to a landing pad (see [`landing_pad`]).
 
 use core::arch::{asm, global_asm};
@@ -8,7 +8,7 @@ use core::arch::{asm, global_asm};
 use arch::machine::{CpuidResult, Width};
 
 global_asm!(
-    // Contract of all three: System V calls, EDI = register index; return EAX = 1, or 0 after #GP.
+    // Contract of all: System V calls, RDI = register index or field; return EAX = 1, or 0 after #GP.
     ".pushsection .text.nexit, \"ax\"",
     ".global nexit_rdmsr_checked",
     "nexit_rdmsr_checked:", // RSI = where the value goes
@@ -40,12 +40,19 @@ global_asm!(
     "    xsetbv",
     "    mov eax, 1",
     "    ret",
+    ".global nexit_vmwrite_checked",
+    "nexit_vmwrite_checked:", // RSI = the value
+    "nexit_vmwrite_instruction:",
+    "    vmwrite rdi, rsi",
+    "    mov eax, 1",
+    "    ret",
     "nexit_checked_landing:",
     "    xor eax, eax",
     "    ret",
     ".global nexit_rdmsr_instruction",
     ".global nexit_wrmsr_instruction",
     ".global nexit_xsetbv_instruction",
+    ".global nexit_vmwrite_instruction",
     ".global nexit_checked_landing",
     ".popsection",
 );
@@ -54,18 +61,21 @@ unsafe extern "C" {
     fn nexit_rdmsr_checked(msr: u32, value: *mut u64) -> u32;
     fn nexit_wrmsr_checked(msr: u32, value: u64) -> u32;
     fn nexit_xsetbv_checked(register: u32, value: u64) -> u32;
+    fn nexit_vmwrite_checked(field: u64, value: u64) -> u32;
     static nexit_rdmsr_instruction: u8;
     static nexit_wrmsr_instruction: u8;
     static nexit_xsetbv_instruction: u8;
+    static nexit_vmwrite_instruction: u8;
     static nexit_checked_landing: u8;
 }
 
-/// Where a #GP at `rip` continues, if `rip` is one of the checked instructions.
+/// Where a #GP or #UD at `rip` continues, if `rip` is one of the checked instructions.
 pub(crate) fn landing_pad(rip: u64) -> Option<u64> {
     let checked = [
         &raw const nexit_rdmsr_instruction,
         &raw const nexit_wrmsr_instruction,
         &raw const nexit_xsetbv_instruction,
+        &raw const nexit_vmwrite_instruction,
     ];
     checked.iter().any(|at| *at as u64 == rip).then_some(&raw const nexit_checked_landing as u64)
 }
@@ -100,6 +110,15 @@ pub unsafe fn write_msr_checked(msr: u32, value: u64) -> bool {
 pub unsafe fn write_xcr0_checked(value: u64) -> bool {
     // SAFETY: the caller vouches for ring 0, CR4.OSXSAVE and the handler that catches a #GP.
     unsafe { nexit_xsetbv_checked(0, value) == 1 }
+}
+
+/// Writes a field of the current VMCS; nothing happens without one, or outside VMX operation.
+///
+/// # Safety
+/// As [`read_msr_checked`]; whoever owns the VMCS expects it.
+pub unsafe fn vmwrite_checked(field: u32, value: u64) {
+    // SAFETY: the caller vouches for the field and for the handler that catches a #UD.
+    unsafe { nexit_vmwrite_checked(field.into(), value) };
 }
 
 /// Reads an MSR that exists.

@@ -38,6 +38,9 @@ pub(crate) trait Backend: Sized + 'static {
     fn enable(memory: Memory) -> Result<Self, Refusal>;
     /// Whether this CPU has all that is needed, and the format of its nested page table.
     fn check() -> Result<Self::Format, Refusal>;
+    /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
+    /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
+    fn hold_nmis() {}
     /// Sleeps for a moment, on a CPU where it is on.
     fn nap(apic: LocalApic);
     /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
@@ -144,6 +147,11 @@ impl Backend for AmdV {
         // SAFETY: ring 0.
         svm::check(&unsafe { svm::Capabilities::read() })?;
         Ok(NptFormat { largest: memory::largest_host_page() })
+    }
+
+    fn hold_nmis() {
+        // SAFETY: AMD-V is on; VMRUN sets GIF for the guest, and `nap` and `drain` for the host.
+        unsafe { core::arch::asm!("clgi", options(nostack)) };
     }
 
     fn nap(apic: LocalApic) {

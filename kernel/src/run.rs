@@ -76,6 +76,7 @@ impl<B: Backend> Running<B> {
     fn until_the_end(&mut self, processor: &Processor) {
         let Some(seat) = self.partition.seats.get(self.cpu.index) else { return };
         loop {
+            B::hold_nmis();
             let requests = seat.take_requests();
             if requests.stop() {
                 return;

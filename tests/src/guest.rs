@@ -108,6 +108,8 @@ impl Guest {
 pub struct Payload<'a> {
     /// Its program, and its name.
     pub program: &'a str,
+    /// Its CPUs, as TOML.
+    pub cpus: &'a str,
     /// Its command line.
     pub command_line: &'a str,
     /// `stop`, so that a reboot ends the run, or `restart`.
@@ -120,7 +122,7 @@ impl<'a> Payload<'a> {
     /// On CPU 0, without devices.
     #[must_use]
     pub const fn new(program: &'a str) -> Self {
-        Self { program, command_line: "", on_reboot: "stop", further: "" }
+        Self { program, cpus: "[0]", command_line: "", on_reboot: "stop", further: "" }
     }
 
     /// The program's file, which `make payloads` builds.
@@ -141,11 +143,11 @@ impl<'a> Payload<'a> {
     /// Its part of the configuration.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { program, command_line, on_reboot, further } = self;
+        let Self { program, cpus, command_line, on_reboot, further } = self;
         let path = self.path();
         let path = path.display();
         format!(
-            "[[guest]]\nname = \"{program}\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"{path}\"\n\
+            "[[guest]]\nname = \"{program}\"\ncpus = {cpus}\nmemory = \"64M\"\nkernel = \"{path}\"\n\
              cmdline = \"{command_line}\"\non_reboot = \"{on_reboot}\"\n{further}\n"
         )
     }

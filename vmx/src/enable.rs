@@ -125,5 +125,6 @@ pub unsafe fn enable(region: Hpa) -> Result<VmxOn, VmxError> {
     if unsafe { vmcs::vmxon(region) } {
         return Err(VmxError::Refused { instruction: "VMXON", frame: region });
     }
+    cpu::exceptions::at_nmi(crate::vcpu::exit_at_once);
     Ok(VmxOn { features, _this_cpu: PhantomData })
 }

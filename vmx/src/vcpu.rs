@@ -9,6 +9,7 @@ use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::{DescriptorTableRegister, SegmentRegister};
 use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, exception};
 use arch::{Exit, Hpa, address::PAGE_SIZE};
+use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::{OwnedBits, Verdict, efer_with_lma, judge, mov_to};
@@ -22,7 +23,7 @@ use crate::field::{
     GUEST_IA32_PAT, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP, GUEST_INTERRUPTIBILITY_STATE,
     GUEST_LINEAR_ADDRESS, GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_PHYSICAL_ADDRESS,
     IDT_VECTORING_ERROR_CODE, IDT_VECTORING_INFORMATION, Natural,
-    PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_CONTROLS,
+    PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Readable, VM_ENTRY_CONTROLS,
     VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH, VM_ENTRY_INTERRUPTION_INFORMATION,
     VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE, VM_EXIT_INTERRUPTION_INFORMATION,
     VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE,
@@ -159,7 +160,9 @@ impl VmxVcpu {
                 if exit.reason == ExitReason::Nmi {
                     // SAFETY: the caller of `new` vouched for the gate.
                     unsafe { run::take_nmi() };
-                } else if exit.reason == ExitReason::PreemptionTimer {
+                }
+                if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+                    // Whoever called is heard after this return: no need for `exit_at_once`.
                     self.restart_timer();
                 }
                 return exit;
@@ -168,9 +171,11 @@ impl VmxVcpu {
         }
     }
 
-    /// Lets the preemption timer count down from the start.
+    /// Lets the preemption timer count down from the start, where it runs.
     pub(crate) fn restart_timer(&mut self) {
-        self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, self.timer_count);
+        if self.timer_count != 0 {
+            self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, self.timer_count);
+        }
     }
 
     /// Reads what this exit defines.
@@ -385,6 +390,15 @@ impl VmxVcpu {
             link_pointer: self.vmcs.read(VMCS_LINK_POINTER),
         }
     }
+}
+
+/// Has the next entry on this CPU exit before the guest's first instruction: its preemption timer has
+/// nothing left to count (SDM "VMX-Preemption Timer"). For the host's NMI handler: an NMI that comes
+/// between the last look at what was asked and the entry would else be heard at the next exit only.
+pub(crate) fn exit_at_once() {
+    // SAFETY: the handlers are the host's. Only `restart_timer` writes the field, too, and it does so
+    // before that look.
+    unsafe { vmwrite_checked(VMX_PREEMPTION_TIMER_VALUE.encoding(), 0) };
 }
 
 const fn failure(failure: EntryFailure) -> Exit {

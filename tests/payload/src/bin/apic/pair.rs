@@ -257,7 +257,7 @@ fn off_takes_nmis_only() {
 /// CPU 1 exits once and then never, while an NMI comes to it at all moments of that exit. One that
 /// the host swallowed would be seen at the watchdog's next call only.
 fn nmis_at_any_moment_arrive_soon() {
-    const MOMENTS: u32 = 1500;
+    const MOMENTS: u32 = 600;
     LONGEST.store(0, Ordering::SeqCst);
     let before = taken(1, NMI);
     for moment in 0..MOMENTS {
@@ -265,7 +265,7 @@ fn nmis_at_any_moment_arrive_soon() {
         READY.store(false, Ordering::SeqCst);
         ORDER.store(EXIT_ONCE, Ordering::SeqCst);
         wait_until(|| READY.load(Ordering::SeqCst));
-        (0..moment).for_each(|_| spin_loop());
+        (0..2 * moment).for_each(|_| spin_loop());
         BOTH[0].send(1, NMI_KIND);
         wait_until(|| DONE.load(Ordering::SeqCst) != done);
     }

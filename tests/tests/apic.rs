@@ -1,0 +1,108 @@
+//! The local APIC in all its modes, and IPIs between a guest's CPUs, on both emulators.
+
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
+
+const CLAIMS: &[&str] = &[
+    "there is no page in x2APIC mode",
+    "modes change as the manual allows",
+    "there are no MSRs in xAPIC mode",
+    "IPIs to itself arrive in xAPIC mode",
+    "every form of store writes",
+    "every form of load reads",
+    "the timer wakes a halted CPU, and not while it is masked",
+    "TPR holds its class back and lets higher ones pass",
+    "what is in service holds lower classes back until its EOI",
+    "nothing is left in service",
+    "the page moves, and IPIs and EOIs with it",
+    "a software-disabled APIC takes no IPI and keeps its timer masked",
+    "a disabled APIC is silent, and as after reset when it comes back",
+    "it works again",
+    "in x2APIC mode the page is gone and interrupts arrive",
+    "IPIs reach the CPUs that they name and no other",
+    "one CPU takes a lowest-priority IPI",
+    "NMIs reach the CPU that they name",
+    "a CPU whose APIC is software-disabled takes NMIs only",
+    "an NMI at any moment of an exit arrives",
+    "INIT stops a CPU and a start-up IPI starts it anew, three times",
+];
+
+const SAID: &str = "it uses its local APIC in xAPIC mode";
+
+fn said(outcome: &Outcome) -> usize {
+    outcome.own_lines().filter(|line| line.contains(SAID)).count()
+}
+
+fn apic(emulator: Emulator, interrupts: &str) -> Outcome {
+    let further = format!("interrupts = \"{interrupts}\"");
+    let payload = Payload { cpus: "[0, 1]", further: &further, ..Payload::new("apic") };
+    let outcome = emulator.run(&format!("apic-{interrupts}"), &payload);
+    outcome.assert_verdicts(CLAIMS);
+    // A claim stands in several lines.
+    assert!(!outcome.output.contains("FAILED"), "{outcome}");
+    assert_eq!(outcome.guest_outcome("apic"), Some("poweroff"), "{outcome}");
+    assert_eq!(said(&outcome), usize::from(interrupts == "exitless"), "{outcome}");
+    outcome
+}
+
+fn every_mode_works(emulator: Emulator) -> Outcome {
+    let outcome = apic(emulator, "exitless");
+    assert_eq!(outcome.number("exits for 100 IPIs by three writes to the page"), 300, "{outcome}");
+    assert_eq!(outcome.number("exits for 100 self-IPIs and EOIs after it"), 0, "{outcome}");
+    for reason in ["external_interrupt", "eoi"] {
+        assert_eq!(outcome.exits(reason), Some(0), "{outcome}");
+    }
+    outcome
+}
+
+#[test]
+fn every_apic_mode_and_ipi_works_on_amd_v() {
+    let _ = every_mode_works(Emulator::Qemu);
+}
+
+#[test]
+fn every_apic_mode_and_ipi_works_on_vt_x_and_no_nmi_goes_unheard() {
+    const NMIS: u64 = 600;
+    let outcome = every_mode_works(Emulator::Bochs);
+    // Each of the NMIs came in the guest and exited, or in the host, which made the next entry exit.
+    let second = &outcome.report["guests"][0]["vcpus"][1]["exits"];
+    let of = |reason: &str| second[reason].as_u64().unwrap_or_default();
+    assert!(of("preemption_timer") > 0, "some came in the host\n{outcome}");
+    assert!(of("nmi") + of("preemption_timer") >= NMIS, "{outcome}");
+    // The TSC counts instructions here; the watchdog's next call would be 50 millions of them away.
+    assert!(outcome.number("longest time to such an NMI") < 1_000_000, "{outcome}");
+}
+
+#[test]
+fn every_apic_mode_works_in_the_exiting_mode_too() {
+    let outcome = apic(Emulator::Bochs, "exiting");
+    assert!(outcome.exits("external_interrupt") > Some(0), "{outcome}");
+}
+
+#[test]
+fn linux_that_refuses_x2apic_mode_reads_its_disk_on_amd_v() {
+    let mut guest = Guest::on_qemu("nvme reads=1000 nox2apic no_timer_check", "[\"00:04.0\"]");
+    guest.cpus = "[0, 1]";
+    let folder = Folder::new("nox2apic-qemu");
+    let outcome = folder.run(&guest.toml(), &["--timeout", "240"], &Devices::none().nvme());
+    reads_through_the_page(&outcome, "nvme");
+}
+
+#[test]
+fn linux_that_refuses_x2apic_mode_reads_its_disk_on_vt_x() {
+    let folder = Folder::new("nox2apic-bochs");
+    let guest = Guest::on_bochs("ide reads=500 nox2apic");
+    let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
+    let options = ["--emulator", "bochs", "--timeout", "600"];
+    let outcome = folder.run(&toml, &options, &Devices::ide(&folder));
+    reads_through_the_page(&outcome, "ide");
+}
+
+/// Each interrupt costs its EOI, a write to the page, and nothing else.
+fn reads_through_the_page(outcome: &Outcome, disk: &str) {
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let _ = outcome.result(&format!("{disk}-files"));
+    let line = outcome.result(disk);
+    assert!(line.exits("nested_page_fault") >= line.get("interrupts"), "{line:?}");
+    assert_eq!(line.interrupt_exits(), 0, "{line:?}");
+    assert_eq!(said(outcome), 1, "{outcome}");
+}
