@@ -6,6 +6,7 @@
 #   make test, make check       everything; only what is quick
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  lines of trusted code, size of the image
+#   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
 
 EMULATOR ?= qemu
 ACCEL    ?= tcg
@@ -14,6 +15,7 @@ CONFIG   ?= demo/$(EMULATOR).toml
 TIMEOUT  ?= 600
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
+RESULTS  ?= $(if $(QUICK),target/bench/results,bench/results)
 
 BUILD    := $(or $(CARGO_TARGET_DIR),target)
 NEXIT    := $(BUILD)/debug/nexit
@@ -40,7 +42,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image payloads uefi host programs iso test check stats setup clean
+.PHONY: all run demo image payloads uefi host programs iso test check stats bench setup clean
 
 all: image uefi host
 
@@ -78,22 +80,29 @@ iso: setup all demo
 test: setup all demo payloads
 	@status=0; \
 	cargo test --locked --no-fail-fast || status=1; \
-	cargo test --locked --no-fail-fast -p guest-tools || status=1; \
+	cargo test --locked --no-fail-fast -p guest-tools -p nexit-bench -p bench-plugin || status=1; \
 	cargo test --locked --no-fail-fast -p nexit-tests || status=1; \
 	exit $$status
 
 check: setup
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -Dwarnings
-	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -- -Dwarnings
+	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -p nexit-bench -p bench-plugin -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(PAYLOADS) -- -Dwarnings
 	cargo clippy --locked $(UEFI) -- -Dwarnings
 	cargo test --locked
-	cargo test --locked -p guest-tools
+	cargo test --locked -p guest-tools -p nexit-bench -p bench-plugin
 
 stats: image host
 	$(NEXIT) stats $(if $(wildcard $(REPORT)),--report $(REPORT))
+
+bench: setup image host programs
+	cargo build --locked --release -p bench-plugin
+	cargo build --locked -p nexit-bench
+	@run="$(BUILD)/debug/nexit-bench run $(if $(QUICK),--quick) --programs $(PROGRAMS) \
+	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \
+	$$run || { .ci/setup update && $$run; }
 
 setup:
 	@.ci/setup

@@ -1,6 +1,6 @@
 //! A plugin for QEMU's TCG that counts every executed instruction, guest's and hypervisor's apart.
 //!
-//! `-plugin libnexit_count.so,out=FILE[,profile=LOW-HIGH]`
+//! `-plugin libnexit_count.so,out=FILE[,profile=LOW-HIGH][,vmcb=BASE]`
 //!
 //! - **Exact**: each instruction adds one to its CPU's counter, inline in the translated code. One
 //!   that faults is counted at each attempt.
@@ -11,8 +11,8 @@
 //! - **Profile**: with the hypervisor's addresses (hexadecimal), its instructions by exit code and
 //!   address. Much slower.
 //!
-//! Works for every AMD-V hypervisor; the exit code is known only where the VMCB's virtual address
-//! equals its physical one, as in Nexit.
+//! Works for every AMD-V hypervisor; the exit code is known only where BASE is the hexadecimal virtual
+//! address at which it maps physical address 0 (default: 0, as Nexit does).
 
 mod abi;
 mod account;
@@ -45,6 +45,8 @@ const LONGEST: usize = 15;
 struct Setup {
     executed: Counter,
     profile: Range<u64>,
+    /// Where the hypervisor maps physical address 0.
+    physical: u64,
 }
 
 // SAFETY: the counter is a handle that QEMU's functions take on any thread.
@@ -114,14 +116,17 @@ pub unsafe extern "C" fn qemu_plugin_install(
 }
 
 fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
-    let (mut out, mut profile) = (None, 0..0);
+    let (mut out, mut profile, mut physical) = (None, 0..0, 0);
     for word in words {
         match word.split_once('=') {
             Some(("out", path)) => out = Some(path.to_owned()),
             Some(("profile", range)) => {
                 profile = parse_range(range).ok_or("profile= takes two hexadecimal addresses")?;
             }
-            _ => return Err(format!("{word}: the arguments are out=FILE and profile=LOW-HIGH")),
+            Some(("vmcb", base)) => {
+                physical = hexadecimal(base).ok_or("vmcb= takes a hexadecimal address")?;
+            }
+            _ => return Err(format!("{word}: use out=FILE, profile=LOW-HIGH, vmcb=BASE")),
         }
     }
     let path = out.ok_or("out=FILE is missing")?;
@@ -129,7 +134,7 @@ fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
     *lock(&OUTPUT) = Some(Output { file, number: 0, open: Vec::new() });
     // SAFETY: called while the plugin is being installed, as QEMU asks for.
     let score = unsafe { abi::qemu_plugin_scoreboard_new(size_of::<u64>()) };
-    let _ = SETUP.set(Setup { executed: Counter { score, offset: 0 }, profile });
+    let _ = SETUP.set(Setup { executed: Counter { score, offset: 0 }, profile, physical });
     // SAFETY: the function lives as long as the plugin, which is never unloaded.
     unsafe { abi::qemu_plugin_register_vcpu_init_cb(id, on_cpu) };
     // SAFETY: as above.
@@ -140,9 +145,12 @@ fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
 }
 
 fn parse_range(text: &str) -> Option<Range<u64>> {
-    let number = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok();
     let (low, high) = text.split_once('-')?;
-    Some(number(low)?..number(high)?)
+    Some(hexadecimal(low)?..hexadecimal(high)?)
+}
+
+fn hexadecimal(word: &str) -> Option<u64> {
+    u64::from_str_radix(word.trim_start_matches("0x"), 16).ok()
 }
 
 /// A CPU begins: its RAX is looked up.
@@ -248,10 +256,12 @@ extern "C" fn on_enter(cpu: c_uint, _data: *mut c_void) {
 
 extern "C" fn on_leave(cpu: c_uint, _data: *mut c_void) {
     let vmcb = *slot(&mut lock(&VMCB), cpu);
+    let base = SETUP.get().map_or(0, |setup| setup.physical);
+    let at = base.wrapping_add(vmcb).wrapping_add(EXITCODE);
     let code = (vmcb != 0).then(|| {
         read(|to| {
             // SAFETY: called in the context of a CPU.
-            unsafe { abi::qemu_plugin_read_memory_vaddr(vmcb + EXITCODE, to, size_of::<u64>()) }
+            unsafe { abi::qemu_plugin_read_memory_vaddr(at, to, size_of::<u64>()) }
         })
     });
     let code = code.flatten().unwrap_or(UNKNOWN);

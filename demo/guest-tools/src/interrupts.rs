@@ -1,5 +1,7 @@
 //! `/proc/interrupts`: how many interrupts a device has raised.
 
+use std::collections::BTreeMap;
+
 /// Interrupts of all lines whose last words contain `name`, over all CPUs.
 ///
 /// A line is `  24:  1000  20  PCI-MSI 65536-edge  nvme0q0`: the number, one count per CPU, then
@@ -7,6 +9,25 @@
 #[must_use]
 pub fn count(table: &str, name: &str) -> u64 {
     table.lines().filter_map(|line| count_line(line, name)).sum()
+}
+
+/// The interrupts of every line over all CPUs, by the line's name: its last word where it has a number
+/// (`nvme0q1`), else what stands before the colon (`LOC`).
+#[must_use]
+pub fn all(table: &str) -> BTreeMap<String, u64> {
+    let of_line = |line: &str| {
+        let (label, rest) = line.split_once(':')?;
+        let label = label.trim();
+        let counts = rest.split_whitespace().map_while(|word| word.parse::<u64>().ok());
+        let numbered = label.bytes().all(|byte| byte.is_ascii_digit());
+        let name = if numbered { rest.split_whitespace().last()? } else { label };
+        Some((name.to_owned(), counts.sum::<u64>()))
+    };
+    let mut all = BTreeMap::new();
+    for (name, count) in table.lines().filter_map(of_line) {
+        *all.entry(name).or_insert(0_u64) += count;
+    }
+    all
 }
 
 fn count_line(line: &str, name: &str) -> Option<u64> {
@@ -41,6 +62,12 @@ ERR:          0
         assert_eq!(count(TABLE, "nvme0q"), 130);
         assert_eq!(count(TABLE, "nvme0q1"), 103);
         assert_eq!(count(TABLE, "timer"), 3000);
+    }
+
+    #[test]
+    fn every_line_has_a_name() {
+        let all = all(TABLE);
+        assert_eq!((all["nvme0q1"], all["LOC"], all["ttyS0"], all["ERR"]), (103, 3000, 11, 0));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod interrupts;
+pub mod marker;
 pub mod window;
 
 pub use window::{Window, describe};

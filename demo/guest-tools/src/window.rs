@@ -1,19 +1,19 @@
 //! A window around a piece of work: exits of every virtual CPU and interrupts of one device, before
-//! and after.
+//! and after. For the counting plugin it is the window [`marker::WORK`].
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::counters::{self, Counters, Difference, ThisCpu};
-use crate::interrupts;
+use crate::{interrupts, marker};
 
 /// An open window.
 #[derive(Debug)]
 pub struct Window {
     name: String,
     interrupts: u64,
-    exits: Vec<(usize, Option<Counters>)>,
+    exits: Vec<Reading>,
 }
 
 /// What happened inside.
@@ -32,7 +32,9 @@ impl Window {
     /// `/proc/interrupts` cannot be read, or the thread cannot move to one of its CPUs.
     pub fn open(name: &str) -> io::Result<Self> {
         let interrupts = read_interrupts(name)?;
-        Ok(Self { name: name.to_owned(), interrupts, exits: read_all()? })
+        let window = Self { name: name.to_owned(), interrupts, exits: read_all()? };
+        marker::open::<{ marker::WORK }>();
+        Ok(window)
     }
 
     /// Closes the window.
@@ -40,24 +42,37 @@ impl Window {
     /// # Errors
     /// As [`Window::open`].
     pub fn close(self) -> io::Result<Outcome> {
+        marker::close::<{ marker::WORK }>();
         let later = read_all()?;
         let interrupts = read_interrupts(&self.name)?.saturating_sub(self.interrupts);
-        let mut exits: Option<Difference> = None;
-        for ((_, before), (_, after)) in self.exits.iter().zip(&later) {
-            if let (Some(before), Some(after)) = (before, after) {
-                exits.get_or_insert_default().add(before.until(after));
-            }
-        }
-        Ok(Outcome { interrupts, exits })
+        Ok(Outcome { interrupts, exits: difference(&self.exits, &later) })
     }
+}
+
+/// The exits of all virtual CPUs between two readings; `None` where the machine is not a Nexit guest.
+#[must_use]
+pub fn difference(before: &[Reading], after: &[Reading]) -> Option<Difference> {
+    let mut exits: Option<Difference> = None;
+    for ((_, before), (_, after)) in before.iter().zip(after) {
+        if let (Some(before), Some(after)) = (before, after) {
+            exits.get_or_insert_default().add(before.until(after));
+        }
+    }
+    exits
 }
 
 fn read_interrupts(name: &str) -> io::Result<u64> {
     Ok(interrupts::count(&std::fs::read_to_string("/proc/interrupts")?, name))
 }
 
+/// A CPU and its counters; `None` where the machine is not a Nexit guest.
+pub type Reading = (usize, Option<Counters>);
+
 /// One reading per CPU that this thread may run on; each is taken on that CPU.
-fn read_all() -> io::Result<Vec<(usize, Option<Counters>)>> {
+///
+/// # Errors
+/// The thread cannot move to one of them.
+pub fn read_all() -> io::Result<Vec<Reading>> {
     let allowed = sched_getaffinity(None)?;
     let mut readings = Vec::new();
     for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {

@@ -1,0 +1,77 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::mode::Mode;
+
+/// Measures what Nexit costs.
+#[derive(Parser, Debug)]
+#[command(version, about)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run the benchmark: a table, a file of results and a page.
+    Run(RunArgs),
+    /// Make the page of a file of results.
+    Report {
+        /// The results.
+        results: PathBuf,
+        /// The page to write.
+        #[arg(long, value_name = "FILE.html", default_value = "target/bench/report.html")]
+        output: PathBuf,
+    },
+    /// Say which exact counts got worse between two files of results; status 1 if any did.
+    Compare {
+        /// The earlier one.
+        old: PathBuf,
+        /// The later one.
+        new: PathBuf,
+    },
+    /// Show the windows of a file of the counting plugin, with `profile=` by function.
+    Profile {
+        /// What the plugin wrote.
+        counts: PathBuf,
+        /// The hypervisor image that was profiled.
+        image: PathBuf,
+    },
+}
+
+/// `nexit-bench run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Once, with a tenth of the work, without KVM: for a look in between.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// The modes [default: all; with --quick all but kvm].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) modes: Vec<Mode>,
+    /// The works of bench/guest/init [default: all].
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) works: Vec<String>,
+    /// How often, the modes interleaved [default: 3, with --quick 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: Option<u32>,
+    /// How much work, in percent of the usual [default: 100, with --quick 10].
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) scale: Option<u32>,
+    /// Folder with the programs that run in the guest.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) programs: PathBuf,
+    /// The counting plugin.
+    #[arg(long, value_name = "FILE.so")]
+    pub(crate) plugin: PathBuf,
+    /// Folder for images, logs and the page.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub(crate) folder: PathBuf,
+    /// Folder for the file of results.
+    #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
+    pub(crate) results: PathBuf,
+}

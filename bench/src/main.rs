@@ -1,0 +1,49 @@
+//! `nexit-bench`: the same stock guest and the same work on the bare machine, under Nexit in its interrupt
+//! modes, and under KVM with VFIO, side by side in one emulated machine.
+//!
+//! Path of a run: [`images`] (what boots) → [`mode`] (one boot in one mode) → [`reading`] (what guest and
+//! plugin said) → [`results`] (figures with their spread) → [`table`], [`page`].
+//!
+//! Invariant: counted figures and timed ones never share a column. Everything counted comes from the TCG
+//! plugin (`bench/plugin`) or the emulator's instruction clock; what is derived says so.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod compare;
+mod images;
+mod mode;
+mod model;
+mod page;
+mod profile;
+mod reading;
+mod results;
+mod run;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use nexit::failure::Result;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("nexit-bench: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Report { results, output } => page::write(&results::load(&results)?, &output),
+        Command::Compare { old, new } => {
+            compare::print(&results::load(&old)?, &results::load(&new)?)
+        }
+        Command::Profile { counts, image } => profile::print(&counts, &image),
+    }
+}

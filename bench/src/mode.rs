@@ -1,0 +1,227 @@
+//! One boot of the guest in one mode.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nexit::cli::Accel;
+use nexit::failure::{Failure, OrFailed, Result};
+use nexit::machine::{Machine, Start};
+use nexit::qemu;
+use serde::{Deserialize, Serialize};
+
+use crate::images::Images;
+
+/// Where the guest runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// On the machine itself.
+    Bare,
+    /// Under Nexit, `interrupts = "exitless"`.
+    Exitless,
+    /// Under Nexit, `interrupts = "exiting"`.
+    Exiting,
+    /// Under Debian's KVM and QEMU, with its devices by VFIO.
+    Kvm,
+}
+
+impl Mode {
+    /// All, in the order in which they run.
+    pub(crate) const ALL: [Self; 4] = [Self::Bare, Self::Exitless, Self::Exiting, Self::Kvm];
+
+    /// As the command line and the results call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Exitless => "exitless",
+            Self::Exiting => "exiting",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    /// Seconds after which a boot counts as hung.
+    const fn patience(self) -> u64 {
+        match self {
+            Self::Bare | Self::Exitless => 600,
+            Self::Exiting => 900,
+            Self::Kvm => 1200,
+        }
+    }
+}
+
+/// One boot.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    /// What boots.
+    pub(crate) images: &'a Images,
+    /// The counting plugin.
+    pub(crate) plugin: &'a Path,
+    /// `works=… n=…`, for the guest's `init`.
+    pub(crate) words: &'a str,
+    /// Folder for logs.
+    pub(crate) folder: &'a Path,
+}
+
+/// What a boot left.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// The serial line.
+    pub(crate) console: String,
+    /// The plugin's lines.
+    pub(crate) counts: String,
+}
+
+/// The words of every guest's kernel. One clock for all, as reading another one costs otherwise.
+const KERNEL_WORDS: &str =
+    "console=ttyS0 quiet panic=-1 clocksource=tsc tsc=reliable no_timer_check";
+/// The guest's share of the machine, the same on the bare one.
+const GUEST_MEMORY: &str = "512M";
+/// Slots of the guest's devices.
+const DEVICES: [&str; 4] = ["00:04.0", "00:05.0", "00:06.0", "00:07.0"];
+/// Where Linux without KASLR maps physical memory (`Documentation/x86/x86_64/mm.rst`).
+const LINUX_DIRECT_MAP: &str = "ffff888000000000";
+
+impl Boot<'_> {
+    /// Boots once, to the end.
+    pub(crate) fn run(&self, mode: Mode, turn: u32) -> Result<Output> {
+        let name = format!("{}-{turn}", mode.name());
+        let counts = self.folder.join(format!("{name}.counts"));
+        let log = self.folder.join(format!("{name}.log"));
+        let mut command = self.command(mode, &counts)?;
+        let out = File::create(&log).or_failed("create", &log)?;
+        let errors = out.try_clone().or_failed("write", &log)?;
+        command.stdin(Stdio::null()).stdout(out).stderr(errors);
+        let child = command
+            .spawn()
+            .map_err(|error| Failure::Failed(format!("cannot start the emulator: {error}")))?;
+        wait(child, mode, &log)?;
+        let console = fs::read(&log).or_failed("read", &log)?;
+        let console = String::from_utf8_lossy(&console).replace('\r', "");
+        if !console.contains("bench: end status 0") {
+            let text = format!("{}: the guest did not come to its end", mode.name());
+            return Err(Failure::Failed(format!("{text}: see {}", log.display())));
+        }
+        let counts = fs::read_to_string(&counts).or_failed("read", &counts)?;
+        Ok(Output { console, counts })
+    }
+
+    fn command(&self, mode: Mode, counts: &Path) -> Result<Command> {
+        let mut extra = self.devices();
+        let base =
+            if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
+        let plugin = format!("{},out={}{base}", self.plugin.display(), counts.display());
+        extra.extend(["-plugin".to_owned(), plugin]);
+        let words = format!("{KERNEL_WORDS} {}", self.words);
+        match mode {
+            Mode::Exitless | Mode::Exiting => self.nexit(mode, &words, extra),
+            Mode::Bare => {
+                // Its own IOMMU would only cost it: the bare machine runs at its best.
+                let words = format!("{words} mem={GUEST_MEMORY} intel_iommu=off");
+                self.linux(&self.images.initrd, 1 << 30, &words, extra)
+            }
+            Mode::Kvm => {
+                let devices = DEVICES.join(",");
+                let words = format!(
+                    "console=ttyS0 quiet panic=-1 nokaslr no_timer_check intel_iommu=on \
+                     devices={devices} guest={words}"
+                );
+                let missing = || Failure::Failed("the image for KVM was not built".into());
+                let initrd = self.images.kvm.as_deref().ok_or_else(missing)?;
+                self.linux(initrd, 3 << 30, &words, extra)
+            }
+        }
+    }
+
+    /// A fast NVMe controller, one that takes 2 ms, two network cards whose network echoes on port 7 and
+    /// sends a file on port 80.
+    fn devices(&self) -> Vec<String> {
+        let payload = self.images.payload.display();
+        let network = format!(
+            "guestfwd=tcp:10.0.2.100:7-cmd:cat,guestfwd=tcp:10.0.2.100:80-cmd:cat {payload}"
+        );
+        let disk = "driver=null-co,size=4294967296,read-zeroes=on,node-name";
+        [
+            "-blockdev",
+            &format!("{disk}=fast"),
+            "-device",
+            "nvme,drive=fast,serial=fast,addr=4",
+            "-netdev",
+            &format!("user,id=net0,{network}"),
+            "-device",
+            "e1000e,netdev=net0,addr=5",
+            "-netdev",
+            &format!("user,id=net1,{network}"),
+            "-device",
+            "igb,netdev=net1,addr=6",
+            "-blockdev",
+            &format!("{disk}=slow,latency-ns=2000000"),
+            "-device",
+            "nvme,drive=slow,serial=slow,addr=7",
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+
+    /// Linux on the machine itself.
+    fn linux(
+        &self,
+        initrd: &Path,
+        memory: u64,
+        words: &str,
+        mut extra: Vec<String>,
+    ) -> Result<Command> {
+        extra.extend(["-append".to_owned(), words.to_owned()]);
+        let start = Start::Kernel {
+            image: self.images.kernel.clone(),
+            modules: vec![initrd.to_path_buf()],
+        };
+        let machine = Machine { cpus: 2, memory, accel: Accel::Tcg, start, extra };
+        let mut command = Command::new(qemu::PROGRAM);
+        command.args(qemu::arguments(&machine)?);
+        Ok(command)
+    }
+
+    /// Linux under Nexit.
+    fn nexit(&self, mode: Mode, words: &str, extra: Vec<String>) -> Result<Command> {
+        let config = self.folder.join(format!("{}.toml", mode.name()));
+        let devices = DEVICES.map(|device| format!("\"{device}\"")).join(", ");
+        let text = format!(
+            "[[guest]]\nname = \"linux\"\ncpus = [0, 1]\nmemory = \"{GUEST_MEMORY}\"\n\
+             kernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"{words}\"\ndevices = [{devices}]\n\
+             interrupts = \"{}\"\non_reboot = \"stop\"\n",
+            absolute(&self.images.kernel)?.display(),
+            absolute(&self.images.initrd)?.display(),
+            mode.name()
+        );
+        fs::write(&config, text).or_failed("write", &config)?;
+        let program = std::env::current_exe().unwrap_or_default().with_file_name("nexit");
+        let mut command = Command::new(program);
+        command.args(["run", "--timeout", &mode.patience().to_string(), "--config"]).arg(config);
+        command.arg("--").args(extra);
+        Ok(command)
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).or_failed("find", path)
+}
+
+fn wait(mut child: Child, mode: Mode, log: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(mode.patience());
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),
+            Ok(None) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let text = format!("{}: hung, see {}", mode.name(), log.display());
+                return Err(Failure::TimedOut(text));
+            }
+            Err(error) => return Err(Failure::Failed(format!("cannot wait: {error}"))),
+        }
+    }
+}

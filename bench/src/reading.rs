@@ -1,0 +1,203 @@
+//! What a boot said: the guest's lines (`measure`) and the plugin's windows, put together. Pure.
+
+use std::collections::BTreeMap;
+
+use nexit::failure::{Failure, Result};
+use serde::Deserialize;
+
+/// The plugin's window of the work itself, within the command's.
+const WORK: u8 = 2;
+
+/// Exits of one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+pub(crate) struct Cost {
+    /// Exits.
+    pub(crate) exits: u64,
+    /// Instructions of the hypervisor for them.
+    pub(crate) instructions: u64,
+}
+
+/// A CPU in a window, as the plugin writes it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+pub(crate) struct Cpu {
+    /// Instructions below the hypervisor.
+    pub(crate) guest: u64,
+    /// Instructions of whoever owns the machine.
+    pub(crate) host: u64,
+    /// VMRUN instructions.
+    pub(crate) switches: u64,
+    /// HLT instructions.
+    pub(crate) halts: u64,
+    /// By exit code.
+    pub(crate) by_code: BTreeMap<String, Cost>,
+    /// Exit code, address, instructions.
+    #[serde(default)]
+    pub(crate) profile: Vec<(String, String, u64)>,
+}
+
+/// A window; without a number all of the run.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub(crate) struct Window {
+    /// The program's number for it.
+    pub(crate) window: Option<u8>,
+    /// By CPU.
+    pub(crate) cpus: Vec<Cpu>,
+}
+
+impl Window {
+    /// All CPUs together.
+    pub(crate) fn sum(&self) -> Cpu {
+        let mut sum = Cpu::default();
+        for cpu in &self.cpus {
+            sum.guest += cpu.guest;
+            sum.host += cpu.host;
+            sum.switches += cpu.switches;
+            sum.halts += cpu.halts;
+            for (code, cost) in &cpu.by_code {
+                let entry = sum.by_code.entry(code.clone()).or_default();
+                entry.exits += cost.exits;
+                entry.instructions += cost.instructions;
+            }
+            sum.profile.extend(cpu.profile.iter().cloned());
+        }
+        sum
+    }
+}
+
+/// The plugin's lines.
+pub(crate) fn windows(text: &str) -> Result<Vec<Window>> {
+    let lines = text.lines().map(|line| {
+        serde_json::from_str(line)
+            .map_err(|error| Failure::Failed(format!("unreadable count ({error}): {line}")))
+    });
+    lines.collect()
+}
+
+/// A piece of work, measured once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Measured {
+    /// Its name.
+    pub(crate) work: String,
+    /// Operations.
+    pub(crate) operations: u64,
+    /// How long it took by the guest's clock.
+    pub(crate) ns: u64,
+    /// Interrupts by the name of their line in `/proc/interrupts`.
+    pub(crate) interrupts: BTreeMap<String, u64>,
+    /// What the program printed.
+    pub(crate) output: Vec<String>,
+    /// What went wrong.
+    pub(crate) failed: Option<String>,
+    /// What was executed, by all CPUs.
+    pub(crate) counted: Cpu,
+    /// Of this, instructions of either level on the first CPU, to which most works are pinned.
+    pub(crate) first_cpu: u64,
+}
+
+/// All works of a boot, in their order.
+///
+/// # Errors
+/// Guest and plugin do not tell the same story.
+pub(crate) fn works(console: &str, counts: &str) -> Result<Vec<Measured>> {
+    let mut windows = windows(counts)?.into_iter().filter(|window| window.window.is_some());
+    let mut all: Vec<Measured> = Vec::new();
+    for line in console.lines().filter_map(|line| line.split_once("bench: ").map(|(_, rest)| rest))
+    {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [work, fact, rest @ ..] = words.as_slice() else { continue };
+        let (work, fact) = (*work, *fact);
+        if ["boot", "end", "kvm"].contains(&work) {
+            continue;
+        }
+        if all.last().is_none_or(|last| last.work != work) {
+            let window = next(&mut windows, work)?;
+            all.push(Measured {
+                work: work.to_owned(),
+                operations: 1,
+                counted: window.sum(),
+                first_cpu: window.cpus.first().map_or(0, |cpu| cpu.guest + cpu.host),
+                ..Default::default()
+            });
+        }
+        let Some(measured) = all.last_mut() else { continue };
+        let number = || rest.last().and_then(|word| word.parse().ok()).unwrap_or_default();
+        match fact {
+            "operations" => measured.operations = u64::max(number(), 1),
+            "ns" => measured.ns = number(),
+            "interrupt" => {
+                let line = rest.first().copied().unwrap_or_default();
+                measured.interrupts.insert(line.to_owned(), number());
+            }
+            "output" => measured.output.push(rest.join(" ")),
+            "status" if rest != ["0"] => {
+                let text = measured.output.join("; ");
+                measured.failed = Some(format!("{work}: {} ({text})", rest.join(" ")));
+            }
+            _ => {}
+        }
+    }
+    Ok(all)
+}
+
+/// The next command's window, or that of the work within it.
+fn next(windows: &mut impl Iterator<Item = Window>, work: &str) -> Result<Window> {
+    let mut inner = None;
+    for window in windows {
+        if window.window != Some(WORK) {
+            return Ok(inner.unwrap_or(window));
+        }
+        inner = Some(window);
+    }
+    Err(Failure::Failed(format!("the plugin has seen no window of {work}")))
+}
+
+/// The word of `docs/guest-interface.md` for an exit code of AMD-V (APM volume 2, "SVM Intercept
+/// Codes").
+pub(crate) fn reason(code: &str) -> &str {
+    match code {
+        "0x60" => "external_interrupt",
+        "0x61" => "nmi",
+        "0x64" => "interrupt_window",
+        "0x65" => "control_register",
+        "0x6a" | "0x6b" => "descriptor_table",
+        "0x72" => "cpuid",
+        "0x77" => "pause",
+        "0x78" => "halt",
+        "0x7b" => "io",
+        "0x7c" => "msr",
+        "0x81" => "hypercall",
+        "0x8d" => "xsetbv",
+        "0x400" => "nested_page_fault",
+        "0x4b" => "shadow_gate",
+        code => code,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COUNTS: &str = r#"{"window":2,"number":0,"cpus":[{"guest":100,"host":0,"switches":0,"halts":9,"by_code":{}}]}
+{"window":1,"number":1,"cpus":[{"guest":900,"host":50,"switches":1,"halts":9,"by_code":{"0x61":{"exits":1,"instructions":50}}}]}
+{"window":1,"number":2,"cpus":[{"guest":5,"host":1,"switches":1,"halts":0,"by_code":{}},{"guest":6,"host":2,"switches":3,"halts":0,"by_code":{}}]}
+{"window":null,"number":3,"cpus":[]}
+"#;
+
+    #[test]
+    fn the_inner_window_counts_and_all_cpus_are_summed() {
+        let console = "boot\nbench: boot output 6.1 clock tsc\nbench: a ns 7\nbench: a interrupt nvme0q1 10\n\
+                       bench: a output reads=10 ms=1\nbench: a status 0\nbench: a operations 10\n\
+                       [  1.0] xbench: b ns 1\nbench: end status 0\n";
+        let works = works(console, COUNTS).unwrap();
+        assert_eq!((works.len(), works[0].operations, works[0].counted.guest), (2, 10, 100));
+        assert_eq!(works[0].interrupts["nvme0q1"], 10);
+        assert_eq!((works[1].counted.guest, works[1].counted.switches), (11, 4));
+    }
+
+    #[test]
+    fn a_work_that_failed_says_so_and_a_window_that_is_missing_is_an_error() {
+        let works = works("bench: a output no device\nbench: a status 1\n", COUNTS).unwrap();
+        assert_eq!(works[0].failed.as_deref(), Some("a: 1 (no device)"));
+        assert!(super::works("bench: a ns 1\n", "").is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! Figures with their spread, and where they come from: the file of results.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nexit::failure::{Failure, OrFailed, Result};
+use nexit::tool::Tool;
+use serde::{Deserialize, Serialize};
+
+use crate::mode::Mode;
+use crate::reading::{Measured, reason};
+
+/// How a figure was obtained.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum How {
+    /// By the TCG plugin, every instruction and world switch.
+    Counted,
+    /// By the guest's kernel.
+    Reported,
+    /// By the guest's clock, which is the host's time: it says little in an emulator.
+    Timed,
+}
+
+/// Instructions of all levels for each operation.
+pub(crate) const INSTRUCTIONS: &str = "instructions";
+/// Of these, the first CPU's: the second one's background is not the work.
+pub(crate) const FIRST_CPU: &str = "instructions of the first CPU";
+/// Of these, the hypervisor's.
+pub(crate) const HYPERVISOR: &str = "hypervisor instructions";
+/// World switches for each operation.
+pub(crate) const EXITS: &str = "exits";
+/// World switches for each interrupt that the guest's kernel counted.
+pub(crate) const EXITS_PER_INTERRUPT: &str = "exits per interrupt";
+/// Interrupts for each operation.
+pub(crate) const INTERRUPTS: &str = "interrupts";
+/// Hypervisor instructions for each exit.
+pub(crate) const PER_EXIT: &str = "hypervisor instructions per exit";
+/// Nanoseconds of the guest for each operation.
+pub(crate) const TIME: &str = "ns";
+/// In front of an exit reason: exits of it in the whole work.
+pub(crate) const BY_REASON: &str = "exits by ";
+
+/// One figure of one work in one mode.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    /// The work.
+    pub(crate) work: String,
+    /// Where.
+    pub(crate) mode: Mode,
+    /// What (`instructions` …), for each operation unless it says otherwise.
+    pub(crate) figure: String,
+    /// How it was obtained.
+    pub(crate) how: How,
+    /// From so many repetitions.
+    pub(crate) n: usize,
+    /// The least.
+    pub(crate) min: f64,
+    /// The one in the middle.
+    pub(crate) median: f64,
+    /// The most.
+    pub(crate) max: f64,
+}
+
+/// A file of results.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Results {
+    /// When, UTC.
+    pub(crate) date: String,
+    /// The commit.
+    pub(crate) revision: String,
+    /// The tree held more than the commit.
+    pub(crate) modified: bool,
+    /// The host, versions, settings, in words.
+    pub(crate) machine: BTreeMap<String, String>,
+    /// What went wrong, such as a mode that hung.
+    pub(crate) notes: Vec<String>,
+    /// The figures.
+    pub(crate) figures: Vec<Figure>,
+}
+
+impl Results {
+    /// A figure's median.
+    pub(crate) fn median(&self, work: &str, mode: Mode, figure: &str) -> Option<f64> {
+        self.find(work, mode, figure).map(|figure| figure.median)
+    }
+
+    /// A figure.
+    pub(crate) fn find(&self, work: &str, mode: Mode, figure: &str) -> Option<&Figure> {
+        let same = |f: &&Figure| f.work == work && f.mode == mode && f.figure == figure;
+        self.figures.iter().find(same)
+    }
+
+    /// The works, in the order in which they ran.
+    pub(crate) fn works(&self) -> Vec<&str> {
+        let mut works = Vec::new();
+        for figure in &self.figures {
+            if !works.contains(&figure.work.as_str()) {
+                works.push(figure.work.as_str());
+            }
+        }
+        works
+    }
+
+    /// The modes that ran, in their order.
+    pub(crate) fn modes(&self) -> Vec<Mode> {
+        let ran = |mode: &Mode| self.figures.iter().any(|figure| figure.mode == *mode);
+        Mode::ALL.into_iter().filter(ran).collect()
+    }
+}
+
+/// The figures of one measurement.
+pub(crate) fn figures(mode: Mode, measured: &Measured) -> Vec<(String, How, f64)> {
+    let counted = &measured.counted;
+    let each = |count: u64| count as f64 / measured.operations as f64;
+    // On the bare machine nobody is below the one that runs.
+    let hypervisor = if mode == Mode::Bare { 0 } else { counted.host };
+    let interrupts: u64 = measured.interrupts.values().sum();
+    let mut list = vec![
+        (INSTRUCTIONS.to_owned(), How::Counted, each(counted.guest + counted.host)),
+        (FIRST_CPU.to_owned(), How::Counted, each(measured.first_cpu)),
+        (HYPERVISOR.to_owned(), How::Counted, each(hypervisor)),
+        (EXITS.to_owned(), How::Counted, each(counted.switches)),
+        ("halts".to_owned(), How::Counted, each(counted.halts)),
+    ];
+    if measured.ns > 0 {
+        list.push((TIME.to_owned(), How::Timed, each(measured.ns)));
+    }
+    if interrupts > 0 {
+        list.push((INTERRUPTS.to_owned(), How::Reported, each(interrupts)));
+        let per = counted.switches as f64 / interrupts as f64;
+        list.push((EXITS_PER_INTERRUPT.to_owned(), How::Counted, per));
+    }
+    if mode != Mode::Bare && counted.switches > 0 {
+        let per = hypervisor as f64 / counted.switches as f64;
+        list.push((PER_EXIT.to_owned(), How::Counted, per));
+    }
+    for (line, count) in &measured.interrupts {
+        list.push((format!("interrupts of {line}, in all"), How::Reported, *count as f64));
+    }
+    for (code, cost) in counted.by_code.iter().filter(|(_, cost)| cost.exits > 0) {
+        let name = format!("{BY_REASON}{}, in all", reason(code));
+        list.push((name, How::Counted, cost.exits as f64));
+    }
+    list
+}
+
+/// Puts the repetitions together.
+pub(crate) fn aggregate(runs: &[(Mode, Vec<Measured>)]) -> Vec<Figure> {
+    let mut keys: Vec<(String, Mode, String, How)> = Vec::new();
+    let mut values: BTreeMap<(String, Mode, String), Vec<f64>> = BTreeMap::new();
+    for (mode, works) in runs {
+        for measured in works {
+            for (figure, how, value) in figures(*mode, measured) {
+                let key = (measured.work.clone(), *mode, figure.clone());
+                let list = values.entry(key).or_default();
+                if list.is_empty() {
+                    keys.push((measured.work.clone(), *mode, figure, how));
+                }
+                list.push(value);
+            }
+        }
+    }
+    let of_key = |(work, mode, figure, how): (String, Mode, String, How)| {
+        let mut list = values.remove(&(work.clone(), mode, figure.clone())).unwrap_or_default();
+        list.sort_by(f64::total_cmp);
+        let at = |index: usize| list.get(index).copied().unwrap_or_default();
+        let (n, half) = (list.len(), list.len() / 2);
+        let median =
+            if n % 2 == 1 { at(half) } else { (at(half.saturating_sub(1)) + at(half)) / 2.0 };
+        Figure { work, mode, figure, how, n, min: at(0), median, max: at(n.saturating_sub(1)) }
+    };
+    keys.into_iter().map(of_key).collect()
+}
+
+/// Date, revision, host and versions.
+pub(crate) fn about(kernel: &str) -> Results {
+    let say = |program: &str, arguments: &[&str]| {
+        let output = Tool::new(program).args(arguments).output().unwrap_or_default();
+        output.lines().next().unwrap_or_default().trim().to_owned()
+    };
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let machine = BTreeMap::from([
+        ("host CPU".to_owned(), model.map_or_else(String::new, |(_, name)| name.to_owned())),
+        ("host CPUs".to_owned(), cpus.to_string()),
+        ("host load before".to_owned(), load_average()),
+        ("emulator".to_owned(), say("qemu-system-x86_64", &["--version"])),
+        ("guest kernel".to_owned(), kernel.to_owned()),
+        ("compiler".to_owned(), say("rustc", &["--version"])),
+    ]);
+    Results {
+        date: say("date", &["--utc", "+%Y-%m-%dT%H:%M:%SZ"]),
+        revision: say("git", &["rev-parse", "--short", "HEAD"]),
+        modified: !say("git", &["status", "--porcelain"]).is_empty(),
+        machine,
+        ..Results::default()
+    }
+}
+
+/// The host's, over a minute: what else ran beside.
+pub(crate) fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Reads a file of results.
+pub(crate) fn load(path: &Path) -> Result<Results> {
+    let text = fs::read_to_string(path).or_failed("read", path)?;
+    serde_json::from_str(&text)
+        .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+}
+
+/// Writes a file of results into `folder`, named after date and revision.
+pub(crate) fn save(results: &Results, folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).or_failed("create", folder)?;
+    let day: String = results.date.chars().filter(|c| !"-:".contains(*c)).collect();
+    let path = folder.join(format!("{day}-{}.json", results.revision));
+    let text = serde_json::to_string_pretty(results)
+        .map_err(|error| Failure::Failed(format!("cannot write results: {error}")))?;
+    fs::write(&path, text + "\n").or_failed("write", &path)?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reading::{Cost, Cpu};
+
+    fn measured(host: u64) -> Measured {
+        let by_code = BTreeMap::from([("0x60".to_owned(), Cost { exits: 20, instructions: host })]);
+        Measured {
+            work: "reads".to_owned(),
+            operations: 10,
+            interrupts: BTreeMap::from([("nvme0q1".to_owned(), 10)]),
+            counted: Cpu { guest: 1000, host, switches: 20, by_code, ..Cpu::default() },
+            ..Measured::default()
+        }
+    }
+
+    #[test]
+    fn figures_are_for_each_operation_with_their_spread() {
+        let runs: Vec<_> =
+            [900, 100, 200].map(|host| (Mode::Exiting, vec![measured(host)])).to_vec();
+        let results = Results { figures: aggregate(&runs), ..Results::default() };
+        let figure = results.find("reads", Mode::Exiting, INSTRUCTIONS).unwrap();
+        assert_eq!((figure.n, figure.min, figure.median, figure.max), (3, 110.0, 120.0, 190.0));
+        assert_eq!(results.median("reads", Mode::Exiting, EXITS_PER_INTERRUPT), Some(2.0));
+        let by_reason = "exits by external_interrupt, in all";
+        assert_eq!(results.median("reads", Mode::Exiting, by_reason), Some(20.0));
+    }
+
+    #[test]
+    fn a_bare_machine_has_no_hypervisor() {
+        let results = Results {
+            figures: aggregate(&[(Mode::Bare, vec![measured(5)])]),
+            ..Results::default()
+        };
+        assert_eq!(results.median("reads", Mode::Bare, HYPERVISOR), Some(0.0));
+        assert_eq!(results.median("reads", Mode::Bare, INSTRUCTIONS), Some(100.5));
+        assert_eq!((results.works(), results.modes()), (vec!["reads"], vec![Mode::Bare]));
+    }
+}
