@@ -11,19 +11,22 @@ use arch::{Bdf, Width};
 use crate::capability::{self, find};
 use crate::header::{BAR0, BAR5, CACHE_LINE_SIZE, Command, Function, HeaderType, VENDOR_ID};
 
-/// Clears Bus Master of every function but bridges, which only forward, and takes their INTx: a line
-/// that a guest gets may be another function's too. To be called before DMA translation is switched
-/// on: firmware hands some devices over as bus masters.
+/// Clears Bus Master of every function but bridges, and takes their INTx: a line that a guest gets may
+/// be another function's too. Bridges that lead to a bus forward what masters there: no guest sees them
+/// to switch that on. To be called before DMA translation is switched on: firmware hands some devices
+/// over as bus masters.
 pub fn quiesce<'a>(
     space: &mut impl ConfigSpace,
     functions: impl IntoIterator<Item = &'a Function>,
 ) {
     for function in functions {
-        if function.header == HeaderType::Device {
-            let command = Command::read(space, function.bdf);
-            let quiet = (command - Command::BUS_MASTER) | Command::INTERRUPT_DISABLE;
-            quiet.write(space, function.bdf);
-        }
+        let command = Command::read(space, function.bdf);
+        let wanted = match function.header {
+            HeaderType::Device => (command - Command::BUS_MASTER) | Command::INTERRUPT_DISABLE,
+            HeaderType::Bridge { secondary: 1.., .. } => command | Command::BUS_MASTER,
+            HeaderType::Bridge { .. } | HeaderType::Unknown(_) => continue,
+        };
+        wanted.write(space, function.bdf);
     }
 }
 
@@ -262,15 +265,17 @@ mod tests {
     }
 
     #[test]
-    fn quiesce_leaves_no_bus_master_but_bridges() {
+    fn quiesce_leaves_no_bus_master_but_bridges_that_lead_somewhere() {
         let mut space = FakeSpace::default();
         space.device(AT, 0).bytes[4] = 7;
-        let bridge = Bdf::new(0, 1, 0);
+        let (bridge, unused) = (Bdf::new(0, 1, 0), Bdf::new(0, 2, 0));
         space.bridge(bridge, 1);
-        space.write(bridge, 4, Width::Word, 7);
+        space.bridge(unused, 0);
+        space.write(bridge, 4, Width::Word, 3);
         let functions: Vec<_> = scan(&space, [0]).collect();
         quiesce(&mut space, &functions);
         assert_eq!(space.read(AT, 4, Width::Word), 0x403);
         assert_eq!(space.read(bridge, 4, Width::Word), 7);
+        assert_eq!(space.read(unused, 4, Width::Word), 0);
     }
 }
