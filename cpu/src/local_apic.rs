@@ -10,6 +10,9 @@ const SIVR_ENABLE: u64 = 1 << 8;
 /// The spurious vector: priority class 15, never granted, needs no EOI.
 const SPURIOUS_VECTOR: u64 = 0xff;
 const LVT_MASKED: u64 = 1 << 16;
+/// The task-priority threshold in the host's own windows: a guest can send itself vectors 16 to 31,
+/// and in the host's IDT those are exceptions, some with an error code that no interrupt pushes.
+const HOST_PRIORITY: u64 = 0x1f;
 
 /// Proof that this CPU's local APIC is in x2APIC mode.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,7 @@ impl LocalApic {
         self.id
     }
 
-    /// Software-enables the APIC with every local source masked and the priority threshold at 0.
+    /// Software-enables the APIC with every local source masked, and no vector below 32 let through.
     pub fn reset(self) {
         let lvts = [
             msr::IA32_X2APIC_LVT_TIMER,
@@ -67,11 +70,17 @@ impl LocalApic {
         // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
         unsafe { write_msr(msr::IA32_X2APIC_SIVR, SIVR_ENABLE | SPURIOUS_VECTOR) };
         // SAFETY: as above.
-        unsafe { write_msr(msr::IA32_X2APIC_TPR, 0) };
+        unsafe { write_msr(msr::IA32_X2APIC_TPR, HOST_PRIORITY) };
         for lvt in lvts {
             // SAFETY: these four exist in every local APIC.
             unsafe { write_msr(lvt, LVT_MASKED) };
         }
+    }
+
+    /// Lets every vector through, as after a reset of the CPU: a guest takes it over.
+    pub fn hand_over(self) {
+        // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
+        unsafe { write_msr(msr::IA32_X2APIC_TPR, 0) };
     }
 
     /// Sends `vector` to this CPU itself (SDM "SELF IPI Register").
@@ -124,7 +133,8 @@ impl LocalApic {
     }
 
     /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's
-    /// is left in this APIC.
+    /// is left in this APIC but requests for the vectors 16 to 31, which the host cannot take: they
+    /// wait for the guest's next life.
     ///
     /// # Safety
     /// As for [`Self::nap`].
@@ -137,7 +147,7 @@ impl LocalApic {
                 let in_service = unsafe { read_msr(msr::IA32_X2APIC_ISR0 + word) };
                 // SAFETY: as above, for the eight IRRs.
                 let requested = unsafe { read_msr(msr::IA32_X2APIC_IRR0 + word) };
-                in_service | requested != 0
+                in_service | if word == 0 { 0 } else { requested } != 0
             });
             if !pending {
                 return;

@@ -45,6 +45,8 @@ pub(crate) trait Backend: Sized + 'static {
     fn nap(apic: LocalApic);
     /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
     fn drain(apic: LocalApic);
+    /// Gives the local APIC of a CPU to a guest that takes its interrupts in `mode`.
+    fn hand_over(apic: LocalApic, mode: InterruptMode);
     /// Makes a virtual CPU on this CPU.
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
 }
@@ -100,6 +102,10 @@ impl Backend for VtX {
     fn drain(apic: LocalApic) {
         // SAFETY: as for `nap`.
         unsafe { apic.drain() };
+    }
+
+    fn hand_over(apic: LocalApic, _: InterruptMode) {
+        apic.hand_over();
     }
 
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
@@ -164,6 +170,14 @@ impl Backend for AmdV {
         set_global_interrupt_flag();
         // SAFETY: as for `nap`.
         unsafe { apic.drain() };
+    }
+
+    /// In the exiting mode the host takes the interrupts through its own IDT, and the guest's
+    /// priority is virtual (V_TPR).
+    fn hand_over(apic: LocalApic, mode: InterruptMode) {
+        if mode == InterruptMode::Exitless {
+            apic.hand_over();
+        }
     }
 
     fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {

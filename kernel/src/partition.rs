@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::msr::{MsrPass, PortRange};
-use arch::vcpu::StartState;
+use arch::vcpu::{InterruptMode, StartState};
 use arch::{ApicId, Bdf, Hpa};
 use config::{Afterwards, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
@@ -186,6 +186,11 @@ impl<B: Backend> Partition<B> {
             RESTART => true,
             _ => then == Afterwards::Restart,
         }
+    }
+
+    /// How its interrupts come.
+    pub(crate) fn interrupts(&self) -> InterruptMode {
+        self.guest.interrupts
     }
 
     /// Makes it as it was before its first instruction: devices reset, memory scrubbed and loaded.

@@ -67,10 +67,15 @@ impl<B: Backend> Running<B> {
         self.cpu = self.partition.cpu_state(self.cpu.index);
         self.waiting = self.cpu.index != 0;
         if !self.waiting {
-            self.vcpu.load(&self.partition.start);
+            self.enter(&self.partition.start, processor);
         }
         self.vcpu.set_interrupt_window(false);
         self.vcpu.flush_nested();
+    }
+
+    fn enter(&mut self, state: &StartState, processor: &Processor) {
+        self.vcpu.load(state);
+        B::hand_over(processor.apic, self.partition.interrupts());
     }
 
     fn until_the_end(&mut self, processor: &Processor) {
@@ -85,7 +90,7 @@ impl<B: Backend> Running<B> {
             if self.waiting {
                 match seat.take_start() {
                     Some(vector) => {
-                        self.vcpu.load(&StartState::after_sipi(vector));
+                        self.enter(&StartState::after_sipi(vector), processor);
                         self.waiting = false;
                     }
                     None => self.nap(processor),

@@ -4,7 +4,7 @@ use arch::Gpa;
 use arch::machine::{GuestMemory, Machine};
 use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_SIVR, IA32_X2APIC_TPR};
 use arch::register::Gpr;
-use arch::vcpu::Vcpu;
+use arch::vcpu::{InterruptMode, Vcpu};
 use eli::apic::RESET_WRITES;
 use eli::{ApicAction, ApicRead};
 
@@ -91,7 +91,8 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// A guest that switches its APIC off leaves no timer running in the physical one and nothing in
-    /// service; what else is requested waits there until it switches it on again.
+    /// service; what else is requested waits there until it switches it on again. The physical priority
+    /// is the host's in the exiting mode.
     fn write_apic_base(&mut self, value: u64) -> bool {
         const HOLDS_ALL: u64 = 0xff;
         let page = Gpa::new(value).page();
@@ -111,11 +112,16 @@ impl<P: Platform> Context<'_, P> {
         if is_on == was_on {
             return allowed;
         }
+        let exitless = self.vm.mode == InterruptMode::Exitless;
         for (msr, value) in RESET_WRITES {
-            self.machine.write_msr(msr, value);
+            if exitless || msr != IA32_X2APIC_TPR {
+                self.machine.write_msr(msr, value);
+            }
         }
         if !is_on {
-            self.machine.write_msr(IA32_X2APIC_TPR, HOLDS_ALL);
+            if exitless {
+                self.machine.write_msr(IA32_X2APIC_TPR, HOLDS_ALL);
+            }
             self.end_all_in_service();
         }
         allowed

@@ -80,6 +80,16 @@ fn an_apic_that_is_switched_off_leaves_no_timer_running() {
 }
 
 #[test]
+fn the_physical_priority_is_the_guests_own_in_the_exitless_mode_alone() {
+    for (mode, priority) in [(InterruptMode::Exitless, 0xff), (InterruptMode::Exiting, 0x1f)] {
+        let mut world = World::new(mode);
+        world.machine.msrs.insert(IA32_X2APIC_TPR, 0x1f);
+        world.wrmsr(IA32_APIC_BASE, 0xfee0_0100);
+        assert_eq!(world.machine.msrs[&IA32_X2APIC_TPR], priority);
+    }
+}
+
+#[test]
 fn the_clock_is_seen_even_in_the_page_of_the_idt() {
     let mut world = World::with_idt();
     world.lidt(IDT, 16 * 0x80 - 1);
