@@ -88,7 +88,7 @@ impl<B: Backend> Running<B> {
             }
             self.carry_out(requests, processor);
             if self.waiting {
-                match seat.take_start() {
+                match requests.start() {
                     Some(vector) => {
                         self.enter(&StartState::after_sipi(vector), processor);
                         self.waiting = false;

@@ -1,7 +1,8 @@
 //! A virtual CPU's seat on its physical processor: what other processors may ask of it.
 //!
 //! A request is a bit here and an NMI there: the NMI makes the guest exit, whatever it does, and the
-//! run loop looks at the bits before it enters again.
+//! run loop looks at the bits before it enters again. A start-up IPI is in the same word as the INIT
+//! before it, so that the two are seen in their order.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,8 +18,9 @@ const INIT: u32 = 1 << 1;
 const NMI: u32 = 1 << 2;
 const STOP: u32 = 1 << 3;
 const REGISTERS: u32 = 1 << 4;
-/// In `start`: no start-up IPI has come.
-const NO_START: u32 = u32::MAX;
+/// A start-up IPI came after the last INIT; its vector is in the top byte.
+const START: u32 = 1 << 5;
+const START_VECTOR: u32 = 24;
 
 /// One virtual CPU's seat.
 pub(crate) struct Seat {
@@ -27,7 +29,6 @@ pub(crate) struct Seat {
     /// Its number in the configuration.
     pub(crate) number: u32,
     requests: AtomicU32,
-    start: AtomicU32,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
     /// What the monitor showed of them last, and the TSC then.
@@ -46,6 +47,10 @@ impl Requests {
     /// INIT arrived.
     pub(crate) fn init(self) -> bool {
         self.0 & INIT != 0
+    }
+    /// The vector of a start-up IPI that came after it.
+    pub(crate) fn start(self) -> Option<u8> {
+        (self.0 & START != 0).then_some((self.0 >> START_VECTOR) as u8)
     }
     /// A non-maskable interrupt for the guest.
     pub(crate) fn nmi(self) -> bool {
@@ -67,7 +72,6 @@ impl Seat {
             processor,
             number,
             requests: AtomicU32::new(0),
-            start: AtomicU32::new(NO_START),
             counters: Mutex::new(ExitCounters::new()),
             shown: Mutex::new((tsc(), ExitCounters::new())),
         }
@@ -76,7 +80,6 @@ impl Seat {
     /// Forgets what was asked and counted: the guest begins anew.
     pub(crate) fn forget_requests(&self) {
         self.requests.store(0, Ordering::Release);
-        self.start.store(NO_START, Ordering::Release);
         *self.counters.lock() = ExitCounters::new();
         *self.shown.lock() = (tsc(), ExitCounters::new());
     }
@@ -91,44 +94,37 @@ impl Seat {
         Requests(self.requests.swap(0, Ordering::AcqRel))
     }
 
-    /// The vector of a start-up IPI that came since the last INIT.
-    pub(crate) fn take_start(&self) -> Option<u8> {
-        let vector = self.start.swap(NO_START, Ordering::AcqRel);
-        (vector != NO_START).then_some(vector as u8)
-    }
-
     /// Asks for `what`, from the processor with `own`.
     pub(crate) fn ask(&self, own: LocalApic, what: CpuRequest) {
         match what {
-            CpuRequest::Init => {
-                self.start.store(NO_START, Ordering::Release);
-                self.call(own, INIT);
-            }
+            CpuRequest::Init => self.call(own, START | 0xff << START_VECTOR, INIT),
             CpuRequest::Start(vector) => {
-                self.start.store(u32::from(vector), Ordering::Release);
-                self.call(own, 0);
+                let bits = START | u32::from(vector) << START_VECTOR;
+                self.call(own, 0xff << START_VECTOR, bits);
             }
-            CpuRequest::Nmi => self.call(own, NMI),
+            CpuRequest::Nmi => self.call(own, 0, NMI),
         }
     }
 
     /// Has it drop what it has cached of the nested table.
     pub(crate) fn ask_to_flush(&self, own: LocalApic) {
-        self.call(own, FLUSH);
+        self.call(own, 0, FLUSH);
     }
 
     /// Has it log its registers.
     pub(crate) fn ask_for_registers(&self, own: LocalApic) {
-        self.call(own, REGISTERS);
+        self.call(own, 0, REGISTERS);
     }
 
     /// Has it leave the guest for good.
     pub(crate) fn ask_to_stop(&self, own: LocalApic) {
-        self.call(own, STOP);
+        self.call(own, 0, STOP);
     }
 
-    fn call(&self, own: LocalApic, bit: u32) {
-        self.requests.fetch_or(bit, Ordering::AcqRel);
+    /// Takes `clear` out of the requests, puts `set` in, and calls the processor.
+    fn call(&self, own: LocalApic, clear: u32, set: u32) {
+        let change = |requests: u32| Some(requests & !clear | set);
+        let _ = self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         if self.processor != own.id() {
             own.send_nmi(self.processor);
         }
