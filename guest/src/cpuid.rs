@@ -169,8 +169,9 @@ impl CpuidPolicy {
             0 => CpuidResult { eax: highest, ..real },
             _ if leaf > highest => CpuidResult::default(),
             1 => self.features(real, asker),
-            // Cache descriptors, XSAVE, TLB parameters, tiles, AVX10: as the CPU is.
-            2 | 0xd | 0x18 | 0x1d | 0x1e | 0x24 => real,
+            0xd => extended_state(subleaf, real),
+            // Cache descriptors, TLB parameters, tiles, AVX10: as the CPU is.
+            2 | 0x18 | 0x1d | 0x1e | 0x24 => real,
             4 => self.intel_cache(real),
             6 => CpuidResult { eax: real.eax & SHOWN_6_EAX, ..CpuidResult::default() },
             7 => structured_features(subleaf, real, asker.cr4),
@@ -344,6 +345,17 @@ impl CpuidPolicy {
     }
 }
 
+/// Leaf 0xD: the CPU's own, without what IA32_XSS would enable (subleaf 1 ECX and EDX; components
+/// whose ECX bit 0 is set).
+fn extended_state(subleaf: u32, real: CpuidResult) -> CpuidResult {
+    match subleaf {
+        0 => real,
+        1 => CpuidResult { ecx: 0, edx: 0, ..real },
+        _ if real.ecx & 1 != 0 => CpuidResult::default(),
+        _ => real,
+    }
+}
+
 /// Leaf 7.
 fn structured_features(subleaf: u32, real: CpuidResult, cr4: u64) -> CpuidResult {
     match subleaf {
@@ -437,6 +449,16 @@ mod tests {
             assert_eq!(ask(vendor, &[0], 0, 0x8000_000a, 0), CpuidResult::default());
             assert_eq!(ask(vendor, &[0], 0, 0x8000_0022, 0), CpuidResult::default());
         }
+    }
+
+    #[test]
+    fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
+        let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 0), all);
+        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 1), CpuidResult { ecx: 0, edx: 0, ..all });
+        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 2), CpuidResult::default());
+        let avx = CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 };
+        assert_eq!(extended_state(2, avx), avx);
     }
 
     #[test]

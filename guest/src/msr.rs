@@ -58,7 +58,7 @@ enum EferFeature {
 }
 
 /// The MSRs that pass on every CPU. One that the CPU lacks raises #GP by itself.
-const PASSES: [MsrPass; 9] = [
+const PASSES: [MsrPass; 8] = [
     both(IA32_SYSENTER_CS, IA32_SYSENTER_EIP),
     both(IA32_STAR, IA32_FMASK),
     both(IA32_FS_BASE, IA32_KERNEL_GS_BASE),
@@ -68,7 +68,6 @@ const PASSES: [MsrPass; 9] = [
     both(IA32_SPEC_CTRL, IA32_PRED_CMD),
     MsrPass { first: IA32_FLUSH_CMD, last: IA32_FLUSH_CMD, read: false, write: true },
     both(IA32_XFD, IA32_XFD_ERR),
-    both(IA32_XSS, IA32_XSS),
 ];
 
 const fn both(first: u32, last: u32) -> MsrPass {
@@ -143,7 +142,7 @@ impl Msrs {
             IA32_PAT => vcpu.pat(),
             IA32_EFER => vcpu.efer(),
             IA32_TSC_ADJUST | IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
-            IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL => 0,
+            IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL | IA32_XSS => 0,
             IA32_ARCH_CAPABILITIES => match machine.read_msr(msr) {
                 Some(real) => real & ARCH_CAPABILITIES_SHOWN,
                 None => return MsrOutcome::GeneralProtection,
@@ -191,7 +190,9 @@ impl Msrs {
             IA32_EFER => self.write_efer(value, vcpu, machine),
             // Written before CPUID, to make it fill the revision in; and features that are not there.
             IA32_BIOS_SIGN_ID | IA32_DEBUGCTL => MsrOutcome::Done,
-            IA32_MCG_STATUS => done_if(value == 0),
+            // XRSTORS loads MSRs that do not pass: of a component that is not enabled, none. Processor
+            // Trace writes to physical addresses, user interrupts go to any local APIC.
+            IA32_MCG_STATUS | IA32_XSS => done_if(value == 0),
             KVM_SYSTEM_TIME_NEW => self.write_system_time(value, machine, memory),
             KVM_WALL_CLOCK_NEW => self.write_wall_clock(value, machine, memory),
             _ => self.write_of_vendor(msr, value),
@@ -461,8 +462,18 @@ mod tests {
     }
 
     #[test]
-    fn performance_counters_and_aperf_do_not_pass() {
-        for msr in [0xe7, 0xe8, 0xc1, 0x186, 0x10, 0x1b, 0x277, 0xc000_0080, 0x3a] {
+    fn no_supervisor_state_can_be_enabled_through_which_xrstors_would_load_an_msr() {
+        let mut rig = Rig::new(Vendor::Intel);
+        for component in 0..64 {
+            assert_eq!(rig.write(IA32_XSS, 1 << component), GeneralProtection, "{component}");
+        }
+        assert_eq!((rig.write(IA32_XSS, 0), rig.read(IA32_XSS)), (Done, Value(0)));
+        assert!(rig.machine.msrs.is_empty());
+    }
+
+    #[test]
+    fn performance_counters_aperf_and_xss_do_not_pass() {
+        for msr in [0xda0, 0xe7, 0xe8, 0xc1, 0x186, 0x10, 0x1b, 0x277, 0xc000_0080, 0x3a] {
             let hit = passes().iter().any(|pass| (pass.first..=pass.last).contains(&msr));
             assert!(!hit, "{msr:#x}");
         }
