@@ -12,13 +12,19 @@ use arch::{ApicId, Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use mem::table::Format;
-use mem::{Access, Flush, MapError, MemoryType, Table};
+use mem::{Access, Allowance, Flush, MapError, MemoryType, Table};
 
 use crate::console;
 use crate::memory::Memory;
 use crate::ram::GuestRam;
 use crate::routes::Routes;
 use crate::seat::Seat;
+
+/// So many frames may a guest's nested table take once the guest runs, for the places to which it
+/// moves its BARs and IDTs. A BAR beyond is reached by exits.
+const MOST_FRAMES: u32 = 2048;
+/// So many failures to change it are logged.
+const MOST_FAILURES_LOGGED: u8 = 8;
 
 /// When the hypervisor read the machine's clock, and what it said.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +45,10 @@ pub(crate) struct GuestMachine<F> {
     memory: Memory,
     nested: Table<F>,
     nested_changed: bool,
+    /// Frames that the nested table may still take.
+    frames: u32,
+    /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
+    failures: u8,
     ram: GuestRam,
     shadow: Vec<ShadowPage>,
     apic: LocalApic,
@@ -71,6 +81,8 @@ impl<F: Format> GuestMachine<F> {
             memory,
             nested,
             nested_changed: false,
+            frames: MOST_FRAMES,
+            failures: 0,
             ram,
             shadow,
             apic,
@@ -114,7 +126,7 @@ impl<F: Format> GuestMachine<F> {
 
     /// Maps a BAR.
     fn map(&mut self, gpa: Gpa, hpa: Hpa, length: u64, kind: MemoryType) {
-        let mut memory = self.memory;
+        let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
         let access = Access::READ_WRITE;
         let result = self.nested.map(&mut memory, gpa.as_u64(), hpa, length, access, kind);
         self.changed(result, "mapping a BAR");
@@ -124,7 +136,11 @@ impl<F: Format> GuestMachine<F> {
         match result {
             // The run loop flushes before the guest runs again.
             Ok(flush) => flush.nothing_cached(),
-            Err(error) => console::logln!("{what}: {error}"),
+            Err(error) if self.failures < MOST_FAILURES_LOGGED => {
+                self.failures += 1;
+                console::logln!("{what}: {error}");
+            }
+            Err(_) => {}
         }
         self.nested_changed = true;
     }
@@ -256,7 +272,7 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn unmap(&mut self, gpa: Gpa, length: u64) {
-        let mut memory = self.memory;
+        let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
         let result = self.nested.unmap(&mut memory, gpa.as_u64(), length);
         self.changed(result, "unmapping a BAR");
     }
@@ -274,7 +290,7 @@ impl<F: Format> Machine for GuestMachine<F> {
             };
             let (hpa, access) =
                 if shadowed { (frame, Access::READ_EXECUTE) } else { (real, Access::ALL) };
-            let mut memory = self.memory;
+            let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
             let (gpa, length) = (at.page().as_u64(), arch::address::PAGE_SIZE);
             let kind = MemoryType::WriteBack;
             let result = self.nested.replace(&mut memory, gpa, hpa, length, access, kind);

@@ -2,6 +2,7 @@
 //!
 //! * [`frames`]: which physical memory is free
 //! * [`table`]: map, replace, unmap and translate, for any [`table::Format`]
+//! * [`allowance`]: a limit to the frames that one table may take
 //! * [`formats`]: what an entry looks like for each reader (CPU, EPT, NPT, VT-d)
 //!
 //! Nothing here touches memory: the walker reads and writes through [`table::TableMemory`], which
@@ -9,12 +10,14 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod allowance;
 pub mod formats;
 pub mod frames;
 pub mod table;
 #[cfg(test)]
 mod testing;
 
+pub use allowance::Allowance;
 pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
 pub use table::{Access, Flush, MapError, Mapping, MemoryType, Table, TableMemory};
