@@ -212,7 +212,8 @@ pub trait Vcpu {
     fn cpl(&self) -> u8;
 
     /// Moves RIP over an instruction of `length` bytes that the hypervisor has carried out, and ends
-    /// the interrupt shadow of the instruction before it.
+    /// the interrupt shadow of the instruction before it. With RFLAGS.TF a single-step trap (#DB)
+    /// comes behind it.
     fn skip_instruction(&mut self, length: u8);
 
     /// Delivers `event` at the next entry. One at a time: a second call replaces the first.

@@ -6,7 +6,7 @@
 use arch::exit::Exit;
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{Event, EventKind, StartState, Vcpu};
+use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID, Intercepts3};
 use crate::decode::{VMEXIT_INTR, decode};
@@ -17,6 +17,8 @@ use crate::vmcb::{StateSaveArea, Vmcb};
 pub(crate) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// DR6 after reset.
 const DR6_RESET: u64 = 0xffff_0ff0;
+/// BS of DR6.
+const SINGLE_STEP: u64 = 1 << 14;
 /// DR7 after reset.
 const DR7_RESET: u64 = 0x400;
 /// Bit 0 of the VMCB's interrupt-shadow field.
@@ -187,6 +189,10 @@ impl Vcpu for SvmVcpu {
         let Vmcb { control, save } = self.vmcb_mut();
         save.rip = save.rip.wrapping_add(u64::from(length));
         control.interrupt_shadow &= !INTERRUPT_SHADOW;
+        if save.rflags & Rflags::TF.bits() != 0 {
+            save.dr6 |= SINGLE_STEP;
+            self.inject(Event::exception(exception::DB, None));
+        }
     }
 
     fn inject(&mut self, event: Event) {

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
-use arch::register::Gpr;
+use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
@@ -27,6 +27,8 @@ use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 /// DR7 and IA32_PAT after reset (SDM "IA-32 and Intel 64 Processor States Following Power-up, Reset,
 /// or INIT").
 const DR7_RESET: u64 = 0x400;
+/// BS of the pending debug exceptions and of DR6.
+const SINGLE_STEP: u64 = 1 << 14;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Field<W32>) {
@@ -205,6 +207,10 @@ impl Vcpu for VmxVcpu {
         let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
         if state & BLOCKING_BY_STI_OR_MOV_SS != 0 {
             self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
+        }
+        if self.rflags() & Rflags::TF.bits() != 0 {
+            let pending = self.vmcs.read(GUEST_PENDING_DEBUG_EXCEPTIONS);
+            self.vmcs.write(GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
         }
     }
 

@@ -55,6 +55,17 @@ fn a_new_virtual_cpu_is_one_that_vmrun_accepts_at_the_reset_state() {
 }
 
 #[test]
+fn a_single_step_traps_behind_an_instruction_that_was_carried_out() {
+    let mut vcpu = vcpu();
+    vcpu.skip_instruction(2);
+    assert!(!vcpu.injecting());
+    vcpu.set_rflags(2 | 1 << 8);
+    vcpu.skip_instruction(2);
+    let Vmcb { control, save } = vcpu.vmcb();
+    assert_eq!((control.eventinj, save.dr6 >> 14 & 1, save.rip), (0x8000_0301, 1, 4));
+}
+
+#[test]
 fn bad_setups_are_refused_by_name() {
     let asid = |asid| Some(SvmError::AsidOutOfRange { asid, asids: 16 });
     assert_eq!(refusal(|s| s.asid = 0), asid(0));
