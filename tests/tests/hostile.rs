@@ -1,0 +1,136 @@
+//! Guests that try to reach each other's memory, devices, ports and CPUs, and get nothing; their
+//! neighbour, which fills memory, counts and lets its timer run, notices nothing.
+
+use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload};
+
+const TIMEOUT: &[&str] = &["--timeout", "240"];
+
+/// A guest of `tests/payload/src/bin/hostile`.
+fn guest(name: &str, cpus: &str, attempt: &str, further: &str) -> String {
+    let kernel = Payload::new("hostile").path();
+    let kernel = kernel.display();
+    format!(
+        "[[guest]]\nname = \"{name}\"\ncpus = {cpus}\nmemory = \"16M\"\nkernel = \"{kernel}\"\n\
+         cmdline = \"{attempt}\"\n{further}\n"
+    )
+}
+
+/// The neighbour. So many passes over its memory that the others are done before.
+fn victim(emulator: Emulator, passes: (u32, u32)) -> String {
+    let passes = if emulator == Emulator::Qemu { passes.0 } else { passes.1 };
+    guest("victim", "[0]", &format!("victim {passes}"), "")
+}
+
+fn run(emulator: Emulator, name: &str, toml: &str) -> Outcome {
+    let emulator = emulator.to_string();
+    let options = [&["--emulator", &emulator], TIMEOUT].concat();
+    let folder = Folder::new(&format!("hostile-{name}-{emulator}"));
+    let outcome = folder.run(toml, &options, &Devices::none());
+    assert_eq!(outcome.guest_outcome("victim"), Some("poweroff"), "{outcome}");
+    assert!(!outcome.output.contains("FAILED"), "{outcome}");
+    for claim in ["its memory is as it wrote it", "its timer ran", "nobody interrupted it"] {
+        assert!(said(&outcome, "victim", claim), "{claim}\n{outcome}");
+    }
+    assert!(outcome.own_lines().any(|line| line == "nexit: all guests have ended"), "{outcome}");
+    outcome
+}
+
+/// Whether a guest said that `claim` holds.
+fn said(outcome: &Outcome, guest: &str, claim: &str) -> bool {
+    let start = format!("{guest}: payload: {claim}: ok (");
+    outcome.output.lines().any(|line| line.starts_with(&start))
+}
+
+/// Where the hypervisor said that a guest has ended; the end of the output where it did not.
+fn end_of(outcome: &Outcome, guest: &str) -> usize {
+    let start = format!("\nnexit: guest {guest}: ");
+    let ends = outcome.output.match_indices(&start).map(|(at, _)| at);
+    ends.filter(|at| outcome.output[*at..].lines().nth(1).is_some_and(|l| l.ends_with(" exits")))
+        .last()
+        .unwrap_or(outcome.output.len())
+}
+
+const CLAIMS: &[&str] = &[
+    "no MSR that reaches further can be written",
+    "no MSR of virtualization can be read",
+    "EFER shows no SVME",
+    "no instruction of virtualization works",
+    "the caches can be written back",
+    "no control register takes what it must not",
+    "CR0.CD can be set",
+    "a single step traps behind it",
+    "no descriptor behind the GDT is loaded",
+    "INT n of its own gate works",
+    "no address but its own leads anywhere",
+    "string instructions bring nothing",
+    "a string ends at the page that is not there",
+    "no port but its own leads anywhere",
+    "no function but its own is there",
+    "15 bytes of prefixes are an instruction",
+    "16 are a fault",
+    "LOCK MOV is undefined",
+    "an interrupt for others comes to nobody",
+    "NMIs to itself are its own",
+    "interrupts to itself are its own",
+    "nothing came that it did not send itself",
+    "its own second CPU runs after all this",
+];
+
+/// A guest with two CPUs tries everything, and leaves with interrupts pending that are exceptions in
+/// the host's own IDT.
+fn nothing_comes_through(emulator: Emulator, interrupts: &str) {
+    let hostile = guest("hostile", "[1, 2]", "all two", &format!("interrupts = \"{interrupts}\""));
+    let toml = victim(emulator, (1000, 60)) + &hostile;
+    let outcome = run(emulator, interrupts, &toml);
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert_eq!(outcome.guest_outcome("hostile"), Some("poweroff"), "{outcome}");
+    for claim in CLAIMS {
+        assert!(said(&outcome, "hostile", claim), "{claim}\n{outcome}");
+    }
+    let both = end_of(&outcome, "hostile") < end_of(&outcome, "victim");
+    assert!(both, "the neighbour watched to the end\n{outcome}");
+    let notes = outcome.own_lines().filter(|line| line.contains("where nothing is")).count();
+    assert!((1..=8).contains(&notes), "{notes} notes of what it did again and again\n{outcome}");
+}
+
+#[test]
+fn a_guest_reaches_nothing_that_is_not_its_own_on_amd_v() {
+    nothing_comes_through(Emulator::Qemu, "exitless");
+}
+
+#[test]
+fn nor_does_it_in_the_exiting_mode_on_amd_v() {
+    nothing_comes_through(Emulator::Qemu, "exiting");
+}
+
+#[test]
+fn a_guest_reaches_nothing_that_is_not_its_own_on_vt_x() {
+    nothing_comes_through(Emulator::Bochs, "exitless");
+}
+
+/// Each of these can only end the guest that does it; all of them at once, each on a CPU of its own.
+const ENDS: &[&str] = &["vector-load", "push", "call", "far", "stack", "idt", "tables", "rom"];
+
+fn who_breaks_itself_breaks_nothing_else(emulator: Emulator) {
+    let attempts = ENDS.iter().enumerate();
+    let others =
+        attempts.map(|(index, attempt)| guest(attempt, &format!("[{}]", index + 1), attempt, ""));
+    let toml = victim(emulator, (300, 6)) + &others.collect::<String>();
+    let outcome = run(emulator, "ends", &toml);
+    for attempt in ENDS {
+        assert_eq!(outcome.guest_outcome(attempt), Some("crash"), "{attempt}\n{outcome}");
+        let sentence = format!("nexit: guest {attempt}: stopped: ");
+        assert!(outcome.own_lines().any(|line| line.starts_with(&sentence)), "{outcome}");
+        assert!(end_of(&outcome, attempt) < end_of(&outcome, "victim"), "{attempt}\n{outcome}");
+    }
+}
+
+#[test]
+fn a_guest_that_breaks_itself_breaks_nothing_else_on_amd_v() {
+    who_breaks_itself_breaks_nothing_else(Emulator::Qemu);
+}
+
+#[test]
+fn a_guest_that_breaks_itself_breaks_nothing_else_on_vt_x() {
+    who_breaks_itself_breaks_nothing_else(Emulator::Bochs);
+}
