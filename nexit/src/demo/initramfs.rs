@@ -85,13 +85,32 @@ pub(crate) fn entries(
     Ok(entries)
 }
 
+/// What hackbench, which Debian links dynamically, needs of the machine that makes the image.
+const LIBRARIES: &[&str] = &[
+    "lib64/ld-linux-x86-64.so.2",
+    "lib/x86_64-linux-gnu/libc.so.6",
+    "lib/x86_64-linux-gnu/libpthread.so.0",
+];
+
+/// The load of interprocessor interrupts, from the unpacked package rt-tests.
+pub(super) fn add_hackbench(entries: &mut Vec<Entry>, package: &Path) -> Result<()> {
+    let program = package.join("usr/bin/hackbench");
+    let mut add = |path: &str, from: &Path| {
+        let contents = fs::read(from).or_failed("read", from)?;
+        entries.push((path.to_owned(), Node::File(contents, true)));
+        Ok(())
+    };
+    add("bin/hackbench", &program)?;
+    LIBRARIES.iter().try_for_each(|path| add(path, &Path::new("/").join(path)))
+}
+
 /// Folders, the console (the kernel opens it before `init` can mount anything), and busybox's
 /// names.
 #[must_use]
 pub fn skeleton() -> Vec<Entry> {
     let folders = ["bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "sys"];
-    let mut entries: Vec<Entry> =
-        folders.iter().map(|folder| ((*folder).to_owned(), Node::Folder)).collect();
+    let folders = folders.into_iter().chain(["lib64", "lib/x86_64-linux-gnu"]);
+    let mut entries: Vec<Entry> = folders.map(|folder| (folder.to_owned(), Node::Folder)).collect();
     entries.push(("dev/console".to_owned(), Node::CharacterDevice(5, 1)));
     let link = |name: &&str| (format!("bin/{name}"), Node::Link("busybox".to_owned()));
     entries.extend(APPLETS.iter().map(link));

@@ -48,15 +48,21 @@ pub fn fetch(flavour: Flavour, cache: &Path) -> Result<Kernel> {
             flavour.package()
         ))
     })?;
-    let folder = cache.join(&package);
-    if !folder.join("boot").is_dir() {
-        unpack(&package, cache, &folder)?;
-    }
+    let folder = package_folder(&package, cache)?;
     let image = only_entry(&folder.join("boot"), "vmlinuz-")?;
     Ok(Kernel { image, modules: only_entry(&folder.join("lib/modules"), "")? })
 }
 
-/// Unpacks beside the folder and renames, so that a run that was cut short leaves no half kernel.
+/// The folder below `cache` where `package` lies unpacked; fetched if it is not there.
+pub(super) fn package_folder(package: &str, cache: &Path) -> Result<PathBuf> {
+    let folder = cache.join(package);
+    if !folder.is_dir() {
+        unpack(package, cache, &folder)?;
+    }
+    Ok(folder)
+}
+
+/// Unpacks beside the folder and renames, so that a run that was cut short leaves nothing half.
 fn unpack(package: &str, cache: &Path, folder: &Path) -> Result<()> {
     println!("nexit: fetching {package}");
     let partial = cache.join(format!("{package}.partial"));

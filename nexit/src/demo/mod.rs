@@ -35,7 +35,11 @@ pub(crate) fn build(
     disk::build(output)?;
     let modules = Modules::find(&kernel.modules)?;
     let payload = disk::checksum(&output.join("payload.bin"))?;
-    let entries = initramfs::entries(&modules, scripts, programs, &payload)?;
+    let mut entries = initramfs::entries(&modules, scripts, programs, &payload)?;
+    if flavour == Flavour::Stock {
+        let package = kernel::package_folder("rt-tests", &cache)?;
+        initramfs::add_hackbench(&mut entries, &package)?;
+    }
     let initrd = output.join("initrd.img");
     fs::write(&initrd, cpio::archive(&entries)).or_failed("write", &initrd)
 }
