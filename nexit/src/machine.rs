@@ -63,6 +63,13 @@ pub(crate) fn default_memory(scenario: &Scenario) -> u64 {
     scenario.guest_memory().saturating_add(ROOM).max(LEAST)
 }
 
+/// This host's memory in bytes, where it says.
+pub(crate) fn host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ use crate::machine::{self, MOST_CPUS, Machine, Start};
 use crate::qemu;
 use crate::scenario::{BootFile, Scenario};
 use crate::session::{self, Emulation, Output};
+use crate::size;
 use crate::verdict::Verdict;
 
 /// Where Debian's package ovmf puts the firmware.
@@ -31,6 +32,7 @@ const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let scenario = Scenario::load(&args.config)?;
     check_cpus(args, &scenario)?;
+    check_memory(args, &scenario, machine::host_memory())?;
     let folder = tempfile::Builder::new()
         .prefix("nexit-run-")
         .tempdir()
@@ -68,6 +70,21 @@ fn check_cpus(args: &RunArgs, scenario: &Scenario) -> Result<()> {
             "the configuration gives CPU {} to a guest, and the emulators have at most {MOST_CPUS} \
              CPUs, counted from 0",
             needed - 1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// An emulator that is given more than there is dies in the middle of the run.
+fn check_memory(args: &RunArgs, scenario: &Scenario, host: Option<u64>) -> Result<()> {
+    let needed = args.memory.unwrap_or_else(|| machine::default_memory(scenario));
+    match host {
+        Some(host) if needed > host => Err(Failure::Usage(format!(
+            "the machine would have {} MiB of memory ({} MiB are the guests'), and this host has {} \
+             MiB: give the guests less, or --memory",
+            size::mebibytes(needed),
+            size::mebibytes(scenario.guest_memory()),
+            host >> 20
         ))),
         _ => Ok(()),
     }

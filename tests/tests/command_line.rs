@@ -58,6 +58,19 @@ fn fewer_cpus_than_the_guests_need_are_refused() {
 }
 
 #[test]
+fn more_memory_or_cpus_than_there_can_be_are_refused() {
+    let folder = Folder::new("too-much");
+    folder.write("kernel", "");
+    let outcome = run(&folder, &GUEST.replace("64M", "900G"), &[]);
+    assert_refused(
+        &outcome,
+        "the machine would have 922112 MiB of memory (921600 MiB are the guests')",
+    );
+    let outcome = run(&folder, &GUEST.replace("[0]", "[255]"), &[]);
+    assert_refused(&outcome, "at most 255 CPUs, counted from 0");
+}
+
+#[test]
 fn wrong_usage_is_refused() {
     let folder = Folder::new("usage");
     for arguments in [&["run"][..], &["fly"], &["run", "--config", "x", "--emulator", "xen"]] {
