@@ -204,6 +204,18 @@ impl Devices {
         Self(arguments.iter().map(|&argument| argument.to_owned()).collect())
     }
 
+    /// These, too.
+    #[must_use]
+    pub fn and(mut self, arguments: &[&str]) -> Self {
+        self.0.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// The arguments.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     fn add(&mut self, option: &str, value: &str) {
         self.0.extend([option.to_owned(), value.to_owned()]);
     }

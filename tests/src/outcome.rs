@@ -147,7 +147,9 @@ impl fmt::Display for Outcome {
 pub struct ResultLine(BTreeMap<String, u64>);
 
 impl ResultLine {
-    fn parse(line: &str) -> Self {
+    /// From the words behind `ok`.
+    #[must_use]
+    pub fn parse(line: &str) -> Self {
         let pairs = line.split_whitespace().filter_map(|word| {
             let (key, value) = word.split_once('=')?;
             Some((key.to_owned(), value.parse().ok()?))
