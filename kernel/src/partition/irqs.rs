@@ -93,7 +93,7 @@ fn other_grants(vm: &Vm, listed: &[(u8, String)]) -> Vec<(u8, String)> {
             if why != Reason::Device {
                 grants.push((vector, format!("{why}")));
             } else if !listed.iter().any(|(other, _)| *other == vector) {
-                grants.push((vector, "a device that is no longer programmed with it".into()));
+                grants.push((vector, "a virtual device's message, or a device's no longer".into()));
             }
         }
     }
