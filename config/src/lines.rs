@@ -58,6 +58,11 @@ impl Uart {
 }
 
 impl GuestConfig {
+    /// The global system interrupts that the file gives this guest.
+    pub fn lines(&self) -> impl Iterator<Item = u32> + '_ {
+        self.intx.iter().map(|entry| entry.gsi).chain(self.uart.map(Uart::gsi))
+    }
+
     /// Whether one of `ports` is handed to this guest.
     pub(crate) fn has_ports(&self, ports: PortRange) -> bool {
         let uart = self.uart.map(Uart::ports);

@@ -57,6 +57,8 @@ pub(crate) struct Hardware {
     /// accepts that.
     pub(crate) identity_ram: Option<Vec<GpaRange>>,
     pub(crate) soft_off: Option<SoftOff>,
+    /// Global system interrupts that the configuration gives to guests.
+    pub(crate) guests_lines: Vec<u32>,
 }
 
 impl Hardware {
@@ -110,6 +112,7 @@ impl Hardware {
             dmar,
             identity_ram,
             soft_off: firmware.soft_off,
+            guests_lines: config.guests.iter().flat_map(config::GuestConfig::lines).collect(),
         })
     }
 

@@ -48,11 +48,15 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
     let iommu =
         hardware.iommu.ok_or("the machine has no IOMMU to turn its interrupt into an NMI")?;
     let io_apic = hardware.io_apics.first().ok_or("the machine has no I/O APIC")?;
-    // The highest input that the timer can drive: the low ones are ISA's.
+    // The highest input that the timer can drive: the low ones are ISA's. Some are PCI's too.
+    let free = |input: &u32| {
+        hpet.possible_inputs() >> input & 1 != 0
+            && !hardware.guests_lines.contains(&(io_apic.first_gsi + input))
+    };
     let input = (0..io_apic.inputs.min(32))
         .rev()
-        .find(|input| hpet.possible_inputs() >> input & 1 != 0)
-        .ok_or("the HPET drives no I/O APIC input")?;
+        .find(free)
+        .ok_or("the HPET drives no I/O APIC input that is not a guest's")?;
     let target = nmi(hardware.apic.id());
     let entry = route(iommu, io_apic.id, target).map_err(|_| "the IOMMU has no entry for it")?;
     io_apic.set_redirection(input, entry);
