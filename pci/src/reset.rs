@@ -1,8 +1,12 @@
 //! Taking a function away from whoever had it: bus mastering off, and reset.
 //!
-//! Invariant: [`reset`] gives a function back with its BARs where they were, decoding and bus
-//! mastering off, or says in an error why it could not.
+//! Three ways, best first: Function Level Reset; the power states D3hot and D0; and where a bridge has
+//! nothing behind it but functions of one owner, the bridge's Secondary Bus Reset for all of them.
+//!
+//! Invariant: a function that is reset has its BARs where they were, decoding and bus mastering off;
+//! for every other there is an error that says why. Nobody else's function is touched.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use arch::machine::ConfigSpace;
@@ -33,7 +37,7 @@ pub fn quiesce<'a>(
 /// Why a function was not reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ResetError {
-    /// It offers no way that resets this function alone.
+    /// It offers no way of its own, and shares its bus with others or is on a root bus.
     NotSupported(Bdf),
     /// It still had transactions pending when the wait ended.
     Busy(Bdf),
@@ -46,8 +50,8 @@ impl fmt::Display for ResetError {
         match self {
             Self::NotSupported(bdf) => write!(
                 f,
-                "{bdf} can be reset neither by Function Level Reset nor through its power states: \
-                 power the machine off to give it to another guest"
+                "{bdf} can be reset neither by Function Level Reset nor through its power states, \
+                 nor its bus alone: power the machine off to give it to another guest"
             ),
             Self::Busy(bdf) => write!(
                 f,
@@ -101,19 +105,79 @@ fn method(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
     (read(at, Width::Word) & NO_SOFT_RESET == 0).then_some(Method::PowerState(at))
 }
 
+/// Resets the functions `owned`, of `all` in the machine, and hands `failed` those that could not be.
+/// `delay` waits for so many milliseconds.
+pub fn reset_all(
+    space: &mut impl ConfigSpace,
+    all: &[Function],
+    owned: &[Bdf],
+    delay: &mut dyn FnMut(u32),
+    failed: &mut dyn FnMut(ResetError),
+) {
+    let mut left = Vec::new();
+    for function in owned {
+        match reset(space, *function, delay) {
+            Ok(()) => {}
+            Err(ResetError::NotSupported(_)) => left.push(*function),
+            Err(error) => failed(error),
+        }
+    }
+    while let Some(function) = left.pop() {
+        let Some((bridge, behind)) = bus_of(all, function, owned) else {
+            failed(ResetError::NotSupported(function));
+            continue;
+        };
+        reset_bus(space, bridge, &behind, delay).unwrap_or_else(&mut *failed);
+        left.retain(|other| !behind.contains(other));
+    }
+}
+
+/// The bridge above `function` and all that is behind it, if that are devices of `owned` only: a bridge
+/// there would lose its bus numbers.
+fn bus_of(all: &[Function], function: Bdf, owned: &[Bdf]) -> Option<(Bdf, Vec<Bdf>)> {
+    let bus = function.bus();
+    let header = HeaderType::Bridge { secondary: bus, subordinate: bus };
+    let bridge = all.iter().find(|other| other.header == header)?;
+    let behind = all.iter().filter(|other| other.bdf.bus() == bus);
+    let ours = |other: &Function| owned.contains(&other.bdf) && !other.is_infrastructure();
+    behind.clone().all(ours).then(|| (bridge.bdf, behind.map(|other| other.bdf).collect()))
+}
+
+/// Resets everything behind a bridge (PCI-to-PCI Bridge Architecture Specification, "Bridge Control
+/// Register").
+fn reset_bus(
+    space: &mut impl ConfigSpace,
+    bridge: Bdf,
+    behind: &[Bdf],
+    delay: &mut dyn FnMut(u32),
+) -> Result<(), ResetError> {
+    const BRIDGE_CONTROL: u16 = 0x3e;
+    const SECONDARY_BUS_RESET: u32 = 1 << 6;
+    let saved: Vec<Saved> = behind.iter().map(|function| Saved::quiet(space, *function)).collect();
+    let control = space.read(bridge, BRIDGE_CONTROL, Width::Word);
+    space.write(bridge, BRIDGE_CONTROL, Width::Word, control | SECONDARY_BUS_RESET);
+    delay(2);
+    space.write(bridge, BRIDGE_CONTROL, Width::Word, control);
+    delay(100);
+    let mut result = Ok(());
+    for (function, saved) in behind.iter().zip(&saved) {
+        result = saved.restore(space, *function, delay).and(result);
+    }
+    result
+}
+
 /// Resets `function` alone (PCI Express Base Specification, "Function Level Reset"; PCI Power
 /// Management Interface Specification, "D3hot State"). `delay` waits for so many milliseconds.
 ///
 /// # Errors
 /// When the function has no such reset, stays busy, or does not come back.
-pub fn reset(
+fn reset(
     space: &mut impl ConfigSpace,
     function: Bdf,
     delay: &mut dyn FnMut(u32),
 ) -> Result<(), ResetError> {
     let method = method(space, function).ok_or(ResetError::NotSupported(function))?;
-    Command::INTERRUPT_DISABLE.write(space, function);
-    let saved = Saved::read(space, function);
+    let saved = Saved::quiet(space, function);
     match method {
         Method::FunctionLevel { initiate, pending } => {
             let idle = |space: &_| {
@@ -132,12 +196,7 @@ pub fn reset(
         }
     }
     delay(100);
-    let answers = || !matches!(space.read(function, VENDOR_ID, Width::Word), 0xffff | 1);
-    if !wait(delay, 1000, answers) {
-        return Err(ResetError::Lost(function));
-    }
-    saved.restore(space, function);
-    Ok(())
+    saved.restore(space, function, delay)
 }
 
 /// Asks `done` every 10 ms, for `limit` ms at most.
@@ -164,7 +223,9 @@ fn bar_offsets() -> impl Iterator<Item = u16> {
 }
 
 impl Saved {
-    fn read(space: &impl ConfigSpace, function: Bdf) -> Self {
+    /// Makes the function quiet, and reads it.
+    fn quiet(space: &mut impl ConfigSpace, function: Bdf) -> Self {
+        Command::INTERRUPT_DISABLE.write(space, function);
         let mut bars = [0; 6];
         for (bar, offset) in bars.iter_mut().zip(bar_offsets()) {
             *bar = space.read(function, offset, Width::Dword);
@@ -177,7 +238,17 @@ impl Saved {
         }
     }
 
-    fn restore(&self, space: &mut impl ConfigSpace, function: Bdf) {
+    /// Writes it back, once the function answers again.
+    fn restore(
+        &self,
+        space: &mut impl ConfigSpace,
+        function: Bdf,
+        delay: &mut dyn FnMut(u32),
+    ) -> Result<(), ResetError> {
+        let answers = || !matches!(space.read(function, VENDOR_ID, Width::Word), 0xffff | 1);
+        if !wait(delay, 1000, answers) {
+            return Err(ResetError::Lost(function));
+        }
         for (bar, offset) in self.bars.iter().zip(bar_offsets()) {
             space.write(function, offset, Width::Dword, *bar);
         }
@@ -185,6 +256,7 @@ impl Saved {
         if let Some((at, value)) = self.device_control {
             space.write(function, at, Width::Word, value);
         }
+        Ok(())
     }
 }
 
@@ -262,6 +334,77 @@ mod tests {
         let mut dead = express();
         dead.dead_after = true;
         assert_eq!(reset(&mut dead, AT, &mut |_| {}), Err(ResetError::Lost(AT)));
+    }
+
+    /// A root port at 00:01.0 with two functions behind it that have no reset of their own, and a
+    /// device on the root bus that has none either.
+    struct Bus {
+        inner: FakeSpace,
+        resets: u32,
+    }
+
+    const BRIDGE: Bdf = Bdf::new(0, 1, 0);
+    const PAIR: [Bdf; 2] = [Bdf::new(1, 0, 0), Bdf::new(1, 0, 1)];
+
+    impl ConfigSpace for Bus {
+        fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
+            self.inner.read(function, offset, width)
+        }
+
+        fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
+            if (function, offset) == (BRIDGE, 0x3e) && value & 0x40 != 0 {
+                self.resets += 1;
+                for function in PAIR {
+                    assert_eq!(self.inner.read(function, 4, Width::Word), 0x400, "not quiet");
+                    self.inner.write(function, BAR0, Width::Dword, 0);
+                }
+            }
+            self.inner.write(function, offset, width, value);
+        }
+    }
+
+    fn bus() -> (Bus, Vec<Function>) {
+        let mut inner = FakeSpace::default();
+        inner.bridge(BRIDGE, 1);
+        inner.functions.get_mut(&BRIDGE).unwrap().set_writable(0x3c, 0xffff_0000);
+        for at in PAIR.into_iter().chain([AT]) {
+            let device = inner.device(at, 0x01_0802);
+            device.bytes[0x0e] = 0x80;
+            device.set(BAR0, 0xfebd_0000);
+            device.set_writable(BAR0, 0xffff_0000);
+            device.bytes[4] = 7;
+        }
+        let all = scan(&inner, [0]).collect();
+        (Bus { inner, resets: 0 }, all)
+    }
+
+    fn failures(space: &mut impl ConfigSpace, all: &[Function], owned: &[Bdf]) -> Vec<ResetError> {
+        let mut failures = Vec::new();
+        reset_all(space, all, owned, &mut |_| {}, &mut |error| failures.push(error));
+        failures
+    }
+
+    #[test]
+    fn a_bus_of_one_owner_is_reset_once_for_all_its_functions() {
+        let (mut bus, all) = bus();
+        assert_eq!(failures(&mut bus, &all, &PAIR), []);
+        assert_eq!((bus.resets, bus.read(BRIDGE, 0x3e, Width::Word)), (1, 0));
+        for function in PAIR {
+            assert_eq!(bus.read(function, BAR0, Width::Dword), 0xfebd_0000);
+            assert_eq!(bus.read(function, 4, Width::Word), 0x400);
+        }
+    }
+
+    #[test]
+    fn a_bus_is_not_reset_under_others_nor_where_there_is_no_bridge() {
+        let (mut bus, all) = bus();
+        let refused = |function| [ResetError::NotSupported(function)];
+        assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]));
+        assert_eq!(failures(&mut bus, &all, &[AT]), refused(AT));
+        bus.inner.functions.get_mut(&PAIR[1]).unwrap().set(8, 0x0604_0000);
+        let all: Vec<_> = scan(&bus.inner, [0]).collect();
+        assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]), "beside a bridge");
+        assert_eq!(bus.resets, 0);
     }
 
     #[test]

@@ -73,8 +73,9 @@ pub(super) fn assign(
     Ok(())
 }
 
-/// Resets the functions, so that nothing of who had them before is left in them. One that has no
-/// reset of its own is handed on as it is, with a line in the log.
+/// Resets the functions, so that nothing of who had them before is left in them. One that cannot be
+/// reset stays as it is, with a line in the log: nobody but its guest gets it before the machine is
+/// switched off.
 pub(super) fn reset_functions(
     hardware: &Hardware,
     guest: &GuestConfig,
@@ -82,11 +83,8 @@ pub(super) fn reset_functions(
     config: &mut MachineConfigSpace,
 ) {
     let mut delay = |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
-    for function in functions {
-        if let Err(error) = pci::reset::reset(config, *function, &mut delay) {
-            logln!("guest {}: {error}", guest.name);
-        }
-    }
+    let mut failed = |error| logln!("guest {}: {error}", guest.name);
+    pci::reset::reset_all(config, &hardware.functions, functions, &mut delay, &mut failed);
 }
 
 /// The guest's PCI bus with its functions, untouched, and its shared memory on it; and its interrupt
