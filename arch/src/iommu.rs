@@ -126,6 +126,9 @@ pub trait Iommu {
     /// When identifiers or frames run out.
     fn create_domain(&mut self) -> Result<DomainId, IommuError>;
 
+    /// Gives a domain's tables and its identifier back. No function is attached to it any more.
+    fn destroy_domain(&mut self, domain: DomainId);
+
     /// Lets a domain's devices read and write `length` bytes at `iova`, found at `hpa`. All three
     /// are multiples of 4 KiB; the largest pages that fit are used.
     ///
@@ -160,6 +163,15 @@ pub trait Iommu {
         source: InterruptSource,
         count: u16,
     ) -> Result<RemapIndex, IommuError>;
+
+    /// Gives entries back. They are not present and unknown to the units' caches when this returns.
+    ///
+    /// # Errors
+    /// When the unit does not answer; the entries stay taken then.
+    fn free_remap(&mut self, first: RemapIndex, count: u16) -> Result<(), IommuError>;
+
+    /// How many entries are taken.
+    fn remaps_in_use(&self) -> usize;
 
     /// Points an entry at `target`, or with `None` makes it not present. The old content is gone
     /// from the unit's cache when this returns.

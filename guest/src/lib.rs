@@ -12,6 +12,7 @@ pub mod acpi;
 mod aml;
 pub mod counters;
 pub mod cpuid;
+pub mod crashes;
 pub mod devices;
 pub mod exits;
 pub mod lines;

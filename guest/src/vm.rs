@@ -65,6 +65,8 @@ pub struct Vm {
     pub(crate) uart_line: bool,
     /// So many of the things that the guest can repeat at will have been logged.
     pub(crate) notes: u8,
+    /// A crash is worth a sentence only: the log has the state of the same crash already.
+    pub terse: bool,
 }
 
 impl Vm {
@@ -97,6 +99,7 @@ impl Vm {
             lines,
             uart_line: false,
             notes: 0,
+            terse: false,
         }
     }
 }

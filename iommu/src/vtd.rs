@@ -42,15 +42,13 @@ pub struct VtD<'a, M, R = Mmio> {
     units: ArrayVec<Unit<R>, MAX_UNITS>,
     root: Hpa,
     remap_table: Hpa,
-    /// Entries below this one are handed out.
-    next_remap: u16,
     format: DmaFormat,
     /// First DMA address that is too wide.
     iova_limit: u64,
     /// First domain identifier that is too big for some unit.
     domain_limit: usize,
-    /// Domain n is at n - 1: identifier 0 belongs to the units.
-    domains: ArrayVec<Table<DmaFormat>, MAX_DOMAINS>,
+    /// Domain n is at n - 1: identifier 0 belongs to the units. `None` is free.
+    domains: ArrayVec<Option<Table<DmaFormat>>, MAX_DOMAINS>,
 }
 
 impl<'a, M: TableMemory> VtD<'a, M> {
@@ -102,7 +100,6 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
             dmar,
             bridges,
             units,
-            next_remap: 0,
             format,
             iova_limit: 1 << bits.min(12 + 9 * format.levels),
             domain_limit: domains.unwrap_or(0),
@@ -140,12 +137,30 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         self.units.get_mut(index).map_or(Ok(()), |unit| unit.flush_translations(&mut self.memory))
     }
 
-    fn domain(&mut self, id: DomainId) -> Option<&mut Table<DmaFormat>> {
-        self.domains.get_mut(usize::from(id.0).checked_sub(1)?)
+    fn domain(&self, id: DomainId) -> Option<&Table<DmaFormat>> {
+        self.domains.get(usize::from(id.0).checked_sub(1)?)?.as_ref()
     }
 
     fn remap_slot(&self, index: u16) -> Hpa {
         self.remap_table.wrapping_add(u64::from(index) * remapping::ENTRY_SIZE)
+    }
+
+    /// Whether an entry is taken: its high half names a source from then on, and that is never 0.
+    fn is_taken(&self, index: u16) -> bool {
+        self.memory.read(self.remap_slot(index).wrapping_add(8)) != 0
+    }
+
+    /// The first of `count` consecutive entries that are free.
+    fn free_run(&self, count: u16) -> Option<u16> {
+        let mut first = 0;
+        for index in 0..remapping::ENTRIES {
+            if self.is_taken(index) {
+                first = index + 1;
+            } else if index + 1 - first >= count {
+                return Some(first);
+            }
+        }
+        None
     }
 }
 
@@ -183,12 +198,24 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
     }
 
     fn create_domain(&mut self) -> Result<DomainId, IommuError> {
-        let id = self.domains.len() + 1;
-        if id >= self.domain_limit || self.domains.is_full() {
+        let free = self.domains.iter().position(Option::is_none).unwrap_or(self.domains.len());
+        let id = free + 1;
+        if id >= self.domain_limit || id > MAX_DOMAINS {
             return Err(IommuError::OutOfDomains);
         }
-        self.domains.push(Table::new(self.format, &mut self.memory).map_err(map_error)?);
+        let table = Some(Table::new(self.format, &mut self.memory).map_err(map_error)?);
+        match self.domains.get_mut(free) {
+            Some(slot) => *slot = table,
+            None => self.domains.push(table),
+        }
         Ok(DomainId(id as u16))
+    }
+
+    fn destroy_domain(&mut self, domain: DomainId) {
+        let index = usize::from(domain.0).wrapping_sub(1);
+        if let Some(table) = self.domains.get_mut(index).and_then(Option::take) {
+            table.give_back(&mut self.memory);
+        }
     }
 
     fn map(
@@ -202,7 +229,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
             return Err(IommuError::AddressTooWide(iova.as_u64()));
         }
         let index = usize::from(domain.0).wrapping_sub(1);
-        let table = self.domains.get_mut(index).ok_or(IommuError::UnknownDomain(domain))?;
+        let table = self.domains.get_mut(index).and_then(Option::as_mut);
+        let table = table.ok_or(IommuError::UnknownDomain(domain))?;
         let (access, kind) = (Access::READ_WRITE, MemoryType::WriteBack);
         let flush = table.map(&mut self.memory, iova.as_u64(), hpa, length, access, kind);
         let published = self.units.iter_mut().try_for_each(|unit| unit.publish(&mut self.memory));
@@ -253,14 +281,24 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
                 self.dmar.ioapic_requester(id, self.bridges).ok_or(IommuError::UnknownIoApic(id))?
             }
         };
-        let first = self.next_remap;
-        let end = first.checked_add(count).filter(|end| *end <= remapping::ENTRIES);
-        self.next_remap = end.ok_or(IommuError::OutOfRemapEntries)?;
-        for index in first..self.next_remap {
+        let first = self.free_run(count).ok_or(IommuError::OutOfRemapEntries)?;
+        for index in first..first + count {
             let high = self.remap_slot(index).wrapping_add(8);
             self.memory.write(high, remapping::entry_high(requester));
         }
         Ok(RemapIndex(first))
+    }
+
+    fn free_remap(&mut self, first: RemapIndex, count: u16) -> Result<(), IommuError> {
+        for index in first.0..first.0.saturating_add(count) {
+            self.set_remap(RemapIndex(index), None)?;
+            self.memory.write(self.remap_slot(index).wrapping_add(8), 0);
+        }
+        Ok(())
+    }
+
+    fn remaps_in_use(&self) -> usize {
+        (0..remapping::ENTRIES).filter(|index| self.is_taken(*index)).count()
     }
 
     fn set_remap(
@@ -268,7 +306,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         index: RemapIndex,
         target: Option<InterruptTarget>,
     ) -> Result<(), IommuError> {
-        if index.0 >= self.next_remap {
+        if index.0 >= remapping::ENTRIES || !self.is_taken(index.0) {
             return Err(IommuError::OutOfRemapEntries);
         }
         self.memory.write(self.remap_slot(index.0), target.map_or(0, remapping::entry_low));

@@ -4,6 +4,7 @@
 //! there on everything is generic over [`Backend`], and no call on the run path is indirect.
 
 use arch::Hpa;
+use arch::address::PAGE_SIZE;
 use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, Vcpu};
 use cpu::instructions::cpuid;
@@ -11,7 +12,7 @@ use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
 
-use crate::memory::{self, Memory};
+use crate::memory;
 use crate::refusal::{Refusal, refuse};
 
 /// What a virtual CPU is made of, in words that both vendors share.
@@ -20,12 +21,14 @@ pub(crate) struct VcpuParts<'a> {
     pub(crate) nested_root: Hpa,
     pub(crate) msr_passes: &'a [MsrPass],
     pub(crate) port_passes: &'a [PortRange],
+    /// [`Backend::CPU_BYTES`] bytes of zeros that are this virtual CPU's alone.
+    pub(crate) memory: Hpa,
     /// Tag of the guest's translations, from 1.
     pub(crate) tag: u16,
     pub(crate) host_tss_base: u64,
 }
 
-/// One vendor's virtualization, switched on on this CPU.
+/// One vendor's virtualization, switched on on this CPU until this is dropped.
 pub(crate) trait Backend: Sized + 'static {
     /// `"vmx"` or `"svm"`, as in reports.
     const NAME: &'static str;
@@ -34,8 +37,11 @@ pub(crate) trait Backend: Sized + 'static {
     /// The virtual CPU.
     type Cpu: Vcpu;
 
-    /// Switches it on on the CPU that calls.
-    fn enable(memory: Memory) -> Result<Self, Refusal>;
+    /// Bytes of memory that virtualization on a CPU and the virtual CPU on it take.
+    const CPU_BYTES: u64;
+
+    /// Switches it on on the CPU that calls, in the first page of the virtual CPU's memory.
+    fn enable(memory: Hpa) -> Result<Self, Refusal>;
     /// Whether this CPU has all that is needed, and the format of its nested page table.
     fn check() -> Result<Self::Format, Refusal>;
     /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
@@ -48,7 +54,7 @@ pub(crate) trait Backend: Sized + 'static {
     /// Gives the local APIC of a CPU to a guest that takes its interrupts in `mode`.
     fn hand_over(apic: LocalApic, mode: InterruptMode);
     /// Makes a virtual CPU on this CPU.
-    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
+    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
 }
 
 /// Which vendor's virtualization this CPU claims to have.
@@ -81,11 +87,12 @@ impl Backend for VtX {
     const NAME: &'static str = "vmx";
     type Format = EptFormat;
     type Cpu = vmx::VmxVcpu;
+    /// VMXON region, VMCS, MSR bitmap, I/O bitmaps.
+    const CPU_BYTES: u64 = 5 * PAGE_SIZE;
 
-    fn enable(memory: Memory) -> Result<Self, Refusal> {
-        let region = memory.frame()?;
-        // SAFETY: ring 0, once on this CPU; the frame is given away.
-        Ok(Self(unsafe { vmx::enable(region) }?))
+    fn enable(memory: Hpa) -> Result<Self, Refusal> {
+        // SAFETY: ring 0, and it is off on this CPU; the page is this CPU's.
+        Ok(Self(unsafe { vmx::enable(memory) }?))
     }
 
     fn check() -> Result<EptFormat, Refusal> {
@@ -108,16 +115,16 @@ impl Backend for VtX {
         apic.hand_over();
     }
 
-    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
-        let msr_bitmap = place(memory, vmx::MsrBitmap::new(parts.msr_passes))?;
-        let io_bitmaps = place(memory, vmx::IoBitmaps::new(parts.port_passes))?;
+    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
+        let msr_bitmap = place(parts.memory, 2, vmx::MsrBitmap::new(parts.msr_passes));
+        let io_bitmaps = place(parts.memory, 3, vmx::IoBitmaps::new(parts.port_passes));
         let setup = vmx::VcpuSetup {
             mode: parts.mode,
             nested_root: parts.nested_root,
             msr_bitmap,
             io_bitmap_a: io_bitmaps,
             io_bitmap_b: io_bitmaps.wrapping_add(vmx::IoBitmaps::B_OFFSET),
-            vmcs: memory.frame()?,
+            vmcs: parts.memory.wrapping_add(PAGE_SIZE),
             vpid: if self.0.features.vpid { parts.tag } else { 0 },
             host: vmx::HostState {
                 cr3: memory::root().as_u64(),
@@ -129,7 +136,7 @@ impl Backend for VtX {
                 tr: cpu::segments::TASK.0,
             },
         };
-        // SAFETY: the pages are fresh frames of the pool; the nested table maps the guest's own
+        // SAFETY: the pages are this virtual CPU's alone; the nested table maps the guest's own
         // memory only; the host state is this CPU's, and its IDT handles NMIs.
         Ok(unsafe { vmx::VmxVcpu::new(&self.0, &setup) }?)
     }
@@ -138,15 +145,23 @@ impl Backend for VtX {
 /// AMD-V.
 pub(crate) struct AmdV(svm::Features);
 
+impl Drop for AmdV {
+    fn drop(&mut self) {
+        // SAFETY: ring 0; `enable` has succeeded, and the virtual CPU is dropped before this is.
+        unsafe { svm::disable() };
+    }
+}
+
 impl Backend for AmdV {
     const NAME: &'static str = "svm";
     type Format = NptFormat;
     type Cpu = svm::SvmVcpu;
+    /// Host save area, VMCB, MSR permission map, I/O permission map.
+    const CPU_BYTES: u64 = 7 * PAGE_SIZE;
 
-    fn enable(memory: Memory) -> Result<Self, Refusal> {
-        let host_save = memory.frame()?;
-        // SAFETY: ring 0; the frame is given away.
-        Ok(Self(unsafe { svm::enable(host_save) }?))
+    fn enable(memory: Hpa) -> Result<Self, Refusal> {
+        // SAFETY: ring 0; the page is this CPU's.
+        Ok(Self(unsafe { svm::enable(memory) }?))
     }
 
     fn check() -> Result<NptFormat, Refusal> {
@@ -180,18 +195,22 @@ impl Backend for AmdV {
         }
     }
 
-    fn vcpu(&self, memory: Memory, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {
+    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {
         let setup = svm::VcpuSetup {
             mode: parts.mode,
             features: self.0,
             nested_root: parts.nested_root,
-            msr_permission_map: place(memory, svm::MsrPermissionMap::new(parts.msr_passes))?,
-            io_permission_map: place(memory, svm::IoPermissionMap::new(parts.port_passes))?,
-            vmcb: memory.frame()?,
+            msr_permission_map: place(
+                parts.memory,
+                2,
+                svm::MsrPermissionMap::new(parts.msr_passes),
+            ),
+            io_permission_map: place(parts.memory, 4, svm::IoPermissionMap::new(parts.port_passes)),
+            vmcb: parts.memory.wrapping_add(PAGE_SIZE),
             asid: u32::from(parts.tag),
             take_interrupt: cpu::exceptions::take_interrupt,
         };
-        // SAFETY: AMD-V is on; the pages are fresh frames; the nested table maps the guest's own
+        // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own
         // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
         Ok(unsafe { svm::SvmVcpu::new(&setup) }?)
     }
@@ -203,10 +222,10 @@ fn set_global_interrupt_flag() {
     unsafe { core::arch::asm!("stgi", options(nostack)) };
 }
 
-/// Moves a hardware table into frames of its own.
-fn place<T>(memory: Memory, table: T) -> Result<Hpa, Refusal> {
-    let at = memory.frames(size_of::<T>() as u64)?;
-    // SAFETY: the frames are fresh, large enough and page-aligned.
+/// Moves a hardware table to where a virtual CPU's memory has it: behind so many pages.
+fn place<T>(memory: Hpa, pages: u64, table: T) -> Hpa {
+    let at = memory.wrapping_add(pages * PAGE_SIZE);
+    // SAFETY: [`Backend::CPU_BYTES`] has room for it there, nobody uses it yet, and it is page-aligned.
     unsafe { cpu::physical::pointer::<T>(at).write(table) };
-    Ok(at)
+    at
 }

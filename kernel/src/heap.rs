@@ -25,3 +25,8 @@ pub(crate) unsafe fn initialise() {
     // SAFETY: the caller vouches that nobody has the arena yet.
     unsafe { HEAP.lock().init(ARENA.0.get().cast(), SIZE) };
 }
+
+/// Bytes of it that are in use.
+pub(crate) fn used() -> usize {
+    HEAP.lock().used()
+}

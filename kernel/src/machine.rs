@@ -12,7 +12,7 @@ use arch::{ApicId, Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use mem::table::Format;
-use mem::{Access, Allowance, Flush, MapError, MemoryType, Table};
+use mem::{Access, Allowance, Flush, MapError, MemoryType, Table, TableMemory};
 
 use crate::console;
 use crate::memory::Memory;
@@ -99,11 +99,24 @@ impl<F: Format> GuestMachine<F> {
         self.ringable.extend(cpus);
     }
 
-    /// Takes every shadow page away.
-    pub(crate) fn clear_shadow_pages(&mut self) {
-        for slot in 0..self.shadow.len() {
-            self.set_shadow_page(slot, None);
+    /// The guest's interrupt routes.
+    pub(crate) fn routes(&mut self) -> &mut Routes {
+        &mut self.routes
+    }
+
+    /// The nested table.
+    pub(crate) fn nested(&self) -> &Table<F> {
+        &self.nested
+    }
+
+    /// Gives back all that the guest had of the machine but its RAM. Its CPUs have left for good.
+    pub(crate) fn give_back(&mut self) {
+        self.routes.give_back();
+        self.nested.give_back(&mut self.memory);
+        for page in self.shadow.drain(..) {
+            self.memory.give_back(page.frame);
         }
+        self.ram = GuestRam::default();
     }
 
     /// Whether the nested table has changed since the last call.
@@ -117,11 +130,6 @@ impl<F: Format> GuestMachine<F> {
         for seat in self.seats.iter().filter(|seat| seat.processor != own.id()) {
             seat.ask_to_flush(own);
         }
-    }
-
-    /// The guest's interrupt routes.
-    pub(crate) fn routes(&mut self) -> &mut Routes {
-        &mut self.routes
     }
 
     /// Maps a BAR.

@@ -85,38 +85,31 @@ fn start<B: Backend>(
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
     for (index, ((guest, functions), shares)) in guests {
         console::add_guest(&guest.name);
-        let partition = Partition::build(B::check()?, hardware, index, guest, functions, shares)?;
+        let partition = Partition::<B>::build(hardware, index, guest, functions, shares)?;
         partitions.push(&*Box::leak(Box::new(partition)));
     }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
     console::report(format_args!(
-        "{{\"backend\":\"{}\",\"iommu\":\"{iommu}\",\"boot_tsc\":{},\"memory_bytes\":{}}}",
+        "{{\"backend\":\"{}\",\"iommu\":\"{iommu}\",\"boot_tsc\":{},\"memory_bytes\":{},\
+         \"free_bytes\":{}}}",
         B::NAME,
         tsc() - started,
-        hardware.own_memory(partitions.iter().map(|partition| partition.ram_bytes).sum())
+        hardware.own_memory(partitions.iter().map(|partition| partition.pooled_bytes()).sum()),
+        hardware.memory.available()
     ));
-    run::expect_guests(partitions.len());
     monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
     watchdog::arm_console(hardware);
-    for (partition, guest) in partitions.into_iter().zip(&config.guests) {
-        logln!("guest {}: entering", guest.name);
-        for (index, seat) in partition.seats.iter().enumerate() {
-            let job = move |processor: &Processor| {
-                if let Err(refusal) = run::run::<B>(hardware, partition, index, processor) {
-                    power::refuse(&refusal);
-                }
-            };
-            processors::assign(seat.processor, Box::new(job));
-        }
+    partitions.iter().for_each(|_| run::expect_guest());
+    for partition in partitions {
+        logln!("guest {}: entering", partition.name());
+        run::assign(hardware, partition, 0);
     }
     let processor = Processor { apic: hardware.apic, tss_base: hardware.tss_base };
-    if let Some(job) = processors::take_job(hardware.apic.id()) {
-        job(&processor);
-    }
     loop {
-        // SAFETY: the handlers are installed, and no guest runs here now.
-        unsafe { hardware.apic.nap() };
-        watchdog::look_after(hardware, hardware.apic);
+        if let Some(job) = processors::take_job(hardware.apic.id()) {
+            job(&processor);
+        }
+        run::rest(hardware, &processor);
     }
 }
 

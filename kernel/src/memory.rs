@@ -12,6 +12,7 @@ use cpu::physical;
 use mem::{Access, Flush, FrameAllocator, HostFormat, MapError, MemoryType, Table, TableMemory};
 use spin::Mutex;
 
+use crate::console::logln;
 use crate::refusal::{Refusal, refuse};
 
 static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
@@ -51,6 +52,14 @@ impl Memory {
     /// Takes contiguous memory; its content is whatever was there.
     pub(crate) fn allocate(self, bytes: u64, alignment: u64, below: Option<Hpa>) -> Option<Hpa> {
         FRAMES.lock().as_mut()?.allocate(bytes, alignment, below)
+    }
+
+    /// Gives memory back; its content stays in it.
+    pub(crate) fn free(self, start: Hpa, bytes: u64) {
+        let range = HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) };
+        if let Some(Err(error)) = FRAMES.lock().as_mut().map(|frames| frames.free(range)) {
+            logln!("{error}");
+        }
     }
 
     /// Bytes that nobody has.
@@ -142,6 +151,12 @@ impl TableMemory for Memory {
         // SAFETY: the pool has just given this memory to us alone.
         unsafe { physical::bytes_mut(at, bytes as usize) }.fill(0);
         Some(at)
+    }
+
+    fn give_back(&mut self, page: Hpa) {
+        // SAFETY: a frame of this pool, which its owner has just done with.
+        unsafe { physical::bytes_mut(page, PAGE_SIZE as usize) }.fill(0);
+        self.free(page, PAGE_SIZE);
     }
 }
 

@@ -12,7 +12,7 @@ use spin::Once;
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
 use crate::seat::Seat;
-use crate::watchdog;
+use crate::{heap, watchdog};
 
 /// A guest as the monitor sees it, whatever its back end.
 pub(crate) trait Watched: Sync {
@@ -22,12 +22,16 @@ pub(crate) trait Watched: Sync {
     fn seats(&self) -> &[Seat];
     /// How it ended, if it has.
     fn outcome(&self) -> Option<Outcome>;
+    /// Starts it, if it has ended.
+    fn start(&'static self);
     /// Ends it, as if its power was cut.
     fn stop(&self, own: LocalApic);
-    /// Ends it likewise, and starts it anew.
-    fn restart(&self, own: LocalApic);
-    /// Bytes of RAM.
+    /// Ends it likewise, and starts it anew; or only starts it, if it has ended.
+    fn restart(&'static self, own: LocalApic);
+    /// Bytes of RAM; none when it has ended.
     fn ram_bytes(&self) -> u64;
+    /// How many of them are from the free memory.
+    fn pooled_bytes(&self) -> u64;
     /// The PCI functions that it owns.
     fn functions(&self) -> &[arch::Bdf];
     /// Logs its vectors and what raises them.
@@ -72,11 +76,8 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
         Command::Regs { guest, cpu } => with(guest, |guest| registers(own, guest, cpu)),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => reboot(),
-        Command::Restart(guest) => with(guest, |guest| match guest.outcome() {
-            None => guest.restart(own),
-            Some(_) => logln!("{} has ended: this version cannot start it again", guest.name()),
-        }),
-        Command::Start(_) => logln!("this version cannot do that"),
+        Command::Restart(guest) => with(guest, |guest| guest.restart(own)),
+        Command::Start(guest) => with(guest, |guest| guest.start()),
     }
 }
 
@@ -138,12 +139,15 @@ pub(crate) fn owner(function: arch::Bdf) -> &'static str {
 }
 
 fn memory(hardware: &Hardware) {
-    let guests_have: u64 = guests().iter().map(|guest| guest.ram_bytes()).sum();
-    logln!("hypervisor: {} KiB", hardware.own_memory(guests_have) >> 10);
+    let pooled: u64 = guests().iter().map(|guest| guest.pooled_bytes()).sum();
+    logln!("hypervisor: {} bytes, of its heap {}", hardware.own_memory(pooled), heap::used());
     for guest in guests() {
-        logln!("{}: {} MiB", guest.name(), guest.ram_bytes() >> 20);
+        logln!("{}: {} bytes", guest.name(), guest.ram_bytes());
     }
-    logln!("free: {} MiB", hardware.memory.available() >> 20);
+    logln!("free: {} bytes", hardware.memory.available());
+    if let Some(iommu) = hardware.iommu {
+        logln!("remapping entries in use: {}", iommu.lock().remaps_in_use());
+    }
 }
 
 /// Resets the machine by the chipset's reset control register (port 0xCF9).

@@ -13,6 +13,8 @@ mod shared;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use arch::address::PAGE_SIZE;
+use arch::iommu::DomainId;
 use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, StartState};
 use arch::{ApicId, Bdf, Hpa};
@@ -21,27 +23,31 @@ use cpu::config_space::MachineConfigSpace;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
 use guest::cpuid::{CpuidPolicy, Vendor};
+use guest::crashes::Crashes;
 use guest::lines::Line;
 use guest::memory_map::MemoryMap;
 use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
 use guest::vm::{CpuState, Outcome, Platform, Vm};
-use mem::Table;
+use mem::{Table, TableMemory};
 use spin::Mutex;
 
 use crate::backend::{Backend, VcpuParts};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::machine::GuestMachine;
+use crate::memory::out_of_memory;
 use crate::monitor::Watched;
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};
 use crate::seat::Seat;
+use crate::{run, watchdog};
 
 pub(crate) use devices::functions;
 use devices::{
-    assign, check_ports, map_bars, port_passes, quiet_uart, reset_functions, routes, virtual_bus,
+    assign, check_function, check_ports, map_bars, port_passes, quiet_uart, release,
+    reset_functions, routes, virtual_bus,
 };
 use files::{Files, load};
 use memory::{allocate, map_ram, memory_map};
@@ -57,82 +63,77 @@ impl<B: Backend> Platform for Edge<B> {
     type Config = MachineConfigSpace;
 }
 
-/// A guest, ready to be entered.
-pub(crate) struct Partition<B: Backend> {
+/// What a guest is made from, the same in all its lives.
+struct Plan {
+    hardware: &'static Hardware,
     /// Its index in the configuration.
-    pub(crate) index: usize,
+    index: usize,
     guest: GuestConfig,
     functions: Vec<Bdf>,
     shares: Vec<Share>,
     files: Files,
     map: MemoryMap,
+    seats: &'static [Seat],
+}
+
+/// A guest, from its first life to its last.
+pub(crate) struct Partition<B: Backend> {
+    plan: Plan,
     pub(crate) shared: Mutex<Shared<B>>,
-    /// Its virtual CPUs, by index.
-    pub(crate) seats: &'static [Seat],
-    /// Where its boot processor begins.
-    pub(crate) start: StartState,
     outcome: Mutex<Option<Outcome>>,
     vendor: Vendor,
-    nested_root: Hpa,
     msr_passes: Vec<MsrPass>,
-    port_passes: Vec<PortRange>,
     /// Virtual CPUs that have not left.
     present: AtomicUsize,
     /// TSC at its beginning.
     clock_base: AtomicU64,
-    /// How often it was started anew.
-    pub(crate) restarts: AtomicU32,
-    /// What the user wants of it: nothing, [`STOP`] or [`RESTART`].
+    /// How often it has begun.
+    pub(crate) lives: AtomicU32,
+    /// What the user wants of it: nothing, [`STOP`], [`RESTART`] or [`START`].
     wish: AtomicU32,
-    /// It has ended and stays so.
+    /// It has ended and stays so until it is started.
     pub(crate) over: AtomicBool,
-    /// Bytes of the machine's free memory that became its RAM.
-    pub(crate) ram_bytes: u64,
+    crashes: Mutex<Crashes>,
+    /// Bytes of its RAM, and how many of them are from the free memory.
+    ram_bytes: AtomicU64,
+    pooled_bytes: AtomicU64,
 }
 
 const NO_WISH: u32 = 0;
 const STOP: u32 = 1;
 const RESTART: u32 = 2;
+const START: u32 = 3;
 
-/// What the CPUs of a guest share, behind its lock.
+/// What a guest has for one life, behind its lock. All of it is given back at the life's end.
 pub(crate) struct Shared<B: Backend> {
     pub(crate) vm: Vm,
     pub(crate) machine: GuestMachine<B::Format>,
     pub(crate) ram: GuestRam,
     pub(crate) config: MachineConfigSpace,
+    /// Where its boot processor begins.
+    start: StartState,
+    /// Each virtual CPU's memory.
+    cpus: Vec<Hpa>,
+    domain: Option<DomainId>,
+    port_passes: Vec<PortRange>,
 }
 
-impl<B: Backend> Partition<B> {
-    /// Builds the partition of `guest`, whose nested table has `format`.
-    pub(crate) fn build(
-        format: B::Format,
-        hardware: &Hardware,
-        index: usize,
-        guest: &GuestConfig,
-        functions: &[Bdf],
-        shares: Vec<Share>,
-    ) -> Result<Self, Refusal> {
+impl<B: Backend> Shared<B> {
+    /// Makes a guest as it is before its first instruction, in `ram`, which is scrubbed.
+    fn new(plan: &Plan, ram: &GuestRam) -> Result<Self, Refusal> {
+        let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
         let memory = hardware.memory;
-        let seats = seats(hardware, guest)?;
-        check_ports(guest)?;
-        let files = Files::find(hardware, guest)?;
-        let map = memory_map(hardware, guest);
-        let before = memory.taken();
-        let mut ram = allocate(hardware, guest, &map)?;
-        let ram_bytes = memory.taken() - before;
-        let mut nested = Table::new(format, &mut { memory })?;
+        let mut ram = ram.clone();
+        let mut nested = Table::new(B::check()?, &mut { memory })?;
         map_ram(&mut nested, memory, &ram)?;
-        logln!("guest {}: nested table {}", guest.name, nested.mix(&memory));
-        assign(hardware, guest, functions, &ram)?;
+        let domain = assign(hardware, functions, &ram)?;
         let mut config = hardware.config;
-        reset_functions(hardware, guest, functions, &mut config);
         quiet_uart(guest)?;
-        let (mut bus, lines) = virtual_bus(guest, &map, functions, &shares, &mut config)?;
-        map_bars(hardware, functions, &mut config)?;
+        let (mut bus, lines) = virtual_bus(guest, map, functions, shares, &mut config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let port_passes = port_passes(guest, &bus);
-        let nested_root = nested.root();
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
+        let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
         let mut machine = GuestMachine::new(
             memory,
             nested,
@@ -142,43 +143,117 @@ impl<B: Backend> Partition<B> {
             hardware.clock,
             routes,
             seats,
-            index,
+            *index,
         );
         machine.allow_ringing(shares.iter().flat_map(|share| share.cpus.iter().copied()));
-        let start = load(guest, &map, &bus, &mut ram, &files)?;
+        let start = load(guest, map, &bus, &mut ram, files)?;
         let vm = power_on(guest, seats, bus, lines, &mut machine, &mut config);
-        let vendor = Vendor::of(&machine);
-        let mut msr_passes = guest::msr::passes().to_vec();
-        msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
-        Ok(Self {
+        Ok(Self { vm, machine, ram, config, start, cpus, domain, port_passes })
+    }
+
+    /// Takes everything back but the RAM, which is returned as the guest left it. All its CPUs have
+    /// left.
+    fn give_back(&mut self, plan: &Plan) -> GuestRam {
+        let Plan { hardware, guest, functions, .. } = plan;
+        let mut nobody = |_| None;
+        let Self { vm, machine, config, .. } = self;
+        vm.bus.detach(&mut Host { machine, config, target: &mut nobody });
+        reset_functions(hardware, guest, functions, config);
+        let released = self.domain.take().map(|domain| release(hardware, functions, domain));
+        if let Some(Err(error)) = released {
+            logln!("guest {}: its DMA domain is kept: {error}", guest.name);
+        }
+        self.machine.give_back();
+        let mut memory = hardware.memory;
+        for at in self.cpus.drain(..) {
+            for page in 0..B::CPU_BYTES / PAGE_SIZE {
+                memory.give_back(at.wrapping_add(page * PAGE_SIZE));
+            }
+        }
+        core::mem::take(&mut self.ram)
+    }
+}
+
+impl Plan {
+    /// What the CPU that works on a guest's memory for a while does now and then.
+    fn look_after(&self) {
+        watchdog::look_after(self.hardware, LocalApic::current());
+    }
+
+    /// Memory for the guest, scrubbed.
+    fn allocate(&self) -> Result<GuestRam, Refusal> {
+        let mut ram = allocate(self.hardware, &self.guest, &self.map)?;
+        ram.scrub(|| self.look_after());
+        Ok(ram)
+    }
+}
+
+impl<B: Backend> Partition<B> {
+    /// Builds the partition of `guest`, ready for its first life.
+    pub(crate) fn build(
+        hardware: &'static Hardware,
+        index: usize,
+        guest: &GuestConfig,
+        functions: &[Bdf],
+        shares: Vec<Share>,
+    ) -> Result<Self, Refusal> {
+        let seats = seats(hardware, guest)?;
+        check_ports(guest)?;
+        let plan = Plan {
+            hardware,
             index,
             guest: guest.clone(),
             functions: functions.to_vec(),
             shares,
-            files,
-            map,
-            shared: Mutex::new(Shared { vm, machine, ram, config }),
+            files: Files::find(hardware, guest)?,
+            map: memory_map(hardware, guest),
             seats,
-            start,
+        };
+        let ram = plan.allocate()?;
+        for function in functions {
+            check_function(hardware, guest, *function)?;
+        }
+        let mut config = hardware.config;
+        reset_functions(hardware, guest, functions, &mut config);
+        map_bars(hardware, functions, &mut config)?;
+        let shared = Shared::<B>::new(&plan, &ram)?;
+        let mix = shared.machine.nested().mix(&hardware.memory);
+        logln!("guest {}: nested table {mix}", guest.name);
+        let mut msr_passes = guest::msr::passes().to_vec();
+        msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
+        let (ram_bytes, pooled_bytes) = ram.size();
+        Ok(Self {
+            plan,
+            vendor: Vendor::of(&shared.machine),
+            shared: Mutex::new(shared),
             outcome: Mutex::new(None),
-            vendor,
-            nested_root,
             msr_passes,
-            port_passes,
             present: AtomicUsize::new(seats.len()),
             clock_base: AtomicU64::new(instructions::tsc()),
-            restarts: AtomicU32::new(0),
+            lives: AtomicU32::new(1),
             wish: AtomicU32::new(NO_WISH),
             over: AtomicBool::new(false),
-            ram_bytes,
+            crashes: Mutex::new(Crashes::default()),
+            ram_bytes: AtomicU64::new(ram_bytes),
+            pooled_bytes: AtomicU64::new(pooled_bytes),
         })
+    }
+
+    /// Its virtual CPUs, by index.
+    pub(crate) fn seats(&self) -> &'static [Seat] {
+        self.plan.seats
+    }
+
+    /// Its index in the configuration.
+    pub(crate) fn index(&self) -> usize {
+        self.plan.index
     }
 
     /// Whether a guest that ended so begins anew.
     pub(crate) fn restarts_after(&self, outcome: Outcome) -> bool {
         let then = match outcome {
-            Outcome::Reboot => self.guest.on_reboot,
-            Outcome::TripleFault | Outcome::Crash => self.guest.on_crash,
+            Outcome::Reboot => self.plan.guest.on_reboot,
+            Outcome::TripleFault | Outcome::Crash => self.plan.guest.on_crash,
             Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => Afterwards::Stop,
         };
         match self.wish.load(Ordering::Acquire) {
@@ -190,35 +265,72 @@ impl<B: Backend> Partition<B> {
 
     /// How its interrupts come.
     pub(crate) fn interrupts(&self) -> InterruptMode {
-        self.guest.interrupts
+        self.plan.guest.interrupts
     }
 
-    /// Makes it as it was before its first instruction: devices reset, memory scrubbed and loaded.
-    /// All its CPUs have left, its devices master no bus, and its routes are cut.
-    pub(crate) fn restart(&self, hardware: &Hardware) -> Result<(), Refusal> {
-        let mut shared = self.shared.lock();
-        let Shared { vm, machine, ram, config } = &mut *shared;
-        reset_functions(hardware, &self.guest, &self.functions, config);
-        machine.clear_shadow_pages();
-        quiet_uart(&self.guest)?;
-        let (bus, lines) =
-            virtual_bus(&self.guest, &self.map, &self.functions, &self.shares, config)?;
-        load(&self.guest, &self.map, &bus, ram, &self.files)?;
-        *vm = power_on(&self.guest, self.seats, bus, lines, machine, config);
-        for seat in self.seats {
+    /// Milliseconds to wait before it begins anew, after a life that ended so.
+    pub(crate) fn pause(&self, outcome: Outcome) -> u64 {
+        let crashed = matches!(outcome, Outcome::TripleFault | Outcome::Crash)
+            && self.wish.load(Ordering::Acquire) != RESTART;
+        let life = instructions::tsc().wrapping_sub(self.clock_base.load(Ordering::Relaxed));
+        let life_ms = life / self.plan.hardware.clock.tsc_khz.max(1);
+        self.crashes.lock().life_ended(crashed, life_ms)
+    }
+
+    /// The end of a life, once all its CPUs have left: everything is given back but the RAM, which
+    /// is scrubbed.
+    pub(crate) fn end_life(&self) -> GuestRam {
+        let mut ram = self.shared.lock().give_back(&self.plan);
+        ram.scrub(|| self.plan.look_after());
+        ram
+    }
+
+    /// Gives the RAM of an ended life back: the guest is over.
+    pub(crate) fn give_back(&self, ram: GuestRam) {
+        ram.give_back(self.plan.hardware.memory);
+        self.ram_bytes.store(0, Ordering::Relaxed);
+        self.pooled_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Begins a new life, in the RAM of the last one or in new RAM.
+    pub(crate) fn begin_life(&self, ram: Option<GuestRam>) -> Result<(), Refusal> {
+        let ram = ram.map_or_else(|| self.plan.allocate(), Ok)?;
+        let mut shared = match Shared::new(&self.plan, &ram) {
+            Ok(shared) => shared,
+            Err(refusal) => {
+                self.give_back(ram);
+                return Err(refusal);
+            }
+        };
+        shared.vm.terse = self.crashes.lock().in_a_row();
+        *self.shared.lock() = shared;
+        let (ram_bytes, pooled_bytes) = ram.size();
+        self.ram_bytes.store(ram_bytes, Ordering::Relaxed);
+        self.pooled_bytes.store(pooled_bytes, Ordering::Relaxed);
+        for seat in self.seats() {
             seat.forget_requests();
         }
         self.clock_base.store(instructions::tsc(), Ordering::Relaxed);
         *self.outcome.lock() = None;
-        self.present.store(self.seats.len(), Ordering::Release);
-        // A wish to restart is fulfilled; one to stop that came meanwhile is not forgotten.
-        let restart =
-            self.wish.compare_exchange(RESTART, NO_WISH, Ordering::AcqRel, Ordering::Acquire);
-        self.restarts.fetch_add(1, Ordering::AcqRel);
-        if restart == Err(STOP) {
+        self.present.store(self.seats().len(), Ordering::Release);
+        self.over.store(false, Ordering::Release);
+        self.lives.fetch_add(1, Ordering::AcqRel);
+        // A wish to begin is fulfilled; one to stop that came meanwhile is not forgotten.
+        let granted = |wish| (wish != STOP).then_some(NO_WISH);
+        if self.wish.fetch_update(Ordering::AcqRel, Ordering::Acquire, granted).is_err() {
             self.end(Outcome::Stopped, LocalApic::current());
         }
         Ok(())
+    }
+
+    /// It shall be started: `false` where that was asked for already.
+    pub(crate) fn shall_start(&self) -> bool {
+        self.wish.swap(START, Ordering::AcqRel) != START
+    }
+
+    /// It could not be started: it stays over.
+    pub(crate) fn not_started(&self) {
+        self.wish.store(NO_WISH, Ordering::Release);
     }
 
     /// How it ended, if it has.
@@ -229,28 +341,35 @@ impl<B: Backend> Partition<B> {
     /// It ends so, unless it has ended already; its CPUs leave.
     pub(crate) fn end(&self, outcome: Outcome, own: LocalApic) {
         self.outcome.lock().get_or_insert(outcome);
-        for seat in self.seats {
+        for seat in self.seats() {
             seat.ask_to_stop(own);
         }
     }
 
-    /// Makes a virtual CPU on the processor that calls.
-    pub(crate) fn vcpu(
-        &self,
-        backend: &B,
-        hardware: &Hardware,
-        processor: &Processor,
-    ) -> Result<B::Cpu, Refusal> {
+    /// Switches virtualization on on the processor that calls, and makes virtual CPU `index` there.
+    /// Not inlined: the bitmaps pass over the stack, which a whole life would carry along.
+    #[inline(never)]
+    pub(crate) fn vcpu(&self, index: usize, processor: &Processor) -> Result<(B, B::Cpu), Refusal> {
+        let shared = self.shared.lock();
+        let memory = *shared.cpus.get(index).ok_or_else(out_of_memory)?;
+        let backend = B::enable(memory)?;
         let parts = VcpuParts {
-            mode: self.guest.interrupts,
-            nested_root: self.nested_root,
+            mode: self.plan.guest.interrupts,
+            nested_root: shared.machine.nested().root(),
             msr_passes: &self.msr_passes,
-            port_passes: &self.port_passes,
+            port_passes: &shared.port_passes,
+            memory,
             // One guest to a processor: nobody else uses the tag there.
             tag: 1,
             host_tss_base: processor.tss_base,
         };
-        backend.vcpu(hardware.memory, &parts)
+        let vcpu = backend.vcpu(&parts)?;
+        Ok((backend, vcpu))
+    }
+
+    /// Where its first CPU begins.
+    pub(crate) fn start_state(&self) -> StartState {
+        self.shared.lock().start
     }
 
     /// What policy keeps of virtual CPU `index`.
@@ -259,7 +378,7 @@ impl<B: Backend> Partition<B> {
         // The same on all its CPUs.
         let tsc = self.clock_base.load(Ordering::Relaxed);
         let clock = offered.then_some(ClockBase { tsc });
-        CpuState::new(index, self.guest.interrupts, self.vendor, clock)
+        CpuState::new(index, self.plan.guest.interrupts, self.vendor, clock)
     }
 
     /// A virtual CPU has left; `true` if it was the last.
@@ -270,15 +389,19 @@ impl<B: Backend> Partition<B> {
 
 impl<B: Backend> Watched for Partition<B> {
     fn name(&self) -> &str {
-        &self.guest.name
+        &self.plan.guest.name
     }
 
     fn seats(&self) -> &[Seat] {
-        self.seats
+        self.plan.seats
     }
 
     fn outcome(&self) -> Option<Outcome> {
         self.ended()
+    }
+
+    fn start(&'static self) {
+        run::start(self.plan.hardware, self);
     }
 
     fn stop(&self, own: LocalApic) {
@@ -286,17 +409,24 @@ impl<B: Backend> Watched for Partition<B> {
         self.end(Outcome::Stopped, own);
     }
 
-    fn restart(&self, own: LocalApic) {
+    fn restart(&'static self, own: LocalApic) {
+        if self.over.load(Ordering::Acquire) {
+            return self.start();
+        }
         self.wish.store(RESTART, Ordering::Release);
         self.end(Outcome::Stopped, own);
     }
 
     fn ram_bytes(&self) -> u64 {
-        self.ram_bytes
+        self.ram_bytes.load(Ordering::Relaxed)
+    }
+
+    fn pooled_bytes(&self) -> u64 {
+        self.pooled_bytes.load(Ordering::Relaxed)
     }
 
     fn functions(&self) -> &[Bdf] {
-        &self.functions
+        &self.plan.functions
     }
 
     fn irqs(&self) {

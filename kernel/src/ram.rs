@@ -7,12 +7,16 @@ use arch::{Gpa, Hpa};
 use arrayvec::ArrayVec;
 use cpu::physical;
 
+use crate::memory::Memory;
+
 /// A run of guest RAM that is contiguous in both spaces.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RamBlock {
     pub(crate) gpa: Gpa,
     pub(crate) hpa: Hpa,
     pub(crate) length: u64,
+    /// It is from the free memory, and goes back there.
+    pub(crate) pooled: bool,
 }
 
 /// More pieces than this a guest's RAM is not made of.
@@ -46,11 +50,31 @@ impl GuestRam {
         Ok(block.hpa.wrapping_add(gpa.as_u64() - block.gpa.as_u64()))
     }
 
-    /// Fills all of it with zeros.
-    pub(crate) fn scrub(&mut self) {
+    /// Fills all of it with zeros; `meanwhile` is called now and then, as this takes its time.
+    pub(crate) fn scrub(&mut self, mut meanwhile: impl FnMut()) {
+        const PIECE: usize = 16 << 20;
         for block in &self.0 {
             // SAFETY: `new`'s caller vouched for the block; the guest does not run.
-            unsafe { physical::bytes_mut(block.hpa, block.length as usize) }.fill(0);
+            let bytes = unsafe { physical::bytes_mut(block.hpa, block.length as usize) };
+            for piece in bytes.chunks_mut(PIECE) {
+                piece.fill(0);
+                meanwhile();
+            }
+        }
+    }
+
+    /// Bytes of it, and how many of them are from the free memory.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        let sum = |pooled: bool| {
+            self.0.iter().filter(|block| block.pooled || !pooled).map(|block| block.length).sum()
+        };
+        (sum(false), sum(true))
+    }
+
+    /// Gives it back to the free memory.
+    pub(crate) fn give_back(self, memory: Memory) {
+        for block in self.0.into_iter().filter(|block| block.pooled) {
+            memory.free(block.hpa, block.length);
         }
     }
 }

@@ -15,6 +15,7 @@ use cpu::io_apic::IoApic;
 use guest::lines::Line;
 use spin::Mutex;
 
+use crate::console::logln;
 use crate::refusal::{Refusal, refuse};
 
 /// The machine's IOMMU, shared by all CPUs; locked only where routes and domains change.
@@ -148,19 +149,18 @@ impl Routes {
         Ok(MsiMessage { address: 0, data: 0 })
     }
 
-    /// Cuts every line off.
-    pub(crate) fn revoke_all(&mut self) {
-        let functions: Vec<(Bdf, usize)> = self
-            .messages
-            .iter()
-            .map(|(function, messages)| (*function, messages.targets.len()))
-            .collect();
-        for (function, count) in functions {
-            for index in 0..count as u16 {
-                let _ = self.set(InterruptLine::Message { function, index }, None);
+    /// Cuts every line off and gives the remapping entries back.
+    pub(crate) fn give_back(&mut self) {
+        self.mask_lines();
+        let messages = core::mem::take(&mut self.messages).into_values();
+        let messages = messages.map(|messages| (messages.first, messages.targets.len() as u16));
+        let lines = core::mem::take(&mut self.lines).into_values();
+        for (first, count) in messages.chain(lines.map(|line| (line.entry, 1))) {
+            let (Some(iommu), Some(first)) = (self.iommu, first) else { continue };
+            if let Err(error) = iommu.lock().free_remap(first, count) {
+                logln!("{error}: its remapping entries stay taken");
             }
         }
-        self.mask_lines();
     }
 
     /// Cuts off the lines of the I/O APICs: one that is level-triggered and still up would raise its

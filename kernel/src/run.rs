@@ -1,10 +1,12 @@
 //! The run loop of one virtual CPU: enter the guest, handle the exit, again. Between two exits
 //! nothing here runs.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::vcpu::{Event, StartState, Vcpu};
 use arch::{Exit, ExitReason};
+use cpu::instructions::tsc;
 use guest::counters::Counter;
 use guest::vm::{Context, CpuState, Next, Outcome};
 
@@ -21,9 +23,60 @@ use crate::{power, watchdog};
 /// Guests that have not ended.
 static GUESTS: AtomicUsize = AtomicUsize::new(0);
 
-/// Says how many guests there will be.
-pub(crate) fn expect_guests(count: usize) {
-    GUESTS.store(count, Ordering::Release);
+/// Has every CPU of the guest, but those before `first`, run it.
+pub(crate) fn assign<B: Backend>(
+    hardware: &'static Hardware,
+    partition: &'static Partition<B>,
+    first: usize,
+) {
+    for (index, seat) in partition.seats().iter().enumerate().skip(first) {
+        let job = move |processor: &Processor| run(hardware, partition, index, processor);
+        processors::assign(seat.processor, Box::new(job));
+    }
+}
+
+/// There is one more guest that has not ended.
+pub(crate) fn expect_guest() {
+    GUESTS.fetch_add(1, Ordering::AcqRel);
+}
+
+/// After the last guest the machine is switched off.
+fn expect_one_less(hardware: &Hardware) {
+    if GUESTS.fetch_sub(1, Ordering::AcqRel) == 1 {
+        logln!("all guests have ended");
+        power::off(hardware.soft_off)
+    }
+}
+
+/// Starts a guest that has ended. Its first CPU does the work.
+pub(crate) fn start<B: Backend>(hardware: &'static Hardware, partition: &'static Partition<B>) {
+    let Some(first) = partition.seats().first() else { return };
+    if !partition.over.load(Ordering::Acquire) {
+        logln!("{} has not ended: `restart` stops it and starts it afresh", partition.name());
+    } else if partition.shall_start() {
+        expect_guest();
+        let job = move |processor: &Processor| {
+            let mut others = partition.seats().iter().skip(1);
+            while others.any(|seat| processors::is_busy(seat.processor)) {
+                // They are on their way back from the guest's last life.
+                rest(hardware, processor);
+            }
+            match partition.begin_life(None) {
+                Ok(()) => {
+                    logln!("guest {}: started", partition.name());
+                    assign(hardware, partition, 1);
+                    run(hardware, partition, 0, processor);
+                }
+                Err(refusal) => {
+                    logln!("guest {}: not started: {refusal}", partition.name());
+                    partition.not_started();
+                    processors::set_busy(processor.apic.id(), false);
+                    expect_one_less(hardware);
+                }
+            }
+        };
+        processors::assign(first.processor, Box::new(job));
+    }
 }
 
 /// A virtual CPU on the processor that calls.
@@ -36,50 +89,106 @@ struct Running<B: Backend> {
     waiting: bool,
 }
 
-/// Runs virtual CPU `index` of a guest until the guest ends. The last one of the last guest switches
-/// the machine off.
-pub(crate) fn run<B: Backend>(
+/// Runs virtual CPU `index` of a guest until the guest has ended for good.
+fn run<B: Backend>(
+    hardware: &'static Hardware,
+    partition: &'static Partition<B>,
+    index: usize,
+    processor: &Processor,
+) {
+    loop {
+        let life = partition.lives.load(Ordering::Acquire);
+        if let Err(refusal) = live(hardware, partition, index, processor) {
+            logln!("guest {}: stopped: {refusal}", partition.name());
+            partition.end(Outcome::Crash, processor.apic);
+        }
+        if partition.one_has_left() {
+            last_one_out(hardware, partition, processor);
+        }
+        while partition.lives.load(Ordering::Acquire) == life {
+            if partition.over.load(Ordering::Acquire) {
+                return processors::set_busy(processor.apic.id(), false);
+            }
+            rest(hardware, processor);
+        }
+    }
+}
+
+/// One life of a virtual CPU. Virtualization is off before and after.
+fn live<B: Backend>(
     hardware: &'static Hardware,
     partition: &'static Partition<B>,
     index: usize,
     processor: &Processor,
 ) -> Result<(), Refusal> {
-    let backend = B::enable(hardware.memory)?;
-    let mut vcpu = partition.vcpu(&backend, hardware, processor)?;
+    let cpu = partition.cpu_state(index);
+    // `vcpu` is dropped before `_backend`.
+    let (_backend, mut vcpu) = partition.vcpu(index, processor)?;
+    // What came after the last life's end, such as a neighbour's doorbell.
+    B::drain(processor.apic);
     watchdog::arm(hardware, &mut vcpu);
-    let mut running =
-        Running { hardware, partition, cpu: partition.cpu_state(index), vcpu, waiting: true };
-    loop {
-        running.begin(processor);
-        running.until_the_end(processor);
-        if !running.leave(processor) {
-            processors::set_busy(processor.apic.id(), false);
-            return Ok(());
+    let waiting = index != 0;
+    let mut running = Running { hardware, partition, cpu, vcpu, waiting };
+    if !waiting {
+        running.enter(&partition.start_state(), processor);
+    }
+    running.until_the_end(processor);
+    // Its interrupts are gone from this processor.
+    partition.shared.lock().machine.routes().mask_lines();
+    B::drain(processor.apic);
+    if let Some(seat) = partition.seats().get(index) {
+        *seat.counters.lock() = running.cpu.counters;
+    }
+    Ok(())
+}
+
+/// The last CPU to leave takes back what the guest had, and decides what comes next.
+fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, processor: &Processor) {
+    watchdog::last_look(hardware);
+    let mut outcome = partition.ended().unwrap_or(Outcome::Crash);
+    let name = partition.name();
+    let pause_ms = partition.pause(outcome);
+    let ram = partition.end_life();
+    if partition.restarts_after(outcome) {
+        let pause = if pause_ms == 0 { "" } else { &alloc::format!(" in {pause_ms} ms") };
+        logln!("guest {name}: {}: it begins anew{pause}", outcome.key());
+        let (start, ticks) = (tsc(), pause_ms * hardware.clock.tsc_khz);
+        while tsc().wrapping_sub(start) < ticks && partition.restarts_after(outcome) {
+            rest(hardware, processor);
+        }
+        if !partition.restarts_after(outcome) {
+            outcome = Outcome::Stopped;
         }
     }
+    if partition.restarts_after(outcome) {
+        match partition.begin_life(Some(ram)) {
+            Ok(()) => return,
+            Err(refusal) => logln!("guest {name}: {refusal}"),
+        }
+    } else {
+        partition.give_back(ram);
+    }
+    console::report_guest(partition.index(), name, outcome.key(), partition.seats());
+    partition.over.store(true, Ordering::Release);
+    expect_one_less(hardware);
+}
+
+/// Sleeps for a moment, with virtualization off; what the boot processor has to do for all is done
+/// meanwhile.
+pub(crate) fn rest(hardware: &Hardware, processor: &Processor) {
+    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
+    unsafe { processor.apic.nap() };
+    watchdog::look_after(hardware, processor.apic);
 }
 
 impl<B: Backend> Running<B> {
-    /// The state at the guest's first instruction; all CPUs but the first wait for a start-up IPI.
-    fn begin(&mut self, processor: &Processor) {
-        // What came after the last life's end, such as a neighbour's doorbell.
-        B::drain(processor.apic);
-        self.cpu = self.partition.cpu_state(self.cpu.index);
-        self.waiting = self.cpu.index != 0;
-        if !self.waiting {
-            self.enter(&self.partition.start, processor);
-        }
-        self.vcpu.set_interrupt_window(false);
-        self.vcpu.flush_nested();
-    }
-
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
         B::hand_over(processor.apic, self.partition.interrupts());
     }
 
     fn until_the_end(&mut self, processor: &Processor) {
-        let Some(seat) = self.partition.seats.get(self.cpu.index) else { return };
+        let Some(seat) = self.partition.seats().get(self.cpu.index) else { return };
         loop {
             B::hold_nmis();
             let requests = seat.take_requests();
@@ -133,7 +242,7 @@ impl<B: Backend> Running<B> {
 
     fn with_context<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
         let mut shared = self.partition.shared.lock();
-        let Shared { vm, machine, ram, config } = &mut *shared;
+        let Shared { vm, machine, ram, config, .. } = &mut *shared;
         let mut context: Context<'_, Edge<B>> =
             Context { vm, cpu: &mut self.cpu, vcpu: &mut self.vcpu, machine, memory: ram, config };
         let result = work(&mut context);
@@ -144,64 +253,9 @@ impl<B: Backend> Running<B> {
         result
     }
 
-    /// Leaves the guest: its interrupts are gone from this processor, and the last CPU to leave takes
-    /// the devices back. `true` if the guest begins anew.
-    fn leave(&mut self, processor: &Processor) -> bool {
-        let partition = self.partition;
-        let restarts = partition.restarts.load(Ordering::Acquire);
-        partition.shared.lock().machine.routes().mask_lines();
-        B::drain(processor.apic);
-        if let Some(seat) = partition.seats.get(self.cpu.index) {
-            *seat.counters.lock() = core::mem::take(&mut self.cpu.counters);
-        }
-        if partition.one_has_left() {
-            self.last_one_out();
-        }
-        loop {
-            if partition.over.load(Ordering::Acquire) {
-                return false;
-            }
-            if partition.restarts.load(Ordering::Acquire) != restarts {
-                return true;
-            }
-            self.nap(processor);
-        }
-    }
-
     /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.
     fn nap(&self, processor: &Processor) {
         B::nap(processor.apic);
         watchdog::look_after(self.hardware, processor.apic);
-    }
-
-    fn last_one_out(&mut self) {
-        watchdog::last_look(self.hardware);
-        let outcome = self.partition.ended().unwrap_or(Outcome::Crash);
-        self.partition.take_devices_back();
-        if self.partition.restarts_after(outcome) {
-            logln!("guest {}: {}: it begins anew", self.partition.name(), outcome.key());
-            match self.partition.restart(self.hardware) {
-                Ok(()) => return,
-                Err(refusal) => logln!("guest {}: {refusal}", self.partition.name()),
-            }
-        }
-        let (index, name) = (self.partition.index, self.partition.name());
-        console::report_guest(index, name, outcome.key(), self.partition.seats);
-        self.partition.over.store(true, Ordering::Release);
-        if GUESTS.fetch_sub(1, Ordering::AcqRel) == 1 {
-            logln!("all guests have ended");
-            power::off(self.hardware.soft_off)
-        }
-    }
-}
-
-impl<B: Backend> Partition<B> {
-    fn take_devices_back(&self) {
-        let mut shared = self.shared.lock();
-        let Shared { vm, machine, config, .. } = &mut *shared;
-        let mut nobody = |_| None;
-        let mut host = guest::pci::Host { machine, config, target: &mut nobody };
-        vm.bus.detach(&mut host);
-        machine.routes().revoke_all();
     }
 }

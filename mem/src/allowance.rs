@@ -27,6 +27,11 @@ impl<M: TableMemory> TableMemory for Allowance<'_, M> {
         *self.frames = self.frames.checked_sub(1)?;
         self.memory.allocate_contiguous(bytes)
     }
+
+    fn give_back(&mut self, page: Hpa) {
+        *self.frames += 1;
+        self.memory.give_back(page);
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! the old mapping or the new one. Every entry is written once, as a whole; a table that takes the
 //! place of a large page is complete before it is linked.
 //!
-//! Tables are never given back: a range that is unmapped keeps its (empty) tables for the next one.
+//! A range that is unmapped keeps its (empty) tables for the next one; they are given back all at once
+//! ([`Table::give_back`]).
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
 use core::fmt;
@@ -27,6 +28,8 @@ pub trait TableMemory {
     /// Takes `bytes` (rounded up to whole pages) of contiguous zeroed memory, aligned to the next
     /// power of two; `None` when there is none left.
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa>;
+    /// Gives one page back that was taken from here.
+    fn give_back(&mut self, page: Hpa);
     /// Takes one zeroed page.
     fn allocate_table(&mut self) -> Option<Hpa> {
         self.allocate_contiguous(PAGE_SIZE)
@@ -42,6 +45,9 @@ impl<M: TableMemory + ?Sized> TableMemory for &mut M {
     }
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
         (**self).allocate_contiguous(bytes)
+    }
+    fn give_back(&mut self, page: Hpa) {
+        (**self).give_back(page);
     }
 }
 
@@ -315,6 +321,22 @@ impl<F: Format> Table<F> {
                 Entry::Leaf(_) => mix.size_1g += 1,
             }
         }
+    }
+
+    /// Gives all its pages back. Nobody uses the table after that, nor has a reader anything of it in
+    /// a cache.
+    pub fn give_back(&self, memory: &mut impl TableMemory) {
+        self.free(memory, self.root, self.format.levels() - 1);
+    }
+
+    fn free(&self, memory: &mut impl TableMemory, table: Hpa, level: u8) {
+        for index in 0..ENTRIES {
+            let entry = memory.read(table.wrapping_add(index * 8));
+            if let Entry::Table(lower) = self.format.decode(entry, level) {
+                self.free(memory, lower, level - 1);
+            }
+        }
+        memory.give_back(table);
     }
 
     fn input_limit(&self) -> u64 {

@@ -15,13 +15,16 @@ pub(crate) struct TestMemory {
     next: u64,
     /// Frames that are left.
     pub(crate) frames: u64,
+    /// Pages that were given back.
+    pub(crate) given_back: Vec<Hpa>,
     /// Every write, oldest first.
     pub(crate) log: Vec<(Hpa, u64)>,
 }
 
 impl TestMemory {
     pub(crate) fn new() -> Self {
-        Self { words: BTreeMap::new(), next: 0x10_0000, frames: u64::MAX, log: Vec::new() }
+        let (words, log, given_back) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { words, next: 0x10_0000, frames: u64::MAX, log, given_back }
     }
 }
 
@@ -42,5 +45,12 @@ impl TableMemory for TestMemory {
         let at = Hpa::new(self.next);
         self.next += bytes.next_multiple_of(PAGE_SIZE);
         Some(at)
+    }
+
+    fn give_back(&mut self, page: Hpa) {
+        assert!((0x10_0000..self.next).contains(&page.as_u64()), "{page}");
+        assert!(!self.given_back.contains(&page), "{page} is given back twice");
+        self.given_back.push(page);
+        self.frames += 1;
     }
 }

@@ -167,7 +167,7 @@ pub(crate) fn frame(at: Hpa) -> Result<(), SvmError> {
 }
 
 /// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's
-/// state; it belongs to this CPU alone from now on.
+/// state; it belongs to this CPU alone until [`disable`].
 ///
 /// # Errors
 /// What [`check`] finds missing, or a `hsave` that is no frame. Nothing has been changed then.
@@ -190,6 +190,23 @@ pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
     // SAFETY: SVM is on; the address is a frame's and the caller gives the frame away.
     unsafe { write_msr(VM_HSAVE_PA, hsave.as_u64()) };
     Ok(features)
+}
+
+/// Switches AMD-V off again, on the CPU that runs this, with GIF set. The frame that [`enable`] was
+/// given is free afterwards.
+///
+/// # Safety
+/// Privilege level 0, [`enable`] has succeeded on this CPU, and no virtual CPU lives on it. The host's
+/// IDT handles NMIs.
+pub unsafe fn disable() {
+    // SAFETY: SVM is on; GIF has to be set before it goes (APM "Global Interrupt Flag"), IF is clear.
+    unsafe { core::arch::asm!("stgi", options(nostack)) };
+    // SAFETY: SVM is on, so the MSR is there.
+    unsafe { write_msr(VM_HSAVE_PA, 0) };
+    // SAFETY: every 64-bit CPU has EFER; privilege level 0.
+    let efer = unsafe { read_msr(IA32_EFER) };
+    // SAFETY: no guest is entered any more; the rest is kept.
+    unsafe { write_msr(IA32_EFER, efer & !Efer::SVME.bits()) };
 }
 
 #[cfg(test)]

@@ -31,5 +31,5 @@ pub mod vcpu;
 pub mod vmcb;
 
 pub use bitmap::{IoPermissionMap, MsrPermissionMap};
-pub use enable::{Capabilities, Features, SvmError, check, enable};
+pub use enable::{Capabilities, Features, SvmError, check, disable, enable};
 pub use vcpu::{SvmVcpu, VcpuSetup};

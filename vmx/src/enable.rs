@@ -82,12 +82,21 @@ impl Capabilities {
     }
 }
 
-/// Proof that this CPU is in VMX root operation. Not `Send`: it stays on its CPU.
+/// Proof that this CPU is in VMX root operation, which it leaves when this is dropped. Not `Send`: it
+/// stays on its CPU.
 #[derive(Debug)]
 pub struct VmxOn {
     /// What this CPU can do.
     pub features: Features,
     _this_cpu: PhantomData<*mut ()>,
+}
+
+impl Drop for VmxOn {
+    fn drop(&mut self) {
+        // SAFETY: `self` proves root operation, and whoever made a virtual CPU on it promised that
+        // it is gone by now.
+        unsafe { core::arch::asm!("vmxoff", options(nostack)) };
+    }
 }
 
 /// Puts this CPU in VMX root operation. Where the firmware left IA32_FEATURE_CONTROL open, VMX is
@@ -97,9 +106,9 @@ pub struct VmxOn {
 /// What the CPU lacks, or that VMXON failed.
 ///
 /// # Safety
-/// This runs in ring 0 with 64-bit paging, once on this CPU. `region` is a 4 KiB page,
+/// This runs in ring 0 with 64-bit paging, and nothing that it returned before lives on this CPU. `region` is a 4 KiB page,
 /// identity-mapped, of RAM below the CPU's physical-address width, that is this CPU's VMXON region
-/// from now on.
+/// for as long as what this returns lives.
 pub unsafe fn enable(region: Hpa) -> Result<VmxOn, VmxError> {
     // SAFETY: ring 0, says the caller.
     let features = check(&unsafe { Capabilities::read() })?;

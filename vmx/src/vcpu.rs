@@ -105,7 +105,7 @@ impl VmxVcpu {
     /// When an address is not page-aligned or the CPU refuses the VMCS.
     ///
     /// # Safety
-    /// * `on` is this CPU's, and no other [`VmxVcpu`] lives on it.
+    /// * `on` is this CPU's and outlives this, and no other [`VmxVcpu`] lives on it.
     /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this.
     /// * The nested table and the bitmaps give the guest nothing that is not its own.
     /// * `setup.host` is the environment of the caller, and gate 2 of its IDT handles NMIs.

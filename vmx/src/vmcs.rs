@@ -13,15 +13,26 @@ use arch::Hpa;
 use crate::VmxError;
 use crate::field::{Field, Readable, VM_INSTRUCTION_ERROR, Width};
 
-/// Proof that a VMCS is current on this CPU. Not `Send`: it stays on the CPU that made it.
-pub(crate) struct Vmcs(PhantomData<*mut ()>);
+/// Proof that a VMCS is current on this CPU. Not `Send`: it stays on the CPU that made it. When it is
+/// dropped the CPU has nothing of the VMCS left in a cache, and the frame is free again.
+pub(crate) struct Vmcs {
+    frame: Hpa,
+    _this_cpu: PhantomData<*mut ()>,
+}
+
+impl Drop for Vmcs {
+    fn drop(&mut self) {
+        // SAFETY: `self` proves VMX root operation; its own frame. A failure changes nothing.
+        unsafe { vmclear(self.frame) };
+    }
+}
 
 impl Vmcs {
     /// Clears the VMCS in `frame` and makes it current.
     ///
     /// # Safety
     /// This CPU is in VMX root operation. `frame` is a 4 KiB page, identity-mapped, that belongs to
-    /// this VMCS for as long as the CPU runs, and no other [`Vmcs`] lives on this CPU.
+    /// this VMCS for as long as it lives, and no other [`Vmcs`] lives on this CPU.
     pub(crate) unsafe fn make_current(frame: Hpa, revision: u32) -> Result<Self, VmxError> {
         // SAFETY: the caller gives the frame.
         unsafe { initialize_region(frame, revision) };
@@ -33,7 +44,7 @@ impl Vmcs {
         if unsafe { vmptrld(frame) } {
             return Err(VmxError::Refused { instruction: "VMPTRLD", frame });
         }
-        Ok(Self(PhantomData))
+        Ok(Self { frame, _this_cpu: PhantomData })
     }
 
     /// VMREAD.

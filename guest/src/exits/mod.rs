@@ -150,7 +150,7 @@ impl<P: Platform> Context<'_, P> {
 
     fn triple_fault(&mut self) -> Next {
         self.machine.log(format_args!("guest {}: triple fault", self.vm.name));
-        self.dump();
+        self.last_words();
         Next::End(Outcome::TripleFault)
     }
 
@@ -166,8 +166,14 @@ impl<P: Platform> Context<'_, P> {
     /// Ends the guest with a sentence and its state.
     fn crash(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
         self.machine.log(format_args!("guest {}: stopped: {sentence}", self.vm.name));
-        self.dump();
+        self.last_words();
         Next::End(Outcome::Crash)
+    }
+
+    fn last_words(&mut self) {
+        if !self.vm.terse {
+            self.dump();
+        }
     }
 
     /// Logs registers and the code at RIP.

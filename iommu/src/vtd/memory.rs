@@ -47,4 +47,8 @@ impl<M: TableMemory> TableMemory for WrittenThrough<M> {
         }
         Some(start)
     }
+
+    fn give_back(&mut self, page: Hpa) {
+        self.inner.give_back(page);
+    }
 }

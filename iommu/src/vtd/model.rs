@@ -33,6 +33,11 @@ impl TableMemory for Ram {
         *next = at + bytes.next_multiple_of(4096);
         Some(Hpa::new(at))
     }
+    fn give_back(&mut self, page: Hpa) {
+        for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
+            self.0.borrow_mut().0.insert(at, u64::MAX);
+        }
+    }
 }
 
 #[derive(Debug)]

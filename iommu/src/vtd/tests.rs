@@ -134,6 +134,39 @@ fn an_entry_serves_its_source_until_it_is_taken_away() {
 }
 
 #[test]
+fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    let kept = vtd.create_domain().unwrap();
+    let gone = vtd.create_domain().unwrap();
+    vtd.map(kept, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
+    vtd.map(gone, Iova::new(0), Hpa::new(2 * GIB), 0x4000).unwrap();
+    vtd.attach(NVME, kept).unwrap();
+    vtd.attach(NIC, gone).unwrap();
+    vtd.detach(NIC).unwrap();
+    vtd.destroy_domain(gone);
+    assert_eq!(units[0].dma(NIC, 0x1000), Err(2));
+    assert_eq!(units[1].dma(NVME, 0x1000), Ok(GIB + 0x1000));
+    assert_eq!(vtd.attach(NIC, gone), Err(IommuError::UnknownDomain(gone)));
+    assert_eq!(vtd.create_domain(), Ok(gone));
+    vtd.attach(NIC, gone).unwrap();
+    assert_eq!(units[0].dma(NIC, 0x1000), Err(5), "its new table is empty");
+
+    let first = vtd.allocate_remap(InterruptSource::Device(NIC), 3).unwrap();
+    let last = vtd.allocate_remap(InterruptSource::Device(NVME), 2).unwrap();
+    assert_eq!(vtd.remaps_in_use(), 5);
+    vtd.set_remap(first, Some(TARGET)).unwrap();
+    let message = vtd.remap_message(first);
+    assert!(units[0].interrupt(NIC, message.address, 0).is_ok());
+    vtd.free_remap(first, 3).unwrap();
+    assert_eq!((vtd.remaps_in_use(), units[0].interrupt(NIC, message.address, 0)), (2, Err(0x22)));
+    assert_eq!(vtd.set_remap(first, Some(TARGET)), Err(IommuError::OutOfRemapEntries));
+    let longer = vtd.allocate_remap(InterruptSource::Device(NIC), 4);
+    assert_eq!(longer, Ok(RemapIndex(last.0 + 2)), "the hole of three is too small");
+    assert_eq!(vtd.allocate_remap(InterruptSource::Device(NIC), 2), Ok(first));
+}
+
+#[test]
 fn an_io_apic_line_carries_its_requester() {
     let Machine { units, vtd } = machine(|_| {});
     let mut vtd = vtd.unwrap();

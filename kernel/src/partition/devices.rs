@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 
 use arch::address::HpaRange;
+use arch::iommu::{DomainId, IommuError};
 use arch::msr::PortRange;
 use arch::{Bdf, Hpa, Iova};
 use config::{Config, Devices, GuestConfig, Uart};
@@ -48,28 +49,41 @@ pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<
     Ok(owned)
 }
 
-/// Puts the guest's functions into a DMA domain of their own.
+/// Puts the guest's functions into a DMA domain of their own, if they and an IOMMU are there.
 pub(super) fn assign(
     hardware: &Hardware,
-    guest: &GuestConfig,
     functions: &[Bdf],
     ram: &GuestRam,
-) -> Result<(), Refusal> {
+) -> Result<Option<DomainId>, Refusal> {
+    let Some(iommu) = hardware.iommu.filter(|_| !functions.is_empty()) else { return Ok(None) };
+    let mut iommu = iommu.lock();
+    let domain = iommu.create_domain()?;
+    for block in ram.blocks() {
+        iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
+    }
     for function in functions {
-        check_function(hardware, guest, *function)?;
-    }
-    if let (Some(iommu), false) = (hardware.iommu, functions.is_empty()) {
-        let mut iommu = iommu.lock();
-        let domain = iommu.create_domain()?;
-        for block in ram.blocks() {
-            iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
-        }
-        for function in functions {
-            for requester in hardware.groups.requesters(*function) {
-                iommu.attach(requester, domain)?;
-            }
+        for requester in hardware.groups.requesters(*function) {
+            iommu.attach(requester, domain)?;
         }
     }
+    Ok(Some(domain))
+}
+
+/// Takes the functions out of their domain, and gives it back. Where a unit does not answer, it stays
+/// as it is: the functions master no bus.
+pub(super) fn release(
+    hardware: &Hardware,
+    functions: &[Bdf],
+    domain: DomainId,
+) -> Result<(), IommuError> {
+    let Some(iommu) = hardware.iommu else { return Ok(()) };
+    let mut iommu = iommu.lock();
+    for function in functions {
+        for requester in hardware.groups.requesters(*function) {
+            iommu.detach(requester)?;
+        }
+    }
+    iommu.destroy_domain(domain);
     Ok(())
 }
 
@@ -165,7 +179,12 @@ fn find<'a>(
     })
 }
 
-fn check_function(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+/// Whether the function can be given to a guest on this machine.
+pub(super) fn check_function(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    function: Bdf,
+) -> Result<(), Refusal> {
     let name = &guest.name;
     if let Some(range) = hardware.reserved_memory(function) {
         return Err(refuse!(

@@ -63,8 +63,7 @@ fn module_bytes(module: &Module<'static>) -> &'static [u8] {
     unsafe { physical::bytes(module.range.start, module.range.length as usize) }
 }
 
-/// Puts kernel, initrd and the tables that it starts from into the guest's memory; the rest of it is
-/// zero.
+/// Puts kernel, initrd and the tables that it starts from into the guest's memory, which is scrubbed.
 pub(super) fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
@@ -90,7 +89,6 @@ pub(super) fn load(
         rsdp: ACPI_TABLES,
     };
     let plan = guest::load::plan(request).map_err(|error| sentence(&error))?;
-    ram.scrub();
     for copy in &plan.copies {
         let source = match copy.source {
             Source::Kernel => kernel,

@@ -32,10 +32,10 @@ impl<B: Backend> Partition<B> {
         drop(shared);
         sources.sort();
         let sum = |counter| -> u64 {
-            self.seats.iter().map(|seat| seat.counters.lock().get(counter)).sum()
+            self.seats().iter().map(|seat| seat.counters.lock().get(counter)).sum()
         };
         let (taken, ended) = (sum(Counter::ExternalInterrupt), sum(Counter::Eoi));
-        let name = &self.guest.name;
+        let name = &self.plan.guest.name;
         match mode {
             InterruptMode::Exitless => logln!(
                 "{name}: exitless: interrupts go past the hypervisor, which cannot count them; exits by \
@@ -73,7 +73,7 @@ impl<B: Backend> Partition<B> {
 
     /// The number of a processor in the guest.
     fn cpu(&self, processor: ApicId) -> usize {
-        self.seats.iter().position(|seat| seat.processor == processor).unwrap_or_default()
+        self.seats().iter().position(|seat| seat.processor == processor).unwrap_or_default()
     }
 }
 

@@ -25,19 +25,38 @@ pub(super) fn memory_map(hardware: &Hardware, guest: &GuestConfig) -> MemoryMap 
     }
 }
 
-/// Finds host memory for every run of the map.
+/// Finds host memory for every run of the map; its content is whatever was there.
 pub(super) fn allocate(
     hardware: &Hardware,
     guest: &GuestConfig,
     map: &MemoryMap,
 ) -> Result<GuestRam, Refusal> {
+    let free = hardware.memory.available();
+    let mut blocks = Vec::new();
+    let found = find_blocks(hardware, map, &mut blocks);
+    blocks.retain(|block| block.length > 0);
+    // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
+    let ram = found.and_then(|()| unsafe { GuestRam::new(&blocks) });
+    ram.ok_or_else(|| {
+        for block in blocks.iter().filter(|block| block.pooled) {
+            hardware.memory.free(block.hpa, block.length);
+        }
+        refuse!(
+            "nexit.toml: guest {}: memory = {} MiB is not there (in at most {MOST_BLOCKS} pieces): \
+             the machine has {} MiB free",
+            guest.name,
+            guest.memory >> 20,
+            free >> 20
+        )
+    })
+}
+
+fn find_blocks(hardware: &Hardware, map: &MemoryMap, blocks: &mut Vec<RamBlock>) -> Option<()> {
     const LEGACY: GpaRange = GpaRange { start: Gpa::new(0xa_0000), length: 0x6_0000 };
     let memory = hardware.memory;
-    let free = memory.available();
-    let mut blocks = Vec::new();
     for run in map.ram() {
         if hardware.identity_ram.is_none() {
-            allocate_run(memory, *run, &mut blocks).ok_or_else(|| not_there(free, guest))?;
+            allocate_run(memory, *run, blocks)?;
             continue;
         }
         // Identity-mapped, but the legacy area comes from elsewhere: the machine's own holds its
@@ -48,35 +67,17 @@ pub(super) fn allocate(
             gpa: Gpa::new(start),
             hpa: Hpa::new(start),
             length: end - start,
+            pooled: false,
         };
         if run.contains(LEGACY) {
             blocks.push(identity(start, LEGACY.start.as_u64()));
-            allocate_run(memory, LEGACY, &mut blocks).ok_or_else(|| not_there(free, guest))?;
+            allocate_run(memory, LEGACY, blocks)?;
             blocks.push(identity(legacy_end, end));
         } else {
             blocks.push(identity(start, end));
         }
     }
-    blocks.retain(|block| block.length > 0);
-    // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
-    unsafe { GuestRam::new(&blocks) }.ok_or_else(|| {
-        refuse!(
-            "nexit.toml: guest {}: memory = {} MiB is there in {} pieces only, and {MOST_BLOCKS} is \
-             the most: give it less",
-            guest.name,
-            guest.memory >> 20,
-            blocks.len()
-        )
-    })
-}
-
-fn not_there(free: u64, guest: &GuestConfig) -> Refusal {
-    refuse!(
-        "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB free",
-        guest.name,
-        guest.memory >> 20,
-        free >> 20
-    )
+    Some(())
 }
 
 /// Takes memory for a run in few blocks: the whole, or else halves down to 2 MiB.
@@ -97,7 +98,7 @@ fn allocate_run(memory: Memory, run: GpaRange, blocks: &mut Vec<RamBlock>) -> Op
                 None => return None,
             }
         };
-        blocks.push(RamBlock { gpa, hpa, length });
+        blocks.push(RamBlock { gpa, hpa, length, pooled: true });
         gpa = gpa.wrapping_add(length);
         left -= length;
     }

@@ -146,6 +146,8 @@ fn agrees_with_the_model<F: Format>(
             }
         }
     }
+    table.give_back(&mut memory);
+    prop_assert_eq!(memory.frames, u64::MAX, "every page is given back, once");
     Ok(())
 }
 
