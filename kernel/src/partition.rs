@@ -325,6 +325,7 @@ impl<B: Backend> Partition<B> {
 
     /// It shall be started: `false` where that was asked for already.
     pub(crate) fn shall_start(&self) -> bool {
+        *self.crashes.lock() = Crashes::default();
         self.wish.swap(START, Ordering::AcqRel) != START
     }
 
@@ -336,6 +337,11 @@ impl<B: Backend> Partition<B> {
     /// How it ended, if it has.
     pub(crate) fn ended(&self) -> Option<Outcome> {
         *self.outcome.lock()
+    }
+
+    /// It was stopped while it waited to begin anew.
+    pub(crate) fn stopped_instead(&self) -> Outcome {
+        *self.outcome.lock().insert(Outcome::Stopped)
     }
 
     /// It ends so, unless it has ended already; its CPUs leave.

@@ -157,7 +157,7 @@ fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, proce
             rest(hardware, processor);
         }
         if !partition.restarts_after(outcome) {
-            outcome = Outcome::Stopped;
+            outcome = partition.stopped_instead();
         }
     }
     if partition.restarts_after(outcome) {
