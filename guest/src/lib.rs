@@ -21,6 +21,7 @@ pub mod memory_map;
 pub mod msr;
 mod mtrr;
 pub mod pci;
+pub mod recent;
 mod shadows;
 pub mod vm;
 

@@ -17,6 +17,7 @@ use crate::exits::tick::Standstill;
 use crate::lines::Line;
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
+use crate::recent::RecentExits;
 use crate::shadows::Shadows;
 
 /// The edge types of one back end, named once.
@@ -113,6 +114,8 @@ pub struct CpuState {
     pub(crate) msrs: Msrs,
     /// Its exits.
     pub counters: ExitCounters,
+    /// The last of them.
+    pub(crate) recent: RecentExits,
     pub(crate) standstill: Standstill,
 }
 
@@ -131,6 +134,7 @@ impl CpuState {
             apic: VirtualApic::new(mode, ApicId(index as u32), bootstrap),
             msrs: Msrs::new(vendor, bootstrap, clock),
             counters: ExitCounters::new(),
+            recent: RecentExits::default(),
             standstill: Standstill::default(),
         }
     }

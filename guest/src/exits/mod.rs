@@ -15,7 +15,7 @@ pub(crate) mod tick;
 
 use arch::exit::{EntryFailure, Vectoring};
 use arch::machine::Machine;
-use arch::register::Cr0;
+use arch::register::{Cr0, Gpr};
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{Exit, ExitReason};
 
@@ -27,6 +27,7 @@ impl<P: Platform> Context<'_, P> {
     /// Handles one exit and prepares the next entry.
     pub fn handle(&mut self, exit: &Exit) -> Next {
         self.cpu.counters.count(self.counter(exit));
+        self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
         self.redeliver(exit);
         let next = self.dispatch(exit);
         if next == Next::Resume {
@@ -176,7 +177,7 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Logs registers and the code at RIP.
+    /// Logs registers, the last exits and the code at RIP.
     pub fn dump(&mut self) {
         let (vcpu, name) = (&*self.vcpu, &self.vm.name);
         self.machine.log(format_args!(
@@ -193,6 +194,7 @@ impl<P: Platform> Context<'_, P> {
         ));
         let registers = arch::register::Gpr::ALL.map(|register| vcpu.gpr(register));
         self.machine.log(format_args!("guest {name}: registers in encoding order {registers:x?}"));
+        self.machine.log(format_args!("guest {name}: last exits: {}", self.cpu.recent));
         if let Ok((bytes, length)) = insn::fetch_instruction(vcpu, self.memory) {
             let code = bytes.get(..length).unwrap_or(&bytes);
             self.machine.log(format_args!("guest {name}: code {code:02x?}"));
