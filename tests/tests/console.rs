@@ -57,7 +57,10 @@ fn guests_and_the_monitor_share_a_terminal() {
     assert!(devices.contains("nexit: 00:04.0 1b36:0010 class 010802 linux\n"), "{devices}");
     assert!(session.ask("iommu").contains("nexit: vt-d: 0 faults\n"));
     let memory = session.ask("memory");
-    assert!(memory.contains("nexit: ends: 67108864 bytes") && memory.contains("nexit: free: "), "{memory}");
+    assert!(
+        memory.contains("nexit: ends: 67108864 bytes") && memory.contains("nexit: free: "),
+        "{memory}"
+    );
     shows_where_it_hangs(&mut session);
     for (wrong, sentence) in [
         ("halt", "there is no command \"halt\": `help` lists them"),
