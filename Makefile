@@ -42,7 +42,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image payloads uefi host programs iso test check stats bench setup clean
+.PHONY: all run demo image payloads uefi host programs iso test check stats plugin bench setup clean
 
 all: image uefi host
 
@@ -77,7 +77,7 @@ demo: host programs
 iso: setup all demo
 	$(NEXIT) image --config $(CONFIG) --loader $(LOADER) --output $(ISO)
 
-test: setup all demo payloads
+test: setup all demo payloads plugin
 	@status=0; \
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools -p nexit-bench -p bench-plugin || status=1; \
@@ -97,8 +97,11 @@ check: setup
 stats: image host
 	$(NEXIT) stats $(if $(wildcard $(REPORT)),--report $(REPORT))
 
-bench: setup image host programs
+# Counts instructions in QEMU: for `bench` and the tests.
+plugin:
 	cargo build --locked --release -p bench-plugin
+
+bench: setup image host programs plugin
 	cargo build --locked -p nexit-bench
 	@run="$(BUILD)/debug/nexit-bench run $(if $(QUICK),--quick) --programs $(PROGRAMS) \
 	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \

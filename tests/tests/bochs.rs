@@ -15,10 +15,10 @@ fn run(name: &str, guest: &Guest) -> Outcome {
 
 #[test]
 fn ide_and_timer_interrupts_cost_no_exit() {
-    let outcome = run("ide-exitless", &Guest::on_bochs("ide,timer reads=2000"));
+    let outcome = run("ide-exitless", &Guest::on_bochs("ide,timer reads=3000"));
     let _ = outcome.result("ide-files");
     let line = outcome.result("ide");
-    assert!(line.get("interrupts") >= 2000, "{line:?}");
+    assert!(line.get("interrupts") >= 3000, "{line:?}");
     assert_eq!(line.interrupt_exits(), 0, "{line:?}");
     assert_eq!(line.exits_but_the_watchdogs(), 0, "{line:?}");
     let timer = outcome.result("timer");
