@@ -33,6 +33,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     }
     alone::x2apic_mode_is_free_again();
     alone::the_timer_works("x2APIC mode");
+    alone::the_icr_path_is_measured();
     say!("done");
     power_off()
 }
