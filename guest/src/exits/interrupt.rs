@@ -30,11 +30,28 @@ impl<P: Platform> Context<'_, P> {
                 self.machine.eoi();
                 self.note(format_args!("dropped a stray interrupt {vector}"));
             }
-            Some(Verdict::Reflect(event)) => self.raise(event),
+            Some(Verdict::Reflect(event)) => self.raise(self.as_of_the_real_gate(event)),
             Some(Verdict::TripleFault) => return self.triple_fault(),
             None => {}
         }
         Next::Resume
+    }
+
+    /// A #NP of a closed gate is #GP where the guest's own entry is no gate at all: the CPU looks at
+    /// the type first.
+    fn as_of_the_real_gate(&self, event: Event) -> Event {
+        const IDT: u32 = 1 << 1;
+        const KIND: u8 = 0x1f;
+        let code =
+            event.error_code.filter(|code| event.vector.0 == exception::NP && code & IDT != 0);
+        let gate = code.map(|code| Vector((code >> 3) as u8));
+        let closed = gate.filter(|gate| gate.is_external() && !self.vm.grants.allows(*gate));
+        let flags =
+            closed.zip(self.shadow()).and_then(|(gate, idt)| idt.real_flags(gate, self.memory));
+        match flags.map(|flags| flags & KIND) {
+            None | Some(5..=7 | 0xe | 0xf) => event,
+            Some(_) => Event::exception(exception::GP, code),
+        }
     }
 
     /// Makes a vector the guest's: from now on it arrives with no exit.

@@ -1,5 +1,6 @@
 //! The exit policy on a scripted CPU and machine: the world that the tests share, and the dispatch.
 
+mod hostile;
 mod interrupts;
 mod memory;
 mod ports;

@@ -48,7 +48,13 @@ fn int_n_opens_the_gate_and_is_executed_again() {
 #[test]
 fn int_n_without_a_gate_is_the_guests_own_fault() {
     let mut world = World::with_idt();
-    world.touch(&[0x88, 0x03], IDT + 16 * 0x80 + 5, true); // mov [rbx], al: no gate any more
+    let flags = IDT + 16 * 0x80 + 5;
+    world.touch(&[0x88, 0x03], flags, true); // mov [rbx], al: no gate any more
+    closed_gate(&mut world, 0x80, EventKind::SoftwareInterrupt);
+    let not_a_gate = Some(Event::exception(exception::GP, Some(gate_code(0x80))));
+    assert_eq!(world.vcpu.injected, not_a_gate);
+    *world.gpr(Gpr::Rax) = CLOSED.into();
+    world.touch(&[0x88, 0x03], flags, true); // a gate that is not present
     closed_gate(&mut world, 0x80, EventKind::SoftwareInterrupt);
     assert_eq!(world.vcpu.injected, np(gate_code(0x80)));
 }
