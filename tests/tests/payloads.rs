@@ -114,7 +114,25 @@ fn foreign_dma_is_refused_and_named_and_all_live_on() {
         "e1000e,addr=5",
     ]);
     let options = ["--timeout", "90", "--memory", "1G"];
-    let outcome = Folder::new("dma").run(&payload.toml(), &options, &devices);
+    // The neighbour: see `hostile.rs`.
+    let hostile = Payload::new("hostile").path();
+    let neighbour = format!(
+        "[[guest]]\nname = \"victim\"\ncpus = [1]\nmemory = \"16M\"\nkernel = \"{}\"\n\
+         cmdline = \"victim 500\"\n",
+        hostile.display()
+    );
+    let folder = Folder::new("dma");
+    let mut outcome = folder.run(&(payload.toml() + &neighbour), &options, &devices);
+    for claim in ["its memory is as it wrote it", "its timer ran", "nobody interrupted it"] {
+        let start = format!("victim: payload: {claim}: ok (");
+        assert!(outcome.output.lines().any(|line| line.starts_with(&start)), "{claim}\n{outcome}");
+    }
+    let nobody = "00:04.0: message 0 stays masked: no CPU of the guest is its destination";
+    assert!(outcome.own_lines().any(|line| line.ends_with(nobody)), "{outcome}");
+    let full = "mapping a BAR: no memory is left for page tables";
+    let full = outcome.own_lines().filter(|line| line.ends_with(full)).count();
+    assert_eq!(full, 8, "it may take so many frames, and the log is not flooded\n{outcome}");
+    outcome.output = outcome.output.replace("\ndma: ", "\n");
     outcome.assert_verdicts(&[
         "a device that is not assigned is invisible",
         "a port that is not the guest's reads as all ones",
@@ -122,6 +140,7 @@ fn foreign_dma_is_refused_and_named_and_all_live_on() {
         "the assigned controller answers",
         "DMA into the guest's own memory works",
         "the controller can be enabled again",
+        "registers that wander through the address space come back",
     ]);
     assert_eq!(outcome.report["iommu"], "vt-d");
     assert!(outcome.payload("sees 00:04.0 ").is_some(), "{outcome}");

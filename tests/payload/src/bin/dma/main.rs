@@ -109,6 +109,53 @@ fn foreign_dma(device: u32) {
     let ready = controller.enable();
     verdict("the controller can be enabled again", ready, format_args!("after the faults"));
     own(&mut controller, "after");
+    // Not tried: a page of data to the interrupt address range, which ends QEMU itself.
+    foreign_message(device, controller.registers);
+    wandering_registers(device, &mut controller);
+    let ready = controller.enable();
+    verdict("the controller can be enabled again", ready, format_args!("where it was at first"));
+    own(&mut controller, "at the end");
+    for at in (0x400_0000..0x4000_0000).step_by(0x400_0000) {
+        let _ = controller.identify_to(at);
+    }
+}
+
+/// Programs the first MSI-X entry to interrupt a CPU that is not the guest's, and enables MSI-X.
+fn foreign_message(device: u32, registers: Hpa) {
+    const MSI_X: u32 = 0x11;
+    let mut at = config_read(device, 0x34) & 0xff;
+    while at != 0 && config_read(device, at) & 0xff != MSI_X {
+        at = config_read(device, at) >> 8 & 0xff;
+    }
+    let table = registers.wrapping_add(u64::from(config_read(device, at + 4) & !7));
+    for (word, value) in [(0, 0xfee0_1000_u64), (4, 0), (8, 0x41), (12, 0)] {
+        // SAFETY: the guest's own device.
+        unsafe { mmio_write(table.wrapping_add(word), Width::Dword, value) };
+    }
+    config_write(device, at, config_read(device, at) | 1 << 31);
+    say!("programmed a message for another CPU");
+}
+
+/// Moves the registers through the whole address space; they answer wherever they are.
+fn wandering_registers(device: u32, controller: &mut Controller) {
+    const PLACES: u64 = 1900;
+    let (home, version) = (controller.registers, controller.version());
+    let mut answers = 0;
+    for place in 0..PLACES {
+        let at = (1 << 33) + (place << 29);
+        config_write(device, 0x14, (at >> 32) as u32);
+        config_write(device, 0x10, at as u32);
+        // The payload's tables show the first 4 GiB only: it looks where it can.
+        answers += u64::from(config_read(device, 0x14) == (at >> 32) as u32);
+    }
+    config_write(device, 0x14, (home.as_u64() >> 32) as u32);
+    config_write(device, 0x10, home.as_u64() as u32);
+    let back = controller.version() == version;
+    verdict(
+        "registers that wander through the address space come back",
+        back && answers == PLACES,
+        format_args!("{answers} places"),
+    );
 }
 
 #[unsafe(no_mangle)]

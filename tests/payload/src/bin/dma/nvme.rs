@@ -8,6 +8,7 @@ use arch::machine::Width;
 use cpu::instructions::tsc;
 use cpu::physical::{mmio_read, mmio_write};
 
+const VS: u64 = 0x08;
 const CC: u64 = 0x14;
 const CSTS: u64 = 0x1c;
 const AQA: u64 = 0x24;
@@ -69,6 +70,11 @@ impl Controller {
     fn write(&self, offset: u64, value: u32) {
         // SAFETY: as above.
         unsafe { mmio_write(self.registers.wrapping_add(offset), Width::Dword, u64::from(value)) };
+    }
+
+    /// Its version register, which is constant.
+    pub(crate) fn version(&self) -> u32 {
+        self.read(VS)
     }
 
     /// Enables it anew, with its queues in memory; whether it got ready.
