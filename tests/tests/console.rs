@@ -62,15 +62,7 @@ fn guests_and_the_monitor_share_a_terminal() {
         "{memory}"
     );
     shows_where_it_hangs(&mut session);
-    for (wrong, sentence) in [
-        ("halt", "there is no command \"halt\": `help` lists them"),
-        ("exits windows", "there is no guest \"windows\": the guests are 1 linux, 2 ends"),
-        ("regs ends 1", "ends has no such CPU: it has 1, counted from 0"),
-        ("regs", "regs lacks an argument: write `regs GUEST [CPU]`"),
-    ] {
-        let answer = session.ask(wrong);
-        assert_eq!(answer, format!("nexit: {sentence}\n"));
-    }
+    complains_in_sentences(&mut session);
 
     session.keys("\u{1}2");
     session.see("typing to guest 2, ends");
@@ -87,6 +79,18 @@ fn guests_and_the_monitor_share_a_terminal() {
     assert_eq!(status.code(), Some(1), "{screen}");
     assert!(screen.contains("nexit: all guests have ended"), "{screen}");
     assert!(session.is_as_before(), "{screen}");
+}
+
+fn complains_in_sentences(session: &mut Session) {
+    for (wrong, sentence) in [
+        ("halt", "there is no command \"halt\": `help` lists them"),
+        ("exits windows", "there is no guest \"windows\": the guests are 1 linux, 2 ends"),
+        ("regs ends 1", "ends has no such CPU: it has 1, counted from 0"),
+        ("regs", "regs lacks an argument: write `regs GUEST [CPU]`"),
+    ] {
+        let answer = session.ask(wrong);
+        assert_eq!(answer, format!("nexit: {sentence}\n"));
+    }
 }
 
 /// The registers come by NMI, from the instruction that jumps to itself.
