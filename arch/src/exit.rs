@@ -64,6 +64,9 @@ pub enum ExitReason {
     /// An external interrupt arrived (only in the modes that intercept it). The back end has
     /// acknowledged it: its vector is in service in the physical local APIC.
     ExternalInterrupt(Vector),
+    /// The guest ended a level-triggered interrupt ([`crate::vcpu::InterruptMode::Posted`]); the CPU has
+    /// taken it out of ISR.
+    EndOfInterrupt(Vector),
     /// The guest can take an interrupt now (asked for by `set_interrupt_window`).
     InterruptWindow,
     /// The preemption timer expired (VMX only).
@@ -106,6 +109,7 @@ impl ExitReason {
             Self::Exception { .. } => "exception",
             Self::Nmi => "nmi",
             Self::ExternalInterrupt(_) => "external_interrupt",
+            Self::EndOfInterrupt(_) => "eoi",
             Self::InterruptWindow => "interrupt_window",
             Self::PreemptionTimer => "preemption_timer",
             Self::Halt => "halt",

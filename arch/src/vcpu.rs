@@ -90,7 +90,32 @@ pub enum InterruptMode {
     Exitless,
     /// Every one exits; the hypervisor injects.
     Exiting,
+    /// Every physical one exits; the CPU delivers, ends and prioritizes the guest's own with no exit
+    /// (VT-x: virtual-interrupt delivery), and posts those that other CPUs of the guest send.
+    Posted,
 }
+
+impl InterruptMode {
+    /// Whether a physical interrupt goes straight to the guest.
+    #[must_use]
+    pub const fn is_exitless(self) -> bool {
+        matches!(self, Self::Exitless)
+    }
+}
+
+/// What the CPU must know of the guest's local APIC before an entry in [`InterruptMode::Posted`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VirtualInterrupts {
+    /// The highest vector in IRR, 0 for none.
+    pub requesting: u8,
+    /// The highest vector in ISR, 0 for none.
+    pub in_service: u8,
+    /// The vectors whose EOI exits, 32 to a word.
+    pub eoi_exits: [u32; 8],
+}
+
+/// A page laid out as the local APIC's registers are in memory (SDM "APIC Register Address Space").
+pub type ApicPage = [u32; 1024];
 
 /// Register state at a guest CPU's first instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,8 +177,8 @@ impl StartState {
 /// Getters speak of the guest as it sees itself: what the hypervisor must keep in a register
 /// (CR4.VMXE, EFER.SVME …) is hidden from `cr0`, `cr4` and `efer` and kept by their setters.
 pub trait Vcpu {
-    /// Enters the guest and comes back with the next exit. NMIs have been taken, and in
-    /// [`InterruptMode::Exiting`] the external interrupt has been acknowledged, when this returns.
+    /// Enters the guest and comes back with the next exit. NMIs have been taken, and where external
+    /// interrupts exit, the one that did has been acknowledged, when this returns.
     fn run(&mut self) -> Exit;
 
     /// Exits since the last call that the back end dealt with by itself (moves to host-owned bits
@@ -229,6 +254,14 @@ pub trait Vcpu {
     fn set_exception_intercepts(&mut self, bitmap: u32);
     /// Whether port accesses exit is in the I/O bitmap; whether HLT exits is set here.
     fn set_halt_exiting(&mut self, wanted: bool);
+
+    /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while
+    /// the guest runs.
+    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
+        None
+    }
+    /// Goes with a change of that page.
+    fn set_virtual_interrupts(&mut self, _: &VirtualInterrupts) {}
 
     /// The nested page table changed: drop what this CPU has cached of it before the next entry.
     fn flush_nested(&mut self);

@@ -32,7 +32,7 @@ const TAKES_MODULES: &str = "a list of file names, each with its words behind it
 const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"], or \"all\"";
 const TAKES_EXCEPT: &str = "a list of PCI functions such as [\"00:1f.0\"]";
 const TAKES_AFTERWARDS: &str = "\"stop\" or \"restart\"";
-const TAKES_INTERRUPTS: &str = "\"exitless\" or \"exiting\"";
+const TAKES_INTERRUPTS: &str = "\"exitless\", \"exiting\" or \"posted\"";
 const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
 const TAKES_INTX: &str = "a list of PCI functions, each with the global system interrupt that its \
                           pin is wired to (5, 9 to 11, or from 16 up), such as [\"00:05.0=21\"]";
@@ -176,6 +176,7 @@ impl Reader<'_> {
         match self.string("interrupts", TAKES_INTERRUPTS, item)? {
             "exitless" => Ok(InterruptMode::Exitless),
             "exiting" => Ok(InterruptMode::Exiting),
+            "posted" => Ok(InterruptMode::Posted),
             other => Err(self.bad_value("interrupts", TAKES_INTERRUPTS, item, other)),
         }
     }

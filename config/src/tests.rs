@@ -258,7 +258,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "\"exitless\"",
         "\"none\"",
-        "line 9: interrupts is \"exitless\" or \"exiting\", and here stands \"none\"",
+        "line 9: interrupts is \"exitless\", \"exiting\" or \"posted\", and here stands \"none\"",
     ),
     ("io_ports = []", "io_ports = [\"0x10-0x8\"]", "line 10: io_ports is a list of ports"),
     ("io_ports = []", "io_ports = [0xf4]", "line 10: io_ports is a list of ports"),
@@ -344,6 +344,7 @@ fn write(config: &Config) -> String {
         let interrupts = match guest.interrupts {
             InterruptMode::Exitless => "exitless",
             InterruptMode::Exiting => "exiting",
+            InterruptMode::Posted => "posted",
         };
         text += &format!(
             "cmdline = {:?}\n{devices}\nmodules = {modules:?}\ninterrupts = \"{interrupts}\"\n\

@@ -51,7 +51,7 @@ const TIMER: [MsrPass; 4] = [
     pass(IA32_X2APIC_DIV_CONF, IA32_X2APIC_DIV_CONF, true, true),
 ];
 
-static EXITLESS: [MsrPass; 9] = [
+const EXITLESS: [MsrPass; 9] = [
     pass(IA32_X2APIC_TPR, IA32_X2APIC_TPR, true, true),
     pass(IA32_X2APIC_PPR, IA32_X2APIC_PPR, true, false),
     pass(IA32_X2APIC_EOI, IA32_X2APIC_EOI, false, true),
@@ -65,6 +65,19 @@ static EXITLESS: [MsrPass; 9] = [
 
 static EXITING: [MsrPass; 4] = TIMER;
 
+/// The CPU answers these from the guest's page: reads of the timer's registers, which it would answer from
+/// there too, exit.
+static POSTED: [MsrPass; 8] = [
+    EXITLESS[0],
+    EXITLESS[1],
+    EXITLESS[2],
+    EXITLESS[3],
+    EXITLESS[4],
+    TIMER[0],
+    pass(IA32_X2APIC_INIT_COUNT, IA32_X2APIC_INIT_COUNT, false, true),
+    pass(IA32_X2APIC_DIV_CONF, IA32_X2APIC_DIV_CONF, false, true),
+];
+
 /// The local APIC's MSRs that pass without an exit. They are right for a guest in x2APIC mode; in
 /// the other modes, where real hardware would raise #GP, they are harmless to anyone but the guest.
 #[must_use]
@@ -72,6 +85,7 @@ pub const fn passes(mode: InterruptMode) -> &'static [MsrPass] {
     match mode {
         InterruptMode::Exitless => &EXITLESS,
         InterruptMode::Exiting => &EXITING,
+        InterruptMode::Posted => &POSTED,
     }
 }
 
@@ -104,7 +118,7 @@ pub enum ApicAction {
     },
     /// Send this to the guest's CPUs that [`VirtualApic::accepts`] names.
     Ipi(IcrRequest),
-    /// The guest has ended this interrupt (exiting mode only).
+    /// The guest has ended this interrupt (not in the exitless mode).
     Eoi {
         /// The vector.
         vector: Vector,
@@ -170,7 +184,7 @@ pub struct VirtualApic {
     /// Logical destination and destination format registers of xAPIC mode.
     pub(crate) xapic_ldr: u32,
     pub(crate) xapic_dfr: u32,
-    /// Pending interrupts; used in exiting mode only.
+    /// Pending interrupts; not used in the exitless mode.
     pub pending: Pending,
 }
 
@@ -309,7 +323,7 @@ impl VirtualApic {
 
     /// A register's value, whatever the mode.
     pub(crate) fn read_register(&self, msr: u32) -> Result<ApicRead, GpFault> {
-        let exiting = self.mode == InterruptMode::Exiting;
+        let exiting = !self.mode.is_exitless();
         let word = msr as usize & 7;
         let value = match msr {
             IA32_X2APIC_APICID => self.id.0,
@@ -338,7 +352,7 @@ impl VirtualApic {
     /// Writes a register but ICR, whatever the mode; reserved bits are clear.
     pub(crate) fn write_register(&mut self, msr: u32, value: u32) -> Result<ApicAction, GpFault> {
         let physical = ApicAction::WritePhysical { msr, value: u64::from(value) };
-        let exitless = self.mode == InterruptMode::Exitless;
+        let exitless = self.mode.is_exitless();
         match msr {
             IA32_X2APIC_SIVR => Ok(self.write_svr(value)),
             IA32_X2APIC_ESR => {
@@ -400,7 +414,7 @@ impl VirtualApic {
                 false => ApicAction::None,
             };
         }
-        if self.mode == InterruptMode::Exiting {
+        if !self.mode.is_exitless() {
             return ApicAction::None;
         }
         let value = u64::from(SOFTWARE_ENABLE | value & 0xff);
@@ -424,7 +438,7 @@ impl VirtualApic {
         }
         let (vector, masked) = (Vector(value as u8), value & MASKED != 0);
         let value = u64::from(value);
-        if masked || self.mode == InterruptMode::Exiting {
+        if masked || !self.mode.is_exitless() {
             return Ok(ApicAction::WritePhysical { msr, value });
         }
         Ok(ApicAction::Grant { vector, why: Reason::Lvt, msr, value })

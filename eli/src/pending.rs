@@ -3,8 +3,19 @@
 
 use arch::Vector;
 use arch::interrupt::TriggerMode;
+use arch::vcpu::{ApicPage, VirtualInterrupts};
 
 use crate::vectors::VectorSet;
+
+/// Places of registers in a page, 16 bytes to each (SDM "Local APIC Register Address Map").
+const TPR: usize = 0x08;
+const ISR: usize = 0x10;
+const TMR: usize = 0x18;
+const IRR: usize = 0x20;
+
+fn register(page: &ApicPage, place: usize) -> u32 {
+    page[4 * place % page.len()]
+}
 
 /// IRR, ISR, TMR and TPR. PPR follows from them.
 ///
@@ -51,6 +62,31 @@ impl Pending {
     pub fn injected(&mut self, vector: Vector) {
         self.irr.remove(vector);
         self.isr.insert(vector);
+    }
+
+    /// What the CPU has made of TPR, IRR and ISR while the guest ran (posted mode). TMR is ours.
+    pub fn load(&mut self, page: &ApicPage) {
+        let set = |first| {
+            VectorSet::from_words(core::array::from_fn(|word| register(page, first + word)))
+        };
+        (self.isr, self.irr) = (set(ISR), set(IRR));
+        self.tpr = register(page, TPR) as u8;
+    }
+
+    /// Shows the CPU what the hypervisor has made of them.
+    pub fn store(&self, page: &mut ApicPage) -> VirtualInterrupts {
+        for (first, set) in [(ISR, self.isr), (TMR, self.tmr), (IRR, self.irr)] {
+            for (word, bits) in set.words().into_iter().enumerate() {
+                page[4 * (first + word)] = bits;
+            }
+        }
+        page[4 * TPR] = self.tpr.into();
+        let number = |vector: Option<Vector>| vector.map_or(0, |vector| vector.0);
+        VirtualInterrupts {
+            requesting: number(self.irr.highest()),
+            in_service: number(self.isr.highest()),
+            eoi_exits: self.tmr.words(),
+        }
     }
 
     /// End of interrupt: the highest in service is done.
@@ -101,6 +137,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_page_gives_back_what_was_stored_in_it(irr: [u32; 8], isr: [u32; 8], tmr: [u32; 8], tpr: u8) {
+            let [irr, isr, tmr] = [irr, isr, tmr].map(VectorSet::from_words);
+            let ours = Pending { irr, isr, tmr, tpr };
+            let mut page = [0; 1024];
+            let shown = ours.store(&mut page);
+            prop_assert_eq!(shown.requesting, irr.highest().map_or(0, |vector| vector.0));
+            prop_assert_eq!(shown.in_service, isr.highest().map_or(0, |vector| vector.0));
+            prop_assert_eq!((shown.eoi_exits, page[0x80 / 4]), (tmr.words(), tpr.into()));
+            // SDM "Local APIC Register Address Map": IRR 63:32 is at 0x210, ISR 255:224 at 0x170.
+            prop_assert_eq!((page[0x210 / 4], page[0x170 / 4]), (irr.word(1), isr.word(7)));
+            let mut back = Pending { tmr, ..Pending::default() };
+            back.load(&page);
+            prop_assert_eq!(back, ours);
+        }
+
         #[test]
         fn priorities_follow_the_definition(steps in proptest::collection::vec(step(), 0..200)) {
             let mut ours = Pending::default();

@@ -45,6 +45,18 @@ impl VectorSet {
         Some(Vector(word as u8 * 32 + self.word(word).ilog2() as u8))
     }
 
+    /// The set that [`Self::words`] gave.
+    #[must_use]
+    pub const fn from_words(words: [u32; 8]) -> Self {
+        Self(words)
+    }
+
+    /// All 256 vectors, 32 to a word.
+    #[must_use]
+    pub const fn words(&self) -> [u32; 8] {
+        self.0
+    }
+
     /// 32 vectors from `word` × 32 on, as ISR, TMR and IRR show them; `word` is taken modulo 8.
     #[must_use]
     pub const fn word(&self, word: usize) -> u32 {

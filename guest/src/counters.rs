@@ -69,6 +69,7 @@ impl Counter {
             ExitReason::Exception { .. } => Self::Exception,
             ExitReason::Nmi => Self::Nmi,
             ExitReason::ExternalInterrupt(_) => Self::ExternalInterrupt,
+            ExitReason::EndOfInterrupt(_) => Self::Eoi,
             ExitReason::InterruptWindow => Self::InterruptWindow,
             ExitReason::PreemptionTimer => Self::PreemptionTimer,
             ExitReason::Halt => Self::Halt,

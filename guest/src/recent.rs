@@ -40,6 +40,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         ExitReason::Nmi
         | ExitReason::PreemptionTimer
         | ExitReason::ExternalInterrupt(_)
+        | ExitReason::EndOfInterrupt(_)
         | ExitReason::InterruptWindow => return None,
         ExitReason::Io(access) => access.port.into(),
         ExitReason::ReadMsr | ExitReason::WriteMsr => msr & 0xffff_ffff,

@@ -11,6 +11,7 @@ use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
+use vmx::PostedInterrupts;
 
 use crate::memory;
 use crate::refusal::{Refusal, refuse};
@@ -26,6 +27,8 @@ pub(crate) struct VcpuParts<'a> {
     /// Tag of the guest's translations, from 1.
     pub(crate) tag: u16,
     pub(crate) host_tss_base: u64,
+    /// In the posted mode: where other CPUs post interrupts.
+    pub(crate) posted: Option<&'static PostedInterrupts>,
 }
 
 /// One vendor's virtualization, switched on on this CPU until this is dropped.
@@ -42,8 +45,8 @@ pub(crate) trait Backend: Sized + 'static {
 
     /// Switches it on on the CPU that calls, in the first page of the virtual CPU's memory.
     fn enable(memory: Hpa) -> Result<Self, Refusal>;
-    /// Whether this CPU has all that is needed, and the format of its nested page table.
-    fn check() -> Result<Self::Format, Refusal>;
+    /// Whether this CPU has all that `mode` needs, and the format of its nested page table.
+    fn check(mode: InterruptMode) -> Result<Self::Format, Refusal>;
     /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
     fn hold_nmis() {}
@@ -87,17 +90,18 @@ impl Backend for VtX {
     const NAME: &'static str = "vmx";
     type Format = EptFormat;
     type Cpu = vmx::VmxVcpu;
-    /// VMXON region, VMCS, MSR bitmap, I/O bitmaps.
-    const CPU_BYTES: u64 = 5 * PAGE_SIZE;
+    /// VMXON region, VMCS, MSR bitmap, I/O bitmaps, virtual-APIC page.
+    const CPU_BYTES: u64 = 6 * PAGE_SIZE;
 
     fn enable(memory: Hpa) -> Result<Self, Refusal> {
         // SAFETY: ring 0, and it is off on this CPU; the page is this CPU's.
         Ok(Self(unsafe { vmx::enable(memory) }?))
     }
 
-    fn check() -> Result<EptFormat, Refusal> {
+    fn check(mode: InterruptMode) -> Result<EptFormat, Refusal> {
         // SAFETY: ring 0.
         let capabilities = unsafe { vmx::Capabilities::read() };
+        vmx::controls::Controls::choose(&capabilities, mode)?;
         Ok(EptFormat { largest: vmx::check(&capabilities)?.largest_page })
     }
 
@@ -118,6 +122,10 @@ impl Backend for VtX {
     fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
         let msr_bitmap = place(parts.memory, 2, vmx::MsrBitmap::new(parts.msr_passes));
         let io_bitmaps = place(parts.memory, 3, vmx::IoBitmaps::new(parts.port_passes));
+        let virtual_apic = parts.posted.map(|posted| vmx::VirtualApic {
+            page: parts.memory.wrapping_add(5 * PAGE_SIZE),
+            posted,
+        });
         let setup = vmx::VcpuSetup {
             mode: parts.mode,
             nested_root: parts.nested_root,
@@ -126,6 +134,7 @@ impl Backend for VtX {
             io_bitmap_b: io_bitmaps.wrapping_add(vmx::IoBitmaps::B_OFFSET),
             vmcs: parts.memory.wrapping_add(PAGE_SIZE),
             vpid: if self.0.features.vpid { parts.tag } else { 0 },
+            virtual_apic,
             host: vmx::HostState {
                 cr3: memory::root().as_u64(),
                 gdtr_base: cpu::segments::gdtr().base.as_u64(),
@@ -164,7 +173,13 @@ impl Backend for AmdV {
         Ok(Self(unsafe { svm::enable(memory) }?))
     }
 
-    fn check() -> Result<NptFormat, Refusal> {
+    fn check(mode: InterruptMode) -> Result<NptFormat, Refusal> {
+        if mode == InterruptMode::Posted {
+            return Err(refuse!(
+                "nexit.toml: interrupts = \"posted\" is for VT-x: on this CPU, with AMD-V, choose \
+                 \"exitless\" or \"exiting\""
+            ));
+        }
         // SAFETY: ring 0.
         svm::check(&unsafe { svm::Capabilities::read() })?;
         Ok(NptFormat { largest: memory::largest_host_page() })

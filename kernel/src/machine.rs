@@ -246,7 +246,7 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {
         if let Some(seat) = self.seats.get(cpu) {
-            self.apic.send(seat.processor, vector);
+            seat.interrupt(self.apic, vector);
         }
     }
 

@@ -124,7 +124,7 @@ impl<B: Backend> Shared<B> {
         let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
         let memory = hardware.memory;
         let mut ram = ram.clone();
-        let mut nested = Table::new(B::check()?, &mut { memory })?;
+        let mut nested = Table::new(B::check(guest.interrupts)?, &mut { memory })?;
         map_ram(&mut nested, memory, &ram)?;
         let domain = assign(hardware, functions, &ram)?;
         let mut config = hardware.config;
@@ -369,6 +369,7 @@ impl<B: Backend> Partition<B> {
             // One guest to a processor: nobody else uses the tag there.
             tag: 1,
             host_tss_base: processor.tss_base,
+            posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
         };
         let vcpu = backend.vcpu(&parts)?;
         Ok((backend, vcpu))
@@ -467,7 +468,7 @@ fn seats(hardware: &Hardware, guest: &GuestConfig) -> Result<&'static [Seat], Re
                 hardware.started.len()
             )
         })?;
-        seats.push(Seat::new(*id, *number));
+        seats.push(Seat::new(*id, *number, guest.interrupts));
     }
     Ok(seats.leak())
 }

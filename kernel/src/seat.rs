@@ -4,14 +4,17 @@
 //! run loop looks at the bits before it enters again. A start-up IPI is in the same word as the INIT
 //! before it, so that the two are seen in their order.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use arch::ApicId;
 use arch::machine::CpuRequest;
+use arch::vcpu::InterruptMode;
+use arch::{ApicId, Vector};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::counters::ExitCounters;
 use spin::Mutex;
+use vmx::PostedInterrupts;
 
 const FLUSH: u32 = 1 << 0;
 const INIT: u32 = 1 << 1;
@@ -28,6 +31,8 @@ pub(crate) struct Seat {
     pub(crate) processor: ApicId,
     /// Its number in the configuration.
     pub(crate) number: u32,
+    /// In the posted mode: what other CPUs post.
+    pub(crate) posted: Option<&'static PostedInterrupts>,
     requests: AtomicU32,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
@@ -67,10 +72,12 @@ impl Requests {
 }
 
 impl Seat {
-    pub(crate) fn new(processor: ApicId, number: u32) -> Self {
+    pub(crate) fn new(processor: ApicId, number: u32, mode: InterruptMode) -> Self {
+        let posted = mode == InterruptMode::Posted;
         Self {
             processor,
             number,
+            posted: posted.then(|| &*Box::leak(Box::default())),
             requests: AtomicU32::new(0),
             counters: Mutex::new(ExitCounters::new()),
             shown: Mutex::new((tsc(), ExitCounters::new())),
@@ -92,6 +99,14 @@ impl Seat {
             return Requests(0);
         }
         Requests(self.requests.swap(0, Ordering::AcqRel))
+    }
+
+    /// Sends it a guest's vector, from the processor with `own`: posted, where it can be.
+    pub(crate) fn interrupt(&self, own: LocalApic, vector: Vector) {
+        let send = self.posted.map_or(Some(vector), |posted| posted.post(vector));
+        if let Some(vector) = send {
+            own.send(self.processor, vector);
+        }
     }
 
     /// Asks for `what`, from the processor with `own`.

@@ -94,7 +94,7 @@ pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
             control.intercept_exceptions = 1 << exception::NP;
             control.virtual_interrupt = 0;
         }
-        InterruptMode::Exiting => {
+        InterruptMode::Exiting | InterruptMode::Posted => {
             misc |= Intercepts3::INTR;
             control.intercept_exceptions = 0;
             control.virtual_interrupt = V_INTR_MASKING;

@@ -79,6 +79,13 @@ fn every_apic_mode_works_in_the_exiting_mode_too() {
 }
 
 #[test]
+fn every_apic_mode_works_in_the_posted_mode_too() {
+    let outcome = apic(Emulator::Bochs, "posted");
+    assert_eq!(outcome.number("exits for 100 self-IPIs and EOIs after it"), 0, "{outcome}");
+    assert_eq!(outcome.exits("eoi"), Some(0), "{outcome}");
+}
+
+#[test]
 fn linux_that_refuses_x2apic_mode_reads_its_disk_on_amd_v() {
     let mut guest = Guest::on_qemu("nvme reads=1000 nox2apic no_timer_check", "[\"00:04.0\"]");
     guest.cpus = "[0, 1]";

@@ -2,7 +2,7 @@
 
 use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload};
 
-/// What holds in both interrupt modes.
+/// What holds in every interrupt mode.
 const CLAIMS: &[&str] = &[
     "the hypervisor's own leaf is there",
     "the guest starts in x2APIC mode",
@@ -99,6 +99,18 @@ fn exiting_interrupts_work_and_are_counted_on_amd_v() {
 #[test]
 fn exiting_interrupts_work_and_are_counted_on_vt_x() {
     interrupts_show_in_the_counters(Emulator::Bochs);
+}
+
+/// The interrupts of a CPU to itself, their EOI and their priorities are the CPU's own work; only the timer's
+/// interrupt comes from outside and exits.
+#[test]
+fn posted_interrupts_end_without_an_exit_on_vt_x() {
+    let outcome = gates(Emulator::Bochs, "posted");
+    for (what, _) in &COSTS[..3] {
+        assert_eq!(outcome.number(what), 0, "{what}\n{outcome}");
+    }
+    assert_eq!(outcome.number("exits by eoi"), 0, "{outcome}");
+    assert!(outcome.number("exits by external_interrupt") >= 100, "the timer's\n{outcome}");
 }
 
 #[test]

@@ -27,6 +27,13 @@ fn ends() -> Payload<'static> {
     Payload::new("ends")
 }
 
+#[test]
+fn the_posted_mode_on_amd_v_is_refused() {
+    let payload = Payload { further: "interrupts = \"posted\"", ..ends() };
+    let sentence = refusal("posted", &payload.toml(), &[]);
+    assert_says(&sentence, &["interrupts = \"posted\"", "VT-x", "\"exitless\""]);
+}
+
 /// The refusal of a boot with these modules, each a name and its contents, in spite of a
 /// configuration that the host finds right.
 fn refusal_of_modules(name: &str, modules: &[(&str, &[u8])]) -> String {

@@ -7,18 +7,19 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{Event, StartState, Vcpu};
+use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
 use arch::{Exit, Gva};
 use cpu::instructions::write_msr;
 
 use crate::controls::{PinBased, Primary};
 use crate::event::InterruptionInformation;
 use crate::field::{
-    CR0_READ_SHADOW, CR4_READ_SHADOW, EXCEPTION_BITMAP, Field, GUEST_ACTIVITY_STATE, GUEST_CR0,
-    GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_ES_ACCESS_RIGHTS, GUEST_ES_BASE, GUEST_ES_LIMIT,
-    GUEST_ES_SELECTOR, GUEST_GDTR_BASE, GUEST_GDTR_LIMIT, GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER,
-    GUEST_IA32_PAT, GUEST_IA32_SYSENTER_CS, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP,
-    GUEST_IDTR_BASE, GUEST_IDTR_LIMIT, GUEST_INTERRUPTIBILITY_STATE, GUEST_PDPTE0,
+    CR0_READ_SHADOW, CR4_READ_SHADOW, EOI_EXIT_BITMAP_0, EXCEPTION_BITMAP, Field,
+    GUEST_ACTIVITY_STATE, GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_ES_ACCESS_RIGHTS,
+    GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_SELECTOR, GUEST_GDTR_BASE, GUEST_GDTR_LIMIT,
+    GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER, GUEST_IA32_PAT, GUEST_IA32_SYSENTER_CS,
+    GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP, GUEST_IDTR_BASE, GUEST_IDTR_LIMIT,
+    GUEST_INTERRUPT_STATUS, GUEST_INTERRUPTIBILITY_STATE, GUEST_PDPTE0,
     GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, Natural,
     PIN_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_INTERRUPTION_INFORMATION, W32,
 };
@@ -76,6 +77,7 @@ impl Vcpu for VmxVcpu {
         self.vmcs.write(GUEST_ACTIVITY_STATE, 0);
         self.vmcs.write(GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
         self.drop_events();
+        self.reset_virtual_apic();
         for msr in [IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE] {
             // SAFETY: every 64-bit CPU has it, 0 is allowed, and the host uses none of them.
             unsafe { write_msr(msr, 0) };
@@ -236,6 +238,22 @@ impl Vcpu for VmxVcpu {
 
     fn set_halt_exiting(&mut self, wanted: bool) {
         self.set_primary(Primary::HLT_EXITING, wanted);
+    }
+
+    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
+        let page = self.virtual_apic?.page;
+        // SAFETY: the caller of `new` gave the page away, identity-mapped; the CPU uses it only in the guest,
+        // and `self` is borrowed for as long as the reference lives.
+        Some(unsafe { &mut *(page.as_u64() as *mut ApicPage) })
+    }
+
+    fn set_virtual_interrupts(&mut self, shown: &VirtualInterrupts) {
+        let status = u16::from(shown.in_service) << 8 | u16::from(shown.requesting);
+        self.vmcs.write(GUEST_INTERRUPT_STATUS, status);
+        for (index, pair) in (0..).zip(shown.eoi_exits.as_chunks::<2>().0) {
+            let [low, high] = pair.map(u64::from);
+            self.vmcs.write(EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
+        }
     }
 
     fn flush_nested(&mut self) {

@@ -22,6 +22,8 @@ bitflags! {
         const VIRTUAL_NMIS = 1 << 5;
         /// The timer runs in the guest and exits at 0.
         const ACTIVATE_VMX_PREEMPTION_TIMER = 1 << 6;
+        /// The notification vector does not exit: the CPU delivers what is posted.
+        const PROCESS_POSTED_INTERRUPTS = 1 << 7;
         const _ = !0;
     }
 
@@ -48,6 +50,8 @@ bitflags! {
         const CR8_LOAD_EXITING = 1 << 19;
         /// MOV from CR8 exits.
         const CR8_STORE_EXITING = 1 << 20;
+        /// CR8 is the virtual APIC's TPR.
+        const USE_TPR_SHADOW = 1 << 21;
         /// Exit as soon as the guest can take an NMI.
         const NMI_WINDOW_EXITING = 1 << 22;
         /// Every access to a debug register exits.
@@ -74,10 +78,16 @@ bitflags! {
         const DESCRIPTOR_TABLE_EXITING = 1 << 2;
         /// RDTSCP works.
         const ENABLE_RDTSCP = 1 << 3;
+        /// MSRs 0x800 to 0x8FF that pass are the virtual APIC's.
+        const VIRTUALIZE_X2APIC_MODE = 1 << 4;
         /// Translations are tagged.
         const ENABLE_VPID = 1 << 5;
         /// Real mode and protected mode without paging work.
         const UNRESTRICTED_GUEST = 1 << 7;
+        /// All of the virtual APIC can be read.
+        const APIC_REGISTER_VIRTUALIZATION = 1 << 8;
+        /// The CPU delivers and ends the guest's interrupts.
+        const VIRTUAL_INTERRUPT_DELIVERY = 1 << 9;
         /// INVPCID works.
         const ENABLE_INVPCID = 1 << 12;
         /// XSAVES and XRSTORS work.
@@ -196,10 +206,13 @@ impl Controls {
     /// # Errors
     /// The first control that is needed and cannot be set, or exits too much and cannot be cleared.
     pub fn choose(capabilities: &Capabilities, mode: InterruptMode) -> Result<Self, VmxError> {
-        let exiting = mode == InterruptMode::Exiting;
+        let (exiting, posted) = (!mode.is_exitless(), mode == InterruptMode::Posted);
         let mut pin_based = PinBased::NMI_EXITING | PinBased::VIRTUAL_NMIS;
         pin_based.set(PinBased::EXTERNAL_INTERRUPT_EXITING, exiting);
+        // Without it the guest's CPUs interrupt each other with an exit.
+        let posting = if posted { PinBased::PROCESS_POSTED_INTERRUPTS } else { PinBased::empty() };
         let mut secondary = Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST;
+        secondary.set(VIRTUAL_APIC, posted);
         // Only the shadow IDT needs to know where the guest's IDT is.
         secondary.set(Secondary::DESCRIPTOR_TABLE_EXITING, !exiting);
         let mut optional = Secondary::ENABLE_RDTSCP
@@ -221,11 +234,11 @@ impl Controls {
         Ok(Self {
             pin_based: settle(
                 pin_based,
-                PinBased::empty(),
+                posting,
                 "IA32_VMX_PINBASED_CTLS",
                 capabilities.pin_based,
             )?,
-            primary: choose_primary(capabilities.primary)?,
+            primary: choose_primary(capabilities.primary, posted)?,
             secondary: settle(
                 secondary,
                 optional,
@@ -249,12 +262,18 @@ impl Controls {
     }
 }
 
-fn choose_primary(capability: u64) -> Result<Primary, VmxError> {
+/// The CPU does a local APIC's work for the guest.
+const VIRTUAL_APIC: Secondary = Secondary::VIRTUALIZE_X2APIC_MODE
+    .union(Secondary::APIC_REGISTER_VIRTUALIZATION)
+    .union(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
+
+fn choose_primary(capability: u64, posted: bool) -> Result<Primary, VmxError> {
     const REGISTER: &str = "IA32_VMX_PROCBASED_CTLS";
-    let wanted = Primary::USE_IO_BITMAPS
+    let mut wanted = Primary::USE_IO_BITMAPS
         | Primary::USE_MSR_BITMAPS
         | Primary::ACTIVATE_SECONDARY_CONTROLS
         | SWITCHED;
+    wanted.set(Primary::USE_TPR_SHADOW, posted);
     let primary = settle(wanted, Primary::empty(), REGISTER, capability)?;
     let insisted = Primary::from_bits_retain(capability as u32).intersection(NEVER.union(SWITCHED));
     if insisted.is_empty() {
@@ -301,6 +320,28 @@ mod tests {
         assert!(exiting.exit.contains(ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT));
         assert!(exitless.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING));
         assert!(!exiting.secondary.contains(Secondary::DESCRIPTOR_TABLE_EXITING));
+    }
+
+    #[test]
+    fn the_posted_mode_needs_virtual_interrupt_delivery_and_takes_posting_where_it_is() {
+        use crate::capability::Capabilities;
+        let posted =
+            |capabilities: &Capabilities| Controls::choose(capabilities, InterruptMode::Posted);
+        let server = Capabilities { secondary: SKYLAKE.secondary | 3 << 40, ..SKYLAKE };
+        let controls = posted(&server).unwrap();
+        assert!(controls.secondary.contains(VIRTUAL_APIC));
+        assert!(controls.primary.contains(Primary::USE_TPR_SHADOW));
+        assert!(controls.pin_based.contains(PinBased::EXTERNAL_INTERRUPT_EXITING));
+        assert!(!controls.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS), "it has none");
+        let pin_based = SKYLAKE.pin_based | 1 << 39;
+        let newer = posted(&Capabilities { pin_based, ..server }).unwrap();
+        assert!(newer.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS));
+        let older = Capabilities { secondary: server.secondary & !(1 << 41), ..SKYLAKE };
+        assert!(matches!(
+            posted(&older),
+            Err(VmxError::MissingControl(missing)) if missing.control == "VIRTUAL_INTERRUPT_DELIVERY"
+        ));
+        assert!(Controls::choose(&older, InterruptMode::Exitless).is_ok());
     }
 
     #[test]

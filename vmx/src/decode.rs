@@ -2,7 +2,7 @@
 
 use arch::exit::{ExitReason, IoAccess, NestedPageFault};
 use arch::vcpu::{EventKind, exception};
-use arch::{Exit, Gpa, Gva, Width};
+use arch::{Exit, Gpa, Gva, Vector, Width};
 
 use crate::event::{InterruptionInformation, is_software, vectoring};
 
@@ -11,6 +11,7 @@ pub(crate) mod reason {
     pub(crate) const EXCEPTION_OR_NMI: u16 = 0;
     pub(crate) const NMI_WINDOW: u16 = 8;
     pub(crate) const CONTROL_REGISTER_ACCESS: u16 = 28;
+    pub(crate) const APIC_WRITE: u16 = 56;
     pub(crate) const EPT_VIOLATION: u16 = 48;
 }
 
@@ -87,6 +88,7 @@ pub(crate) fn decode(snapshot: &Snapshot) -> Exit {
         30 => io(snapshot).map_or(unexpected, ExitReason::Io),
         31 => ExitReason::ReadMsr,
         32 => ExitReason::WriteMsr,
+        45 => ExitReason::EndOfInterrupt(Vector(snapshot.qualification as u8)),
         46 => ExitReason::DescriptorTable,
         47 => ExitReason::LocalDescriptorTable,
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),

@@ -8,7 +8,7 @@ use x86_64::registers::control::{Cr0, Cr4};
 use crate::VmxError;
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::OwnedBits;
-use crate::controls::{Controls, Secondary};
+use crate::controls::{Controls, PinBased, Secondary};
 use crate::field::{
     ADDRESS_OF_IO_BITMAP_A, ADDRESS_OF_IO_BITMAP_B, ADDRESS_OF_MSR_BITMAPS, CR0_GUEST_HOST_MASK,
     CR3_TARGET_COUNT, CR4_GUEST_HOST_MASK, EPT_POINTER, EXCEPTION_BITMAP, HOST_CR0, HOST_CR3,
@@ -17,11 +17,13 @@ use crate::field::{
     HOST_IA32_SYSENTER_CS, HOST_IA32_SYSENTER_EIP, HOST_IA32_SYSENTER_ESP, HOST_IDTR_BASE,
     HOST_RIP, HOST_RSP, HOST_SS_SELECTOR, HOST_TR_BASE, HOST_TR_SELECTOR,
     PAGE_FAULT_ERROR_CODE_MASK, PAGE_FAULT_ERROR_CODE_MATCH, PIN_BASED_VM_EXECUTION_CONTROLS,
+    POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, POSTED_INTERRUPT_NOTIFICATION_VECTOR,
     PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS,
-    TSC_OFFSET, VIRTUAL_PROCESSOR_IDENTIFIER, VM_ENTRY_CONTROLS, VM_ENTRY_MSR_LOAD_COUNT,
-    VM_EXIT_CONTROLS, VM_EXIT_MSR_LOAD_COUNT, VM_EXIT_MSR_STORE_COUNT, VMCS_LINK_POINTER,
-    XSS_EXITING_BITMAP,
+    TPR_THRESHOLD, TSC_OFFSET, VIRTUAL_APIC_ADDRESS, VIRTUAL_PROCESSOR_IDENTIFIER,
+    VM_ENTRY_CONTROLS, VM_ENTRY_MSR_LOAD_COUNT, VM_EXIT_CONTROLS, VM_EXIT_MSR_LOAD_COUNT,
+    VM_EXIT_MSR_STORE_COUNT, VMCS_LINK_POINTER, XSS_EXITING_BITMAP,
 };
+use crate::posted::NOTIFICATION;
 use crate::run;
 use crate::vcpu::{HostState, VcpuSetup};
 use crate::vmcs::Vmcs;
@@ -47,6 +49,16 @@ pub(crate) fn write_controls(
     if controls.secondary.contains(Secondary::ENABLE_XSAVES) {
         vmcs.write(XSS_EXITING_BITMAP, 0);
     }
+    if let Some(virtual_apic) = &setup.virtual_apic {
+        vmcs.write(VIRTUAL_APIC_ADDRESS, virtual_apic.page.as_u64());
+        vmcs.write(TPR_THRESHOLD, 0);
+        if controls.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS) {
+            let descriptor = core::ptr::from_ref(virtual_apic.posted);
+            vmcs.write(POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, descriptor as u64);
+            vmcs.write(POSTED_INTERRUPT_NOTIFICATION_VECTOR, u16::from(NOTIFICATION.0));
+            virtual_apic.posted.use_it();
+        }
+    }
     vmcs.write(EPT_POINTER, ept_pointer(setup.nested_root));
     vmcs.write(ADDRESS_OF_MSR_BITMAPS, setup.msr_bitmap.as_u64());
     vmcs.write(ADDRESS_OF_IO_BITMAP_A, setup.io_bitmap_a.as_u64());
@@ -54,7 +66,7 @@ pub(crate) fn write_controls(
     vmcs.write(TSC_OFFSET, 0);
     let shadow_gates = match setup.mode {
         InterruptMode::Exitless => 1 << exception::NP,
-        InterruptMode::Exiting => 0,
+        InterruptMode::Exiting | InterruptMode::Posted => 0,
     };
     vmcs.write(EXCEPTION_BITMAP, shadow_gates);
     vmcs.write(PAGE_FAULT_ERROR_CODE_MASK, 0);

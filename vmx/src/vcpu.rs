@@ -7,7 +7,7 @@
 use arch::exit::{EntryFailure, ExitReason};
 use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::{DescriptorTableRegister, SegmentRegister};
-use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, exception};
+use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
 use arch::{Exit, Hpa, address::PAGE_SIZE};
 use cpu::instructions::vmwrite_checked;
 
@@ -29,6 +29,7 @@ use crate::field::{
     VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE,
 };
 use crate::guest_state::{self, GuestState};
+use crate::posted::PostedInterrupts;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -58,8 +59,17 @@ pub struct HostState {
     pub tr: u16,
 }
 
+/// What a virtual CPU of the posted mode has beyond others.
+#[derive(Clone, Copy, Debug)]
+pub struct VirtualApic {
+    /// A free page for the virtual-APIC page.
+    pub page: Hpa,
+    /// Where other CPUs post; identity-mapped.
+    pub posted: &'static PostedInterrupts,
+}
+
 /// What a virtual CPU is made of. Each address is that of a 4 KiB page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct VcpuSetup {
     /// How physical interrupts meet the guest.
     pub mode: InterruptMode,
@@ -75,6 +85,8 @@ pub struct VcpuSetup {
     pub vmcs: Hpa,
     /// Tag of the guest's translations on this CPU; 0 for none.
     pub vpid: u16,
+    /// In the posted mode only.
+    pub virtual_apic: Option<VirtualApic>,
     /// The host's side.
     pub host: HostState,
 }
@@ -96,6 +108,7 @@ pub struct VmxVcpu {
     /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
     /// windows for a waiting NMI.
     pub(crate) handled_inside: u64,
+    pub(crate) virtual_apic: Option<VirtualApic>,
 }
 
 impl VmxVcpu {
@@ -111,7 +124,8 @@ impl VmxVcpu {
     /// * `setup.host` is the environment of the caller, and gate 2 of its IDT handles NMIs.
     pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
         let VcpuSetup { nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, .. } = *setup;
-        for page in [nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, setup.vmcs] {
+        let virtual_apic = setup.virtual_apic.map_or(Hpa::new(0), |apic| apic.page);
+        for page in [virtual_apic, nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, setup.vmcs] {
             if !page.is_aligned(PAGE_SIZE) {
                 return Err(VmxError::Unaligned(page));
             }
@@ -134,6 +148,7 @@ impl VmxVcpu {
             pending_nmi: false,
             timer_count: 0,
             handled_inside: 0,
+            virtual_apic: setup.virtual_apic,
         };
         vcpu.flush_nested();
         vcpu.load(&StartState::after_sipi(0));
@@ -236,6 +251,8 @@ impl VmxVcpu {
                 true
             }
             reason::CONTROL_REGISTER_ACCESS => self.move_to_control_register(snapshot),
+            // A self-IPI with a vector below 16, which nobody can take. It has been carried out.
+            reason::APIC_WRITE => true,
             _ => false,
         }
     }
@@ -311,6 +328,17 @@ impl VmxVcpu {
         self.pending_nmi = false;
         let windows = Primary::NMI_WINDOW_EXITING | Primary::INTERRUPT_WINDOW_EXITING;
         self.set_primary(windows, false);
+    }
+
+    /// Nothing is requested, in service or posted.
+    pub(crate) fn reset_virtual_apic(&mut self) {
+        if let Some(page) = self.virtual_apic() {
+            page.fill(0);
+            self.set_virtual_interrupts(&VirtualInterrupts::default());
+        }
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.posted.clear();
+        }
     }
 
     /// Drops this CPU's translations that came through the nested table.

@@ -11,7 +11,7 @@ use arch::gate::GateFormat;
 use arch::machine::{GuestMemory, Machine};
 use arch::register::{Cr0, Cr4, Efer};
 use arch::segment::{DescriptorTable, DescriptorTableRegister};
-use arch::vcpu::{InterruptMode, Vcpu, exception};
+use arch::vcpu::{Vcpu, exception};
 use arch::{Gpa, Gva};
 use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
@@ -78,7 +78,7 @@ impl<P: Platform> Context<'_, P> {
         }
         self.vcpu.set_descriptor_table(register, table);
         self.vcpu.skip_instruction(instruction.length);
-        if register == DescriptorTableRegister::Idtr && self.vm.mode == InterruptMode::Exitless {
+        if register == DescriptorTableRegister::Idtr && self.vm.mode.is_exitless() {
             let shadow = self.shadow_of(table);
             self.place_shadow(shadow);
         }

@@ -56,8 +56,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Makes a vector the guest's: from now on it arrives with no exit.
     pub(super) fn grant(&mut self, vector: Vector, why: Reason) {
-        if self.vm.mode == InterruptMode::Exitless && self.vm.grants.grant(vector, why) == Ok(true)
-        {
+        if self.vm.mode.is_exitless() && self.vm.grants.grant(vector, why) == Ok(true) {
             self.derive_gate(vector);
         }
     }
@@ -123,7 +122,7 @@ impl<P: Platform> Context<'_, P> {
         match self.vm.mode {
             // A physical self-IPI: the guest takes it as it takes any other, and ends it itself.
             InterruptMode::Exitless => self.machine.self_ipi(vector),
-            InterruptMode::Exiting => {
+            InterruptMode::Exiting | InterruptMode::Posted => {
                 self.cpu.apic.accept(vector, TriggerMode::Edge);
             }
         }
@@ -181,10 +180,22 @@ impl<P: Platform> Context<'_, P> {
         addressee(&self.vm.addressing, destination, logical)
     }
 
-    /// Before each entry of the exiting mode: inject what is due, or ask for the moment to.
+    /// After each exit of the posted mode: what the CPU has delivered and the guest has ended.
+    pub(super) fn take_virtual_interrupts(&mut self) {
+        if let Some(page) = self.vcpu.virtual_apic() {
+            self.cpu.apic.pending.load(page);
+        }
+    }
+
+    /// Before each entry of the posted mode: shows what is due to the CPU. Before each entry of the
+    /// exiting mode: injects it, or asks for the moment to.
     pub(super) fn prepare_entry(&mut self) {
-        if self.vm.mode == InterruptMode::Exitless {
+        if self.vm.mode.is_exitless() {
             return;
+        }
+        if let Some(page) = self.vcpu.virtual_apic() {
+            let shown = self.cpu.apic.pending.store(page);
+            return self.vcpu.set_virtual_interrupts(&shown);
         }
         let Some(vector) = self.cpu.apic.pending.next() else {
             return self.vcpu.set_interrupt_window(false);
@@ -201,7 +212,7 @@ impl<P: Platform> Context<'_, P> {
     /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too
     /// short to hold them.
     pub(super) fn exception_intercepts(&mut self) {
-        if self.vm.mode == InterruptMode::Exiting {
+        if !self.vm.mode.is_exitless() {
             return;
         }
         let covered = self.shadow().is_none_or(|idt| idt.covers(Vector(255)));

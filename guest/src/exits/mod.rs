@@ -14,6 +14,7 @@ mod system_segment;
 pub(crate) mod tick;
 
 use arch::exit::{EntryFailure, Vectoring};
+use arch::interrupt::TriggerMode;
 use arch::machine::Machine;
 use arch::register::{Cr0, Gpr};
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
@@ -28,6 +29,7 @@ impl<P: Platform> Context<'_, P> {
     pub fn handle(&mut self, exit: &Exit) -> Next {
         self.cpu.counters.count(self.counter(exit));
         self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
+        self.take_virtual_interrupts();
         self.redeliver(exit);
         let next = self.dispatch(exit);
         if next == Next::Resume {
@@ -52,6 +54,7 @@ impl<P: Platform> Context<'_, P> {
             ExitReason::Exception { .. } => return self.exception(exit),
             ExitReason::Nmi | ExitReason::PreemptionTimer => return self.tick(),
             ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
+            ExitReason::EndOfInterrupt(vector) => self.ended(vector, TriggerMode::Level),
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
             ExitReason::Halt => return self.halt(length),
             ExitReason::TripleFault => return self.triple_fault(),

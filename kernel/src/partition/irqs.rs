@@ -42,9 +42,10 @@ impl<B: Backend> Partition<B> {
                  them: {taken} external_interrupt, {ended} eoi, {} shadow_gate",
                 sum(Counter::ShadowGate)
             ),
-            InterruptMode::Exiting => {
+            InterruptMode::Exiting | InterruptMode::Posted => {
                 logln!(
-                    "{name}: exiting: {taken} interrupts and {ended} ends of interrupt have exited"
+                    "{name}: {}: {taken} interrupts and {ended} ends of interrupt have exited",
+                    if mode == InterruptMode::Posted { "posted" } else { "exiting" }
                 );
             }
         }
