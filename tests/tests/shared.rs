@@ -1,6 +1,6 @@
 //! Memory that guests share, and its doorbells.
 
-use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
 
 const CLAIMS: &[&str] = &[
     "the other guest is there: ok (life 2",
@@ -9,22 +9,21 @@ const CLAIMS: &[&str] = &[
 ];
 const REASONS: [&str; 3] = ["external_interrupt", "eoi", "shadow_gate"];
 
+const PIPE: &str = "[[shared]]\nname = \"pipe\"\nsize = \"1M\"\nguests = [\"one\", \"two\"]\n";
+
+fn player(name: &str, cpu: u8, interrupts: &str) -> String {
+    let kernel = Payload::new("ring").path();
+    format!(
+        "[[guest]]\nname = \"{name}\"\ncpus = [{cpu}]\nmemory = \"16M\"\nkernel = \"{}\"\n\
+         on_reboot = \"restart\"\ninterrupts = \"{interrupts}\"\n",
+        kernel.display()
+    )
+}
+
 /// Two guests of one CPU each, 1000 round trips in each of the second one's two lives.
 fn ring(emulator: Emulator, interrupts_of_the_second: &str) -> [Outcome; 2] {
-    let kernel = Payload::new("ring").path();
-    let guest = |name: &str, cpu: u8, further: &str| {
-        format!(
-            "[[guest]]\nname = \"{name}\"\ncpus = [{cpu}]\nmemory = \"16M\"\nkernel = \"{}\"\n\
-             on_reboot = \"restart\"\n{further}\n",
-            kernel.display()
-        )
-    };
-    let interrupts = format!("interrupts = \"{interrupts_of_the_second}\"");
-    let toml = format!(
-        "[[shared]]\nname = \"pipe\"\nsize = \"1M\"\nguests = [\"one\", \"two\"]\n{}{}",
-        guest("one", 0, ""),
-        guest("two", 1, &interrupts)
-    );
+    let first = player("one", 0, "exitless");
+    let toml = format!("{PIPE}{first}{}", player("two", 1, interrupts_of_the_second));
     let options = ["--emulator", &emulator.to_string(), "--timeout", "240"];
     let folder = Folder::new(&format!("ring-{interrupts_of_the_second}-{emulator}"));
     let outcome = folder.run(&toml, &options, &Devices::none());
@@ -66,4 +65,24 @@ fn a_hearer_in_the_exiting_mode_pays_for_each_doorbell() {
     for reason in ["external_interrupt", "eoi"] {
         assert_eq!(two.number(&format!("exits by {reason}, life 2")), 1000, "{two}");
     }
+}
+
+/// Linux has no stock driver that would hand the interrupts on: it rings, and looks for the answer.
+#[test]
+fn stock_linux_finds_the_memory_binds_it_and_rings_from_user_space() {
+    let linux = Guest { name: "one", ..Guest::on_qemu("shared", "[]") };
+    let toml = format!("{PIPE}{}{}", linux.toml(), player("two", 1, "exitless"));
+    let options = ["--timeout", "240"];
+    let outcome = Folder::new("ring-linux").run(&toml, &options, &Devices::none());
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let (linux, two) = (outcome.of_guest("one"), outcome.of_guest("two"));
+    let _ = linux.result("shared-uio");
+    let line = linux.result("shared");
+    assert_eq!((line.get("rounds"), line.exits("nested_page_fault")), (2000, 2000), "{line:?}");
+    assert_eq!(line.exits_but_the_watchdogs(), 2000, "{line:?}");
+    // Prefetchable memory of 64 bits.
+    let bar = "0x0000000080100000 0x00000000801fffff 0x000000000014220c";
+    assert!(linux.output.contains(&format!("shared: 0000:00:1f.0 {bar}")), "{linux}");
+    two.assert_verdicts(&[]);
+    only_its_own_ringing_exits(&two);
 }

@@ -56,10 +56,11 @@ const PARTS: &[(&str, &[&str])] = &[
     ("igb", &["igb"]),
     ("e1000", &["e1000"]),
     ("virtio", &["virtio_pci", "virtio_blk"]),
+    ("shared", &["uio_pci_generic"]),
 ];
 
 /// Programs that the workspace builds for the guest.
-const PROGRAMS: &[&str] = &["iobench", "exits"];
+const PROGRAMS: &[&str] = &["iobench", "exits", "ring"];
 
 /// All entries, in an order in which they can be unpacked.
 pub(crate) fn entries(
