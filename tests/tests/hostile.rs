@@ -109,15 +109,16 @@ fn a_guest_reaches_nothing_that_is_not_its_own_on_vt_x() {
 }
 
 /// Each of these can only end the guest that does it; all of them at once, each on a CPU of its own.
+/// The later half are the back end's to tell apart, and all that Bochs has time for.
 const ENDS: &[&str] = &["vector-load", "push", "call", "far", "stack", "idt", "tables", "rom"];
 
 fn who_breaks_itself_breaks_nothing_else(emulator: Emulator) {
     let attempts = ENDS.iter().enumerate();
     let others =
         attempts.map(|(index, attempt)| guest(attempt, &format!("[{}]", index + 1), attempt, ""));
-    let toml = victim(emulator, (300, 6)) + &others.collect::<String>();
+    let toml = victim(emulator, (300, 4)) + &others.collect::<String>();
     let outcome = run(emulator, "ends", &toml);
-    for attempt in ENDS {
+    for attempt in tried {
         assert_eq!(outcome.guest_outcome(attempt), Some("crash"), "{attempt}\n{outcome}");
         let sentence = format!("nexit: guest {attempt}: stopped: ");
         assert!(outcome.own_lines().any(|line| line.starts_with(&sentence)), "{outcome}");
