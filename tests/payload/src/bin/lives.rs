@@ -1,0 +1,98 @@
+//! A guest with an NVMe controller that it uses once in each life, by DMA and by an MSI-X message; then
+//! it waits for its end.
+#![no_std]
+#![no_main]
+#![feature(abi_x86_interrupt)]
+
+#[path = "dma/nvme.rs"]
+mod nvme;
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use arch::Hpa;
+use arch::machine::Width;
+use arch::msr;
+use cpu::instructions::write_msr;
+use cpu::physical::mmio_write;
+use payload::pci::{bar, config_read, config_write};
+use payload::{say, verdict};
+use x86_64::instructions::interrupts;
+use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
+
+use crate::nvme::{Controller, wait_until};
+
+const NVME_CLASS: u32 = 0x01_0802;
+const MSIX: u32 = 0x11;
+const VECTOR: u8 = 0x51;
+
+static TAKEN: AtomicU32 = AtomicU32::new(0);
+static mut TABLE: InterruptDescriptorTable = InterruptDescriptorTable::new();
+
+extern "x86-interrupt" fn completion(_: InterruptStackFrame) {
+    TAKEN.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the guest starts in x2APIC mode.
+    unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+}
+
+/// Offset of the MSI-X capability.
+fn msix(device: u32) -> Option<u32> {
+    let mut at = config_read(device, 0x34) & 0xfc;
+    while at != 0 {
+        let header = config_read(device, at);
+        if header & 0xff == MSIX {
+            return Some(at);
+        }
+        at = header >> 8 & 0xfc;
+    }
+    None
+}
+
+/// Has entry 0 of the MSI-X table raise [`VECTOR`] on the first CPU.
+fn route(device: u32) -> Option<()> {
+    let capability = msix(device)?;
+    let table = config_read(device, capability + 4);
+    let entry = bar(device, table & 7) + u64::from(table & !7);
+    for (offset, value) in [(0, 0xfee0_0000), (4, 0), (8, u64::from(VECTOR)), (12, 0)] {
+        // SAFETY: the first entry of the function's MSI-X table.
+        unsafe { mmio_write(Hpa::new(entry + offset), Width::Dword, value) };
+    }
+    config_write(device, capability, 1 << 31);
+    Some(())
+}
+
+fn live() -> Option<()> {
+    let device = (0..32).find(|device| config_read(*device, 8) >> 8 == NVME_CLASS)?;
+    let command = config_read(device, 4);
+    verdict("its controller is fresh", command & 4 == 0, format_args!("command {command:#x}"));
+    config_write(device, 4, command | 6);
+    route(device)?;
+    let mut controller = Controller::new(Hpa::new(bar(device, 0)));
+    let ready = controller.enable();
+    let seen = controller.vendor_by_dma();
+    let vendor = config_read(device, 0) & 0xffff;
+    verdict("its controller answers by DMA", ready && seen == vendor, format_args!("{seen:#x}"));
+    let arrived = wait_until(|| TAKEN.load(Ordering::Relaxed) > 0);
+    let version = controller.version();
+    verdict("its controller's interrupt arrives", arrived, format_args!("NVMe {version:#x}"));
+    Some(())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+    let table = &raw mut TABLE;
+    // SAFETY: one CPU, before the table is loaded.
+    let idt = unsafe { &mut *table };
+    idt[VECTOR].set_handler_fn(completion);
+    idt.load();
+    const SOFTWARE_ENABLE: u64 = 1 << 8;
+    // SAFETY: the guest's own local APIC.
+    unsafe { write_msr(msr::IA32_X2APIC_SIVR, SOFTWARE_ENABLE | 0xff) };
+    interrupts::enable();
+    if live().is_none() {
+        say!("FAILED: no NVMe controller with MSI-X");
+    }
+    say!("lived");
+    loop {
+        interrupts::enable_and_hlt();
+    }
+}
