@@ -163,6 +163,9 @@ pub(crate) struct StatsArgs {
     /// A report of `nexit run`, to say how much memory the hypervisor took.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Fail if the image has more lines of Nexit's own than this.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) most_lines: Option<usize>,
 }
 
 #[cfg(test)]
