@@ -21,7 +21,7 @@ fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
     let further = "devices = [\"00:04.0\"]";
     let payload = Payload { further, ..Payload::new("lives") }.toml().replace("64M", "16M");
     // One that is ended, so that the machine goes on, and can be started.
-    let other = "[[guest]]\nname = \"other\"\ncpus = [1]\nmemory = \"16M\"\ncmdline = \"spin\"\n";
+    let other = "[[guest]]\nname = \"other\"\ncpus = [1]\nmemory = \"64M\"\ncmdline = \"spin\"\n";
     let other = format!("{other}kernel = \"{}\"\n", Payload::new("ends").path().display());
     let config = folder.write("nexit.toml", payload + &other);
     let devices = Devices::none().nvme();
