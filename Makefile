@@ -104,9 +104,10 @@ stats: image host
 plugin:
 	cargo build --locked --release -p bench-plugin
 
-bench: setup image host programs plugin
+bench: setup image payloads host programs plugin
 	cargo build --locked -p nexit-bench
 	@run="$(BUILD)/debug/nexit-bench run $(if $(QUICK),--quick) --programs $(PROGRAMS) \
+	    --payload $(BUILD)/x86_64-hypervisor/release/micro \
 	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \
 	$$run || { .ci/setup update && $$run; }
 

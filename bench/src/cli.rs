@@ -56,7 +56,7 @@ pub(crate) struct RunArgs {
     /// The works of bench/guest/init [default: all].
     #[arg(long, value_delimiter = ',')]
     pub(crate) works: Vec<String>,
-    /// How often, the modes interleaved [default: 3, with --quick 1].
+    /// How often, the modes interleaved, KVM only once [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: Option<u32>,
     /// How much work, in percent of the usual [default: 100, with --quick 10].
@@ -65,6 +65,9 @@ pub(crate) struct RunArgs {
     /// Folder with the programs that run in the guest.
     #[arg(long, value_name = "DIR")]
     pub(crate) programs: PathBuf,
+    /// The small guest of the micro-costs.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) payload: PathBuf,
     /// The counting plugin.
     #[arg(long, value_name = "FILE.so")]
     pub(crate) plugin: PathBuf,

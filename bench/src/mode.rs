@@ -53,7 +53,7 @@ impl Mode {
 }
 
 /// One boot.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Boot<'a> {
     /// What boots.
     pub(crate) images: &'a Images,
@@ -61,6 +61,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) plugin: &'a Path,
     /// `works=… n=…`, for the guest's `init`.
     pub(crate) words: &'a str,
+    /// A small guest of `tests/payload` in Linux' place, with one CPU and no devices.
+    pub(crate) payload: Option<&'a Path>,
     /// Folder for logs.
     pub(crate) folder: &'a Path,
 }
@@ -87,7 +89,8 @@ const LINUX_DIRECT_MAP: &str = "ffff888000000000";
 impl Boot<'_> {
     /// Boots once, to the end.
     pub(crate) fn run(&self, mode: Mode, turn: u32) -> Result<Output> {
-        let name = format!("{}-{turn}", mode.name());
+        let what = if self.payload.is_some() { "-micro" } else { "" };
+        let name = format!("{}{what}-{turn}", mode.name());
         let counts = self.folder.join(format!("{name}.counts"));
         let log = self.folder.join(format!("{name}.log"));
         let mut command = self.command(mode, &counts)?;
@@ -109,7 +112,7 @@ impl Boot<'_> {
     }
 
     fn command(&self, mode: Mode, counts: &Path) -> Result<Command> {
-        let mut extra = self.devices();
+        let mut extra = if self.payload.is_none() { self.devices() } else { Vec::new() };
         let base =
             if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
         let plugin = format!("{},out={}{base}", self.plugin.display(), counts.display());
@@ -120,7 +123,8 @@ impl Boot<'_> {
             Mode::Bare => {
                 // Its own IOMMU would only cost it: the bare machine runs at its best.
                 let words = format!("{words} mem={GUEST_MEMORY} intel_iommu=off");
-                self.linux(&self.images.initrd, 1 << 30, &words, extra)
+                let kernel = self.payload.unwrap_or(&self.images.kernel);
+                self.machine(kernel, &self.images.initrd, 1 << 30, &words, extra)
             }
             Mode::Kvm => {
                 let devices = DEVICES.join(",");
@@ -130,7 +134,7 @@ impl Boot<'_> {
                 );
                 let missing = || Failure::Failed("the image for KVM was not built".into());
                 let initrd = self.images.kvm.as_deref().ok_or_else(missing)?;
-                self.linux(initrd, 3 << 30, &words, extra)
+                self.machine(&self.images.kernel, initrd, 3 << 30, &words, extra)
             }
         }
     }
@@ -165,42 +169,51 @@ impl Boot<'_> {
         .to_vec()
     }
 
-    /// Linux on the machine itself.
-    fn linux(
+    /// A kernel on the machine itself.
+    fn machine(
         &self,
+        kernel: &Path,
         initrd: &Path,
         memory: u64,
         words: &str,
         mut extra: Vec<String>,
     ) -> Result<Command> {
         extra.extend(["-append".to_owned(), words.to_owned()]);
-        let start = Start::Kernel {
-            image: self.images.kernel.clone(),
-            modules: vec![initrd.to_path_buf()],
-        };
-        let machine = Machine { cpus: 2, memory, accel: Accel::Tcg, start, extra };
+        let start =
+            Start::Kernel { image: kernel.to_path_buf(), modules: vec![initrd.to_path_buf()] };
+        let machine = Machine { cpus: self.cpus(), memory, accel: Accel::Tcg, start, extra };
         let mut command = Command::new(qemu::PROGRAM);
         command.args(qemu::arguments(&machine)?);
         Ok(command)
     }
 
-    /// Linux under Nexit.
+    /// CPUs of the machine: with a second one that naps, its naps would be counted.
+    fn cpus(&self) -> u32 {
+        if self.payload.is_some() { 1 } else { 2 }
+    }
+
+    /// A guest under Nexit.
     fn nexit(&self, mode: Mode, words: &str, extra: Vec<String>) -> Result<Command> {
         let config = self.folder.join(format!("{}.toml", mode.name()));
         let devices = DEVICES.map(|device| format!("\"{device}\"")).join(", ");
+        let files = match self.payload {
+            Some(payload) => format!("cpus = [0]\nkernel = \"{}\"", absolute(payload)?.display()),
+            None => format!(
+                "cpus = [0, 1]\nkernel = \"{}\"\ninitrd = \"{}\"\ndevices = [{devices}]",
+                absolute(&self.images.kernel)?.display(),
+                absolute(&self.images.initrd)?.display()
+            ),
+        };
         let text = format!(
-            "[[guest]]\nname = \"linux\"\ncpus = [0, 1]\nmemory = \"{GUEST_MEMORY}\"\n\
-             kernel = \"{}\"\ninitrd = \"{}\"\ncmdline = \"{words}\"\ndevices = [{devices}]\n\
-             interrupts = \"{}\"\non_reboot = \"stop\"\n",
-            absolute(&self.images.kernel)?.display(),
-            absolute(&self.images.initrd)?.display(),
+            "[[guest]]\nname = \"guest\"\nmemory = \"{GUEST_MEMORY}\"\n{files}\n\
+             cmdline = \"{words}\"\ninterrupts = \"{}\"\non_reboot = \"stop\"\n",
             mode.name()
         );
         fs::write(&config, text).or_failed("write", &config)?;
         let program = std::env::current_exe().unwrap_or_default().with_file_name("nexit");
         let mut command = Command::new(program);
         command.args(["run", "--timeout", &mode.patience().to_string(), "--config"]).arg(config);
-        command.arg("--").args(extra);
+        command.args(["--cpus", &self.cpus().to_string(), "--"]).args(extra);
         Ok(command)
     }
 }

@@ -80,6 +80,11 @@ pub(crate) struct Results {
     pub(crate) figures: Vec<Figure>,
 }
 
+/// The figure that is compared with the bare machine's: of the CPU that works, where it is one.
+pub(crate) fn principal(work: &str) -> &'static str {
+    if ["ipi", "idle"].contains(&work) { INSTRUCTIONS } else { FIRST_CPU }
+}
+
 impl Results {
     /// A figure's median.
     pub(crate) fn median(&self, work: &str, mode: Mode, figure: &str) -> Option<f64> {

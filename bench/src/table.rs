@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::mode::Mode;
 use crate::results::{
     EXITS, EXITS_PER_INTERRUPT, FIRST_CPU, Figure, HYPERVISOR, INSTRUCTIONS, PER_EXIT, Results,
-    TIME,
+    TIME, principal,
 };
 
 /// The columns: heading, figure, digits behind the point.
@@ -21,7 +21,7 @@ const COLUMNS: [(&str, &str, usize); 7] = [
 
 /// All works, one row for each mode: medians, and the spread of the instructions.
 pub(crate) fn text(results: &Results) -> String {
-    let mut text = format!("{:<16}{:<10}", "work", "mode");
+    let mut text = format!("{:<26}{:<10}", "work", "mode");
     for (heading, _, _) in COLUMNS {
         // Writing to a String cannot fail.
         let _ = write!(text, "{heading:>17}");
@@ -39,8 +39,8 @@ pub(crate) fn text(results: &Results) -> String {
 }
 
 fn row(text: &mut String, results: &Results, work: &str, mode: Mode) {
-    let Some(instructions) = results.find(work, mode, INSTRUCTIONS) else { return };
-    let _ = write!(text, "{work:<16}{:<10}", mode.name());
+    let Some(instructions) = results.find(work, mode, principal(work)) else { return };
+    let _ = write!(text, "{work:<26}{:<10}", mode.name());
     for (_, figure, digits) in COLUMNS {
         let cell = results.median(work, mode, figure);
         let cell = cell.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
