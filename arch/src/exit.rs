@@ -20,6 +20,25 @@ pub struct Exit {
     pub instruction_length: Option<u8>,
 }
 
+impl Exit {
+    /// An exit by an instruction of `length` bytes. It cuts no event short.
+    #[must_use]
+    pub const fn instruction(reason: ExitReason, length: u8) -> Self {
+        Self { reason, vectoring: None, instruction_length: Some(length) }
+    }
+}
+
+/// The exits that guests cause most often, each with the length of the instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Frequent {
+    /// [`ExitReason::Cpuid`].
+    Cpuid(u8),
+    /// [`ExitReason::ReadMsr`].
+    ReadMsr(u8),
+    /// [`ExitReason::WriteMsr`].
+    WriteMsr(u8),
+}
+
 /// An event whose delivery was cut short by an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vectoring {

@@ -210,8 +210,8 @@ pub trait Machine {
     /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with
     /// `None` takes it away again.
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);
-    /// The bytes of shadow page `slot`.
-    fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096];
+    /// Has `work` write the bytes of shadow page `slot`.
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096]));
 
     /// Puts a byte of the guest's console on the shared serial line.
     fn console_write(&mut self, byte: u8);

@@ -1,6 +1,6 @@
 //! The contract between policy and a virtual CPU: what VT-x and AMD-V both offer, no more.
 
-use crate::exit::Exit;
+use crate::exit::{Exit, Frequent};
 use crate::interrupt::Vector;
 use crate::register::Gpr;
 use crate::segment::{
@@ -177,15 +177,13 @@ impl StartState {
 /// Getters speak of the guest as it sees itself: what the hypervisor must keep in a register
 /// (CR4.VMXE, EFER.SVME …) is hidden from `cr0`, `cr4` and `efer` and kept by their setters.
 pub trait Vcpu {
-    /// Enters the guest and comes back with the next exit. NMIs have been taken, and where external
-    /// interrupts exit, the one that did has been acknowledged, when this returns.
-    fn run(&mut self) -> Exit;
-
-    /// Exits since the last call that the back end dealt with by itself (moves to host-owned bits
-    /// of CR0 and CR4): they are counted like any other.
-    fn take_handled_inside(&mut self) -> u64 {
-        0
-    }
+    /// Enters the guest and comes back at its next exit: with one that is frequent, told without
+    /// the rest of the exit's record, or with `None` for any other, which [`Self::exit`] tells.
+    fn run(&mut self) -> Option<Frequent>;
+    /// The exit with which [`Self::run`] has come back, if it is not a frequent one; `None` where
+    /// the back end dealt with it. NMIs have been taken, and where external interrupts
+    /// exit, the one that did has been acknowledged, when this returns.
+    fn exit(&mut self) -> Option<Exit>;
 
     /// Loads every register of `state` and clears whatever was to be injected.
     fn load(&mut self, state: &StartState);

@@ -152,6 +152,17 @@ const BASE_BSP: u64 = 1 << 8;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 
+/// The vector that a write of this register would send or set up: it needs a grant first.
+#[must_use]
+pub const fn vector_named(msr: u32, value: u64) -> Option<Vector> {
+    const FIXED_OR_LOWEST_PRIORITY: u64 = 1;
+    match msr {
+        IA32_X2APIC_ICR if value >> 8 & 7 <= FIXED_OR_LOWEST_PRIORITY => Some(Vector(value as u8)),
+        IA32_X2APIC_LVT_TIMER | IA32_X2APIC_SIVR => Some(Vector(value as u8)),
+        _ => None,
+    }
+}
+
 /// Which bits of a 32-bit register a write may change, and which it may hold without effect; the
 /// rest is reserved. `None` for what cannot be written.
 pub(crate) const fn writable(msr: u32) -> Option<(u32, u32)> {
@@ -311,7 +322,7 @@ impl VirtualApic {
         }
         if msr == IA32_X2APIC_ICR {
             let request = IcrRequest::decode(value)?;
-            self.icr = value & !(1 << 12);
+            self.remember_icr(value);
             return Ok(self.send(request));
         }
         let (bits, ignored) = writable(msr).ok_or(GpFault)?;
@@ -319,6 +330,12 @@ impl VirtualApic {
             return Err(GpFault);
         }
         self.write_register(msr, value as u32 & bits)
+    }
+
+    /// Keeps what was written to ICR, which reads back.
+    #[inline]
+    pub fn remember_icr(&mut self, value: u64) {
+        self.icr = value & !(1 << 12);
     }
 
     /// A register's value, whatever the mode.

@@ -18,8 +18,6 @@ const IDT: u32 = 1 << 1;
 /// What is to be done about an intercepted exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// The host's own interrupt: handle it and end it (EOI). The guest is to notice nothing.
-    Host(Vector),
     /// An interrupt that only the guest itself can have raised, for a gate that the guest has
     /// made: grant the vector, derive its gate, inject it again as an external interrupt.
     GrantAndRedeliver(Vector),
@@ -37,8 +35,8 @@ pub enum Verdict {
 
 /// Judges an intercepted exception. `real_gate_present` says whether the guest itself made a gate
 /// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `false`: what
-/// the CPU met is the guest's own). So is the gate of a granted vector.
-/// `None` where `exit` is no exception.
+/// the CPU met is the guest's own). For a granted vector it must be sure that the CPU reads the
+/// shadow, or the same would be tried for ever. `None` where `exit` is no exception.
 pub fn judge(
     exit: &Exit,
     grants: &Grants,
@@ -57,14 +55,12 @@ pub fn judge(
     let not_present = vector.0 == exception::NP;
     match exit.vectoring {
         Some(Vectoring { vector, kind: EventKind::ExternalInterrupt, .. }) if vector == gate => {
-            if grants.is_host(gate) {
-                return Some(Verdict::Host(gate));
+            // Another CPU may have been granting the vector at the same time: it is granted by now.
+            if not_present && real_gate_present(gate) {
+                return Some(Verdict::GrantAndRedeliver(gate));
             }
             if not_present && !grants.allows(gate) {
-                return Some(match real_gate_present(gate) {
-                    true => Verdict::GrantAndRedeliver(gate),
-                    false => Verdict::DropSpurious(gate),
-                });
+                return Some(Verdict::DropSpurious(gate));
             }
             // As on hardware: the vector stays in service, the guest gets the exception. Emulators
             // leave out EXT.
@@ -72,10 +68,7 @@ pub fn judge(
         }
         // The back ends report INT n either as an event under way or, with EXT clear, not at all.
         None | Some(Vectoring { kind: EventKind::SoftwareInterrupt, .. })
-            if not_present
-                && code & EXT == 0
-                && !grants.allows(gate)
-                && real_gate_present(gate) =>
+            if not_present && code & EXT == 0 && real_gate_present(gate) =>
         {
             Some(Verdict::SoftwareInterrupt(gate))
         }
@@ -160,23 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn host_vectors_stay_with_the_host_even_for_a_short_table() {
-        let mut grants = Grants::new();
-        grants.reserve_host(Vector(0xf2));
-        for exception in [11, 13] {
-            let exit =
-                exit(exception, gate_code(0xf2, 1), Some((0xf2, EventKind::ExternalInterrupt)));
-            assert_eq!(judge(&exit, &grants, |_| true), Some(Verdict::Host(Vector(0xf2))));
-        }
-    }
-
-    #[test]
     fn an_interrupt_without_a_gate_is_the_guests_only_if_it_asked_for_it() {
-        let mut grants = Grants::new();
+        let grants = Grants::new();
         let exit = exit(11, gate_code(0x50, 0), Some((0x50, EventKind::ExternalInterrupt)));
         let spurious = Some(Verdict::DropSpurious(Vector(0x50)));
         assert_eq!(judge(&exit, &grants, |_| false), spurious);
-        grants.grant(Vector(0x50), Reason::Device).unwrap();
+        grants.grant(Vector(0x50), Reason::Device);
         assert_eq!(judge(&exit, &grants, |_| false), Some(np(gate_code(0x50, EXT))));
     }
 
@@ -192,13 +174,17 @@ mod tests {
     }
 
     #[test]
-    fn the_gate_of_a_granted_vector_is_the_guests_own_and_is_not_tried_forever() {
-        let mut grants = Grants::new();
-        grants.grant(Vector(0x50), Reason::Device).unwrap();
-        for (kind, ext) in [(EventKind::ExternalInterrupt, EXT), (EventKind::SoftwareInterrupt, 0)]
-        {
+    fn a_vector_that_another_cpu_has_just_been_granted_is_tried_again() {
+        let grants = Grants::new();
+        let vector = Vector(0x50);
+        grants.grant(vector, Reason::Device);
+        for (kind, ext, again) in [
+            (EventKind::ExternalInterrupt, EXT, Verdict::GrantAndRedeliver(vector)),
+            (EventKind::SoftwareInterrupt, 0, Verdict::SoftwareInterrupt(vector)),
+        ] {
             let exit = exit(11, gate_code(0x50, 0), Some((0x50, kind)));
-            assert_eq!(judge(&exit, &grants, |_| true), Some(np(gate_code(0x50, ext))));
+            assert_eq!(judge(&exit, &grants, |_| true), Some(again));
+            assert_eq!(judge(&exit, &grants, |_| false), Some(np(gate_code(0x50, ext))));
         }
     }
 

@@ -1,13 +1,12 @@
 //! Which vectors may reach the guest directly, and why.
 //!
-//! Invariant: a vector that is the host's is never granted. Grants are never taken back while the
-//! guest runs: an interrupt may still be on its way when its source is reprogrammed.
+//! Invariant: grants are never taken back while the guest runs: an interrupt may still be on its way
+//! when its source is reprogrammed.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::Vector;
-
-use crate::vectors::VectorSet;
 
 /// What made a vector the guest's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,79 +38,35 @@ impl fmt::Display for Reason {
 const REASONS: [Reason; 5] =
     [Reason::Device, Reason::Lvt, Reason::Ipi, Reason::SelfArrival, Reason::Software];
 
-/// The vector belongs to the host: move the host's interrupt to another one
-/// ([`Grants::release_host`]) and grant again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HostVector(pub Vector);
-
-impl fmt::Display for HostVector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "vector {} is the hypervisor's own; it must move before the guest gets it",
-            self.0
-        )
-    }
-}
-
-impl core::error::Error for HostVector {}
-
-/// The vectors of one guest.
-#[derive(Clone, Debug, Default)]
+/// The vectors of one guest. All its CPUs look at them and add to them at once, without a lock.
+#[derive(Debug, Default)]
 pub struct Grants {
-    granted: VectorSet,
-    host: VectorSet,
-    by_reason: [VectorSet; REASONS.len()],
+    granted: SharedSet,
+    by_reason: [SharedSet; REASONS.len()],
 }
 
 impl Grants {
-    /// Nothing granted, no host vector.
+    /// Nothing granted.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Keeps a vector for the host. `false` if the guest has it already.
-    pub fn reserve_host(&mut self, vector: Vector) -> bool {
-        let free = !self.granted.contains(vector);
-        if free {
-            self.host.insert(vector);
-        }
-        free
-    }
-
-    /// Gives up a host vector.
-    pub fn release_host(&mut self, vector: Vector) {
-        self.host.remove(vector);
-    }
-
-    /// Whether a vector is the host's.
-    #[must_use]
-    pub const fn is_host(&self, vector: Vector) -> bool {
-        self.host.contains(vector)
-    }
-
     /// Makes a vector the guest's. `true` if it was not: its shadow gate is to be derived anew.
     /// Vectors below 32 are the guest's anyway and need none.
-    ///
-    /// # Errors
-    /// When the host keeps the vector.
-    pub fn grant(&mut self, vector: Vector, why: Reason) -> Result<bool, HostVector> {
-        if self.is_host(vector) {
-            return Err(HostVector(vector));
-        }
+    pub fn grant(&self, vector: Vector, why: Reason) -> bool {
         if !vector.is_external() {
-            return Ok(false);
+            return false;
         }
-        if let Some(set) = self.by_reason.get_mut(why as usize) {
+        if let Some(set) = self.by_reason.get(why as usize) {
             set.insert(vector);
         }
-        Ok(self.granted.insert(vector))
+        self.granted.insert(vector)
     }
 
     /// Whether the gate of a vector is the guest's own: every exception, and what was granted.
     #[must_use]
-    pub const fn allows(&self, vector: Vector) -> bool {
+    pub fn allows(&self, vector: Vector) -> bool {
         !vector.is_external() || self.granted.contains(vector)
     }
 
@@ -122,8 +77,34 @@ impl Grants {
     }
 
     /// Takes everything back from the guest (it is being reset and nothing can be on its way).
-    pub fn clear(&mut self) {
-        *self = Self { host: self.host, ..Self::default() };
+    pub fn clear(&self) {
+        self.granted.clear();
+        self.by_reason.iter().for_each(SharedSet::clear);
+    }
+}
+
+/// A set of vectors that several CPUs use at once.
+#[derive(Debug, Default)]
+struct SharedSet([AtomicU64; 4]);
+
+impl SharedSet {
+    const fn split(vector: Vector) -> (usize, u64) {
+        (vector.index() / 64, 1 << (vector.index() % 64))
+    }
+
+    /// Adds a vector; `true` if it was not there.
+    fn insert(&self, vector: Vector) -> bool {
+        let (word, bit) = Self::split(vector);
+        self.0[word].fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    fn contains(&self, vector: Vector) -> bool {
+        let (word, bit) = Self::split(vector);
+        self.0[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 }
 
@@ -132,21 +113,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_vector_is_granted_only_after_it_moved() {
-        let mut grants = Grants::new();
-        assert!(grants.reserve_host(Vector(0xf0)));
-        assert_eq!(grants.grant(Vector(0xf0), Reason::Lvt), Err(HostVector(Vector(0xf0))));
-        assert!(!grants.allows(Vector(0xf0)));
-        grants.release_host(Vector(0xf0));
-        assert_eq!(grants.grant(Vector(0xf0), Reason::Lvt), Ok(true));
-        assert!(!grants.reserve_host(Vector(0xf0)));
-    }
-
-    #[test]
     fn every_reason_is_remembered_and_only_the_first_is_news() {
-        let mut grants = Grants::new();
+        let grants = Grants::new();
         for (at, why) in REASONS.into_iter().enumerate() {
-            assert_eq!(grants.grant(Vector(0x41), why), Ok(at == 0));
+            assert_eq!(grants.grant(Vector(0x41), why), at == 0);
         }
         assert!(grants.reasons(Vector(0x41)).eq(REASONS));
         grants.clear();
@@ -156,10 +126,10 @@ mod tests {
 
     #[test]
     fn exceptions_are_always_the_guests() {
-        let mut grants = Grants::new();
+        let grants = Grants::new();
         for vector in 0..=255 {
             assert_eq!(grants.allows(Vector(vector)), vector < 32);
         }
-        assert_eq!(grants.grant(Vector(3), Reason::Software), Ok(false));
+        assert!(!grants.grant(Vector(3), Reason::Software));
     }
 }

@@ -88,6 +88,12 @@ impl Addressing {
         self.0 & Self::ENABLED != 0
     }
 
+    /// Whether it is in x2APIC mode.
+    #[must_use]
+    pub const fn in_x2apic_mode(self) -> bool {
+        self.0 & Self::X2APIC != 0
+    }
+
     const fn id(self) -> ApicId {
         ApicId((self.0 >> Self::ID) as u32)
     }
@@ -138,6 +144,15 @@ pub struct IcrRequest {
     pub destination: Destination,
 }
 
+/// A fixed interrupt to CPUs that are named one by one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FixedIpi {
+    /// Its vector, 32 or above.
+    pub vector: Vector,
+    /// Bit n for the CPU with identifier n.
+    pub cpus: u64,
+}
+
 /// Bits of the low half that are defined; bit 12 was the delivery status of xAPIC mode and is
 /// ignored.
 pub(crate) const DEFINED: u32 = 0x000c_dfff;
@@ -157,6 +172,26 @@ impl IcrRequest {
             Destination::Physical(ApicId(field))
         };
         Ok(Self::with_destination(value as u32, destination))
+    }
+
+    /// The same as [`Self::decode`] for the most frequent kind; `None` for every other, and for
+    /// identifiers above 63.
+    #[inline(always)]
+    #[must_use]
+    pub fn decode_fixed(value: u64) -> Option<FixedIpi> {
+        const LOGICAL: u64 = 1 << 11;
+        // Vector, destination mode, delivery status, level: what is left is 0.
+        const FREE: u32 = 0x58ff;
+        let (vector, field) = (Vector(value as u8), (value >> 32) as u32);
+        if value as u32 & !FREE != 0 || !vector.is_external() {
+            return None;
+        }
+        let cpus = if value & LOGICAL == 0 {
+            1_u64.checked_shl(field)?
+        } else {
+            u64::from(field & 0xffff).checked_shl((field >> 16).checked_mul(16)?)?
+        };
+        Some(FixedIpi { vector, cpus })
     }
 
     /// The same for the low half of the register, with the destination field already decoded.
@@ -179,10 +214,16 @@ impl IcrRequest {
         Some(Self { kind, vector: Vector(low as u8), destination })
     }
 
+    /// Whether it is for the vector, rather than an NMI, INIT or start-up.
+    #[must_use]
+    pub const fn has_vector(&self) -> bool {
+        matches!(self.kind, IpiKind::Fixed | IpiKind::LowestPriority)
+    }
+
     /// Whether the vector of this request cannot be sent (SDM "Error Handling", "Send Illegal
     /// Vector").
     pub(crate) const fn illegal_vector(&self) -> bool {
-        matches!(self.kind, IpiKind::Fixed | IpiKind::LowestPriority) && self.vector.0 < 16
+        self.has_vector() && self.vector.0 < 16
     }
 }
 
@@ -215,6 +256,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_short_way_names_the_same_cpus(vector: u8, logical: bool, field: u32, shift in 0_u32..32) {
+            let value = u64::from(field >> shift) << 32 | u64::from(logical) << 11 | u64::from(vector);
+            let Some(ipi) = IcrRequest::decode_fixed(value) else { return Ok(()) };
+            let request = IcrRequest::decode(value).unwrap().unwrap();
+            prop_assert_eq!((request.kind, request.vector), (IpiKind::Fixed, ipi.vector));
+            for id in 0..64 {
+                let apic = Addressing::new(ApicId(id), true, true, 0, 0);
+                let named = apic.accepts(request.destination, false);
+                prop_assert_eq!(ipi.cpus >> id & 1 != 0, named);
+            }
+        }
+
         #[test]
         fn reserved_bits_fault_and_nothing_else(value: u64) {
             let reserved = value & 0xfff3_2000 != 0;

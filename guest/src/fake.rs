@@ -6,7 +6,7 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
-use arch::exit::Exit;
+use arch::exit::{Exit, Frequent};
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory,
@@ -137,8 +137,8 @@ impl Machine for FakeMachine {
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         self.shadow_at[slot] = gpa;
     }
-    fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096] {
-        &mut self.shadow[slot]
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+        work(&mut self.shadow[slot]);
     }
     fn vector_register(&self, register: u8) -> [u8; 16] {
         self.xmm[usize::from(register)]
@@ -206,8 +206,11 @@ impl Default for FakeVcpu {
 }
 
 impl Vcpu for FakeVcpu {
-    fn run(&mut self) -> Exit {
+    fn run(&mut self) -> Option<Frequent> {
         panic!("the fake CPU does not run")
+    }
+    fn exit(&mut self) -> Option<Exit> {
+        None
     }
     fn load(&mut self, state: &StartState) {
         self.state = *state;

@@ -131,6 +131,12 @@ impl Msrs {
         }
     }
 
+    /// Whether a write of this MSR makes the hypervisor write to the guest's memory.
+    #[must_use]
+    pub const fn writes_memory(msr: u32) -> bool {
+        matches!(msr, KVM_SYSTEM_TIME_NEW | KVM_WALL_CLOCK_NEW)
+    }
+
     /// RDMSR.
     pub fn read(&self, msr: u32, vcpu: &impl Vcpu, machine: &mut impl Machine) -> MsrOutcome {
         if let Some(value) = self.mtrrs.read(msr) {

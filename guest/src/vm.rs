@@ -1,8 +1,10 @@
-//! A virtual machine: what all of its CPUs share ([`Vm`]), what one CPU has to itself
-//! ([`CpuState`]), and what an exit is handled with ([`Context`]).
+//! A virtual machine: what all of its CPUs look at without a lock ([`Guest`]), what they share behind
+//! one ([`Vm`]), what one CPU has to itself ([`CpuState`]), and what an exit is handled with
+//! ([`Context`]).
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::ApicId;
 use arch::machine::{ConfigSpace, GuestMemory, Machine};
@@ -10,7 +12,7 @@ use arch::vcpu::{InterruptMode, Vcpu};
 use eli::{Addressing, Grants, VirtualApic};
 
 use crate::counters::ExitCounters;
-use crate::cpuid::{CpuidPolicy, Vendor};
+use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
 use crate::exits::tick::Standstill;
@@ -32,8 +34,8 @@ pub trait Platform {
     type Config: ConfigSpace;
 }
 
-/// What a guest's CPUs share.
-pub struct Vm {
+/// What a guest's CPUs look at without a lock: it never changes, or is atomic.
+pub struct Guest {
     /// Its name in the configuration.
     pub name: String,
     /// How physical interrupts meet it.
@@ -42,11 +44,67 @@ pub struct Vm {
     /// index.
     pub cpus: Vec<ApicId>,
     /// The local APICs of its CPUs as the others see them.
-    pub(crate) addressing: Vec<Addressing>,
-    /// It was said on the console that one of them is used in xAPIC mode.
-    pub(crate) xapic_said: bool,
+    pub(crate) addressing: Vec<AtomicU64>,
+    /// CPUs whose local APIC is not in x2APIC mode (bit n for CPU n).
+    not_x2apic: AtomicU64,
     /// What CPUID says.
     pub cpuid: CpuidPolicy,
+    /// The vectors that may reach its CPUs directly.
+    pub grants: Grants,
+    /// CPUs that run (bit n for CPU n).
+    pub(crate) started: AtomicU64,
+}
+
+impl Guest {
+    /// A guest before its first instruction.
+    #[must_use]
+    pub fn new(name: String, mode: InterruptMode, cpus: Vec<ApicId>, cpuid: CpuidPolicy) -> Self {
+        let addressing = cpus.iter().map(|_| AtomicU64::default()).collect();
+        let (not_x2apic, started) = (AtomicU64::default(), AtomicU64::default());
+        let grants = Grants::new();
+        let guest = Self { name, mode, cpus, addressing, not_x2apic, cpuid, grants, started };
+        guest.reset();
+        guest
+    }
+
+    /// It begins anew. None of its CPUs runs.
+    pub fn reset(&self) {
+        self.grants.clear();
+        self.started.store(1, Ordering::Release);
+        for cpu in 0..self.cpus.len() {
+            let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), false);
+            self.set_addressing(cpu, apic.addressing());
+        }
+    }
+
+    /// Which interrupts the local APIC of CPU `cpu` takes, as it said last.
+    #[inline]
+    pub(crate) fn addressing(&self, cpu: usize) -> Option<Addressing> {
+        let place = self.addressing.get(cpu)?;
+        Some(Addressing::from_bits(place.load(Ordering::Acquire)))
+    }
+
+    /// Whether every CPU's local APIC is in x2APIC mode, where it is found by its identifier alone.
+    #[inline]
+    pub(crate) fn all_in_x2apic_mode(&self) -> bool {
+        self.not_x2apic.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn set_addressing(&self, cpu: usize, apic: Addressing) {
+        let bit = 1 << (cpu & 63);
+        if apic.in_x2apic_mode() {
+            self.not_x2apic.fetch_and(!bit, Ordering::AcqRel);
+        } else {
+            self.not_x2apic.fetch_or(bit, Ordering::AcqRel);
+        }
+        if let Some(place) = self.addressing.get(cpu) {
+            place.store(apic.bits(), Ordering::Release);
+        }
+    }
+}
+
+/// What a guest's CPUs share, behind the guest's lock.
+pub struct Vm {
     /// The devices that every PC has.
     pub devices: Devices,
     /// Its I/O APIC.
@@ -55,12 +113,11 @@ pub struct Vm {
     pub bus: VirtualBus,
     /// The physical lines that drive inputs of its I/O APIC.
     pub lines: Vec<Line>,
-    /// The vectors that may reach its CPUs directly.
-    pub grants: Grants,
     /// The IDTs that its CPUs have loaded.
     pub(crate) shadows: Shadows,
-    /// CPUs that run (bit n for CPU n), and those of them that have halted for good.
-    pub(crate) started: u64,
+    /// It was said on the console that a local APIC is used in xAPIC mode.
+    pub(crate) xapic_said: bool,
+    /// CPUs that have halted for good (bit n for CPU n).
     pub(crate) standing: u64,
     /// The level that the console's interrupt line had last.
     pub(crate) uart_line: bool,
@@ -71,29 +128,13 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A guest with its devices, before its first instruction.
+    /// The devices of a guest of `cpus` CPUs, before its first instruction.
     #[must_use]
-    pub fn new(
-        name: String,
-        mode: InterruptMode,
-        cpus: Vec<ApicId>,
-        cpuid: CpuidPolicy,
-        bus: VirtualBus,
-        lines: Vec<Line>,
-    ) -> Self {
+    pub fn new(cpus: usize, bus: VirtualBus, lines: Vec<Line>) -> Self {
         Self {
-            name,
-            mode,
-            grants: Grants::new(),
-            shadows: Shadows::new(cpus.len()),
-            started: 1,
+            shadows: Shadows::new(cpus),
             standing: 0,
-            addressing: (0..cpus.len())
-                .map(|cpu| VirtualApic::new(mode, ApicId(cpu as u32), false).addressing())
-                .collect(),
             xapic_said: false,
-            cpus,
-            cpuid,
             devices: Devices::default(),
             io_apic: IoApic::default(),
             bus,
@@ -112,6 +153,7 @@ pub struct CpuState {
     /// Its local APIC.
     pub apic: VirtualApic,
     pub(crate) msrs: Msrs,
+    pub(crate) cpuid: Answers,
     /// Its exits.
     pub counters: ExitCounters,
     /// The last of them.
@@ -122,17 +164,14 @@ pub struct CpuState {
 impl CpuState {
     /// CPU `index` of a guest, after reset. `now` is the TSC at the guest's start.
     #[must_use]
-    pub fn new(
-        index: usize,
-        mode: InterruptMode,
-        vendor: Vendor,
-        clock: Option<ClockBase>,
-    ) -> Self {
+    pub fn new(index: usize, guest: &Guest, now: u64, machine: &impl Machine) -> Self {
         let bootstrap = index == 0;
+        let clock = guest.cpuid.kvmclock().then_some(ClockBase { tsc: now });
         Self {
             index,
-            apic: VirtualApic::new(mode, ApicId(index as u32), bootstrap),
-            msrs: Msrs::new(vendor, bootstrap, clock),
+            apic: VirtualApic::new(guest.mode, ApicId(index as u32), bootstrap),
+            msrs: Msrs::new(guest.cpuid.vendor(), bootstrap, clock),
+            cpuid: guest.cpuid.answers(index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
             standstill: Standstill::default(),
@@ -140,10 +179,13 @@ impl CpuState {
     }
 }
 
-/// Everything that an exit is handled with.
-pub struct Context<'a, P: Platform> {
+/// Everything that an exit is handled with: `V` is the guest's [`Vm`], locked, or `()` for what a CPU
+/// has to itself.
+pub struct Context<'a, P: Platform, V = &'a mut Vm> {
     /// The guest.
-    pub vm: &'a mut Vm,
+    pub guest: &'a Guest,
+    /// What its CPUs share.
+    pub vm: V,
     /// The CPU that exited.
     pub cpu: &'a mut CpuState,
     /// Its registers.

@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use arch::exit::Exit;
+use arch::Gpa;
+use arch::exit::{Exit, Frequent};
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::register::Gpr;
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
 use arch::vcpu::{Event, StartState, Vcpu};
-use arch::{ExitReason, Gpa};
 
 use crate::Mode;
 
@@ -40,8 +40,11 @@ impl FakeVcpu {
 }
 
 impl Vcpu for FakeVcpu {
-    fn run(&mut self) -> Exit {
-        Exit { reason: ExitReason::Halt, vectoring: None, instruction_length: None }
+    fn run(&mut self) -> Option<Frequent> {
+        None
+    }
+    fn exit(&mut self) -> Option<Exit> {
+        None
     }
     fn load(&mut self, _: &StartState) {}
     fn gpr(&self, register: Gpr) -> u64 {

@@ -3,6 +3,7 @@
 //! Invariant: everything here was granted to the guest when its partition was built; policy that asks
 //! for more is refused with a reason, so a mistake in policy cannot reach another guest.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -13,6 +14,7 @@ use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use mem::table::Format;
 use mem::{Access, Allowance, Flush, MapError, MemoryType, Table, TableMemory};
+use spin::Mutex;
 
 use crate::console;
 use crate::memory::Memory;
@@ -40,80 +42,56 @@ struct ShadowPage {
     at: Option<Gpa>,
 }
 
-/// The machine as one guest may use it, on the CPU that runs it.
-pub(crate) struct GuestMachine<F> {
-    memory: Memory,
-    nested: Table<F>,
-    nested_changed: bool,
+/// What the CPUs of a guest share of the machine.
+pub(crate) struct Tables<F> {
+    pub(crate) nested: Table<F>,
     /// Frames that the nested table may still take.
     frames: u32,
     /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
     failures: u8,
-    ram: GuestRam,
     shadow: Vec<ShadowPage>,
-    apic: LocalApic,
-    clock: Clock,
-    routes: Routes,
-    seats: &'static [Seat],
+    pub(crate) routes: Routes,
+}
+
+impl<F: Format> Tables<F> {
+    /// `shadow`: zeroed frames, two for each of the guest's CPUs.
+    pub(crate) fn new(nested: Table<F>, shadow: Vec<Hpa>, routes: Routes) -> Arc<Mutex<Self>> {
+        let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
+        Arc::new(Mutex::new(Self { nested, frames: MOST_FRAMES, failures: 0, shadow, routes }))
+    }
+}
+
+/// The machine as one guest may use it, on one CPU.
+pub(crate) struct GuestMachine<F> {
+    pub(crate) memory: Memory,
+    pub(crate) ram: GuestRam,
+    /// Locked where they change, mostly with the guest's own lock held.
+    pub(crate) tables: Arc<Mutex<Tables<F>>>,
+    pub(crate) nested_changed: bool,
+    pub(crate) apic: LocalApic,
+    pub(crate) clock: Clock,
+    pub(crate) seats: &'static [Seat],
     /// The CPUs of guests that it shares memory with.
-    ringable: Vec<ApicId>,
+    pub(crate) ringable: Vec<ApicId>,
     /// The guest's index in the configuration.
-    guest: usize,
+    pub(crate) guest: usize,
 }
 
 impl<F: Format> GuestMachine<F> {
-    /// The machine for a guest whose RAM is mapped in `nested` and whose shadow pages are `shadow`
-    /// (zeroed frames, two for each of its CPUs).
-    #[expect(clippy::too_many_arguments, reason = "called once, with what a guest is made of")]
-    pub(crate) fn new(
-        memory: Memory,
-        nested: Table<F>,
-        ram: GuestRam,
-        shadow: Vec<Hpa>,
-        apic: LocalApic,
-        clock: Clock,
-        routes: Routes,
-        seats: &'static [Seat],
-        guest: usize,
-    ) -> Self {
-        let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
-        Self {
-            memory,
-            nested,
-            nested_changed: false,
-            frames: MOST_FRAMES,
-            failures: 0,
-            ram,
-            shadow,
-            apic,
-            clock,
-            routes,
-            seats,
-            ringable: Vec::new(),
-            guest,
-        }
-    }
-
-    /// The guest shares memory with those that run on these CPUs.
-    pub(crate) fn allow_ringing(&mut self, cpus: impl Iterator<Item = ApicId>) {
-        self.ringable.extend(cpus);
-    }
-
-    /// The guest's interrupt routes.
-    pub(crate) fn routes(&mut self) -> &mut Routes {
-        &mut self.routes
-    }
-
-    /// The nested table.
-    pub(crate) fn nested(&self) -> &Table<F> {
-        &self.nested
+    /// The same on the CPU with this local APIC.
+    pub(crate) fn on(&self, apic: LocalApic) -> Self {
+        let Self { memory, clock, seats, guest, .. } = *self;
+        let (ram, tables) = (self.ram.clone(), self.tables.clone());
+        let ringable = self.ringable.clone();
+        Self { memory, ram, tables, nested_changed: false, apic, clock, seats, ringable, guest }
     }
 
     /// Gives back all that the guest had of the machine but its RAM. Its CPUs have left for good.
     pub(crate) fn give_back(&mut self) {
-        self.routes.give_back();
-        self.nested.give_back(&mut self.memory);
-        for page in self.shadow.drain(..) {
+        let mut tables = self.tables.lock();
+        tables.routes.give_back();
+        tables.nested.give_back(&mut self.memory);
+        for page in tables.shadow.drain(..) {
             self.memory.give_back(page.frame);
         }
         self.ram = GuestRam::default();
@@ -126,26 +104,31 @@ impl<F: Format> GuestMachine<F> {
 
     /// Has every other CPU of the guest drop what it has cached of the nested table.
     pub(crate) fn ask_others_to_flush(&self) {
-        let own = LocalApic::current();
-        for seat in self.seats.iter().filter(|seat| seat.processor != own.id()) {
-            seat.ask_to_flush(own);
+        for seat in self.seats.iter().filter(|seat| seat.processor != self.apic.id()) {
+            seat.ask_to_flush(self.apic);
         }
     }
 
     /// Maps a BAR.
     fn map(&mut self, gpa: Gpa, hpa: Hpa, length: u64, kind: MemoryType) {
-        let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
         let access = Access::READ_WRITE;
-        let result = self.nested.map(&mut memory, gpa.as_u64(), hpa, length, access, kind);
-        self.changed(result, "mapping a BAR");
+        self.change("mapping a BAR", |nested, memory| {
+            nested.map(memory, gpa.as_u64(), hpa, length, access, kind)
+        });
     }
 
-    fn changed(&mut self, result: Result<Flush, MapError>, what: &str) {
-        match result {
-            // The run loop flushes before the guest runs again.
+    /// Changes the nested table. The run loop flushes before the guest runs again.
+    fn change(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Table<F>, &mut Allowance<'_, Memory>) -> Result<Flush, MapError>,
+    ) {
+        let mut tables = self.tables.lock();
+        let Tables { nested, frames, failures, .. } = &mut *tables;
+        match work(nested, &mut Allowance { memory: self.memory, frames }) {
             Ok(flush) => flush.nothing_cached(),
-            Err(error) if self.failures < MOST_FAILURES_LOGGED => {
-                self.failures += 1;
+            Err(error) if *failures < MOST_FAILURES_LOGGED => {
+                *failures += 1;
                 console::logln!("{what}: {error}");
             }
             Err(_) => {}
@@ -259,7 +242,7 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn request(&mut self, cpu: usize, what: CpuRequest) {
         if let Some(seat) = self.seats.get(cpu) {
-            seat.ask(LocalApic::current(), what);
+            seat.ask(self.apic, what);
         }
     }
 
@@ -268,7 +251,7 @@ impl<F: Format> Machine for GuestMachine<F> {
         line: InterruptLine,
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
-        self.routes.set(line, target)
+        self.tables.lock().routes.set(line, target)
     }
 
     fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
@@ -280,14 +263,14 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn unmap(&mut self, gpa: Gpa, length: u64) {
-        let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
-        let result = self.nested.unmap(&mut memory, gpa.as_u64(), length);
-        self.changed(result, "unmapping a BAR");
+        self.change("unmapping a BAR", |nested, memory| nested.unmap(memory, gpa.as_u64(), length));
     }
 
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
-        let Some(page) = self.shadow.get_mut(slot) else { return };
+        let mut tables = self.tables.lock();
+        let Some(page) = tables.shadow.get_mut(slot) else { return };
         let (frame, before) = (page.frame, core::mem::replace(&mut page.at, gpa));
+        drop(tables);
         if before == gpa {
             return;
         }
@@ -298,19 +281,19 @@ impl<F: Format> Machine for GuestMachine<F> {
             };
             let (hpa, access) =
                 if shadowed { (frame, Access::READ_EXECUTE) } else { (real, Access::ALL) };
-            let mut memory = Allowance { memory: self.memory, frames: &mut self.frames };
             let (gpa, length) = (at.page().as_u64(), arch::address::PAGE_SIZE);
-            let kind = MemoryType::WriteBack;
-            let result = self.nested.replace(&mut memory, gpa, hpa, length, access, kind);
-            self.changed(result, "placing a shadow page");
+            self.change("placing a shadow page", |nested, memory| {
+                nested.replace(memory, gpa, hpa, length, access, MemoryType::WriteBack)
+            });
         }
     }
 
-    fn shadow_page(&mut self, slot: usize) -> &mut [u8; 4096] {
-        let frame = self.shadow[slot % self.shadow.len()].frame;
-        // SAFETY: the frame is this machine's own; the guest's view of it is read-only, and the
-        // CPU that runs the guest is here.
-        unsafe { &mut *physical::pointer::<[u8; 4096]>(frame) }
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+        let tables = self.tables.lock();
+        let Some(page) = tables.shadow.get(slot) else { return };
+        // SAFETY: the frame is this machine's own, nobody else holds its bytes while the tables are
+        // locked, and the guest's view of it is read-only.
+        work(unsafe { &mut *physical::pointer::<[u8; 4096]>(page.frame) });
     }
 
     fn console_write(&mut self, byte: u8) {

@@ -10,6 +10,7 @@ mod irqs;
 mod memory;
 mod shared;
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -22,20 +23,19 @@ use config::{Afterwards, GuestConfig};
 use cpu::config_space::MachineConfigSpace;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
-use guest::cpuid::{CpuidPolicy, Vendor};
+use guest::cpuid::CpuidPolicy;
 use guest::crashes::Crashes;
 use guest::lines::Line;
 use guest::memory_map::MemoryMap;
-use guest::msr::ClockBase;
 use guest::pci::{Host, VirtualBus};
-use guest::vm::{CpuState, Outcome, Platform, Vm};
+use guest::vm::{CpuState, Guest, Outcome, Platform, Vm};
 use mem::{Table, TableMemory};
 use spin::Mutex;
 
 use crate::backend::{Backend, VcpuParts};
 use crate::bring_up::Hardware;
 use crate::console::logln;
-use crate::machine::GuestMachine;
+use crate::machine::{GuestMachine, Tables};
 use crate::memory::out_of_memory;
 use crate::monitor::Watched;
 use crate::processors::Processor;
@@ -81,7 +81,6 @@ pub(crate) struct Partition<B: Backend> {
     plan: Plan,
     pub(crate) shared: Mutex<Shared<B>>,
     outcome: Mutex<Option<Outcome>>,
-    vendor: Vendor,
     msr_passes: Vec<MsrPass>,
     /// Virtual CPUs that have not left.
     present: AtomicUsize,
@@ -106,6 +105,8 @@ const START: u32 = 3;
 
 /// What a guest has for one life, behind its lock. All of it is given back at the life's end.
 pub(crate) struct Shared<B: Backend> {
+    /// What its CPUs look at without the lock.
+    pub(crate) policy: Arc<Guest>,
     pub(crate) vm: Vm,
     pub(crate) machine: GuestMachine<B::Format>,
     pub(crate) ram: GuestRam,
@@ -134,21 +135,24 @@ impl<B: Backend> Shared<B> {
         let port_passes = port_passes(guest, &bus);
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
         let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
-        let mut machine = GuestMachine::new(
+        let mut machine = GuestMachine {
             memory,
-            nested,
-            ram.clone(),
-            shadow,
-            hardware.apic,
-            hardware.clock,
-            routes,
+            ram: ram.clone(),
+            tables: Tables::new(nested, shadow, routes),
+            nested_changed: false,
+            apic: hardware.apic,
+            clock: hardware.clock,
             seats,
-            *index,
-        );
-        machine.allow_ringing(shares.iter().flat_map(|share| share.cpus.iter().copied()));
+            ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
+            guest: *index,
+        };
         let start = load(guest, map, &bus, &mut ram, files)?;
-        let vm = power_on(guest, seats, bus, lines, &mut machine, &mut config);
-        Ok(Self { vm, machine, ram, config, start, cpus, domain, port_passes })
+        let processors = seats.iter().map(|seat| seat.processor).collect();
+        let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
+        let policy = Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid);
+        let policy = Arc::new(policy);
+        let vm = power_on(seats, bus, lines, &mut machine, &mut config);
+        Ok(Self { policy, vm, machine, ram, config, start, cpus, domain, port_passes })
     }
 
     /// Takes everything back but the RAM, which is returned as the guest left it. All its CPUs have
@@ -217,14 +221,13 @@ impl<B: Backend> Partition<B> {
         reset_functions(hardware, guest, functions, &mut config);
         map_bars(hardware, functions, &mut config)?;
         let shared = Shared::<B>::new(&plan, &ram)?;
-        let mix = shared.machine.nested().mix(&hardware.memory);
+        let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
         logln!("guest {}: nested table {mix}", guest.name);
         let mut msr_passes = guest::msr::passes().to_vec();
         msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
         let (ram_bytes, pooled_bytes) = ram.size();
         Ok(Self {
             plan,
-            vendor: Vendor::of(&shared.machine),
             shared: Mutex::new(shared),
             outcome: Mutex::new(None),
             msr_passes,
@@ -362,7 +365,7 @@ impl<B: Backend> Partition<B> {
         let backend = B::enable(memory)?;
         let parts = VcpuParts {
             mode: self.plan.guest.interrupts,
-            nested_root: shared.machine.nested().root(),
+            nested_root: shared.machine.tables.lock().nested.root(),
             msr_passes: &self.msr_passes,
             port_passes: &shared.port_passes,
             memory,
@@ -380,13 +383,21 @@ impl<B: Backend> Partition<B> {
         self.shared.lock().start
     }
 
+    /// What the CPU with local APIC `apic` handles its exits with, the lock aside.
+    pub(crate) fn own(
+        &self,
+        apic: LocalApic,
+    ) -> (Arc<Guest>, GuestMachine<B::Format>, MachineConfigSpace) {
+        let shared = self.shared.lock();
+        (shared.policy.clone(), shared.machine.on(apic), shared.config)
+    }
+
     /// What policy keeps of virtual CPU `index`.
     pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
-        let offered = self.shared.lock().vm.cpuid.kvmclock();
+        let shared = self.shared.lock();
         // The same on all its CPUs.
-        let tsc = self.clock_base.load(Ordering::Relaxed);
-        let clock = offered.then_some(ClockBase { tsc });
-        CpuState::new(index, self.plan.guest.interrupts, self.vendor, clock)
+        let now = self.clock_base.load(Ordering::Relaxed);
+        CpuState::new(index, &shared.policy, now, &shared.machine)
     }
 
     /// A virtual CPU has left; `true` if it was the last.
@@ -480,16 +491,13 @@ fn processors(hardware: &Hardware, guest: &GuestConfig) -> Vec<ApicId> {
 
 /// The guest before its first instruction, with its functions decoding.
 fn power_on<F: mem::table::Format>(
-    guest: &GuestConfig,
     seats: &[Seat],
     bus: VirtualBus,
     lines: Vec<Line>,
     machine: &mut GuestMachine<F>,
     config: &mut MachineConfigSpace,
 ) -> Vm {
-    let cpuid = CpuidPolicy::new(virtual_ids(guest), machine);
-    let cpus = seats.iter().map(|seat| seat.processor).collect();
-    let mut vm = Vm::new(guest.name.clone(), guest.interrupts, cpus, cpuid, bus, lines);
+    let mut vm = Vm::new(seats.len(), bus, lines);
     let mut nobody = |_| None;
     vm.bus.attach(&mut Host { machine, config, target: &mut nobody });
     vm

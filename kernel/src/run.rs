@@ -2,22 +2,27 @@
 //! nothing here runs.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use arch::exit::Frequent;
 use arch::vcpu::{Event, StartState, Vcpu};
 use arch::{Exit, ExitReason};
+use cpu::config_space::MachineConfigSpace;
 use cpu::instructions::tsc;
 use guest::counters::Counter;
-use guest::vm::{Context, CpuState, Next, Outcome};
+use guest::vm::{Context, CpuState, Guest, Next, Outcome};
 
 use crate::backend::Backend;
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::machine::GuestMachine;
 use crate::monitor::Watched;
-use crate::partition::{Edge, Partition, Shared};
+use crate::partition::{Edge, Partition};
 use crate::processors::{self, Processor};
+use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::seat::Requests;
+use crate::seat::{Requests, Seat};
 use crate::{power, watchdog};
 
 /// Guests that have not ended.
@@ -83,8 +88,12 @@ pub(crate) fn start<B: Backend>(hardware: &'static Hardware, partition: &'static
 struct Running<B: Backend> {
     hardware: &'static Hardware,
     partition: &'static Partition<B>,
+    policy: Arc<Guest>,
     cpu: CpuState,
     vcpu: B::Cpu,
+    machine: GuestMachine<B::Format>,
+    ram: GuestRam,
+    config: MachineConfigSpace,
     /// It waits for a start-up IPI.
     waiting: bool,
 }
@@ -128,13 +137,16 @@ fn live<B: Backend>(
     B::drain(processor.apic);
     watchdog::arm(hardware, &mut vcpu);
     let waiting = index != 0;
-    let mut running = Running { hardware, partition, cpu, vcpu, waiting };
+    let (policy, machine, config) = partition.own(processor.apic);
+    let ram = machine.ram.clone();
+    let mut running =
+        Running { hardware, partition, policy, cpu, vcpu, machine, ram, config, waiting };
     if !waiting {
         running.enter(&partition.start_state(), processor);
     }
     running.until_the_end(processor);
     // Its interrupts are gone from this processor.
-    partition.shared.lock().machine.routes().mask_lines();
+    running.machine.tables.lock().routes.mask_lines();
     B::drain(processor.apic);
     if let Some(seat) = partition.seats().get(index) {
         *seat.counters.lock() = running.cpu.counters;
@@ -206,17 +218,52 @@ impl<B: Backend> Running<B> {
                 }
                 continue;
             }
-            let exit = self.vcpu.run();
-            let inside = self.vcpu.take_handled_inside();
-            self.cpu.counters.add(Counter::ControlRegister, inside);
-            if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-                *seat.counters.lock() = self.cpu.counters;
-                watchdog::look_after(self.hardware, processor.apic);
-            }
-            if let Next::End(outcome) = self.handle(&exit) {
-                self.partition.end(outcome, processor.apic);
+            while !seat.asked() {
+                if let Next::End(outcome) = self.run_once(seat, processor) {
+                    self.partition.end(outcome, processor.apic);
+                }
             }
         }
+    }
+
+    /// Into the guest, and what its exit asks for.
+    #[inline(always)]
+    fn run_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        if !self.policy.mode.is_exitless() {
+            self.context(()).prepare_entry();
+        }
+        // One call each: the compiler makes short ways of them.
+        match self.vcpu.run() {
+            Some(Frequent::Cpuid(length)) => self.handle_instruction(ExitReason::Cpuid, length),
+            Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
+            Some(Frequent::WriteMsr(length)) if self.context(()).quick_ipi(length) => Next::Resume,
+            Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
+            None => self.handle_rare(seat, processor),
+        }
+    }
+
+    #[inline(always)]
+    fn handle_instruction(&mut self, reason: ExitReason, length: u8) -> Next {
+        self.handle(&Exit::instruction(reason, length))
+    }
+
+    #[inline(never)]
+    fn handle_write_msr(&mut self, length: u8) -> Next {
+        self.handle_instruction(ExitReason::WriteMsr, length)
+    }
+
+    #[inline(never)]
+    fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        let Some(exit) = self.vcpu.exit() else {
+            self.context(()).take_virtual_interrupts();
+            self.cpu.counters.count(Counter::ControlRegister);
+            return Next::Resume;
+        };
+        if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+            *seat.counters.lock() = self.cpu.counters;
+            watchdog::look_after(self.hardware, processor.apic);
+        }
+        self.handle(&exit)
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
@@ -225,32 +272,52 @@ impl<B: Backend> Running<B> {
         }
         if requests.init() {
             B::drain(processor.apic);
-            self.with_context(|context| context.init());
+            self.with_lock(|context| context.init());
             self.waiting = true;
         }
         if requests.registers() {
-            self.with_context(|context| context.dump());
+            self.with_lock(|context| context.dump());
         }
         if requests.nmi() && !self.waiting {
             self.vcpu.inject(Event::nmi());
         }
     }
 
+    /// What the CPU has to itself is handled without a lock.
+    #[inline(always)]
     fn handle(&mut self, exit: &Exit) -> Next {
-        self.with_context(|context| context.handle(exit))
+        match self.context(()).handle_own(exit) {
+            Some(next) => next,
+            None => self.handle_shared(exit),
+        }
     }
 
-    fn with_context<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
+    #[inline(never)]
+    fn handle_shared(&mut self, exit: &Exit) -> Next {
+        self.with_lock(|context| context.handle(exit))
+    }
+
+    fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
         let mut shared = self.partition.shared.lock();
-        let Shared { vm, machine, ram, config, .. } = &mut *shared;
-        let mut context: Context<'_, Edge<B>> =
-            Context { vm, cpu: &mut self.cpu, vcpu: &mut self.vcpu, machine, memory: ram, config };
-        let result = work(&mut context);
-        if machine.take_nested_changed() {
+        let result = work(&mut self.context(&mut shared.vm));
+        if self.machine.take_nested_changed() {
             self.vcpu.flush_nested();
-            machine.ask_others_to_flush();
+            self.machine.ask_others_to_flush();
         }
         result
+    }
+
+    #[inline(always)]
+    fn context<V>(&mut self, vm: V) -> Context<'_, Edge<B>, V> {
+        Context {
+            guest: &self.policy,
+            vm,
+            cpu: &mut self.cpu,
+            vcpu: &mut self.vcpu,
+            machine: &mut self.machine,
+            memory: &mut self.ram,
+            config: &mut self.config,
+        }
     }
 
     /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.

@@ -91,13 +91,14 @@ impl Seat {
         *self.shown.lock() = (tsc(), ExitCounters::new());
     }
 
-    /// What was asked since the last call.
+    /// Whether anything was asked since the last call of [`Self::take_requests`].
     #[inline]
+    pub(crate) fn asked(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) != 0
+    }
+
+    /// What was asked since the last call.
     pub(crate) fn take_requests(&self) -> Requests {
-        // Most of the time there is nothing, and a load is cheap.
-        if self.requests.load(Ordering::Relaxed) == 0 {
-            return Requests(0);
-        }
         Requests(self.requests.swap(0, Ordering::AcqRel))
     }
 

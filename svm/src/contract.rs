@@ -3,15 +3,15 @@
 //!
 //! Place in the path: `run` is the exit and back; the rest is what policy does in between.
 
-use arch::exit::Exit;
+use arch::exit::{Exit, Frequent};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID, Intercepts3};
-use crate::decode::{VMEXIT_INTR, decode};
+use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, decode};
 use crate::vcpu::{SvmVcpu, Unswitched};
-use crate::vmcb::{StateSaveArea, Vmcb};
+use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
 /// PAT after reset: WB, WT, UC-, UC, twice (APM "PAT Register").
 pub(crate) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
@@ -25,24 +25,29 @@ const DR7_RESET: u64 = 0x400;
 const INTERRUPT_SHADOW: u64 = 1;
 
 impl Vcpu for SvmVcpu {
-    fn run(&mut self) -> Exit {
-        loop {
-            self.enter();
-            let acknowledged = self.take_pending();
-            let exit = decode(self.vmcb(), self.features.nrip_save, acknowledged);
-            let control = &mut self.vmcb_mut().control;
-            // Delivered, or reported in EXITINTINFO: whether to deliver again is policy's to say.
-            control.eventinj = 0;
-            // An interrupt that was gone when the host opened its window is nobody's.
-            if control.exitcode != VMEXIT_INTR || acknowledged.is_some() {
-                return exit;
-            }
+    #[inline]
+    fn run(&mut self) -> Option<Frequent> {
+        self.enter();
+        self.entered();
+        let ControlArea { exitcode, exitinfo1, .. } = self.vmcb().control;
+        match (exitcode, exitinfo1 & 1) {
+            (VMEXIT_CPUID, _) => Some(Frequent::Cpuid(self.instruction_length(2))),
+            (VMEXIT_MSR, 0) => Some(Frequent::ReadMsr(self.instruction_length(2))),
+            (VMEXIT_MSR, _) => Some(Frequent::WriteMsr(self.instruction_length(2))),
+            _ => None,
         }
+    }
+
+    fn exit(&mut self) -> Option<Exit> {
+        let acknowledged = self.take_pending();
+        // An interrupt that was gone when the host opened its window is nobody's.
+        let gone = self.vmcb().control.exitcode == VMEXIT_INTR && acknowledged.is_none();
+        (!gone).then(|| decode(self.vmcb(), self.features.nrip_save, acknowledged))
     }
 
     fn load(&mut self, state: &StartState) {
         self.gpr = state.gpr;
-        self.flush_pending = true;
+        self.flush();
         // Every unswitched register is written here, so what the CPU holds is not asked for.
         self.unswitched.set(Unswitched::NewestInVmcb);
         let Vmcb { control, save } = self.vmcb_mut();
@@ -115,7 +120,7 @@ impl Vcpu for SvmVcpu {
     fn set_cr0(&mut self, value: u64) {
         self.vmcb_mut().save.cr0 = value;
         self.update_lma();
-        self.flush_pending = true;
+        self.flush();
     }
 
     fn cr2(&self) -> u64 {
@@ -136,7 +141,7 @@ impl Vcpu for SvmVcpu {
 
     fn set_cr4(&mut self, value: u64) {
         self.vmcb_mut().save.cr4 = value;
-        self.flush_pending = true;
+        self.flush();
     }
 
     fn efer(&self) -> u64 {
@@ -146,7 +151,7 @@ impl Vcpu for SvmVcpu {
     fn set_efer(&mut self, value: u64) {
         self.vmcb_mut().save.efer = value | Efer::SVME.bits();
         self.update_lma();
-        self.flush_pending = true;
+        self.flush();
     }
 
     fn pat(&self) -> u64 {
@@ -155,7 +160,7 @@ impl Vcpu for SvmVcpu {
 
     fn set_pat(&mut self, value: u64) {
         self.vmcb_mut().save.g_pat = value;
-        self.flush_pending = true;
+        self.flush();
     }
 
     fn segment(&self, register: SegmentRegister) -> Segment {
@@ -235,7 +240,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn flush_nested(&mut self) {
-        self.flush_pending = true;
+        self.flush();
     }
 
     /// AMD-V has none.

@@ -44,12 +44,7 @@ exit_codes! {
 #[must_use]
 pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exit {
     let control = &vmcb.control;
-    // Exits by intercepted instructions leave RIP at the instruction, and nRIP behind it. Without
-    // nRIP the length is the bare opcode's: a needless prefix would be taken for the next
-    // instruction's. Compilers emit none.
-    let instruction = |opcode_length: u8| {
-        Some(if nrip_save { length(vmcb.save.rip, control.nrip) } else { opcode_length })
-    };
+    let instruction = |bytes| Some(instruction_length(vmcb, nrip_save, bytes));
     let unexpected =
         ExitReason::Unexpected { code: control.exitcode, qualification: control.exitinfo1 };
     let (reason, instruction_length) = match control.exitcode {
@@ -81,6 +76,14 @@ pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exi
         _ => (unexpected, None),
     };
     Exit { reason, vectoring: vectoring(control.exitintinfo), instruction_length }
+}
+
+/// Exits by intercepted instructions leave RIP at the instruction, and nRIP behind it. Without nRIP the
+/// length is the bare opcode's, `bytes`: a needless prefix would be taken for the next instruction's.
+/// Compilers emit none.
+#[inline]
+pub(crate) const fn instruction_length(vmcb: &Vmcb, nrip_save: bool, bytes: u8) -> u8 {
+    if nrip_save { length(vmcb.save.rip, vmcb.control.nrip) } else { bytes }
 }
 
 /// Distance of two instruction pointers: the low byte is right even where IP or EIP wraps.

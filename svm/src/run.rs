@@ -3,14 +3,15 @@
 //! Nothing here decides anything. The host has GIF = 0 and IF = 0 whenever Rust code of it runs
 //! after the first entry.
 
-use core::arch::{asm, naked_asm};
+use core::arch::asm;
 
 /// Enters the guest and returns at its next exit.
 ///
-/// Register contract: RDI = physical address of the VMCB, RSI = the guest's general registers in
+/// Register contract: RAX = physical address of the VMCB, RSI = the guest's general registers in
 /// encoding order. VMRUN loads and stores the guest's RAX and RSP through the VMCB (the slots of the
 /// two are not touched) and brings back the host's RAX, RSP, RFLAGS and segments; the other fourteen
-/// go through the array. RBX, RBP and R12–R15 come back as they were, the rest is clobbered.
+/// go through the array. RBX and RBP come back as they were, the rest is clobbered: the compiler keeps
+/// only what it needs.
 ///
 /// GIF is cleared first, so the STI lets nothing into the host; it is there because the CPU looks at
 /// the host's IF for physical interrupts while a guest runs with V_INTR_MASKING = 1. STI stands well
@@ -19,59 +20,56 @@ use core::arch::{asm, naked_asm};
 /// # Safety
 /// SVM is on, `vmcb` is the physical address of a VMCB that nothing else touches meanwhile, `gpr`
 /// is valid, and the guest's nested table gives it no memory of the host.
-#[unsafe(naked)]
-pub(crate) unsafe extern "sysv64" fn vmrun(vmcb: u64, gpr: *mut [u64; 16]) {
-    naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rsi",
-        "clgi",
-        "sti",
-        "mov rax, rdi",
-        "mov rcx, [rsi + 8]",
-        "mov rdx, [rsi + 16]",
-        "mov rbx, [rsi + 24]",
-        "mov rbp, [rsi + 40]",
-        "mov rdi, [rsi + 56]",
-        "mov r8,  [rsi + 64]",
-        "mov r9,  [rsi + 72]",
-        "mov r10, [rsi + 80]",
-        "mov r11, [rsi + 88]",
-        "mov r12, [rsi + 96]",
-        "mov r13, [rsi + 104]",
-        "mov r14, [rsi + 112]",
-        "mov r15, [rsi + 120]",
-        "mov rsi, [rsi + 48]",
-        "vmrun rax",
-        "cli",
-        "mov rax, [rsp]",
-        "mov [rax + 8], rcx",
-        "mov [rax + 16], rdx",
-        "mov [rax + 24], rbx",
-        "mov [rax + 40], rbp",
-        "mov [rax + 48], rsi",
-        "mov [rax + 56], rdi",
-        "mov [rax + 64], r8",
-        "mov [rax + 72], r9",
-        "mov [rax + 80], r10",
-        "mov [rax + 88], r11",
-        "mov [rax + 96], r12",
-        "mov [rax + 104], r13",
-        "mov [rax + 112], r14",
-        "mov [rax + 120], r15",
-        "pop rsi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
-    )
+#[inline(always)]
+pub(crate) unsafe fn vmrun(vmcb: u64, gpr: *mut [u64; 16]) {
+    // SAFETY: the caller's promise; every register that changes is named or put back.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "push rsi",
+            "clgi",
+            "sti",
+            "mov rcx, [rsi + 8]",
+            "mov rdx, [rsi + 16]",
+            "mov rbx, [rsi + 24]",
+            "mov rbp, [rsi + 40]",
+            "mov rdi, [rsi + 56]",
+            "mov r8,  [rsi + 64]",
+            "mov r9,  [rsi + 72]",
+            "mov r10, [rsi + 80]",
+            "mov r11, [rsi + 88]",
+            "mov r12, [rsi + 96]",
+            "mov r13, [rsi + 104]",
+            "mov r14, [rsi + 112]",
+            "mov r15, [rsi + 120]",
+            "mov rsi, [rsi + 48]",
+            "vmrun rax",
+            "cli",
+            "mov rax, [rsp]",
+            "mov [rax + 8], rcx",
+            "mov [rax + 16], rdx",
+            "mov [rax + 24], rbx",
+            "mov [rax + 40], rbp",
+            "mov [rax + 48], rsi",
+            "mov [rax + 56], rdi",
+            "mov [rax + 64], r8",
+            "mov [rax + 72], r9",
+            "mov [rax + 80], r10",
+            "mov [rax + 88], r11",
+            "mov [rax + 96], r12",
+            "mov [rax + 104], r13",
+            "mov [rax + 112], r14",
+            "mov [rax + 120], r15",
+            "pop rsi",
+            "pop rbp",
+            "pop rbx",
+            inout("rax") vmcb => _,
+            inout("rsi") gpr => _,
+            out("rcx") _, out("rdx") _, out("rdi") _, out("r8") _, out("r9") _, out("r10") _,
+            out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
 }
 
 /// Loads FS, GS, TR, LDTR and the MSRs of SYSCALL, SYSENTER and KernelGSBase from a VMCB.

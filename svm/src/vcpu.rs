@@ -11,7 +11,7 @@ use arch::vcpu::{InterruptMode, StartState, Vcpu};
 use arch::{Hpa, Vector};
 
 use crate::controls;
-use crate::decode::{VMEXIT_INTR, VMEXIT_NMI};
+use crate::decode::{self, VMEXIT_INTR, VMEXIT_NMI};
 use crate::enable::{Features, SvmError, frame};
 use crate::run;
 use crate::vmcb::Vmcb;
@@ -59,7 +59,6 @@ pub struct SvmVcpu {
     pub(crate) features: Features,
     take_interrupt: fn() -> Option<u8>,
     pub(crate) unswitched: Cell<Unswitched>,
-    pub(crate) flush_pending: bool,
 }
 
 impl SvmVcpu {
@@ -93,7 +92,6 @@ impl SvmVcpu {
             features: setup.features,
             take_interrupt: setup.take_interrupt,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
-            flush_pending: true,
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
@@ -140,17 +138,21 @@ impl SvmVcpu {
 
     /// Lets the next entry drop the guest's cached translations. VMRUN itself drops none, not even
     /// when it loads another CR3.
-    fn before_entry(&mut self) {
-        let flush = if core::mem::take(&mut self.flush_pending) {
-            controls::flush(self.features.flush_by_asid)
-        } else {
-            0
-        };
-        self.vmcb_mut().control.tlb_control = flush;
+    pub(crate) fn flush(&mut self) {
+        self.vmcb_mut().control.tlb_control = controls::flush(self.features.flush_by_asid);
     }
 
+    /// Forgets what was asked for one entry only. An event has been delivered, or is reported in
+    /// EXITINTINFO: whether to deliver it again is policy's to say.
+    #[inline]
+    pub(crate) fn entered(&mut self) {
+        let control = &mut self.vmcb_mut().control;
+        control.tlb_control = 0;
+        control.eventinj = 0;
+    }
+
+    #[inline]
     pub(crate) fn enter(&mut self) {
-        self.before_entry();
         let vmcb = self.vmcb_address();
         if self.unswitched.get() == Unswitched::NewestInVmcb {
             // SAFETY: SVM is on and the host needs none of these registers, as `new`'s caller
@@ -161,6 +163,11 @@ impl SvmVcpu {
         // and the nested table is sound, as `new`'s caller promised.
         unsafe { run::vmrun(vmcb, &raw mut self.gpr) };
         self.unswitched.set(Unswitched::NewestInCpu);
+    }
+
+    /// The length of an intercepted instruction that has `bytes` bytes where the CPU does not tell.
+    pub(crate) fn instruction_length(&self, bytes: u8) -> u8 {
+        decode::instruction_length(self.vmcb(), self.features.nrip_save, bytes)
     }
 
     /// Takes in the host what made the guest exit, and says which vector it was.

@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use arch::exit::Frequent;
+
 use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
 use arch::register::{Gpr, Rflags};
 use arch::segment::{
@@ -40,15 +42,16 @@ const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Fie
 }
 
 impl Vcpu for VmxVcpu {
-    fn run(&mut self) -> Exit {
+    #[inline]
+    fn run(&mut self) -> Option<Frequent> {
         self.run_guest()
     }
 
-    /// Paging in PAE mode must be off in `state`: the PDPTEs are not loaded from memory.
-    fn take_handled_inside(&mut self) -> u64 {
-        core::mem::take(&mut self.handled_inside)
+    fn exit(&mut self) -> Option<Exit> {
+        self.last_exit()
     }
 
+    /// Paging in PAE mode must be off in `state`: the PDPTEs are not loaded from memory.
     fn load(&mut self, state: &StartState) {
         for (register, value) in Gpr::ALL.into_iter().zip(state.gpr) {
             self.set_gpr(register, value);
@@ -85,14 +88,18 @@ impl Vcpu for VmxVcpu {
     }
 
     fn gpr(&self, register: Gpr) -> u64 {
-        if register == Gpr::Rsp { self.vmcs.read(GUEST_RSP) } else { self.gpr[register as usize] }
+        if register == Gpr::Rsp {
+            self.vmcs.read(GUEST_RSP)
+        } else {
+            self.registers.gpr[register as usize]
+        }
     }
 
     fn set_gpr(&mut self, register: Gpr, value: u64) {
         if register == Gpr::Rsp {
             self.vmcs.write(GUEST_RSP, value);
         } else {
-            self.gpr[register as usize] = value;
+            self.registers.gpr[register as usize] = value;
         }
     }
 
@@ -202,7 +209,8 @@ impl Vcpu for VmxVcpu {
     fn skip_instruction(&mut self, length: u8) {
         let rip = self.rip();
         let mut next = rip.wrapping_add(u64::from(length));
-        if (rip ^ next) >> 32 != 0 && !self.segment(SegmentRegister::Cs).access.long() {
+        // The low half went over: on to the next 4 GiB in 64-bit mode, else back to 0.
+        if (next as u32) < u32::from(length) && !self.segment(SegmentRegister::Cs).access.long() {
             next &= 0xffff_ffff;
         }
         self.set_rip(next);

@@ -8,6 +8,10 @@ use crate::event::{InterruptionInformation, is_software, vectoring};
 
 /// Basic exit reasons that the back end itself must know (SDM "VMX Basic Exit Reasons").
 pub(crate) mod reason {
+    /// All 32 bits of the exit reason: the entry did not fail.
+    pub(crate) const CPUID: u32 = 10;
+    pub(crate) const RDMSR: u32 = 31;
+    pub(crate) const WRMSR: u32 = 32;
     pub(crate) const EXCEPTION_OR_NMI: u16 = 0;
     pub(crate) const NMI_WINDOW: u16 = 8;
     pub(crate) const CONTROL_REGISTER_ACCESS: u16 = 28;

@@ -10,33 +10,55 @@ use core::arch::{asm, naked_asm};
 /// How an attempt to enter ended.
 pub(crate) mod status {
     /// The guest ran (or its state was refused) and exited.
-    pub(crate) const EXITED: u32 = 0;
-    /// VMfailValid: the VM-instruction error says why.
-    pub(crate) const FAIL_VALID: u32 = 2;
+    pub(crate) const EXITED: u64 = 0;
+    /// VMfailValid: the VM-instruction error says why. (VMfailInvalid is 1.)
+    pub(crate) const FAIL_VALID: u64 = 2;
 }
 
-/// Enters the guest of the current VMCS.
-///
-/// Contract: in RDI the general registers in encoding order (RSP's place is not used), in ESI 0 for
-/// VMLAUNCH and 1 for VMRESUME; out EAX, one of [`status`], or 1 for VMfailInvalid. On the stack
-/// while the guest runs: the callee-saved registers and, at HOST_RSP, RDI. HOST_RIP is [`exited`].
+/// What goes through memory at an entry and an exit.
+#[derive(Default)]
+#[repr(C)]
+pub(crate) struct Registers {
+    /// The guest's general registers in encoding order; RSP is the VMCS's.
+    pub(crate) gpr: [u64; 16],
+    /// One of [`status`]; written only where the entry fails.
+    pub(crate) status: u64,
+}
+
+/// Enters the guest of the current VMCS and returns at its next exit, or at once, with a status, where
+/// the CPU does not take the instruction.
 ///
 /// # Safety
 /// A VMCS is current whose host state is the caller's own environment, with HOST_RIP = [`exited`];
 /// `registers` is not touched by anyone else until the return; interrupts are off.
+#[inline(always)]
+pub(crate) unsafe fn enter(registers: *mut Registers) {
+    // SAFETY: the caller's promise; every register that changes is named or put back.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            "call {switch}",
+            "pop rbp",
+            "pop rbx",
+            switch = sym switch,
+            inout("rdi") registers => _,
+            out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _,
+            out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+}
+
+/// The way in. A VMCS that was never launched makes VMRESUME fail with error 5: VMLAUNCH follows.
+///
+/// Contract: in RDI a [`Registers`]. All other registers but RSP are lost. On the stack while the
+/// guest runs, at HOST_RSP: RDI. HOST_RIP is [`exited`].
 #[unsafe(naked)]
-pub(crate) unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], launched: u32) -> u32 {
+unsafe extern "sysv64" fn switch() {
     naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
         "push rdi",
         "mov eax, 0x6c14", // HOST_RSP
         "vmwrite rax, rsp",
-        "test esi, esi",
         "mov rax, [rdi]",
         "mov rcx, [rdi + 8]",
         "mov rdx, [rdi + 16]",
@@ -51,32 +73,34 @@ pub(crate) unsafe extern "sysv64" fn enter(registers: *mut [u64; 16], launched: 
         "mov r13, [rdi + 104]",
         "mov r14, [rdi + 112]",
         "mov r15, [rdi + 120]",
-        "mov rdi, [rdi + 56]", // MOV leaves the flags of TEST alone
-        "jnz 2f",
-        "vmlaunch",
-        "jmp 3f",
-        "2:",
+        "mov rdi, [rdi + 56]",
         "vmresume",
-        "3:", // VMfailInvalid sets CF, VMfailValid ZF
-        "mov eax, 1",
-        "jc 4f",
-        "mov eax, 2",
-        "4:",
-        "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
+        "jc 2f", // VMfailInvalid sets CF, VMfailValid ZF
+        "push rax",
+        "mov eax, 0x4400", // VM-instruction error
+        "vmread rax, rax",
+        "cmp eax, 5",
+        "pop rax",
+        "mov edi, 2", // MOV leaves the flags of CMP alone
+        "jne 3f",
+        "mov rdi, [rsp]",
+        "mov rdi, [rdi + 56]",
+        "vmlaunch",
+        "mov edi, 2",
+        "jnc 3f",
+        "2:",
+        "mov edi, 1",
+        "3:",
+        "pop rax",
+        "mov [rax + 128], rdi",
         "ret",
     )
 }
 
-/// Where the CPU comes back: HOST_RIP. Returns from the call of [`enter`] with 0.
+/// Where the CPU comes back: HOST_RIP. Returns from the call of [`switch`].
 ///
 /// Contract: all general registers but RSP are the guest's; RSP is HOST_RSP, with the stack that
-/// [`enter`] has left. Never called by Rust.
+/// [`switch`] has left. Never called by Rust.
 #[unsafe(naked)]
 pub(crate) unsafe extern "sysv64" fn exited() {
     naked_asm!(
@@ -97,14 +121,7 @@ pub(crate) unsafe extern "sysv64" fn exited() {
         "mov [rdi + 104], r13",
         "mov [rdi + 112], r14",
         "mov [rdi + 120], r15",
-        "xor eax, eax",
         "add rsp, 8",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
         "ret",
     )
 }

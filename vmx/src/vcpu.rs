@@ -4,7 +4,7 @@
 //! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
 //! CR4, the NMI window) end here; `decode` hands the others on.
 
-use arch::exit::{EntryFailure, ExitReason};
+use arch::exit::{EntryFailure, ExitReason, Frequent};
 use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::{DescriptorTableRegister, SegmentRegister};
 use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
@@ -95,19 +95,15 @@ pub struct VcpuSetup {
 pub struct VmxVcpu {
     pub(crate) vmcs: Vmcs,
     pub(crate) features: Features,
-    pub(crate) gpr: [u64; 16],
+    pub(crate) registers: run::Registers,
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
     ept_pointer: u64,
     vpid: u16,
-    launched: bool,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
     pub(crate) timer_count: u32,
-    /// Exits that never reached the policy: moves to CR0 and CR4 that touched host-owned bits, and
-    /// windows for a waiting NMI.
-    pub(crate) handled_inside: u64,
     pub(crate) virtual_apic: Option<VirtualApic>,
 }
 
@@ -139,15 +135,13 @@ impl VmxVcpu {
         let mut vcpu = Self {
             vmcs,
             features,
-            gpr: [0; 16],
+            registers: run::Registers::default(),
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities),
             ept_pointer: ept_pointer(nested_root),
             vpid: if features.vpid { setup.vpid } else { 0 },
-            launched: false,
             pending_nmi: false,
             timer_count: 0,
-            handled_inside: 0,
             virtual_apic: setup.virtual_apic,
         };
         vcpu.flush_nested();
@@ -156,34 +150,51 @@ impl VmxVcpu {
     }
 
     /// [`Vcpu::run`].
-    pub(crate) fn run_guest(&mut self) -> Exit {
-        loop {
-            // SAFETY: `self.vmcs` is current, `write_host_state` made its host state, and the
-            // registers are ours; the host runs with interrupts off.
-            let status = unsafe { run::enter(&raw mut self.gpr, u32::from(self.launched)) };
-            if status != run::status::EXITED {
-                return self.instruction_failure(status);
-            }
-            let snapshot = self.snapshot();
-            if snapshot.entry_failed() {
-                return self.entry_failure(&snapshot);
-            }
-            self.launched = true;
-            self.restore_nmi_blocking(&snapshot);
-            if !self.handle_inside(&snapshot) {
-                let exit = decode(&snapshot);
-                if exit.reason == ExitReason::Nmi {
-                    // SAFETY: the caller of `new` vouched for the gate.
-                    unsafe { run::take_nmi() };
-                }
-                if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-                    // Whoever called is heard after this return: no need for `exit_at_once`.
-                    self.restart_timer();
-                }
-                return exit;
-            }
-            self.handled_inside = self.handled_inside.wrapping_add(1);
+    #[inline]
+    pub(crate) fn run_guest(&mut self) -> Option<Frequent> {
+        // SAFETY: `self.vmcs` is current, `write_host_state` made its host state, and the
+        // registers are ours; the host runs with interrupts off.
+        unsafe { run::enter(&raw mut self.registers) };
+        if self.registers.status != run::status::EXITED {
+            return None;
         }
+        match self.vmcs.read(EXIT_REASON) {
+            reason::CPUID => Some(Frequent::Cpuid(self.instruction_length())),
+            reason::RDMSR => Some(Frequent::ReadMsr(self.instruction_length())),
+            reason::WRMSR => Some(Frequent::WriteMsr(self.instruction_length())),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn instruction_length(&self) -> u8 {
+        self.vmcs.read(VM_EXIT_INSTRUCTION_LENGTH) as u8
+    }
+
+    /// [`Vcpu::exit`].
+    pub(crate) fn last_exit(&mut self) -> Option<Exit> {
+        if self.registers.status != run::status::EXITED {
+            let status = core::mem::take(&mut self.registers.status);
+            return Some(self.instruction_failure(status));
+        }
+        let snapshot = self.snapshot();
+        if snapshot.entry_failed() {
+            return Some(self.entry_failure(&snapshot));
+        }
+        self.restore_nmi_blocking(&snapshot);
+        if self.handle_inside(&snapshot) {
+            return None;
+        }
+        let exit = decode(&snapshot);
+        if exit.reason == ExitReason::Nmi {
+            // SAFETY: the caller of `new` vouched for the gate.
+            unsafe { run::take_nmi() };
+        }
+        if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+            // Whoever called is heard after this return: no need for `exit_at_once`.
+            self.restart_timer();
+        }
+        Some(exit)
     }
 
     /// Lets the preemption timer count down from the start, where it runs.
@@ -364,7 +375,7 @@ impl VmxVcpu {
     }
 
     /// VMLAUNCH or VMRESUME itself failed.
-    fn instruction_failure(&self, status: u32) -> Exit {
+    fn instruction_failure(&self, status: u64) -> Exit {
         let (number, meaning) = if status == run::status::FAIL_VALID {
             let number = self.vmcs.instruction_error();
             (number, error::instruction_error(number))
@@ -393,7 +404,7 @@ impl VmxVcpu {
         let natural = |field: Field<Natural>| self.vmcs.read(field);
         GuestState {
             registers: StartState {
-                gpr: self.gpr,
+                gpr: self.registers.gpr,
                 rip: self.rip(),
                 rflags: self.rflags(),
                 cr0: natural(GUEST_CR0),

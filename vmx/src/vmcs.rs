@@ -5,7 +5,7 @@
 //! The crate writes control and host-state fields only in `setup` (under the promises of
 //! [`crate::VmxVcpu::new`]) and flips single control bits afterwards.
 
-use core::arch::asm;
+use core::arch::{asm, naked_asm};
 use core::marker::PhantomData;
 
 use arch::Hpa;
@@ -50,18 +50,14 @@ impl Vmcs {
     /// VMREAD.
     #[inline(always)]
     pub(crate) fn read<F: Readable>(&self, field: F) -> <F::Width as Width>::Value {
-        let (value, failed): (u64, u8);
-        // SAFETY: `self` proves VMX root operation with a current VMCS.
+        let value: u64;
+        // SAFETY: `self` proves VMX root operation with a current VMCS; `refused` does not return.
         unsafe {
             asm!(
-                "vmread {value}, {field}", "setna {failed}",
-                field = in(reg) u64::from(field.encoding()),
-                value = lateout(reg) value, failed = lateout(reg_byte) failed,
-                options(nostack, nomem)
+                "vmread {value}, rdi", "jna {refused}",
+                in("rdi") u64::from(field.encoding()), value = lateout(reg) value,
+                refused = sym refused, options(nostack, nomem)
             );
-        }
-        if failed != 0 {
-            refused("VMREAD", field.encoding());
         }
         F::Width::narrow(value)
     }
@@ -69,18 +65,13 @@ impl Vmcs {
     /// VMWRITE.
     #[inline(always)]
     pub(crate) fn write<W: Width>(&mut self, field: Field<W>, value: W::Value) {
-        let failed: u8;
-        // SAFETY: `self` proves VMX root operation with a current VMCS.
+        // SAFETY: `self` proves VMX root operation with a current VMCS; `refused` does not return.
         unsafe {
             asm!(
-                "vmwrite {field}, {value}", "setna {failed}",
-                field = in(reg) u64::from(field.encoding()),
-                value = in(reg) value.into(), failed = lateout(reg_byte) failed,
-                options(nostack)
+                "vmwrite rdi, {value}", "jna {refused}",
+                in("rdi") u64::from(field.encoding()), value = in(reg) value.into(),
+                refused = sym refused, options(nostack)
             );
-        }
-        if failed != 0 {
-            refused("VMWRITE", field.encoding());
         }
     }
 
@@ -90,9 +81,17 @@ impl Vmcs {
     }
 }
 
+/// Where VMREAD and VMWRITE go that fail: a jump, so that those which do not fail cost nothing more.
+///
+/// Contract: in RDI the field's encoding; the stack may be aligned in any way.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn refused() {
+    naked_asm!("and rsp, -16", "call {panic}", panic = sym panic_about)
+}
+
 #[cold]
-fn refused(instruction: &str, encoding: u32) -> ! {
-    panic!("{instruction} refused VMCS field {encoding:#06x}")
+extern "sysv64" fn panic_about(encoding: u32) -> ! {
+    panic!("VMREAD or VMWRITE refused VMCS field {encoding:#06x}")
 }
 
 /// Fills a VMXON region or VMCS: zeros, and the revision identifier in the first four bytes

@@ -78,7 +78,7 @@ impl<P: Platform> Context<'_, P> {
         }
         self.vcpu.set_descriptor_table(register, table);
         self.vcpu.skip_instruction(instruction.length);
-        if register == DescriptorTableRegister::Idtr && self.vm.mode.is_exitless() {
+        if register == DescriptorTableRegister::Idtr && self.guest.mode.is_exitless() {
             let shadow = self.shadow_of(table);
             self.place_shadow(shadow);
         }
@@ -86,7 +86,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// The shadow of `table`. A real-mode table has no present bits and is left as it is.
-    fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
+    pub(super) fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
         if self.vcpu.cr0() & Cr0::PE.bits() == 0 {
             return None;
         }
@@ -120,7 +120,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Derives every shadow anew: the hypervisor wrote to the guest's memory.
     pub(super) fn refresh_shadow(&mut self) {
-        for place in 0..self.vm.cpus.len() {
+        for place in 0..self.guest.cpus.len() {
             if let Some(idt) = self.vm.shadows.table(place) {
                 self.derive_pages(place, idt);
             }
@@ -134,8 +134,10 @@ impl<P: Platform> Context<'_, P> {
             let mut real = [0; PAGE_SIZE as usize];
             *gpa = gpa.filter(|gpa| self.memory.read(*gpa, &mut real).is_ok());
             if gpa.is_some() {
-                let shadow = self.machine.shadow_page(2 * place + page);
-                idt.derive(page, 0, &real, &self.vm.grants, shadow);
+                let grants = &self.guest.grants;
+                self.machine.with_shadow_page(2 * place + page, |shadow| {
+                    idt.derive(page, 0, &real, grants, shadow);
+                });
             }
         }
         pages
@@ -148,7 +150,7 @@ impl<P: Platform> Context<'_, P> {
         self.note(format_args!(
             "the page of its IDT at {gpa} is its stack or GDT, too: no gate is closed any more"
         ));
-        for place in 0..self.vm.cpus.len() {
+        for place in 0..self.guest.cpus.len() {
             if self.vm.shadows.forget(place, gpa) {
                 self.clear_place(place);
             }

@@ -3,29 +3,35 @@
 //!
 //! In the exitless mode a granted vector never comes here.
 
+use core::sync::atomic::Ordering;
+
 use arch::interrupt::TriggerMode;
 use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
+use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
-use arch::{Exit, Vector};
+use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Addressing, Destination, Reason, ShadowIdt, Verdict};
+use eli::{Destination, Reason, ShadowIdt, Verdict};
 
-use crate::vm::{Context, Next, Platform};
+use crate::vm::{Context, Guest, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
     /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
     pub(super) fn exception(&mut self, exit: &Exit) -> Next {
-        let (shadow, memory) = (self.shadow(), &*self.memory);
-        let present = |vector| shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
-        match eli::judge(exit, &self.vm.grants, present) {
+        let (shadow, memory, grants) = (self.shadow(), &*self.memory, &self.guest.grants);
+        let read = self.shadow_of(self.vcpu.descriptor_table(DescriptorTableRegister::Idtr));
+        let present = |vector| {
+            let own = shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
+            own && (!grants.allows(vector) || read == shadow)
+        };
+        match eli::judge(exit, grants, present) {
             Some(Verdict::GrantAndRedeliver(vector)) => {
                 self.grant(vector, Reason::SelfArrival);
                 // It is in service already: injected, it ends with the guest's own EOI.
                 self.vcpu.inject(Event::interrupt(vector));
             }
             Some(Verdict::SoftwareInterrupt(vector)) => self.grant(vector, Reason::Software),
-            Some(Verdict::Host(_)) => self.machine.eoi(),
             Some(Verdict::DropSpurious(vector)) => {
                 self.machine.eoi();
                 self.note(format_args!("dropped a stray interrupt {vector}"));
@@ -45,7 +51,7 @@ impl<P: Platform> Context<'_, P> {
         let code =
             event.error_code.filter(|code| event.vector.0 == exception::NP && code & IDT != 0);
         let gate = code.map(|code| Vector((code >> 3) as u8));
-        let closed = gate.filter(|gate| gate.is_external() && !self.vm.grants.allows(*gate));
+        let closed = gate.filter(|gate| gate.is_external() && !self.guest.grants.allows(*gate));
         let flags =
             closed.zip(self.shadow()).and_then(|(gate, idt)| idt.real_flags(gate, self.memory));
         match flags.map(|flags| flags & KIND) {
@@ -56,7 +62,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Makes a vector the guest's: from now on it arrives with no exit.
     pub(super) fn grant(&mut self, vector: Vector, why: Reason) {
-        if self.vm.mode.is_exitless() && self.vm.grants.grant(vector, why) == Ok(true) {
+        if self.guest.mode.is_exitless() && self.guest.grants.grant(vector, why) {
             self.derive_gate(vector);
         }
     }
@@ -66,8 +72,10 @@ impl<P: Platform> Context<'_, P> {
         for (place, idt) in self.vm.shadows.tables() {
             let flags = idt.real_flags(vector, self.memory);
             if let (Some(at), Some(flags)) = (idt.flags_position(vector), flags) {
-                let shadow = self.machine.shadow_page(2 * place + at.page);
-                idt.derive(at.page, at.offset, &[flags], &self.vm.grants, shadow);
+                let grants = &self.guest.grants;
+                self.machine.with_shadow_page(2 * place + at.page, |shadow| {
+                    idt.derive(at.page, at.offset, &[flags], grants, shadow);
+                });
             }
         }
     }
@@ -77,6 +85,26 @@ impl<P: Platform> Context<'_, P> {
         self.vm.shadows.of_cpu(self.cpu.index)
     }
 
+    /// INIT reaches this CPU: its local APIC is reset, and it has no IDT any more.
+    pub fn init(&mut self) {
+        self.cpu.apic.init();
+        self.publish_addressing();
+        self.place_shadow(None);
+    }
+
+    /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too
+    /// short to hold them.
+    pub(super) fn exception_intercepts(&mut self) {
+        if !self.guest.mode.is_exitless() {
+            return;
+        }
+        let covered = self.shadow().is_none_or(|idt| idt.covers(Vector(255)));
+        let short = if covered { 0 } else { 1 << exception::GP };
+        self.vcpu.set_exception_intercepts(1 << exception::NP | short);
+    }
+}
+
+impl<P: Platform, V> Context<'_, P, V> {
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
     pub(super) fn external_interrupt(&mut self, vector: Vector) {
         let level = self.physical_bit(IA32_X2APIC_TMR0, vector);
@@ -118,8 +146,9 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// Raises a virtual interrupt on this CPU.
+    #[inline]
     pub(super) fn deliver(&mut self, vector: Vector) {
-        match self.vm.mode {
+        match self.guest.mode {
             // A physical self-IPI: the guest takes it as it takes any other, and ends it itself.
             InterruptMode::Exitless => self.machine.self_ipi(vector),
             InterruptMode::Exiting | InterruptMode::Posted => {
@@ -130,58 +159,68 @@ impl<P: Platform> Context<'_, P> {
 
     /// Raises an interrupt on virtual CPU `cpu`. It is lost where the guest has switched that one's
     /// local APIC off, as on hardware.
+    #[inline]
     pub(super) fn deliver_to(&mut self, cpu: usize, vector: Vector) {
-        match self.vm.addressing.get(cpu) {
+        match self.guest.addressing(cpu) {
             Some(apic) if !apic.enabled() => {}
             _ if cpu == self.cpu.index => self.deliver(vector),
             _ => self.machine.send_ipi(cpu, vector),
         }
     }
 
-    /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for.
+    /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for. Its vector
+    /// is granted.
+    #[inline]
     pub(super) fn send_ipi(&mut self, request: IcrRequest) {
-        for cpu in 0..self.vm.cpus.len() {
+        let count = self.guest.cpus.len();
+        // Most are for one CPU, and an identifier is an index.
+        let cpus = if let Destination::Physical(ApicId(id)) = request.destination
+            && id != u32::MAX
+        {
+            let id = id as usize;
+            id.min(count)..id.saturating_add(1).min(count)
+        } else {
+            0..count
+        };
+        for cpu in cpus {
             let own = cpu == self.cpu.index;
-            let apic = self.vm.addressing.get(cpu);
-            if !apic.is_some_and(|apic| apic.accepts(request.destination, own)) {
-                continue;
-            }
-            if matches!(request.kind, IpiKind::Fixed | IpiKind::LowestPriority) {
-                self.grant(request.vector, Reason::Ipi);
-            }
-            match request.kind {
-                IpiKind::Fixed => self.deliver_to(cpu, request.vector),
-                IpiKind::LowestPriority => return self.deliver_to(cpu, request.vector),
-                IpiKind::Nmi if own => self.vcpu.inject(Event::nmi()),
-                IpiKind::Nmi => self.machine.request(cpu, CpuRequest::Nmi),
-                // To the CPU that sends them they mean nothing.
-                IpiKind::Init | IpiKind::Startup if own => {}
-                IpiKind::Init => {
-                    self.vm.started &= !(1 << (cpu & 63));
-                    self.machine.request(cpu, CpuRequest::Init);
-                }
-                IpiKind::Startup => {
-                    self.vm.started |= 1 << (cpu & 63);
-                    self.machine.request(cpu, CpuRequest::Start(request.vector.0));
+            let apic = self.guest.addressing(cpu);
+            if apic.is_some_and(|apic| apic.accepts(request.destination, own)) {
+                self.send_ipi_to(cpu, request);
+                if request.kind == IpiKind::LowestPriority {
+                    break;
                 }
             }
         }
     }
 
-    /// INIT reaches this CPU: its local APIC is reset, and it has no IDT any more.
-    pub fn init(&mut self) {
-        self.cpu.apic.init();
-        self.publish_addressing();
-        self.place_shadow(None);
+    fn send_ipi_to(&mut self, cpu: usize, request: IcrRequest) {
+        let own = cpu == self.cpu.index;
+        let (started, bit) = (&self.guest.started, 1 << (cpu & 63));
+        match request.kind {
+            IpiKind::Fixed | IpiKind::LowestPriority => self.deliver_to(cpu, request.vector),
+            IpiKind::Nmi if own => self.vcpu.inject(Event::nmi()),
+            IpiKind::Nmi => self.machine.request(cpu, CpuRequest::Nmi),
+            // To the CPU that sends them they mean nothing.
+            IpiKind::Init | IpiKind::Startup if own => {}
+            IpiKind::Init => {
+                started.fetch_and(!bit, Ordering::AcqRel);
+                self.machine.request(cpu, CpuRequest::Init);
+            }
+            IpiKind::Startup => {
+                started.fetch_or(bit, Ordering::AcqRel);
+                self.machine.request(cpu, CpuRequest::Start(request.vector.0));
+            }
+        }
     }
 
     /// The virtual CPU that a message or line with this 8-bit destination field goes to.
     pub(super) fn addressee(&self, destination: u8, logical: bool) -> Option<usize> {
-        addressee(&self.vm.addressing, destination, logical)
+        addressee(self.guest, destination, logical)
     }
 
     /// After each exit of the posted mode: what the CPU has delivered and the guest has ended.
-    pub(super) fn take_virtual_interrupts(&mut self) {
+    pub fn take_virtual_interrupts(&mut self) {
         if let Some(page) = self.vcpu.virtual_apic() {
             self.cpu.apic.pending.load(page);
         }
@@ -189,10 +228,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Before each entry of the posted mode: shows what is due to the CPU. Before each entry of the
     /// exiting mode: injects it, or asks for the moment to.
-    pub(super) fn prepare_entry(&mut self) {
-        if self.vm.mode.is_exitless() {
-            return;
-        }
+    pub fn prepare_entry(&mut self) {
         if let Some(page) = self.vcpu.virtual_apic() {
             let shown = self.cpu.apic.pending.store(page);
             return self.vcpu.set_virtual_interrupts(&shown);
@@ -208,25 +244,11 @@ impl<P: Platform> Context<'_, P> {
         let more = self.cpu.apic.pending.next().is_some();
         self.vcpu.set_interrupt_window(more);
     }
-
-    /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too
-    /// short to hold them.
-    pub(super) fn exception_intercepts(&mut self) {
-        if !self.vm.mode.is_exitless() {
-            return;
-        }
-        let covered = self.shadow().is_none_or(|idt| idt.covers(Vector(255)));
-        let short = if covered { 0 } else { 1 << exception::GP };
-        self.vcpu.set_exception_intercepts(1 << exception::NP | short);
-    }
 }
 
 /// The first of a guest's CPUs that a message's destination field names.
-pub(super) fn addressee(
-    addressing: &[Addressing],
-    destination: u8,
-    logical: bool,
-) -> Option<usize> {
+pub(super) fn addressee(guest: &Guest, destination: u8, logical: bool) -> Option<usize> {
     let set = Destination::of_byte(destination, logical);
-    addressing.iter().position(|apic| apic.accepts(set, false))
+    (0..guest.cpus.len())
+        .find(|cpu| guest.addressing(*cpu).is_some_and(|apic| apic.accepts(set, false)))
 }

@@ -41,7 +41,8 @@ impl<P: Platform> Context<'_, P> {
             Err(refused) => {
                 let next = self.refused(refused);
                 if next != Next::Resume {
-                    let (name, kind) = (&self.vm.name, if fault.write { "write" } else { "read" });
+                    let (name, kind) =
+                        (&self.guest.name, if fault.write { "write" } else { "read" });
                     self.machine.log(format_args!("guest {name}: … at a {kind} of {gpa}"));
                 }
                 next
@@ -71,16 +72,16 @@ impl<P: Platform> Context<'_, P> {
         work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
     ) {
         let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
-        let (addressing, cpus) = (&self.vm.addressing, &self.vm.cpus);
+        let guest = self.guest;
         let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
             let (field, logical) = match interrupt.destination {
                 Destination::Physical(id) => (id, false),
                 Destination::Logical(set) => (set, true),
             };
-            let cpu = addressee(addressing, field, logical)?;
+            let cpu = addressee(guest, field, logical)?;
             // A vector that finds no room here is granted at its first arrival.
             let _ = granted.try_push(interrupt.vector);
-            cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
+            guest.cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
         };
         let mut host =
             Host { machine: &mut *self.machine, config: &mut *self.config, target: &mut target };
@@ -112,7 +113,7 @@ impl<P: Platform> Context<'_, P> {
     fn redirect(&mut self, input: u32, entry: RedirectionEntry) {
         let live = !entry.masked() && entry.delivers_vector();
         let cpu = self.addressee(entry.destination(), entry.logical());
-        let destination = cpu.and_then(|cpu| self.vm.cpus.get(cpu).copied());
+        let destination = cpu.and_then(|cpu| self.guest.cpus.get(cpu).copied());
         let target = destination.filter(|_| live).map(|destination| InterruptTarget {
             vector: entry.vector(),
             destination,
@@ -148,9 +149,9 @@ impl<P: Platform> Context<'_, P> {
         // Registers that only an allowed value reaches: a refused one is dropped.
         self.apic_action(action);
         let first = matches!(offset, EOI | ICR) && !self.vm.xapic_said;
-        if first && self.vm.mode == InterruptMode::Exitless {
+        if first && self.guest.mode == InterruptMode::Exitless {
             self.vm.xapic_said = true;
-            let name = &self.vm.name;
+            let name = &self.guest.name;
             self.machine.log(format_args!(
                 "guest {name}: it uses its local APIC in xAPIC mode: each EOI and each IPI exits; \
                  have it use x2APIC mode (Linux: without nox2apic) for none at EOIs"
@@ -243,8 +244,10 @@ impl<P: Platform> Context<'_, P> {
         let bytes = bytes.get(..within).unwrap_or(bytes);
         for (place, idt) in self.vm.shadows.tables() {
             if let Some(page) = idt.page_of(gpa) {
-                let shadow = self.machine.shadow_page(2 * place + page);
-                idt.derive(page, offset, bytes, &self.vm.grants, shadow);
+                let grants = &self.guest.grants;
+                self.machine.with_shadow_page(2 * place + page, |shadow| {
+                    idt.derive(page, offset, bytes, grants, shadow);
+                });
             }
         }
     }

@@ -1,8 +1,9 @@
 //! What to do on each exit.
 //!
-//! The way of an exit: the back end decodes it into [`arch::Exit`] → [`Context::handle`] counts it
-//! and calls one handler → [`Context::prepare_entry`] → the guest goes on. The same policy serves
-//! both vendors and the host tests' scripted CPU.
+//! The way of an exit: the back end decodes it into [`arch::Exit`] → [`Context::handle_own`] counts it
+//! and calls the handler, if nothing but this CPU is concerned → else [`Context::handle`] does, with
+//! the guest's lock held → [`Context::prepare_entry`] → the guest goes on. The same policy serves both vendors
+//! and the host tests' scripted CPU.
 
 pub(crate) mod access;
 mod descriptor;
@@ -24,67 +25,88 @@ use crate::counters::Counter;
 use crate::vm::{Context, Next, Outcome, Platform};
 use access::Refused;
 
-impl<P: Platform> Context<'_, P> {
-    /// Handles one exit and prepares the next entry.
-    pub fn handle(&mut self, exit: &Exit) -> Next {
+impl<P: Platform> Context<'_, P, ()> {
+    /// Counts an exit, delivers again what it cut short, and handles it if it concerns nothing but
+    /// the CPU that exited; else `None`, and [`Context::handle`] must.
+    #[inline(always)]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "`handle` names the others")]
+    pub fn handle_own(&mut self, exit: &Exit) -> Option<Next> {
         self.cpu.counters.count(self.counter(exit));
-        self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
-        self.take_virtual_interrupts();
-        self.redeliver(exit);
-        let next = self.dispatch(exit);
-        if next == Next::Resume {
-            self.prepare_entry();
+        if exit.reason != ExitReason::Cpuid {
+            self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
         }
-        next
-    }
-
-    fn dispatch(&mut self, exit: &Exit) -> Next {
+        if !self.guest.mode.is_exitless() {
+            self.take_virtual_interrupts();
+        }
+        self.redeliver(exit);
         let length = exit.instruction_length;
         match exit.reason {
             ExitReason::Cpuid => self.cpuid(length),
-            ExitReason::Io(access) => return self.port(access),
             ExitReason::ReadMsr => self.read_msr(length),
-            ExitReason::WriteMsr => self.write_msr(length),
-            ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => {
-                return self.descriptor_table();
-            }
-            ExitReason::NestedPageFault(fault) => {
-                return self.nested_page_fault(fault, exit.vectoring.is_some());
-            }
-            ExitReason::Exception { .. } => return self.exception(exit),
-            ExitReason::Nmi | ExitReason::PreemptionTimer => return self.tick(),
+            ExitReason::WriteMsr => self.write_own_msr(length)?,
             ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
             ExitReason::EndOfInterrupt(vector) => self.ended(vector, TriggerMode::Level),
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
-            ExitReason::Halt => return self.halt(length),
-            ExitReason::TripleFault => return self.triple_fault(),
             ExitReason::Xsetbv => self.xsetbv(length),
             // The guest owns its devices' memory accesses; caches are coherent without it.
             ExitReason::CacheInvalidate => self.vcpu.skip_instruction(length.unwrap_or(2)),
             ExitReason::VirtualizationInstruction => {
-                self.raise(Event::exception(exception::UD, None))
-            }
-            ExitReason::ControlRegister(write) => {
-                return self.crash(format_args!(
-                    "it wrote {:#x} to CR{}, which this CPU cannot run a guest with",
-                    write.value, write.register
-                ));
+                self.raise(Event::exception(exception::UD, None));
             }
             ExitReason::Init => {}
-            ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
-                return self.crash(format_args!(
-                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x})"
-                ));
-            }
-            ExitReason::Unexpected { code, qualification } => {
-                return self.crash(format_args!(
-                    "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
-                ));
-            }
+            _ => return None,
         }
-        Next::Resume
+        Some(Next::Resume)
     }
+}
 
+impl<P: Platform> Context<'_, P> {
+    /// Handles an exit that [`Context::handle_own`] has left.
+    pub fn handle(&mut self, exit: &Exit) -> Next {
+        let length = exit.instruction_length;
+        match exit.reason {
+            ExitReason::WriteMsr => {
+                self.write_msr(length);
+                Next::Resume
+            }
+            ExitReason::Io(access) => self.port(access),
+            ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => {
+                self.descriptor_table()
+            }
+            ExitReason::NestedPageFault(fault) => {
+                self.nested_page_fault(fault, exit.vectoring.is_some())
+            }
+            ExitReason::Exception { .. } => self.exception(exit),
+            ExitReason::Nmi | ExitReason::PreemptionTimer => self.tick(),
+            ExitReason::Halt => self.halt(length),
+            ExitReason::TripleFault => self.triple_fault(),
+            ExitReason::ControlRegister(write) => self.crash(format_args!(
+                "it wrote {:#x} to CR{}, which this CPU cannot run a guest with",
+                write.value, write.register
+            )),
+            ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
+                self.crash(format_args!(
+                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x})"
+                ))
+            }
+            ExitReason::Unexpected { code, qualification } => self.crash(format_args!(
+                "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
+            )),
+            // Handled without the lock.
+            ExitReason::Cpuid
+            | ExitReason::ReadMsr
+            | ExitReason::ExternalInterrupt(_)
+            | ExitReason::EndOfInterrupt(_)
+            | ExitReason::InterruptWindow
+            | ExitReason::Xsetbv
+            | ExitReason::CacheInvalidate
+            | ExitReason::VirtualizationInstruction
+            | ExitReason::Init => Next::Resume,
+        }
+    }
+}
+
+impl<P: Platform, V> Context<'_, P, V> {
     /// The counter of an exit: a trapped EOI and a shadow gate's #NP have their own.
     fn counter(&self, exit: &Exit) -> Counter {
         use arch::msr::IA32_X2APIC_EOI;
@@ -131,7 +153,9 @@ impl<P: Platform> Context<'_, P> {
     fn raise_general_protection(&mut self) {
         self.raise(Event::exception(exception::GP, Some(0)));
     }
+}
 
+impl<P: Platform> Context<'_, P> {
     /// Goes on behind an instruction that was carried out, or tells the guest why it was not.
     fn done(&mut self, result: Result<(), Refused>) -> Next {
         result.map_or_else(|refused| self.refused(refused), |()| Next::Resume)
@@ -153,7 +177,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn triple_fault(&mut self) -> Next {
-        self.machine.log(format_args!("guest {}: triple fault", self.vm.name));
+        self.machine.log(format_args!("guest {}: triple fault", self.guest.name));
         self.last_words();
         Next::End(Outcome::TripleFault)
     }
@@ -163,13 +187,13 @@ impl<P: Platform> Context<'_, P> {
         const MOST_NOTES: u8 = 8;
         if self.vm.notes < MOST_NOTES {
             self.vm.notes += 1;
-            self.machine.log(format_args!("guest {}: {sentence}", self.vm.name));
+            self.machine.log(format_args!("guest {}: {sentence}", self.guest.name));
         }
     }
 
     /// Ends the guest with a sentence and its state.
     fn crash(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
-        self.machine.log(format_args!("guest {}: stopped: {sentence}", self.vm.name));
+        self.machine.log(format_args!("guest {}: stopped: {sentence}", self.guest.name));
         self.last_words();
         Next::End(Outcome::Crash)
     }
@@ -182,7 +206,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Logs registers, the last exits and the code at RIP.
     pub fn dump(&mut self) {
-        let (vcpu, name) = (&*self.vcpu, &self.vm.name);
+        let (vcpu, name) = (&*self.vcpu, &self.guest.name);
         self.machine.log(format_args!(
             "guest {name}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} \
              efer {:#x}",

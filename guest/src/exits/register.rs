@@ -2,14 +2,18 @@
 
 use arch::Gpa;
 use arch::machine::{GuestMemory, Machine};
-use arch::msr::{IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_SIVR, IA32_X2APIC_TPR};
+use arch::msr::{
+    IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_SIVR, IA32_X2APIC_TPR,
+};
 use arch::register::Gpr;
 use arch::vcpu::{InterruptMode, Vcpu};
-use eli::apic::RESET_WRITES;
-use eli::{ApicAction, ApicRead};
+use eli::apic::{GpFault, RESET_WRITES};
+use eli::icr::IcrRequest;
+use eli::{ApicAction, ApicRead, Reason};
 
+use crate::counters::Counter;
 use crate::cpuid::Asker;
-use crate::msr::MsrOutcome;
+use crate::msr::{MsrOutcome, Msrs};
 use crate::vm::{Context, Platform};
 
 /// The x2APIC's MSRs.
@@ -22,13 +26,47 @@ const ADDRESS_SIZES: u32 = 0x8000_0008;
 /// CPUID, RDMSR and WRMSR are two bytes long.
 const SHORT: u8 = 2;
 
-impl<P: Platform> Context<'_, P> {
+impl<P: Platform> Context<'_, P, ()> {
+    /// WRMSR of an IPI as guests send most of them: of a granted vector, to CPUs that it names one by
+    /// one. `false`: it is something else, and nothing has been done.
+    #[inline(always)]
+    pub fn quick_ipi(&mut self, length: u8) -> bool {
+        let (msr, value) = self.msr_and_value();
+        let Some(ipi) = IcrRequest::decode_fixed(value) else { return false };
+        let quick = msr == IA32_X2APIC_ICR
+            && self.guest.all_in_x2apic_mode()
+            && self.guest.mode == InterruptMode::Exitless
+            && self.guest.grants.allows(ipi.vector);
+        if quick {
+            self.cpu.counters.count(Counter::Msr);
+            self.cpu.apic.remember_icr(value);
+            let mut cpus = ipi.cpus;
+            while cpus != 0 {
+                self.deliver_to(cpus.trailing_zeros() as usize, ipi.vector);
+                cpus &= cpus - 1;
+            }
+            self.vcpu.skip_instruction(length);
+        }
+        quick
+    }
+}
+
+impl<P: Platform, V> Context<'_, P, V> {
+    #[inline(always)]
     pub(super) fn cpuid(&mut self, length: Option<u8>) {
         let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
         let subleaf = self.vcpu.gpr(Gpr::Rcx) as u32;
-        let asker =
-            Asker { vcpu: self.cpu.index, cr4: self.vcpu.cr4(), counters: &self.cpu.counters };
-        let answer = self.vm.cpuid.answer(leaf, subleaf, asker, self.machine);
+        let vcpu = &*self.vcpu;
+        let other;
+        let answer = match self.cpu.cpuid.get(leaf, || vcpu.cr4()) {
+            Some(answer) => answer,
+            None => {
+                let (vcpu, cr4, counters) = (self.cpu.index, vcpu.cr4(), &self.cpu.counters);
+                let asker = Asker { vcpu, cr4, counters };
+                other = self.guest.cpuid.answer(leaf, subleaf, asker, self.machine);
+                &other
+            }
+        };
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into());
@@ -61,28 +99,46 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    pub(super) fn write_msr(&mut self, length: Option<u8>) {
-        let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
-        let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
+    /// WRMSR, unless it concerns more than this CPU: `None` then. That is a vector's first use, whose
+    /// gate must be opened, the local APIC's base, and the clock's MSRs, which write to the guest's
+    /// memory.
+    #[inline]
+    pub(super) fn write_own_msr(&mut self, length: Option<u8>) -> Option<()> {
+        let (msr, value) = self.msr_and_value();
         let written = match msr {
-            IA32_APIC_BASE => self.write_apic_base(value),
-            msr if X2APIC.contains(&msr) => match self.cpu.apic.write(msr, value) {
-                Ok(action) => {
-                    if msr == IA32_X2APIC_SIVR {
-                        self.publish_addressing();
-                    }
-                    self.apic_action(action)
+            IA32_APIC_BASE => return None,
+            msr if X2APIC.contains(&msr) => {
+                let vector = eli::apic::vector_named(msr, value);
+                if self.guest.mode == InterruptMode::Exitless
+                    && vector.is_some_and(|vector| !self.guest.grants.allows(vector))
+                {
+                    return None;
                 }
-                Err(_) => false,
-            },
-            msr => {
-                let msrs = &mut self.cpu.msrs;
-                let outcome = msrs.write(msr, value, self.vcpu, self.machine, self.memory);
-                // The clock's MSRs write to the guest's memory.
-                self.refresh_shadow();
-                matches!(outcome, MsrOutcome::Done | MsrOutcome::Value(_))
+                let action = self.write_apic(msr, value);
+                action.is_ok_and(|action| self.granted_apic_action(action))
             }
+            msr if Msrs::writes_memory(msr) => return None,
+            msr => self.write_other_msr(msr, value),
         };
+        self.wrote_msr(written, length);
+        Some(())
+    }
+
+    /// The MSR that WRMSR names, and what it writes.
+    #[inline(always)]
+    fn msr_and_value(&self) -> (u32, u64) {
+        let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
+        (msr, self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff)
+    }
+
+    fn write_other_msr(&mut self, msr: u32, value: u64) -> bool {
+        let msrs = &mut self.cpu.msrs;
+        let outcome = msrs.write(msr, value, self.vcpu, self.machine, self.memory);
+        matches!(outcome, MsrOutcome::Done | MsrOutcome::Value(_))
+    }
+
+    #[inline]
+    fn wrote_msr(&mut self, written: bool, length: Option<u8>) {
         if written {
             self.vcpu.skip_instruction(length.unwrap_or(SHORT));
         } else {
@@ -90,57 +146,28 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// A guest that switches its APIC off leaves no timer running in the physical one and nothing in
-    /// service; what else is requested waits there until it switches it on again. The physical priority
-    /// is the host's in the exiting mode.
-    fn write_apic_base(&mut self, value: u64) -> bool {
-        const HOLDS_ALL: u64 = 0xff;
-        let page = Gpa::new(value).page();
-        if page != Gpa::new(self.cpu.apic.base()).page() && self.memory.read(page, &mut [0]).is_ok()
-        {
-            self.note(format_args!(
-                "it wants its local APIC's page at {page}, where it has memory: #GP; move it to \
-                 where it has none"
-            ));
-            return false;
+    /// Writes one of the x2APIC's registers.
+    #[inline]
+    fn write_apic(&mut self, msr: u32, value: u64) -> Result<ApicAction, GpFault> {
+        let action = self.cpu.apic.write(msr, value);
+        if msr == IA32_X2APIC_SIVR {
+            self.publish_addressing();
         }
-        let (was_on, bits) =
-            (self.cpu.apic.globally_enabled(), self.machine.cpuid(ADDRESS_SIZES, 0));
-        let allowed = self.cpu.apic.write_base(value, bits.eax as u8).is_ok();
-        let is_on = self.cpu.apic.globally_enabled();
-        self.publish_addressing();
-        if is_on == was_on {
-            return allowed;
-        }
-        let exitless = self.vm.mode == InterruptMode::Exitless;
-        for (msr, value) in RESET_WRITES {
-            if exitless || msr != IA32_X2APIC_TPR {
-                self.machine.write_msr(msr, value);
-            }
-        }
-        if !is_on {
-            if exitless {
-                self.machine.write_msr(IA32_X2APIC_TPR, HOLDS_ALL);
-            }
-            self.end_all_in_service();
-        }
-        allowed
+        action
     }
 
     /// The guest's other CPUs, and its devices, find this CPU as its local APIC now says.
     pub(super) fn publish_addressing(&mut self) {
-        if let Some(place) = self.vm.addressing.get_mut(self.cpu.index) {
-            *place = self.cpu.apic.addressing();
-        }
+        self.guest.set_addressing(self.cpu.index, self.cpu.apic.addressing());
     }
 
-    /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.
-    pub(super) fn apic_action(&mut self, action: ApicAction) -> bool {
+    /// Does what a write to the local APIC comes to, its vector granted; `false` where the guest gets
+    /// #GP.
+    #[inline]
+    fn granted_apic_action(&mut self, action: ApicAction) -> bool {
         match action {
             ApicAction::None => true,
-            ApicAction::WritePhysical { msr, value } => self.machine.write_msr(msr, value),
-            ApicAction::Grant { vector, why, msr, value } => {
-                self.grant(vector, why);
+            ApicAction::WritePhysical { msr, value } | ApicAction::Grant { msr, value, .. } => {
                 self.machine.write_msr(msr, value)
             }
             ApicAction::Ipi(request) => {
@@ -165,5 +192,72 @@ impl<P: Platform> Context<'_, P> {
         } else {
             self.raise_general_protection();
         }
+    }
+}
+
+impl<P: Platform> Context<'_, P> {
+    /// A guest that switches its APIC off leaves no timer running in the physical one and nothing in
+    /// service; what else is requested waits there until it switches it on again. The physical priority
+    /// is the host's in the exiting mode.
+    fn write_apic_base(&mut self, value: u64) -> bool {
+        const HOLDS_ALL: u64 = 0xff;
+        let page = Gpa::new(value).page();
+        if page != Gpa::new(self.cpu.apic.base()).page() && self.memory.read(page, &mut [0]).is_ok()
+        {
+            self.note(format_args!(
+                "it wants its local APIC's page at {page}, where it has memory: #GP; move it to \
+                 where it has none"
+            ));
+            return false;
+        }
+        let (was_on, bits) =
+            (self.cpu.apic.globally_enabled(), self.machine.cpuid(ADDRESS_SIZES, 0));
+        let allowed = self.cpu.apic.write_base(value, bits.eax as u8).is_ok();
+        let is_on = self.cpu.apic.globally_enabled();
+        self.publish_addressing();
+        if is_on == was_on {
+            return allowed;
+        }
+        let exitless = self.guest.mode == InterruptMode::Exitless;
+        for (msr, value) in RESET_WRITES {
+            if exitless || msr != IA32_X2APIC_TPR {
+                self.machine.write_msr(msr, value);
+            }
+        }
+        if !is_on {
+            if exitless {
+                self.machine.write_msr(IA32_X2APIC_TPR, HOLDS_ALL);
+            }
+            self.end_all_in_service();
+        }
+        allowed
+    }
+
+    /// WRMSR, where [`Self::write_own_msr`] was not enough.
+    pub(super) fn write_msr(&mut self, length: Option<u8>) {
+        let (msr, value) = self.msr_and_value();
+        let written = if msr == IA32_APIC_BASE {
+            self.write_apic_base(value)
+        } else if X2APIC.contains(&msr) {
+            let action = self.write_apic(msr, value);
+            action.is_ok_and(|action| self.apic_action(action))
+        } else {
+            let written = self.write_other_msr(msr, value);
+            self.refresh_shadow();
+            written
+        };
+        self.wrote_msr(written, length);
+    }
+
+    /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.
+    pub(super) fn apic_action(&mut self, action: ApicAction) -> bool {
+        if let ApicAction::Grant { vector, why, .. } = action {
+            self.grant(vector, why);
+        } else if let ApicAction::Ipi(request) = action
+            && request.has_vector()
+        {
+            self.grant(request.vector, Reason::Ipi);
+        }
+        self.granted_apic_action(action)
     }
 }

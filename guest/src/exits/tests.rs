@@ -20,13 +20,12 @@ use arch::{ApicId, Bdf, Gpa, Gva, Vector};
 use eli::VirtualApic;
 
 use super::*;
-use crate::cpuid::{CpuidPolicy, Vendor};
+use crate::cpuid::CpuidPolicy;
 use crate::fake::{FakeConfig, FakeMachine, FakeMemory, FakeVcpu};
 use crate::lines::Line;
 use crate::memory_map::GpaRange;
-use crate::msr::ClockBase;
 use crate::pci::VirtualBus;
-use crate::vm::{CpuState, Vm};
+use crate::vm::{CpuState, Guest, Vm};
 
 /// The guest's memory map. RAM is mapped to itself, page by page; so is the last GiB below 4 GiB,
 /// where the devices are.
@@ -61,6 +60,7 @@ impl Platform for Edge {
 }
 
 struct World {
+    guest: Guest,
     vm: Vm,
     cpu: CpuState,
     vcpu: FakeVcpu,
@@ -75,6 +75,8 @@ impl World {
         let mut machine = FakeMachine::default();
         let address_sizes = CpuidResult { eax: 39, ..CpuidResult::default() };
         machine.cpuid.insert((0x8000_0008, 0), address_sizes);
+        let amd = CpuidResult { ebx: u32::from_le_bytes(*b"Auth"), ..CpuidResult::default() };
+        machine.cpuid.insert((0, 0), amd);
         let mut config = FakeConfig::default();
         let header = [(0, 0x1234_8086, 0), (4, 0x0010_0003, 0x7ff), (8, 0x0108_0200, 0)];
         let bar = [(0x10, BAR as u32, 0xffff_c000), (0x34, 0x40, 0)];
@@ -84,10 +86,11 @@ impl World {
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
         let bus = VirtualBus::new(&mut config, &[NVME], Some(ecam), windows).unwrap();
         let cpuid = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let clock = Some(ClockBase { tsc: 0 });
+        let guest = Guest::new("test".into(), mode, vec![CPU], cpuid);
         let mut world = Self {
-            vm: Vm::new("test".into(), mode, vec![CPU], cpuid, bus, LINES.to_vec()),
-            cpu: CpuState::new(0, mode, Vendor::Amd, clock),
+            vm: Vm::new(1, bus, LINES.to_vec()),
+            cpu: CpuState::new(0, &guest, 0, &machine),
+            guest,
             vcpu: FakeVcpu::default(),
             machine,
             memory: FakeMemory(vec![0; RAM as usize]),
@@ -114,13 +117,13 @@ impl World {
 
     /// Has the guest `count` CPUs (its own is the first) with software-enabled local APICs.
     fn switch_apics_on(&mut self, count: u32) {
-        self.vm.cpus = (0..count).map(|cpu| ApicId(10 * cpu + CPU.0)).collect();
+        self.guest.cpus = (0..count).map(|cpu| ApicId(10 * cpu + CPU.0)).collect();
         let on = |id| {
-            let mut apic = VirtualApic::new(self.vm.mode, ApicId(id), false);
+            let mut apic = VirtualApic::new(self.guest.mode, ApicId(id), false);
             apic.write(IA32_X2APIC_SIVR, 0x1ff).unwrap();
             apic.addressing()
         };
-        self.vm.addressing = (0..count).map(on).collect();
+        self.guest.addressing = (0..count).map(|id| on(id).bits().into()).collect();
     }
 
     fn enter_long_mode(&mut self) {
@@ -174,15 +177,24 @@ impl World {
     fn exit(&mut self, reason: ExitReason, vectoring: Option<Vectoring>) -> Next {
         self.vcpu.injected = None;
         let exit = Exit { reason, vectoring, instruction_length: None };
-        let mut context: Context<'_, Edge> = Context {
-            vm: &mut self.vm,
+        let next = self.context(|_| ()).handle_own(&exit);
+        let next = next.unwrap_or_else(|| self.context(|vm| vm).handle(&exit));
+        if !self.guest.mode.is_exitless() {
+            self.context(|_| ()).prepare_entry();
+        }
+        next
+    }
+
+    fn context<'a, V>(&'a mut self, lock: impl FnOnce(&'a mut Vm) -> V) -> Context<'a, Edge, V> {
+        Context {
+            guest: &self.guest,
+            vm: lock(&mut self.vm),
             cpu: &mut self.cpu,
             vcpu: &mut self.vcpu,
             machine: &mut self.machine,
             memory: &mut self.memory,
             config: &mut self.config,
-        };
-        context.handle(&exit)
+        }
     }
 
     /// Puts an instruction at RIP; its exit is the `reason`.
@@ -231,7 +243,7 @@ impl World {
     }
 
     fn grant(&mut self, vector: u8) {
-        self.vm.grants.grant(Vector(vector), eli::Reason::Device).unwrap();
+        self.guest.grants.grant(Vector(vector), eli::Reason::Device);
     }
 
     fn count(&self, counter: Counter) -> u64 {

@@ -1,5 +1,7 @@
 //! The watchdog's call: once a second the host gets the CPU, whatever the guest does.
 
+use core::sync::atomic::Ordering;
+
 use arch::Gva;
 use arch::machine::Machine;
 use arch::register::Rflags;
@@ -34,11 +36,11 @@ impl<P: Platform> Context<'_, P> {
 
     fn halted(&mut self) -> Next {
         self.vm.standing |= 1 << (self.cpu.index & 63);
-        if self.vm.started & !self.vm.standing != 0 {
+        if self.guest.started.load(Ordering::Acquire) & !self.vm.standing != 0 {
             // Another CPU goes on: this one was taken offline.
             return Next::Resume;
         }
-        let name = &self.vm.name;
+        let name = &self.guest.name;
         self.machine.log(format_args!("guest {name}: it halted with interrupts off: it is done"));
         Next::End(Outcome::Halted)
     }

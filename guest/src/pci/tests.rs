@@ -157,7 +157,7 @@ impl Machine for Recorder {
         }
     }
     fn set_shadow_page(&mut self, _: usize, _: Option<Gpa>) {}
-    fn shadow_page(&mut self, _: usize) -> &mut [u8; 4096] {
+    fn with_shadow_page(&mut self, _: usize, _: impl FnOnce(&mut [u8; 4096])) {
         panic!("the bus has no business with shadow pages")
     }
     fn vector_register(&self, _: u8) -> [u8; 16] {

@@ -11,7 +11,7 @@ use arch::interrupt::TriggerMode;
 use arch::machine::InterruptLine;
 use arch::vcpu::InterruptMode;
 use arch::{ApicId, Vector};
-use eli::grants::Reason;
+use eli::grants::{Grants, Reason};
 use guest::counters::Counter;
 use guest::vm::Vm;
 
@@ -23,12 +23,12 @@ use crate::routes::Routes;
 impl<B: Backend> Partition<B> {
     /// Logs the guest's vectors, in order, each with what raises it.
     pub(super) fn log_irqs(&self) {
-        let mut shared = self.shared.lock();
-        let Shared { vm, machine, .. } = &mut *shared;
-        let mut sources = self.physical(machine.routes());
+        let shared = self.shared.lock();
+        let Shared { policy, vm, machine, .. } = &*shared;
+        let mut sources = self.physical(&machine.tables.lock().routes);
         sources.extend(virtual_lines(vm));
-        sources.extend(other_grants(vm, &sources));
-        let mode = vm.mode;
+        sources.extend(other_grants(&policy.grants, &sources));
+        let mode = policy.mode;
         drop(shared);
         sources.sort();
         let sum = |counter| -> u64 {
@@ -87,10 +87,10 @@ fn virtual_lines(vm: &Vm) -> impl Iterator<Item = (u8, String)> + '_ {
 }
 
 /// What was granted for another reason than a device that is in `listed`.
-fn other_grants(vm: &Vm, listed: &[(u8, String)]) -> Vec<(u8, String)> {
+fn other_grants(given: &Grants, listed: &[(u8, String)]) -> Vec<(u8, String)> {
     let mut grants = Vec::new();
     for vector in 32..=u8::MAX {
-        for why in vm.grants.reasons(Vector(vector)) {
+        for why in given.reasons(Vector(vector)) {
             if why != Reason::Device {
                 grants.push((vector, format!("{why}")));
             } else if !listed.iter().any(|(other, _)| *other == vector) {

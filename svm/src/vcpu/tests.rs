@@ -164,13 +164,11 @@ fn translations_are_dropped_once_for_each_change_that_needs_it() {
     ];
     for (flush_by_asid, expected) in [(true, 3), (false, 1)] {
         let mut vcpu = vcpu_with(Features { flush_by_asid, ..PLAIN });
-        vcpu.before_entry();
         assert_eq!(vcpu.vmcb().control.tlb_control, expected, "the ASID may have had an owner");
         for change in changes {
-            vcpu.before_entry();
+            vcpu.entered();
             assert_eq!(vcpu.vmcb().control.tlb_control, 0);
             change(&mut vcpu);
-            vcpu.before_entry();
             assert_eq!(vcpu.vmcb().control.tlb_control, expected);
         }
     }

@@ -154,7 +154,7 @@ proptest! {
         for slot in [0, 1] {
             let mut fresh = [0; 4096];
             let real = world.get::<4096>(IDT + 4096 * slot as u64);
-            idt.derive(slot, 0, &real, &world.vm.grants, &mut fresh);
+            idt.derive(slot, 0, &real, &world.guest.grants, &mut fresh);
             prop_assert_eq!(&fresh, &world.machine.shadow[slot]);
         }
     }

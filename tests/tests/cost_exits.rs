@@ -1,0 +1,45 @@
+//! What the frequent exits cost in instructions of the hypervisor: exact counts, so that a change that
+//! makes one dearer is seen. A figure is of the instruction's whole way out and back, itself included.
+
+use nexit_tests::{Devices, Emulator, Folder, Payload};
+
+/// What was measured, and the most that it may cost on AMD-V and on VT-x.
+const BOUNDS: &[(&str, u64, u64)] = &[
+    ("CPUID leaf 0", 100, 118),
+    ("CPUID leaf 1", 100, 130),
+    ("CPUID leaf 7", 175, 198),
+    ("CPUID leaf 0x40000000", 130, 155),
+    ("an ICR write to one CPU", 150, 168),
+    ("a write of the timer's LVT entry", 320, 345),
+    ("a read of IA32_EFER", 165, 180),
+    ("a read of a port where nothing is", 415, 525),
+];
+
+fn frequent_exits_are_short(emulator: Emulator) {
+    let name = emulator.to_string();
+    let options = ["--emulator", &name, "--timeout", "90"];
+    // With it QEMU's TSC counts instructions; with one CPU Bochs' always does.
+    let count = match emulator {
+        Emulator::Qemu => Devices::arguments(&["-icount", "shift=0"]),
+        Emulator::Bochs => Devices::none(),
+    };
+    let folder = Folder::new(&format!("cost-{name}"));
+    let outcome = folder.run(&Payload::new("cost").toml(), &options, &count);
+    outcome.assert_verdicts(&[]);
+    assert_eq!(outcome.number("instructions for nothing"), 1, "the TSC counts them\n{outcome}");
+    for (what, on_amd_v, on_vt_x) in BOUNDS {
+        let most = if emulator == Emulator::Qemu { *on_amd_v } else { *on_vt_x };
+        let cost = outcome.number(&format!("instructions for {what}"));
+        assert!(cost <= most, "{what}: {cost} instructions, {most} allowed\n{outcome}");
+    }
+}
+
+#[test]
+fn frequent_exits_are_short_on_amd_v() {
+    frequent_exits_are_short(Emulator::Qemu);
+}
+
+#[test]
+fn frequent_exits_are_short_on_vt_x() {
+    frequent_exits_are_short(Emulator::Bochs);
+}
