@@ -113,7 +113,11 @@ fn a_guest_reaches_nothing_that_is_not_its_own_on_vt_x() {
 const ENDS: &[&str] = &["vector-load", "push", "call", "far", "stack", "idt", "tables", "rom"];
 
 fn who_breaks_itself_breaks_nothing_else(emulator: Emulator) {
-    let attempts = ENDS.iter().enumerate();
+    let tried = match emulator {
+        Emulator::Qemu => ENDS,
+        Emulator::Bochs => ENDS.get(ENDS.len() / 2..).unwrap_or(ENDS),
+    };
+    let attempts = tried.iter().enumerate();
     let others =
         attempts.map(|(index, attempt)| guest(attempt, &format!("[{}]", index + 1), attempt, ""));
     let toml = victim(emulator, (300, 4)) + &others.collect::<String>();
