@@ -43,7 +43,7 @@ fn html(results: &Results) -> Result<String> {
          <style>{STYLE}</style><h1>Nexit: benchmark</h1><p>{date}, revision {revision}{modified}.</p>{}{}\
          <h2>Throughput</h2>\
          <p>A CPU that needs fewer instructions for an operation does more of them. Of the first CPU, to which \
-         all works but two are pinned. The emulator's own \
+         most works are pinned, of both for streams, ipi and idle. The emulator's own \
          time says nothing of that, so it is not shown here. Higher is better; 1 is the bare machine. \
          The line on each bar is the spread from least to most.</p>\
          {throughput}<h2>Exits for each interrupt</h2><p>Lower is better; without a hypervisor there are \
