@@ -206,11 +206,12 @@ impl Vcpu for VmxVcpu {
         self.segment(SegmentRegister::Ss).access.dpl()
     }
 
+    #[inline(always)]
     fn skip_instruction(&mut self, length: u8) {
-        let rip = self.rip();
-        let mut next = rip.wrapping_add(u64::from(length));
+        let (rip, length) = (self.rip(), u64::from(length));
+        let mut next = rip.wrapping_add(length);
         // The low half went over: on to the next 4 GiB in 64-bit mode, else back to 0.
-        if (next as u32) < u32::from(length) && !self.segment(SegmentRegister::Cs).access.long() {
+        if next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
             next &= 0xffff_ffff;
         }
         self.set_rip(next);

@@ -15,6 +15,9 @@ pub(crate) mod status {
     pub(crate) const FAIL_VALID: u64 = 2;
 }
 
+/// In place of an exit reason; no exit has it.
+const NO_EXIT: u32 = u32::MAX;
+
 /// What goes through memory at an entry and an exit.
 #[derive(Default)]
 #[repr(C)]
@@ -25,14 +28,15 @@ pub(crate) struct Registers {
     pub(crate) status: u64,
 }
 
-/// Enters the guest of the current VMCS and returns at its next exit, or at once, with a status, where
-/// the CPU does not take the instruction.
+/// Enters the guest of the current VMCS and returns at its next exit with the exit reason, or at once,
+/// with a status and [`NO_EXIT`], where the CPU does not take the instruction.
 ///
 /// # Safety
 /// A VMCS is current whose host state is the caller's own environment, with HOST_RIP = [`exited`];
 /// `registers` is not touched by anyone else until the return; interrupts are off.
 #[inline(always)]
-pub(crate) unsafe fn enter(registers: *mut Registers) {
+pub(crate) unsafe fn enter(registers: *mut Registers) -> u32 {
+    let reason;
     // SAFETY: the caller's promise; every register that changes is named or put back.
     unsafe {
         asm!(
@@ -43,10 +47,11 @@ pub(crate) unsafe fn enter(registers: *mut Registers) {
             "pop rbx",
             switch = sym switch,
             inout("rdi") registers => _,
-            out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _,
+            out("eax") reason, out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _,
             out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         );
     }
+    reason
 }
 
 /// The way in. A VMCS that was never launched makes VMRESUME fail with error 5: VMLAUNCH follows.
@@ -93,11 +98,14 @@ unsafe extern "sysv64" fn switch() {
         "3:",
         "pop rax",
         "mov [rax + 128], rdi",
+        "mov eax, {no_exit}",
         "ret",
+        no_exit = const NO_EXIT,
     )
 }
 
-/// Where the CPU comes back: HOST_RIP. Returns from the call of [`switch`].
+/// Where the CPU comes back: HOST_RIP. Returns from the call of [`switch`] with the exit reason in EAX,
+/// a field that every VMCS has: no test whether VMREAD failed.
 ///
 /// Contract: all general registers but RSP are the guest's; RSP is HOST_RSP, with the stack that
 /// [`switch`] has left. Never called by Rust.
@@ -121,6 +129,8 @@ pub(crate) unsafe extern "sysv64" fn exited() {
         "mov [rdi + 104], r13",
         "mov [rdi + 112], r14",
         "mov [rdi + 120], r15",
+        "mov eax, 0x4402", // Exit reason
+        "vmread rax, rax",
         "add rsp, 8",
         "ret",
     )

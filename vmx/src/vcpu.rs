@@ -154,11 +154,8 @@ impl VmxVcpu {
     pub(crate) fn run_guest(&mut self) -> Option<Frequent> {
         // SAFETY: `self.vmcs` is current, `write_host_state` made its host state, and the
         // registers are ours; the host runs with interrupts off.
-        unsafe { run::enter(&raw mut self.registers) };
-        if self.registers.status != run::status::EXITED {
-            return None;
-        }
-        match self.vmcs.read(EXIT_REASON) {
+        let reason = unsafe { run::enter(&raw mut self.registers) };
+        match reason {
             reason::CPUID => Some(Frequent::Cpuid(self.instruction_length())),
             reason::RDMSR => Some(Frequent::ReadMsr(self.instruction_length())),
             reason::WRMSR => Some(Frequent::WriteMsr(self.instruction_length())),
