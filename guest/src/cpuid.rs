@@ -121,9 +121,9 @@ pub struct Asker<'a> {
 
 /// First leaf of the extended range.
 const EXTENDED: u32 = 0x8000_0000;
-/// The leaves whose answer depends neither on the subleaf nor on what the guest does, CR4.OSXSAVE
-/// aside: bit n for leaf n and for leaf 0x8000_0000 + n. XCR0 changes leaf 0xD.
-const CONSTANT: u32 = !bits([4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14]) & 0x7f_ffff;
+/// The leaves whose answer depends neither on the subleaf nor on what the guest does: bit n for leaf n
+/// and for leaf 0x8000_0000 + n. CR4.OSXSAVE changes leaf 1, XCR0 leaf 0xD.
+const CONSTANT: u32 = !bits([1, 4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14]) & 0x7f_ffff;
 const CONSTANT_EXTENDED: u32 = !bits([0x1d]);
 
 /// What one vCPU is told of those leaves: prepared, as guests ask often, and as the CPUID of a
@@ -146,10 +146,10 @@ impl Answers {
             let answer = self.extended.get(index as usize)?;
             return (CONSTANT_EXTENDED >> index & 1 != 0).then_some(answer);
         };
-        if leaf == 1 && cr4() & CR4_OSXSAVE != 0 {
-            return Some(&self.with_osxsave);
+        if CONSTANT >> leaf & 1 != 0 {
+            return Some(answer);
         }
-        (CONSTANT >> leaf & 1 != 0).then_some(answer)
+        (leaf == 1).then(|| if cr4() & CR4_OSXSAVE != 0 { &self.with_osxsave } else { answer })
     }
 }
 

@@ -218,25 +218,59 @@ impl<B: Backend> Running<B> {
                 }
                 continue;
             }
-            while !seat.asked() {
-                if let Next::End(outcome) = self.run_once(seat, processor) {
-                    self.partition.end(outcome, processor.apic);
-                }
+            // A loop each: nothing is asked about the mode between two exits.
+            if self.policy.mode.is_exitless() {
+                self.run_until_asked(seat, processor, Self::run_once);
+            } else {
+                self.run_until_asked(seat, processor, Self::run_once_delivering);
             }
         }
+    }
+
+    /// A function of its own for each `once`, so that nothing but what `once` needs is kept in
+    /// registers, all of which an exit loses.
+    #[inline(never)]
+    fn run_until_asked(
+        &mut self,
+        seat: &Seat,
+        processor: &Processor,
+        once: impl Fn(&mut Self, &Seat, &Processor) -> Next,
+    ) {
+        while !seat.asked() {
+            if let Next::End(outcome) = once(self, seat, processor) {
+                self.end(outcome, processor);
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end(&self, outcome: Outcome, processor: &Processor) {
+        self.partition.end(outcome, processor.apic);
     }
 
     /// Into the guest, and what its exit asks for.
     #[inline(always)]
     fn run_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
-        if !self.policy.mode.is_exitless() {
-            self.context(()).prepare_entry();
-        }
         // One call each: the compiler makes short ways of them.
         match self.vcpu.run() {
             Some(Frequent::Cpuid(length)) => self.handle_instruction(ExitReason::Cpuid, length),
             Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) if self.context(()).quick_ipi(length) => Next::Resume,
+            Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
+            None => self.handle_rare(seat, processor),
+        }
+    }
+
+    /// The same where the hypervisor, or the CPU for it, delivers the guest's interrupts.
+    #[inline(never)]
+    fn run_once_delivering(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        self.context(()).prepare_entry();
+        let frequent = self.vcpu.run();
+        self.context(()).take_virtual_interrupts();
+        match frequent {
+            Some(Frequent::Cpuid(length)) => self.handle_instruction(ExitReason::Cpuid, length),
+            Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
             None => self.handle_rare(seat, processor),
         }
@@ -255,7 +289,6 @@ impl<B: Backend> Running<B> {
     #[inline(never)]
     fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
         let Some(exit) = self.vcpu.exit() else {
-            self.context(()).take_virtual_interrupts();
             self.cpu.counters.count(Counter::ControlRegister);
             return Next::Resume;
         };

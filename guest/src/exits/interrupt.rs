@@ -168,6 +168,16 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
     }
 
+    /// [`Self::deliver_to`] in the exitless mode.
+    #[inline(always)]
+    pub(super) fn deliver_exitless(&mut self, cpu: usize, vector: Vector) {
+        match self.guest.addressing(cpu) {
+            Some(apic) if !apic.enabled() => {}
+            _ if cpu == self.cpu.index => self.machine.self_ipi(vector),
+            _ => self.machine.send_ipi(cpu, vector),
+        }
+    }
+
     /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for. Its vector
     /// is granted.
     #[inline]

@@ -2,8 +2,9 @@
 //!
 //! The way of an exit: the back end decodes it into [`arch::Exit`] → [`Context::handle_own`] counts it
 //! and calls the handler, if nothing but this CPU is concerned → else [`Context::handle`] does, with
-//! the guest's lock held → [`Context::prepare_entry`] → the guest goes on. The same policy serves both vendors
-//! and the host tests' scripted CPU.
+//! the guest's lock held → [`Context::prepare_entry`] → the guest goes on. In the posted mode
+//! [`Context::take_virtual_interrupts`] comes first of all. The same policy serves both vendors and
+//! the host tests' scripted CPU.
 
 pub(crate) mod access;
 mod descriptor;
@@ -34,9 +35,6 @@ impl<P: Platform> Context<'_, P, ()> {
         self.cpu.counters.count(self.counter(exit));
         if exit.reason != ExitReason::Cpuid {
             self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
-        }
-        if !self.guest.mode.is_exitless() {
-            self.take_virtual_interrupts();
         }
         self.redeliver(exit);
         let length = exit.instruction_length;

@@ -42,7 +42,7 @@ impl<P: Platform> Context<'_, P, ()> {
             self.cpu.apic.remember_icr(value);
             let mut cpus = ipi.cpus;
             while cpus != 0 {
-                self.deliver_to(cpus.trailing_zeros() as usize, ipi.vector);
+                self.deliver_exitless(cpus.trailing_zeros() as usize, ipi.vector);
                 cpus &= cpus - 1;
             }
             self.vcpu.skip_instruction(length);

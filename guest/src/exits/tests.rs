@@ -177,6 +177,9 @@ impl World {
     fn exit(&mut self, reason: ExitReason, vectoring: Option<Vectoring>) -> Next {
         self.vcpu.injected = None;
         let exit = Exit { reason, vectoring, instruction_length: None };
+        if !self.guest.mode.is_exitless() {
+            self.context(|_| ()).take_virtual_interrupts();
+        }
         let next = self.context(|_| ()).handle_own(&exit);
         let next = next.unwrap_or_else(|| self.context(|vm| vm).handle(&exit));
         if !self.guest.mode.is_exitless() {
