@@ -5,14 +5,14 @@ use nexit_tests::{Devices, Emulator, Folder, Payload};
 
 /// What was measured, and the most that it may cost on AMD-V and on VT-x.
 const BOUNDS: &[(&str, u64, u64)] = &[
-    ("CPUID leaf 0", 100, 118),
-    ("CPUID leaf 1", 100, 130),
-    ("CPUID leaf 7", 175, 198),
-    ("CPUID leaf 0x40000000", 130, 155),
-    ("an ICR write to one CPU", 150, 168),
-    ("a write of the timer's LVT entry", 320, 345),
-    ("a read of IA32_EFER", 165, 180),
-    ("a read of a port where nothing is", 415, 525),
+    ("CPUID leaf 0", 90, 100),
+    ("CPUID leaf 1", 95, 115),
+    ("CPUID leaf 7", 172, 190),
+    ("CPUID leaf 0x40000000", 122, 140),
+    ("an ICR write to one CPU", 138, 146),
+    ("a write of the timer's LVT entry", 312, 320),
+    ("a read of IA32_EFER", 158, 165),
+    ("a read of a port where nothing is", 405, 520),
 ];
 
 fn frequent_exits_are_short(emulator: Emulator) {
@@ -26,6 +26,7 @@ fn frequent_exits_are_short(emulator: Emulator) {
     let folder = Folder::new(&format!("cost-{name}"));
     let outcome = folder.run(&Payload::new("cost").toml(), &options, &count);
     outcome.assert_verdicts(&[]);
+
     assert_eq!(outcome.number("instructions for nothing"), 1, "the TSC counts them\n{outcome}");
     for (what, on_amd_v, on_vt_x) in BOUNDS {
         let most = if emulator == Emulator::Qemu { *on_amd_v } else { *on_vt_x };
