@@ -24,7 +24,7 @@ impl Outcome {
         let text = |bytes| String::from_utf8_lossy(bytes).replace('\r', "");
         Self {
             status: output.status.code(),
-            output: text(&output.stdout),
+            output: whole_lines(&text(&output.stdout)),
             errors: text(&output.stderr),
             report: Value::Null,
         }
@@ -46,17 +46,9 @@ impl Outcome {
     /// The same, with nothing but the console of one of several guests as its output.
     #[must_use]
     pub fn of_guest(&self, name: &str) -> Self {
-        let mut console = String::new();
-        for line in self.output.lines() {
-            let line = line.strip_prefix(name);
-            if let Some(line) = line.and_then(|line| line.strip_prefix(": ")) {
-                console = console + "\n" + line;
-            } else if let Some(rest) = line.and_then(|line| line.strip_prefix("> ")) {
-                // Another spoke in the middle of the line.
-                console += rest;
-            }
-        }
-        Self { output: console, ..self.clone() }
+        let lines = self.output.lines();
+        let lines = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        Self { output: lines.collect::<Vec<_>>().join("\n"), ..self.clone() }
     }
 
     /// The hypervisor's own lines.
@@ -135,6 +127,24 @@ impl Outcome {
     }
 }
 
+/// The console with each line in one piece: where another spoke in the middle of a guest's line, its
+/// rest (`NAME> `, `docs/console.md`) goes back behind its beginning (`NAME: `).
+pub(crate) fn whole_lines(console: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in console.lines() {
+        let beginning = line.split_once("> ").and_then(|(name, rest)| {
+            let label = format!("{name}: ");
+            let of_guest = |line: &&mut String| name != "nexit" && line.starts_with(&label);
+            Some((lines.iter_mut().rfind(of_guest)?, rest))
+        });
+        match beginning {
+            Some((beginning, rest)) => beginning.push_str(rest),
+            None => lines.push(line.to_owned()),
+        }
+    }
+    lines.iter().flat_map(|line| [line, "\n"]).collect()
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "--- status {:?}, output:\n{}", self.status, self.output)?;
@@ -191,14 +201,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_console_of_one_guest_is_put_together_again() {
-        let output = "nexit: up\na: payload: on\nb: payload: x: 1\na> e: 7\na: payload: done";
-        let outcome = Outcome { output: output.to_owned(), ..Outcome::default() };
+    fn a_line_that_others_broke_is_put_together_again() {
+        let broken = "nexit: up\na: x\na: payload: on\nb: payload: x: 1\na> e\nnexit: y\na> : 7\na: payload: done\n\
+                      nexit> help\nsh> ls\n";
+        let output = whole_lines(broken);
+        let whole = "nexit: up\na: x\na: payload: one: 7\nb: payload: x: 1\nnexit: y\na: payload: done\n\
+                     nexit> help\nsh> ls\n";
+        assert_eq!(output, whole);
+        let outcome = Outcome { output, ..Outcome::default() };
         assert_eq!(
             (outcome.of_guest("a").number("one"), outcome.of_guest("b").number("x")),
             (7, 1)
         );
         assert_eq!(outcome.of_guest("a").payload("done"), Some(""));
+        assert_eq!(outcome.of_guest("b").payload("done"), None);
     }
 
     #[test]

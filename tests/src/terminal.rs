@@ -10,6 +10,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{InputModes, LocalModes, Termios, tcgetattr};
 
 use crate::folder::{Place, build_folder};
+use crate::outcome::whole_lines;
 
 /// A run of `nexit` at a terminal of its own.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Session {
         answer
     }
 
-    /// Waits for the end; the screen and the exit status.
+    /// Waits for the end; the screen, each line in one piece, and the exit status.
     ///
     /// # Panics
     /// The status cannot be had.
@@ -99,7 +100,7 @@ impl Session {
     pub fn end(&mut self) -> (String, ExitStatus) {
         while self.read_more() {}
         let status = self.nexit.wait().expect("the exit status");
-        (self.screen.clone(), status)
+        (whole_lines(&self.screen), status)
     }
 
     /// Whether keys go to the program one by one and unchanged, as a machine's terminal needs it.
