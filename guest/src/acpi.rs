@@ -27,8 +27,8 @@ const FADT_SIZE: usize = 276;
 const FACS_SIZE: usize = 64;
 
 /// FADT flags: WBINVD, C1 works, no power or sleep button and no RTC wake in the fixed hardware,
-/// 32-bit PM timer, RESET_REG.
-const FADT_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
+/// RESET_REG. The PM timer counts as one of 24 bits, which the machine's may be.
+const FADT_FLAGS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10;
 /// IAPC_BOOT_ARCH: legacy devices, no 8042, no VGA, no ASPM.
 const BOOT_ARCHITECTURE: u16 = 1 << 0 | 1 << 2 | 1 << 4;
 /// The C2 and C3 latencies that mean "not there".
@@ -49,6 +49,8 @@ pub struct Parameters<'a> {
     pub pins: &'a [InterruptPin],
     /// The UART that it has of the machine.
     pub uart: Option<Uart>,
+    /// The machine's PM timer, where the guest reads that; else it has a virtual one.
+    pub pm_timer: Option<PortRange>,
 }
 
 /// Where an interrupt pin of the PCI bus leads.
@@ -68,7 +70,9 @@ pub fn tables(parameters: Parameters<'_>) -> Blob {
     let mut area = Area { bytes: Vec::from([0; RSDP_SIZE]) };
     let dsdt = area.add(dsdt(parameters));
     let facs = area.add(facs());
-    let mut pointers = Vec::from([area.add(fadt(dsdt, facs)), area.add(madt(parameters.apic_ids))]);
+    let timer = parameters.pm_timer.map_or(power::PM_TIMER, |ports| ports.first);
+    let mut pointers =
+        Vec::from([area.add(fadt(dsdt, facs, timer)), area.add(madt(parameters.apic_ids))]);
     if let Some(ecam) = parameters.memory.ecam() {
         pointers.push(area.add(mcfg(ecam)));
     }
@@ -150,7 +154,7 @@ fn port(port: u16, bits: u8, access: u8) -> [u8; 12] {
     [1, bits, 0, access, low, high, 0, 0, 0, 0, 0, 0]
 }
 
-fn fadt(dsdt: Gpa, facs: Gpa) -> Vec<u8> {
+fn fadt(dsdt: Gpa, facs: Gpa, timer: u16) -> Vec<u8> {
     let mut body = Vec::from([0; FADT_SIZE - HEADER_SIZE]);
     // Offsets are those of the specification, which count the header.
     let mut field = |offset: usize, bytes: &[u8]| put(&mut body, offset - HEADER_SIZE, bytes);
@@ -159,7 +163,7 @@ fn fadt(dsdt: Gpa, facs: Gpa) -> Vec<u8> {
     field(46, &[SCI]);
     field(56, &power::PM1A_EVENT.to_le_bytes());
     field(64, &power::PM1A_CONTROL.to_le_bytes());
-    field(76, &power::PM_TIMER.to_le_bytes());
+    field(76, &timer.to_le_bytes());
     field(88, &[4, 2, 0, 4]);
     field(96, &NO_C2.to_le_bytes());
     field(98, &NO_C3.to_le_bytes());
@@ -172,7 +176,7 @@ fn fadt(dsdt: Gpa, facs: Gpa) -> Vec<u8> {
     field(140, &dsdt.as_u64().to_le_bytes());
     field(148, &port(power::PM1A_EVENT, 32, 2));
     field(172, &port(power::PM1A_CONTROL, 16, 2));
-    field(208, &port(power::PM_TIMER, 32, 3));
+    field(208, &port(timer, 32, 3));
     table(b"FACP", 6, &body)
 }
 
@@ -312,6 +316,7 @@ mod tests {
             physical_address_bits: 40,
             pins: &PINS,
             uart: Some(Uart::Com2),
+            pm_timer: ecam.map(|_| PortRange { first: 0xb008, last: 0xb00b }),
         });
         assert_eq!(blob.at, ACPI_TABLES);
         assert!(blob.bytes.len() as u64 <= ACPI_TABLES_SIZE);
@@ -371,8 +376,15 @@ mod tests {
             (0x600, 0x604, 0x608)
         );
         assert_eq!(fadt[88..92], [4, 2, 0, 4]);
+        assert_eq!(u32_at(&fadt, 112) & 1 << 8, 0, "24 bits of the timer are promised");
         assert_eq!((u64_at(&fadt, 120), fadt[128]), (0xcf9, 6));
         assert_eq!(fadt[109] & 2, 0, "no 8042");
+    }
+
+    #[test]
+    fn the_machines_timer_stands_in_both_fields_of_the_fadt() {
+        let fadt = walk(&built(512 << 20, Some(DEFAULT_ECAM))).remove("FACP").unwrap();
+        assert_eq!((u32_at(&fadt, 76), u64_at(&fadt, 212)), (0xb008, 0xb008));
     }
 
     #[test]

@@ -38,12 +38,13 @@ impl fmt::Display for TooManyLines {
 
 impl core::error::Error for TooManyLines {}
 
-/// The lines that `guest` names, and those of its IDE channels in compatibility mode.
+/// The lines that `guest` names, and its others of the ISA bus: of IDE channels in compatibility mode, and
+/// of the PIT.
 ///
 /// # Errors
 /// When there are too many.
-pub fn of(guest: &GuestConfig, ide: impl Iterator<Item = u32>) -> Result<Vec<Line>, TooManyLines> {
-    let isa = ide.chain(guest.uart.map(Uart::gsi));
+pub fn of(guest: &GuestConfig, isa: impl Iterator<Item = u32>) -> Result<Vec<Line>, TooManyLines> {
+    let isa = isa.chain(guest.uart.map(Uart::gsi));
     let mut lines: Vec<Line> = isa.map(|gsi| Line { input: gsi, gsi, active_low: false }).collect();
     let mut pci: Vec<u32> = guest.intx.iter().map(|entry| entry.gsi).collect();
     // Those that keep their number come first.

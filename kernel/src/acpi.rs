@@ -5,6 +5,7 @@
 
 use alloc::vec::Vec;
 
+use acpi::address::AddressSpace;
 use acpi::rsdp::Rsdp;
 use acpi::sdt::SdtHeader;
 use acpi::sdt::fadt::Fadt;
@@ -12,9 +13,11 @@ use acpi::sdt::hpet::HpetInfo;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::sdt::mcfg::Mcfg;
 use acpi::{AcpiTables, Handler, PciAddress, PhysicalMapping};
+use arch::msr::PortRange;
 use arch::{ApicId, Hpa};
 use cpu::config_space::Ecam;
 use cpu::physical;
+use guest::devices::{Devices, power};
 
 use crate::refusal::{Refusal, refuse};
 
@@ -43,6 +46,7 @@ pub(crate) struct Platform {
     pub(crate) hpet: Option<Hpa>,
     pub(crate) dmar: Option<Vec<u8>>,
     pub(crate) soft_off: Option<SoftOff>,
+    pub(crate) pm_timer: Option<PortRange>,
 }
 
 impl Platform {
@@ -64,6 +68,7 @@ impl Platform {
             hpet: HpetInfo::new(&tables).ok().map(|hpet| Hpa::new(hpet.base_address as u64)),
             dmar: raw_table(&tables, *b"DMAR"),
             soft_off: tables.find_table::<Fadt>().and_then(|fadt| soft_off(&fadt)),
+            pm_timer: tables.find_table::<Fadt>().and_then(|fadt| pm_timer(&fadt)),
         };
         platform.read_madt(&tables)?;
         Ok(platform)
@@ -146,6 +151,16 @@ fn soft_off(fadt: &Fadt) -> Option<SoftOff> {
         _ => return None,
     };
     Some(SoftOff { pm1a_control, sleep_type })
+}
+
+/// The ports of the ACPI timer, which guests read without an exit; `None` where there is none, or where
+/// a guest has a virtual device in its place (ACPI Specification, "PM Timer": it is read-only).
+fn pm_timer(fadt: &Fadt) -> Option<PortRange> {
+    let block = fadt.pm_timer_block().ok()??;
+    let first = u16::try_from(block.address).ok()?;
+    let ports = PortRange { first, last: first.checked_add(3)? };
+    let free = first == power::PM_TIMER || !(first..=ports.last).any(Devices::claims);
+    (free && block.address_space == AddressSpace::SystemIo).then_some(ports)
 }
 
 /// Physical memory through the identity map.

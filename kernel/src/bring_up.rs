@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use arch::address::HpaRange;
 use arch::iommu::Iommu;
 use arch::machine::ConfigSpace;
+use arch::msr::PortRange;
 use arch::{ApicId, Bdf, Hpa};
 use boot::{BootInfo, Module};
 use config::Config;
@@ -57,6 +58,8 @@ pub(crate) struct Hardware {
     /// accepts that.
     pub(crate) identity_ram: Option<Vec<GpaRange>>,
     pub(crate) soft_off: Option<SoftOff>,
+    /// The ACPI timer, which all guests read.
+    pub(crate) pm_timer: Option<PortRange>,
     /// Global system interrupts that the configuration gives to guests.
     pub(crate) guests_lines: Vec<u32>,
 }
@@ -112,6 +115,7 @@ impl Hardware {
             dmar,
             identity_ram,
             soft_off: firmware.soft_off,
+            pm_timer: firmware.pm_timer,
             guests_lines: config.guests.iter().flat_map(config::GuestConfig::lines).collect(),
         })
     }

@@ -130,9 +130,11 @@ impl<B: Backend> Shared<B> {
         let domain = assign(hardware, functions, &ram)?;
         let mut config = hardware.config;
         quiet_uart(guest)?;
-        let (mut bus, lines) = virtual_bus(guest, map, functions, shares, &mut config)?;
+        // The machine has one.
+        let timer = (*index == 0).then_some(guest::devices::pit::GSI);
+        let (mut bus, lines) = virtual_bus(guest, map, functions, shares, timer, &mut config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
-        let port_passes = port_passes(guest, &bus);
+        let port_passes = port_passes(hardware, guest, &bus);
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
         let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
         let mut machine = GuestMachine {
@@ -146,7 +148,7 @@ impl<B: Backend> Shared<B> {
             ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
             guest: *index,
         };
-        let start = load(guest, map, &bus, &mut ram, files)?;
+        let start = load(guest, map, &bus, &mut ram, files, hardware.pm_timer)?;
         let processors = seats.iter().map(|seat| seat.processor).collect();
         let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
         let policy = Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid);

@@ -63,6 +63,19 @@ fn igb_pings_and_transfers_without_exits() {
     network("igb");
 }
 
+/// Without KVM's clock it measures the TSC by the ACPI timer, and without the local APIC's timer the PIT
+/// is all that ticks.
+#[test]
+fn linux_lives_by_the_machines_own_timers() {
+    let guest = Guest::on_qemu("timer no-kvmclock nolapic_timer", "[]");
+    let outcome = run("own-timers", &guest, &Devices::none());
+    assert_powered_off(&outcome);
+    assert!(outcome.output.contains("using PMTIMER reference calibration"), "{outcome}");
+    let line = outcome.result("timer");
+    assert!(line.get("interrupts") > 0, "{line:?}");
+    assert_eq!(line.interrupt_exits(), 0, "{line:?}");
+}
+
 #[test]
 fn a_device_that_is_not_assigned_is_invisible() {
     let guest = Guest::on_qemu("pci", "[\"00:04.0\"]");

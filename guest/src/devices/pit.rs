@@ -1,7 +1,8 @@
 //! The 8254 timer and port 0x61: counters that are computed from the TSC when they are read.
 //!
-//! Nothing runs and nothing interrupts: operating systems calibrate against channel 2, whose gate
-//! and output are in port 0x61, and set channel 0 up before they find the local APIC's timer.
+//! Operating systems calibrate against channel 2, whose gate and output are in port 0x61. Channel 0
+//! ticks until they have found the local APIC's timer: for the guest that has the line of the machine's
+//! PIT, what is written to channel 0 here goes there too, and its ticks cost no exit.
 //! (Intel 8254 data sheet, "Programming the 8254" and "Mode Definitions".)
 
 use arch::msr::PortRange;
@@ -11,6 +12,15 @@ use super::clock::Clock;
 /// Counters and control word; and the port that gates channel 2.
 pub const PORTS: [PortRange; 2] =
     [PortRange { first: 0x40, last: 0x43 }, PortRange { first: 0x61, last: 0x61 }];
+
+/// The machine's interrupt line of channel 0, and the I/O APIC's input that it drives.
+pub const GSI: u32 = 2;
+
+/// Whether a write concerns channel 0 alone.
+#[must_use]
+pub const fn is_for_channel_0(port: u16, value: u8) -> bool {
+    port == 0x40 || port == CONTROL && value >> 6 == 0
+}
 
 /// Input clock in Hz.
 pub const FREQUENCY_HZ: u64 = 1_193_182;
@@ -72,10 +82,6 @@ impl Channel {
     }
 
     /// Modes 2 and 3 start over at the end, the others count on through 0xFFFF.
-    fn periodic(&self) -> bool {
-        matches!(self.mode, 2 | 3 | 6 | 7)
-    }
-
     fn count(&self, clock: Clock) -> u16 {
         let (elapsed, period) = (self.elapsed(clock), self.period());
         match self.mode {
@@ -174,13 +180,6 @@ impl Default for Pit {
 }
 
 impl Pit {
-    /// Period of channel 0 in ticks of [`FREQUENCY_HZ`], where the guest has set it to be periodic.
-    #[must_use]
-    pub fn channel_0_period(&self) -> Option<u64> {
-        let [channel, ..] = &self.channels;
-        channel.periodic().then(|| channel.period())
-    }
-
     /// Reads one of [`PORTS`].
     pub fn read(&mut self, port: u16, clock: Clock) -> u8 {
         match port {
@@ -286,7 +285,6 @@ mod tests {
         let latched = read_word(&mut pit, 0x40, at_us(3000));
         assert_eq!(latched, 10_000 - 1193);
         assert_eq!(read_word(&mut pit, 0x40, at_us(2000)), 10_000 - 2386);
-        assert_eq!(pit.channel_0_period(), Some(10_000));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::clock::Clock;
 pub const PM1A_EVENT: u16 = 0x600;
 /// PM1a control block: 16 bits.
 pub const PM1A_CONTROL: u16 = 0x604;
-/// The 32-bit PM timer.
+/// The PM timer, for a guest that does not read the machine's.
 pub const PM_TIMER: u16 = 0x608;
 /// The reset register of the FADT …
 pub const RESET: u16 = 0xcf9;

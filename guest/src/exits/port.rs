@@ -8,7 +8,7 @@ use arch::vcpu::Vcpu;
 
 use super::access::{self, Place, Refused};
 use super::memory::Space;
-use crate::devices::{PortEffect, uart};
+use crate::devices::{PortEffect, pit, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
 impl<P: Platform> Context<'_, P> {
@@ -75,6 +75,11 @@ impl<P: Platform> Context<'_, P> {
         match effect {
             PortEffect::None => {}
             PortEffect::Transmit(byte) => self.machine.console_write(byte),
+            PortEffect::Timer(port, value) => {
+                if self.vm.lines.iter().any(|line| line.gsi == pit::GSI) {
+                    self.machine.port_write(port, Width::Byte, value.into());
+                }
+            }
             PortEffect::PowerOff => return Next::End(Outcome::PowerOff),
             PortEffect::Reboot => return Next::End(Outcome::Reboot),
         }

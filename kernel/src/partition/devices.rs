@@ -108,6 +108,7 @@ pub(super) fn virtual_bus(
     map: &MemoryMap,
     functions: &[Bdf],
     shares: &[Share],
+    timer: Option<u32>,
     config: &mut MachineConfigSpace,
 ) -> Result<(VirtualBus, Vec<Line>), Refusal> {
     let sentence = |error: &dyn Display| refuse!("nexit.toml: guest {}: {error}", guest.name);
@@ -118,8 +119,8 @@ pub(super) fn virtual_bus(
     for share in shares {
         bus.add_shared(share.memory, share.peer)?;
     }
-    let ide = bus.legacy_ide().map(|channel| channel.gsi);
-    let lines = guest::lines::of(guest, ide).map_err(|error| sentence(&error))?;
+    let isa = bus.legacy_ide().map(|channel| channel.gsi).chain(timer);
+    let lines = guest::lines::of(guest, isa).map_err(|error| sentence(&error))?;
     for entry in &guest.intx {
         if let Some(line) = lines.iter().find(|line| line.gsi == entry.gsi) {
             let wired = bus.wire(config, entry.function, line.input as u8);
@@ -223,8 +224,13 @@ pub(super) fn routes(
 }
 
 /// The ports that the guest uses without an exit.
-pub(super) fn port_passes(guest: &GuestConfig, bus: &VirtualBus) -> Vec<PortRange> {
+pub(super) fn port_passes(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    bus: &VirtualBus,
+) -> Vec<PortRange> {
     let mut ports = guest.io_ports.clone();
+    ports.extend(hardware.pm_timer);
     ports.extend(guest.uart.map(Uart::ports));
     ports.extend(bus.port_ranges());
     for channel in bus.legacy_ide() {

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use arch::machine::GuestMemory;
+use arch::msr::PortRange;
 use arch::vcpu::StartState;
 use boot::Module;
 use config::GuestConfig;
@@ -70,6 +71,7 @@ pub(super) fn load(
     bus: &VirtualBus,
     ram: &mut GuestRam,
     files: &Files,
+    pm_timer: Option<PortRange>,
 ) -> Result<StartState, Refusal> {
     let Files { kernel, initrd, modules } = files;
     let (kernel, initrd) = (*kernel, *initrd);
@@ -105,6 +107,7 @@ pub(super) fn load(
         physical_address_bits: address_bits(),
         pins: &bus.pins(),
         uart: guest.uart,
+        pm_timer,
     };
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
         ram.write(blob.at, &blob.bytes).map_err(|error| sentence(&error))?;
