@@ -86,6 +86,9 @@ pub enum ExitReason {
     /// The guest ended a level-triggered interrupt ([`crate::vcpu::InterruptMode::Posted`]); the CPU has
     /// taken it out of ISR.
     EndOfInterrupt(Vector),
+    /// The guest has written the register at this offset of its virtual-APIC page (RIP is behind the write),
+    /// and what the write asks for is left to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
+    ApicWrite(u16),
     /// The guest can take an interrupt now (asked for by `set_interrupt_window`).
     InterruptWindow,
     /// The preemption timer expired (VMX only).
@@ -122,7 +125,7 @@ impl ExitReason {
         match self {
             Self::Cpuid => "cpuid",
             Self::Io(_) => "io",
-            Self::ReadMsr | Self::WriteMsr => "msr",
+            Self::ReadMsr | Self::WriteMsr | Self::ApicWrite(_) => "msr",
             Self::DescriptorTable | Self::LocalDescriptorTable => "descriptor_table",
             Self::NestedPageFault(_) => "nested_page_fault",
             Self::Exception { .. } => "exception",

@@ -260,6 +260,9 @@ pub trait Vcpu {
     }
     /// Goes with a change of that page.
     fn set_virtual_interrupts(&mut self, _: &VirtualInterrupts) {}
+    /// Whether this CPU takes vectors, so that the guest's other CPUs may post to it by themselves where they
+    /// can (IPI virtualization). From the start and after [`Self::load`] it does not.
+    fn set_reachable(&mut self, _: bool) {}
 
     /// The nested page table changed: drop what this CPU has cached of it before the next entry.
     fn flush_nested(&mut self);

@@ -78,6 +78,10 @@ static POSTED: [MsrPass; 8] = [
     pass(IA32_X2APIC_DIV_CONF, IA32_X2APIC_DIV_CONF, false, true),
 ];
 
+/// What passes besides in the posted mode, and only while the CPU virtualizes IPIs: else a write would go to the
+/// physical ICR.
+pub const VIRTUAL_ICR: MsrPass = pass(IA32_X2APIC_ICR, IA32_X2APIC_ICR, true, true);
+
 /// The local APIC's MSRs that pass without an exit. They are right for a guest in x2APIC mode; in
 /// the other modes, where real hardware would raise #GP, they are harmless to anyone but the guest.
 #[must_use]

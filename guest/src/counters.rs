@@ -63,7 +63,7 @@ impl Counter {
         match reason {
             ExitReason::Cpuid => Self::Cpuid,
             ExitReason::Io(_) => Self::Io,
-            ExitReason::ReadMsr | ExitReason::WriteMsr => Self::Msr,
+            ExitReason::ReadMsr | ExitReason::WriteMsr | ExitReason::ApicWrite(_) => Self::Msr,
             ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => Self::DescriptorTable,
             ExitReason::NestedPageFault(_) => Self::NestedPageFault,
             ExitReason::Exception { .. } => Self::Exception,

@@ -1,5 +1,6 @@
 //! Scripted stand-ins for the machine, the CPU and the guest's memory, for this crate's tests.
 
+use std::boxed::Box;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::string::{String, ToString};
@@ -15,7 +16,7 @@ use arch::machine::{
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{Event, StartState, Vcpu};
+use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 
 /// A machine whose answers a test sets, and which records what is done to it.
@@ -188,6 +189,9 @@ pub(crate) struct FakeVcpu {
     pub(crate) window: bool,
     pub(crate) exception_intercepts: u32,
     pub(crate) halted: bool,
+    /// The virtual-APIC page of the posted mode.
+    pub(crate) apic_page: Option<Box<ApicPage>>,
+    pub(crate) reachable: bool,
 }
 
 impl Default for FakeVcpu {
@@ -201,6 +205,8 @@ impl Default for FakeVcpu {
             window: false,
             exception_intercepts: 0,
             halted: false,
+            apic_page: None,
+            reachable: false,
         }
     }
 }
@@ -307,6 +313,12 @@ impl Vcpu for FakeVcpu {
         self.exception_intercepts = bitmap;
     }
     fn set_halt_exiting(&mut self, _: bool) {}
+    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
+        self.apic_page.as_deref_mut()
+    }
+    fn set_reachable(&mut self, reachable: bool) {
+        self.reachable = reachable;
+    }
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
         false

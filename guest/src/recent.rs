@@ -44,6 +44,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         | ExitReason::InterruptWindow => return None,
         ExitReason::Io(access) => access.port.into(),
         ExitReason::ReadMsr | ExitReason::WriteMsr => msr & 0xffff_ffff,
+        ExitReason::ApicWrite(offset) => offset.into(),
         ExitReason::NestedPageFault(fault) => fault.gpa.as_u64(),
         ExitReason::Exception { vector, .. } => vector.0.into(),
         ExitReason::ControlRegister(write) => write.value,

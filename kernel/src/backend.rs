@@ -11,7 +11,8 @@ use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
-use vmx::PostedInterrupts;
+use vmx::Posting;
+use vmx::controls::Controls;
 
 use crate::memory;
 use crate::refusal::{Refusal, refuse};
@@ -27,8 +28,8 @@ pub(crate) struct VcpuParts<'a> {
     /// Tag of the guest's translations, from 1.
     pub(crate) tag: u16,
     pub(crate) host_tss_base: u64,
-    /// In the posted mode: where other CPUs post interrupts.
-    pub(crate) posted: Option<&'static PostedInterrupts>,
+    /// In the posted mode: how other CPUs post interrupts.
+    pub(crate) posted: Option<Posting>,
 }
 
 /// One vendor's virtualization, switched on on this CPU until this is dropped.
@@ -47,6 +48,10 @@ pub(crate) trait Backend: Sized + 'static {
     fn enable(memory: Hpa) -> Result<Self, Refusal>;
     /// Whether this CPU has all that `mode` needs, and the format of its nested page table.
     fn check(mode: InterruptMode) -> Result<Self::Format, Refusal>;
+    /// Whether this CPU sends a guest's IPIs by itself in `mode`.
+    fn virtualizes_ipis(_mode: InterruptMode) -> bool {
+        false
+    }
     /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
     fn hold_nmis() {}
@@ -101,8 +106,14 @@ impl Backend for VtX {
     fn check(mode: InterruptMode) -> Result<EptFormat, Refusal> {
         // SAFETY: ring 0.
         let capabilities = unsafe { vmx::Capabilities::read() };
-        vmx::controls::Controls::choose(&capabilities, mode)?;
+        Controls::choose(&capabilities, mode)?;
         Ok(EptFormat { largest: vmx::check(&capabilities)?.largest_page })
+    }
+
+    fn virtualizes_ipis(mode: InterruptMode) -> bool {
+        // SAFETY: ring 0.
+        let capabilities = unsafe { vmx::Capabilities::read() };
+        Controls::choose(&capabilities, mode).is_ok_and(|controls| controls.virtualizes_ipis())
     }
 
     fn nap(apic: LocalApic) {
@@ -120,11 +131,16 @@ impl Backend for VtX {
     }
 
     fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
-        let msr_bitmap = place(parts.memory, 2, vmx::MsrBitmap::new(parts.msr_passes));
+        let mut msr_passes = parts.msr_passes.to_vec();
+        // By the same capabilities `VmxVcpu::new` chooses its controls.
+        if Controls::choose(&self.0.features.capabilities, parts.mode)?.virtualizes_ipis() {
+            msr_passes.push(eli::apic::VIRTUAL_ICR);
+        }
+        let msr_bitmap = place(parts.memory, 2, vmx::MsrBitmap::new(&msr_passes));
         let io_bitmaps = place(parts.memory, 3, vmx::IoBitmaps::new(parts.port_passes));
-        let virtual_apic = parts.posted.map(|posted| vmx::VirtualApic {
+        let virtual_apic = parts.posted.map(|posting| vmx::VirtualApic {
             page: parts.memory.wrapping_add(5 * PAGE_SIZE),
-            posted,
+            posting,
         });
         let setup = vmx::VcpuSetup {
             mode: parts.mode,

@@ -10,6 +10,7 @@ mod irqs;
 mod memory;
 mod shared;
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -31,6 +32,7 @@ use guest::pci::{Host, VirtualBus};
 use guest::vm::{CpuState, Guest, Outcome, Platform, Vm};
 use mem::{Table, TableMemory};
 use spin::Mutex;
+use vmx::{PidPointers, PostedInterrupts, Posting};
 
 use crate::backend::{Backend, VcpuParts};
 use crate::bring_up::Hardware;
@@ -225,6 +227,9 @@ impl<B: Backend> Partition<B> {
         let shared = Shared::<B>::new(&plan, &ram)?;
         let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
         logln!("guest {}: nested table {mix}", guest.name);
+        if B::virtualizes_ipis(guest.interrupts) {
+            logln!("guest {}: IPI virtualization: used", guest.name);
+        }
         let mut msr_passes = guest::msr::passes().to_vec();
         msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
         let (ram_bytes, pooled_bytes) = ram.size();
@@ -471,7 +476,9 @@ fn seats(hardware: &Hardware, guest: &GuestConfig) -> Result<&'static [Seat], Re
         ));
     }
     let mut seats = Vec::with_capacity(guest.cpus.len());
-    for number in &guest.cpus {
+    let posted = guest.interrupts == InterruptMode::Posted;
+    let table = posted.then(|| &*Box::<PidPointers>::leak(Box::default()));
+    for (index, number) in guest.cpus.iter().enumerate() {
         let id = hardware.cpus.get(*number as usize).filter(|id| hardware.started.contains(id));
         let id = id.ok_or_else(|| {
             refuse!(
@@ -481,7 +488,11 @@ fn seats(hardware: &Hardware, guest: &GuestConfig) -> Result<&'static [Seat], Re
                 hardware.started.len()
             )
         })?;
-        seats.push(Seat::new(*id, *number, guest.interrupts));
+        let posting = table.map(|table| {
+            let descriptor = Box::leak(Box::new(PostedInterrupts::new(*id)));
+            Posting { descriptor, table, index }
+        });
+        seats.push(Seat::new(*id, *number, posting));
     }
     Ok(seats.leak())
 }

@@ -4,17 +4,15 @@
 //! run loop looks at the bits before it enters again. A start-up IPI is in the same word as the INIT
 //! before it, so that the two are seen in their order.
 
-use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::machine::CpuRequest;
-use arch::vcpu::InterruptMode;
 use arch::{ApicId, Vector};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::counters::ExitCounters;
 use spin::Mutex;
-use vmx::PostedInterrupts;
+use vmx::Posting;
 
 const FLUSH: u32 = 1 << 0;
 const INIT: u32 = 1 << 1;
@@ -32,7 +30,7 @@ pub(crate) struct Seat {
     /// Its number in the configuration.
     pub(crate) number: u32,
     /// In the posted mode: what other CPUs post.
-    pub(crate) posted: Option<&'static PostedInterrupts>,
+    pub(crate) posted: Option<Posting>,
     requests: AtomicU32,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
@@ -72,12 +70,11 @@ impl Requests {
 }
 
 impl Seat {
-    pub(crate) fn new(processor: ApicId, number: u32, mode: InterruptMode) -> Self {
-        let posted = mode == InterruptMode::Posted;
+    pub(crate) fn new(processor: ApicId, number: u32, posted: Option<Posting>) -> Self {
         Self {
             processor,
             number,
-            posted: posted.then(|| &*Box::leak(Box::default())),
+            posted,
             requests: AtomicU32::new(0),
             counters: Mutex::new(ExitCounters::new()),
             shown: Mutex::new((tsc(), ExitCounters::new())),

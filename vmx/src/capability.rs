@@ -26,6 +26,8 @@ pub struct Capabilities {
     pub primary: u64,
     /// IA32_VMX_PROCBASED_CTLS2.
     pub secondary: u64,
+    /// IA32_VMX_PROCBASED_CTLS3: which controls may be 1.
+    pub tertiary: u64,
     /// IA32_VMX_(TRUE_)EXIT_CTLS.
     pub exit: u64,
     /// IA32_VMX_(TRUE_)ENTRY_CTLS.
@@ -168,6 +170,7 @@ pub(crate) mod tests {
         pin_based: 0x0000_007f_0000_0016,
         primary: 0xfff9_fffe_0400_6172,
         secondary: 0x0015_3cff_0000_0000,
+        tertiary: 0,
         exit: 0x01ff_ffff_0003_6dfb,
         entry: 0x0000_ffff_0000_11fb,
         misc: 0x0000_0000_7004_c1e7,

@@ -265,6 +265,12 @@ impl Vcpu for VmxVcpu {
         }
     }
 
+    fn set_reachable(&mut self, reachable: bool) {
+        if let Some(virtual_apic) = &self.virtual_apic {
+            virtual_apic.posting.set_reachable(reachable);
+        }
+    }
+
     fn flush_nested(&mut self) {
         self.invalidate_nested();
     }

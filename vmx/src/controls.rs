@@ -50,6 +50,8 @@ bitflags! {
         const CR8_LOAD_EXITING = 1 << 19;
         /// MOV from CR8 exits.
         const CR8_STORE_EXITING = 1 << 20;
+        /// The tertiary controls count.
+        const ACTIVATE_TERTIARY_CONTROLS = 1 << 17;
         /// CR8 is the virtual APIC's TPR.
         const USE_TPR_SHADOW = 1 << 21;
         /// Exit as soon as the guest can take an NMI.
@@ -94,6 +96,14 @@ bitflags! {
         const ENABLE_XSAVES = 1 << 20;
         /// UMWAIT and TPAUSE work.
         const ENABLE_USER_WAIT_AND_PAUSE = 1 << 26;
+        const _ = !0;
+    }
+
+    /// SDM "Processor-Based VM-Execution Controls", tertiary.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Tertiary: u64 {
+        /// The CPU posts IPIs to CPUs that the PID-pointer table names.
+        const IPI_VIRTUALIZATION = 1 << 4;
         const _ = !0;
     }
 
@@ -162,6 +172,8 @@ pub struct Controls {
     pub primary: Primary,
     /// Secondary processor-based.
     pub secondary: Secondary,
+    /// Tertiary processor-based.
+    pub tertiary: Tertiary,
     /// VM exit.
     pub exit: ExitControls,
     /// VM entry.
@@ -231,14 +243,16 @@ impl Controls {
             | EntryControls::IA32E_MODE_GUEST
             | EntryControls::LOAD_IA32_PAT
             | EntryControls::LOAD_IA32_EFER;
+        let pin_based =
+            settle(pin_based, posting, "IA32_VMX_PINBASED_CTLS", capabilities.pin_based)?;
+        // What it posts, the receiver must take.
+        let posts = posted && pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS);
+        let tertiary = Tertiary::from_bits_retain(if posts { capabilities.tertiary } else { 0 })
+            .intersection(Tertiary::IPI_VIRTUALIZATION);
         Ok(Self {
-            pin_based: settle(
-                pin_based,
-                posting,
-                "IA32_VMX_PINBASED_CTLS",
-                capabilities.pin_based,
-            )?,
-            primary: choose_primary(capabilities.primary, posted)?,
+            pin_based,
+            primary: choose_primary(capabilities.primary, posted, !tertiary.is_empty())?,
+            tertiary,
             secondary: settle(
                 secondary,
                 optional,
@@ -260,6 +274,12 @@ impl Controls {
             .difference(EntryControls::IA32E_MODE_GUEST),
         })
     }
+
+    /// The CPU sends IPIs by itself, and a guest's writes to ICR may pass.
+    #[must_use]
+    pub const fn virtualizes_ipis(&self) -> bool {
+        self.tertiary.contains(Tertiary::IPI_VIRTUALIZATION)
+    }
 }
 
 /// The CPU does a local APIC's work for the guest.
@@ -267,13 +287,14 @@ const VIRTUAL_APIC: Secondary = Secondary::VIRTUALIZE_X2APIC_MODE
     .union(Secondary::APIC_REGISTER_VIRTUALIZATION)
     .union(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
 
-fn choose_primary(capability: u64, posted: bool) -> Result<Primary, VmxError> {
+fn choose_primary(capability: u64, posted: bool, tertiary: bool) -> Result<Primary, VmxError> {
     const REGISTER: &str = "IA32_VMX_PROCBASED_CTLS";
     let mut wanted = Primary::USE_IO_BITMAPS
         | Primary::USE_MSR_BITMAPS
         | Primary::ACTIVATE_SECONDARY_CONTROLS
         | SWITCHED;
     wanted.set(Primary::USE_TPR_SHADOW, posted);
+    wanted.set(Primary::ACTIVATE_TERTIARY_CONTROLS, tertiary);
     let primary = settle(wanted, Primary::empty(), REGISTER, capability)?;
     let insisted = Primary::from_bits_retain(capability as u32).intersection(NEVER.union(SWITCHED));
     if insisted.is_empty() {
@@ -336,6 +357,21 @@ mod tests {
         let pin_based = SKYLAKE.pin_based | 1 << 39;
         let newer = posted(&Capabilities { pin_based, ..server }).unwrap();
         assert!(newer.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS));
+        assert!(!newer.virtualizes_ipis() && newer.tertiary.is_empty(), "it has none");
+        let (primary, tertiary) = (SKYLAKE.primary | 1 << 49, 0x93);
+        let newest = Capabilities { pin_based, primary, tertiary, ..server };
+        let controls = posted(&newest).unwrap();
+        assert!(controls.virtualizes_ipis());
+        assert_eq!((controls.primary.bits() >> 17 & 1, controls.tertiary.bits()), (1, 1 << 4));
+        let silent = Capabilities { pin_based: SKYLAKE.pin_based, ..newest };
+        for (capabilities, mode) in [
+            (newest, InterruptMode::Exiting),
+            (newest, InterruptMode::Exitless),
+            (silent, InterruptMode::Posted),
+        ] {
+            let without = Controls::choose(&capabilities, mode).unwrap();
+            assert_eq!((without.primary.bits() >> 17 & 1, without.tertiary.bits()), (0, 0));
+        }
         let older = Capabilities { secondary: server.secondary & !(1 << 41), ..SKYLAKE };
         assert!(matches!(
             posted(&older),

@@ -15,7 +15,6 @@ pub(crate) mod reason {
     pub(crate) const EXCEPTION_OR_NMI: u16 = 0;
     pub(crate) const NMI_WINDOW: u16 = 8;
     pub(crate) const CONTROL_REGISTER_ACCESS: u16 = 28;
-    pub(crate) const APIC_WRITE: u16 = 56;
     pub(crate) const EPT_VIOLATION: u16 = 48;
 }
 
@@ -98,6 +97,7 @@ pub(crate) fn decode(snapshot: &Snapshot) -> Exit {
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),
         52 => ExitReason::PreemptionTimer,
         55 => ExitReason::Xsetbv,
+        56 => ExitReason::ApicWrite(snapshot.qualification as u16 & 0xfff),
         _ => unexpected,
     };
     Exit {
@@ -312,6 +312,7 @@ mod tests {
             (52, "preemption_timer"),
             (54, "cache_invalidate"),
             (55, "xsetbv"),
+            (56, "msr"),
         ] {
             assert_eq!(decode(&exit(reason)).reason.key(), key, "{reason}");
         }

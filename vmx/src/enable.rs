@@ -31,6 +31,7 @@ mod msr {
     pub(super) const IA32_VMX_CR4_FIXED1: u32 = 0x489;
     pub(super) const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
     pub(super) const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
+    pub(super) const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
     /// From a control MSR (0x481 to 0x484) to its TRUE form.
     pub(super) const TRUE_OFFSET: u32 = 0x48d - IA32_VMX_PINBASED_CTLS;
 }
@@ -67,6 +68,10 @@ impl Capabilities {
             pin_based: control(msr::IA32_VMX_PINBASED_CTLS),
             primary,
             secondary,
+            tertiary: existing(
+                msr::IA32_VMX_PROCBASED_CTLS3,
+                may(primary, Primary::ACTIVATE_TERTIARY_CONTROLS.bits()),
+            ),
             exit: control(msr::IA32_VMX_EXIT_CTLS),
             entry: control(msr::IA32_VMX_ENTRY_CTLS),
             misc: existing(msr::IA32_VMX_MISC, true),

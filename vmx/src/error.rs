@@ -83,8 +83,8 @@ impl fmt::Display for VmxError {
 
 impl core::error::Error for VmxError {}
 
-/// What a VM-instruction error means (SDM "VM-Instruction Error Numbers").
-pub(crate) const fn instruction_error(number: u32) -> &'static str {
+/// What a VM-instruction error means (SDM "VM-Instruction Error Numbers"), with IPI virtualization or without.
+pub(crate) const fn instruction_error(number: u32, virtualizes_ipis: bool) -> &'static str {
     match number {
         1 => "VMCALL executed in VMX root operation",
         2 => "VMCLEAR with invalid physical address",
@@ -92,6 +92,10 @@ pub(crate) const fn instruction_error(number: u32) -> &'static str {
         4 => "VMLAUNCH with non-clear VMCS",
         5 => "VMRESUME with non-launched VMCS",
         6 => "VMRESUME after VMXOFF",
+        7 if virtualizes_ipis => {
+            "VM entry with invalid control fields; IPI virtualization, which no CPU had run before, is one of \
+             them: choose interrupts = \"exitless\" or \"exiting\" and report this"
+        }
         7 => "VM entry with invalid control fields",
         8 => "VM entry with invalid host-state fields",
         9 => "VMPTRLD with invalid physical address",
@@ -139,9 +143,10 @@ mod tests {
     #[test]
     fn every_listed_instruction_error_has_its_own_sentence() {
         let listed: Vec<u32> = (1..=28).filter(|n| ![14, 21, 27].contains(n)).collect();
-        let sentences: HashSet<_> = listed.iter().map(|n| instruction_error(*n)).collect();
+        let sentences: HashSet<_> = listed.iter().map(|n| instruction_error(*n, false)).collect();
         assert_eq!(sentences.len(), listed.len());
-        assert!(!sentences.contains(instruction_error(14)));
+        assert!(!sentences.contains(instruction_error(14, false)));
+        assert!(instruction_error(7, true).contains("IPI virtualization"));
     }
 
     #[test]

@@ -38,5 +38,5 @@ pub use bitmap::{IoBitmaps, MsrBitmap};
 pub use capability::{Capabilities, Features, check};
 pub use enable::{VmxOn, enable};
 pub use error::VmxError;
-pub use posted::PostedInterrupts;
+pub use posted::{PidPointers, PostedInterrupts, Posting};
 pub use vcpu::{HostState, VcpuSetup, VirtualApic, VmxVcpu};

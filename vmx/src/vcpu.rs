@@ -29,7 +29,7 @@ use crate::field::{
     VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE,
 };
 use crate::guest_state::{self, GuestState};
-use crate::posted::PostedInterrupts;
+use crate::posted::Posting;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -64,8 +64,8 @@ pub struct HostState {
 pub struct VirtualApic {
     /// A free page for the virtual-APIC page.
     pub page: Hpa,
-    /// Where other CPUs post; identity-mapped.
-    pub posted: &'static PostedInterrupts,
+    /// How other CPUs post to it; identity-mapped.
+    pub posting: Posting,
 }
 
 /// What a virtual CPU is made of. Each address is that of a 4 KiB page.
@@ -259,8 +259,6 @@ impl VmxVcpu {
                 true
             }
             reason::CONTROL_REGISTER_ACCESS => self.move_to_control_register(snapshot),
-            // A self-IPI with a vector below 16, which nobody can take. It has been carried out.
-            reason::APIC_WRITE => true,
             _ => false,
         }
     }
@@ -345,7 +343,7 @@ impl VmxVcpu {
             self.set_virtual_interrupts(&VirtualInterrupts::default());
         }
         if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.posted.clear();
+            virtual_apic.posting.reset();
         }
     }
 
@@ -375,7 +373,9 @@ impl VmxVcpu {
     fn instruction_failure(&self, status: u64) -> Exit {
         let (number, meaning) = if status == run::status::FAIL_VALID {
             let number = self.vmcs.instruction_error();
-            (number, error::instruction_error(number))
+            let primary = self.vmcs.read(PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
+            let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
+            (number, error::instruction_error(number, tertiary))
         } else {
             (0, "VM entry without a current VMCS")
         };

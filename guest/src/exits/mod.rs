@@ -44,6 +44,7 @@ impl<P: Platform> Context<'_, P, ()> {
             ExitReason::WriteMsr => self.write_own_msr(length)?,
             ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
             ExitReason::EndOfInterrupt(vector) => self.ended(vector, TriggerMode::Level),
+            ExitReason::ApicWrite(offset) => self.apic_written(offset),
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
             ExitReason::Xsetbv => self.xsetbv(length),
             // The guest owns its devices' memory accesses; caches are coherent without it.
@@ -95,6 +96,7 @@ impl<P: Platform> Context<'_, P> {
             | ExitReason::ReadMsr
             | ExitReason::ExternalInterrupt(_)
             | ExitReason::EndOfInterrupt(_)
+            | ExitReason::ApicWrite(_)
             | ExitReason::InterruptWindow
             | ExitReason::Xsetbv
             | ExitReason::CacheInvalidate

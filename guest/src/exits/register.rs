@@ -156,9 +156,22 @@ impl<P: Platform, V> Context<'_, P, V> {
         action
     }
 
+    /// A write to the local APIC that the CPU has carried out but for its effect: an IPI that it does not send
+    /// by itself, or a self-IPI that nobody can take. It has checked the reserved bits.
+    pub(super) fn apic_written(&mut self, offset: u16) {
+        let Some(page) = self.vcpu.virtual_apic() else { return };
+        let word = |at: u16| page.get(usize::from(at / 4)).map_or(0, |word| u64::from(*word));
+        let value = word(offset.wrapping_add(4)) << 32 | word(offset);
+        if let Ok(action) = self.write_apic(X2APIC.start() + u32::from(offset >> 4), value) {
+            self.granted_apic_action(action);
+        }
+    }
+
     /// The guest's other CPUs, and its devices, find this CPU as its local APIC now says.
     pub(super) fn publish_addressing(&mut self) {
-        self.guest.set_addressing(self.cpu.index, self.cpu.apic.addressing());
+        let addressing = self.cpu.apic.addressing();
+        self.guest.set_addressing(self.cpu.index, addressing);
+        self.vcpu.set_reachable(addressing.enabled());
     }
 
     /// Does what a write to the local APIC comes to, its vector granted; `false` where the guest gets

@@ -2,7 +2,7 @@
 
 use arch::Vector;
 use arch::machine::CpuRequest;
-use arch::msr::IA32_X2APIC_ICR;
+use arch::msr::{IA32_X2APIC_ESR, IA32_X2APIC_ICR};
 
 use super::*;
 
@@ -78,4 +78,80 @@ fn a_logical_ipi_follows_what_the_cpus_wrote_to_their_ldr() {
         world.wrmsr(IA32_X2APIC_ICR, icr);
         assert_eq!(world.machine.ipis.pop(), Some((expected, Vector(0x51))), "{icr:#x}");
     }
+}
+
+/// A guest of 4 CPUs in the posted mode, whose CPU virtualizes IPIs.
+fn posted() -> World {
+    let mut world = World::new(InterruptMode::Posted);
+    world.switch_apics_on(4);
+    world.vcpu.apic_page = Some(Box::new([0; 1024]));
+    world.wrmsr(IA32_X2APIC_SIVR, 0x1ff);
+    world
+}
+
+/// The CPU has put `value` into the guest's page, and exits behind the WRMSR.
+fn written(world: &mut World, offset: u16, value: u64) {
+    let page = world.vcpu.apic_page.as_mut().unwrap();
+    let at = usize::from(offset / 4);
+    (page[at], page[at + 1]) = (value as u32, (value >> 32) as u32);
+    let rip = world.vcpu.state.rip;
+    world.handle(ExitReason::ApicWrite(offset), None);
+    assert_eq!(world.vcpu.state.rip, rip, "the write has been carried out");
+}
+
+#[test]
+fn an_ipi_that_the_cpu_leaves_to_us_goes_where_a_trapped_one_does() {
+    let icrs = [
+        2 << 32 | 0x4051,
+        0xc_4051,
+        0b1010_u64 << 32 | 0x4851,
+        9 << 32 | 0x4051,
+        u64::from(u32::MAX) << 32 | 0x51,
+        1 << 32 | 0x4500,
+        1 << 32 | 0x4699,
+        1 << 32 | 0x4400,
+        1 << 32 | 0x4005,
+        0x4_4051,
+    ];
+    for icr in icrs {
+        let (mut left, mut trapped) = (posted(), posted());
+        written(&mut left, 0x300, icr);
+        trapped.wrmsr(IA32_X2APIC_ICR, icr);
+        assert_eq!(left.machine.ipis, trapped.machine.ipis, "{icr:#x}");
+        assert_eq!(left.machine.requests, trapped.machine.requests, "{icr:#x}");
+        assert_eq!(left.cpu.apic.pending, trapped.cpu.apic.pending, "{icr:#x}");
+        assert_eq!(left.count(Counter::Msr), trapped.count(Counter::Msr));
+    }
+}
+
+#[test]
+fn a_self_ipi_that_nobody_can_take_is_an_error_and_nothing_else() {
+    let mut world = posted();
+    written(&mut world, 0x3f0, 5);
+    assert_eq!(world.cpu.apic.pending.next(), None);
+    world.wrmsr(IA32_X2APIC_ESR, 0);
+    assert_eq!(world.cpu.apic.read(IA32_X2APIC_ESR), Ok(eli::ApicRead::Value(0x60)));
+}
+
+#[test]
+fn no_write_to_the_page_reaches_beyond_the_guest_or_past_its_end() {
+    let mut world = posted();
+    for offset in 0..=0xfff {
+        world.vcpu.apic_page = Some(Box::new([0xffff_ffff; 1024]));
+        world.handle(ExitReason::ApicWrite(offset), None);
+    }
+    assert!(world.machine.ipis.iter().all(|(cpu, _)| *cpu < 4));
+    assert!(world.machine.msrs.is_empty());
+}
+
+#[test]
+fn other_cpus_post_by_themselves_only_while_the_local_apic_is_on() {
+    let mut world = posted();
+    assert!(world.vcpu.reachable);
+    world.wrmsr(IA32_X2APIC_SIVR, 0xff);
+    assert!(!world.vcpu.reachable);
+    world.wrmsr(IA32_X2APIC_SIVR, 0x1ff);
+    assert!(world.vcpu.reachable);
+    world.context(|vm| vm).init();
+    assert!(!world.vcpu.reachable);
 }
