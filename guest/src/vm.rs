@@ -115,6 +115,8 @@ pub struct Vm {
     pub lines: Vec<Line>,
     /// The IDTs that its CPUs have loaded.
     pub(crate) shadows: Shadows,
+    /// A vector from 32 on has come to one of its CPUs.
+    pub(crate) interrupted: bool,
     /// It was said on the console that a local APIC is used in xAPIC mode.
     pub(crate) xapic_said: bool,
     /// CPUs that have halted for good (bit n for CPU n).
@@ -133,6 +135,7 @@ impl Vm {
     pub fn new(cpus: usize, bus: VirtualBus, lines: Vec<Line>) -> Self {
         Self {
             shadows: Shadows::new(cpus),
+            interrupted: false,
             standing: 0,
             xapic_said: false,
             devices: Devices::default(),
@@ -159,6 +162,8 @@ pub struct CpuState {
     /// The last of them.
     pub(crate) recent: RecentExits,
     pub(crate) standstill: Standstill,
+    /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
+    pub(crate) idt_limit: Option<u16>,
 }
 
 impl CpuState {
@@ -175,6 +180,7 @@ impl CpuState {
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
             standstill: Standstill::default(),
+            idt_limit: None,
         }
     }
 }

@@ -21,6 +21,8 @@ bitflags! {
         const INIT = 1 << 3;
         /// Virtual interrupt about to be delivered.
         const VINTR = 1 << 4;
+        /// SIDT.
+        const IDTR_READ = 1 << 6;
         /// LIDT.
         const IDTR_WRITE = 1 << 10;
         /// CPUID.
@@ -169,7 +171,7 @@ mod tests {
         let probe = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 31;
         assert_eq!(control.intercept_3 & probe, probe);
         // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.
-        assert_eq!(control.intercept_3 & 0x02bb_c3e0, 0);
+        assert_eq!(control.intercept_3 & 0x02bb_c3a0, 0);
         assert_eq!(control.intercept_4, 0x207f);
         assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
         assert_eq!(control.intercept_exceptions, 1 << 11);

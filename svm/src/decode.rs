@@ -25,6 +25,7 @@ exit_codes! {
     VMEXIT_NMI = 0x61,
     VMEXIT_INIT = 0x63,
     VMEXIT_VINTR = 0x64,
+    VMEXIT_IDTR_READ = 0x66,
     VMEXIT_IDTR_WRITE = 0x6a,
     VMEXIT_CPUID = 0x72,
     VMEXIT_INVD = 0x76,
@@ -60,7 +61,7 @@ pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exi
         VMEXIT_INTR => (acknowledged.map_or(unexpected, ExitReason::ExternalInterrupt), None),
         VMEXIT_VINTR => (ExitReason::InterruptWindow, None),
         VMEXIT_HLT => (ExitReason::Halt, instruction(1)),
-        VMEXIT_IDTR_WRITE => {
+        VMEXIT_IDTR_READ | VMEXIT_IDTR_WRITE => {
             let known = nrip_save.then(|| length(vmcb.save.rip, control.nrip));
             (ExitReason::DescriptorTable, known)
         }

@@ -1,7 +1,11 @@
 //! LGDT, LIDT, SGDT, SIDT: the hypervisor must learn where the IDT is, so that it can put the shadow
 //! in its place. What the guest loads and stores is its own, unchanged.
 //!
-//! The shadow is where the IDT was at LIDT. A guest that later maps other pages behind the same
+//! Before a guest's first interrupt nothing needs the shadow, and operating systems write hundreds of gates.
+//! Until then the guest's own table is in place, and no more of it than the gates of exceptions: any other
+//! vector is a #GP, which exits and has the shadow put in place (decision 0030).
+//!
+//! The shadow is where the IDT was at that moment or, later, at LIDT. A guest that then maps other pages behind the same
 //! linear address meets its own table there, with no closed gates, until its next LIDT; so does one
 //! that loads its IDT before it switches to protected mode. A device that writes to a page of the
 //! IDT writes to the real one only.
@@ -12,7 +16,7 @@ use arch::machine::{GuestMemory, Machine};
 use arch::register::{Cr0, Cr4, Efer};
 use arch::segment::{DescriptorTable, DescriptorTableRegister};
 use arch::vcpu::{Vcpu, exception};
-use arch::{Gpa, Gva};
+use arch::{Exit, ExitReason, Gpa, Gva, Vector};
 use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
 
@@ -49,7 +53,7 @@ impl<P: Platform> Context<'_, P> {
         register: DescriptorTableRegister,
         form: PseudoDescriptor,
     ) -> Result<(), Refused> {
-        let bytes = form.encode(self.vcpu.descriptor_table(register));
+        let bytes = form.encode(self.guest_table(register));
         let bytes = bytes.get(..form.bytes()).unwrap_or(&bytes);
         let (at, access) = (instruction.linear_address(self.vcpu), Access::write(self.vcpu));
         insn::write_linear(self.vcpu, self.memory, at, access, bytes)?;
@@ -79,19 +83,60 @@ impl<P: Platform> Context<'_, P> {
         self.vcpu.set_descriptor_table(register, table);
         self.vcpu.skip_instruction(instruction.length);
         if register == DescriptorTableRegister::Idtr && self.guest.mode.is_exitless() {
-            let shadow = self.shadow_of(table);
-            self.place_shadow(shadow);
+            self.load_idt(table);
         }
         Ok(())
     }
 
-    /// The shadow of `table`. A real-mode table has no present bits and is left as it is.
-    pub(super) fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
-        if self.vcpu.cr0() & Cr0::PE.bits() == 0 {
-            return None;
+    /// What the guest has loaded: its IDTR may be shortened.
+    pub(super) fn guest_table(&self, register: DescriptorTableRegister) -> DescriptorTable {
+        let table = self.vcpu.descriptor_table(register);
+        let limit = self.cpu.idt_limit.filter(|_| register == DescriptorTableRegister::Idtr);
+        DescriptorTable { limit: limit.unwrap_or(table.limit), ..table }
+    }
+
+    /// The guest has loaded `table`. Before its first interrupt it keeps it, less all gates but those
+    /// of exceptions.
+    fn load_idt(&mut self, table: DescriptorTable) {
+        self.cpu.idt_limit = None;
+        match self.gate_format() {
+            Some(format) if !self.vm.interrupted => {
+                self.cpu.idt_limit = Some(table.limit);
+                let limit = table.limit.min(32 * format.size() as u16 - 1);
+                let table = DescriptorTable { limit, ..table };
+                self.vcpu.set_descriptor_table(DescriptorTableRegister::Idtr, table);
+                self.place_shadow(None);
+            }
+            _ => self.place_shadow(self.shadow_of(table)),
         }
+    }
+
+    /// An exception of a CPU whose IDTR is shortened: `true` if it was the #GP of that, or may have been.
+    /// The table is whole and shadowed now, and what had the #GP is tried again.
+    pub(super) fn first_interrupt(&mut self, exit: &Exit) -> bool {
+        let general_protection =
+            matches!(exit.reason, ExitReason::Exception { vector: Vector(exception::GP), .. });
+        if self.cpu.idt_limit.is_none() || !general_protection {
+            return false;
+        }
+        self.vm.interrupted = true;
+        let table = self.guest_table(DescriptorTableRegister::Idtr);
+        self.vcpu.set_descriptor_table(DescriptorTableRegister::Idtr, table);
+        self.load_idt(table);
+        self.deliver_again(exit);
+        true
+    }
+
+    /// `None` in real mode.
+    fn gate_format(&self) -> Option<GateFormat> {
         let long = self.vcpu.efer() & Efer::LMA.bits() != 0;
         let format = if long { GateFormat::Bits64 } else { GateFormat::Bits32 };
+        (self.vcpu.cr0() & Cr0::PE.bits() != 0).then_some(format)
+    }
+
+    /// The shadow of `table`. A real-mode table has no present bits and is left as it is.
+    pub(super) fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
+        let format = self.gate_format()?;
         let first = table.base.page();
         let pages = [first, first.wrapping_add(PAGE_SIZE)].map(|page| self.page_behind(page));
         Some(ShadowIdt::new(table, format, pages))

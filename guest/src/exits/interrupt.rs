@@ -19,8 +19,11 @@ use crate::vm::{Context, Guest, Next, Platform};
 impl<P: Platform> Context<'_, P> {
     /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
     pub(super) fn exception(&mut self, exit: &Exit) -> Next {
+        if self.first_interrupt(exit) {
+            return Next::Resume;
+        }
         let (shadow, memory, grants) = (self.shadow(), &*self.memory, &self.guest.grants);
-        let read = self.shadow_of(self.vcpu.descriptor_table(DescriptorTableRegister::Idtr));
+        let read = self.shadow_of(self.guest_table(DescriptorTableRegister::Idtr));
         let present = |vector| {
             let own = shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
             own && (!grants.allows(vector) || read == shadow)
@@ -89,17 +92,18 @@ impl<P: Platform> Context<'_, P> {
     pub fn init(&mut self) {
         self.cpu.apic.init();
         self.publish_addressing();
+        self.cpu.idt_limit = None;
         self.place_shadow(None);
     }
 
     /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too
-    /// short to hold them.
+    /// short to hold them, or the IDTR is shortened.
     pub(super) fn exception_intercepts(&mut self) {
         if !self.guest.mode.is_exitless() {
             return;
         }
         let covered = self.shadow().is_none_or(|idt| idt.covers(Vector(255)));
-        let short = if covered { 0 } else { 1 << exception::GP };
+        let short = if covered && self.cpu.idt_limit.is_none() { 0 } else { 1 << exception::GP };
         self.vcpu.set_exception_intercepts(1 << exception::NP | short);
     }
 }

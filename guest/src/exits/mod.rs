@@ -125,10 +125,13 @@ impl<P: Platform, V> Context<'_, P, V> {
     /// which decides itself what becomes of the event. `INT n` and its kin are executed again, as
     /// RIP still points at them.
     fn redeliver(&mut self, exit: &Exit) {
-        let Some(event) = exit.vectoring else { return };
-        if matches!(exit.reason, ExitReason::Exception { .. } | ExitReason::TripleFault) {
-            return;
+        if !matches!(exit.reason, ExitReason::Exception { .. } | ExitReason::TripleFault) {
+            self.deliver_again(exit);
         }
+    }
+
+    fn deliver_again(&mut self, exit: &Exit) {
+        let Some(event) = exit.vectoring else { return };
         let again = matches!(
             event.kind,
             EventKind::ExternalInterrupt | EventKind::Nmi | EventKind::HardwareException

@@ -107,9 +107,10 @@ impl World {
         world
     }
 
-    /// The same with an aligned IDT of 256 open gates, loaded.
+    /// The same with an aligned IDT of 256 open gates, loaded, and interrupted before.
     fn with_idt() -> Self {
         let mut world = Self::new(InterruptMode::Exitless);
+        world.vm.interrupted = true;
         world.make_idt(IDT);
         world.lidt(IDT, 0xfff);
         world

@@ -178,3 +178,83 @@ fn another_instruction_is_not_taken_for_one_of_these() {
     let next = world.exit(ExitReason::DescriptorTable, None);
     assert_eq!(next, Next::End(Outcome::Crash));
 }
+
+/// What #GP of a shortened IDTR is, for an interrupt and for anything else.
+const BEYOND: ExitReason = ExitReason::Exception {
+    vector: Vector(exception::GP),
+    error_code: Some(0x40 << 3 | 2),
+    qualification: 0,
+};
+
+fn before_the_first_interrupt() -> World {
+    let mut world = World::new(InterruptMode::Exitless);
+    world.make_idt(IDT);
+    world.lidt(IDT, 0xfff);
+    world
+}
+
+#[test]
+fn before_its_first_interrupt_the_guest_writes_its_table_freely_and_no_other_vector_gets_through() {
+    let mut world = before_the_first_interrupt();
+    assert_eq!(shadows(&world), [None, None]);
+    assert_eq!(world.vcpu.state.idtr, table(IDT, 16 * 32 - 1));
+    assert_eq!(world.vcpu.exception_intercepts, 1 << exception::NP | 1 << exception::GP);
+    *world.gpr(Gpr::Rbx) = OPERAND;
+    world.execute(&[0x0f, 0x01, 0x0b], ExitReason::DescriptorTable);
+    assert_eq!(world.get::<2>(OPERAND), [0xff, 0x0f], "SIDT gives what the guest has loaded");
+}
+
+#[test]
+fn the_first_interrupt_has_the_shadow_put_in_place_and_comes_again() {
+    let mut world = before_the_first_interrupt();
+    world.put(IDT + 16 * 0x41 + 5, &[0]);
+    world.grant(0x41);
+    world.grant(0x42);
+    world.handle(BEYOND, cut_short(0x40, EXTERNAL));
+    assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
+    assert_eq!((shadows(&world), world.vcpu.state.idtr), ([Some(IDT), None], table(IDT, 0xfff)));
+    assert_eq!((world.gate(0x40), world.gate(0x41), world.gate(0x42)), (CLOSED, 0, OPEN));
+    assert_eq!(world.vcpu.exception_intercepts, 1 << exception::NP);
+    world.make_idt(IDT + 0x1000);
+    world.lidt(IDT + 0x1000, 0xfff);
+    assert_eq!(shadows(&world), [Some(IDT + 0x1000), None], "from now on at once");
+}
+
+#[test]
+fn a_general_protection_fault_of_the_guests_own_happens_again_without_an_exit() {
+    let mut world = before_the_first_interrupt();
+    let rip = world.vcpu.state.rip;
+    let own = ExitReason::Exception { vector: Vector(13), error_code: Some(0), qualification: 0 };
+    world.handle(own, None);
+    assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (None, rip));
+    assert_eq!(world.vcpu.exception_intercepts, 1 << exception::NP);
+    assert_eq!(shadows(&world), [Some(IDT), None]);
+}
+
+#[test]
+fn a_cpu_that_was_not_interrupted_first_gets_its_whole_table_at_its_own_first() {
+    let mut world = before_the_first_interrupt();
+    world.vm.interrupted = true;
+    world.handle(BEYOND, cut_short(0x40, EXTERNAL));
+    assert_eq!((shadows(&world), world.vcpu.state.idtr), ([Some(IDT), None], table(IDT, 0xfff)));
+}
+
+#[test]
+fn init_ends_a_shortened_table() {
+    let mut world = before_the_first_interrupt();
+    world.context(|vm| vm).init();
+    assert_eq!(world.vcpu.exception_intercepts, 1 << exception::NP);
+    assert_eq!((world.cpu.idt_limit, shadows(&world)), (None, [None, None]));
+}
+
+#[test]
+fn in_real_mode_no_table_is_shortened() {
+    let mut world = World::new(InterruptMode::Exitless);
+    world.vcpu.state.cr0 = 0x10;
+    world.vcpu.state.efer = 0;
+    world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE16;
+    *world.gpr(Gpr::Rbx) = OPERAND;
+    world.put(OPERAND, &[0xff, 0x03, 0, 0, 0, 0]);
+    world.execute(&[0x0f, 0x01, 0x1f], ExitReason::DescriptorTable);
+    assert_eq!((world.vcpu.state.idtr.limit, world.cpu.idt_limit), (0x3ff, None));
+}

@@ -100,9 +100,8 @@ impl Idt {
     }
 }
 
-/// Makes a new table at `offset` in the room, where a table fits, and loads it. Interrupts are off,
-/// or none can come.
-pub(crate) fn load(offset: usize) -> Idt {
+/// Makes a new table at `offset` in the room, where a table fits. Interrupts are off, or none can come.
+pub(crate) fn fill(offset: usize) -> Idt {
     let table = Idt(room().wrapping_add(offset).cast());
     (0..=255).for_each(|vector| table.close(vector));
     table.set(Idt::BREAKPOINT, without_end as *const ());
@@ -112,6 +111,12 @@ pub(crate) fn load(offset: usize) -> Idt {
     for vector in [SELF_IPI_VECTOR, TIMER_VECTOR, ICR_VECTOR] {
         table.set(vector, device as *const ());
     }
+    table
+}
+
+/// The same, and loads it.
+pub(crate) fn load(offset: usize) -> Idt {
+    let table = fill(offset);
     let pointer = DescriptorTablePointer {
         limit: (16 * Idt::GATES - 1) as u16,
         base: x86_64::VirtAddr::from_ptr(table.0),

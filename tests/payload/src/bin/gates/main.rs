@@ -14,7 +14,7 @@ mod writes;
 
 use arch::msr;
 use cpu::instructions::{cpuid, read_msr, write_msr};
-use payload::{Counter, exits, power_off, say, verdict};
+use payload::{Counter, exits, exits_during, power_off, say, verdict};
 use x86_64::instructions::interrupts;
 
 #[unsafe(no_mangle)]
@@ -43,7 +43,13 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
 }
 
 fn checks() {
-    let table = idt::load(0);
+    idt::load(0);
+    let mut loaded = None;
+    let spent = exits_during(|| loaded = Some(idt::fill(0)));
+    let Some(table) = loaded else { return };
+    say!("exits for writing 256 gates before it: {spent}");
+    let limit = x86_64::instructions::tables::sidt().limit;
+    verdict("SIDT gives what was loaded", limit == 0xfff, format_args!("{limit:#x}"));
     interrupts::enable();
     arrival::first_is_granted();
     arrival::granted_vector_costs("page-aligned");
