@@ -12,7 +12,7 @@ use arch::msr;
 use cpu::instructions::{port_write, tsc, write_msr};
 use cpu::physical::{mmio_read, mmio_write, pointer};
 use payload::pci::{bar, config_read, config_write};
-use payload::{Counter, exits, exits_during, power_off, say, verdict};
+use payload::{Counter, exits, exits_during, loaded, power_off, say, verdict};
 use x86_64::instructions::interrupts;
 use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
 
@@ -42,11 +42,14 @@ struct Shared {
     registers: u64,
     memory: u64,
     peer: u64,
+    /// It does not sleep while it listens: Bochs does not wake a CPU that halts with a virtual interrupt
+    /// pending, as the manual says that it does.
+    awake: bool,
 }
 
 impl Shared {
     /// Finds the function and has its doorbell raise [`VECTOR`] here.
-    fn find() -> Option<Self> {
+    fn find(awake: bool) -> Option<Self> {
         let device = (0..32).find(|device| config_read(*device, 0) == IVSHMEM)?;
         say!("function 00:{device:02x}.0, class and revision {:#x}", config_read(device, 8));
         let (registers, memory) = (bar(device, 0), bar(device, 2));
@@ -59,7 +62,7 @@ impl Shared {
         config_write(device, 0x40, 0x8000_0000);
         // SAFETY: the function's register IVPosition.
         let peer = unsafe { mmio_read(Hpa::new(registers + 8), Width::Dword) };
-        Some(Self { registers, memory, peer })
+        Some(Self { registers, memory, peer, awake })
     }
 
     /// A word of the shared memory.
@@ -89,11 +92,16 @@ impl Shared {
         unsafe { mmio_write(Hpa::new(self.registers + 12), Width::Dword, value) };
     }
 
-    /// Sleeps until the other has rung; whether its pattern is there.
+    /// Waits until the other has rung; whether its pattern is there.
     fn hear(&self, round: u64) -> bool {
         interrupts::disable();
         while HEARD.load(Ordering::Relaxed) < round {
-            interrupts::enable_and_hlt();
+            if self.awake {
+                interrupts::enable();
+                core::hint::spin_loop();
+            } else {
+                interrupts::enable_and_hlt();
+            }
             interrupts::disable();
         }
         self.pattern(1 - self.peer, round)
@@ -144,7 +152,7 @@ fn wait_until(mut reached: impl FnMut() -> bool) -> bool {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     let table = &raw mut TABLE;
     // SAFETY: one CPU, before the table is loaded.
     let Table(idt) = unsafe { &mut *table };
@@ -153,7 +161,10 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     const SOFTWARE_ENABLE: u64 = 1 << 8;
     // SAFETY: the guest's own local APIC.
     unsafe { write_msr(msr::IA32_X2APIC_SIVR, SOFTWARE_ENABLE | 0xff) };
-    let Some(shared) = Shared::find() else {
+    // SAFETY: they are what this function was called with.
+    let loaded = unsafe { loaded(magic, info) };
+    let awake = loaded.is_some_and(|loaded| loaded.command_line.contains("awake"));
+    let Some(shared) = Shared::find(awake) else {
         say!("FAILED: no shared memory");
         power_off()
     };
