@@ -199,7 +199,7 @@ impl MemoryMap {
         if let Some(ecam) = self.ecam {
             add(ecam.base.as_u64(), ecam.range().end(), E820Type::Reserved);
         }
-        list.sort_by_key(|entry| entry.range.start);
+        list.sort_unstable_by_key(|entry| entry.range.start);
         list
     }
 }

@@ -18,11 +18,13 @@ use crate::memory;
 use crate::refusal::{Refusal, refuse};
 
 /// What a virtual CPU is made of, in words that both vendors share.
-pub(crate) struct VcpuParts<'a> {
+pub(crate) struct VcpuParts {
     pub(crate) mode: InterruptMode,
     pub(crate) nested_root: Hpa,
-    pub(crate) msr_passes: &'a [MsrPass],
-    pub(crate) port_passes: &'a [PortRange],
+    /// ICR writes pass in the bitmaps.
+    pub(crate) virtual_ipis: bool,
+    /// The guest's, as [`Backend::set_bitmaps`] made them.
+    pub(crate) bitmaps: Hpa,
     /// [`Backend::CPU_BYTES`] bytes of zeros that are this virtual CPU's alone.
     pub(crate) memory: Hpa,
     /// Tag of the guest's translations, from 1.
@@ -43,6 +45,8 @@ pub(crate) trait Backend: Sized + 'static {
 
     /// Bytes of memory that virtualization on a CPU and the virtual CPU on it take.
     const CPU_BYTES: u64;
+    /// Bytes of the bitmaps that all virtual CPUs of a guest share.
+    const BITMAP_BYTES: u64;
 
     /// Switches it on on the CPU that calls, in the first page of the virtual CPU's memory.
     fn enable(memory: Hpa) -> Result<Self, Refusal>;
@@ -61,8 +65,10 @@ pub(crate) trait Backend: Sized + 'static {
     fn drain(apic: LocalApic);
     /// Gives the local APIC of a CPU to a guest that takes its interrupts in `mode`.
     fn hand_over(apic: LocalApic, mode: InterruptMode);
+    /// Writes the bitmaps of a guest: these MSRs and ports do not exit, all others do.
+    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]);
     /// Makes a virtual CPU on this CPU.
-    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<Self::Cpu, Refusal>;
+    fn vcpu(&self, parts: &VcpuParts) -> Result<Self::Cpu, Refusal>;
 }
 
 /// Which vendor's virtualization this CPU claims to have.
@@ -88,6 +94,11 @@ pub(crate) fn vendor() -> Result<Vendor, Refusal> {
     }
 }
 
+/// Where the I/O bitmaps lie in a guest's bitmaps: behind the MSR bitmap.
+const IO_BITMAPS: u64 = size_of::<vmx::MsrBitmap>() as u64;
+/// The same of the I/O permission map, behind the MSR permission map.
+const IO_PERMISSION_MAP: u64 = size_of::<svm::MsrPermissionMap>() as u64;
+
 /// VT-x.
 pub(crate) struct VtX(vmx::VmxOn);
 
@@ -95,8 +106,9 @@ impl Backend for VtX {
     const NAME: &'static str = "vmx";
     type Format = EptFormat;
     type Cpu = vmx::VmxVcpu;
-    /// VMXON region, VMCS, MSR bitmap, I/O bitmaps, virtual-APIC page.
-    const CPU_BYTES: u64 = 6 * PAGE_SIZE;
+    /// VMXON region, VMCS, virtual-APIC page.
+    const CPU_BYTES: u64 = 3 * PAGE_SIZE;
+    const BITMAP_BYTES: u64 = IO_BITMAPS + size_of::<vmx::IoBitmaps>() as u64;
 
     fn enable(memory: Hpa) -> Result<Self, Refusal> {
         // SAFETY: ring 0, and it is off on this CPU; the page is this CPU's.
@@ -130,22 +142,30 @@ impl Backend for VtX {
         apic.hand_over();
     }
 
-    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<vmx::VmxVcpu, Refusal> {
-        let mut msr_passes = parts.msr_passes.to_vec();
-        // By the same capabilities `VmxVcpu::new` chooses its controls.
-        if Controls::choose(&self.0.features.capabilities, parts.mode)?.virtualizes_ipis() {
-            msr_passes.push(eli::apic::VIRTUAL_ICR);
+    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]) {
+        // SAFETY: room for it, says [`Self::BITMAP_BYTES`].
+        unsafe { table::<vmx::MsrBitmap>(at) }.set(msrs);
+        // SAFETY: as before.
+        unsafe { table::<vmx::IoBitmaps>(at.wrapping_add(IO_BITMAPS)) }.set(ports);
+    }
+
+    fn vcpu(&self, parts: &VcpuParts) -> Result<vmx::VmxVcpu, Refusal> {
+        // Else the guest would write the ICR of the machine.
+        if parts.virtual_ipis && !Self::virtualizes_ipis(parts.mode) {
+            return Err(refuse!(
+                "this CPU has no IPI virtualization and another of the guest's has: choose CPUs of one \
+                 kind for it"
+            ));
         }
-        let msr_bitmap = place(parts.memory, 2, vmx::MsrBitmap::new(&msr_passes));
-        let io_bitmaps = place(parts.memory, 3, vmx::IoBitmaps::new(parts.port_passes));
+        let io_bitmaps = parts.bitmaps.wrapping_add(IO_BITMAPS);
         let virtual_apic = parts.posted.map(|posting| vmx::VirtualApic {
-            page: parts.memory.wrapping_add(5 * PAGE_SIZE),
+            page: parts.memory.wrapping_add(2 * PAGE_SIZE),
             posting,
         });
         let setup = vmx::VcpuSetup {
             mode: parts.mode,
             nested_root: parts.nested_root,
-            msr_bitmap,
+            msr_bitmap: parts.bitmaps,
             io_bitmap_a: io_bitmaps,
             io_bitmap_b: io_bitmaps.wrapping_add(vmx::IoBitmaps::B_OFFSET),
             vmcs: parts.memory.wrapping_add(PAGE_SIZE),
@@ -181,8 +201,9 @@ impl Backend for AmdV {
     const NAME: &'static str = "svm";
     type Format = NptFormat;
     type Cpu = svm::SvmVcpu;
-    /// Host save area, VMCB, MSR permission map, I/O permission map.
-    const CPU_BYTES: u64 = 7 * PAGE_SIZE;
+    /// Host save area, VMCB.
+    const CPU_BYTES: u64 = 2 * PAGE_SIZE;
+    const BITMAP_BYTES: u64 = IO_PERMISSION_MAP + size_of::<svm::IoPermissionMap>() as u64;
 
     fn enable(memory: Hpa) -> Result<Self, Refusal> {
         // SAFETY: ring 0; the page is this CPU's.
@@ -226,17 +247,20 @@ impl Backend for AmdV {
         }
     }
 
-    fn vcpu(&self, parts: &VcpuParts<'_>) -> Result<svm::SvmVcpu, Refusal> {
+    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]) {
+        // SAFETY: room for it, says [`Self::BITMAP_BYTES`].
+        unsafe { table::<svm::MsrPermissionMap>(at) }.set(msrs);
+        // SAFETY: as before.
+        unsafe { table::<svm::IoPermissionMap>(at.wrapping_add(IO_PERMISSION_MAP)) }.set(ports);
+    }
+
+    fn vcpu(&self, parts: &VcpuParts) -> Result<svm::SvmVcpu, Refusal> {
         let setup = svm::VcpuSetup {
             mode: parts.mode,
             features: self.0,
             nested_root: parts.nested_root,
-            msr_permission_map: place(
-                parts.memory,
-                2,
-                svm::MsrPermissionMap::new(parts.msr_passes),
-            ),
-            io_permission_map: place(parts.memory, 4, svm::IoPermissionMap::new(parts.port_passes)),
+            msr_permission_map: parts.bitmaps,
+            io_permission_map: parts.bitmaps.wrapping_add(IO_PERMISSION_MAP),
             vmcb: parts.memory.wrapping_add(PAGE_SIZE),
             asid: u32::from(parts.tag),
             take_interrupt: cpu::exceptions::take_interrupt,
@@ -253,10 +277,11 @@ fn set_global_interrupt_flag() {
     unsafe { core::arch::asm!("stgi", options(nostack)) };
 }
 
-/// Moves a hardware table to where a virtual CPU's memory has it: behind so many pages.
-fn place<T>(memory: Hpa, pages: u64, table: T) -> Hpa {
-    let at = memory.wrapping_add(pages * PAGE_SIZE);
-    // SAFETY: [`Backend::CPU_BYTES`] has room for it there, nobody uses it yet, and it is page-aligned.
-    unsafe { cpu::physical::pointer::<T>(at).write(table) };
-    at
+/// A hardware table in a guest's bitmaps.
+///
+/// # Safety
+/// `at` is page-aligned and has room for it, nobody else uses it, and whatever bytes lie there are a `T`.
+unsafe fn table<'a, T>(at: Hpa) -> &'a mut T {
+    // SAFETY: the caller vouches for the place.
+    unsafe { &mut *cpu::physical::pointer::<T>(at) }
 }

@@ -17,7 +17,6 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 
 use arch::address::PAGE_SIZE;
 use arch::iommu::DomainId;
-use arch::msr::{MsrPass, PortRange};
 use arch::vcpu::{InterruptMode, StartState};
 use arch::{ApicId, Bdf, Hpa};
 use config::{Afterwards, GuestConfig};
@@ -81,9 +80,8 @@ struct Plan {
 /// A guest, from its first life to its last.
 pub(crate) struct Partition<B: Backend> {
     plan: Plan,
-    pub(crate) shared: Mutex<Shared<B>>,
+    pub(crate) shared: Mutex<Box<Shared<B>>>,
     outcome: Mutex<Option<Outcome>>,
-    msr_passes: Vec<MsrPass>,
     /// Virtual CPUs that have not left.
     present: AtomicUsize,
     /// TSC at its beginning.
@@ -115,15 +113,19 @@ pub(crate) struct Shared<B: Backend> {
     pub(crate) config: MachineConfigSpace,
     /// Where its boot processor begins.
     start: StartState,
+    /// ICR writes pass in the bitmaps.
+    virtual_ipis: bool,
+    /// The bitmaps of all its virtual CPUs.
+    bitmaps: Hpa,
     /// Each virtual CPU's memory.
     cpus: Vec<Hpa>,
     domain: Option<DomainId>,
-    port_passes: Vec<PortRange>,
 }
 
 impl<B: Backend> Shared<B> {
     /// Makes a guest as it is before its first instruction, in `ram`, which is scrubbed.
-    fn new(plan: &Plan, ram: &GuestRam) -> Result<Self, Refusal> {
+    /// In a box: it is too large for a processor's stack.
+    fn new(plan: &Plan, ram: &GuestRam) -> Result<Box<Self>, Refusal> {
         let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
         let memory = hardware.memory;
         let mut ram = ram.clone();
@@ -136,7 +138,11 @@ impl<B: Backend> Shared<B> {
         let timer = (*index == 0).then_some(guest::devices::pit::GSI);
         let (mut bus, lines) = virtual_bus(guest, map, functions, shares, timer, &mut config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
-        let port_passes = port_passes(hardware, guest, &bus);
+        let bitmaps = memory.frames(B::BITMAP_BYTES)?;
+        let mut msr_passes = [guest::msr::passes(), eli::apic::passes(guest.interrupts)].concat();
+        let virtual_ipis = B::virtualizes_ipis(guest.interrupts);
+        msr_passes.extend(virtual_ipis.then_some(eli::apic::VIRTUAL_ICR));
+        B::set_bitmaps(bitmaps, &msr_passes, &port_passes(hardware, guest, &bus));
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
         let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
         let mut machine = GuestMachine {
@@ -156,7 +162,18 @@ impl<B: Backend> Shared<B> {
         let policy = Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid);
         let policy = Arc::new(policy);
         let vm = power_on(seats, bus, lines, &mut machine, &mut config);
-        Ok(Self { policy, vm, machine, ram, config, start, cpus, domain, port_passes })
+        Ok(Box::new(Self {
+            policy,
+            vm,
+            machine,
+            ram,
+            config,
+            start,
+            virtual_ipis,
+            bitmaps,
+            cpus,
+            domain,
+        }))
     }
 
     /// Takes everything back but the RAM, which is returned as the guest left it. All its CPUs have
@@ -173,8 +190,9 @@ impl<B: Backend> Shared<B> {
         }
         self.machine.give_back();
         let mut memory = hardware.memory;
-        for at in self.cpus.drain(..) {
-            for page in 0..B::CPU_BYTES / PAGE_SIZE {
+        let cpus = self.cpus.drain(..).map(|at| (at, B::CPU_BYTES));
+        for (at, bytes) in cpus.chain([(self.bitmaps, B::BITMAP_BYTES)]) {
+            for page in 0..bytes / PAGE_SIZE {
                 memory.give_back(at.wrapping_add(page * PAGE_SIZE));
             }
         }
@@ -227,17 +245,14 @@ impl<B: Backend> Partition<B> {
         let shared = Shared::<B>::new(&plan, &ram)?;
         let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
         logln!("guest {}: nested table {mix}", guest.name);
-        if B::virtualizes_ipis(guest.interrupts) {
+        if shared.virtual_ipis {
             logln!("guest {}: IPI virtualization: used", guest.name);
         }
-        let mut msr_passes = guest::msr::passes().to_vec();
-        msr_passes.extend_from_slice(eli::apic::passes(guest.interrupts));
         let (ram_bytes, pooled_bytes) = ram.size();
         Ok(Self {
             plan,
             shared: Mutex::new(shared),
             outcome: Mutex::new(None),
-            msr_passes,
             present: AtomicUsize::new(seats.len()),
             clock_base: AtomicU64::new(instructions::tsc()),
             lives: AtomicU32::new(1),
@@ -364,8 +379,6 @@ impl<B: Backend> Partition<B> {
     }
 
     /// Switches virtualization on on the processor that calls, and makes virtual CPU `index` there.
-    /// Not inlined: the bitmaps pass over the stack, which a whole life would carry along.
-    #[inline(never)]
     pub(crate) fn vcpu(&self, index: usize, processor: &Processor) -> Result<(B, B::Cpu), Refusal> {
         let shared = self.shared.lock();
         let memory = *shared.cpus.get(index).ok_or_else(out_of_memory)?;
@@ -373,8 +386,8 @@ impl<B: Backend> Partition<B> {
         let parts = VcpuParts {
             mode: self.plan.guest.interrupts,
             nested_root: shared.machine.tables.lock().nested.root(),
-            msr_passes: &self.msr_passes,
-            port_passes: &shared.port_passes,
+            virtual_ipis: shared.virtual_ipis,
+            bitmaps: shared.bitmaps,
             memory,
             // One guest to a processor: nobody else uses the tag there.
             tag: 1,

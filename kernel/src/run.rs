@@ -123,7 +123,9 @@ fn run<B: Backend>(
     }
 }
 
-/// One life of a virtual CPU. Virtualization is off before and after.
+/// One life of a virtual CPU. Virtualization is off before and after. Not inlined: what it holds
+/// would lie on the stack between the lives too, where much is done.
+#[inline(never)]
 fn live<B: Backend>(
     hardware: &'static Hardware,
     partition: &'static Partition<B>,

@@ -75,7 +75,7 @@ mod tests {
             if let Ok(mut places) = place(&functions) {
                 prop_assert!(places.iter().all(|p| p.bus() == 0 && p.device() != 0));
                 prop_assert!(places.iter().all(|p| places.contains(&at(0, p.device(), 0))));
-                places.sort();
+                places.sort_unstable();
                 places.dedup();
                 prop_assert_eq!(places.len(), functions.len());
             }

@@ -24,13 +24,13 @@ impl<B: Backend> Partition<B> {
     /// Logs the guest's vectors, in order, each with what raises it.
     pub(super) fn log_irqs(&self) {
         let shared = self.shared.lock();
-        let Shared { policy, vm, machine, .. } = &*shared;
+        let Shared { policy, vm, machine, .. } = &**shared;
         let mut sources = self.physical(&machine.tables.lock().routes);
         sources.extend(virtual_lines(vm));
         sources.extend(other_grants(&policy.grants, &sources));
         let mode = policy.mode;
         drop(shared);
-        sources.sort();
+        sources.sort_unstable();
         let sum = |counter| -> u64 {
             self.seats().iter().map(|seat| seat.counters.lock().get(counter)).sum()
         };
