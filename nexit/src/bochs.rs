@@ -9,9 +9,6 @@ use std::path::Path;
 use crate::machine::Machine;
 use crate::size;
 
-/// The program.
-pub const PROGRAM: &str = "bochs";
-
 /// The configuration of `machine`, which boots `iso`, and connects its serial line to `serial`.
 pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketAddr) -> String {
     let mebibytes = size::mebibytes(machine.memory);

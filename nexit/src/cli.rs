@@ -112,6 +112,9 @@ pub(crate) struct RunArgs {
     /// The CPU model of Bochs.
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
     pub(crate) bochs_model: String,
+    /// Bochs itself; `make setup` unpacks version 3 in target/bochs3.
+    #[arg(long, value_name = "PROGRAM", default_value = "bochs")]
+    pub(crate) bochs: String,
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,

@@ -168,7 +168,7 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     let file = folder.join("bochsrc");
     fs::write(&file, text).or_failed("write", &file)?;
     let mut arguments = vec!["-q".to_owned()];
-    if session::says(bochs::PROGRAM, "--help", "-rc ")? {
+    if session::says(&args.bochs, "--help", "-rc ")? {
         // A build with the debugger stops at its prompt: this tells it to go on.
         let commands = folder.join("commands");
         fs::write(&commands, "c\n").or_failed("write", &commands)?;
@@ -178,7 +178,7 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     let locks: Vec<PathBuf> =
         bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
     Ok(Emulation {
-        program: bochs::PROGRAM.to_owned(),
+        program: args.bochs.clone(),
         arguments,
         output: Output::Socket { listener, log, locks },
     })

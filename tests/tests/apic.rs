@@ -1,6 +1,6 @@
 //! The local APIC in all its modes, and IPIs between a guest's CPUs, on both emulators.
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload, project_folder};
 
 const CLAIMS: &[&str] = &[
     "there is no page in x2APIC mode",
@@ -33,9 +33,12 @@ fn said(outcome: &Outcome) -> usize {
 }
 
 fn apic(emulator: Emulator, interrupts: &str) -> Outcome {
+    apic_by(interrupts, |payload| emulator.run(&format!("apic-{interrupts}"), payload))
+}
+
+fn apic_by(interrupts: &str, run: impl FnOnce(&Payload<'_>) -> Outcome) -> Outcome {
     let further = format!("interrupts = \"{interrupts}\"");
-    let payload = Payload { cpus: "[0, 1]", further: &further, ..Payload::new("apic") };
-    let outcome = emulator.run(&format!("apic-{interrupts}"), &payload);
+    let outcome = run(&Payload { cpus: "[0, 1]", further: &further, ..Payload::new("apic") });
     outcome.assert_verdicts(CLAIMS);
     // A claim stands in several lines.
     assert!(!outcome.output.contains("FAILED"), "{outcome}");
@@ -83,6 +86,21 @@ fn every_apic_mode_works_in_the_posted_mode_too() {
     let outcome = apic(Emulator::Bochs, "posted");
     assert_eq!(outcome.number("exits for 100 self-IPIs and EOIs after it"), 0, "{outcome}");
     assert_eq!(outcome.exits("eoi"), Some(0), "{outcome}");
+}
+
+/// Bochs 3 can post; the first CPU sends the second all sorts of IPIs.
+#[test]
+fn ipis_between_cpus_that_post_cost_their_receiver_no_exit() {
+    let program = project_folder().join("target/bochs3/bochs").display().to_string();
+    let bochs = ["--emulator", "bochs", "--bochs", &program, "--bochs-model", "corei7_skylake_x"];
+    let options = [&bochs[..], &["--timeout", "90"]].concat();
+    let outcome = apic_by("posted", |payload| {
+        Folder::new("apic-posting").run(&payload.toml(), &options, &Devices::none())
+    });
+    let second = &outcome.report["guests"][0]["vcpus"][1]["exits"];
+    for reason in ["external_interrupt", "eoi"] {
+        assert_eq!(second[reason].as_u64(), Some(0), "{outcome}");
+    }
 }
 
 #[test]
