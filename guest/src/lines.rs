@@ -10,10 +10,10 @@ use core::ops::Range;
 
 use config::{GuestConfig, Uart};
 
-use crate::devices::ioapic::INPUTS;
+use crate::devices::ioapic::{INPUTS, ISA_INPUTS};
 
 /// The inputs for lines of PCI.
-const PCI_INPUTS: Range<u32> = 16..INPUTS as u32;
+const PCI_INPUTS: Range<u32> = ISA_INPUTS..INPUTS;
 
 /// One line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +59,13 @@ pub fn of(guest: &GuestConfig, isa: impl Iterator<Item = u32>) -> Result<Vec<Lin
     Ok(lines)
 }
 
+/// Inputs of the I/O APIC of a guest that has these lines. Those that are never used cost exits, too:
+/// Linux reads and masks each several times while it starts.
+pub(crate) fn inputs(lines: &[Line]) -> u32 {
+    let pci = lines.iter().any(|line| PCI_INPUTS.contains(&line.input));
+    if pci { INPUTS } else { ISA_INPUTS }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +82,7 @@ mod tests {
         let config = config::parse(&text).unwrap();
         let lines = of(&config.guests[0], [14].into_iter())?;
         assert!(lines.iter().all(|line| line.active_low == (line.gsi != 3 && line.gsi != 14)));
+        assert_eq!(inputs(&lines), if gsis.is_empty() { 16 } else { 24 });
         Ok(lines.iter().map(|line| (line.input, line.gsi)).collect())
     }
 

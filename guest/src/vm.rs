@@ -16,7 +16,7 @@ use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
 use crate::exits::tick::Standstill;
-use crate::lines::Line;
+use crate::lines::{self, Line};
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
 use crate::recent::RecentExits;
@@ -139,7 +139,7 @@ impl Vm {
             standing: 0,
             xapic_said: false,
             devices: Devices::default(),
-            io_apic: IoApic::default(),
+            io_apic: IoApic::new(lines::inputs(&lines)),
             bus,
             lines,
             uart_line: false,

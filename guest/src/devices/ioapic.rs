@@ -1,9 +1,11 @@
-//! The virtual I/O APIC: 24 redirection entries behind the index and data registers of its page.
+//! The virtual I/O APIC: 16 or 24 redirection entries behind the index and data registers of its page.
 //!
 //! The guest's entries are what it wrote; what they mean for the machine is the caller's to do, on
 //! every [`IoApicEffect`]. Remote IRR reads as clear: level lines are ended by the EOI broadcast in
 //! the machine's own I/O APIC. (Intel 82093AA data sheet, "Register Description"; 100-Series PCH
 //! data sheet, "EOI Register".)
+
+use alloc::vec::Vec;
 
 use arch::Vector;
 use arch::interrupt::TriggerMode;
@@ -12,8 +14,10 @@ use arch::interrupt::TriggerMode;
 pub const BASE: u64 = 0xfec0_0000;
 /// Its APIC identifier in the MADT and in its own ID register.
 pub const ID: u8 = 0;
-/// Number of inputs; global system interrupts begin with 0.
-pub const INPUTS: usize = 24;
+/// Inputs for the lines of the ISA bus; global system interrupts begin with 0.
+pub const ISA_INPUTS: u32 = 16;
+/// Inputs of a guest that also has lines of PCI.
+pub const INPUTS: u32 = 24;
 
 /// The version that has an EOI register.
 const VERSION: u32 = 0x20;
@@ -103,16 +107,17 @@ pub enum IoApicEffect {
 pub struct IoApic {
     select: u8,
     id: u8,
-    entries: [RedirectionEntry; INPUTS],
-}
-
-impl Default for IoApic {
-    fn default() -> Self {
-        Self { select: 0, id: ID, entries: [RedirectionEntry::MASKED; INPUTS] }
-    }
+    entries: Vec<RedirectionEntry>,
 }
 
 impl IoApic {
+    /// Its state after reset.
+    #[must_use]
+    pub fn new(inputs: u32) -> Self {
+        let entries = alloc::vec![RedirectionEntry::MASKED; inputs as usize];
+        Self { select: 0, id: ID, entries }
+    }
+
     /// The entry of a global system interrupt.
     #[must_use]
     pub fn entry(&self, gsi: u32) -> Option<RedirectionEntry> {
@@ -126,7 +131,7 @@ impl IoApic {
             (IOREGSEL, select) => u32::from(select),
             // ID and arbitration ID.
             (IOWIN, 0 | 2) => u32::from(self.id) << 24,
-            (IOWIN, 1) => VERSION | (INPUTS as u32 - 1) << 16,
+            (IOWIN, 1) => VERSION | (self.entries.len() as u32).wrapping_sub(1) << 16,
             (IOWIN, select) => {
                 let entry = self.entries.get(entry_index(select)).map_or(0, |entry| entry.0);
                 (entry >> (32 * (select & 1))) as u32
@@ -184,17 +189,20 @@ mod tests {
 
     #[test]
     fn it_has_24_masked_inputs_and_an_eoi_register() {
-        let mut ioapic = IoApic::default();
+        let mut ioapic = IoApic::new(INPUTS);
         assert_eq!(read(&mut ioapic, 1), 0x0017_0020);
         assert!((0..24).all(|gsi| ioapic.entry(gsi).unwrap().masked()));
         assert_eq!(ioapic.entry(24), None);
+        let mut smaller = IoApic::new(ISA_INPUTS);
+        assert_eq!((read(&mut smaller, 1), smaller.entry(16)), (0x000f_0020, None));
+        assert_eq!(read(&mut smaller, 0x30), 0, "no register");
         let effect = ioapic.write(EOI, 0x31);
         assert_eq!(effect, IoApicEffect::EndOfInterrupt(Vector(0x31)));
     }
 
     #[test]
     fn linux_routes_the_uart_edge_triggered_to_a_cpu() {
-        let mut ioapic = IoApic::default();
+        let mut ioapic = IoApic::new(INPUTS);
         write(&mut ioapic, 0x10 + 2 * 4 + 1, 0x0100_0000);
         let effect = write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024);
         let IoApicEffect::Redirection(change) = effect else { panic!("{effect:?}") };
@@ -220,8 +228,8 @@ mod tests {
         fn entries_are_what_was_written_without_the_read_only_bits(
             writes in proptest::collection::vec((any::<u8>(), any::<u32>()), 0..64)
         ) {
-            let mut ioapic = IoApic::default();
-            let mut model = [0x1_0000u64; INPUTS];
+            let mut ioapic = IoApic::new(INPUTS);
+            let mut model = [0x1_0000u64; INPUTS as usize];
             for (register, value) in writes {
                 let effect = write(&mut ioapic, register, value);
                 if (0x10..0x40).contains(&register) {
