@@ -82,7 +82,7 @@ pub(crate) fn msrs() {
     verdict("no MSR of virtualization can be read", told == 0, format_args!("{told} readable"));
     let efer = rdmsr(0xc000_0080).unwrap_or(0);
     verdict("EFER shows no SVME", efer & 1 << 12 == 0, format_args!("{efer:#x}"));
-    // What is written here is ignored or virtual: SYSCFG, DEBUGCTL, MTRRs, TSC, TSC_ADJUST.
+    // What is written here is ignored, virtual or refused: SYSCFG, DEBUGCTL, ranges of MTRRs, TSC, TSC_ADJUST.
     for msr in [0xc001_0010, 0x1d9, 0x200, 0x201, 0x10, 0x3b] {
         let _ = wrmsr(msr, 0x806);
     }
