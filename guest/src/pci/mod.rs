@@ -433,6 +433,8 @@ const fn host_bridge(dword: u16) -> u32 {
         // Memory Space and Bus Master, as every host bridge has them.
         0x04 => 0x0000_0006,
         0x08 => 0x0600_0000,
+        // It has no extended space: one read says so.
+        0x100.. => u32::MAX,
         _ => 0,
     }
 }

@@ -280,6 +280,7 @@ fn the_guest_sees_its_host_bridge_and_its_functions_only() {
     }
     assert_eq!(found, [Bdf::new(0, 0, 0), IDE_PLACE, NIC_PLACE, NVME]);
     assert_eq!(world.read(World::ecam(Bdf::new(0, 0, 0), 8), Width::Dword), Some(0x0600_0000));
+    assert_eq!(world.read(World::ecam(Bdf::new(0, 0, 0), 0x100), Width::Dword), Some(0xffff_ffff));
     let before = world.config.clone();
     world.write(World::ecam(OTHER, 4), Width::Word, 7);
     assert_eq!(world.config.0, before.0);
