@@ -1,4 +1,4 @@
-//! The guest's ACPI tables: RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT.
+//! The guest's ACPI tables: RSDP, XSDT, FADT, FACS, MADT, SRAT, MCFG and DSDT.
 //!
 //! The full fixed hardware is described, not the hardware-reduced profile, as legacy devices (ISA
 //! IDE, the RTC) have interrupts only there. Invariant: what the tables name exists – the registers
@@ -71,8 +71,11 @@ pub fn tables(parameters: Parameters<'_>) -> Blob {
     let dsdt = area.add(dsdt(parameters));
     let facs = area.add(facs());
     let timer = parameters.pm_timer.map_or(power::PM_TIMER, |ports| ports.first);
-    let mut pointers =
-        Vec::from([area.add(fadt(dsdt, facs, timer)), area.add(madt(parameters.apic_ids))]);
+    let mut pointers = Vec::from([
+        area.add(fadt(dsdt, facs, timer)),
+        area.add(madt(parameters.apic_ids)),
+        area.add(srat(parameters)),
+    ]);
     if let Some(ecam) = parameters.memory.ecam() {
         pointers.push(area.add(mcfg(ecam)));
     }
@@ -206,6 +209,23 @@ fn madt(apic_ids: &[ApicId]) -> Vec<u8> {
     body.extend([2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
     body.extend([2, 10, 0, SCI, SCI, 0, 0, 0, 0x0d, 0]);
     table(b"APIC", 4, &body)
+}
+
+/// All CPUs and all RAM in proximity domain 0. Without this table Linux looks for an AMD northbridge at every
+/// device number, by two port accesses each.
+fn srat(parameters: Parameters<'_>) -> Vec<u8> {
+    const ENABLED: u32 = 1;
+    let mut body = [&1u32.to_le_bytes()[..], &[0; 8]].concat();
+    for id in parameters.apic_ids {
+        body.extend([2, 24, 0, 0, 0, 0, 0, 0]);
+        body.extend([id.0, ENABLED, 0, 0].map(u32::to_le_bytes).concat());
+    }
+    for ram in parameters.memory.ram() {
+        body.extend([1, 40, 0, 0, 0, 0, 0, 0]);
+        body.extend([ram.start.as_u64(), ram.length].map(u64::to_le_bytes).concat());
+        body.extend([0, ENABLED, 0, 0].map(u32::to_le_bytes).concat());
+    }
+    table(b"SRAT", 3, &body)
 }
 
 /// The guest's one bus, whatever the machine's window has room for: Linux probes every device number
@@ -360,7 +380,10 @@ mod tests {
     #[test]
     fn every_table_is_reached_and_sums_to_zero() {
         let with = walk(&built(512 << 20, Some(DEFAULT_ECAM)));
-        assert_eq!(with.keys().collect::<Vec<_>>(), ["APIC", "DSDT", "FACP", "MCFG", "XSDT"]);
+        assert_eq!(
+            with.keys().collect::<Vec<_>>(),
+            ["APIC", "DSDT", "FACP", "MCFG", "SRAT", "XSDT"]
+        );
         let without = walk(&built(512 << 20, None));
         assert!(!without.contains_key("MCFG"));
     }
@@ -402,6 +425,22 @@ mod tests {
         assert_eq!((u32_at(&entries[2].1, 4), u32_at(&entries[2].1, 12)), (300, 2));
         assert_eq!(u32_at(&entries[3].1, 4), 0xfec0_0000);
         assert_eq!((entries[4].1[3], u32_at(&entries[4].1, 4)), (0, 2), "the timer is at input 2");
+    }
+
+    #[test]
+    fn the_srat_has_every_cpu_and_all_ram_in_one_domain() {
+        let srat = walk(&built(5 << 30, Some(DEFAULT_ECAM))).remove("SRAT").unwrap();
+        let (cpus, ram) = srat[48..].split_at(3 * 24);
+        for (entry, id) in cpus.chunks(24).zip(IDS) {
+            assert_eq!((entry[0], entry[1], u32_at(entry, 4)), (2, 24, 0));
+            assert_eq!((u32_at(entry, 8), u32_at(entry, 12)), (id.0, 1));
+        }
+        let map = MemoryMap::new(5 << 30, Some(DEFAULT_ECAM));
+        assert_eq!(ram.len(), 40 * map.ram().len());
+        for (entry, run) in ram.chunks(40).zip(map.ram()) {
+            assert_eq!((entry[0], entry[1], u32_at(entry, 2), u32_at(entry, 28)), (1, 40, 0, 1));
+            assert_eq!((u64_at(entry, 8), u64_at(entry, 16)), (run.start.as_u64(), run.length));
+        }
     }
 
     #[test]
