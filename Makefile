@@ -7,6 +7,7 @@
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  lines of trusted code, size of the image
 #   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
+#   make growth                 the last part of it: 1, 2, 4, 8 CPUs and guests
 
 EMULATOR ?= qemu
 ACCEL    ?= tcg
@@ -44,7 +45,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image payloads uefi host programs iso test check stats plugin bench setup clean
+.PHONY: all run demo image payloads uefi host programs iso test check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -110,6 +111,12 @@ bench: setup image payloads host programs plugin
 	    --payload $(BUILD)/x86_64-hypervisor/release/micro \
 	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \
 	$$run || { .ci/setup update && $$run; }
+	$(if $(QUICK)$(BENCH),,$(MAKE) growth)
+
+growth: image payloads host plugin
+	cargo build --locked -p nexit-bench
+	$(BUILD)/debug/nexit-bench growth --payloads $(BUILD)/x86_64-hypervisor/release \
+	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS)/growth
 
 setup:
 	@.ci/setup

@@ -20,6 +20,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the benchmark: a table, a file of results and a page.
     Run(RunArgs),
+    /// What grows with CPUs and with guests: memory, boot, exits; counts, with 1, 2, 4 and 8 of them.
+    Growth(GrowthArgs),
     /// Make the page of a file of results.
     Report {
         /// The results.
@@ -42,6 +44,23 @@ pub(crate) enum Command {
         /// The hypervisor image that was profiled.
         image: PathBuf,
     },
+}
+
+/// `nexit-bench growth`.
+#[derive(Args, Debug)]
+pub(crate) struct GrowthArgs {
+    /// Folder with the small guests of tests/payload.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) payloads: PathBuf,
+    /// The counting plugin.
+    #[arg(long, value_name = "FILE.so")]
+    pub(crate) plugin: PathBuf,
+    /// Folder for what the runs leave.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub(crate) folder: PathBuf,
+    /// Folder for the file of results.
+    #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
+    pub(crate) results: PathBuf,
 }
 
 /// `nexit-bench run`.

@@ -10,6 +10,7 @@
 
 mod cli;
 mod compare;
+mod growth;
 mod images;
 mod mode;
 mod model;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Growth(args) => growth::run(&args),
         Command::Report { results, output } => page::write(&results::load(&results)?, &output),
         Command::Compare { old, new } => {
             compare::print(&results::load(&old)?, &results::load(&new)?)

@@ -218,7 +218,8 @@ impl Boot<'_> {
     }
 }
 
-fn absolute(path: &Path) -> Result<PathBuf> {
+/// A path that holds from any folder.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).or_failed("find", path)
 }
 
