@@ -45,7 +45,8 @@ impl IoApic {
         gsi.checked_sub(self.first_gsi).filter(|input| *input < self.inputs)
     }
 
-    /// Writes a redirection entry: masked while its halves do not belong together.
+    /// Writes a redirection entry: masked while its halves do not belong together, and edge-triggered, which
+    /// clears Remote IRR: no EOI of the old vector could any more.
     pub fn set_redirection(&self, input: u32, entry: u64) {
         let low = REDIRECTION_TABLE + 2 * input;
         self.write(low, MASKED as u32);
@@ -53,9 +54,11 @@ impl IoApic {
         self.write(low, entry as u32);
     }
 
-    /// Masks an input.
+    /// Masks an input. Its vector and trigger mode stay: what is in service is still ended by its EOI, which is
+    /// broadcast and finds Remote IRR by them.
     pub fn mask(&self, input: u32) {
-        self.set_redirection(input, MASKED);
+        let low = REDIRECTION_TABLE + 2 * input;
+        self.write(low, self.read(low) | MASKED as u32);
     }
 
     fn register(&self, offset: u64) -> Hpa {

@@ -133,18 +133,22 @@ impl Routes {
             .iter()
             .find_map(|io_apic| Some((io_apic, io_apic.input(gsi)?)))
             .ok_or(RouteRefused("no I/O APIC has this line"))?;
-        if let (Some(iommu), Some(entry)) = (self.iommu, entry) {
+        if target.is_none() {
+            // First of all: what is sent to an entry that is not present is never ended.
+            io_apic.mask(input);
+        }
+        let remapped = self.iommu.zip(entry);
+        if let Some((iommu, entry)) = remapped {
             iommu.lock().set_remap(entry, target).map_err(|_| IOMMU_REFUSED)?;
         }
-        match (target, self.iommu, entry) {
-            (None, _, _) => io_apic.mask(input),
-            (Some(target), Some(iommu), Some(entry)) => {
-                let value = iommu.lock().remap_redirection(entry, target, active_low, true);
-                io_apic.set_redirection(input, value);
-            }
-            (Some(target), _, _) => {
-                io_apic.set_redirection(input, compatible_entry(target, active_low)?);
-            }
+        if let Some(target) = target {
+            let value = match remapped {
+                Some((iommu, entry)) => {
+                    iommu.lock().remap_redirection(entry, target, active_low, true)
+                }
+                None => compatible_entry(target, active_low)?,
+            };
+            io_apic.set_redirection(input, value);
         }
         Ok(MsiMessage { address: 0, data: 0 })
     }
