@@ -6,6 +6,7 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 
 use cpu::serial::Serial;
+use mem::Mix;
 use mux::{Command, Input, Mux};
 use spin::Mutex;
 
@@ -91,7 +92,7 @@ pub(crate) fn report(json: fmt::Arguments<'_>) {
 }
 
 /// Reports how guest `index` ended, in the log and for machines.
-pub(crate) fn report_guest(index: usize, name: &str, outcome: &str, seats: &[Seat]) {
+pub(crate) fn report_guest(index: usize, name: &str, outcome: &str, mix: Mix, seats: &[Seat]) {
     with_line(|mux, sink| mux.flush(index, sink));
     let total: u64 = seats.iter().map(|seat| seat.counters.lock().total()).sum();
     logln!("guest {name}: {outcome} after {total} exits");
@@ -101,8 +102,10 @@ pub(crate) fn report_guest(index: usize, name: &str, outcome: &str, seats: &[Sea
         // Writing to a string never fails.
         let _ = write!(vcpus, "{comma}{}", seat.counters.lock().report(seat.number));
     }
+    let Mix { size_1g, size_2m, size_4k } = mix;
     report(format_args!(
-        "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{outcome}\",\"vcpus\":[{vcpus}]}}}}",
+        "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{outcome}\",\"nested_pages\":\
+         {{\"1G\":{size_1g},\"2M\":{size_2m},\"4K\":{size_4k}}},\"vcpus\":[{vcpus}]}}}}",
         JsonText(name)
     ));
 }

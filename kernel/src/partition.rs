@@ -29,7 +29,7 @@ use guest::lines::Line;
 use guest::memory_map::MemoryMap;
 use guest::pci::{Host, VirtualBus};
 use guest::vm::{CpuState, Guest, Outcome, Platform, Vm};
-use mem::{Table, TableMemory};
+use mem::{Mix, Table, TableMemory};
 use spin::Mutex;
 use vmx::{PidPointers, PostedInterrupts, Posting};
 
@@ -96,6 +96,8 @@ pub(crate) struct Partition<B: Backend> {
     /// Bytes of its RAM, and how many of them are from the free memory.
     ram_bytes: AtomicU64,
     pooled_bytes: AtomicU64,
+    /// The pages that its nested table began with.
+    pub(crate) mix: Mix,
 }
 
 const NO_WISH: u32 = 0;
@@ -261,6 +263,7 @@ impl<B: Backend> Partition<B> {
             crashes: Mutex::new(Crashes::default()),
             ram_bytes: AtomicU64::new(ram_bytes),
             pooled_bytes: AtomicU64::new(pooled_bytes),
+            mix,
         })
     }
 

@@ -182,7 +182,7 @@ fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, proce
     } else {
         partition.give_back(ram);
     }
-    console::report_guest(partition.index(), name, outcome.key(), partition.seats());
+    console::report_guest(partition.index(), name, outcome.key(), partition.mix, partition.seats());
     partition.over.store(true, Ordering::Release);
     expect_one_less(hardware);
 }

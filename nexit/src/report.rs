@@ -31,6 +31,9 @@ pub(crate) struct Host {
     pub(crate) boot_tsc: u64,
     /// Memory that the hypervisor took for itself, in bytes.
     pub(crate) memory_bytes: u64,
+    /// Memory that nobody had at that time, in bytes.
+    #[serde(default)]
+    pub(crate) free_bytes: u64,
 }
 
 /// A guest that has ended.
@@ -40,6 +43,9 @@ pub(crate) struct Guest {
     pub(crate) name: String,
     /// How it ended: `poweroff`, `reboot`, `crash` …
     pub(crate) outcome: String,
+    /// Pages of its nested table at its start, by size: `1G`, `2M`, `4K`.
+    #[serde(default)]
+    pub(crate) nested_pages: BTreeMap<String, u64>,
     /// Its virtual CPUs.
     #[serde(default)]
     pub(crate) vcpus: Vec<Vcpu>,
@@ -132,8 +138,9 @@ fn rows(guest: &Guest) -> Vec<[String; 5]> {
 mod tests {
     use super::*;
 
-    const HOST: &str = r#"{"backend":"svm","iommu":"vt-d","boot_tsc":7,"memory_bytes":4096}"#;
-    const GUEST: &str = r#"{"guest":{"name":"linux","outcome":"poweroff","vcpus":
+    const HOST: &str = r#"{"backend":"svm","iommu":"vt-d","boot_tsc":7,"memory_bytes":4096,
+        "free_bytes":8192}"#;
+    const GUEST: &str = r#"{"guest":{"name":"linux","outcome":"poweroff","nested_pages":{"1G":1,"2M":2,"4K":3},"vcpus":
         [{"cpu":0,"exits":{"cpuid":5,"msr":20,"eoi":0}}]}}"#;
 
     fn report() -> Report {
@@ -148,7 +155,9 @@ mod tests {
         let json: serde_json::Value = serde_json::to_value(report()).unwrap();
         let expected = serde_json::json!({
             "backend": "svm", "iommu": "vt-d", "boot_tsc": 7, "memory_bytes": 4096,
+            "free_bytes": 8192,
             "guests": [{ "name": "linux", "outcome": "poweroff",
+                "nested_pages": { "1G": 1, "2M": 2, "4K": 3 },
                 "vcpus": [{ "cpu": 0, "exits": { "cpuid": 5, "msr": 20, "eoi": 0 } }] }]
         });
         assert_eq!(json, expected);
