@@ -10,6 +10,8 @@ pub(crate) const BEFORE_THE_FIRST_ENTRY: u64 = u64::MAX;
 /// Key of the exits whose code could not be read (a hypervisor that does not map its VMCB where it
 /// is).
 pub(crate) const UNKNOWN: u64 = u64::MAX - 1;
+/// Key of the guest's own instructions in the profile.
+pub(crate) const GUEST: u64 = u64::MAX - 2;
 
 /// Who runs. A machine without a hypervisor is at the level of the host all the time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -45,7 +47,7 @@ pub(crate) struct Account {
     pub(crate) halts: u64,
     /// By exit code (`BEFORE_THE_FIRST_ENTRY`, `UNKNOWN`).
     pub(crate) by_code: BTreeMap<u64, Cost>,
-    /// Hypervisor instructions by exit code and address, where that is wanted.
+    /// Instructions by exit code (`GUEST`: the guest's) and address, where that is wanted.
     pub(crate) profile: BTreeMap<(u64, u64), u64>,
     /// The exit that is being handled.
     pub(crate) code: Option<u64>,
@@ -83,12 +85,13 @@ impl Account {
         self.by_code.entry(code).or_default().exits += 1;
     }
 
-    /// An instruction of the hypervisor at this address is about to be executed.
+    /// An instruction at this address is about to be executed.
     pub(crate) fn step(&mut self, address: u64) {
-        if self.level == Level::Host {
-            let code = self.code.unwrap_or(BEFORE_THE_FIRST_ENTRY);
-            *self.profile.entry((code, address)).or_default() += 1;
-        }
+        let code = match self.level {
+            Level::Guest => GUEST,
+            Level::Host => self.code.unwrap_or(BEFORE_THE_FIRST_ENTRY),
+        };
+        *self.profile.entry((code, address)).or_default() += 1;
     }
 
     /// What was added since `earlier`.
@@ -150,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_hypervisors_steps_are_profiled_under_their_exit() {
+    fn steps_are_profiled_under_their_exit_and_apart_from_the_guests_at_the_same_address() {
         let mut account = one_exit();
         account.step(0x20_0000);
-        assert!(account.profile.is_empty(), "the guest's own 2 MiB are not the hypervisor's");
         account.leave(1103, CPUID);
         account.step(0x20_0000);
         account.step(0x20_0000);
         assert_eq!(account.profile[&(CPUID, 0x20_0000)], 2);
+        assert_eq!(account.profile[&(GUEST, 0x20_0000)], 1);
     }
 }

@@ -8,8 +8,8 @@
 //!   known by its place in the machine's memory, as a guest may use the same virtual address.
 //! - **Windows**: a program of the guest opens and closes them with NOPs ([`code::kind`]); each window
 //!   is one line of FILE ([`report`]), and a last line covers all of the run.
-//! - **Profile**: with the hypervisor's addresses (hexadecimal), its instructions by exit code and
-//!   address. Much slower.
+//! - **Profile**: with addresses (hexadecimal), the hypervisor's instructions there by exit code and
+//!   address, and the guest's within windows. Much slower.
 //!
 //! Works for every AMD-V hypervisor; the exit code is known only where BASE is the hexadecimal virtual
 //! address at which it maps physical address 0 (default: 0, as Nexit does).
@@ -24,10 +24,11 @@ use std::fs::File;
 use std::io::Write as _;
 use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use abi::{Block, Callback, Counter, Id, Instruction, RegisterDescriptor};
-use account::{Account, UNKNOWN};
+use account::{Account, Level, UNKNOWN};
 use code::Kind;
 
 /// Read by QEMU before anything is called.
@@ -64,6 +65,8 @@ static VMCB: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 /// Where QEMU keeps the instructions after VMRUN.
 static AFTER_VMRUN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 static OUTPUT: Mutex<Option<Output>> = Mutex::new(None);
+/// Windows that are open.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 struct Output {
     file: File,
@@ -285,8 +288,15 @@ fn read(fill: impl FnOnce(*mut abi::Array) -> bool) -> Option<u64> {
     value
 }
 
+/// Outside windows the hypervisor's alone is booked, which lies in the lower half: what a kernel executes
+/// to boot is neither cheap to keep nor asked for.
 extern "C" fn on_step(cpu: c_uint, address: *mut c_void) {
-    slot(&mut lock(&ACCOUNTS), cpu).step(address as u64);
+    let mut accounts = lock(&ACCOUNTS);
+    let account = slot(&mut accounts, cpu);
+    let hypervisors = account.level == Level::Host && address as i64 >= 0;
+    if hypervisors || OPEN.load(Ordering::Relaxed) > 0 {
+        account.step(address as u64);
+    }
 }
 
 extern "C" fn on_halt(cpu: c_uint, _data: *mut c_void) {
@@ -310,6 +320,7 @@ extern "C" fn on_open(_cpu: c_uint, window: *mut c_void) {
     if let Some(output) = lock(&OUTPUT).as_mut() {
         output.open.retain(|(other, _)| *other != window);
         output.open.push((window, now));
+        OPEN.store(output.open.len(), Ordering::Relaxed);
     }
 }
 
@@ -319,6 +330,7 @@ extern "C" fn on_close(_cpu: c_uint, window: *mut c_void) {
     if let Some(output) = lock(&OUTPUT).as_mut() {
         let Some(at) = output.open.iter().position(|(other, _)| *other == window) else { return };
         let (_, then) = output.open.remove(at);
+        OPEN.store(output.open.len(), Ordering::Relaxed);
         output.write(Some(window), &then, &now);
     }
 }

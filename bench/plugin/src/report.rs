@@ -6,11 +6,11 @@
 //! ```
 //! `window` is the program's own number, `number` counts the windows from 0; the last line has the
 //! window `null`: all of the run. The keys of `by_code` are the VMCB's exit codes, `boot` for what came before
-//! the first VMRUN, and `unknown`.
+//! the first VMRUN, and `unknown`; in `profile` also `guest`.
 
 use std::fmt::Write as _;
 
-use crate::account::{Account, BEFORE_THE_FIRST_ENTRY, UNKNOWN};
+use crate::account::{Account, BEFORE_THE_FIRST_ENTRY, GUEST, UNKNOWN};
 
 /// One line.
 pub(crate) fn line(window: Option<u8>, number: usize, cpus: &[Account]) -> String {
@@ -49,6 +49,7 @@ fn name(code: u64) -> String {
     match code {
         BEFORE_THE_FIRST_ENTRY => "boot".to_owned(),
         UNKNOWN => "unknown".to_owned(),
+        GUEST => "guest".to_owned(),
         code => format!("{code:#x}"),
     }
 }
