@@ -34,8 +34,10 @@ const DE_CFG: u32 = 0xc001_1029;
 /// Enabled, in x2APIC mode from the first instruction on, so that 0xFEE00000 is never touched.
 const APIC_BASE: u64 = 0xfee0_0c00;
 const APIC_BASE_BSP: u64 = 1 << 8;
-/// Fast strings on; branch trace and PEBS not there. Without bit 0 Linux drops ERMS.
-const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// Branch trace and PEBS are not there. Whether fast strings are on is the CPU's: without bit 0 Linux drops
+/// ERMS, and clears pages otherwise.
+const MISC_ENABLE: u64 = 1 << 11 | 1 << 12;
+const FAST_STRINGS: u64 = 1;
 /// IA32_FEATURE_CONTROL: locked, with VMX off.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
 /// HWCR: the TSC runs at the P0 frequency always.
@@ -165,7 +167,9 @@ impl Msrs {
         let value = match (self.vendor, msr) {
             (Vendor::Intel, IA32_PLATFORM_ID) => 0,
             (Vendor::Intel, IA32_FEATURE_CONTROL) => FEATURE_CONTROL_LOCKED,
-            (Vendor::Intel, IA32_MISC_ENABLE) => MISC_ENABLE,
+            (Vendor::Intel, IA32_MISC_ENABLE) => {
+                MISC_ENABLE | machine.read_msr(msr).unwrap_or(0) & FAST_STRINGS
+            }
             (Vendor::Amd, SYSCFG | INTERRUPT_PENDING) => 0,
             (Vendor::Amd, HWCR) => self.hwcr,
             (Vendor::Amd, NB_CFG) => self.nb_cfg,
@@ -365,6 +369,7 @@ mod tests {
     #[test]
     fn what_linux_reads_without_expecting_a_fault_is_there() {
         let mut intel = Rig::new(Vendor::Intel);
+        intel.machine.msrs.insert(0x1a0, 0x85_0889);
         for (msr, value) in [
             (0x10, 5_000_000),
             (0x17, 0),

@@ -152,6 +152,7 @@ const POLICY_MSRS: &[(u32, u32)] = &[
     (msr::IA32_X2APIC_APICID, msr::IA32_X2APIC_SELF_IPI),
     (msr::IA32_TSC_AUX, msr::IA32_TSC_AUX),
     (DE_CFG, DE_CFG),
+    (msr::IA32_MISC_ENABLE, msr::IA32_MISC_ENABLE),
 ];
 
 fn policy_may_touch(msr: u32) -> bool {
