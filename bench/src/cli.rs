@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::mode::Mode;
 
@@ -63,6 +63,15 @@ pub(crate) struct GrowthArgs {
     pub(crate) results: PathBuf,
 }
 
+/// Where the modes run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum MachineKind {
+    /// QEMU.
+    AmdV,
+    /// Bochs.
+    VtX,
+}
+
 /// `nexit-bench run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
@@ -72,6 +81,9 @@ pub(crate) struct RunArgs {
     /// The modes [default: all; with --quick all but kvm].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) modes: Vec<Mode>,
+    /// The machines: AMD-V in QEMU, VT-x in Bochs.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["amd-v", "vt-x"])]
+    pub(crate) machines: Vec<MachineKind>,
     /// The works of bench/guest/init [default: all].
     #[arg(long, value_delimiter = ',')]
     pub(crate) works: Vec<String>,
@@ -81,6 +93,9 @@ pub(crate) struct RunArgs {
     /// How much work, in percent of the usual [default: 100, with --quick 10].
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) scale: Option<u32>,
+    /// For how many seconds each work is watched in its steady state, in the exitless mode, once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
+    pub(crate) steady: u32,
     /// Folder with the programs that run in the guest.
     #[arg(long, value_name = "DIR")]
     pub(crate) programs: PathBuf,

@@ -14,14 +14,16 @@ const MICRO: &str = "micro-";
 /// exact. Of such works only what no timing can explain is looked at: an interrupt that begins to exit.
 fn tolerance(figure: &Figure, before: f64) -> Option<f64> {
     let name = figure.figure.as_str();
-    let micro = figure.work.starts_with(MICRO);
+    let micro = figure.work.contains(MICRO);
     match figure.mode {
         // An interrupt window more or less.
-        Mode::Exitless | Mode::Exiting if micro && [HYPERVISOR, EXITS].contains(&name) => {
+        Mode::Exitless | Mode::Exiting | Mode::Posted
+            if micro && [HYPERVISOR, EXITS].contains(&name) =>
+        {
             Some(0.02 * before)
         }
         Mode::Exitless if !micro && name == EXITS_PER_INTERRUPT => Some(0.5),
-        Mode::Bare | Mode::Exitless | Mode::Exiting | Mode::Kvm => None,
+        Mode::Bare | Mode::Exitless | Mode::Exiting | Mode::Posted | Mode::Kvm => None,
     }
 }
 

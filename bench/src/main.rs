@@ -8,6 +8,7 @@
 //! plugin (`bench/plugin`) or the emulator's instruction clock; what is derived says so.
 #![forbid(unsafe_code)]
 
+mod bochs;
 mod cli;
 mod compare;
 mod growth;
@@ -20,6 +21,7 @@ mod reading;
 mod results;
 mod run;
 mod table;
+mod vectors;
 
 use std::process::ExitCode;
 

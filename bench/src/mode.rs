@@ -24,13 +24,16 @@ pub(crate) enum Mode {
     Exitless,
     /// Under Nexit, `interrupts = "exiting"`.
     Exiting,
+    /// Under Nexit, `interrupts = "posted"`: on VT-x only.
+    Posted,
     /// Under Debian's KVM and QEMU, with its devices by VFIO.
     Kvm,
 }
 
 impl Mode {
     /// All, in the order in which they run.
-    pub(crate) const ALL: [Self; 4] = [Self::Bare, Self::Exitless, Self::Exiting, Self::Kvm];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Bare, Self::Exitless, Self::Exiting, Self::Posted, Self::Kvm];
 
     /// As the command line and the results call it.
     pub(crate) const fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Mode {
             Self::Bare => "bare",
             Self::Exitless => "exitless",
             Self::Exiting => "exiting",
+            Self::Posted => "posted",
             Self::Kvm => "kvm",
         }
     }
@@ -46,7 +50,7 @@ impl Mode {
     const fn patience(self) -> u64 {
         match self {
             Self::Bare | Self::Exitless => 600,
-            Self::Exiting => 900,
+            Self::Exiting | Self::Posted => 900,
             Self::Kvm => 1200,
         }
     }
@@ -61,6 +65,10 @@ pub(crate) struct Boot<'a> {
     pub(crate) plugin: &'a Path,
     /// `works=… n=…`, for the guest's `init`.
     pub(crate) words: &'a str,
+    /// Of these, the seconds of each work in its steady state.
+    pub(crate) steady: u32,
+    /// Where the guest's handlers lie ([`crate::vectors`]).
+    pub(crate) vectors: Option<&'a Path>,
     /// A small guest of `tests/payload` in Linux' place, with one CPU and no devices.
     pub(crate) payload: Option<&'a Path>,
     /// Folder for logs.
@@ -76,11 +84,13 @@ pub(crate) struct Output {
     pub(crate) counts: String,
 }
 
-/// The words of every guest's kernel. One clock for all, as reading another one costs otherwise.
+/// The words of every guest's kernel. One clock for all, the scheduler's too, as reading another one costs
+/// otherwise; no KASLR,
+/// so that handlers lie where the plugin is told.
 const KERNEL_WORDS: &str =
-    "console=ttyS0 quiet panic=-1 clocksource=tsc tsc=reliable no_timer_check";
+    "console=ttyS0 quiet panic=-1 nokaslr clocksource=tsc tsc=reliable no-kvmclock no_timer_check";
 /// The guest's share of the machine, the same on the bare one.
-const GUEST_MEMORY: &str = "512M";
+pub(crate) const GUEST_MEMORY: &str = "512M";
 /// Slots of the guest's devices.
 const DEVICES: [&str; 4] = ["00:04.0", "00:05.0", "00:06.0", "00:07.0"];
 /// Where Linux without KASLR maps physical memory (`Documentation/x86/x86_64/mm.rst`).
@@ -100,7 +110,7 @@ impl Boot<'_> {
         let child = command
             .spawn()
             .map_err(|error| Failure::Failed(format!("cannot start the emulator: {error}")))?;
-        wait(child, mode, &log)?;
+        wait(child, mode, self.patience(mode), &log)?;
         let console = fs::read(&log).or_failed("read", &log)?;
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         if !console.contains("bench: end status 0") {
@@ -115,11 +125,13 @@ impl Boot<'_> {
         let mut extra = if self.payload.is_none() { self.devices() } else { Vec::new() };
         let base =
             if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
-        let plugin = format!("{},out={}{base}", self.plugin.display(), counts.display());
+        let vectors = self.vectors.filter(|_| self.payload.is_none());
+        let vectors = vectors.map_or_else(String::new, |at| format!(",vectors={}", at.display()));
+        let plugin = format!("{},out={}{base}{vectors}", self.plugin.display(), counts.display());
         extra.extend(["-plugin".to_owned(), plugin]);
         let words = format!("{KERNEL_WORDS} {}", self.words);
         match mode {
-            Mode::Exitless | Mode::Exiting => self.nexit(mode, &words, extra),
+            Mode::Exitless | Mode::Exiting | Mode::Posted => self.nexit(mode, &words, extra),
             Mode::Bare => {
                 // Its own IOMMU would only cost it: the bare machine runs at its best.
                 let words = format!("{words} mem={GUEST_MEMORY} intel_iommu=off");
@@ -187,6 +199,10 @@ impl Boot<'_> {
         Ok(command)
     }
 
+    fn patience(&self, mode: Mode) -> u64 {
+        mode.patience() + 12 * u64::from(self.steady)
+    }
+
     /// CPUs of the machine: with a second one that naps, its naps would be counted.
     fn cpus(&self) -> u32 {
         if self.payload.is_some() { 1 } else { 2 }
@@ -212,7 +228,9 @@ impl Boot<'_> {
         fs::write(&config, text).or_failed("write", &config)?;
         let program = std::env::current_exe().unwrap_or_default().with_file_name("nexit");
         let mut command = Command::new(program);
-        command.args(["run", "--timeout", &mode.patience().to_string(), "--config"]).arg(config);
+        command
+            .args(["run", "--timeout", &self.patience(mode).to_string(), "--config"])
+            .arg(config);
         command.args(["--cpus", &self.cpus().to_string(), "--"]).args(extra);
         Ok(command)
     }
@@ -223,8 +241,8 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).or_failed("find", path)
 }
 
-fn wait(mut child: Child, mode: Mode, log: &Path) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(mode.patience());
+fn wait(mut child: Child, mode: Mode, patience: u64, log: &Path) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(patience);
     loop {
         match child.try_wait() {
             Ok(Some(_)) => return Ok(()),

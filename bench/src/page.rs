@@ -15,7 +15,7 @@ use crate::mode::Mode;
 use crate::model;
 use crate::results::{EXITS_PER_INTERRUPT, Figure, How, Results, principal};
 
-/// In front of the works of `tests/payload`: too small for a plot.
+/// In the names of the works of `tests/payload`: too small for a plot.
 const MICRO: &str = "micro-";
 /// In pixels.
 const SIZE: (u32, u32) = (960, 420);
@@ -75,6 +75,7 @@ const fn color(mode: Mode) -> RGBColor {
         Mode::Bare => RGBColor(120, 120, 120),
         Mode::Exitless => RGBColor(0, 130, 80),
         Mode::Exiting => RGBColor(220, 140, 0),
+        Mode::Posted => RGBColor(150, 60, 160),
         Mode::Kvm => RGBColor(60, 90, 200),
     }
 }
@@ -98,7 +99,7 @@ fn draw(
     value: impl Fn(&Results, &str, Mode) -> Option<Spread>,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut works = results.works();
-    works.retain(|work| !work.starts_with(MICRO));
+    works.retain(|work| !work.contains(MICRO));
     let modes = results.modes();
     let all = works.iter().flat_map(|work| modes.iter().map(move |mode| (work, mode)));
     let all = all.filter_map(|(work, mode)| value(results, work, *mode));

@@ -30,13 +30,16 @@ pub(crate) struct Cpu {
     pub(crate) halts: u64,
     /// By exit code.
     pub(crate) by_code: BTreeMap<String, Cost>,
+    /// Interrupts by vector, where the handlers' addresses were known.
+    #[serde(default)]
+    pub(crate) vectors: BTreeMap<String, u64>,
     /// Exit code, address, instructions.
     #[serde(default)]
     pub(crate) profile: Vec<(String, String, u64)>,
 }
 
 /// A window; without a number all of the run.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub(crate) struct Window {
     /// The program's number for it.
     pub(crate) window: Option<u8>,
@@ -57,6 +60,9 @@ impl Window {
                 let entry = sum.by_code.entry(code.clone()).or_default();
                 entry.exits += cost.exits;
                 entry.instructions += cost.instructions;
+            }
+            for (vector, count) in &cpu.vectors {
+                *sum.vectors.entry(vector.clone()).or_default() += count;
             }
             sum.profile.extend(cpu.profile.iter().cloned());
         }
@@ -94,12 +100,31 @@ pub(crate) struct Measured {
     pub(crate) first_cpu: u64,
 }
 
-/// All works of a boot, in their order.
+impl Measured {
+    /// What a program counted itself: `busy=` instructions, `exits=`, exits by reason.
+    fn take(&mut self, words: &[&str]) {
+        let numbers = words.iter().filter_map(|word| word.split_once('='));
+        for (name, number) in numbers.filter_map(|(n, v)| Some((n, v.parse::<u64>().ok()?))) {
+            match name {
+                "busy" => (self.counted.guest, self.first_cpu) = (number, number),
+                "exits" => self.counted.switches = number,
+                "reads" | "ms" | "interrupts" | "operations" | "own_cpuid" => {}
+                reason => {
+                    let cost = Cost { exits: number, instructions: 0 };
+                    self.counted.by_code.insert(reason.to_owned(), cost);
+                }
+            }
+        }
+    }
+}
+
+/// All works of a boot, in their order. Without the plugin's counts they are what the guest's programs say.
 ///
 /// # Errors
 /// Guest and plugin do not tell the same story.
-pub(crate) fn works(console: &str, counts: &str) -> Result<Vec<Measured>> {
-    let mut windows = windows(counts)?.into_iter().filter(|window| window.window.is_some());
+pub(crate) fn works(console: &str, counts: Option<&str>) -> Result<Vec<Measured>> {
+    let all = counts.map(windows).transpose()?;
+    let mut windows = all.map(|all| all.into_iter().filter(|window| window.window.is_some()));
     let mut all: Vec<Measured> = Vec::new();
     for line in console.lines().filter_map(|line| line.split_once("bench: ").map(|(_, rest)| rest))
     {
@@ -110,7 +135,10 @@ pub(crate) fn works(console: &str, counts: &str) -> Result<Vec<Measured>> {
             continue;
         }
         if all.last().is_none_or(|last| last.work != work) {
-            let window = next(&mut windows, work)?;
+            let window = match &mut windows {
+                Some(windows) => next(windows, work)?,
+                None => Window::default(),
+            };
             all.push(Measured {
                 work: work.to_owned(),
                 operations: 1,
@@ -128,7 +156,12 @@ pub(crate) fn works(console: &str, counts: &str) -> Result<Vec<Measured>> {
                 let line = rest.first().copied().unwrap_or_default();
                 measured.interrupts.insert(line.to_owned(), number());
             }
-            "output" => measured.output.push(rest.join(" ")),
+            "output" => {
+                if windows.is_none() {
+                    measured.take(rest);
+                }
+                measured.output.push(rest.join(" "));
+            }
             "status" if rest != ["0"] => {
                 let text = measured.output.join("; ");
                 measured.failed = Some(format!("{work}: {} ({text})", rest.join(" ")));
@@ -188,7 +221,7 @@ mod tests {
         let console = "boot\nbench: boot output 6.1 clock tsc\nbench: a ns 7\nbench: a interrupt nvme0q1 10\n\
                        bench: a output reads=10 ms=1\nbench: a status 0\nbench: a operations 10\n\
                        [  1.0] xbench: b ns 1\nbench: end status 0\n";
-        let works = works(console, COUNTS).unwrap();
+        let works = works(console, Some(COUNTS)).unwrap();
         assert_eq!((works.len(), works[0].operations, works[0].counted.guest), (2, 10, 100));
         assert_eq!(works[0].interrupts["nvme0q1"], 10);
         assert_eq!((works[1].counted.guest, works[1].counted.switches), (11, 4));
@@ -196,8 +229,18 @@ mod tests {
 
     #[test]
     fn a_work_that_failed_says_so_and_a_window_that_is_missing_is_an_error() {
-        let works = works("bench: a output no device\nbench: a status 1\n", COUNTS).unwrap();
+        let works = works("bench: a output no device\nbench: a status 1\n", Some(COUNTS)).unwrap();
         assert_eq!(works[0].failed.as_deref(), Some("a: 1 (no device)"));
-        assert!(super::works("bench: a ns 1\n", "").is_err());
+        assert!(super::works("bench: a ns 1\n", Some("")).is_err());
+    }
+
+    #[test]
+    fn without_the_plugin_a_program_counts_itself() {
+        let console = "bench: ide-qd1 ns 7\nbench: ide-qd1 output reads=10 ms=1 interrupts=10 busy=500 \
+                       exits=2 eoi=0 nmi=2 own_cpuid=23\nbench: ide-qd1 operations 10\n";
+        let works = works(console, None).unwrap();
+        assert_eq!((works[0].counted.guest, works[0].counted.switches), (500, 2));
+        assert_eq!((works[0].first_cpu, works[0].counted.by_code["nmi"].exits), (500, 2));
+        assert!(!works[0].counted.by_code.contains_key("own_cpuid"));
     }
 }

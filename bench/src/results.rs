@@ -8,6 +8,7 @@ use nexit::failure::{Failure, OrFailed, Result};
 use nexit::tool::Tool;
 use serde::{Deserialize, Serialize};
 
+use crate::bochs::PREFIX;
 use crate::mode::Mode;
 use crate::reading::{Measured, reason};
 
@@ -123,27 +124,38 @@ pub(crate) fn figures(mode: Mode, measured: &Measured) -> Vec<(String, How, f64)
     let each = |count: u64| count as f64 / measured.operations as f64;
     // On the bare machine nobody is below the one that runs.
     let hypervisor = if mode == Mode::Bare { 0 } else { counted.host };
-    let interrupts: u64 = measured.interrupts.values().sum();
+    // By the plugin where it knows the handlers, else by the kernel.
+    let (vectors, lines) = (&counted.vectors, &measured.interrupts);
+    let (how, interrupts): (How, u64) = if vectors.is_empty() {
+        (How::Reported, lines.values().sum())
+    } else {
+        (How::Counted, vectors.values().sum())
+    };
     let mut list = vec![
         (INSTRUCTIONS.to_owned(), How::Counted, each(counted.guest + counted.host)),
         (FIRST_CPU.to_owned(), How::Counted, each(measured.first_cpu)),
-        (HYPERVISOR.to_owned(), How::Counted, each(hypervisor)),
         (EXITS.to_owned(), How::Counted, each(counted.switches)),
-        ("halts".to_owned(), How::Counted, each(counted.halts)),
     ];
+    if !measured.work.starts_with(PREFIX) {
+        list.push((HYPERVISOR.to_owned(), How::Counted, each(hypervisor)));
+        list.push(("halts".to_owned(), How::Counted, each(counted.halts)));
+    }
     if measured.ns > 0 {
         list.push((TIME.to_owned(), How::Timed, each(measured.ns)));
     }
     if interrupts > 0 {
-        list.push((INTERRUPTS.to_owned(), How::Reported, each(interrupts)));
+        list.push((INTERRUPTS.to_owned(), how, each(interrupts)));
         let per = counted.switches as f64 / interrupts as f64;
         list.push((EXITS_PER_INTERRUPT.to_owned(), How::Counted, per));
     }
-    if mode != Mode::Bare && counted.switches > 0 {
+    if mode != Mode::Bare && counted.switches > 0 && hypervisor > 0 {
         let per = hypervisor as f64 / counted.switches as f64;
         list.push((PER_EXIT.to_owned(), How::Counted, per));
     }
-    for (line, count) in &measured.interrupts {
+    for (vector, count) in vectors {
+        list.push((format!("interrupts of vector {vector}, in all"), How::Counted, *count as f64));
+    }
+    for (line, count) in lines {
         list.push((format!("interrupts of {line}, in all"), How::Reported, *count as f64));
     }
     for (code, cost) in counted.by_code.iter().filter(|(_, cost)| cost.exits > 0) {
@@ -181,6 +193,21 @@ pub(crate) fn aggregate(runs: &[(Mode, Vec<Measured>)]) -> Vec<Figure> {
     keys.into_iter().map(of_key).collect()
 }
 
+/// What the hypervisor executes for an operation where only the TSC counts: more than on the bare machine.
+/// For works that are the same to the instruction otherwise, of the machine with this prefix.
+pub(crate) fn beyond_bare(results: &Results, prefix: &str) -> Vec<Figure> {
+    let of = |figure: &Figure| {
+        let exact = figure.work.strip_prefix(prefix)?.starts_with("micro-");
+        if !exact || figure.mode == Mode::Bare || figure.figure != INSTRUCTIONS {
+            return None;
+        }
+        let bare = results.median(&figure.work, Mode::Bare, INSTRUCTIONS)?;
+        let [min, median, max] = [figure.min, figure.median, figure.max].map(|n| n - bare);
+        Some(Figure { figure: HYPERVISOR.to_owned(), min, median, max, ..figure.clone() })
+    };
+    results.figures.iter().filter_map(of).collect()
+}
+
 /// Date, revision, host and versions.
 pub(crate) fn about(kernel: &str) -> Results {
     let say = |program: &str, arguments: &[&str]| {
@@ -195,6 +222,7 @@ pub(crate) fn about(kernel: &str) -> Results {
         ("host CPUs".to_owned(), cpus.to_string()),
         ("host load before".to_owned(), load_average()),
         ("emulator".to_owned(), say("qemu-system-x86_64", &["--version"])),
+        ("emulator of VT-x".to_owned(), bochs_version()),
         ("guest kernel".to_owned(), kernel.to_owned()),
         ("compiler".to_owned(), say("rustc", &["--version"])),
     ]);
@@ -205,6 +233,12 @@ pub(crate) fn about(kernel: &str) -> Results {
         machine,
         ..Results::default()
     }
+}
+
+/// Of the package: asking the program itself starts it.
+fn bochs_version() -> String {
+    let version = Tool::new("dpkg-query").args(["--show", "bochs"]).output().unwrap_or_default();
+    version.trim().replace('\t', " ")
 }
 
 /// The host's, over a minute: what else ran beside.

@@ -1,14 +1,16 @@
 //! `nexit-bench run`: the modes interleaved, again and again, then what came out.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
-use nexit::failure::{OrFailed, Result};
+use nexit::failure::{Failure, OrFailed, Result};
 
-use crate::cli::RunArgs;
+use crate::cli::{MachineKind, RunArgs};
 use crate::images::{self, Images};
 use crate::mode::{Boot, Mode};
 use crate::reading::{self, Measured};
-use crate::{page, results, table};
+use crate::results::Results;
+use crate::{bochs, page, results, table, vectors};
 
 /// The works of `bench/guest/init`.
 const WORKS: [&str; 8] = ["nvme", "slow", "e1000e", "igb", "timer", "ipi", "process", "idle"];
@@ -16,17 +18,26 @@ const WORKS: [&str; 8] = ["nvme", "slow", "e1000e", "igb", "timer", "ipi", "proc
 /// Runs the benchmark.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let modes = modes(args);
+    let on = |machine| args.machines.contains(&machine);
     let repeat = args.repeat.unwrap_or(if args.quick { 1 } else { 3 });
     fs::create_dir_all(&args.folder).or_failed("create", &args.folder)?;
     let images = images::build(&args.folder, &args.programs, modes.contains(&Mode::Kvm))?;
-    let words = words(args);
+    let words = words(args, &WORKS);
     let mut results = results::about(&images.version);
     results.machine.insert("settings".to_owned(), format!("{words} repeat={repeat}"));
     let mut runs = Vec::new();
-    for turn in 1..=repeat {
+    if on(MachineKind::VtX) {
+        // Once: Bochs does the same each time.
+        vt_x(args, &modes, &mut results, &mut runs)?;
+        results.figures = results::aggregate(&runs);
+    }
+    let on_amd_v = on(MachineKind::AmdV);
+    let handlers = if on_amd_v { handlers(args, &images)? } else { PathBuf::new() };
+    for turn in (1..=repeat).filter(|_| on_amd_v) {
         // KVM's machine takes longer than all others together.
-        for mode in modes.iter().filter(|mode| turn == 1 || **mode != Mode::Kvm) {
-            let works = boot(args, &images, &words, *mode, turn);
+        let here = |mode: &&Mode| **mode != Mode::Posted && (turn == 1 || **mode != Mode::Kvm);
+        for mode in modes.iter().filter(here) {
+            let works = boot(args, &images, &handlers, &words, *mode, turn);
             let notes = take(*mode, works, &mut runs);
             let notes = notes.into_iter().map(|note| format!("{} run {turn}: {note}", mode.name()));
             results.notes.extend(notes);
@@ -36,6 +47,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             results::save(&results, &args.results)?;
         }
     }
+    results.figures.extend(results::beyond_bare(&results, bochs::PREFIX));
     print!("{}", table::text(&results));
     let path = results::save(&results, &args.results)?;
     let report = args.folder.join("report.html");
@@ -68,31 +80,86 @@ fn modes(args: &RunArgs) -> Vec<Mode> {
     Mode::ALL.into_iter().filter(|mode| !args.quick || *mode != Mode::Kvm).collect()
 }
 
-fn words(args: &RunArgs) -> String {
+/// VT-x in Bochs: each mode once, the payload and Linux.
+fn vt_x(
+    args: &RunArgs,
+    modes: &[Mode],
+    results: &mut Results,
+    runs: &mut Vec<(Mode, Vec<Measured>)>,
+) -> Result<()> {
+    let images = bochs::images(&args.folder, &args.programs)?;
+    let words = words(args, &bochs::WORKS);
+    for mode in bochs::modes(modes) {
+        let start = std::time::Instant::now();
+        let boot = |payload| -> Result<Vec<Measured>> {
+            let mut works =
+                reading::works(&bochs::boot(args, &images, &words, mode, payload)?, None)?;
+            works.iter_mut().for_each(|work| work.work.insert_str(0, bochs::PREFIX));
+            Ok(works)
+        };
+        for payload in [Some(args.payload.as_path()), None] {
+            let notes = take(mode, boot(payload), runs);
+            results.notes.extend(notes.into_iter().map(|note| format!("VT-x: {note}")));
+        }
+        let seconds = start.elapsed().as_secs();
+        println!("nexit-bench: VT-x, {}: {seconds} s", mode.name());
+    }
+    Ok(())
+}
+
+fn words(args: &RunArgs, all: &[&str]) -> String {
     let scale = args.scale.unwrap_or(if args.quick { 10 } else { 100 });
-    let works = if args.works.is_empty() { WORKS.join(",") } else { args.works.join(",") };
+    let wanted = |work: &&str| args.works.is_empty() || args.works.iter().any(|w| w == work);
+    let works: Vec<&str> = all.iter().copied().filter(wanted).collect();
+    let works = works.join(",");
     let idle = if args.quick { 2 } else { 10 };
     format!("works={works} n={scale} idle={idle}")
+}
+
+/// The plugin's file of handlers, by a boot that is only for this where there is none yet for this kernel.
+fn handlers(args: &RunArgs, images: &Images) -> Result<PathBuf> {
+    let path = args.folder.join("cache").join(format!("vectors-{}", images.version));
+    if !path.is_file() {
+        let words = "works=, symbols=1";
+        let (plugin, folder) = (args.plugin.as_path(), args.folder.as_path());
+        let boot = Boot { images, plugin, words, steady: 0, vectors: None, payload: None, folder };
+        let output = boot.run(Mode::Bare, 0)?;
+        let unknown = || Failure::Failed("the guest's kernel hides where its handlers are".into());
+        let text = vectors::file(&output.console).ok_or_else(unknown)?;
+        fs::write(&path, text).or_failed("write", &path)?;
+    }
+    Ok(path)
 }
 
 fn boot(
     args: &RunArgs,
     images: &Images,
+    handlers: &Path,
     words: &str,
     mode: Mode,
     turn: u32,
 ) -> Result<Vec<Measured>> {
     let start = std::time::Instant::now();
-    let linux = Boot { images, plugin: &args.plugin, words, payload: None, folder: &args.folder };
+    let steady = if mode == Mode::Exitless && turn == 1 { args.steady } else { 0 };
+    let words = &format!("{words} steady={steady}");
+    let linux = Boot {
+        images,
+        plugin: &args.plugin,
+        words,
+        steady,
+        vectors: Some(handlers),
+        payload: None,
+        folder: &args.folder,
+    };
     let mut works = Vec::new();
     // The payload's page tables and console are not made for a guest of KVM.
     if mode != Mode::Kvm {
         let payload = Some(args.payload.as_path());
         let output = Boot { payload, ..linux }.run(mode, turn)?;
-        works.extend(reading::works(&output.console, &output.counts)?);
+        works.extend(reading::works(&output.console, Some(&output.counts))?);
     }
     let output = linux.run(mode, turn)?;
-    works.extend(reading::works(&output.console, &output.counts)?);
+    works.extend(reading::works(&output.console, Some(&output.counts))?);
     let seconds = start.elapsed().as_secs();
     println!("nexit-bench: {} run {turn}: {} works, {seconds} s", mode.name(), works.len());
     Ok(works)

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::bochs::PREFIX;
 use crate::mode::Mode;
 use crate::results::{
     EXITS, EXITS_PER_INTERRUPT, FIRST_CPU, Figure, HYPERVISOR, INSTRUCTIONS, PER_EXIT, Results,
@@ -21,15 +22,19 @@ const COLUMNS: [(&str, &str, usize); 7] = [
 
 /// All works, one row for each mode: medians, and the spread of the instructions.
 pub(crate) fn text(results: &Results) -> String {
-    let mut text = format!("{:<26}{:<10}", "work", "mode");
-    for (heading, _, _) in COLUMNS {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{heading:>17}");
-    }
-    let _ = writeln!(text, "{:>10}{:>10}", "of bare", "spread");
-    for work in results.works() {
-        for mode in results.modes() {
-            row(&mut text, results, work, mode);
+    let mut text = String::new();
+    for (prefix, machine) in [("", "emulator"), (PREFIX, "emulator of VT-x")] {
+        let works: Vec<&str> = results
+            .works()
+            .into_iter()
+            .filter(|w| w.starts_with(PREFIX) != prefix.is_empty())
+            .collect();
+        if !works.is_empty() {
+            let name = results.machine.get(machine).map_or("", String::as_str);
+            let technology = if prefix.is_empty() { "AMD-V" } else { "VT-x" };
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{technology}, {name}");
+            part(&mut text, results, &works);
         }
     }
     for note in &results.notes {
@@ -38,9 +43,22 @@ pub(crate) fn text(results: &Results) -> String {
     text
 }
 
+fn part(text: &mut String, results: &Results, works: &[&str]) {
+    let _ = write!(text, "{:<32}{:<10}", "work", "mode");
+    for (heading, _, _) in COLUMNS {
+        let _ = write!(text, "{heading:>17}");
+    }
+    let _ = writeln!(text, "{:>10}{:>10}", "of bare", "spread");
+    for work in works {
+        for mode in results.modes() {
+            row(text, results, work, mode);
+        }
+    }
+}
+
 fn row(text: &mut String, results: &Results, work: &str, mode: Mode) {
     let Some(instructions) = results.find(work, mode, principal(work)) else { return };
-    let _ = write!(text, "{work:<26}{:<10}", mode.name());
+    let _ = write!(text, "{work:<32}{:<10}", mode.name());
     for (_, figure, digits) in COLUMNS {
         let cell = results.median(work, mode, figure);
         let cell = cell.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));

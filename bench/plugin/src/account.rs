@@ -49,6 +49,8 @@ pub(crate) struct Account {
     pub(crate) by_code: BTreeMap<u64, Cost>,
     /// Instructions by exit code (`GUEST`: the guest's) and address, where that is wanted.
     pub(crate) profile: BTreeMap<(u64, u64), u64>,
+    /// Entries through the gate of each vector: the guest's, or the machine's owner's while there is no guest.
+    pub(crate) vectors: BTreeMap<u8, u64>,
     /// The exit that is being handled.
     pub(crate) code: Option<u64>,
     /// The counter at the last booking.
@@ -94,6 +96,14 @@ impl Account {
         *self.profile.entry((code, address)).or_default() += 1;
     }
 
+    /// The first instruction of this vector's handler is about to be executed. That of a hypervisor which is
+    /// the same kernel as its guest is no interrupt of the guest.
+    pub(crate) fn interrupted(&mut self, vector: u8) {
+        if self.level == Level::Guest || self.switches == 0 {
+            *self.vectors.entry(vector).or_default() += 1;
+        }
+    }
+
     /// What was added since `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let by_code = self.by_code.iter().filter_map(|(code, cost)| {
@@ -106,7 +116,12 @@ impl Account {
             let fresh = count - earlier.profile.get(key).copied().unwrap_or_default();
             (fresh > 0).then_some((*key, fresh))
         });
+        let vectors = self.vectors.iter().filter_map(|(vector, count)| {
+            let fresh = count - earlier.vectors.get(vector).copied().unwrap_or_default();
+            (fresh > 0).then_some((*vector, fresh))
+        });
         Self {
+            vectors: vectors.collect(),
             guest: self.guest - earlier.guest,
             host: self.host - earlier.host,
             switches: self.switches - earlier.switches,
@@ -150,6 +165,18 @@ mod tests {
         let window = after.since(&before);
         assert_eq!((window.host, window.guest, window.switches), (0, 4000, 0));
         assert!(window.by_code.is_empty());
+    }
+
+    #[test]
+    fn interrupts_are_the_guests_or_the_bare_machines_but_no_hypervisors() {
+        let mut account = Account::default();
+        account.interrupted(0x24);
+        account.enter(1);
+        account.interrupted(0x24);
+        account.leave(2, CPUID);
+        account.interrupted(0x24);
+        assert_eq!(account.vectors[&0x24], 2);
+        assert!(account.since(&account.clone()).vectors.is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A plugin for QEMU's TCG that counts every executed instruction, guest's and hypervisor's apart.
 //!
-//! `-plugin libnexit_count.so,out=FILE[,profile=LOW-HIGH][,vmcb=BASE]`
+//! `-plugin libnexit_count.so,out=FILE[,profile=LOW-HIGH][,vmcb=BASE][,vectors=FILE]`
 //!
 //! - **Exact**: each instruction adds one to its CPU's counter, inline in the translated code. One
 //!   that faults is counted at each attempt.
@@ -10,6 +10,8 @@
 //!   is one line of FILE ([`report`]), and a last line covers all of the run.
 //! - **Profile**: with addresses (hexadecimal), the hypervisor's instructions there by exit code and
 //!   address, and the guest's within windows. Much slower.
+//! - **Interrupts** by vector, with the addresses to which the gates of the guest's kernel lead: a file of
+//!   lines `ADDRESS VECTOR`, both hexadecimal.
 //!
 //! Works for every AMD-V hypervisor; the exit code is known only where BASE is the hexadecimal virtual
 //! address at which it maps physical address 0 (default: 0, as Nexit does).
@@ -19,6 +21,7 @@ mod account;
 mod code;
 mod report;
 
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::File;
 use std::io::Write as _;
@@ -48,6 +51,8 @@ struct Setup {
     profile: Range<u64>,
     /// Where the hypervisor maps physical address 0.
     physical: u64,
+    /// Vectors by the address of their handlers' first instruction.
+    vectors: HashMap<u64, u8>,
 }
 
 // SAFETY: the counter is a handle that QEMU's functions take on any thread.
@@ -119,7 +124,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
 }
 
 fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
-    let (mut out, mut profile, mut physical) = (None, 0..0, 0);
+    let (mut out, mut profile, mut physical, mut vectors) = (None, 0..0, 0, HashMap::new());
     for word in words {
         match word.split_once('=') {
             Some(("out", path)) => out = Some(path.to_owned()),
@@ -129,7 +134,15 @@ fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
             Some(("vmcb", base)) => {
                 physical = hexadecimal(base).ok_or("vmcb= takes a hexadecimal address")?;
             }
-            _ => return Err(format!("{word}: use out=FILE, profile=LOW-HIGH, vmcb=BASE")),
+            Some(("vectors", path)) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|error| format!("cannot read {path}: {error}"))?;
+                vectors = text.lines().filter_map(handler).collect();
+            }
+            _ => {
+                let known = "out=FILE, profile=LOW-HIGH, vmcb=BASE, vectors=FILE";
+                return Err(format!("{word}: use {known}"));
+            }
         }
     }
     let path = out.ok_or("out=FILE is missing")?;
@@ -137,7 +150,7 @@ fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
     *lock(&OUTPUT) = Some(Output { file, number: 0, open: Vec::new() });
     // SAFETY: called while the plugin is being installed, as QEMU asks for.
     let score = unsafe { abi::qemu_plugin_scoreboard_new(size_of::<u64>()) };
-    let _ = SETUP.set(Setup { executed: Counter { score, offset: 0 }, profile, physical });
+    let _ = SETUP.set(Setup { executed: Counter { score, offset: 0 }, profile, physical, vectors });
     // SAFETY: the function lives as long as the plugin, which is never unloaded.
     unsafe { abi::qemu_plugin_register_vcpu_init_cb(id, on_cpu) };
     // SAFETY: as above.
@@ -145,6 +158,12 @@ fn install(id: Id, words: impl Iterator<Item = String>) -> Result<(), String> {
     // SAFETY: as above.
     unsafe { abi::qemu_plugin_register_atexit_cb(id, on_exit, ptr::null_mut()) };
     Ok(())
+}
+
+/// Address and vector.
+fn handler(line: &str) -> Option<(u64, u8)> {
+    let (address, vector) = line.split_once(' ')?;
+    Some((hexadecimal(address)?, hexadecimal(vector)?.try_into().ok()?))
 }
 
 fn parse_range(text: &str) -> Option<Range<u64>> {
@@ -208,6 +227,9 @@ fn instrument(setup: &Setup, instruction: *mut Instruction) {
     // counted, VMRUN and the markers after they were.
     if place != 0 && lock(&AFTER_VMRUN).contains(&place) {
         call(on_leave, abi::NO_REGISTERS, 0);
+    }
+    if let Some(vector) = setup.vectors.get(&address) {
+        call(on_interrupt, abi::NO_REGISTERS, u64::from(*vector));
     }
     if setup.profile.contains(&address) {
         call(on_step, abi::NO_REGISTERS, address);
@@ -297,6 +319,10 @@ extern "C" fn on_step(cpu: c_uint, address: *mut c_void) {
     if hypervisors || OPEN.load(Ordering::Relaxed) > 0 {
         account.step(address as u64);
     }
+}
+
+extern "C" fn on_interrupt(cpu: c_uint, vector: *mut c_void) {
+    slot(&mut lock(&ACCOUNTS), cpu).interrupted(vector as usize as u8);
 }
 
 extern "C" fn on_halt(cpu: c_uint, _data: *mut c_void) {

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"window":5,"number":0,"cpus":[{"guest":0,"host":0,"switches":0,"halts":0,
-//!   "by_code":{"0x72":{"exits":0,"instructions":0}},"profile":[["0x72","0x200000",0]]}]}
+//!   "by_code":{"0x72":{"exits":0,"instructions":0}},"vectors":{"0x24":0},"profile":[["0x72","0x200000",0]]}]}
 //! ```
 //! `window` is the program's own number, `number` counts the windows from 0; the last line has the
 //! window `null`: all of the run. The keys of `by_code` are the VMCB's exit codes, `boot` for what came before
@@ -30,10 +30,13 @@ fn cpu(account: &Account) -> String {
             format!("\"{name}\":{{\"exits\":{exits},\"instructions\":{instructions}}}")
         })
         .collect();
+    let vectors: Vec<String> =
+        account.vectors.iter().map(|(vector, count)| format!("\"{vector:#x}\":{count}")).collect();
     let mut text = format!(
         "{{\"guest\":{guest},\"host\":{host},\"switches\":{switches},\"halts\":{halts},\
-         \"by_code\":{{{}}}",
-        by_code.join(",")
+         \"by_code\":{{{}}},\"vectors\":{{{}}}",
+        by_code.join(","),
+        vectors.join(",")
     );
     if !account.profile.is_empty() {
         let steps = account.profile.iter();
@@ -62,12 +65,13 @@ mod tests {
     fn a_line_is_as_documented() {
         let mut account = Account::default();
         account.enter(10);
+        account.interrupted(0x24);
         account.leave(30, 0x72);
         account.step(0x20_0000);
         account.settle(31);
         let expected = "{\"window\":5,\"number\":2,\"cpus\":[{\"guest\":20,\"host\":11,\
              \"switches\":1,\"halts\":0,\"by_code\":{\"0x72\":{\"exits\":1,\"instructions\":1},\
-             \"boot\":{\"exits\":0,\"instructions\":10}},\"profile\":[[\"0x72\",\"0x200000\",1]]}]}\n";
+             \"boot\":{\"exits\":0,\"instructions\":10}},\"vectors\":{\"0x24\":1},\"profile\":[[\"0x72\",\"0x200000\",1]]}]}\n";
         assert_eq!(line(Some(5), 2, &[account]), expected);
         assert_eq!(line(None, 0, &[]), "{\"window\":null,\"number\":0,\"cpus\":[]}\n");
     }

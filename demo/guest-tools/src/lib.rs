@@ -4,6 +4,7 @@
 //! Invariant: a measurement never hides what it cost. The CPUID instructions that read the counters
 //! exit themselves; they are counted here and shown apart.
 
+pub mod busy;
 pub mod counters;
 pub mod interrupts;
 pub mod marker;

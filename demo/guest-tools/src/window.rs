@@ -5,6 +5,7 @@ use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::busy::Busy;
 use crate::counters::{self, Counters, Difference, ThisCpu};
 use crate::{interrupts, marker};
 
@@ -14,6 +15,7 @@ pub struct Window {
     name: String,
     interrupts: u64,
     exits: Vec<Reading>,
+    busy: Option<Busy>,
 }
 
 /// What happened inside.
@@ -23,6 +25,8 @@ pub struct Outcome {
     pub interrupts: u64,
     /// Exits of all virtual CPUs; `None` where the machine is not a Nexit guest.
     pub exits: Option<Difference>,
+    /// Instructions of all but the idle CPU, where they were asked for ([`Busy`]).
+    pub busy: Option<u64>,
 }
 
 impl Window {
@@ -32,9 +36,10 @@ impl Window {
     /// `/proc/interrupts` cannot be read, or the thread cannot move to one of its CPUs.
     pub fn open(name: &str) -> io::Result<Self> {
         let interrupts = read_interrupts(name)?;
-        let window = Self { name: name.to_owned(), interrupts, exits: read_all()? };
+        let exits = read_all()?;
+        let busy = Busy::start();
         marker::open::<{ marker::WORK }>();
-        Ok(window)
+        Ok(Self { name: name.to_owned(), interrupts, exits, busy })
     }
 
     /// Closes the window.
@@ -43,9 +48,10 @@ impl Window {
     /// As [`Window::open`].
     pub fn close(self) -> io::Result<Outcome> {
         marker::close::<{ marker::WORK }>();
+        let busy = self.busy.as_ref().map(Busy::so_far);
         let later = read_all()?;
         let interrupts = read_interrupts(&self.name)?.saturating_sub(self.interrupts);
-        Ok(Outcome { interrupts, exits: difference(&self.exits, &later) })
+        Ok(Outcome { interrupts, exits: difference(&self.exits, &later), busy })
     }
 }
 
@@ -91,5 +97,6 @@ pub fn describe(outcome: &Outcome) -> String {
     let exits = outcome.exits.as_ref();
     let exits =
         exits.map_or_else(|| "exits=unknown (bare machine)".to_owned(), ToString::to_string);
-    format!("interrupts={} {exits}", outcome.interrupts)
+    let busy = outcome.busy.map_or_else(String::new, |busy| format!(" busy={busy}"));
+    format!("interrupts={}{busy} {exits}", outcome.interrupts)
 }

@@ -3,7 +3,7 @@
 
 use std::process::{Command, ExitCode};
 
-use guest_tools::marker;
+use guest_tools::{Window, describe};
 
 const FRESH: usize = 1 << 20;
 const PAGE: usize = 4096;
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [count, program] = arguments.as_slice() else { return usage() };
     let Ok(count) = count.parse::<u64>() else { return usage() };
-    marker::open::<{ marker::WORK }>();
+    let Ok(window) = Window::open("Local") else { return ExitCode::FAILURE };
     for _ in 0..count {
         if !Command::new(program).status().is_ok_and(|status| status.success()) {
             println!("procbench: {program} failed");
@@ -22,8 +22,8 @@ fn main() -> ExitCode {
         fresh.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
         std::hint::black_box(fresh);
     }
-    marker::close::<{ marker::WORK }>();
-    println!("operations={count}");
+    let Ok(outcome) = window.close() else { return ExitCode::FAILURE };
+    println!("operations={count} {}", describe(&outcome));
     ExitCode::SUCCESS
 }
 

@@ -1,0 +1,227 @@
+//! One boot on VT-x in Bochs, whose TSC counts instructions. It has no plugins: the guest's programs say what
+//! they cost (`demo/guest-tools/src/busy.rs`, `tests/payload/src/bin/micro.rs`).
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nexit::bochs::configuration;
+use nexit::cli::Accel;
+use nexit::demo::cpio;
+use nexit::demo::modules::Modules;
+use nexit::demo::{Flavour, kernel};
+use nexit::failure::{Failure, OrFailed, Result};
+use nexit::machine::{Machine, Start};
+use nexit::tool::Tool;
+
+use crate::cli::RunArgs;
+use crate::images;
+use crate::mode::{GUEST_MEMORY, Mode, absolute};
+
+/// In front of the names of works: a machine of its own.
+pub(crate) const PREFIX: &str = "vt-x-";
+/// The works of `bench/guest/init` that its devices allow.
+pub(crate) const WORKS: [&str; 3] = ["ide", "wake", "process"];
+/// Where the guest runs here.
+const MODES: [Mode; 4] = [Mode::Bare, Mode::Exitless, Mode::Exiting, Mode::Posted];
+const PROGRAM: &str = "bochs";
+/// As `nexit run`'s default. Linux' clock is right on it.
+const MODEL: &str = "corei7_haswell_4770";
+const GEOMETRY: &str = "mode=flat, cylinders=64, heads=16, spt=63";
+/// The words of every guest's kernel. The last two undo what Linux does on this CPU only under a hypervisor:
+/// it trusts the TSC deadline, and takes the CPU for one with the bug "indirect target selection".
+const KERNEL_WORDS: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check lapic=notscdeadline \
+                            indirect_target_selection=off";
+/// Of a disk with that geometry.
+const DISK_BYTES: u64 = 64 * 16 * 63 * 512;
+/// Seconds after which a boot counts as hung.
+const PATIENCE: u64 = 900;
+/// The guest's last line.
+pub(crate) const END: &str = "bench: end status 0";
+
+/// What boots.
+#[derive(Debug)]
+pub(crate) struct Images {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    disk: PathBuf,
+}
+
+/// The modes of `wanted` that exist here.
+pub(crate) fn modes(wanted: &[Mode]) -> Vec<Mode> {
+    MODES.into_iter().filter(|mode| wanted.contains(mode)).collect()
+}
+
+/// Debian's kernel for clouds, which unpacks itself quickly, and a small initramfs.
+pub(crate) fn images(folder: &Path, programs: &Path) -> Result<Images> {
+    let kernel = kernel::fetch(Flavour::Cloud, &folder.join("cache"))?;
+    let entries = images::small_guest(&Modules::find(&kernel.modules)?, programs)?;
+    let initrd = folder.join("bochs.img");
+    fs::write(&initrd, cpio::archive(&entries)).or_failed("write", &initrd)?;
+    let disk = folder.join("bochs-disk.img");
+    let file = File::create(&disk).or_failed("create", &disk)?;
+    file.set_len(DISK_BYTES).or_failed("size", &disk)?;
+    Ok(Images { kernel: kernel.image, initrd, disk })
+}
+
+/// Boots the payload or, without one, Linux, to the end; returns what it said.
+pub(crate) fn boot(
+    args: &RunArgs,
+    images: &Images,
+    words: &str,
+    mode: Mode,
+    payload: Option<&Path>,
+) -> Result<String> {
+    let what = if payload.is_some() { "-micro" } else { "" };
+    let log = args.folder.join(format!("bochs-{}{what}.log", mode.name()));
+    let words = format!("{KERNEL_WORDS} {words} busy=1");
+    let disk = format!("ata0-master: type=disk, path=\"{}\", {GEOMETRY}", images.disk.display());
+    let console = if mode == Mode::Bare {
+        bare(args, images, &words, payload, disk, &log)?
+    } else {
+        under_nexit(args, images, &words, mode, payload, &disk, &log)?
+    };
+    if console.contains(END) {
+        return Ok(console);
+    }
+    let text = format!("Bochs, {}: the guest did not come to its end", mode.name());
+    Err(Failure::Failed(format!("{text}: see {}", log.display())))
+}
+
+fn under_nexit(
+    args: &RunArgs,
+    images: &Images,
+    words: &str,
+    mode: Mode,
+    payload: Option<&Path>,
+    disk: &str,
+    log: &Path,
+) -> Result<String> {
+    let config = args.folder.join(format!("bochs-{}.toml", mode.name()));
+    // There is no IOMMU: what has no device need not lie in the guest as it does in the machine.
+    let (top, files) = match payload {
+        Some(payload) => ("", format!("kernel = \"{}\"", absolute(payload)?.display())),
+        None => (
+            "unsafe_no_iommu = true\n",
+            format!(
+                "kernel = \"{}\"\ninitrd = \"{}\"\ndevices = [\"00:01.1\"]",
+                absolute(&images.kernel)?.display(),
+                absolute(&images.initrd)?.display()
+            ),
+        ),
+    };
+    let text = format!(
+        "{top}[[guest]]\nname = \"guest\"\ncpus = [0]\nmemory = \"256M\"\n{files}\n\
+         cmdline = \"{words}\"\ninterrupts = \"{}\"\non_reboot = \"stop\"\n",
+        mode.name()
+    );
+    fs::write(&config, text).or_failed("write", &config)?;
+    let mut command =
+        Command::new(std::env::current_exe().unwrap_or_default().with_file_name("nexit"));
+    command.args(["run", "--emulator", "bochs", "--timeout", &PATIENCE.to_string(), "--config"]);
+    command.arg(config).args(["--", disk]).stdin(Stdio::null());
+    let out = File::create(log).or_failed("create", log)?;
+    command.stderr(out.try_clone().or_failed("write", log)?).stdout(out);
+    command
+        .status()
+        .map_err(|error| Failure::Failed(format!("cannot start the emulator: {error}")))?;
+    let text = fs::read(log).or_failed("read", log)?;
+    Ok(String::from_utf8_lossy(&text).replace('\r', ""))
+}
+
+/// On the machine itself, by GRUB.
+fn bare(
+    args: &RunArgs,
+    images: &Images,
+    words: &str,
+    payload: Option<&Path>,
+    disk: String,
+    log: &Path,
+) -> Result<String> {
+    let folder = args.folder.join("bochs-bare");
+    let grub = folder.join("tree/boot/grub");
+    fs::create_dir_all(&grub).or_failed("create", &grub)?;
+    let mut menu = String::new();
+    let put = |name: &str, from: &Path| fs::copy(from, grub.join(name)).or_failed("copy", from);
+    if let Some(payload) = payload {
+        put("micro", payload)?;
+        menu += "multiboot2 /boot/grub/micro\nboot\n";
+    } else {
+        put("vmlinuz", &images.kernel)?;
+        put("initrd", &images.initrd)?;
+        menu += &format!(
+            "linux /boot/grub/vmlinuz {words} mem={GUEST_MEMORY}\ninitrd /boot/grub/initrd\nboot\n"
+        );
+    }
+    let file = grub.join("grub.cfg");
+    fs::write(&file, menu).or_failed("write", &file)?;
+    let iso = folder.join("bare.iso");
+    let tool = Tool::new("grub-mkrescue").args(["-d", "/usr/lib/grub/i386-pc", "-o"]);
+    tool.arg(&iso).arg(folder.join("tree")).run()?;
+    let start = Start::Bios { iso: iso.clone() };
+    let machine = Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, start, extra: vec![disk] };
+    let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
+    let serial = listener.local_addr().map_err(refused)?;
+    let text = configuration(&machine, MODEL, &iso, serial);
+    let file = folder.join("bochsrc");
+    let own_log = folder.join("bochs.log");
+    fs::write(&file, format!("log: \"{}\"\n{text}", own_log.display()))
+        .or_failed("write", &file)?;
+    let commands = folder.join("commands");
+    fs::write(&commands, "c\n").or_failed("write", &commands)?;
+    let _ = fs::remove_file(images.disk.with_extension("img.lock"));
+    let mut command = Command::new(PROGRAM);
+    command.arg("-q");
+    let help = Command::new(PROGRAM).arg("--help").output();
+    // A build with the debugger stops at its prompt: this tells it to go on.
+    if help.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("-rc ")) {
+        command.arg("-rc").arg(&commands);
+    }
+    command.arg("-f").arg(&file);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let mut child =
+        child.map_err(|error| Failure::Failed(format!("cannot start Bochs: {error}")))?;
+    let console = listen(&listener, &mut child);
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = fs::remove_file(images.disk.with_extension("img.lock"));
+    let console = console?;
+    fs::write(log, &console).or_failed("write", log)?;
+    Ok(console)
+}
+
+/// What comes over the line, up to the guest's last one.
+fn listen(listener: &TcpListener, child: &mut Child) -> Result<String> {
+    let failed = |error| Failure::Failed(format!("Bochs' serial line: {error}"));
+    let end = Instant::now() + Duration::from_secs(PATIENCE);
+    listener.set_nonblocking(true).map_err(failed)?;
+    let mut line = loop {
+        match listener.accept() {
+            Ok((line, _)) => break line,
+            Err(_) if Instant::now() < end && matches!(child.try_wait(), Ok(None)) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    line.set_nonblocking(false).map_err(failed)?;
+    line.set_read_timeout(Some(Duration::from_secs(PATIENCE))).map_err(failed)?;
+    let mut console = Vec::new();
+    let mut bytes = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&console).replace('\r', "");
+        if text.contains(END) || Instant::now() > end {
+            return Ok(text);
+        }
+        match line.read(&mut bytes) {
+            Ok(count) if count > 0 => {
+                console.extend_from_slice(bytes.get(..count).unwrap_or_default());
+            }
+            _ => return Ok(text),
+        }
+    }
+}
