@@ -354,7 +354,6 @@ impl<B: Backend> Partition<B> {
     /// It shall be started: `false` where that was asked for already.
     pub(crate) fn shall_start(&self) -> bool {
         *self.crashes.lock() = Crashes::default();
-        *self.crashes.lock() = Crashes::default();
         self.wish.swap(START, Ordering::AcqRel) != START
     }
 

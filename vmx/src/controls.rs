@@ -99,14 +99,6 @@ bitflags! {
         const _ = !0;
     }
 
-    /// SDM "Processor-Based VM-Execution Controls", tertiary.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct Tertiary: u64 {
-        /// The CPU posts IPIs to CPUs that the PID-pointer table names.
-        const IPI_VIRTUALIZATION = 1 << 4;
-        const _ = !0;
-    }
-
     /// SDM "VM-Exit Controls", primary.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct ExitControls: u32 {
@@ -172,8 +164,8 @@ pub struct Controls {
     pub primary: Primary,
     /// Secondary processor-based.
     pub secondary: Secondary,
-    /// Tertiary processor-based.
-    pub tertiary: Tertiary,
+    /// Tertiary processor-based: 0 or [`IPI_VIRTUALIZATION`].
+    pub tertiary: u64,
     /// VM exit.
     pub exit: ExitControls,
     /// VM entry.
@@ -247,11 +239,10 @@ impl Controls {
             settle(pin_based, posting, "IA32_VMX_PINBASED_CTLS", capabilities.pin_based)?;
         // What it posts, the receiver must take.
         let posts = posted && pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS);
-        let tertiary = Tertiary::from_bits_retain(if posts { capabilities.tertiary } else { 0 })
-            .intersection(Tertiary::IPI_VIRTUALIZATION);
+        let tertiary = if posts { capabilities.tertiary & IPI_VIRTUALIZATION } else { 0 };
         Ok(Self {
             pin_based,
-            primary: choose_primary(capabilities.primary, posted, !tertiary.is_empty())?,
+            primary: choose_primary(capabilities.primary, posted, tertiary != 0)?,
             tertiary,
             secondary: settle(
                 secondary,
@@ -278,9 +269,12 @@ impl Controls {
     /// The CPU sends IPIs by itself, and a guest's writes to ICR may pass.
     #[must_use]
     pub const fn virtualizes_ipis(&self) -> bool {
-        self.tertiary.contains(Tertiary::IPI_VIRTUALIZATION)
+        self.tertiary != 0
     }
 }
+
+/// Tertiary processor-based VM-execution control: the CPU posts IPIs to CPUs that the PID-pointer table names.
+pub const IPI_VIRTUALIZATION: u64 = 1 << 4;
 
 /// The CPU does a local APIC's work for the guest.
 const VIRTUAL_APIC: Secondary = Secondary::VIRTUALIZE_X2APIC_MODE
@@ -357,12 +351,12 @@ mod tests {
         let pin_based = SKYLAKE.pin_based | 1 << 39;
         let newer = posted(&Capabilities { pin_based, ..server }).unwrap();
         assert!(newer.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS));
-        assert!(!newer.virtualizes_ipis() && newer.tertiary.is_empty(), "it has none");
+        assert!(!newer.virtualizes_ipis() && newer.tertiary == 0, "it has none");
         let (primary, tertiary) = (SKYLAKE.primary | 1 << 49, 0x93);
         let newest = Capabilities { pin_based, primary, tertiary, ..server };
         let controls = posted(&newest).unwrap();
         assert!(controls.virtualizes_ipis());
-        assert_eq!((controls.primary.bits() >> 17 & 1, controls.tertiary.bits()), (1, 1 << 4));
+        assert_eq!((controls.primary.bits() >> 17 & 1, controls.tertiary), (1, 1 << 4));
         let silent = Capabilities { pin_based: SKYLAKE.pin_based, ..newest };
         for (capabilities, mode) in [
             (newest, InterruptMode::Exiting),
@@ -370,7 +364,7 @@ mod tests {
             (silent, InterruptMode::Posted),
         ] {
             let without = Controls::choose(&capabilities, mode).unwrap();
-            assert_eq!((without.primary.bits() >> 17 & 1, without.tertiary.bits()), (0, 0));
+            assert_eq!((without.primary.bits() >> 17 & 1, without.tertiary), (0, 0));
         }
         let older = Capabilities { secondary: server.secondary & !(1 << 41), ..SKYLAKE };
         assert!(matches!(

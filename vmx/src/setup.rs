@@ -60,8 +60,7 @@ pub(crate) fn write_controls(
             vmcs.write(POSTED_INTERRUPT_NOTIFICATION_VECTOR, u16::from(NOTIFICATION.0));
             descriptor.use_it();
             if controls.virtualizes_ipis() {
-                let controls = controls.tertiary.bits();
-                vmcs.write(TERTIARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls);
+                vmcs.write(TERTIARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls.tertiary);
                 vmcs.write(PID_POINTER_TABLE_ADDRESS, core::ptr::from_ref(table) as u64);
                 vmcs.write(LAST_PID_POINTER_INDEX, PidPointers::LAST);
             }

@@ -1,8 +1,8 @@
 //! The virtual I/O APIC: 16 or 24 redirection entries behind the index and data registers of its page.
 //!
 //! The guest's entries are what it wrote; what they mean for the machine is the caller's to do, on
-//! every [`IoApicEffect`]. Remote IRR reads as clear: level lines are ended by the EOI broadcast in
-//! the machine's own I/O APIC. (Intel 82093AA data sheet, "Register Description"; 100-Series PCH
+//! every entry that [`IoApic::write`] gives back. Remote IRR reads as clear, and the EOI register does nothing:
+//! level lines are ended by the EOI broadcast in the machine's own I/O APIC. (Intel 82093AA data sheet, "Register Description"; 100-Series PCH
 //! data sheet, "EOI Register".)
 
 use alloc::vec::Vec;
@@ -23,7 +23,6 @@ pub const INPUTS: u32 = 24;
 const VERSION: u32 = 0x20;
 const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;
-const EOI: u64 = 0x40;
 const FIRST_ENTRY: u8 = 0x10;
 
 /// A redirection entry.
@@ -61,12 +60,6 @@ impl RedirectionEntry {
         (self.0 >> 56) as u8
     }
 
-    /// The line is active when low.
-    #[must_use]
-    pub const fn active_low(self) -> bool {
-        self.0 & 1 << 13 != 0
-    }
-
     /// Trigger mode.
     #[must_use]
     pub const fn trigger(self) -> TriggerMode {
@@ -78,28 +71,6 @@ impl RedirectionEntry {
     pub const fn masked(self) -> bool {
         self.0 & 1 << 16 != 0
     }
-}
-
-/// An entry that the guest has rewritten with another value.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RedirectionChange {
-    /// The input.
-    pub gsi: u32,
-    /// The entry before.
-    pub old: RedirectionEntry,
-    /// The entry now.
-    pub new: RedirectionEntry,
-}
-
-/// What a write asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoApicEffect {
-    /// Nothing.
-    None,
-    /// A line is to be routed anew.
-    Redirection(RedirectionChange),
-    /// The guest ends a level interrupt of this vector by the EOI register.
-    EndOfInterrupt(Vector),
 }
 
 /// The registers.
@@ -140,30 +111,24 @@ impl IoApic {
         }
     }
 
-    /// Writes the 32-bit register at `offset` in the page.
-    pub fn write(&mut self, offset: u64, value: u32) -> IoApicEffect {
+    /// Writes the 32-bit register at `offset` in the page. The input whose entry is another now, with that.
+    pub fn write(&mut self, offset: u64, value: u32) -> Option<(u32, RedirectionEntry)> {
         match (offset, self.select) {
             (IOREGSEL, _) => self.select = value as u8,
             (IOWIN, 0) => self.id = (value >> 24) as u8 & 0x0f,
             (IOWIN, select) => return self.write_entry(select, value),
-            (EOI, _) => return IoApicEffect::EndOfInterrupt(Vector(value as u8)),
             _ => {}
         }
-        IoApicEffect::None
+        None
     }
 
-    fn write_entry(&mut self, select: u8, value: u32) -> IoApicEffect {
+    fn write_entry(&mut self, select: u8, value: u32) -> Option<(u32, RedirectionEntry)> {
         let index = entry_index(select);
-        let Some(entry) = self.entries.get_mut(index) else { return IoApicEffect::None };
-        let old = *entry;
+        let entry = self.entries.get_mut(index)?;
         let shift = 32 * (select & 1);
-        let kept = old.0 & !(0xffff_ffff << shift);
+        let kept = entry.0 & !(0xffff_ffff << shift);
         let new = RedirectionEntry((kept | u64::from(value) << shift) & RedirectionEntry::WRITABLE);
-        *entry = new;
-        if new == old {
-            return IoApicEffect::None;
-        }
-        IoApicEffect::Redirection(RedirectionChange { gsi: index as u32, old, new })
+        (core::mem::replace(entry, new) != new).then_some((index as u32, new))
     }
 }
 
@@ -177,8 +142,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn write(ioapic: &mut IoApic, register: u8, value: u32) -> IoApicEffect {
-        assert_eq!(ioapic.write(IOREGSEL, register.into()), IoApicEffect::None);
+    fn write(ioapic: &mut IoApic, register: u8, value: u32) -> Option<(u32, RedirectionEntry)> {
+        assert_eq!(ioapic.write(IOREGSEL, register.into()), None);
         ioapic.write(IOWIN, value)
     }
 
@@ -196,28 +161,25 @@ mod tests {
         let mut smaller = IoApic::new(ISA_INPUTS);
         assert_eq!((read(&mut smaller, 1), smaller.entry(16)), (0x000f_0020, None));
         assert_eq!(read(&mut smaller, 0x30), 0, "no register");
-        let effect = ioapic.write(EOI, 0x31);
-        assert_eq!(effect, IoApicEffect::EndOfInterrupt(Vector(0x31)));
+        assert_eq!(ioapic.write(0x40, 0x31), None, "EOI");
     }
 
     #[test]
     fn linux_routes_the_uart_edge_triggered_to_a_cpu() {
         let mut ioapic = IoApic::new(INPUTS);
         write(&mut ioapic, 0x10 + 2 * 4 + 1, 0x0100_0000);
-        let effect = write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024);
-        let IoApicEffect::Redirection(change) = effect else { panic!("{effect:?}") };
-        assert_eq!(change.gsi, 4);
-        assert!(change.old.masked() && !change.new.masked());
-        assert_eq!((change.new.vector(), change.new.destination()), (Vector(0x24), 1));
-        assert!(change.new.delivers_vector() && !change.new.logical());
-        assert_eq!(change.new.trigger(), TriggerMode::Edge);
-        assert_eq!(write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024), IoApicEffect::None);
+        let (gsi, new) = write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024).unwrap();
+        assert_eq!((gsi, new.masked()), (4, false));
+        assert_eq!((new.vector(), new.destination()), (Vector(0x24), 1));
+        assert!(new.delivers_vector() && !new.logical());
+        assert_eq!(new.trigger(), TriggerMode::Edge);
+        assert_eq!(write(&mut ioapic, 0x10 + 2 * 4, 0x0000_0024), None);
     }
 
     #[test]
     fn fields_decode_as_the_data_sheet_has_them() {
         let entry = RedirectionEntry(0x0f00_0000_0000_a931);
-        assert!(entry.logical() && entry.active_low() && entry.delivers_vector());
+        assert!(entry.logical() && entry.delivers_vector());
         assert_eq!((entry.trigger(), entry.destination()), (TriggerMode::Level, 0x0f));
         assert!(!RedirectionEntry(0x400).delivers_vector(), "NMI");
         assert!(!RedirectionEntry(0x700).delivers_vector(), "ExtINT");
@@ -240,9 +202,9 @@ mod tests {
                     } else {
                         *place & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32
                     };
-                    prop_assert_eq!(old != *place, effect != IoApicEffect::None);
+                    prop_assert_eq!(old != *place, effect.is_some());
                 } else {
-                    prop_assert_eq!(effect, IoApicEffect::None);
+                    prop_assert_eq!(effect, None);
                 }
             }
             for (gsi, entry) in model.iter().enumerate() {

@@ -13,7 +13,7 @@ use pci::{Destination, GuestInterrupt};
 
 use super::access::{self, AddressSpace, Refused};
 use super::interrupt::addressee;
-use crate::devices::ioapic::{self, IoApicEffect, RedirectionEntry};
+use crate::devices::ioapic::{self, RedirectionEntry};
 use crate::devices::uart;
 use crate::pci::{Host, VirtualBus};
 use crate::vm::{Context, Next, Platform};
@@ -102,9 +102,8 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn io_apic_write(&mut self, offset: u64, value: u32) {
-        match self.vm.io_apic.write(offset, value) {
-            IoApicEffect::Redirection(change) => self.redirect(change.gsi, change.new),
-            IoApicEffect::None | IoApicEffect::EndOfInterrupt(_) => {}
+        if let Some((input, entry)) = self.vm.io_apic.write(offset, value) {
+            self.redirect(input, entry);
         }
     }
 
