@@ -5,10 +5,20 @@
 //! leaves carry KVM's signature, as stock kernels use x2APIC without interrupt remapping only then
 //! (Linux, `arch/x86/kernel/kvm.c`); what Nexit itself has to say is at 0x4000_0100.
 
+mod answers;
+mod bits;
+
 use alloc::vec::Vec;
 
 use arch::ApicId;
 use arch::machine::{CpuidResult, Machine};
+
+pub use answers::Answers;
+use bits::{
+    CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_7_EDX,
+    HIDDEN_81_ECX, HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSPKE, OSXSAVE, PKU,
+    SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, X2APIC,
+};
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
 
@@ -44,57 +54,6 @@ impl Vendor {
     }
 }
 
-/// Bits of a CPUID register.
-const fn bits<const N: usize>(list: [u32; N]) -> u32 {
-    let mut mask = 0;
-    let mut index = 0;
-    while index < N {
-        mask |= 1 << list[index];
-        index += 1;
-    }
-    mask
-}
-
-/// Leaf 1 ECX, hidden: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, PDCM, DCA.
-const HIDDEN_1_ECX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 11, 15, 18]);
-const X2APIC: u32 = 1 << 21;
-const OSXSAVE: u32 = 1 << 27;
-const HYPERVISOR: u32 = 1 << 31;
-/// Leaf 1 EDX, hidden: MCE, MCA, PSN, DS, ACPI, HTT (set anew), TM, PBE.
-const HIDDEN_1_EDX: u32 = bits([7, 14, 18, 21, 22, 28, 29, 31]);
-const MTRR: u32 = 1 << 12;
-const HTT: u32 = 1 << 28;
-/// Leaf 6 EAX, shown: ARAT.
-const SHOWN_6_EAX: u32 = bits([2]);
-/// Leaf 7.0 EBX, hidden: SGX, PQM, MPX, PQE, PT.
-const HIDDEN_7_EBX: u32 = bits([2, 12, 14, 15, 25]);
-/// Leaf 7.0 ECX, hidden: OSPKE (set anew), WAITPKG, CET_SS, TME, LA57, KL, BUS_LOCK_DETECT, ENQCMD,
-/// SGX_LC, PKS.
-const HIDDEN_7_ECX: u32 = bits([4, 5, 7, 13, 16, 23, 24, 29, 30, 31]);
-const PKU: u32 = 1 << 3;
-const OSPKE: u32 = 1 << 4;
-/// Leaf 7.0 EDX, hidden: UINTR, HYBRID, PCONFIG, ARCH_LBR, CET_IBT, IA32_CORE_CAPABILITIES.
-const HIDDEN_7_EDX: u32 = bits([5, 15, 18, 19, 20, 30]);
-/// Leaf 7.1 EAX, shown: SHA512, SM3, SM4, AVX-VNNI, AVX512_BF16, fast REP MOVSB/STOSB/CMPSB,
-/// AMX-FP16, AVX-IFMA.
-const SHOWN_7_1_EAX: u32 = bits([0, 1, 2, 4, 5, 10, 11, 12, 21, 23]);
-/// Leaf 7.1 EDX, shown: AVX-VNNI-INT8, AVX-NE-CONVERT, AMX-COMPLEX, AVX-VNNI-INT16, PREFETCHI,
-/// AVX10.
-const SHOWN_7_1_EDX: u32 = bits([4, 5, 8, 10, 14, 19]);
-/// Leaf 0x80000001 ECX, hidden: SVM, extended APIC, OSVW, IBS, SKINIT, WDT, LWP, NodeId, core and
-/// northbridge counters, breakpoint extension, performance TSC, LLC counters, MONITORX.
-const HIDDEN_81_ECX: u32 = bits([2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29]);
-const CMP_LEGACY: u32 = 1 << 1;
-/// Leaf 0x80000001 EDX, hidden: MCE, MCA.
-const HIDDEN_81_EDX: u32 = bits([7, 14]);
-const INVARIANT_TSC: u32 = 1 << 8;
-/// Leaf 0x80000008 EBX, shown: CLZERO, XSAVEERPTR, WBNOINVD, IBPB, IBRS, STIBP and their hints,
-/// SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET.
-const SHOWN_88_EBX: u32 = bits([0, 2, 9, 12, 14, 15, 16, 17, 18, 19, 24, 26, 28, 29, 30]);
-/// Leaf 0x80000021 EAX, shown: LFENCE always serializing, null selector clears base, automatic
-/// IBRS, SRSO_NO and the other "not affected" answers.
-const SHOWN_8021_EAX: u32 = bits([2, 6, 8, 27, 28, 29, 30, 31]);
-
 /// CR4.PKE and CR4.OSXSAVE, which two CPUID bits mirror.
 const CR4_PKE: u64 = 1 << 22;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -117,40 +76,6 @@ pub struct Asker<'a> {
     pub cr4: u64,
     /// Its exit counters.
     pub counters: &'a ExitCounters,
-}
-
-/// First leaf of the extended range.
-const EXTENDED: u32 = 0x8000_0000;
-/// The leaves whose answer depends neither on the subleaf nor on what the guest does: bit n for leaf n
-/// and for leaf 0x8000_0000 + n. CR4.OSXSAVE changes leaf 1, XCR0 leaf 0xD.
-const CONSTANT: u32 = !bits([1, 4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14]) & 0x7f_ffff;
-const CONSTANT_EXTENDED: u32 = !bits([0x1d]);
-
-/// What one vCPU is told of those leaves: prepared, as guests ask often, and as the CPUID of a
-/// hypervisor that is itself a guest is an exit of its own.
-#[derive(Clone, Debug)]
-pub struct Answers {
-    basic: [CpuidResult; 32],
-    extended: [CpuidResult; 32],
-    /// Leaf 1 while the guest has CR4.OSXSAVE set.
-    with_osxsave: CpuidResult,
-}
-
-impl Answers {
-    /// The answer to `leaf`; `None` where only the policy knows. `cr4` is the guest's.
-    #[inline(always)]
-    #[must_use]
-    pub fn get(&self, leaf: u32, cr4: impl Fn() -> u64) -> Option<&CpuidResult> {
-        let Some(answer) = self.basic.get(leaf as usize) else {
-            let index = leaf.wrapping_sub(EXTENDED);
-            let answer = self.extended.get(index as usize)?;
-            return (CONSTANT_EXTENDED >> index & 1 != 0).then_some(answer);
-        };
-        if CONSTANT >> leaf & 1 != 0 {
-            return Some(answer);
-        }
-        (leaf == 1).then(|| if cr4() & CR4_OSXSAVE != 0 { &self.with_osxsave } else { answer })
-    }
 }
 
 impl CpuidPolicy {
@@ -177,19 +102,6 @@ impl CpuidPolicy {
     #[must_use]
     pub fn vendor(&self) -> Vendor {
         self.vendor
-    }
-
-    /// What vCPU `vcpu` is told of the leaves whose answer never changes.
-    #[must_use]
-    pub fn answers(&self, vcpu: usize, machine: &impl Machine) -> Answers {
-        let counters = ExitCounters::new();
-        let answer =
-            |leaf, cr4| self.answer(leaf, 0, Asker { vcpu, cr4, counters: &counters }, machine);
-        Answers {
-            basic: core::array::from_fn(|leaf| answer(leaf as u32, 0)),
-            extended: core::array::from_fn(|leaf| answer(EXTENDED | leaf as u32, 0)),
-            with_osxsave: answer(1, CR4_OSXSAVE),
-        }
     }
 
     /// The answer to CPUID.
@@ -457,163 +369,4 @@ fn exit_count(subleaf: u32, counters: &ExitCounters) -> CpuidResult {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake::FakeMachine;
-    use proptest::prelude::*;
-
-    /// A CPU that has every feature there could be.
-    fn machine(vendor: Vendor) -> FakeMachine {
-        let mut machine = FakeMachine { tsc_khz: 2_496_123, ..FakeMachine::default() };
-        let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
-        for leaf in (1..0x30).chain(0x8000_0001..0x8000_0030) {
-            for subleaf in 0..4 {
-                machine.cpuid.insert((leaf, subleaf), all);
-            }
-        }
-        let name = match vendor {
-            Vendor::Intel => *b"Genu",
-            Vendor::Amd => *b"Auth",
-        };
-        let ebx = u32::from_le_bytes(name);
-        machine.cpuid.insert((0, 0), CpuidResult { eax: 0xd, ebx, ..all });
-        machine.cpuid.insert((0x8000_0000, 0), CpuidResult { eax: 0x8000_0021, ebx, ..all });
-        machine
-    }
-
-    fn ask(vendor: Vendor, ids: &[u32], vcpu: usize, leaf: u32, subleaf: u32) -> CpuidResult {
-        let machine = machine(vendor);
-        let policy = CpuidPolicy::new(ids.iter().map(|id| ApicId(*id)).collect(), &machine);
-        let counters = ExitCounters::new();
-        policy.answer(leaf, subleaf, Asker { vcpu, cr4: 0, counters: &counters }, &machine)
-    }
-
-    #[test]
-    fn virtualization_monitor_counters_and_machine_check_are_hidden() {
-        for vendor in [Vendor::Intel, Vendor::Amd] {
-            let one = ask(vendor, &[0], 0, 1, 0);
-            assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 27), 0);
-            assert_eq!(one.ecx & (X2APIC | HYPERVISOR), X2APIC | HYPERVISOR);
-            assert_eq!(one.edx & (1 << 7 | 1 << 14 | HTT), 0);
-            assert_eq!(one.edx & MTRR, MTRR);
-            assert_eq!(ask(vendor, &[0], 0, 0xa, 0), CpuidResult::default());
-            assert_eq!(ask(vendor, &[0], 0, 6, 0), CpuidResult { eax: 4, ..Default::default() });
-            assert_eq!(ask(vendor, &[0], 0, 0x8000_0001, 0).ecx & 4, 0);
-            assert_eq!(ask(vendor, &[0], 0, 0x8000_000a, 0), CpuidResult::default());
-            assert_eq!(ask(vendor, &[0], 0, 0x8000_0022, 0), CpuidResult::default());
-        }
-    }
-
-    #[test]
-    fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
-        let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 0), all);
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 1), CpuidResult { ecx: 0, edx: 0, ..all });
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 2), CpuidResult::default());
-        let avx = CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 };
-        assert_eq!(extended_state(2, avx), avx);
-    }
-
-    #[test]
-    fn osxsave_and_ospke_follow_the_guests_cr4() {
-        let machine = machine(Vendor::Intel);
-        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let counters = ExitCounters::new();
-        for cr4 in [0, CR4_OSXSAVE, CR4_PKE] {
-            let asker = Asker { vcpu: 0, cr4, counters: &counters };
-            let one = policy.answer(1, 0, asker, &machine);
-            let seven = policy.answer(7, 0, asker, &machine);
-            assert_eq!(one.ecx & OSXSAVE != 0, cr4 == CR4_OSXSAVE);
-            assert_eq!(seven.ecx & OSPKE != 0, cr4 == CR4_PKE);
-        }
-    }
-
-    #[test]
-    fn nothing_is_claimed_that_the_cpu_lacks() {
-        let mut machine = machine(Vendor::Amd);
-        for leaf in [1, 6, 7, 0x8000_0001, 0x8000_0007] {
-            machine.cpuid.insert((leaf, 0), CpuidResult::default());
-        }
-        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let counters = ExitCounters::new();
-        let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-        let answer = |leaf| policy.answer(leaf, 0, asker, &machine);
-        assert_eq!(answer(0x8000_0007).edx, 0, "no invariant TSC");
-        assert_eq!(answer(7), CpuidResult::default());
-        assert_eq!(answer(6), CpuidResult::default());
-        assert_eq!((answer(1).ecx, answer(1).edx), (X2APIC | HYPERVISOR, MTRR));
-    }
-
-    #[test]
-    fn intel_guests_learn_the_tsc_frequency_and_amd_guests_have_the_kvm_clock() {
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0, 0).eax, 0x16);
-        let ratio = ask(Vendor::Intel, &[0], 0, 0x15, 0);
-        let hz = u64::from(ratio.ecx) * u64::from(ratio.ebx) / u64::from(ratio.eax);
-        assert_eq!(hz, 2_496_123_000);
-        let mut machine = machine(Vendor::Intel);
-        let real = CpuidResult { eax: 2, ebx: 208, ecx: 24_000_000, edx: 0 };
-        machine.cpuid.insert((0x15, 0), real);
-        machine.cpuid.insert((0, 0), CpuidResult { eax: 0x16, ..CpuidResult::default() });
-        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let counters = ExitCounters::new();
-        let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-        assert_eq!(policy.answer(0x15, 0, asker, &machine), real, "a CPU that tells the truth");
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0x16, 0).eax, 2496);
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0001, 0).eax, 0);
-        assert_eq!(ask(Vendor::Amd, &[0], 0, 0, 0).eax, 0xd);
-        assert_eq!(ask(Vendor::Amd, &[0], 0, 0x15, 0), CpuidResult::default());
-        assert_eq!(ask(Vendor::Amd, &[0], 0, 0x4000_0001, 0).eax, 1 << 3 | 1 << 24);
-    }
-
-    #[test]
-    fn topology_is_one_thread_a_core_with_the_guests_own_identifiers() {
-        for (leaf, vendor) in [(0xb, Vendor::Intel), (0xb, Vendor::Amd)] {
-            let threads = ask(vendor, &[0, 1, 4], 2, leaf, 0);
-            assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, 4));
-            let cores = ask(vendor, &[0, 1, 4], 2, leaf, 1);
-            assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (3, 3, 0x201, 4));
-            assert_eq!(ask(vendor, &[0, 1, 4], 2, leaf, 2).ebx, 0);
-        }
-        let one = ask(Vendor::Intel, &[0, 1, 4], 2, 1, 0);
-        assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff, one.edx & HTT), (4, 3, HTT));
-        assert_eq!(ask(Vendor::Amd, &[0, 1], 1, 0x8000_0008, 0).ecx, 0x1001);
-        assert_eq!(ask(Vendor::Amd, &[0, 1], 1, 0x8000_001e, 0).eax, 1);
-    }
-
-    #[test]
-    fn the_hypervisor_leaves_carry_kvms_signature_and_nexits_own() {
-        let text = |r: CpuidResult| [r.ebx, r.ecx, r.edx].map(u32::to_le_bytes).concat();
-        let kvm = ask(Vendor::Intel, &[0], 0, KVM_BASE, 0);
-        assert_eq!((kvm.eax, text(kvm)), (KVM_BASE + 1, b"KVMKVMKVM\0\0\0".to_vec()));
-        let nexit = ask(Vendor::Intel, &[0], 0, NEXIT_BASE, 0);
-        assert_eq!((nexit.eax, text(nexit)), (NEXIT_COUNTERS, b"NexitHypervi".to_vec()));
-        assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0200, 0), CpuidResult::default());
-    }
-
-    #[test]
-    fn a_guest_reads_its_exit_counters() {
-        let machine = machine(Vendor::Intel);
-        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let mut counters = ExitCounters::new();
-        counters.count(Counter::Cpuid);
-        counters.count(Counter::Eoi);
-        counters.count(Counter::Eoi);
-        let read = |subleaf| {
-            let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-            let answer = policy.answer(NEXIT_COUNTERS, subleaf, asker, &machine);
-            (answer.eax, answer.ebx, answer.ecx)
-        };
-        assert_eq!(read(0), (3, 0, 21));
-        assert_eq!(
-            (read(1), read(20), read(21), read(22)),
-            ((1, 0, 0), (2, 0, 0), (0, 0, 0), (0, 0, 0))
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn any_leaf_has_an_answer(leaf: u32, subleaf: u32, amd: bool) {
-            ask(if amd { Vendor::Amd } else { Vendor::Intel }, &[0], 0, leaf, subleaf);
-        }
-    }
-}
+mod tests;

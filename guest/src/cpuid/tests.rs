@@ -1,0 +1,160 @@
+//! What each kind of guest is told, on a CPU that has everything.
+
+use super::*;
+use crate::fake::FakeMachine;
+use proptest::prelude::*;
+
+/// A CPU that has every feature there could be.
+fn machine(vendor: Vendor) -> FakeMachine {
+    let mut machine = FakeMachine { tsc_khz: 2_496_123, ..FakeMachine::default() };
+    let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+    for leaf in (1..0x30).chain(0x8000_0001..0x8000_0030) {
+        for subleaf in 0..4 {
+            machine.cpuid.insert((leaf, subleaf), all);
+        }
+    }
+    let name = match vendor {
+        Vendor::Intel => *b"Genu",
+        Vendor::Amd => *b"Auth",
+    };
+    let ebx = u32::from_le_bytes(name);
+    machine.cpuid.insert((0, 0), CpuidResult { eax: 0xd, ebx, ..all });
+    machine.cpuid.insert((0x8000_0000, 0), CpuidResult { eax: 0x8000_0021, ebx, ..all });
+    machine
+}
+
+fn ask(vendor: Vendor, ids: &[u32], vcpu: usize, leaf: u32, subleaf: u32) -> CpuidResult {
+    let machine = machine(vendor);
+    let policy = CpuidPolicy::new(ids.iter().map(|id| ApicId(*id)).collect(), &machine);
+    let counters = ExitCounters::new();
+    policy.answer(leaf, subleaf, Asker { vcpu, cr4: 0, counters: &counters }, &machine)
+}
+
+#[test]
+fn virtualization_monitor_counters_and_machine_check_are_hidden() {
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let one = ask(vendor, &[0], 0, 1, 0);
+        assert_eq!(one.ecx & (1 << 5 | 1 << 3 | 1 << 27), 0);
+        assert_eq!(one.ecx & (X2APIC | HYPERVISOR), X2APIC | HYPERVISOR);
+        assert_eq!(one.edx & (1 << 7 | 1 << 14 | HTT), 0);
+        assert_eq!(one.edx & MTRR, MTRR);
+        assert_eq!(ask(vendor, &[0], 0, 0xa, 0), CpuidResult::default());
+        assert_eq!(ask(vendor, &[0], 0, 6, 0), CpuidResult { eax: 4, ..Default::default() });
+        assert_eq!(ask(vendor, &[0], 0, 0x8000_0001, 0).ecx & 4, 0);
+        assert_eq!(ask(vendor, &[0], 0, 0x8000_000a, 0), CpuidResult::default());
+        assert_eq!(ask(vendor, &[0], 0, 0x8000_0022, 0), CpuidResult::default());
+    }
+}
+
+#[test]
+fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
+    let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 0), all);
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 1), CpuidResult { ecx: 0, edx: 0, ..all });
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 2), CpuidResult::default());
+    let avx = CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 };
+    assert_eq!(extended_state(2, avx), avx);
+}
+
+#[test]
+fn osxsave_and_ospke_follow_the_guests_cr4() {
+    let machine = machine(Vendor::Intel);
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    let counters = ExitCounters::new();
+    for cr4 in [0, CR4_OSXSAVE, CR4_PKE] {
+        let asker = Asker { vcpu: 0, cr4, counters: &counters };
+        let one = policy.answer(1, 0, asker, &machine);
+        let seven = policy.answer(7, 0, asker, &machine);
+        assert_eq!(one.ecx & OSXSAVE != 0, cr4 == CR4_OSXSAVE);
+        assert_eq!(seven.ecx & OSPKE != 0, cr4 == CR4_PKE);
+    }
+}
+
+#[test]
+fn nothing_is_claimed_that_the_cpu_lacks() {
+    let mut machine = machine(Vendor::Amd);
+    for leaf in [1, 6, 7, 0x8000_0001, 0x8000_0007] {
+        machine.cpuid.insert((leaf, 0), CpuidResult::default());
+    }
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    let counters = ExitCounters::new();
+    let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
+    let answer = |leaf| policy.answer(leaf, 0, asker, &machine);
+    assert_eq!(answer(0x8000_0007).edx, 0, "no invariant TSC");
+    assert_eq!(answer(7), CpuidResult::default());
+    assert_eq!(answer(6), CpuidResult::default());
+    assert_eq!((answer(1).ecx, answer(1).edx), (X2APIC | HYPERVISOR, MTRR));
+}
+
+#[test]
+fn intel_guests_learn_the_tsc_frequency_and_amd_guests_have_the_kvm_clock() {
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0, 0).eax, 0x16);
+    let ratio = ask(Vendor::Intel, &[0], 0, 0x15, 0);
+    let hz = u64::from(ratio.ecx) * u64::from(ratio.ebx) / u64::from(ratio.eax);
+    assert_eq!(hz, 2_496_123_000);
+    let mut machine = machine(Vendor::Intel);
+    let real = CpuidResult { eax: 2, ebx: 208, ecx: 24_000_000, edx: 0 };
+    machine.cpuid.insert((0x15, 0), real);
+    machine.cpuid.insert((0, 0), CpuidResult { eax: 0x16, ..CpuidResult::default() });
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    let counters = ExitCounters::new();
+    let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
+    assert_eq!(policy.answer(0x15, 0, asker, &machine), real, "a CPU that tells the truth");
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0x16, 0).eax, 2496);
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0001, 0).eax, 0);
+    assert_eq!(ask(Vendor::Amd, &[0], 0, 0, 0).eax, 0xd);
+    assert_eq!(ask(Vendor::Amd, &[0], 0, 0x15, 0), CpuidResult::default());
+    assert_eq!(ask(Vendor::Amd, &[0], 0, 0x4000_0001, 0).eax, 1 << 3 | 1 << 24);
+}
+
+#[test]
+fn topology_is_one_thread_a_core_with_the_guests_own_identifiers() {
+    for (leaf, vendor) in [(0xb, Vendor::Intel), (0xb, Vendor::Amd)] {
+        let threads = ask(vendor, &[0, 1, 4], 2, leaf, 0);
+        assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, 4));
+        let cores = ask(vendor, &[0, 1, 4], 2, leaf, 1);
+        assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (3, 3, 0x201, 4));
+        assert_eq!(ask(vendor, &[0, 1, 4], 2, leaf, 2).ebx, 0);
+    }
+    let one = ask(Vendor::Intel, &[0, 1, 4], 2, 1, 0);
+    assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff, one.edx & HTT), (4, 3, HTT));
+    assert_eq!(ask(Vendor::Amd, &[0, 1], 1, 0x8000_0008, 0).ecx, 0x1001);
+    assert_eq!(ask(Vendor::Amd, &[0, 1], 1, 0x8000_001e, 0).eax, 1);
+}
+
+#[test]
+fn the_hypervisor_leaves_carry_kvms_signature_and_nexits_own() {
+    let text = |r: CpuidResult| [r.ebx, r.ecx, r.edx].map(u32::to_le_bytes).concat();
+    let kvm = ask(Vendor::Intel, &[0], 0, KVM_BASE, 0);
+    assert_eq!((kvm.eax, text(kvm)), (KVM_BASE + 1, b"KVMKVMKVM\0\0\0".to_vec()));
+    let nexit = ask(Vendor::Intel, &[0], 0, NEXIT_BASE, 0);
+    assert_eq!((nexit.eax, text(nexit)), (NEXIT_COUNTERS, b"NexitHypervi".to_vec()));
+    assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0200, 0), CpuidResult::default());
+}
+
+#[test]
+fn a_guest_reads_its_exit_counters() {
+    let machine = machine(Vendor::Intel);
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    let mut counters = ExitCounters::new();
+    counters.count(Counter::Cpuid);
+    counters.count(Counter::Eoi);
+    counters.count(Counter::Eoi);
+    let read = |subleaf| {
+        let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
+        let answer = policy.answer(NEXIT_COUNTERS, subleaf, asker, &machine);
+        (answer.eax, answer.ebx, answer.ecx)
+    };
+    assert_eq!(read(0), (3, 0, 21));
+    assert_eq!(
+        (read(1), read(20), read(21), read(22)),
+        ((1, 0, 0), (2, 0, 0), (0, 0, 0), (0, 0, 0))
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_leaf_has_an_answer(leaf: u32, subleaf: u32, amd: bool) {
+        ask(if amd { Vendor::Amd } else { Vendor::Intel }, &[0], 0, leaf, subleaf);
+    }
+}
