@@ -213,6 +213,10 @@ pub trait Vcpu {
     fn cr3(&self) -> u64;
     /// CR4 as the guest sees it.
     fn cr4(&self) -> u64;
+    /// CR4 as the CPU has it: quicker, and the same in the bits that the guest may change.
+    fn own_cr4(&self) -> u64 {
+        self.cr4()
+    }
     /// Sets CR4 as the guest shall see it.
     fn set_cr4(&mut self, value: u64);
     /// IA32_EFER as the guest sees it.

@@ -176,7 +176,7 @@ impl CpuState {
             index,
             apic: VirtualApic::new(guest.mode, ApicId(index as u32), bootstrap),
             msrs: Msrs::new(guest.cpuid.vendor(), bootstrap, clock),
-            cpuid: guest.cpuid.answers(index, machine),
+            cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
             standstill: Standstill::default(),

@@ -256,11 +256,11 @@ impl<B: Backend> Running<B> {
     fn run_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
         // One call each: the compiler makes short ways of them.
         match self.vcpu.run() {
-            Some(Frequent::Cpuid(length)) => self.handle_instruction(ExitReason::Cpuid, length),
+            Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
             Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) if self.context(()).quick_ipi(length) => Next::Resume,
             Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            None => self.handle_rare(seat, processor),
+            Some(Frequent::Cpuid(_)) | None => self.handle_rare(seat, processor),
         }
     }
 
@@ -271,10 +271,10 @@ impl<B: Backend> Running<B> {
         let frequent = self.vcpu.run();
         self.context(()).take_virtual_interrupts();
         match frequent {
-            Some(Frequent::Cpuid(length)) => self.handle_instruction(ExitReason::Cpuid, length),
+            Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
             Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            None => self.handle_rare(seat, processor),
+            Some(Frequent::Cpuid(_)) | None => self.handle_rare(seat, processor),
         }
     }
 

@@ -146,6 +146,10 @@ impl Vcpu for VmxVcpu {
         self.cr4.seen(self.vmcs.read(GUEST_CR4), self.vmcs.read(CR4_READ_SHADOW))
     }
 
+    fn own_cr4(&self) -> u64 {
+        self.vmcs.read(GUEST_CR4)
+    }
+
     fn set_cr4(&mut self, value: u64) {
         self.vmcs.write(GUEST_CR4, self.cr4.real(value));
         self.vmcs.write(CR4_READ_SHADOW, value);
@@ -210,8 +214,10 @@ impl Vcpu for VmxVcpu {
     fn skip_instruction(&mut self, length: u8) {
         let (rip, length) = (self.rip(), u64::from(length));
         let mut next = rip.wrapping_add(length);
-        // The low half went over: on to the next 4 GiB in 64-bit mode, else back to 0.
-        if next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
+        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
+        // the quicker question: an instruction has 15 bytes at most.
+        let near = rip as u32 > u32::MAX - 15;
+        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
             next &= 0xffff_ffff;
         }
         self.set_rip(next);

@@ -47,16 +47,17 @@ impl Vmcs {
         Ok(Self { frame, _this_cpu: PhantomData })
     }
 
-    /// VMREAD.
+    /// VMREAD. Not tested for failure, as frequent exits read five fields: `self` is a current VMCS, and the
+    /// fields that this crate reads are those of every CPU that [`crate::capability`] accepts.
     #[inline(always)]
     pub(crate) fn read<F: Readable>(&self, field: F) -> <F::Width as Width>::Value {
         let value: u64;
-        // SAFETY: `self` proves VMX root operation with a current VMCS; `refused` does not return.
+        // SAFETY: `self` proves VMX root operation with a current VMCS.
         unsafe {
             asm!(
-                "vmread {value}, rdi", "jna {refused}",
-                in("rdi") u64::from(field.encoding()), value = lateout(reg) value,
-                refused = sym refused, options(nostack, nomem)
+                "vmread {value}, {field}",
+                field = in(reg) u64::from(field.encoding()), value = lateout(reg) value,
+                options(nostack, nomem)
             );
         }
         F::Width::narrow(value)
@@ -81,7 +82,7 @@ impl Vmcs {
     }
 }
 
-/// Where VMREAD and VMWRITE go that fail: a jump, so that those which do not fail cost nothing more.
+/// Where a VMWRITE goes that fails: a jump, so that one which does not fail costs nothing more.
 ///
 /// Contract: in RDI the field's encoding; the stack may be aligned in any way.
 #[unsafe(naked)]
@@ -91,7 +92,7 @@ unsafe extern "sysv64" fn refused() {
 
 #[cold]
 extern "sysv64" fn panic_about(encoding: u32) -> ! {
-    panic!("VMREAD or VMWRITE refused VMCS field {encoding:#06x}")
+    panic!("VMWRITE refused VMCS field {encoding:#06x}")
 }
 
 /// Fills a VMXON region or VMCS: zeros, and the revision identifier in the first four bytes

@@ -1,56 +1,125 @@
-//! Answers that are ready before the guest asks.
+//! Answers that are ready before the guest asks: guests ask often, and the CPUID of a hypervisor that is
+//! itself a guest is an exit of its own.
+//!
+//! Invariant: a row is what the policy says, but for the two bits that mirror CR4.OSXSAVE (18) and CR4.PKE
+//! (22), which are added when the guest asks. XCR0, which leaf 0xD follows, changes by an exit only, which prepares the leaf again.
 
 use arch::machine::{CpuidResult, Machine};
 
-use super::bits::bits;
-use super::{Asker, CR4_OSXSAVE, CpuidPolicy};
-use crate::counters::ExitCounters;
+use super::bits::{OSPKE, OSXSAVE, PKU};
+use super::{CpuidPolicy, EXTENDED_STATE, KVM_BASE, NEXIT_BASE};
 
-/// First leaf of the extended range.
-const EXTENDED: u32 = 0x8000_0000;
-/// The leaves whose answer depends neither on the subleaf nor on what the guest does: bit n for leaf n
-/// and for leaf 0x8000_0000 + n. CR4.OSXSAVE changes leaf 1, XCR0 leaf 0xD.
-const CONSTANT: u32 = !bits([1, 4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14]) & 0x7f_ffff;
-const CONSTANT_EXTENDED: u32 = !bits([0x1d]);
+/// The first 32 leaves of each range have a row.
+const ROWS: usize = 128;
+/// Of these leaves subleaves are ready, too.
+const WITH_SUBLEAVES: [u32; 5] = [4, 7, 0xb, EXTENDED_STATE, 0x8000_001d];
+/// Their subleaves from 1 on.
+type Further = [CpuidResult; 4];
 
-/// What one vCPU is told of those leaves: prepared, as guests ask often, and as the CPUID of a
-/// hypervisor that is itself a guest is an exit of its own.
+/// What an answer depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Kind {
+    /// The leaf alone.
+    #[default]
+    Constant,
+    /// CR4.OSXSAVE.
+    Osxsave,
+    /// The subleaf.
+    Subleaf,
+    /// The subleaf; in subleaf 0 CR4.PKE.
+    SubleafAndOspke,
+}
+
+/// A power of two in size, which makes the way to it short.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(32))]
+struct Row {
+    /// In subleaf 0.
+    answer: CpuidResult,
+    kind: Kind,
+    /// Where the other subleaves are, if they are ready.
+    further: usize,
+}
+
+/// What one vCPU is told.
 #[derive(Clone, Debug)]
 pub struct Answers {
-    basic: [CpuidResult; 32],
-    extended: [CpuidResult; 32],
-    /// Leaf 1 while the guest has CR4.OSXSAVE set.
-    with_osxsave: CpuidResult,
+    rows: [Row; ROWS],
+    further: [Further; WITH_SUBLEAVES.len()],
 }
 
 impl Answers {
-    /// The answer to `leaf`; `None` where only the policy knows. `cr4` is the guest's.
+    /// What `policy` tells vCPU `vcpu`.
+    #[must_use]
+    pub fn new(policy: &CpuidPolicy, vcpu: usize, machine: &impl Machine) -> Self {
+        let rows = [Row::default(); ROWS];
+        let mut answers = Self { rows, further: Default::default() };
+        for row in 0..ROWS as u32 {
+            answers.prepare(row.rotate_right(2), policy, vcpu, machine);
+        }
+        answers
+    }
+
+    /// Asks the policy for `leaf` once more.
+    pub fn prepare(
+        &mut self,
+        leaf: u32,
+        policy: &CpuidPolicy,
+        vcpu: usize,
+        machine: &impl Machine,
+    ) {
+        let Some(row) = self.rows.get_mut(row(leaf) as usize) else { return };
+        row.answer = policy.answer(leaf, 0, vcpu, machine);
+        row.further = WITH_SUBLEAVES.iter().position(|with| *with == leaf).unwrap_or(usize::MAX);
+        let further = self.further.get_mut(row.further);
+        row.kind = match leaf {
+            1 => Kind::Osxsave,
+            7 if row.answer.ecx & PKU != 0 => Kind::SubleafAndOspke,
+            0x18 | 0x1d..=0x1f => Kind::Subleaf,
+            _ if further.is_some() => Kind::Subleaf,
+            _ => Kind::Constant,
+        };
+        if let Some(further) = further {
+            *further = [1, 2, 3, 4].map(|subleaf| policy.answer(leaf, subleaf, vcpu, machine));
+        }
+    }
+
+    /// The answer, and bits to add to its ECX; `None` where only the policy knows. `cr4` is the guest's.
+    ///
+    /// One question after the other, the most frequent answer first: a table of jumps takes longer.
     #[inline(always)]
     #[must_use]
-    pub fn get(&self, leaf: u32, cr4: impl Fn() -> u64) -> Option<&CpuidResult> {
-        let Some(answer) = self.basic.get(leaf as usize) else {
-            let index = leaf.wrapping_sub(EXTENDED);
-            let answer = self.extended.get(index as usize)?;
-            return (CONSTANT_EXTENDED >> index & 1 != 0).then_some(answer);
+    pub fn get(
+        &self,
+        leaf: u32,
+        subleaf: u32,
+        cr4: impl Fn() -> u64,
+    ) -> Option<(&CpuidResult, u32)> {
+        let number = row(leaf);
+        let Some(row) = self.rows.get(number as usize) else {
+            // Most are leaves at which guests look for other hypervisors.
+            let empty =
+                number & row(0xffff_0000) == row(KVM_BASE) && number & row(!1) != row(NEXIT_BASE);
+            return empty.then_some((const { &NOTHING }, 0));
         };
-        if CONSTANT >> leaf & 1 != 0 {
-            return Some(answer);
+        if row.kind == Kind::Constant {
+            return Some((&row.answer, 0));
         }
-        (leaf == 1).then(|| if cr4() & CR4_OSXSAVE != 0 { &self.with_osxsave } else { answer })
+        if row.kind == Kind::Osxsave {
+            return Some((&row.answer, (cr4() << 9) as u32 & OSXSAVE));
+        }
+        if subleaf != 0 {
+            let further = self.further.get(row.further)?.get(subleaf as usize - 1)?;
+            return Some((further, 0));
+        }
+        let ospke = if row.kind == Kind::Subleaf { 0 } else { (cr4() >> 18) as u32 & OSPKE };
+        Some((&row.answer, ospke))
     }
 }
 
-impl CpuidPolicy {
-    /// What vCPU `vcpu` is told of the leaves whose answer never changes.
-    #[must_use]
-    pub fn answers(&self, vcpu: usize, machine: &impl Machine) -> Answers {
-        let counters = ExitCounters::new();
-        let answer =
-            |leaf, cr4| self.answer(leaf, 0, Asker { vcpu, cr4, counters: &counters }, machine);
-        Answers {
-            basic: core::array::from_fn(|leaf| answer(leaf as u32, 0)),
-            extended: core::array::from_fn(|leaf| answer(EXTENDED | leaf as u32, 0)),
-            with_osxsave: answer(1, CR4_OSXSAVE),
-        }
-    }
+const NOTHING: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+
+/// The number of a leaf's row, if that is below [`ROWS`]: the range, bits 31:30, goes lowest.
+const fn row(leaf: u32) -> u32 {
+    leaf.rotate_left(2)
 }

@@ -16,8 +16,8 @@ use arch::machine::{CpuidResult, Machine};
 pub use answers::Answers;
 use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_7_EDX,
-    HIDDEN_81_ECX, HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSPKE, OSXSAVE, PKU,
-    SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, X2APIC,
+    HIDDEN_81_ECX, HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSXSAVE, SHOWN_6_EAX,
+    SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, X2APIC,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -30,6 +30,9 @@ pub const NEXIT_BASE: u32 = 0x4000_0100;
 /// the count of reason n in EAX (low) and EBX.
 pub const NEXIT_COUNTERS: u32 = 0x4000_0101;
 const HYPERVISOR_LEAVES_END: u32 = 0x4001_0000;
+
+/// What XSAVE saves, which follows XCR0.
+pub const EXTENDED_STATE: u32 = 0xd;
 
 /// KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT.
 const KVM_CLOCK: u32 = 1 << 3 | 1 << 24;
@@ -54,10 +57,6 @@ impl Vendor {
     }
 }
 
-/// CR4.PKE and CR4.OSXSAVE, which two CPUID bits mirror.
-const CR4_PKE: u64 = 1 << 22;
-const CR4_OSXSAVE: u64 = 1 << 18;
-
 /// What one guest is told.
 #[derive(Clone, Debug)]
 pub struct CpuidPolicy {
@@ -65,17 +64,6 @@ pub struct CpuidPolicy {
     apic_ids: Vec<ApicId>,
     tsc_khz: u32,
     kvmclock: bool,
-}
-
-/// The CPU that asks.
-#[derive(Clone, Copy, Debug)]
-pub struct Asker<'a> {
-    /// Number of the vCPU in its guest.
-    pub vcpu: usize,
-    /// Its CR4 as the guest sees it.
-    pub cr4: u64,
-    /// Its exit counters.
-    pub counters: &'a ExitCounters,
 }
 
 impl CpuidPolicy {
@@ -104,43 +92,37 @@ impl CpuidPolicy {
         self.vendor
     }
 
-    /// The answer to CPUID.
+    /// The answer to CPUID of vCPU `vcpu`; [`NEXIT_COUNTERS`] and the bits that mirror CR4 aside.
     #[must_use]
     pub fn answer(
         &self,
         leaf: u32,
         subleaf: u32,
-        asker: Asker<'_>,
+        vcpu: usize,
         machine: &impl Machine,
     ) -> CpuidResult {
         match leaf {
-            KVM_BASE..HYPERVISOR_LEAVES_END => self.hypervisor(leaf, subleaf, asker.counters),
-            0..KVM_BASE => self.basic(leaf, subleaf, asker, machine),
-            0x8000_0000..=0x8000_ffff => self.extended(leaf, subleaf, asker, machine),
+            KVM_BASE..HYPERVISOR_LEAVES_END => self.hypervisor(leaf),
+            0..KVM_BASE => self.basic(leaf, subleaf, vcpu, machine),
+            0x8000_0000..=0x8000_ffff => self.extended(leaf, subleaf, vcpu, machine),
             _ => CpuidResult::default(),
         }
     }
 
-    fn basic(
-        &self,
-        leaf: u32,
-        subleaf: u32,
-        asker: Asker<'_>,
-        machine: &impl Machine,
-    ) -> CpuidResult {
+    fn basic(&self, leaf: u32, subleaf: u32, vcpu: usize, machine: &impl Machine) -> CpuidResult {
         let real = machine.cpuid(leaf, subleaf);
         let highest = self.highest_basic_leaf(machine);
         match leaf {
             0 => CpuidResult { eax: highest, ..real },
             _ if leaf > highest => CpuidResult::default(),
-            1 => self.features(real, asker),
-            0xd => extended_state(subleaf, real),
+            1 => self.features(real, vcpu),
+            EXTENDED_STATE => extended_state(subleaf, real),
             // Cache descriptors, TLB parameters, tiles, AVX10: as the CPU is.
             2 | 0x18 | 0x1d | 0x1e | 0x24 => real,
             4 => self.intel_cache(real),
             6 => CpuidResult { eax: real.eax & SHOWN_6_EAX, ..CpuidResult::default() },
-            7 => structured_features(subleaf, real, asker.cr4),
-            0xb | 0x1f => self.topology(subleaf, asker.vcpu),
+            7 => structured_features(subleaf, real),
+            0xb | 0x1f => self.topology(subleaf, vcpu),
             0x15 if self.vendor == Vendor::Intel => self.tsc_ratio(real),
             0x16 if self.vendor == Vendor::Intel => self.frequencies(real),
             _ => CpuidResult::default(),
@@ -155,16 +137,13 @@ impl CpuidPolicy {
         }
     }
 
-    fn features(&self, real: CpuidResult, asker: Asker<'_>) -> CpuidResult {
-        let mut ecx = real.ecx & !(HIDDEN_1_ECX | OSXSAVE) | X2APIC | HYPERVISOR;
-        if asker.cr4 & CR4_OSXSAVE != 0 {
-            ecx |= OSXSAVE;
-        }
+    fn features(&self, real: CpuidResult, vcpu: usize) -> CpuidResult {
+        let ecx = real.ecx & !(HIDDEN_1_ECX | OSXSAVE) | X2APIC | HYPERVISOR;
         let mut edx = real.edx & !HIDDEN_1_EDX | MTRR;
         if self.count() > 1 {
             edx |= HTT;
         }
-        let ebx = real.ebx & 0xffff | self.count().min(255) << 16 | self.apic_id(asker.vcpu) << 24;
+        let ebx = real.ebx & 0xffff | self.count().min(255) << 16 | self.apic_id(vcpu) << 24;
         CpuidResult { ebx, ecx, edx, ..real }
     }
 
@@ -216,7 +195,7 @@ impl CpuidPolicy {
         &self,
         leaf: u32,
         subleaf: u32,
-        asker: Asker<'_>,
+        vcpu: usize,
         machine: &impl Machine,
     ) -> CpuidResult {
         let real = machine.cpuid(leaf, subleaf);
@@ -231,12 +210,9 @@ impl CpuidPolicy {
             0x8000_0007 => CpuidResult { edx: real.edx & INVARIANT_TSC, ..CpuidResult::default() },
             0x8000_0008 => self.sizes(real),
             0x8000_001d if topology_extensions => self.amd_cache(real),
-            0x8000_001e if topology_extensions => CpuidResult {
-                eax: self.x2apic_id(asker.vcpu),
-                ebx: asker.vcpu as u32,
-                ecx: 0,
-                edx: 0,
-            },
+            0x8000_001e if topology_extensions => {
+                CpuidResult { eax: self.x2apic_id(vcpu), ebx: vcpu as u32, ecx: 0, edx: 0 }
+            }
             0x8000_0021 => CpuidResult { eax: real.eax & SHOWN_8021_EAX, ..CpuidResult::default() },
             _ => CpuidResult::default(),
         }
@@ -272,7 +248,7 @@ impl CpuidPolicy {
         CpuidResult { eax: real.eax & 0x3fff | sharing << 14, ..real }
     }
 
-    fn hypervisor(&self, leaf: u32, subleaf: u32, counters: &ExitCounters) -> CpuidResult {
+    fn hypervisor(&self, leaf: u32) -> CpuidResult {
         match leaf {
             KVM_BASE => signature(KVM_BASE + 1, *b"KVMKVMKVM\0\0\0"),
             0x4000_0001 => CpuidResult {
@@ -280,7 +256,6 @@ impl CpuidPolicy {
                 ..CpuidResult::default()
             },
             NEXIT_BASE => signature(NEXIT_COUNTERS, *b"NexitHypervi"),
-            NEXIT_COUNTERS => exit_count(subleaf, counters),
             _ => CpuidResult::default(),
         }
     }
@@ -322,20 +297,14 @@ fn extended_state(subleaf: u32, real: CpuidResult) -> CpuidResult {
 }
 
 /// Leaf 7.
-fn structured_features(subleaf: u32, real: CpuidResult, cr4: u64) -> CpuidResult {
+fn structured_features(subleaf: u32, real: CpuidResult) -> CpuidResult {
     match subleaf {
-        0 => {
-            let mut ecx = real.ecx & !HIDDEN_7_ECX;
-            if cr4 & CR4_PKE != 0 && ecx & PKU != 0 {
-                ecx |= OSPKE;
-            }
-            CpuidResult {
-                eax: real.eax.min(2),
-                ebx: real.ebx & !HIDDEN_7_EBX,
-                ecx,
-                edx: real.edx & !HIDDEN_7_EDX,
-            }
-        }
+        0 => CpuidResult {
+            eax: real.eax.min(2),
+            ebx: real.ebx & !HIDDEN_7_EBX,
+            ecx: real.ecx & !HIDDEN_7_ECX,
+            edx: real.edx & !HIDDEN_7_EDX,
+        },
         1 => CpuidResult {
             eax: real.eax & SHOWN_7_1_EAX,
             edx: real.edx & SHOWN_7_1_EDX,
@@ -357,7 +326,9 @@ fn signature(highest: u32, text: [u8; 12]) -> CpuidResult {
     }
 }
 
-fn exit_count(subleaf: u32, counters: &ExitCounters) -> CpuidResult {
+/// The answer to leaf [`NEXIT_COUNTERS`].
+#[must_use]
+pub fn exit_count(subleaf: u32, counters: &ExitCounters) -> CpuidResult {
     let (count, ecx) = match subleaf.checked_sub(1) {
         None => (counters.total(), COUNTERS as u32),
         Some(reason) => match Counter::ALL.get(reason as usize) {

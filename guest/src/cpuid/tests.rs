@@ -1,5 +1,6 @@
 //! What each kind of guest is told, on a CPU that has everything.
 
+use super::bits::OSPKE;
 use super::*;
 use crate::fake::FakeMachine;
 use proptest::prelude::*;
@@ -26,8 +27,7 @@ fn machine(vendor: Vendor) -> FakeMachine {
 fn ask(vendor: Vendor, ids: &[u32], vcpu: usize, leaf: u32, subleaf: u32) -> CpuidResult {
     let machine = machine(vendor);
     let policy = CpuidPolicy::new(ids.iter().map(|id| ApicId(*id)).collect(), &machine);
-    let counters = ExitCounters::new();
-    policy.answer(leaf, subleaf, Asker { vcpu, cr4: 0, counters: &counters }, &machine)
+    policy.answer(leaf, subleaf, vcpu, &machine)
 }
 
 #[test]
@@ -58,15 +58,53 @@ fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
 
 #[test]
 fn osxsave_and_ospke_follow_the_guests_cr4() {
-    let machine = machine(Vendor::Intel);
+    const CR4_OSXSAVE: u64 = 1 << 18;
+    const CR4_PKE: u64 = 1 << 22;
+    let mut machine = machine(Vendor::Intel);
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-    let counters = ExitCounters::new();
-    for cr4 in [0, CR4_OSXSAVE, CR4_PKE] {
-        let asker = Asker { vcpu: 0, cr4, counters: &counters };
-        let one = policy.answer(1, 0, asker, &machine);
-        let seven = policy.answer(7, 0, asker, &machine);
-        assert_eq!(one.ecx & OSXSAVE != 0, cr4 == CR4_OSXSAVE);
-        assert_eq!(seven.ecx & OSPKE != 0, cr4 == CR4_PKE);
+    let answers = Answers::new(&policy, 0, &machine);
+    let added = |leaf, subleaf, cr4| answers.get(leaf, subleaf, || cr4).unwrap().1;
+    for cr4 in [0, CR4_OSXSAVE, CR4_PKE, !(CR4_OSXSAVE | CR4_PKE), !0] {
+        let osxsave = if cr4 & CR4_OSXSAVE != 0 { OSXSAVE } else { 0 };
+        let ospke = if cr4 & CR4_PKE != 0 { OSPKE } else { 0 };
+        assert_eq!([added(1, 0, cr4), added(1, 5, cr4)], [osxsave; 2]);
+        assert_eq!([added(7, 0, cr4), added(7, 1, cr4), added(0, 0, cr4)], [ospke, 0, 0]);
+    }
+    machine.cpuid.insert((7, 0), CpuidResult::default());
+    let answers = Answers::new(&policy, 0, &machine);
+    assert_eq!(answers.get(7, 0, || !0).unwrap().1, 0, "no protection keys");
+}
+
+#[test]
+fn what_is_ready_is_what_the_policy_says() {
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let mut machine = machine(vendor);
+        let (zero, first) = (machine.cpuid(0, 0), machine.cpuid(0x8000_0000, 0));
+        for leaf in (1..0x30).chain(0x8000_0001..0x8000_0030) {
+            let with = matches!(leaf, 4 | 7 | 0xb | 0xd | 0x18 | 0x1d..=0x1f | 0x8000_001d);
+            for subleaf in 0..8 {
+                let ebx = leaf << 4 | if with { subleaf } else { 0 };
+                machine.cpuid.insert((leaf, subleaf), CpuidResult { eax: !0, ebx, ecx: 8, edx: 7 });
+            }
+        }
+        for subleaf in 0..8 {
+            machine.cpuid.insert((0, subleaf), CpuidResult { eax: 0x20, ..zero });
+            machine.cpuid.insert((0x8000_0000, subleaf), first);
+        }
+        let policy = CpuidPolicy::new(vec![ApicId(0), ApicId(1)], &machine);
+        let answers = Answers::new(&policy, 1, &machine);
+        for range in [0, KVM_BASE, NEXIT_BASE, 0x4000_ff00, 0x8000_0000, 0xc000_0000] {
+            for (leaf, subleaf) in (0..0x60).flat_map(|n| (0..8).map(move |s| (range + n, s))) {
+                if let Some((answer, _)) = answers.get(leaf, subleaf, || 0) {
+                    let policys = policy.answer(leaf, subleaf, 1, &machine);
+                    assert_eq!(*answer, policys, "{vendor:?} {leaf:#x}.{subleaf}");
+                    assert_ne!(leaf, NEXIT_COUNTERS);
+                }
+            }
+        }
+        for (leaf, subleaf) in [(7, 1), (0xb, 1), (0xd, 4), (0x8000_001d, 3), (0x4000_0200, 0)] {
+            assert!(answers.get(leaf, subleaf, || 0).is_some(), "{leaf:#x}.{subleaf}");
+        }
     }
 }
 
@@ -77,9 +115,7 @@ fn nothing_is_claimed_that_the_cpu_lacks() {
         machine.cpuid.insert((leaf, 0), CpuidResult::default());
     }
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-    let counters = ExitCounters::new();
-    let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-    let answer = |leaf| policy.answer(leaf, 0, asker, &machine);
+    let answer = |leaf| policy.answer(leaf, 0, 0, &machine);
     assert_eq!(answer(0x8000_0007).edx, 0, "no invariant TSC");
     assert_eq!(answer(7), CpuidResult::default());
     assert_eq!(answer(6), CpuidResult::default());
@@ -97,9 +133,7 @@ fn intel_guests_learn_the_tsc_frequency_and_amd_guests_have_the_kvm_clock() {
     machine.cpuid.insert((0x15, 0), real);
     machine.cpuid.insert((0, 0), CpuidResult { eax: 0x16, ..CpuidResult::default() });
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-    let counters = ExitCounters::new();
-    let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-    assert_eq!(policy.answer(0x15, 0, asker, &machine), real, "a CPU that tells the truth");
+    assert_eq!(policy.answer(0x15, 0, 0, &machine), real, "a CPU that tells the truth");
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0x16, 0).eax, 2496);
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0001, 0).eax, 0);
     assert_eq!(ask(Vendor::Amd, &[0], 0, 0, 0).eax, 0xd);
@@ -134,15 +168,12 @@ fn the_hypervisor_leaves_carry_kvms_signature_and_nexits_own() {
 
 #[test]
 fn a_guest_reads_its_exit_counters() {
-    let machine = machine(Vendor::Intel);
-    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
     let mut counters = ExitCounters::new();
     counters.count(Counter::Cpuid);
     counters.count(Counter::Eoi);
     counters.count(Counter::Eoi);
     let read = |subleaf| {
-        let asker = Asker { vcpu: 0, cr4: 0, counters: &counters };
-        let answer = policy.answer(NEXIT_COUNTERS, subleaf, asker, &machine);
+        let answer = exit_count(subleaf, &counters);
         (answer.eax, answer.ebx, answer.ecx)
     };
     assert_eq!(read(0), (3, 0, 21));

@@ -1,7 +1,7 @@
 //! CPUID, MSRs and XSETBV.
 
 use arch::Gpa;
-use arch::machine::{GuestMemory, Machine};
+use arch::machine::{CpuidResult, GuestMemory, Machine};
 use arch::msr::{
     IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_SIVR, IA32_X2APIC_TPR,
 };
@@ -12,7 +12,7 @@ use eli::icr::IcrRequest;
 use eli::{ApicAction, ApicRead, Reason};
 
 use crate::counters::Counter;
-use crate::cpuid::Asker;
+use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count};
 use crate::msr::{MsrOutcome, Msrs};
 use crate::vm::{Context, Platform};
 
@@ -27,6 +27,15 @@ const ADDRESS_SIZES: u32 = 0x8000_0008;
 const SHORT: u8 = 2;
 
 impl<P: Platform> Context<'_, P, ()> {
+    /// CPUID, where the answer is ready. `false`: nothing has been done.
+    #[inline(always)]
+    pub fn quick_cpuid(&mut self, length: u8) -> bool {
+        let Some(answer) = self.ready_cpuid() else { return false };
+        self.cpu.counters.count(Counter::Cpuid);
+        self.answer_cpuid(answer, length);
+        true
+    }
+
     /// WRMSR of an IPI as guests send most of them: of a granted vector, to CPUs that it names one by
     /// one. `false`: it is something else, and nothing has been done.
     #[inline(always)]
@@ -52,26 +61,33 @@ impl<P: Platform> Context<'_, P, ()> {
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
-    #[inline(always)]
     pub(super) fn cpuid(&mut self, length: Option<u8>) {
-        let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
-        let subleaf = self.vcpu.gpr(Gpr::Rcx) as u32;
-        let vcpu = &*self.vcpu;
-        let other;
-        let answer = match self.cpu.cpuid.get(leaf, || vcpu.cr4()) {
-            Some(answer) => answer,
-            None => {
-                let (vcpu, cr4, counters) = (self.cpu.index, vcpu.cr4(), &self.cpu.counters);
-                let asker = Asker { vcpu, cr4, counters };
-                other = self.guest.cpuid.answer(leaf, subleaf, asker, self.machine);
-                &other
-            }
-        };
+        let answer = self.ready_cpuid().unwrap_or_else(|| match self.leaf_and_subleaf() {
+            (NEXIT_COUNTERS, subleaf) => exit_count(subleaf, &self.cpu.counters),
+            (leaf, subleaf) => self.guest.cpuid.answer(leaf, subleaf, self.cpu.index, self.machine),
+        });
+        self.answer_cpuid(answer, length.unwrap_or(SHORT));
+    }
+
+    #[inline(always)]
+    fn ready_cpuid(&self) -> Option<CpuidResult> {
+        let (leaf, subleaf) = self.leaf_and_subleaf();
+        let (answer, ecx) = self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4())?;
+        Some(CpuidResult { ecx: answer.ecx | ecx, ..*answer })
+    }
+
+    #[inline(always)]
+    fn leaf_and_subleaf(&self) -> (u32, u32) {
+        (self.vcpu.gpr(Gpr::Rax) as u32, self.vcpu.gpr(Gpr::Rcx) as u32)
+    }
+
+    #[inline(always)]
+    fn answer_cpuid(&mut self, answer: CpuidResult, length: u8) {
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into());
         self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into());
-        self.vcpu.skip_instruction(length.unwrap_or(SHORT));
+        self.vcpu.skip_instruction(length);
     }
 
     pub(super) fn read_msr(&mut self, length: Option<u8>) {
@@ -201,6 +217,8 @@ impl<P: Platform, V> Context<'_, P, V> {
         let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
         let allowed = self.vcpu.cpl() == 0 && self.vcpu.gpr(Gpr::Rcx) as u32 == 0;
         if allowed && self.machine.write_xcr0(value) {
+            let policy = &self.guest.cpuid;
+            self.cpu.cpuid.prepare(EXTENDED_STATE, policy, self.cpu.index, self.machine);
             self.vcpu.skip_instruction(length.unwrap_or(XSETBV));
         } else {
             self.raise_general_protection();

@@ -113,6 +113,14 @@ fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
     assert_eq!(xsetbv(&mut world, 1, 7, 0), gp(), "no such register");
     assert_eq!(xsetbv(&mut world, 0, 7, 3), gp(), "ring 3");
     assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (1, rip));
+    // CPUID tells how much XSAVE saves now.
+    for (leaf, answer) in [(0, [0xd, 0]), (0xd, [7, 832])] {
+        let [eax, ebx] = answer;
+        world.machine.cpuid.insert((leaf, 0), CpuidResult { eax, ebx, ..CpuidResult::default() });
+    }
     assert_eq!(xsetbv(&mut world, 0, 7, 0), None);
     assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (7, rip + 3));
+    (*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rcx)) = (0xd, 0);
+    world.handle(ExitReason::Cpuid, None);
+    assert_eq!((*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rbx)), (7, 832));
 }

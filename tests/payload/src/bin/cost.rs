@@ -66,6 +66,10 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     cost!("CPUID leaf 1", "cpuid", 1, 0, 0);
     cost!("CPUID leaf 7", "cpuid", 7, 0, 0);
     cost!("CPUID leaf 0x40000000", "cpuid", 0x4000_0000, 0, 0);
+    cost!("CPUID leaf 4, subleaf 1", "cpuid", 4, 1, 0);
+    cost!("CPUID leaf 0xD", "cpuid", 0xd, 0, 0);
+    cost!("CPUID leaf 0x80000008", "cpuid", 0x8000_0008, 0, 0);
+    cost!("CPUID leaf 0x40000200", "cpuid", 0x4000_0200, 0, 0);
     cost!("an ICR write to one CPU", "wrmsr", VECTOR, msr::IA32_X2APIC_ICR, 0);
     cost!("a write of the timer's LVT entry", "wrmsr", VECTOR, msr::IA32_X2APIC_LVT_TIMER, 0);
     cost!("a read of IA32_EFER", "rdmsr", 0, msr::IA32_EFER, 0);
