@@ -164,13 +164,4 @@ impl LocalApic {
         // SAFETY: `self` proves x2APIC mode; zero is the one value allowed.
         unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
     }
-
-    /// Whether `vector`, in service or requested, came level-triggered (trigger mode register).
-    #[must_use]
-    pub fn level_triggered(self, vector: Vector) -> bool {
-        let register = msr::IA32_X2APIC_TMR0 + u32::from(vector.0 / 32);
-        // SAFETY: `self` proves x2APIC mode; the eight TMRs exist.
-        let bits = unsafe { read_msr(register) };
-        bits >> (vector.0 % 32) & 1 != 0
-    }
 }

@@ -148,12 +148,6 @@ impl MemoryMap {
         self.ecam
     }
 
-    /// Whether any byte of `range` is backed by memory.
-    #[must_use]
-    pub fn has_ram_in(&self, range: GpaRange) -> bool {
-        self.ram.iter().any(|run| run.overlaps(range))
-    }
-
     /// The windows below 4 GiB in which the guest's BARs may lie: from 2 GiB, or the end of RAM, to
     /// the I/O APIC, without the ECAM window.
     #[must_use]

@@ -73,12 +73,6 @@ impl FrameAllocator {
         Some(Hpa::new(start))
     }
 
-    /// Takes one page.
-    #[must_use]
-    pub fn allocate_frame(&mut self) -> Option<Hpa> {
-        self.allocate(PAGE_SIZE, PAGE_SIZE, None)
-    }
-
     /// Gives back what `allocate` handed out (a part of it will do).
     ///
     /// # Errors
@@ -157,7 +151,7 @@ mod tests {
         let usable = [range(0, 0x9_f000), range(0x10_0000, 0x1_2345_6000)];
         let mut frames = FrameAllocator::new(&usable, &[range(0x20_0000, 0x30_0000)]);
         assert_eq!(frames.allocate(1 << 30, 1 << 30, None), Some(Hpa::new(0xc000_0000)));
-        assert_eq!(frames.allocate_frame(), Some(Hpa::new(0x1_2345_5000)));
+        assert_eq!(frames.allocate(PAGE_SIZE, PAGE_SIZE, None), Some(Hpa::new(0x1_2345_5000)));
         let low = frames.allocate(1, 1, Some(Hpa::new(0x10_0000)));
         assert_eq!(low, Some(Hpa::new(0x9_e000)));
         assert_eq!(frames.taken(), (1 << 30) + 0x2000);
@@ -166,8 +160,8 @@ mod tests {
     #[test]
     fn page_zero_is_never_handed_out() {
         let mut frames = FrameAllocator::new(&[range(0, 0x2000)], &[]);
-        assert_eq!(frames.allocate_frame(), Some(Hpa::new(0x1000)));
-        assert_eq!(frames.allocate_frame(), None);
+        assert_eq!(frames.allocate(PAGE_SIZE, PAGE_SIZE, None), Some(Hpa::new(0x1000)));
+        assert_eq!(frames.allocate(PAGE_SIZE, PAGE_SIZE, None), None);
     }
 
     #[test]
@@ -272,7 +266,7 @@ mod tests {
                 pages.iter().map(|n| range(n * PAGE_SIZE, (n + 1) * PAGE_SIZE)).collect();
             let mut frames = FrameAllocator::new(&usable, &[]);
             let mut seen = BTreeSet::new();
-            while let Some(frame) = frames.allocate_frame() {
+            while let Some(frame) = frames.allocate(PAGE_SIZE, PAGE_SIZE, None) {
                 seen.insert(frame.as_u64() / PAGE_SIZE);
             }
             prop_assert_eq!(seen, pages);
