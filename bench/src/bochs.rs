@@ -39,6 +39,8 @@ const KERNEL_WORDS: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_c
 const DISK_BYTES: u64 = 64 * 16 * 63 * 512;
 /// Seconds after which a boot counts as hung.
 const PATIENCE: u64 = 900;
+/// How long a guest may take to power off once it has said all.
+const POWER_OFF: Duration = Duration::from_secs(30);
 /// The guest's last line.
 pub(crate) const END: &str = "bench: end status 0";
 
@@ -125,9 +127,26 @@ fn under_nexit(
     command.arg(config).args(["--", disk]).stdin(Stdio::null());
     let out = File::create(log).or_failed("create", log)?;
     command.stderr(out.try_clone().or_failed("write", log)?).stdout(out);
-    command
-        .status()
+    let mut child = command
+        .spawn()
         .map_err(|error| Failure::Failed(format!("cannot start the emulator: {error}")))?;
+    let mut over: Option<Instant> = None;
+    while matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(500));
+        if over.is_none() && said(log)?.contains(END) {
+            over = Some(Instant::now());
+        }
+        if over.is_some_and(|over| over.elapsed() > POWER_OFF) {
+            println!("nexit-bench: Bochs, {}: the guest does not power off", mode.name());
+            // By a signal, so that it takes Bochs along.
+            Tool::new("kill").arg(child.id().to_string()).run()?;
+            let _ = child.wait();
+        }
+    }
+    said(log)
+}
+
+fn said(log: &Path) -> Result<String> {
     let text = fs::read(log).or_failed("read", log)?;
     Ok(String::from_utf8_lossy(&text).replace('\r', ""))
 }

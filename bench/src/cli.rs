@@ -30,12 +30,11 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE.html", default_value = "target/bench/report.html")]
         output: PathBuf,
     },
-    /// Say which exact counts got worse between two files of results; status 1 if any did.
+    /// Say which exact counts got worse in the history of results; status 1 if any did.
     Compare {
-        /// The earlier one.
-        old: PathBuf,
-        /// The later one.
-        new: PathBuf,
+        /// Files, or folders with such files; each figure's last value is held against the one before.
+        #[arg(default_value = "bench/results")]
+        results: Vec<PathBuf>,
     },
     /// Show the windows of a file of the counting plugin, with `profile=` by function.
     Profile {
@@ -75,7 +74,7 @@ pub(crate) enum MachineKind {
 /// `nexit-bench run`.
 #[derive(Args, Debug)]
 pub(crate) struct RunArgs {
-    /// Once, with a tenth of the work, without KVM: for a look in between.
+    /// Once, with little work, without KVM: for a look in between.
     #[arg(long)]
     pub(crate) quick: bool,
     /// The modes [default: all; with --quick all but kvm].
@@ -87,10 +86,11 @@ pub(crate) struct RunArgs {
     /// The works of bench/guest/init [default: all].
     #[arg(long, value_delimiter = ',')]
     pub(crate) works: Vec<String>,
-    /// How often, the modes interleaved, KVM only once [default: 3, with --quick 1].
+    /// How often, the modes of AMD-V interleaved [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: Option<u32>,
-    /// How much work, in percent of the usual [default: 100, with --quick 10].
+    /// How much work, in percent of the most sensible; KVM, which is slow here, a quarter of it
+    /// [default: 20, with --quick 5].
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) scale: Option<u32>,
     /// For how many seconds each work is watched in its steady state, in the exitless mode, once.

@@ -1,5 +1,7 @@
 //! `nexit-bench compare`: which exact counts got worse. Timings never count.
 
+use std::collections::BTreeMap;
+
 use nexit::failure::{Failure, Result};
 
 use crate::mode::Mode;
@@ -27,33 +29,43 @@ fn tolerance(figure: &Figure, before: f64) -> Option<f64> {
     }
 }
 
-/// Prints them.
+/// Prints them. The earliest results stand first.
 ///
 /// # Errors
 /// Some did.
-pub(crate) fn print(old: &Results, new: &Results) -> Result<()> {
-    let worse = worse(old, new);
-    println!("{} ({}) against {} ({})", new.revision, new.date, old.revision, old.date);
+pub(crate) fn print(history: &[Results]) -> Result<()> {
+    let worse = worse(history);
     for line in &worse {
         println!("worse: {line}");
     }
     if worse.is_empty() {
-        println!("no exact count got worse");
+        println!("no exact count got worse in {} files of results", history.len());
         return Ok(());
     }
     Err(Failure::Failed(format!("{} exact counts got worse", worse.len())))
 }
 
-fn worse(old: &Results, new: &Results) -> Vec<String> {
-    let grown = |figure: &Figure| {
-        let before = old.find(&figure.work, figure.mode, &figure.figure)?;
-        let most = before.max + tolerance(figure, before.max)?;
-        (figure.median > most).then(|| {
-            let Figure { work, figure: name, median, .. } = figure;
-            format!("{work}, {}: {name} {median:.2}, was {:.2}", figure.mode.name(), before.median)
-        })
-    };
-    new.figures.iter().filter_map(grown).collect()
+/// Each figure's last value against the one before, wherever that stands.
+fn worse(history: &[Results]) -> Vec<String> {
+    type Key<'a> = (&'a str, Mode, &'a str);
+    let mut last: BTreeMap<Key<'_>, (&Results, &Figure, Option<String>)> = BTreeMap::new();
+    for results in history {
+        for figure in &results.figures {
+            let key = (figure.work.as_str(), figure.mode, figure.figure.as_str());
+            let before = last.get(&key);
+            let line = before.and_then(|(then, before, _)| {
+                let most = before.max + tolerance(figure, before.max)?;
+                (figure.median > most).then(|| {
+                    let Figure { work, figure: name, median, .. } = figure;
+                    let (mode, was) = (figure.mode.name(), before.median);
+                    let (new, old) = (&results.revision, &then.revision);
+                    format!("{work}, {mode}: {name} {median:.2} ({new}), was {was:.2} ({old})")
+                })
+            });
+            last.insert(key, (results, figure, line));
+        }
+    }
+    last.into_values().filter_map(|(_, _, line)| line).collect()
 }
 
 #[cfg(test)]
@@ -78,12 +90,21 @@ mod tests {
     #[test]
     fn a_longer_exit_is_seen_and_a_slower_run_is_not() {
         let seen = |work, figure, before, after| {
-            worse(&results(work, figure, before), &results(work, figure, after)).len()
+            worse(&[before, after].map(|value| results(work, figure, value))).len()
         };
         assert_eq!(seen("micro-cpuid", HYPERVISOR, 94.0, 100.0), 1);
         assert_eq!(seen("micro-eoi", EXITS, 0.0, 1.0), 1);
         assert_eq!(seen("reads", EXITS_PER_INTERRUPT, 0.01, 1.0), 1);
         assert_eq!(seen("reads", EXITS_PER_INTERRUPT, 0.01, 0.06), 0);
         assert_eq!(seen("reads", EXITS, 1.0, 2.0) + seen("micro-cpuid", TIME, 1.0, 9.0), 0);
+    }
+
+    #[test]
+    fn results_that_lack_a_figure_do_not_hide_what_it_was_before() {
+        let [first, other, last] = [("micro-eoi", 0.0), ("micro-cpuid", 90.0), ("micro-eoi", 1.0)]
+            .map(|(work, value)| results(work, EXITS, value));
+        let better = results("micro-eoi", EXITS, 0.0);
+        assert_eq!(worse(&[first.clone(), other.clone(), last.clone()]).len(), 1);
+        assert!(worse(&[first, other, last, better]).is_empty(), "mended");
     }
 }

@@ -45,9 +45,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Growth(args) => growth::run(&args),
         Command::Report { results, output } => page::write(&results::load(&results)?, &output),
-        Command::Compare { old, new } => {
-            compare::print(&results::load(&old)?, &results::load(&new)?)
-        }
+        Command::Compare { results } => compare::print(&results::history(&results)?),
         Command::Profile { counts, image } => profile::print(&counts, &image),
     }
 }

@@ -254,6 +254,24 @@ pub(crate) fn load(path: &Path) -> Result<Results> {
         .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }
 
+/// The results in these files and folders, the earliest first.
+pub(crate) fn history(paths: &[PathBuf]) -> Result<Vec<Results>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            for entry in fs::read_dir(path).or_failed("list", path)? {
+                files.push(entry.or_failed("list", path)?.path());
+            }
+        } else {
+            files.push(path.clone());
+        }
+    }
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    let mut all: Vec<Results> = files.iter().map(|path| load(path)).collect::<Result<_>>()?;
+    all.sort_by(|a, b| a.date.cmp(&b.date));
+    Ok(all)
+}
+
 /// Writes a file of results into `folder`, named after date and revision.
 pub(crate) fn save(results: &Results, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).or_failed("create", folder)?;
