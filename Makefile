@@ -112,6 +112,7 @@ bench: setup image payloads host programs plugin
 	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \
 	$$run || { .ci/setup update && $$run; }
 	$(if $(QUICK)$(BENCH),,$(MAKE) growth)
+	-@$(BUILD)/debug/nexit-bench compare $(RESULTS)
 
 growth: image payloads host plugin
 	cargo build --locked -p nexit-bench
