@@ -78,6 +78,8 @@ pub struct GuestConfig {
     pub intx: Vec<IntxConfig>,
     /// `uart`: a UART of the machine, no other guest's.
     pub uart: Option<Uart>,
+    /// `pit`: the first guest has the line of the machine's PIT; `true` where the key is missing.
+    pub pit: bool,
     /// `on_crash`: what follows when the guest ends by a fault of its own or is stopped for a
     /// forbidden act; [`Afterwards::Stop`] where the key is missing.
     pub on_crash: Afterwards,

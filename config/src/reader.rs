@@ -19,7 +19,8 @@ use crate::{
 
 const TOP_KEYS: &str = "[[guest]], [[shared]] and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
-                          interrupts, io_ports, intx, uart, on_crash, on_reboot, unsafe_no_iommu";
+                          interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, \
+                          unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
 const TAKES_FLAG: &str = "true or false";
 const TAKES_NAME: &str = "1 to 64 printable characters without \" and \\, such as \"linux\"";
@@ -96,7 +97,7 @@ impl Reader<'_> {
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "modules"
-                | "devices" | "except" | "interrupts" | "io_ports" | "intx" | "uart"
+                | "devices" | "except" | "interrupts" | "io_ports" | "intx" | "uart" | "pit"
                 | "on_crash" | "on_reboot" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
                 other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
@@ -123,6 +124,7 @@ impl Reader<'_> {
             io_ports: table.get("io_ports").map_or(Ok(Vec::new()), |v| self.io_ports(v))?,
             intx: table.get("intx").map_or(Ok(Vec::new()), |v| self.intx(v))?,
             uart: table.get("uart").map(|v| self.uart(v)).transpose()?,
+            pit: table.get("pit").map_or(Ok(true), |v| self.flag("pit", v))?,
             on_crash: afterwards("on_crash", Afterwards::Stop)?,
             on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
         };

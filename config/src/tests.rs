@@ -31,6 +31,7 @@ fn linux() -> GuestConfig {
         io_ports: vec![],
         intx: vec![],
         uart: None,
+        pit: true,
         on_crash: Afterwards::Stop,
         on_reboot: Afterwards::Restart,
     }
@@ -54,7 +55,7 @@ fn optional_keys_have_their_documented_defaults() {
     assert_eq!(guest.interrupts, InterruptMode::Exitless);
     assert_eq!(guest.devices, Devices::Listed(vec![]));
     assert!(guest.modules.is_empty() && guest.io_ports.is_empty());
-    assert!(guest.intx.is_empty() && guest.uart.is_none());
+    assert!(guest.intx.is_empty() && guest.uart.is_none() && guest.pit);
     assert_eq!((guest.on_crash, guest.on_reboot), (Afterwards::Stop, Afterwards::Restart));
 }
 
@@ -170,7 +171,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "kernel =",
         "kernl =",
         "line 5: unknown key \"kernl\" in [[guest]]: the keys are name, cpus, memory, kernel, \
-         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, on_crash, on_reboot, \
+         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, \
          unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
@@ -403,6 +404,7 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
                         .collect(),
                     intx: vec![],
                     uart: None,
+                    pit: true,
                     on_crash: afterwards(crash),
                     on_reboot: afterwards(reboot),
                 }

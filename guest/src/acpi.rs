@@ -12,7 +12,7 @@ use arch::{ApicId, Gpa};
 use config::Uart;
 
 use crate::aml::{self, Space};
-use crate::devices::{ioapic, power, uart};
+use crate::devices::{ioapic, power, rtc, uart};
 use crate::load::Blob;
 use crate::memory_map::{ACPI_TABLES, Ecam, MemoryMap};
 
@@ -49,6 +49,8 @@ pub struct Parameters<'a> {
     pub pins: &'a [InterruptPin],
     /// The UART that it has of the machine.
     pub uart: Option<Uart>,
+    /// It has 8259s.
+    pub legacy: bool,
     /// The machine's PM timer, where the guest reads that; else it has a virtual one.
     pub pm_timer: Option<PortRange>,
 }
@@ -73,7 +75,7 @@ pub fn tables(parameters: Parameters<'_>) -> Blob {
     let timer = parameters.pm_timer.map_or(power::PM_TIMER, |ports| ports.first);
     let mut pointers = Vec::from([
         area.add(fadt(dsdt, facs, timer)),
-        area.add(madt(parameters.apic_ids)),
+        area.add(madt(parameters)),
         area.add(srat(parameters)),
     ]);
     if let Some(ecam) = parameters.memory.ecam() {
@@ -184,11 +186,12 @@ fn fadt(dsdt: Gpa, facs: Gpa, timer: u16) -> Vec<u8> {
 }
 
 /// Local APICs, x2APIC structures where an identifier needs one, the I/O APIC, and the two lines
-/// that are not wired as on the ISA bus: the timer, and the SCI (level, active high).
-fn madt(apic_ids: &[ApicId]) -> Vec<u8> {
-    const PCAT_COMPAT: u32 = 1;
-    let mut body = [0xfee0_0000u32.to_le_bytes(), PCAT_COMPAT.to_le_bytes()].concat();
-    for (uid, id) in apic_ids.iter().enumerate() {
+/// that are not wired as on the ISA bus: the timer, and the SCI (level, active high). The flags have
+/// PCAT_COMPAT alone: there are 8259s, too.
+fn madt(parameters: Parameters<'_>) -> Vec<u8> {
+    let flags = u32::from(parameters.legacy);
+    let mut body = [0xfee0_0000u32.to_le_bytes(), flags.to_le_bytes()].concat();
+    for (uid, id) in parameters.apic_ids.iter().enumerate() {
         let enabled = 1u32.to_le_bytes();
         match u8::try_from(id.0) {
             Ok(short) if short < 255 => {
@@ -237,8 +240,8 @@ fn mcfg(ecam: Ecam) -> Vec<u8> {
 
 fn dsdt(parameters: Parameters<'_>) -> Vec<u8> {
     let sleep = u32::from(power::SLEEP_TYPE_S5);
-    let mut devices =
-        Vec::from([host_bridge(parameters), com(*b"COM1", 1, uart::PORTS, uart::GSI)]);
+    let com1 = com(*b"COM1", 1, uart::PORTS, uart::GSI);
+    let mut devices = Vec::from([host_bridge(parameters), com1, real_time_clock()]);
     if let Some(uart) = parameters.uart {
         let (name, uid) = match uart {
             Uart::Com2 => (*b"COM2", 2),
@@ -304,6 +307,15 @@ fn com(name: [u8; 4], uid: u32, ports: PortRange, gsi: u32) -> Vec<u8> {
     aml::device(&name, &body)
 }
 
+/// The RTC, which has no interrupt. Without 8259s Linux would not find it by itself.
+fn real_time_clock() -> Vec<u8> {
+    let body = aml::terms(&[
+        aml::name(b"_HID", &aml::pnp_id(0x0b00)),
+        aml::name(b"_CRS", &aml::resources(&[aml::io(rtc::PORTS.first, 2)])),
+    ]);
+    aml::device(b"RTC_", &body)
+}
+
 /// Reserves the ECAM window: Linux trusts MCFG only then.
 fn motherboard(ecam: Ecam) -> Vec<u8> {
     let body = aml::terms(&[
@@ -336,6 +348,7 @@ mod tests {
             physical_address_bits: 40,
             pins: &PINS,
             uart: Some(Uart::Com2),
+            legacy: ecam.is_none(),
             pm_timer: ecam.map(|_| PortRange { first: 0xb008, last: 0xb00b }),
         });
         assert_eq!(blob.at, ACPI_TABLES);
@@ -425,6 +438,13 @@ mod tests {
         assert_eq!((u32_at(&entries[2].1, 4), u32_at(&entries[2].1, 12)), (300, 2));
         assert_eq!(u32_at(&entries[3].1, 4), 0xfec0_0000);
         assert_eq!((entries[4].1[3], u32_at(&entries[4].1, 4)), (0, 2), "the timer is at input 2");
+    }
+
+    #[test]
+    fn the_madt_says_whether_there_are_8259s() {
+        for (ecam, flags) in [(None, 1), (Some(DEFAULT_ECAM), 0)] {
+            assert_eq!(u32_at(&walk(&built(512 << 20, ecam))["APIC"], 40), flags);
+        }
     }
 
     #[test]

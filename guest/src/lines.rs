@@ -11,6 +11,7 @@ use core::ops::Range;
 use config::{GuestConfig, Uart};
 
 use crate::devices::ioapic::{INPUTS, ISA_INPUTS};
+use crate::devices::pit;
 
 /// The inputs for lines of PCI.
 const PCI_INPUTS: Range<u32> = ISA_INPUTS..INPUTS;
@@ -59,6 +60,13 @@ pub fn of(guest: &GuestConfig, isa: impl Iterator<Item = u32>) -> Result<Vec<Lin
     Ok(lines)
 }
 
+/// Whether a guest with these lines has 8259s, from whose numbers Linux takes those of the PIT and of IDE
+/// channels: it gives the lines of what ACPI names numbers of its own.
+#[must_use]
+pub fn legacy(lines: &[Line]) -> bool {
+    lines.iter().any(|line| matches!(line.input, pit::GSI | 14 | 15))
+}
+
 /// Inputs of the I/O APIC of a guest that has these lines. Those that are never used cost exits, too:
 /// Linux reads and masks each several times while it starts.
 pub(crate) fn inputs(lines: &[Line]) -> u32 {
@@ -91,6 +99,13 @@ mod tests {
         assert_eq!(lines(&[], ""), Ok(vec![(14, 14)]));
         let expected = vec![(14, 14), (3, 3), (17, 17), (23, 23), (16, 11), (18, 40)];
         assert_eq!(lines(&[40, 23, 11, 17, 23], "uart=\"COM2\""), Ok(expected));
+    }
+
+    #[test]
+    fn only_the_pit_and_ide_channels_need_the_8259s() {
+        for (input, needed) in [(2, true), (3, false), (14, true), (15, true), (17, false)] {
+            assert_eq!(legacy(&[Line { input, gsi: input, active_low: false }]), needed);
+        }
     }
 
     #[test]

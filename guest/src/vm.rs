@@ -138,7 +138,7 @@ impl Vm {
             interrupted: false,
             standing: 0,
             xapic_said: false,
-            devices: Devices::default(),
+            devices: Devices::new(lines::legacy(&lines)),
             io_apic: IoApic::new(lines::inputs(&lines)),
             bus,
             lines,

@@ -137,7 +137,7 @@ impl<B: Backend> Shared<B> {
         let mut config = hardware.config;
         quiet_uart(guest)?;
         // The machine has one.
-        let timer = (*index == 0).then_some(guest::devices::pit::GSI);
+        let timer = (*index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
         let (mut bus, lines) = virtual_bus(guest, map, functions, shares, timer, &mut config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let bitmaps = memory.frames(B::BITMAP_BYTES)?;
@@ -158,7 +158,8 @@ impl<B: Backend> Shared<B> {
             ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
             guest: *index,
         };
-        let start = load(guest, map, &bus, &mut ram, files, hardware.pm_timer)?;
+        let legacy = guest::lines::legacy(&lines);
+        let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let processors = seats.iter().map(|seat| seat.processor).collect();
         let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
         let policy = Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid);

@@ -1,7 +1,8 @@
 //! What the frequent exits cost in instructions of the hypervisor: exact counts, so that a change that
 //! makes one dearer is seen. A figure is of the instruction's whole way out and back, itself included.
+//! And how many there are while Linux starts.
 
-use nexit_tests::{Devices, Emulator, Folder, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Payload};
 
 /// What was measured, and the most that it may cost on AMD-V and on VT-x.
 const BOUNDS: &[(&str, u64, u64)] = &[
@@ -47,4 +48,21 @@ fn frequent_exits_are_short_on_amd_v() {
 #[test]
 fn frequent_exits_are_short_on_vt_x() {
     frequent_exits_are_short(Emulator::Bochs);
+}
+
+/// Exits from the kernel's first instruction to the first of `init`, but the watchdog's. 36 are of `init` itself, a
+/// static program of glibc, which asks CPUID before it can read the counters.
+fn starts_with(most: u64, further: &str) {
+    let guest = Guest::on_qemu("start quiet rdinit=/bin/exits", "[]");
+    let toml = format!("{}{further}\n", guest.toml());
+    let folder = Folder::new(&format!("start-{most}"));
+    let outcome = folder.run(&toml, &["--timeout", "240"], &Devices::none());
+    let line = outcome.result("start");
+    assert!(line.exits_but_the_watchdogs() <= most, "{line:?}, {most} allowed");
+}
+
+#[test]
+fn a_quiet_linux_starts_with_few_exits() {
+    starts_with(1470, "pit = false");
+    starts_with(1860, "");
 }

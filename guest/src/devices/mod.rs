@@ -38,7 +38,7 @@ pub enum PortEffect {
 pub struct Devices {
     /// The console.
     pub uart: uart::Uart,
-    pics: pic::Pics,
+    pics: Option<pic::Pics>,
     pit: pit::Pit,
     rtc: rtc::Rtc,
     power: power::Power,
@@ -73,6 +73,12 @@ fn owner(port: u16) -> Owner {
 }
 
 impl Devices {
+    /// Their state after reset, with 8259s or without.
+    #[must_use]
+    pub fn new(legacy: bool) -> Self {
+        Self { pics: legacy.then(pic::Pics::default), ..Self::default() }
+    }
+
     /// Whether a device is at `port`. Such a port must not be handed to the guest raw.
     #[must_use]
     pub fn claims(port: u16) -> bool {
@@ -121,7 +127,7 @@ impl Devices {
     fn read_byte(&mut self, port: u16, machine: &impl Machine) -> u8 {
         match owner(port) {
             Owner::Uart => self.uart.read(port - uart::PORTS.first),
-            Owner::Pics => self.pics.read(port),
+            Owner::Pics => self.pics.as_ref().map_or(0xff, |pics| pics.read(port)),
             Owner::Pit => self.pit.read(port, Clock::now(machine)),
             // The index port cannot be read.
             Owner::Rtc if port == rtc::PORTS.first => 0xff,
@@ -136,7 +142,11 @@ impl Devices {
                 let sent = self.uart.write(port - uart::PORTS.first, value);
                 return sent.map_or(PortEffect::None, PortEffect::Transmit);
             }
-            Owner::Pics => self.pics.write(port, value),
+            Owner::Pics => {
+                if let Some(pics) = &mut self.pics {
+                    pics.write(port, value);
+                }
+            }
             Owner::Pit => {
                 self.pit.write(port, value, Clock::now(machine));
                 if pit::is_for_channel_0(port, value) {
@@ -158,7 +168,7 @@ mod tests {
 
     #[test]
     fn an_empty_port_reads_as_ones_and_takes_writes() {
-        let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+        let (mut devices, machine) = (Devices::new(true), FakeMachine::default());
         for width in [Width::Byte, Width::Word, Width::Dword] {
             assert_eq!(devices.read(0x80, width, &machine), width.mask() as u32);
             assert_eq!(devices.write(0xed, width, 0, &machine), PortEffect::None);
@@ -167,7 +177,7 @@ mod tests {
 
     #[test]
     fn each_device_is_reached_at_its_ports() {
-        let (mut devices, mut machine) = (Devices::default(), FakeMachine::default());
+        let (mut devices, mut machine) = (Devices::new(true), FakeMachine::default());
         machine.unix_time = 59;
         assert_eq!(devices.write(0x3f8, Width::Byte, 0x41, &machine), PortEffect::Transmit(0x41));
         assert_eq!(devices.read(0x3fd, Width::Byte, &machine), 0x60);
@@ -187,8 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn without_8259s_their_ports_are_empty_and_still_nobody_elses() {
+        let (mut devices, machine) = (Devices::new(false), FakeMachine::default());
+        devices.write(0x21, Width::Byte, 0xfb, &machine);
+        assert_eq!(devices.read(0x21, Width::Byte, &machine), 0xff);
+        assert!(Devices::claims(0x21));
+    }
+
+    #[test]
     fn a_wide_access_takes_consecutive_byte_registers() {
-        let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+        let (mut devices, machine) = (Devices::new(true), FakeMachine::default());
         devices.write(0x3fb, Width::Dword, 0x0003_0803, &machine);
         assert_eq!(devices.read(0x3fb, Width::Word, &machine), 0x0803);
         assert_eq!(devices.read(0x3ff, Width::Word, &machine), 0xff00);
@@ -199,7 +217,7 @@ mod tests {
         fn any_access_is_answered_within_its_width(
             accesses in proptest::collection::vec((any::<u16>(), 0usize..3, any::<Option<u32>>()), 0..128)
         ) {
-            let (mut devices, machine) = (Devices::default(), FakeMachine::default());
+            let (mut devices, machine) = (Devices::new(true), FakeMachine::default());
             for (port, width, value) in accesses {
                 let port = if port & 1 == 0 { port >> 5 } else { port };
                 let width = [Width::Byte, Width::Word, Width::Dword][width];

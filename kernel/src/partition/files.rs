@@ -69,6 +69,7 @@ pub(super) fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
     bus: &VirtualBus,
+    legacy: bool,
     ram: &mut GuestRam,
     files: &Files,
     pm_timer: Option<PortRange>,
@@ -107,6 +108,7 @@ pub(super) fn load(
         physical_address_bits: address_bits(),
         pins: &bus.pins(),
         uart: guest.uart,
+        legacy,
         pm_timer,
     };
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
