@@ -4,6 +4,9 @@
 //! Invariant: a row is what the policy says, but for the two bits that mirror CR4.OSXSAVE (18) and CR4.PKE
 //! (22), which are added when the guest asks. XCR0, which leaf 0xD follows, changes by an exit only, which prepares the leaf again.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 use arch::machine::{CpuidResult, Machine};
 
 use super::bits::{OSPKE, OSXSAVE, PKU};
@@ -30,21 +33,20 @@ enum Kind {
     SubleafAndOspke,
 }
 
-/// A power of two in size, which makes the way to it short.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(align(32))]
 struct Row {
     /// In subleaf 0.
     answer: CpuidResult,
     kind: Kind,
     /// Where the other subleaves are, if they are ready.
-    further: usize,
+    further: u32,
 }
 
 /// What one vCPU is told.
 #[derive(Clone, Debug)]
 pub struct Answers {
-    rows: [Row; ROWS],
+    /// Not on the stack, which is small.
+    rows: Vec<Row>,
     further: [Further; WITH_SUBLEAVES.len()],
 }
 
@@ -52,8 +54,7 @@ impl Answers {
     /// What `policy` tells vCPU `vcpu`.
     #[must_use]
     pub fn new(policy: &CpuidPolicy, vcpu: usize, machine: &impl Machine) -> Self {
-        let rows = [Row::default(); ROWS];
-        let mut answers = Self { rows, further: Default::default() };
+        let mut answers = Self { rows: vec![Row::default(); ROWS], further: Default::default() };
         for row in 0..ROWS as u32 {
             answers.prepare(row.rotate_right(2), policy, vcpu, machine);
         }
@@ -70,8 +71,9 @@ impl Answers {
     ) {
         let Some(row) = self.rows.get_mut(row(leaf) as usize) else { return };
         row.answer = policy.answer(leaf, 0, vcpu, machine);
-        row.further = WITH_SUBLEAVES.iter().position(|with| *with == leaf).unwrap_or(usize::MAX);
-        let further = self.further.get_mut(row.further);
+        let place = WITH_SUBLEAVES.iter().position(|with| *with == leaf);
+        row.further = place.map_or(u32::MAX, |place| place as u32);
+        let further = place.and_then(|place| self.further.get_mut(place));
         row.kind = match leaf {
             1 => Kind::Osxsave,
             7 if row.answer.ecx & PKU != 0 => Kind::SubleafAndOspke,
@@ -109,7 +111,7 @@ impl Answers {
             return Some((&row.answer, (cr4() << 9) as u32 & OSXSAVE));
         }
         if subleaf != 0 {
-            let further = self.further.get(row.further)?.get(subleaf as usize - 1)?;
+            let further = self.further.get(row.further as usize)?.get(subleaf as usize - 1)?;
             return Some((further, 0));
         }
         let ospke = if row.kind == Kind::Subleaf { 0 } else { (cr4() >> 18) as u32 & OSPKE };
