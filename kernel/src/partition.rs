@@ -278,17 +278,22 @@ impl<B: Backend> Partition<B> {
         self.plan.index
     }
 
-    /// Whether a guest that ended so begins anew.
-    pub(crate) fn restarts_after(&self, outcome: Outcome) -> bool {
+    /// Whether a guest that ended so would begin anew, whatever the user wishes.
+    pub(crate) fn may_restart_after(&self, outcome: Outcome) -> bool {
         let then = match outcome {
             Outcome::Reboot => self.plan.guest.on_reboot,
             Outcome::TripleFault | Outcome::Crash => self.plan.guest.on_crash,
             Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => Afterwards::Stop,
         };
+        then == Afterwards::Restart
+    }
+
+    /// Whether it begins anew.
+    pub(crate) fn restarts_after(&self, outcome: Outcome) -> bool {
         match self.wish.load(Ordering::Acquire) {
             STOP => false,
             RESTART => true,
-            _ => then == Afterwards::Restart,
+            _ => self.may_restart_after(outcome),
         }
     }
 

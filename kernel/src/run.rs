@@ -170,9 +170,9 @@ fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, proce
         while tsc().wrapping_sub(start) < ticks && partition.restarts_after(outcome) {
             rest(hardware, processor);
         }
-        if !partition.restarts_after(outcome) {
-            outcome = partition.stopped_instead();
-        }
+    }
+    if partition.may_restart_after(outcome) && !partition.restarts_after(outcome) {
+        outcome = partition.stopped_instead();
     }
     if partition.restarts_after(outcome) {
         match partition.begin_life(Some(ram)) {
