@@ -39,7 +39,8 @@ const KERNEL_WORDS: &str = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_c
 const DISK_BYTES: u64 = 64 * 16 * 63 * 512;
 /// Seconds after which a boot counts as hung.
 const PATIENCE: u64 = 900;
-/// How long a guest may take to power off once it has said all.
+/// How long a guest may take to power off once it has said all. In the mode `posted` it may sleep on
+/// (`docs/interrupt-modes.md`: Bochs does not wake it).
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// The guest's last line.
 pub(crate) const END: &str = "bench: end status 0";
