@@ -35,7 +35,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let handlers = if on_amd_v { handlers(args, &images)? } else { PathBuf::new() };
     for turn in (1..=repeat).filter(|_| on_amd_v) {
         for mode in modes.iter().filter(|mode| **mode != Mode::Posted) {
-            let works = boot(args, &images, &handlers, &words(*mode), *mode, turn);
+            let output = boot(args, &images, &handlers, &words(*mode), *mode, turn);
+            let works = output.map(|(works, console)| {
+                keep_mix(&mut results, "AMD-V", *mode, &console);
+                works
+            });
             let notes = take(*mode, works, &mut runs);
             let notes = notes.into_iter().map(|note| format!("{} run {turn}: {note}", mode.name()));
             results.notes.extend(notes);
@@ -89,14 +93,15 @@ fn vt_x(
     for mode in bochs::modes(modes) {
         let start = std::time::Instant::now();
         let words = words(args, &bochs::WORKS, mode);
-        let boot = |payload| -> Result<Vec<Measured>> {
-            let mut works =
-                reading::works(&bochs::boot(args, &images, &words, mode, payload)?, None)?;
+        let boot = |payload, results: &mut Results| -> Result<Vec<Measured>> {
+            let console = bochs::boot(args, &images, &words, mode, payload)?;
+            keep_mix(results, "VT-x", mode, &console);
+            let mut works = reading::works(&console, None)?;
             works.iter_mut().for_each(|work| work.work.insert_str(0, bochs::PREFIX));
             Ok(works)
         };
         for payload in [Some(args.payload.as_path()), None] {
-            let notes = take(mode, boot(payload), runs);
+            let notes = take(mode, boot(payload, results), runs);
             results.notes.extend(notes.into_iter().map(|note| format!("VT-x: {note}")));
         }
         let seconds = start.elapsed().as_secs();
@@ -138,7 +143,7 @@ fn boot(
     words: &str,
     mode: Mode,
     turn: u32,
-) -> Result<Vec<Measured>> {
+) -> Result<(Vec<Measured>, String)> {
     let start = std::time::Instant::now();
     let steady = if mode == Mode::Exitless && turn == 1 { args.steady } else { 0 };
     let words = &format!("{words} steady={steady}");
@@ -162,5 +167,14 @@ fn boot(
     works.extend(reading::works(&output.console, Some(&output.counts))?);
     let seconds = start.elapsed().as_secs();
     println!("nexit-bench: {} run {turn}: {} works, {seconds} s", mode.name(), works.len());
-    Ok(works)
+    Ok((works, output.console))
+}
+
+/// Keeps of which pages the guest's nested table is, as the hypervisor's log says it.
+fn keep_mix(results: &mut Results, machine: &str, mode: Mode, console: &str) {
+    if let Some((_, rest)) = console.split_once(": nested table ") {
+        let mix = rest.lines().next().unwrap_or_default();
+        let key = format!("nested pages, {machine}, {}", mode.name());
+        results.machine.insert(key, mix.to_owned());
+    }
 }
