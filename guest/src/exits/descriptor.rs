@@ -174,15 +174,23 @@ impl<P: Platform> Context<'_, P> {
 
     /// Derives the shadow pages of a table; those that are the guest's RAM.
     fn derive_pages(&mut self, place: usize, idt: ShadowIdt) -> [Option<Gpa>; 2] {
+        // A part at a time: the stack is small.
+        const PART: usize = 256;
         let mut pages = idt.pages();
         for (page, gpa) in pages.iter_mut().enumerate() {
-            let mut real = [0; PAGE_SIZE as usize];
-            *gpa = gpa.filter(|gpa| self.memory.read(*gpa, &mut real).is_ok());
-            if gpa.is_some() {
-                let grants = &self.guest.grants;
-                self.machine.with_shadow_page(2 * place + page, |shadow| {
-                    idt.derive(page, 0, &real, grants, shadow);
-                });
+            for offset in (0..PAGE_SIZE as usize).step_by(PART) {
+                let mut real = [0; PART];
+                let read = |gpa: &Gpa| {
+                    let at = gpa.wrapping_add(offset as u64);
+                    self.memory.read(at, &mut real).is_ok()
+                };
+                *gpa = gpa.filter(read);
+                if gpa.is_some() {
+                    let grants = &self.guest.grants;
+                    self.machine.with_shadow_page(2 * place + page, |shadow| {
+                        idt.derive(page, offset, &real, grants, shadow);
+                    });
+                }
             }
         }
         pages
