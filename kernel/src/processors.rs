@@ -16,7 +16,7 @@ use crate::memory::{self, Memory};
 use crate::refusal::Refusal;
 
 /// A stack's size, its guard page apart.
-const STACK: u64 = 24 << 10;
+const STACK: u64 = 32 << 10;
 
 /// What a processor does for the rest of the run.
 pub(crate) type Job = Box<dyn FnOnce(&Processor) + Send>;
