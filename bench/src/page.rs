@@ -60,8 +60,9 @@ type Spread = [f64; 3];
 
 /// Instructions of the bare machine in proportion.
 fn throughput(results: &Results, work: &str, mode: Mode) -> Option<Spread> {
-    let bare = results.median(work, Mode::Bare, principal(work))?;
-    let Figure { min, median, max, .. } = results.find(work, mode, principal(work))?;
+    let figure = principal(work, mode);
+    let bare = results.median(work, Mode::Bare, figure)?;
+    let Figure { min, median, max, .. } = results.find(work, mode, figure)?;
     (*min > 0.0).then(|| [max, median, min].map(|here| bare / here))
 }
 
@@ -209,8 +210,8 @@ mod tests {
             max: 5.0,
         };
         let figures = vec![
-            figure(Mode::Bare, principal("nvme-qd1"), 2.0),
-            figure(Mode::Exiting, principal("nvme-qd1"), 4.0),
+            figure(Mode::Bare, principal("nvme-qd1", Mode::Bare), 2.0),
+            figure(Mode::Exiting, principal("nvme-qd1", Mode::Bare), 4.0),
             figure(Mode::Exiting, EXITS_PER_INTERRUPT, 2.0),
         ];
         let results = Results { figures, ..Results::default() };

@@ -57,7 +57,7 @@ fn part(text: &mut String, results: &Results, works: &[&str]) {
 }
 
 fn row(text: &mut String, results: &Results, work: &str, mode: Mode) {
-    let Some(instructions) = results.find(work, mode, principal(work)) else { return };
+    let Some(instructions) = results.find(work, mode, principal(work, mode)) else { return };
     let _ = write!(text, "{work:<32}{:<10}", mode.name());
     for (_, figure, digits) in COLUMNS {
         let cell = results.median(work, mode, figure);
