@@ -22,6 +22,7 @@ mod size;
 mod stats;
 mod terminal;
 pub mod tool;
+mod turn;
 mod verdict;
 
 use std::process::ExitCode;

@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::terminal::{self, Terminal};
+use crate::turn;
 use crate::verdict::{Phase, Verdict};
 
 /// An emulator, ready to start.
@@ -80,7 +81,7 @@ pub(crate) fn run(
     // Before the terminal is taken, so that no signal leaves it so.
     catch_signals(sender.clone())?;
     let terminal = Terminal::take(io::stdin())?;
-    let mut child = spawn(&emulation, terminal.is_some())?;
+    let mut child = start(&emulation, terminal.is_some())?;
     let dead = Arc::new(AtomicBool::new(false));
     // A terminal that could not be taken is somebody else's.
     let typed = terminal.is_some() || !io::stdin().is_terminal();
@@ -100,7 +101,29 @@ fn catch_signals(sender: Sender<Event>) -> Result<()> {
         .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))
 }
 
-/// Starts the process. With `typed`, standard input is a pipe for what this program passes on.
+/// Starts the process: Bochs in its turn, and again where the machine had no port for it.
+fn start(emulation: &Emulation, typed: bool) -> Result<Child> {
+    let Output::Socket { listener, log, .. } = &emulation.output else {
+        return spawn(emulation, typed);
+    };
+    let refused = |error| Failure::Failed(format!("cannot take Bochs' line: {error}"));
+    listener.set_nonblocking(true).map_err(refused)?;
+    let turn = turn::take();
+    let mut tries = 1;
+    loop {
+        let mut child = spawn(emulation, typed)?;
+        if turn.has_port(log, &mut child) || tries == turn::TRIES {
+            return Ok(child);
+        }
+        // What the one that died has left.
+        while listener.accept().is_ok() {}
+        remove_locks(&emulation.output);
+        thread::sleep(turn::PAUSE);
+        tries += 1;
+    }
+}
+
+/// With `typed`, standard input is a pipe for what this program passes on.
 fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
     let mut command = Command::new(&emulation.program);
     command.args(&emulation.arguments);
@@ -131,7 +154,6 @@ fn watch(
     match (&emulation.output, child.stdout.take()) {
         (Output::Socket { listener, .. }, _) => {
             let refused = |error| Failure::Failed(format!("cannot take Bochs' line: {error}"));
-            listener.set_nonblocking(true).map_err(refused)?;
             let (listener, dead) = (listener.try_clone().map_err(refused)?, Arc::clone(dead));
             thread::spawn(move || {
                 let line = accept(&listener, &dead).map(|line| (line.try_clone(), line));

@@ -1,6 +1,7 @@
 //! A test's own folder, and the calls of `nexit` from it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -60,6 +61,17 @@ impl Folder {
         let written = fs::write(&path, contents);
         assert!(written.is_ok(), "cannot write {}: {written:?}", path.display());
         path.display().to_string()
+    }
+
+    /// Writes a program and returns its path.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn program(&self, name: &str, text: &str) -> String {
+        let path = self.write(name, text);
+        let made = fs::set_permissions(&path, fs::Permissions::from_mode(0o755));
+        assert!(made.is_ok(), "cannot make {path} a program: {made:?}");
+        path
     }
 
     /// Calls `nexit` with these arguments and waits for it. Its output is kept in `name`.log.

@@ -1,6 +1,6 @@
 //! Linux on VT-x in Bochs, started by BIOS and GRUB from the hybrid image.
 
-use nexit_tests::{Devices, Folder, Guest, Outcome};
+use nexit_tests::{Devices, Folder, Guest, Outcome, Payload};
 
 const OPTIONS: &[&str] = &["--emulator", "bochs", "--timeout", "600"];
 
@@ -34,4 +34,22 @@ fn the_classic_way_works_and_shows_in_the_counters() {
     let line = outcome.result("ide");
     assert!(line.get("external_interrupt") >= 500, "{line:?}");
     assert!(line.get("eoi") >= 500, "{line:?}");
+}
+
+/// Bochs' display wants a port, and gives up where the machine has none for it at the moment.
+#[test]
+fn bochs_is_started_again_where_it_found_no_port() {
+    let folder = Folder::new("bochs-port");
+    let once = folder.path("once").display().to_string();
+    let program = format!(
+        "#!/bin/sh\n[ \"$1\" = -q ] && mkdir '{once}' 2> /dev/null || exec bochs \"$@\"\n\
+         for rc in \"$@\"; do :; done\n\
+         echo '0p[RFB   ] >>PANIC<< RFB could not bind any port between 5900 and 5949' \
+         > \"$(sed -n 's/^log: \"\\(.*\\)\"/\\1/p' \"$rc\")\"\nexit 1\n"
+    );
+    let program = folder.program("bochs", &program);
+    let options = ["--emulator", "bochs", "--timeout", "240", "--bochs", &program];
+    let outcome = folder.run(&Payload::new("ends").toml(), &options, &Devices::none());
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert!(folder.path("once").is_dir(), "it was not asked the first time");
 }
