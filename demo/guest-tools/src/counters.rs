@@ -55,8 +55,6 @@ impl Cpuid for ThisCpu {
 /// One reading of all counters of one virtual CPU.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
-    /// Exits of any reason.
-    pub total: u64,
     /// Exits by reason, in the order of [`REASONS`]; a newer hypervisor may have more.
     pub by_reason: Vec<u64>,
     /// CPUID instructions that the reading took.
@@ -70,11 +68,10 @@ pub fn read(cpu: &mut impl Cpuid) -> Option<Counters> {
     if words != SIGNATURE.map(u32::from_le_bytes) || signature.eax < COUNTER_LEAF {
         return None;
     }
-    let total = cpu.query(COUNTER_LEAF, 0);
     // A lying count must not keep the program here for ever.
-    let reasons = total.ecx.min(256);
+    let reasons = cpu.query(COUNTER_LEAF, 0).ecx.min(256);
     let by_reason = (0..reasons).map(|reason| wide(cpu.query(COUNTER_LEAF, reason + 1))).collect();
-    Some(Counters { total: wide(total), by_reason, queries: u64::from(reasons) + 2 })
+    Some(Counters { by_reason, queries: u64::from(reasons) + 2 })
 }
 
 fn wide(answer: CpuidResult) -> u64 {
@@ -95,23 +92,22 @@ pub struct Difference {
 impl Counters {
     /// The exits between `self` (the earlier reading) and `later`.
     ///
-    /// Each counter is compared at the instant of its own reading. From the earlier reading of one
+    /// Each counter is compared at the instant of its own reading. The total is their sum, not the
+    /// hypervisor's: that would be of another instant, with exits that no reason has yet. From the earlier reading of one
     /// subleaf to the later reading of the same subleaf the program has executed exactly one
-    /// reading's worth of CPUID, so that number is taken off the total and the `cpuid` reason.
+    /// reading's worth of CPUID, so that number is taken off the `cpuid` reason.
     #[must_use]
     pub fn until(&self, later: &Self) -> Difference {
         let own = later.queries;
         let pairs = self.by_reason.iter().zip(&later.by_reason).enumerate();
-        let by_reason = pairs.filter_map(|(index, (before, after))| {
-            let spent = if index == 0 { own } else { 0 };
-            let count = after.wrapping_sub(*before).saturating_sub(spent);
-            (count > 0).then(|| (name(index), count))
-        });
-        Difference {
-            total: later.total.wrapping_sub(self.total).saturating_sub(own),
-            by_reason: by_reason.collect(),
-            own,
-        }
+        let by_reason: Vec<_> = pairs
+            .filter_map(|(index, (before, after))| {
+                let spent = if index == 0 { own } else { 0 };
+                let count = after.wrapping_sub(*before).saturating_sub(spent);
+                (count > 0).then(|| (name(index), count))
+            })
+            .collect();
+        Difference { total: by_reason.iter().map(|(_, count)| count).sum(), by_reason, own }
     }
 }
 
@@ -214,6 +210,22 @@ mod tests {
         assert_eq!(difference.of("eoi"), 1 << 33);
         assert_eq!(difference.of("cpuid"), 5);
         assert_eq!(difference.total, 10_005 + (1 << 33));
+    }
+
+    #[test]
+    fn exits_during_a_reading_do_not_part_the_total_from_the_reasons() {
+        struct Lively(Fake);
+        impl Cpuid for Lively {
+            fn query(&mut self, leaf: u32, subleaf: u32) -> CpuidResult {
+                self.0.counts[2] += u64::from(subleaf % 5);
+                self.0.query(leaf, subleaf)
+            }
+        }
+        let mut cpu = Lively(Fake::new());
+        let before = read(&mut cpu).unwrap();
+        let difference = before.until(&read(&mut cpu).unwrap());
+        assert!(difference.of("msr") > 0);
+        assert_eq!(difference.total, difference.of("msr"));
     }
 
     #[test]
