@@ -89,8 +89,7 @@ pub(crate) struct RunArgs {
     /// How often, the modes of AMD-V interleaved [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: Option<u32>,
-    /// How much work, in percent of the most sensible; KVM, which is slow here, a quarter of it
-    /// [default: 20, with --quick 5].
+    /// How much work, in percent of the most sensible [default: 20, with --quick 5].
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) scale: Option<u32>,
     /// For how many seconds each work is watched in its steady state, in the exitless mode, once.

@@ -51,8 +51,13 @@ impl Mode {
         match self {
             Self::Bare | Self::Exitless => 600,
             Self::Exiting | Self::Posted => 900,
-            Self::Kvm => 600,
+            Self::Kvm => 900,
         }
+    }
+
+    /// Seconds without a word after which it does. A guest of KVM in an emulated machine hangs now and then.
+    const fn silence(self) -> u64 {
+        if matches!(self, Self::Kvm) { 180 } else { self.patience() }
     }
 }
 
@@ -69,7 +74,7 @@ pub(crate) struct Boot<'a> {
     pub(crate) steady: u32,
     /// Where the guest's handlers lie ([`crate::vectors`]).
     pub(crate) vectors: Option<&'a Path>,
-    /// A small guest of `tests/payload` in Linux' place, with one CPU and no devices.
+    /// A small guest of `tests/payload` in Linux' place, with one CPU and devices of its own.
     pub(crate) payload: Option<&'a Path>,
     /// Folder for logs.
     pub(crate) folder: &'a Path,
@@ -93,6 +98,8 @@ const SAME_CLOCK: &str = " no-kvmclock";
 pub(crate) const GUEST_MEMORY: &str = "512M";
 /// Slots of the guest's devices.
 const DEVICES: [&str; 4] = ["00:04.0", "00:05.0", "00:06.0", "00:07.0"];
+/// What interrupts the payload: a message of this, and the line of COM2.
+const PAYLOADS_DEVICES: [&str; 4] = ["-device", "edu,addr=4", "-serial", "null"];
 /// Where Linux without KASLR maps physical memory (`Documentation/x86/x86_64/mm.rst`).
 const LINUX_DIRECT_MAP: &str = "ffff888000000000";
 
@@ -122,7 +129,10 @@ impl Boot<'_> {
     }
 
     fn command(&self, mode: Mode, counts: &Path) -> Result<Command> {
-        let mut extra = if self.payload.is_none() { self.devices() } else { Vec::new() };
+        let mut extra = match self.payload {
+            Some(_) => PAYLOADS_DEVICES.map(str::to_owned).to_vec(),
+            None => self.devices(),
+        };
         let base =
             if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
         let vectors = self.vectors.filter(|_| self.payload.is_none());
@@ -215,7 +225,10 @@ impl Boot<'_> {
         let config = self.folder.join(format!("{}.toml", mode.name()));
         let devices = DEVICES.map(|device| format!("\"{device}\"")).join(", ");
         let files = match self.payload {
-            Some(payload) => format!("cpus = [0]\nkernel = \"{}\"", absolute(payload)?.display()),
+            Some(payload) => format!(
+                "cpus = [0]\nkernel = \"{}\"\ndevices = [\"00:04.0\"]\nuart = \"COM2\"",
+                absolute(payload)?.display()
+            ),
             None => format!(
                 "cpus = [0, 1]\nkernel = \"{}\"\ninitrd = \"{}\"\ndevices = [{devices}]",
                 absolute(&self.images.kernel)?.display(),
@@ -243,19 +256,26 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).or_failed("find", path)
 }
 
+/// Waits for the end. Who hangs is ended.
 fn wait(mut child: Child, mode: Mode, patience: u64, log: &Path) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(patience);
+    let start = Instant::now();
+    let mut said = (0, start);
     loop {
         match child.try_wait() {
             Ok(Some(_)) => return Ok(()),
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(200)),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                let text = format!("{}: hung, see {}", mode.name(), log.display());
-                return Err(Failure::TimedOut(text));
-            }
+            Ok(None) => std::thread::sleep(Duration::from_millis(200)),
             Err(error) => return Err(Failure::Failed(format!("cannot wait: {error}"))),
+        }
+        let bytes = fs::metadata(log).map_or(0, |log| log.len());
+        if bytes != said.0 {
+            said = (bytes, Instant::now());
+        }
+        let late = |since: Instant, seconds| since.elapsed() > Duration::from_secs(seconds);
+        if late(start, patience) || late(said.1, mode.silence()) {
+            let _ = child.kill();
+            let _ = child.wait();
+            let text = format!("{}: hung, see {}", mode.name(), log.display());
+            return Err(Failure::TimedOut(text));
         }
     }
 }

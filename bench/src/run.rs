@@ -22,9 +22,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let repeat = args.repeat.unwrap_or(if args.quick { 1 } else { 3 });
     fs::create_dir_all(&args.folder).or_failed("create", &args.folder)?;
     let images = images::build(&args.folder, &args.programs, modes.contains(&Mode::Kvm))?;
-    let words = |mode| words(args, &WORKS, mode);
+    let words = words(args, &WORKS);
     let mut results = results::about(&images.version);
-    results.machine.insert("settings".to_owned(), format!("{} repeat={repeat}", words(Mode::Bare)));
+    results.machine.insert("settings".to_owned(), format!("{words} repeat={repeat}"));
     let mut runs = Vec::new();
     if on(MachineKind::VtX) {
         // Once: Bochs does the same each time.
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let handlers = if on_amd_v { handlers(args, &images)? } else { PathBuf::new() };
     for turn in (1..=repeat).filter(|_| on_amd_v) {
         for mode in modes.iter().filter(|mode| **mode != Mode::Posted) {
-            let output = boot(args, &images, &handlers, &words(*mode), *mode, turn);
+            let output = boot(args, &images, &handlers, &words, *mode, turn);
             let works = output.map(|(works, console)| {
                 keep_mix(&mut results, "AMD-V", *mode, &console);
                 works
@@ -90,9 +90,9 @@ fn vt_x(
     runs: &mut Vec<(Mode, Vec<Measured>)>,
 ) -> Result<()> {
     let images = bochs::images(&args.folder, &args.programs)?;
+    let words = words(args, &bochs::WORKS);
     for mode in bochs::modes(modes) {
         let start = std::time::Instant::now();
-        let words = words(args, &bochs::WORKS, mode);
         let boot = |payload, results: &mut Results| -> Result<Vec<Measured>> {
             let console = bochs::boot(args, &images, &words, mode, payload)?;
             keep_mix(results, "VT-x", mode, &console);
@@ -110,10 +110,8 @@ fn vt_x(
     Ok(())
 }
 
-fn words(args: &RunArgs, all: &[&str], mode: Mode) -> String {
+fn words(args: &RunArgs, all: &[&str]) -> String {
     let scale = args.scale.unwrap_or(if args.quick { 5 } else { 20 });
-    // KVM's machine takes longer than all others together.
-    let scale = if mode == Mode::Kvm { scale.div_ceil(4) } else { scale };
     let wanted = |work: &&str| args.works.is_empty() || args.works.iter().any(|w| w == work);
     let works: Vec<&str> = all.iter().copied().filter(wanted).collect();
     let works = works.join(",");
