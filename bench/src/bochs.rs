@@ -1,5 +1,5 @@
 //! One boot on VT-x in Bochs, whose TSC counts instructions. It has no plugins: the guest's programs say what
-//! they cost (`demo/guest-tools/src/busy.rs`, `tests/payload/src/bin/micro.rs`).
+//! they cost (`demo/guest-tools/src/busy.rs`, `tests/payload/src/bin/micro`).
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -81,11 +81,14 @@ pub(crate) fn boot(
     let what = if payload.is_some() { "-micro" } else { "" };
     let log = args.folder.join(format!("bochs-{}{what}.log", mode.name()));
     let words = format!("{KERNEL_WORDS} {words} busy=1");
-    let disk = format!("ata0-master: type=disk, path=\"{}\", {GEOMETRY}", images.disk.display());
+    let devices = [
+        format!("ata0-master: type=disk, path=\"{}\", {GEOMETRY}", images.disk.display()),
+        "com2: enabled=1, mode=null".to_owned(),
+    ];
     let console = if mode == Mode::Bare {
-        bare(args, images, &words, payload, disk, &log)?
+        bare(args, images, &words, payload, devices, &log)?
     } else {
-        under_nexit(args, images, &words, mode, payload, &disk, &log)?
+        under_nexit(args, images, &words, mode, payload, &devices, &log)?
     };
     if console.contains(END) {
         return Ok(console);
@@ -100,13 +103,15 @@ fn under_nexit(
     words: &str,
     mode: Mode,
     payload: Option<&Path>,
-    disk: &str,
+    devices: &[String],
     log: &Path,
 ) -> Result<String> {
     let config = args.folder.join(format!("bochs-{}.toml", mode.name()));
     // There is no IOMMU: what has no device need not lie in the guest as it does in the machine.
     let (top, files) = match payload {
-        Some(payload) => ("", format!("kernel = \"{}\"", absolute(payload)?.display())),
+        Some(payload) => {
+            ("", format!("kernel = \"{}\"\nuart = \"COM2\"", absolute(payload)?.display()))
+        }
         None => (
             "unsafe_no_iommu = true\n",
             format!(
@@ -125,7 +130,7 @@ fn under_nexit(
     let mut command =
         Command::new(std::env::current_exe().unwrap_or_default().with_file_name("nexit"));
     command.args(["run", "--emulator", "bochs", "--timeout", &PATIENCE.to_string(), "--config"]);
-    command.arg(config).args(["--", disk]).stdin(Stdio::null());
+    command.arg(config).arg("--").args(devices).stdin(Stdio::null());
     let out = File::create(log).or_failed("create", log)?;
     command.stderr(out.try_clone().or_failed("write", log)?).stdout(out);
     let mut child = command
@@ -158,7 +163,7 @@ fn bare(
     images: &Images,
     words: &str,
     payload: Option<&Path>,
-    disk: String,
+    devices: [String; 2],
     log: &Path,
 ) -> Result<String> {
     let folder = args.folder.join("bochs-bare");
@@ -182,7 +187,8 @@ fn bare(
     let tool = Tool::new("grub-mkrescue").args(["-d", "/usr/lib/grub/i386-pc", "-o"]);
     tool.arg(&iso).arg(folder.join("tree")).run()?;
     let start = Start::Bios { iso: iso.clone() };
-    let machine = Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, start, extra: vec![disk] };
+    let machine =
+        Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, start, extra: devices.to_vec() };
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
     let serial = listener.local_addr().map_err(refused)?;

@@ -47,26 +47,35 @@ pub(crate) struct Window {
     pub(crate) cpus: Vec<Cpu>,
 }
 
+impl Cpu {
+    fn add(&mut self, other: &Self) {
+        self.guest += other.guest;
+        self.host += other.host;
+        self.switches += other.switches;
+        self.halts += other.halts;
+        for (code, cost) in &other.by_code {
+            let entry = self.by_code.entry(code.clone()).or_default();
+            entry.exits += cost.exits;
+            entry.instructions += cost.instructions;
+        }
+        for (vector, count) in &other.vectors {
+            *self.vectors.entry(vector.clone()).or_default() += count;
+        }
+        self.profile.extend(other.profile.iter().cloned());
+    }
+}
+
 impl Window {
     /// All CPUs together.
     pub(crate) fn sum(&self) -> Cpu {
         let mut sum = Cpu::default();
-        for cpu in &self.cpus {
-            sum.guest += cpu.guest;
-            sum.host += cpu.host;
-            sum.switches += cpu.switches;
-            sum.halts += cpu.halts;
-            for (code, cost) in &cpu.by_code {
-                let entry = sum.by_code.entry(code.clone()).or_default();
-                entry.exits += cost.exits;
-                entry.instructions += cost.instructions;
-            }
-            for (vector, count) in &cpu.vectors {
-                *sum.vectors.entry(vector.clone()).or_default() += count;
-            }
-            sum.profile.extend(cpu.profile.iter().cloned());
-        }
+        self.cpus.iter().for_each(|cpu| sum.add(cpu));
         sum
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.cpus.resize(self.cpus.len().max(other.cpus.len()), Cpu::default());
+        self.cpus.iter_mut().zip(&other.cpus).for_each(|(cpu, other)| cpu.add(other));
     }
 }
 
@@ -172,14 +181,14 @@ pub(crate) fn works(console: &str, counts: Option<&str>) -> Result<Vec<Measured>
     Ok(all)
 }
 
-/// The next command's window, or that of the work within it.
+/// The next command's window, or those of the work within it.
 fn next(windows: &mut impl Iterator<Item = Window>, work: &str) -> Result<Window> {
-    let mut inner = None;
+    let mut inner: Option<Window> = None;
     for window in windows {
         if window.window != Some(WORK) {
             return Ok(inner.unwrap_or(window));
         }
-        inner = Some(window);
+        inner.get_or_insert_default().add(&window);
     }
     Err(Failure::Failed(format!("the plugin has seen no window of {work}")))
 }
@@ -210,14 +219,15 @@ pub(crate) fn reason(code: &str) -> &str {
 mod tests {
     use super::*;
 
-    const COUNTS: &str = r#"{"window":2,"number":0,"cpus":[{"guest":100,"host":0,"switches":0,"halts":9,"by_code":{}}]}
+    const COUNTS: &str = r#"{"window":2,"number":0,"cpus":[{"guest":60,"host":0,"switches":0,"halts":9,"by_code":{}}]}
+{"window":2,"number":0,"cpus":[{"guest":40,"host":0,"switches":0,"halts":0,"by_code":{}}]}
 {"window":1,"number":1,"cpus":[{"guest":900,"host":50,"switches":1,"halts":9,"by_code":{"0x61":{"exits":1,"instructions":50}}}]}
 {"window":1,"number":2,"cpus":[{"guest":5,"host":1,"switches":1,"halts":0,"by_code":{}},{"guest":6,"host":2,"switches":3,"halts":0,"by_code":{}}]}
 {"window":null,"number":3,"cpus":[]}
 "#;
 
     #[test]
-    fn the_inner_window_counts_and_all_cpus_are_summed() {
+    fn the_inner_windows_count_and_all_cpus_are_summed() {
         let console = "boot\nbench: boot output 6.1 clock tsc\nbench: a ns 7\nbench: a interrupt nvme0q1 10\n\
                        bench: a output reads=10 ms=1\nbench: a status 0\nbench: a operations 10\n\
                        [  1.0] xbench: b ns 1\nbench: end status 0\n";

@@ -32,3 +32,17 @@ pub fn bar(device: u32, index: u32) -> u64 {
     let high = if low & MEMORY_64 != 0 { config_read(device, offset + 4) } else { 0 };
     u64::from(high) << 32 | u64::from(low & !0xf)
 }
+
+/// Offset of the capability `id` of `device`.
+#[must_use]
+pub fn capability(device: u32, id: u32) -> Option<u32> {
+    let mut at = config_read(device, 0x34) & 0xfc;
+    while at != 0 {
+        let header = config_read(device, at);
+        if header & 0xff == id {
+            return Some(at);
+        }
+        at = header >> 8 & 0xfc;
+    }
+    None
+}

@@ -14,7 +14,7 @@ use arch::machine::Width;
 use arch::msr;
 use cpu::instructions::write_msr;
 use cpu::physical::mmio_write;
-use payload::pci::{bar, config_read, config_write};
+use payload::pci::{bar, capability, config_read, config_write};
 use payload::{say, verdict};
 use x86_64::instructions::interrupts;
 use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
@@ -34,22 +34,9 @@ extern "x86-interrupt" fn completion(_: InterruptStackFrame) {
     unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
 }
 
-/// Offset of the MSI-X capability.
-fn msix(device: u32) -> Option<u32> {
-    let mut at = config_read(device, 0x34) & 0xfc;
-    while at != 0 {
-        let header = config_read(device, at);
-        if header & 0xff == MSIX {
-            return Some(at);
-        }
-        at = header >> 8 & 0xfc;
-    }
-    None
-}
-
 /// Has entry 0 of the MSI-X table raise [`VECTOR`] on the first CPU.
 fn route(device: u32) -> Option<()> {
-    let capability = msix(device)?;
+    let capability = capability(device, MSIX)?;
     let table = config_read(device, capability + 4);
     let entry = bar(device, table & 7) + u64::from(table & !7);
     for (offset, value) in [(0, 0xfee0_0000), (4, 0), (8, u64::from(VECTOR)), (12, 0)] {

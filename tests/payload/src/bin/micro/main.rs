@@ -4,6 +4,8 @@
 #![no_main]
 #![feature(abi_x86_interrupt)]
 
+mod arrival;
+
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::hint::black_box;
@@ -13,6 +15,7 @@ use arch::{Hpa, Vector, msr};
 use cpu::instructions::{cpuid, port_write, tsc, write_msr};
 use cpu::local_apic::LocalApic;
 use payload::{power_off, say};
+use x86_64::VirtAddr;
 use x86_64::instructions::interrupts;
 use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
 
@@ -49,6 +52,10 @@ fn measure(name: &str, work: impl Fn()) {
     let ticks = tsc() - start;
     // Less the two CPUIDs that ask.
     let exits = exits().saturating_sub(before + 2);
+    print(name, ticks, exits);
+}
+
+fn print(name: &str, ticks: u64, exits: u64) {
     say!("bench: micro-{name} operations {ROUNDS}");
     say!("bench: micro-{name} output busy={ticks} exits={exits}");
 }
@@ -83,6 +90,10 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     // SAFETY: nobody else uses the table yet.
     let idt = unsafe { &mut *IDT.0.get() };
     idt[VECTOR.0].set_handler_fn(device);
+    // SAFETY: the handler takes an interrupt's stack.
+    unsafe {
+        idt[arrival::VECTOR.0].set_handler_addr(VirtAddr::from_ptr(arrival::handler as *const ()))
+    };
     // SAFETY: the table is static.
     unsafe { idt.load_unsafe() };
     interrupts::enable();
@@ -106,6 +117,8 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
         arm(1000);
         interrupts::enable_and_hlt();
     });
+    arrival::message();
+    arrival::line();
     say!("bench: end status 0");
     if !under_nexit() {
         // The emulated machine's own way to S5: type 0, where a guest's is 5.
