@@ -8,11 +8,16 @@
 //! ([`Table::give_back`]).
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
-use core::fmt;
+mod answer;
+mod entry;
+
 use core::ops::Range;
 
 use arch::address::PAGE_SIZE;
 use arch::{Hpa, PageSize};
+
+pub use answer::{Flush, MapError, Mapping, Mix};
+pub use entry::{Access, Entry, Format, Leaf, MemoryType};
 
 /// Entries of a table.
 const ENTRIES: u64 = 512;
@@ -48,152 +53,6 @@ impl<M: TableMemory + ?Sized> TableMemory for &mut M {
     }
     fn give_back(&mut self, page: Hpa) {
         (**self).give_back(page);
-    }
-}
-
-/// What a mapped page allows besides reading.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access {
-    /// Writes.
-    pub write: bool,
-    /// Instruction fetches.
-    pub execute: bool,
-}
-
-impl Access {
-    /// Reading only.
-    pub const READ: Self = Self { write: false, execute: false };
-    /// Reading and writing.
-    pub const READ_WRITE: Self = Self { write: true, execute: false };
-    /// Reading and fetching.
-    pub const READ_EXECUTE: Self = Self { write: false, execute: true };
-    /// Everything.
-    pub const ALL: Self = Self { write: true, execute: true };
-}
-
-/// How a page is cached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MemoryType {
-    /// Write-back: RAM.
-    WriteBack,
-    /// Uncached: device registers.
-    Uncached,
-}
-
-/// The content of an entry that maps a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Leaf {
-    /// Where the page is.
-    pub hpa: Hpa,
-    /// What it allows.
-    pub access: Access,
-    /// How it is cached.
-    pub memory_type: MemoryType,
-}
-
-/// A decoded entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    /// Nothing is mapped.
-    Absent,
-    /// A table of the next lower level; never at level 0.
-    Table(Hpa),
-    /// A page of the entry's own level.
-    Leaf(Leaf),
-}
-
-/// What entries look like. `decode` gives back what the encoders were given, as far as the format
-/// has bits for it; the entry 0 is [`Entry::Absent`].
-pub trait Format {
-    /// How many levels, 3 or 4.
-    fn levels(&self) -> u8;
-    /// The largest page that the reader knows.
-    fn largest_page(&self) -> PageSize;
-    /// The entry that links the table at `table`.
-    fn table_entry(&self, table: Hpa) -> u64;
-    /// The entry of `level` that maps `leaf`.
-    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64;
-    /// What an entry of `level` says.
-    fn decode(&self, entry: u64, level: u8) -> Entry;
-}
-
-/// Why a table could not be changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MapError {
-    /// An address or length is not a multiple of 4 KiB.
-    NotAligned(u64),
-    /// The input address is beyond what the table's levels reach.
-    InputTooWide(u64),
-    /// The output address has more than 52 bits.
-    OutputTooWide(u64),
-    /// This input address is mapped already.
-    AlreadyMapped(u64),
-    /// This input address is not mapped.
-    NotMapped(u64),
-    /// No memory is left for a table.
-    OutOfFrames,
-}
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAligned(at) => {
-                write!(f, "address or length {at:#x} is not a multiple of 4 KiB")
-            }
-            Self::InputTooWide(at) => write!(f, "address {at:#x} is beyond the table's reach"),
-            Self::OutputTooWide(at) => write!(f, "physical address {at:#x} has more than 52 bits"),
-            Self::AlreadyMapped(at) => write!(f, "address {at:#x} is mapped already"),
-            Self::NotMapped(at) => write!(f, "address {at:#x} is not mapped"),
-            Self::OutOfFrames => f.write_str("no memory is left for page tables"),
-        }
-    }
-}
-
-impl core::error::Error for MapError {}
-
-/// A promise to drop what readers have cached of the range, before anybody relies on the change.
-#[must_use = "readers may still use the old mapping until their caches are flushed"]
-#[derive(PartialEq, Eq, Debug)]
-pub struct Flush {
-    /// First input address.
-    pub input: u64,
-    /// Length in bytes.
-    pub length: u64,
-}
-
-impl Flush {
-    /// Nothing can be cached: the table is not in use yet, or the range was not mapped before and
-    /// the reader does not cache that.
-    pub const fn nothing_cached(self) {}
-}
-
-/// Where an input address leads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mapping {
-    /// The address itself, offset in the page included.
-    pub hpa: Hpa,
-    /// Size of the page that maps it.
-    pub size: PageSize,
-    /// What the page allows.
-    pub access: Access,
-    /// How it is cached.
-    pub memory_type: MemoryType,
-}
-
-/// How many pages of each size a table holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Mix {
-    /// 4 KiB pages.
-    pub size_4k: u64,
-    /// 2 MiB pages.
-    pub size_2m: u64,
-    /// 1 GiB pages.
-    pub size_1g: u64,
-}
-
-impl fmt::Display for Mix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} x 1G, {} x 2M, {} x 4K", self.size_1g, self.size_2m, self.size_4k)
     }
 }
 

@@ -1,0 +1,87 @@
+//! What the walker answers: why it refused, what must be flushed, where an address leads, the pages in use.
+
+use core::fmt;
+
+use arch::{Hpa, PageSize};
+
+use super::entry::{Access, MemoryType};
+
+/// Why a table could not be changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// An address or length is not a multiple of 4 KiB.
+    NotAligned(u64),
+    /// The input address is beyond what the table's levels reach.
+    InputTooWide(u64),
+    /// The output address has more than 52 bits.
+    OutputTooWide(u64),
+    /// This input address is mapped already.
+    AlreadyMapped(u64),
+    /// This input address is not mapped.
+    NotMapped(u64),
+    /// No memory is left for a table.
+    OutOfFrames,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAligned(at) => {
+                write!(f, "address or length {at:#x} is not a multiple of 4 KiB")
+            }
+            Self::InputTooWide(at) => write!(f, "address {at:#x} is beyond the table's reach"),
+            Self::OutputTooWide(at) => write!(f, "physical address {at:#x} has more than 52 bits"),
+            Self::AlreadyMapped(at) => write!(f, "address {at:#x} is mapped already"),
+            Self::NotMapped(at) => write!(f, "address {at:#x} is not mapped"),
+            Self::OutOfFrames => f.write_str("no memory is left for page tables"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// A promise to drop what readers have cached of the range, before anybody relies on the change.
+#[must_use = "readers may still use the old mapping until their caches are flushed"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Flush {
+    /// First input address.
+    pub input: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+impl Flush {
+    /// Nothing can be cached: the table is not in use yet, or the range was not mapped before and
+    /// the reader does not cache that.
+    pub const fn nothing_cached(self) {}
+}
+
+/// Where an input address leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The address itself, offset in the page included.
+    pub hpa: Hpa,
+    /// Size of the page that maps it.
+    pub size: PageSize,
+    /// What the page allows.
+    pub access: Access,
+    /// How it is cached.
+    pub memory_type: MemoryType,
+}
+
+/// How many pages of each size a table holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mix {
+    /// 4 KiB pages.
+    pub size_4k: u64,
+    /// 2 MiB pages.
+    pub size_2m: u64,
+    /// 1 GiB pages.
+    pub size_1g: u64,
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x 1G, {} x 2M, {} x 4K", self.size_1g, self.size_2m, self.size_4k)
+    }
+}
