@@ -1,7 +1,9 @@
 //! What a guest can see and do in its function's configuration space.
 
 use super::*;
+use crate::bar::BarKind;
 use crate::fake::{FakeSpace, arbitrary_bars};
+use crate::header::BAR0;
 use proptest::prelude::*;
 use std::vec::Vec;
 
