@@ -15,7 +15,8 @@ use guest::lines::Line;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::{BusError, VirtualBus};
 
-use super::{Share, address_bits, processors};
+use super::seats::processors;
+use super::{Share, address_bits};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::memory;

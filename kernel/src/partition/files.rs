@@ -13,7 +13,8 @@ use guest::load::{LoadRequest, ModuleRequest, Source};
 use guest::memory_map::{ACPI_TABLES, MemoryMap};
 use guest::pci::VirtualBus;
 
-use super::{address_bits, virtual_ids};
+use super::address_bits;
+use super::seats::virtual_ids;
 use crate::bring_up::Hardware;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};

@@ -15,7 +15,8 @@ use eli::grants::{Grants, Reason};
 use guest::counters::Counter;
 use guest::vm::Vm;
 
-use super::{Partition, Shared};
+use super::Partition;
+use super::build::Shared;
 use crate::backend::Backend;
 use crate::console::logln;
 use crate::routes::Routes;

@@ -11,7 +11,7 @@ use config::Config;
 use cpu::physical;
 use guest::pci::SharedMemory;
 
-use super::processors;
+use super::seats::processors;
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::refusal::{Refusal, refuse};
