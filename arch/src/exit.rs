@@ -195,6 +195,6 @@ pub struct EntryFailure {
     pub code: u64,
     /// VMX: exit qualification.
     pub qualification: u64,
-    /// The manual's meaning, as a sentence.
+    /// What it was that failed. Which rule was broken, `nexit explain` says.
     pub meaning: &'static str,
 }

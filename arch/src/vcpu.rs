@@ -1,5 +1,7 @@
 //! The contract between policy and a virtual CPU: what VT-x and AMD-V both offer, no more.
 
+use core::fmt;
+
 use crate::exit::{Exit, Frequent};
 use crate::interrupt::Vector;
 use crate::register::Gpr;
@@ -276,4 +278,11 @@ pub trait Vcpu {
     fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool;
     /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive).
     fn halted(&self) -> bool;
+
+    /// Writes down what the CPU looks at before it enters, for `nexit explain`: `vmcs` or `vmcb`, then
+    /// ` NUMBER=VALUE` for each field, in hexadecimal.
+    ///
+    /// # Errors
+    /// The formatter's.
+    fn write_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }

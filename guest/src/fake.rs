@@ -326,6 +326,9 @@ impl Vcpu for FakeVcpu {
     fn halted(&self) -> bool {
         self.halted
     }
+    fn write_state(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "vmcs 681e={:x}", self.state.rip)
+    }
 }
 
 /// Configuration space of bytes, each with a mask of the bits that software can write.

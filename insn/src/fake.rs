@@ -129,6 +129,9 @@ impl Vcpu for FakeVcpu {
     fn halted(&self) -> bool {
         false
     }
+    fn write_state(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        Ok(())
+    }
 }
 
 /// Sparse memory below `size`; what was never written is zero.

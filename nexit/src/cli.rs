@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Count the trusted code, and say how large the image is.
     Stats(StatsArgs),
+    /// Say why a CPU refused to enter a guest, by what the hypervisor logged of it.
+    Explain(ExplainArgs),
 }
 
 /// Which emulator.
@@ -155,6 +157,14 @@ pub(crate) struct DemoArgs {
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+}
+
+/// `nexit explain`.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The hypervisor's log, as it came over the serial line.
+    #[arg(value_name = "FILE")]
+    pub(crate) log: PathBuf,
 }
 
 /// `nexit stats`.

@@ -25,12 +25,13 @@ pub mod tool;
 mod turn;
 mod verdict;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use cli::{Cli, Command, ImageArgs};
-use failure::Result;
+use failure::{Failure, OrFailed as _, Result};
 use scenario::Scenario;
 
 /// The program `nexit`.
@@ -53,7 +54,19 @@ fn execute(command: Command) -> Result<()> {
             demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
         }
         Command::Stats(args) => stats::print(&args),
+        Command::Explain(args) => explain_log(&args.log),
     }
+}
+
+fn explain_log(path: &Path) -> Result<()> {
+    let log = std::fs::read(path).or_failed("read", path)?;
+    let reasons = explain::explain(&String::from_utf8_lossy(&log));
+    if reasons.is_empty() {
+        let path = path.display();
+        return Err(Failure::Failed(format!("{path} has no line of an entry that a CPU refused")));
+    }
+    reasons.iter().for_each(|reason| println!("{reason}"));
+    Ok(())
 }
 
 fn build_image(args: &ImageArgs) -> Result<()> {

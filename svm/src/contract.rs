@@ -3,6 +3,8 @@
 //!
 //! Place in the path: `run` is the exit and back; the rest is what policy does in between.
 
+use core::fmt;
+
 use arch::exit::{Exit, Frequent};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
@@ -251,6 +253,16 @@ impl Vcpu for SvmVcpu {
     /// AMD-V does not tell: an exit out of HLT leaves RIP behind it, as if the guest had been woken.
     fn halted(&self) -> bool {
         false
+    }
+
+    /// The quadwords of the VMCB that are not 0, by offset.
+    fn write_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("vmcb")?;
+        let words = self.vmcb().words().iter().enumerate();
+        for (index, word) in words.filter(|(_, word)| **word != 0) {
+            write!(f, " {:x}={word:x}", index * 8)?;
+        }
+        Ok(())
     }
 }
 

@@ -9,7 +9,6 @@ use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
 
 use crate::controls::{EVENT_ERROR_CODE_VALID, EVENT_VALID};
-use crate::guest_state;
 use crate::vmcb::{ControlArea, Vmcb};
 
 macro_rules! exit_codes {
@@ -73,7 +72,7 @@ pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exi
         VMEXIT_SHUTDOWN => (ExitReason::TripleFault, None),
         VMEXIT_INIT => (ExitReason::Init, None),
         // VMEXIT_INVALID is -1; -2 and -3 are refusals of encrypted guests.
-        code if (code as u32).cast_signed() < 0 => (entry_failure(vmcb), None),
+        code if (code as u32).cast_signed() < 0 => (entry_failure(code), None),
         _ => (unexpected, None),
     };
     Exit { reason, vectoring: vectoring(control.exitintinfo), instruction_length }
@@ -131,14 +130,8 @@ fn exception_exit(vmcb: &Vmcb) -> ExitReason {
     }
 }
 
-fn entry_failure(vmcb: &Vmcb) -> ExitReason {
-    ExitReason::EntryFailure(EntryFailure {
-        code: vmcb.control.exitcode,
-        qualification: 0,
-        meaning: guest_state::check(vmcb)
-            .err()
-            .unwrap_or("VMRUN refused the VMCB, though it breaks none of the rules known here"),
-    })
+const fn entry_failure(code: u64) -> ExitReason {
+    ExitReason::EntryFailure(EntryFailure { code, qualification: 0, meaning: "VMEXIT_INVALID" })
 }
 
 /// APM "EXITINTINFO". QEMU leaves an old value behind with only the valid bit (31) cleared.
@@ -299,9 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_entry_names_the_broken_rule() {
+    fn a_refused_entry_is_told_apart_in_either_width() {
         for code in [u64::MAX, 0xffff_ffff] {
-            let meaning = "EFER.SVME is 0";
+            let meaning = "VMEXIT_INVALID";
             let failure = EntryFailure { code, qualification: 0, meaning };
             assert_eq!(exit(code, 0, 0, 0).reason, ExitReason::EntryFailure(failure));
         }

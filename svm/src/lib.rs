@@ -3,9 +3,9 @@
 //! The path of an exit: [`vcpu`] enters the guest through `run` (the only assembly), [`decode`]
 //! turns the record in the [`vmcb`] into a neutral [`arch::Exit`], policy answers through the
 //! [`arch::vcpu::Vcpu`] trait (`contract`). [`enable`] comes before (once on each CPU), with [`controls`] and
-//! [`bitmap`] deciding what exits at all; [`guest_state`] explains an entry that the CPU refuses.
+//! [`bitmap`] deciding what exits at all.
 //!
-//! Pure, host-tested: [`bitmap`], [`controls`], [`decode`], [`guest_state`], [`segment`], and what
+//! Pure, host-tested: [`bitmap`], [`controls`], [`decode`], [`segment`], and what
 //! the setters do to the VMCB. Only `enable`, `run` and `vcpu` touch the machine.
 //!
 //! What the host gives up while a guest owns the CPU:
@@ -24,7 +24,6 @@ mod contract;
 pub mod controls;
 pub mod decode;
 pub mod enable;
-pub mod guest_state;
 mod run;
 pub mod segment;
 pub mod vcpu;

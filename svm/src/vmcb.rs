@@ -147,6 +147,14 @@ impl Vmcb {
         // SAFETY: every field is an integer or an array of integers, for which all zeros is a value.
         unsafe { zeroed() }
     }
+
+    /// Its quadwords.
+    #[must_use]
+    pub const fn words(&self) -> &[u64; 512] {
+        // SAFETY: integers and arrays of integers without padding (their offsets and the size are asserted
+        // below), aligned to 4,096 bytes.
+        unsafe { &*(&raw const *self).cast() }
+    }
 }
 
 macro_rules! offsets {

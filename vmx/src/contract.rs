@@ -1,6 +1,7 @@
 //! [`Vcpu`] for [`VmxVcpu`]: each method is a few VMCS fields.
 
 use core::arch::asm;
+use core::fmt;
 
 use arch::exit::Frequent;
 
@@ -300,5 +301,9 @@ impl Vcpu for VmxVcpu {
 
     fn halted(&self) -> bool {
         self.vmcs.read(GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
+    }
+
+    fn write_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_vmcs(f)
     }
 }

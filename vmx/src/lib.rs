@@ -9,8 +9,8 @@
 //! * [`bitmap`]: which MSRs and ports exit (pure)
 //! * [`vcpu`]: the VMCS, and [`arch::vcpu::Vcpu`] on top of it; `contract` and `setup` are its halves
 //! * `run`: the way into the guest and back, in assembly
-//! * `decode`, `event`, `control_register`, `guest_state`: from a snapshot of the exit to
-//!   [`arch::Exit`], events in and out, CR0 and CR4, and why an entry failed (pure)
+//! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::Exit`], events in and
+//!   out, CR0 and CR4 (pure)
 //!
 //! The host runs with interrupts off, never touches SSE or x87 state, and uses none of the MSRs that
 //! the CPU does not switch (STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX, XSS, XCR0) nor CR2
@@ -27,7 +27,6 @@ pub mod enable;
 mod error;
 mod event;
 mod field;
-mod guest_state;
 pub mod posted;
 mod run;
 mod setup;

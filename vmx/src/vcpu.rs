@@ -4,9 +4,11 @@
 //! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
 //! CR4, the NMI window) end here; `decode` hands the others on.
 
+use core::fmt;
+
 use arch::exit::{EntryFailure, ExitReason, Frequent};
 use arch::register::{Cr0, Efer, Rflags};
-use arch::segment::{DescriptorTableRegister, SegmentRegister};
+use arch::segment::SegmentRegister;
 use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
 use arch::{Exit, Hpa, address::PAGE_SIZE};
 use cpu::instructions::vmwrite_checked;
@@ -19,16 +21,13 @@ use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection};
 use crate::field::{
     CR0_READ_SHADOW, CR4_READ_SHADOW, EXIT_QUALIFICATION, EXIT_REASON, Field, GUEST_ACTIVITY_STATE,
-    GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER,
-    GUEST_IA32_PAT, GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP, GUEST_INTERRUPTIBILITY_STATE,
-    GUEST_LINEAR_ADDRESS, GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_PHYSICAL_ADDRESS,
-    IDT_VECTORING_ERROR_CODE, IDT_VECTORING_INFORMATION, Natural,
-    PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Readable, VM_ENTRY_CONTROLS,
-    VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH, VM_ENTRY_INTERRUPTION_INFORMATION,
-    VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE, VM_EXIT_INTERRUPTION_INFORMATION,
-    VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE,
+    GUEST_CR0, GUEST_ES_LIMIT, GUEST_ES_SELECTOR, GUEST_IA32_EFER, GUEST_INTERRUPTIBILITY_STATE,
+    GUEST_LINEAR_ADDRESS, GUEST_PHYSICAL_ADDRESS, IDT_VECTORING_ERROR_CODE,
+    IDT_VECTORING_INFORMATION, PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Readable,
+    VM_ENTRY_CONTROLS, VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH,
+    VM_ENTRY_INTERRUPTION_INFORMATION, VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE,
+    VM_EXIT_INTERRUPTION_INFORMATION, VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE, Width,
 };
-use crate::guest_state::{self, GuestState};
 use crate::posted::Posting;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
@@ -176,7 +175,11 @@ impl VmxVcpu {
         }
         let snapshot = self.snapshot();
         if snapshot.entry_failed() {
-            return Some(self.entry_failure(&snapshot));
+            return Some(failure(EntryFailure {
+                code: u64::from(snapshot.exit_reason),
+                qualification: snapshot.qualification,
+                meaning: "VM-entry failure",
+            }));
         }
         self.restore_nmi_blocking(&snapshot);
         if self.handle_inside(&snapshot) {
@@ -371,60 +374,42 @@ impl VmxVcpu {
 
     /// VMLAUNCH or VMRESUME itself failed.
     fn instruction_failure(&self, status: u64) -> Exit {
-        let (number, meaning) = if status == run::status::FAIL_VALID {
-            let number = self.vmcs.instruction_error();
-            let primary = self.vmcs.read(PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
-            let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
-            (number, error::instruction_error(number, tertiary))
-        } else {
-            (0, "VM entry without a current VMCS")
-        };
+        let valid = status == run::status::FAIL_VALID;
+        let number = if valid { self.vmcs.instruction_error() } else { 0 };
+        let primary = self.vmcs.read(PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
+        let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
+        let meaning = error::instruction_error(number, tertiary);
         failure(EntryFailure { code: u64::from(number), qualification: 0, meaning })
     }
 
-    /// The guest state was refused; says which rule it breaks.
-    fn entry_failure(&self, snapshot: &Snapshot) -> Exit {
-        let known = error::entry_failure(snapshot.reason(), snapshot.qualification);
-        let meaning = known.unwrap_or_else(|| {
-            let broken = guest_state::check(&self.guest_state()).err();
-            broken.unwrap_or("invalid guest state that breaks no rule Nexit knows")
-        });
-        failure(EntryFailure {
-            code: u64::from(snapshot.exit_reason),
-            qualification: snapshot.qualification,
-            meaning,
-        })
+    /// [`Vcpu::write_state`]: the guest-state area and the entry controls by the fields' encodings, and what
+    /// the rules depend on: IA32_VMX_CR0_FIXED0 and the three behind it, the width of addresses by its leaf.
+    pub(crate) fn write_vmcs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("vmcs")?;
+        self.write_fields(f, GUEST_ES_SELECTOR, 8)?;
+        self.write_fields(f, VMCS_LINK_POINTER, 4)?;
+        self.write_fields(f, VM_ENTRY_CONTROLS, 3)?;
+        self.write_fields(f, GUEST_ES_LIMIT, 20)?;
+        self.write_fields(f, GUEST_CR0, 20)?;
+        let of = &self.features.capabilities;
+        let fixed = [of.cr0_fixed0, of.cr0_fixed1, of.cr4_fixed0, of.cr4_fixed1];
+        for (msr, value) in (0x486_u32..).zip(fixed) {
+            write!(f, " {msr:x}={value:x}")?;
+        }
+        write!(f, " 80000008={:x}", of.physical_address_bits)
     }
 
-    /// The guest-state area as it is.
-    fn guest_state(&self) -> GuestState {
-        let natural = |field: Field<Natural>| self.vmcs.read(field);
-        GuestState {
-            registers: StartState {
-                gpr: self.registers.gpr,
-                rip: self.rip(),
-                rflags: self.rflags(),
-                cr0: natural(GUEST_CR0),
-                cr3: natural(GUEST_CR3),
-                cr4: natural(GUEST_CR4),
-                efer: self.efer(),
-                segments: SegmentRegister::ALL.map(|register| self.segment(register)),
-                gdtr: self.descriptor_table(DescriptorTableRegister::Gdtr),
-                idtr: self.descriptor_table(DescriptorTableRegister::Idtr),
-            },
-            capabilities: self.features.capabilities,
-            ia32e: self.long_mode(),
-            dr7: natural(GUEST_DR7),
-            debugctl: self.vmcs.read(GUEST_IA32_DEBUGCTL),
-            pat: self.vmcs.read(GUEST_IA32_PAT),
-            sysenter_esp: natural(GUEST_IA32_SYSENTER_ESP),
-            sysenter_eip: natural(GUEST_IA32_SYSENTER_EIP),
-            activity: self.vmcs.read(GUEST_ACTIVITY_STATE),
-            interruptibility: self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE),
-            pending_debug: natural(GUEST_PENDING_DEBUG_EXCEPTIONS),
-            injection: InterruptionInformation(self.vmcs.read(VM_ENTRY_INTERRUPTION_INFORMATION)),
-            link_pointer: self.vmcs.read(VMCS_LINK_POINTER),
+    fn write_fields<W: Width>(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        first: Field<W>,
+        count: u32,
+    ) -> fmt::Result {
+        for field in (0..count).map(|index| first.nth(index)) {
+            let value: u64 = self.vmcs.read(field).into();
+            write!(f, " {:x}={value:x}", field.encoding())?;
         }
+        Ok(())
     }
 }
 

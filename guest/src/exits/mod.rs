@@ -84,9 +84,13 @@ impl<P: Platform> Context<'_, P> {
                 write.value, write.register
             )),
             ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
-                self.crash(format_args!(
-                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x})"
-                ))
+                let next = self.crash(format_args!(
+                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x}): \
+                     `nexit explain` has the rule"
+                ));
+                let state = core::fmt::from_fn(|f| self.vcpu.write_state(f));
+                self.machine.log(format_args!("guest {}: {state}", self.guest.name));
+                next
             }
             ExitReason::Unexpected { code, qualification } => self.crash(format_args!(
                 "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"

@@ -1,17 +1,22 @@
 //! One broken rule at a time.
 
 use super::*;
-use crate::capability::tests::SKYLAKE;
 use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
-use arch::segment::{AccessRights, DescriptorTable};
-use arch::{Gva, vcpu::StartState};
 use proptest::prelude::*;
 use std::collections::HashSet;
+
+const SKYLAKE: Fixed = Fixed {
+    cr0_fixed0: 0x8000_0021,
+    cr0_fixed1: 0xffff_ffff,
+    cr4_fixed0: 0x2000,
+    cr4_fixed1: 0x0037_67ff,
+    physical_address_bits: 46,
+};
 
 fn with(registers: StartState, ia32e: bool) -> GuestState {
     GuestState {
         registers,
-        capabilities: SKYLAKE,
+        fixed: SKYLAKE,
         ia32e,
         dr7: 0x400,
         debugctl: 0,
@@ -21,7 +26,7 @@ fn with(registers: StartState, ia32e: bool) -> GuestState {
         activity: 0,
         interruptibility: 0,
         pending_debug: 0,
-        injection: InterruptionInformation(0),
+        injection: 0,
         link_pointer: !0,
     }
 }
@@ -132,7 +137,7 @@ const CHANGES: &[Change] = &[
     |s| s.registers.rflags = 1 << 3 | 2,
     |s| s.registers.rflags = 0,
     |s| s.registers.rflags = 0x2_0002,
-    |s| s.injection = InterruptionInformation(0x8000_0040),
+    |s| s.injection = 0x8000_0040,
     |s| s.activity = 4,
     |s| s.interruptibility = 1 << 5,
     |s| s.interruptibility = 3,
@@ -155,9 +160,9 @@ fn each_broken_rule_has_its_own_sentence() {
 #[test]
 fn rules_that_need_more_than_one_thing_are_seen_too() {
     let mut state = long_mode();
-    (state.activity, state.injection) = (1, InterruptionInformation(0x8000_0b0d));
+    (state.activity, state.injection) = (1, 0x8000_0b0d);
     assert_eq!(check(&state), Err("an event is injected that cannot wake a halted guest"));
-    state.injection = InterruptionInformation(0x8000_0202);
+    state.injection = 0x8000_0202;
     assert_eq!(check(&state), Ok(()));
     state.interruptibility = 2;
     assert_eq!(check(&state), Err("an inactive guest blocks events by STI or MOV SS"));
@@ -185,8 +190,41 @@ proptest! {
             segment.access = AccessRights(rights);
         }
         state.registers = StartState { cr0, cr4, efer, rip, rflags, ..state.registers };
-        state.capabilities.physical_address_bits = width;
-        (state.ia32e, state.injection) = (ia32e, InterruptionInformation(injection));
+        state.fixed.physical_address_bits = width;
+        (state.ia32e, state.injection) = (ia32e, injection);
         let _ = check(&state);
     }
+}
+
+#[test]
+fn every_listed_instruction_error_has_its_own_sentence() {
+    let listed: Vec<u64> = (1..=28).filter(|n| ![14, 21, 27].contains(n)).collect();
+    let sentences: HashSet<_> = listed.iter().map(|n| instruction_error(*n)).collect();
+    assert_eq!(sentences.len(), listed.len());
+    assert!(!sentences.contains(instruction_error(14)));
+}
+
+#[test]
+fn each_entry_failure_has_its_own_sentence() {
+    let all = [(33, 2), (33, 3), (33, 4), (34, 1), (41, 0), (99, 0)];
+    let sentences: HashSet<_> = all.iter().map(|(r, q)| entry_failure(*r, *q)).collect();
+    assert_eq!(sentences.len(), all.len());
+    assert_eq!(entry_failure(33, 0), None);
+}
+
+/// The state of a 64-bit guest as the image writes it.
+#[test]
+fn every_field_is_found_by_its_encoding() {
+    let text = "800=18 802=10 804=18 806=18 808=18 80a=18 80c=0 80e=0 2800=ffffffffffffffff 2802=0 \
+                2804=7040600070406 2806=500 4012=d3ff 4016=0 4800=ffffffff 4802=ffffffff 4804=ffffffff \
+                4806=ffffffff 4808=ffffffff 480a=ffffffff 480c=0 480e=67 4810=0 4812=0 4814=c093 4816=a09b \
+                4818=c093 481a=c093 481c=c093 481e=c093 4820=10000 4822=8b 4824=0 4826=0 6800=80050033 \
+                6802=30000 6804=2020 681a=400 681e=1000200 6820=2 486=80000021 487=ffffffff 488=2000 \
+                489=3767ff 80000008=2e";
+    let state = GuestState::read(&State::parse(text));
+    let mut expected = long_mode();
+    let (gdtr, idtr) = (DescriptorTable::default(), DescriptorTable::default());
+    expected.registers = StartState { gdtr, idtr, rflags: 2, ..expected.registers };
+    assert_eq!(state, expected);
+    assert_eq!(state.broken(), None);
 }

@@ -1,34 +1,105 @@
-//! Why an entry failed: the rule of the SDM's "Checks on the Guest State Area" that the state breaks.
-//! Pure; used only to explain. PDPTEs, SMM, Intel PT, CET and the rarer MSRs are left out.
+//! VT-x: the rule of the SDM's "Checks on the Guest State Area" that a state breaks, and what the numbers of other
+//! failures mean. PDPTEs, SMM, Intel PT, CET and the rarer MSRs are left out.
 
+use arch::Gva;
 use arch::register::{Cr0, Cr4, Efer, Rflags};
-use arch::segment::{Segment, SegmentRegister};
-use arch::vcpu::{EventKind, StartState, exception};
+use arch::segment::{AccessRights, DescriptorTable, Segment, SegmentRegister};
+use arch::vcpu::{StartState, exception};
 
-use crate::capability::Capabilities;
-use crate::event::InterruptionInformation;
+use crate::State;
 
 /// The guest-state area, with the controls that its rules depend on. "Unrestricted guest" is 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct GuestState {
+pub(super) struct GuestState {
     /// The registers as they are in the VMCS.
-    pub(crate) registers: StartState,
-    /// Fixed bits and address width.
-    pub(crate) capabilities: Capabilities,
+    pub(super) registers: StartState,
+    pub(super) fixed: Fixed,
     /// VM-entry control "IA-32e mode guest".
-    pub(crate) ia32e: bool,
-    pub(crate) dr7: u64,
-    pub(crate) debugctl: u64,
-    pub(crate) pat: u64,
-    pub(crate) sysenter_esp: u64,
-    pub(crate) sysenter_eip: u64,
-    pub(crate) activity: u32,
-    pub(crate) interruptibility: u32,
-    pub(crate) pending_debug: u64,
+    pub(super) ia32e: bool,
+    pub(super) dr7: u64,
+    pub(super) debugctl: u64,
+    pub(super) pat: u64,
+    pub(super) sysenter_esp: u64,
+    pub(super) sysenter_eip: u64,
+    pub(super) activity: u32,
+    pub(super) interruptibility: u32,
+    pub(super) pending_debug: u64,
     /// The event to inject.
-    pub(crate) injection: InterruptionInformation,
-    pub(crate) link_pointer: u64,
+    pub(super) injection: u32,
+    pub(super) link_pointer: u64,
 }
+
+/// What IA32_VMX_CR0_FIXED0, 1 and CR4's say of this CPU, and its physical-address width.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Fixed {
+    pub(super) cr0_fixed0: u64,
+    pub(super) cr0_fixed1: u64,
+    pub(super) cr4_fixed0: u64,
+    pub(super) cr4_fixed1: u64,
+    pub(super) physical_address_bits: u8,
+}
+
+impl GuestState {
+    /// The state by the encodings of the fields (SDM "Field Encoding in VMCS"); IA32_VMX_CR0_FIXED0 and the
+    /// three behind it by number, the address width by its CPUID leaf.
+    pub(super) fn read(state: &State) -> Self {
+        let at = |key| state.at(key);
+        let table =
+            |base, limit| DescriptorTable { base: Gva::new(at(base)), limit: at(limit) as u16 };
+        let segment = |index: u32| Segment {
+            selector: at(0x800 + 2 * index) as u16,
+            base: at(0x6806 + 2 * index),
+            limit: at(0x4800 + 2 * index) as u32,
+            access: AccessRights(at(0x4814 + 2 * index) as u32),
+        };
+        Self {
+            registers: StartState {
+                rip: at(0x681e),
+                rflags: at(0x6820),
+                cr0: at(0x6800),
+                cr3: at(0x6802),
+                cr4: at(0x6804),
+                efer: at(0x2806),
+                segments: SegmentRegister::ALL.map(|register| segment(register as u32)),
+                gdtr: table(0x6816, 0x4810),
+                idtr: table(0x6818, 0x4812),
+                ..StartState::after_sipi(0)
+            },
+            fixed: Fixed {
+                cr0_fixed0: at(0x486),
+                cr0_fixed1: at(0x487),
+                cr4_fixed0: at(0x488),
+                cr4_fixed1: at(0x489),
+                physical_address_bits: at(0x8000_0008) as u8,
+            },
+            ia32e: at(0x4012) & 1 << 9 != 0,
+            dr7: at(0x681a),
+            debugctl: at(0x2802),
+            pat: at(0x2804),
+            sysenter_esp: at(0x6824),
+            sysenter_eip: at(0x6826),
+            activity: at(0x4826) as u32,
+            interruptibility: at(0x4824) as u32,
+            pending_debug: at(0x6822),
+            injection: at(0x4016) as u32,
+            link_pointer: at(0x2800),
+        }
+    }
+
+    /// The first rule that keeps the CPU from entering with this state.
+    pub(super) fn broken(&self) -> Option<&'static str> {
+        check(self).err()
+    }
+
+    /// Type of the event to inject (SDM "Format of the VM-Entry Interruption-Information Field").
+    fn injected(&self) -> Option<u32> {
+        (self.injection >> 31 != 0).then_some(self.injection >> 8 & 7)
+    }
+}
+
+const EXTERNAL_INTERRUPT: u32 = 0;
+const NMI: u32 = 2;
+const HARDWARE_EXCEPTION: u32 = 3;
 
 type Rule = (bool, &'static str);
 
@@ -36,11 +107,7 @@ fn first_broken(rules: &[Rule]) -> Result<(), &'static str> {
     rules.iter().find(|(kept, _)| !kept).map_or(Ok(()), |(_, sentence)| Err(sentence))
 }
 
-/// Whether the CPU would enter with this state.
-///
-/// # Errors
-/// The first rule that is broken, as a sentence.
-pub(crate) fn check(state: &GuestState) -> Result<(), &'static str> {
+fn check(state: &GuestState) -> Result<(), &'static str> {
     control_registers(state)?;
     debug_and_msrs(state)?;
     segment_bases(state)?;
@@ -57,7 +124,7 @@ const fn canonical(address: u64) -> bool {
 
 fn control_registers(state: &GuestState) -> Result<(), &'static str> {
     let StartState { cr0, cr3, cr4, .. } = state.registers;
-    let fixed = &state.capabilities;
+    let fixed = &state.fixed;
     let (has0, has4) = (Cr0::from_bits_retain(cr0), Cr4::from_bits_retain(cr4));
     let must0 = fixed.cr0_fixed0 & !(Cr0::PE | Cr0::PG).bits();
     first_broken(&[
@@ -226,8 +293,7 @@ fn rip_and_rflags(state: &GuestState) -> Result<(), &'static str> {
     let has = Rflags::from_bits_retain(rflags);
     let long = state.ia32e && segment(state, SegmentRegister::Cs).access.long();
     let protected = cr0 & Cr0::PE.bits() != 0;
-    let interrupt =
-        state.injection.valid() && state.injection.kind() == Some(EventKind::ExternalInterrupt);
+    let interrupt = state.injected() == Some(EXTERNAL_INTERRUPT);
     first_broken(&[
         (long || rip >> 32 == 0, "RIP has bits 63:32 set outside 64-bit mode"),
         (!long || canonical(rip), "RIP is not canonical"),
@@ -247,11 +313,12 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
     const HLT: u32 = 1;
     const PENDING_DEFINED: u64 = 0x1_500f | 1 << 11;
     let shadow = state.interruptibility;
-    let injected = state.injection.kind().filter(|_| state.injection.valid());
-    let vector = state.injection.vector().0;
+    let injected = state.injected();
     let wakes = match injected {
-        Some(EventKind::ExternalInterrupt | EventKind::Nmi) | None => true,
-        Some(EventKind::HardwareException) => matches!(vector, exception::DB | exception::MC),
+        Some(EXTERNAL_INTERRUPT | NMI) | None => true,
+        Some(HARDWARE_EXCEPTION) => {
+            matches!(state.injection as u8, exception::DB | exception::MC)
+        }
         Some(_) => false,
     };
     let blocked = shadow & (STI | MOV_SS) != 0;
@@ -266,16 +333,63 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
         (shadow & (STI | MOV_SS) != STI | MOV_SS, "events are blocked by both STI and MOV SS"),
         (shadow & STI == 0 || interrupts, "events are blocked by STI with RFLAGS.IF = 0"),
         (
-            injected != Some(EventKind::ExternalInterrupt) || !blocked,
+            injected != Some(EXTERNAL_INTERRUPT) || !blocked,
             "an interrupt is injected while STI or MOV SS blocks events",
         ),
         (
-            injected != Some(EventKind::Nmi) || shadow & MOV_SS == 0,
+            injected != Some(NMI) || shadow & MOV_SS == 0,
             "an NMI is injected while MOV SS blocks events",
         ),
         (state.pending_debug & !PENDING_DEFINED == 0, "the pending debug exceptions are reserved"),
         (state.link_pointer == !0, "the VMCS link pointer is not all ones"),
     ])
+}
+
+/// What a VM-instruction error means (SDM "VM-Instruction Error Numbers").
+pub(super) const fn instruction_error(number: u64) -> &'static str {
+    match number {
+        1 => "VMCALL executed in VMX root operation",
+        2 => "VMCLEAR with invalid physical address",
+        3 => "VMCLEAR with VMXON pointer",
+        4 => "VMLAUNCH with non-clear VMCS",
+        5 => "VMRESUME with non-launched VMCS",
+        6 => "VMRESUME after VMXOFF",
+        7 => "VM entry with invalid control fields",
+        8 => "VM entry with invalid host-state fields",
+        9 => "VMPTRLD with invalid physical address",
+        10 => "VMPTRLD with VMXON pointer",
+        11 => "VMPTRLD with incorrect VMCS revision identifier",
+        12 => "VMREAD or VMWRITE from or to an unsupported VMCS component",
+        13 => "VMWRITE to a read-only VMCS component",
+        15 => "VMXON executed in VMX root operation",
+        16 => "VM entry with invalid executive-VMCS pointer",
+        17 => "VM entry with non-launched executive VMCS",
+        18 => "VM entry with executive-VMCS pointer that is not the VMXON pointer",
+        19 => "VMCALL with non-clear VMCS",
+        20 => "VMCALL with invalid VM-exit control fields",
+        22 => "VMCALL with incorrect MSEG revision identifier",
+        23 => "VMXOFF under dual-monitor treatment of SMIs and SMM",
+        24 => "VMCALL with invalid SMM-monitor features",
+        25 => "VM entry with invalid VM-execution control fields in executive VMCS",
+        26 => "VM entry with events blocked by MOV SS",
+        28 => "invalid operand to INVEPT or INVVPID",
+        _ => "a VM-instruction error that the manual does not list",
+    }
+}
+
+/// What a VM-entry failure that is reported as an exit means, by basic exit reason and exit
+/// qualification (SDM "VM-Entry Failures During or After Loading Guest State"); `None` for invalid
+/// guest state that the qualification does not explain.
+pub(super) const fn entry_failure(reason: u16, qualification: u64) -> Option<&'static str> {
+    match (reason, qualification) {
+        (33, 2) => Some("invalid guest state: a PDPTE has reserved bits set"),
+        (33, 3) => Some("invalid guest state: an NMI is injected while MOV SS blocks events"),
+        (33, 4) => Some("invalid guest state: the VMCS link pointer"),
+        (33, _) => None,
+        (34, _) => Some("an entry of the VM-entry MSR-load area could not be loaded"),
+        (41, _) => Some("a machine-check event during VM entry"),
+        _ => Some("a VM-entry failure that the manual does not list"),
+    }
 }
 
 #[cfg(test)]
