@@ -4,6 +4,7 @@
 
 use alloc::string::String;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use cpu::serial::Serial;
 use mem::Mix;
@@ -55,6 +56,9 @@ static CONSOLE: Mutex<Console> = Mutex::new(Console {
     mux: Mux::new(),
     typed: [Typed::EMPTY; MOST_GUESTS],
 });
+
+/// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
+static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// Initialises the serial line.
 ///
@@ -140,6 +144,7 @@ pub(crate) fn listen() -> Option<Command> {
             Input::ToGuest(guest, byte) => {
                 if let Some(typed) = typed.get_mut(guest) {
                     typed.push(byte);
+                    WAITING.fetch_or(1 << guest, Ordering::Release);
                 }
             }
             Input::Monitor(command) => return Some(command),
@@ -160,12 +165,22 @@ pub(crate) fn prompt() {
 
 /// A byte that was typed for a guest.
 pub(crate) fn typed_for(guest: usize) -> Option<u8> {
-    CONSOLE.lock().typed.get_mut(guest)?.pop()
+    let own = 1_u32.unbounded_shl(guest as u32);
+    if WAITING.load(Ordering::Acquire) & own == 0 {
+        return None;
+    }
+    let mut console = CONSOLE.lock();
+    let typed = console.typed.get_mut(guest)?;
+    let byte = typed.pop();
+    if typed.count == 0 {
+        WAITING.fetch_and(!own, Ordering::Release);
+    }
+    byte
 }
 
 /// Whether something typed waits for a guest.
 pub(crate) fn has_typed() -> bool {
-    CONSOLE.lock().typed.iter().any(|typed| typed.count > 0)
+    WAITING.load(Ordering::Acquire) != 0
 }
 
 /// Waits until the last byte is out.
