@@ -25,7 +25,7 @@ pub struct Outcome {
     pub interrupts: u64,
     /// Exits of all virtual CPUs; `None` where the machine is not a Nexit guest.
     pub exits: Option<Difference>,
-    /// Instructions of all but the idle CPU, where they were asked for ([`Busy`]).
+    /// Ticks of the CPUs that were not idle, where they were asked for ([`Busy`]).
     pub busy: Option<u64>,
 }
 
@@ -37,7 +37,7 @@ impl Window {
     pub fn open(name: &str) -> io::Result<Self> {
         let interrupts = read_interrupts(name)?;
         let exits = read_all()?;
-        let busy = Busy::start();
+        let busy = Busy::start()?;
         marker::open::<{ marker::WORK }>();
         Ok(Self { name: name.to_owned(), interrupts, exits, busy })
     }
