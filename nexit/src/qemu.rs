@@ -20,6 +20,23 @@ const IOMMU: &str = "intel-iommu,intremap=on,eim=on,caching-mode=off,aw-bits=48"
 const TCG_CPU: &str = "EPYC-v4,+x2apic,+svm,+npt,+vgif,-fxsr-opt,-misalignsse,-osvw,-topoext,\
                        -perfctr-core,-clzero,-ibpb,-nrip-save,-xsavec,-xsaves";
 
+/// Says in time what QEMU would not say so plainly.
+///
+/// # Errors
+/// This host does not have `accel`.
+pub fn check(accel: Accel) -> Result<()> {
+    check_device(accel, Path::new("/dev/kvm"))
+}
+
+fn check_device(accel: Accel, kvm: &Path) -> Result<()> {
+    if accel == Accel::Tcg || kvm.exists() {
+        return Ok(());
+    }
+    let text = "there is none on this host: switch virtualization on in its firmware, or nested virtualization \
+                where it is a guest itself, and load kvm_intel or kvm_amd; or leave --accel kvm out";
+    Err(Failure::Usage(format!("--accel kvm needs {}, and {text}", kvm.display())))
+}
+
 /// All arguments.
 ///
 /// # Errors
@@ -149,6 +166,15 @@ mod tests {
     fn kvm_takes_the_hosts_cpu_and_splits_the_interrupt_chips() {
         let machine = Machine { accel: Accel::Kvm, ..by_kernel(&[]) };
         assert!(line(&machine).contains("q35,kernel-irqchip=split -accel kvm -cpu host"));
+    }
+
+    #[test]
+    fn a_host_without_kvm_is_told_so_before_anything_starts() {
+        let missing = Path::new("/nowhere/kvm");
+        let error = check_device(Accel::Kvm, missing).unwrap_err();
+        assert_eq!(error.status(), 2);
+        assert!(error.to_string().contains("needs /nowhere/kvm, and there is none"), "{error}");
+        assert_eq!(check_device(Accel::Tcg, missing), Ok(()));
     }
 
     #[test]

@@ -95,6 +95,7 @@ fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Em
     let folder = folder.path();
     match args.emulator {
         Emulator::Qemu => {
+            qemu::check(args.accel)?;
             let machine = machine(args, scenario, 2, start(args, scenario, folder)?);
             Ok(Emulation {
                 program: qemu::PROGRAM.to_owned(),
