@@ -7,6 +7,7 @@
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  lines of trusted code, size of the image
 #   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
+#   make bench BENCH='--accel kvm'  the same by the TSC, in nested virtualization (never run)
 #   make growth                 the last part of it: 1, 2, 4, 8 CPUs and guests
 
 EMULATOR ?= qemu

@@ -79,7 +79,7 @@ pub(crate) fn boot(
     payload: Option<&Path>,
 ) -> Result<String> {
     let what = if payload.is_some() { "-micro" } else { "" };
-    let log = args.folder.join(format!("bochs-{}{what}.log", mode.name()));
+    let log = args.folders.folder.join(format!("bochs-{}{what}.log", mode.name()));
     let words = format!("{KERNEL_WORDS} {words} busy=1");
     let devices = [
         format!("ata0-master: type=disk, path=\"{}\", {GEOMETRY}", images.disk.display()),
@@ -106,7 +106,7 @@ fn under_nexit(
     devices: &[String],
     log: &Path,
 ) -> Result<String> {
-    let config = args.folder.join(format!("bochs-{}.toml", mode.name()));
+    let config = args.folders.folder.join(format!("bochs-{}.toml", mode.name()));
     // There is no IOMMU: what has no device need not lie in the guest as it does in the machine.
     let (top, files) = match payload {
         Some(payload) => {
@@ -166,7 +166,7 @@ fn bare(
     devices: [String; 2],
     log: &Path,
 ) -> Result<String> {
-    let folder = args.folder.join("bochs-bare");
+    let folder = args.folders.folder.join("bochs-bare");
     let grub = folder.join("tree/boot/grub");
     fs::create_dir_all(&grub).or_failed("create", &grub)?;
     let mut menu = String::new();

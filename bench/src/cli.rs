@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use arch::Bdf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nexit::cli::Accel;
+use nexit::failure::{Failure, Result};
 
 use crate::mode::Mode;
 
@@ -20,6 +23,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the benchmark: a table, a file of results and a page.
     Run(RunArgs),
+    /// Build an image that boots the guest of one mode on a real machine, by BIOS or UEFI, and does its work.
+    Image(ImageArgs),
+    /// Read what the serial lines of such boots said: a table, a file of results and a page.
+    Read(ReadArgs),
     /// What grows with CPUs and with guests: memory, boot, exits; counts, with 1, 2, 4 and 8 of them.
     Growth(GrowthArgs),
     /// Make the page of a file of results.
@@ -45,6 +52,17 @@ pub(crate) enum Command {
     },
 }
 
+/// Where output goes.
+#[derive(Args, Debug)]
+pub(crate) struct Folders {
+    /// Folder for images, logs and the page.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    pub(crate) folder: PathBuf,
+    /// Folder for the file of results.
+    #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
+    pub(crate) results: PathBuf,
+}
+
 /// `nexit-bench growth`.
 #[derive(Args, Debug)]
 pub(crate) struct GrowthArgs {
@@ -54,18 +72,24 @@ pub(crate) struct GrowthArgs {
     /// The counting plugin.
     #[arg(long, value_name = "FILE.so")]
     pub(crate) plugin: PathBuf,
-    /// Folder for what the runs leave.
-    #[arg(long, value_name = "DIR", default_value = "target/bench")]
-    pub(crate) folder: PathBuf,
-    /// Folder for the file of results.
-    #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
-    pub(crate) results: PathBuf,
+    /// Where its output goes.
+    #[command(flatten)]
+    pub(crate) folders: Folders,
+}
+
+/// What counts in QEMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Count {
+    /// The plugin: instructions.
+    Plugin,
+    /// The guest's programs: ticks of the TSC.
+    Tsc,
 }
 
 /// Where the modes run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum MachineKind {
-    /// QEMU.
+    /// QEMU. With `--accel kvm` its technology is the host's.
     AmdV,
     /// Bochs.
     VtX,
@@ -77,11 +101,17 @@ pub(crate) struct RunArgs {
     /// Once, with little work, without KVM: for a look in between.
     #[arg(long)]
     pub(crate) quick: bool,
-    /// The modes [default: all; with --quick all but kvm].
+    /// How QEMU executes. With kvm the host's CPU does, and programs count by the TSC.
+    #[arg(long, value_enum, default_value = "tcg")]
+    pub(crate) accel: Accel,
+    /// What counts in QEMU [default: plugin; with --accel kvm tsc].
+    #[arg(long, value_enum)]
+    pub(crate) count: Option<Count>,
+    /// The modes [default: all; with --quick or by the TSC all but kvm].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) modes: Vec<Mode>,
-    /// The machines: AMD-V in QEMU, VT-x in Bochs.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["amd-v", "vt-x"])]
+    /// The machines: AMD-V in QEMU, VT-x in Bochs [default: both; by the TSC QEMU alone].
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) machines: Vec<MachineKind>,
     /// The works of bench/guest/init [default: all].
     #[arg(long, value_delimiter = ',')]
@@ -104,10 +134,113 @@ pub(crate) struct RunArgs {
     /// The counting plugin.
     #[arg(long, value_name = "FILE.so")]
     pub(crate) plugin: PathBuf,
-    /// Folder for images, logs and the page.
+    /// Where its output goes.
+    #[command(flatten)]
+    pub(crate) folders: Folders,
+}
+
+impl RunArgs {
+    /// What counts in QEMU.
+    ///
+    /// # Errors
+    /// What was asked for does not go together.
+    pub(crate) fn count(&self) -> Result<Count> {
+        let usual = if self.accel == Accel::Kvm { Count::Tsc } else { Count::Plugin };
+        let count = self.count.unwrap_or(usual);
+        if (self.accel, count) == (Accel::Kvm, Count::Plugin) {
+            let text = "--count plugin: KVM executes past QEMU's plugins; leave it out, and the TSC counts";
+            return Err(Failure::Usage(text.into()));
+        }
+        if count == Count::Tsc && self.modes.contains(&Mode::Kvm) {
+            let text = "--modes kvm: by the TSC this mode is not there, as nothing says its exits; leave it out";
+            return Err(Failure::Usage(text.into()));
+        }
+        Ok(count)
+    }
+
+    /// Whether `machine` takes part.
+    pub(crate) fn on(&self, machine: MachineKind, count: Count) -> bool {
+        let usual = count == Count::Plugin || machine == MachineKind::AmdV;
+        if self.machines.is_empty() { usual } else { self.machines.contains(&machine) }
+    }
+}
+
+/// `nexit-bench image`.
+#[derive(Args, Debug)]
+pub(crate) struct ImageArgs {
+    /// The mode; not kvm.
+    #[arg(long, value_enum)]
+    pub(crate) mode: Mode,
+    /// A PCI function for the guest, as lspci writes it; the first is the NVMe controller that is read from.
+    /// Nothing is written to it.
+    #[arg(long = "device", value_name = "BB:DD.F")]
+    pub(crate) devices: Vec<Bdf>,
+    /// CPUs of the guest, the first ones of the machine; the bare machine runs on as many.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: u32,
+    /// The works of bench/guest/init [default: nvme if there is a device, timer,ipi,process,idle].
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) works: Vec<String>,
+    /// How much work, in percent of the most sensible.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) scale: u32,
+    /// Folder with the programs that run in the guest.
+    #[arg(long, value_name = "DIR", default_value = "target/x86_64-unknown-linux-gnu/release")]
+    pub(crate) programs: PathBuf,
+    /// Folder for the parts.
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     pub(crate) folder: PathBuf,
-    /// Folder for the file of results.
-    #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
-    pub(crate) results: PathBuf,
+    /// The image to write: an ISO, or `dd` to a stick.
+    #[arg(long, value_name = "FILE.iso")]
+    pub(crate) output: PathBuf,
+}
+
+/// `nexit-bench read`.
+#[derive(Args, Debug)]
+pub(crate) struct ReadArgs {
+    /// A mode and the file of what its boot said on the serial line. A mode may stand here more than once.
+    #[arg(required = true, value_name = "MODE=LOG", value_parser = boot)]
+    pub(crate) boots: Vec<(Mode, PathBuf)>,
+    /// Where its output goes.
+    #[command(flatten)]
+    pub(crate) folders: Folders,
+}
+
+fn boot(text: &str) -> std::result::Result<(Mode, PathBuf), String> {
+    let (mode, path) = text.split_once('=').ok_or("MODE=LOG, such as bare=bare.log")?;
+    Ok((Mode::from_str(mode, false)?, PathBuf::from(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &str) -> RunArgs {
+        let all = format!("nexit-bench run --programs p --payload p --plugin p {words}");
+        let cli = Cli::try_parse_from(all.split_whitespace()).unwrap();
+        let Command::Run(args) = cli.command else { panic!("not the command that was given") };
+        args
+    }
+
+    #[test]
+    fn under_kvm_the_tsc_counts_and_bochs_runs_only_where_it_is_asked_for() {
+        let kvm = args("--accel kvm");
+        assert_eq!(kvm.count(), Ok(Count::Tsc));
+        assert!(kvm.on(MachineKind::AmdV, Count::Tsc) && !kvm.on(MachineKind::VtX, Count::Tsc));
+        assert!(args("--accel kvm --machines vt-x").on(MachineKind::VtX, Count::Tsc));
+        assert_eq!(
+            (args("").count(), args("--count tsc").count()),
+            (Ok(Count::Plugin), Ok(Count::Tsc))
+        );
+        assert!(args("").on(MachineKind::VtX, Count::Plugin));
+        for refused in ["--accel kvm --count plugin", "--count tsc --modes bare,kvm"] {
+            assert_eq!(args(refused).count().unwrap_err().status(), 2, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_log_is_named_with_its_mode() {
+        assert_eq!(boot("exitless=a=b.log"), Ok((Mode::Exitless, PathBuf::from("a=b.log"))));
+        assert!(boot("bare").is_err() && boot("fast=a.log").is_err());
+    }
 }

@@ -33,7 +33,7 @@ enum Kind {
 
 /// Runs all of it, prints the table and writes the file of results.
 pub(crate) fn run(args: &GrowthArgs) -> Result<()> {
-    fs::create_dir_all(&args.folder).or_failed("create", &args.folder)?;
+    fs::create_dir_all(&args.folders.folder).or_failed("create", &args.folders.folder)?;
     let mut results = results::about("none: payloads");
     results.machine.insert("settings".to_owned(), "growth".to_owned());
     for (kind, name) in [(Kind::OneGuest, "CPUs of one guest"), (Kind::Guests, "guests of one CPU")]
@@ -49,13 +49,13 @@ pub(crate) fn run(args: &GrowthArgs) -> Result<()> {
         }
     }
     print!("{}", table(&results.figures));
-    println!("\nnexit-bench: {}", results::save(&results, &args.results)?.display());
+    println!("\nnexit-bench: {}", results::save(&results, &args.folders.results)?.display());
     Ok(())
 }
 
 fn measure(args: &GrowthArgs, kind: Kind, n: usize) -> Result<Vec<(String, How, f64)>> {
     let boot = nexit(args, kind, n, "cost", &["-icount", "shift=0"])?;
-    let counts = args.folder.join("growth.counts");
+    let counts = args.folders.folder.join("growth.counts");
     let plugin = format!("{},out={}", args.plugin.display(), counts.display());
     let interrupts = nexit(args, kind, n, "gates", &[])?;
     nexit(args, kind, n, "cost", &["-plugin", &plugin])?;
@@ -87,7 +87,7 @@ fn measure(args: &GrowthArgs, kind: Kind, n: usize) -> Result<Vec<(String, How, 
 fn nexit(args: &GrowthArgs, kind: Kind, n: usize, payload: &str, extra: &[&str]) -> Result<Value> {
     let kernel = absolute(&args.payloads.join(payload))?;
     let [config, report, log] =
-        ["toml", "json", "log"].map(|end| args.folder.join(format!("growth.{end}")));
+        ["toml", "json", "log"].map(|end| args.folders.folder.join(format!("growth.{end}")));
     fs::write(&config, toml(kind, n, &kernel)).or_failed("write", &config)?;
     let program = std::env::current_exe().unwrap_or_default().with_file_name("nexit");
     let mut tool = Tool::new(&program.to_string_lossy())

@@ -14,7 +14,7 @@ use nexit::tool::Tool;
 const PACKAGES: [&str; 2] = ["fio", "rt-tests"];
 const TOOLS: [&str; 3] = ["fio", "cyclictest", "hackbench"];
 /// The project's own.
-const PROGRAMS: [&str; 5] = ["iobench", "marker", "measure", "netbench", "procbench"];
+const PROGRAMS: [&str; 6] = ["exits", "iobench", "marker", "measure", "netbench", "procbench"];
 /// Names of busybox that the demo does not use.
 const APPLETS: [&str; 3] = ["taskset", "true", "sed"];
 /// Where the dynamic linker looks without being told.

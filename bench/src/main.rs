@@ -4,7 +4,10 @@
 //! Path of a run: [`images`] (what boots) → [`mode`] (one boot in one mode) → [`reading`] (what guest and
 //! plugin said) → [`results`] (figures with their spread) → [`table`], [`page`].
 //!
-//! Invariant: counted figures and timed ones never share a column. Everything counted comes from the TCG
+//! Where nothing counts instructions (KVM, real machines), [`mode`] without the plugin or [`hardware`] in its
+//! place: the guest's programs count ticks of the TSC.
+//!
+//! Invariant: counted figures, ticks and times never share a column. Everything counted comes from the TCG
 //! plugin (`bench/plugin`) or the emulator's instruction clock; what is derived says so.
 #![forbid(unsafe_code)]
 
@@ -12,6 +15,7 @@ mod bochs;
 mod cli;
 mod compare;
 mod growth;
+mod hardware;
 mod images;
 mod mode;
 mod model;
@@ -43,6 +47,8 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Image(args) => hardware::image(&args),
+        Command::Read(args) => hardware::read(&args),
         Command::Growth(args) => growth::run(&args),
         Command::Report { results, output } => page::write(&results::load(&results)?, &output),
         Command::Compare { results } => compare::print(&results::history(&results)?),

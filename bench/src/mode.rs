@@ -66,8 +66,10 @@ impl Mode {
 pub(crate) struct Boot<'a> {
     /// What boots.
     pub(crate) images: &'a Images,
-    /// The counting plugin.
-    pub(crate) plugin: &'a Path,
+    /// QEMU's accelerator.
+    pub(crate) accel: Accel,
+    /// The counting plugin; without it the guest's programs count.
+    pub(crate) plugin: Option<&'a Path>,
     /// `works=… n=…`, for the guest's `init`.
     pub(crate) words: &'a str,
     /// Of these, the seconds of each work in its steady state.
@@ -85,15 +87,15 @@ pub(crate) struct Boot<'a> {
 pub(crate) struct Output {
     /// The serial line.
     pub(crate) console: String,
-    /// The plugin's lines.
-    pub(crate) counts: String,
+    /// The plugin's lines, if it counted.
+    pub(crate) counts: Option<String>,
 }
 
 /// The words of every guest's kernel. One clock for all; no KASLR, so that handlers lie where the plugin is told.
-const KERNEL_WORDS: &str =
-    "console=ttyS0 quiet panic=-1 nokaslr clocksource=tsc tsc=reliable no_timer_check";
+pub(crate) const KERNEL_WORDS: &str =
+    "console=ttyS0,115200 quiet panic=-1 nokaslr clocksource=tsc tsc=reliable no_timer_check";
 /// The scheduler's clock is the TSC, too, as on the bare machine.
-const SAME_CLOCK: &str = " no-kvmclock";
+pub(crate) const SAME_CLOCK: &str = " no-kvmclock";
 /// The guest's share of the machine, the same on the bare one.
 pub(crate) const GUEST_MEMORY: &str = "512M";
 /// Slots of the guest's devices.
@@ -124,7 +126,8 @@ impl Boot<'_> {
             let text = format!("{}: the guest did not come to its end", mode.name());
             return Err(Failure::Failed(format!("{text}: see {}", log.display())));
         }
-        let counts = fs::read_to_string(&counts).or_failed("read", &counts)?;
+        let read = |_| fs::read_to_string(&counts).or_failed("read", &counts);
+        let counts = self.plugin.map(read).transpose()?;
         Ok(Output { console, counts })
     }
 
@@ -133,20 +136,22 @@ impl Boot<'_> {
             Some(_) => PAYLOADS_DEVICES.map(str::to_owned).to_vec(),
             None => self.devices(),
         };
-        let base =
-            if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
-        let vectors = self.vectors.filter(|_| self.payload.is_none());
-        let vectors = vectors.map_or_else(String::new, |at| format!(",vectors={}", at.display()));
-        let plugin = format!("{},out={}{base}{vectors}", self.plugin.display(), counts.display());
-        extra.extend(["-plugin".to_owned(), plugin]);
+        if let Some(plugin) = self.plugin {
+            extra.extend(["-plugin".to_owned(), self.counting(plugin, mode, counts)]);
+        }
         // Under KVM there is no other that a guest could learn its TSC's frequency from in time.
         let clock = if mode == Mode::Kvm { "" } else { SAME_CLOCK };
-        let words = format!("{KERNEL_WORDS}{clock} {}", self.words);
+        let count = if self.plugin.is_none() { " busy=1" } else { "" };
+        let words = format!("{KERNEL_WORDS}{clock} {}{count}", self.words);
         match mode {
             Mode::Exitless | Mode::Exiting | Mode::Posted => self.nexit(mode, &words, extra),
             Mode::Bare => {
                 // Its own IOMMU would only cost it: the bare machine runs at its best.
-                let words = format!("{words} mem={GUEST_MEMORY} intel_iommu=off");
+                let mut words = format!("{words} mem={GUEST_MEMORY} intel_iommu=off");
+                if self.accel == Accel::Kvm {
+                    // What KVM offers its guests no bare machine has.
+                    words += " nopv";
+                }
                 let kernel = self.payload.unwrap_or(&self.images.kernel);
                 self.machine(kernel, &self.images.initrd, 1 << 30, &words, extra)
             }
@@ -161,6 +166,15 @@ impl Boot<'_> {
                 self.machine(&self.images.kernel, initrd, 3 << 30, &words, extra)
             }
         }
+    }
+
+    /// The plugin and its arguments.
+    fn counting(&self, plugin: &Path, mode: Mode, counts: &Path) -> String {
+        let base =
+            if mode == Mode::Kvm { format!(",vmcb={LINUX_DIRECT_MAP}") } else { String::new() };
+        let vectors = self.vectors.filter(|_| self.payload.is_none());
+        let vectors = vectors.map_or_else(String::new, |at| format!(",vectors={}", at.display()));
+        format!("{},out={}{base}{vectors}", plugin.display(), counts.display())
     }
 
     /// A fast NVMe controller, one that takes 2 ms, two network cards whose network echoes on port 7 and
@@ -205,7 +219,7 @@ impl Boot<'_> {
         extra.extend(["-append".to_owned(), words.to_owned()]);
         let start =
             Start::Kernel { image: kernel.to_path_buf(), modules: vec![initrd.to_path_buf()] };
-        let machine = Machine { cpus: self.cpus(), memory, accel: Accel::Tcg, start, extra };
+        let machine = Machine { cpus: self.cpus(), memory, accel: self.accel, start, extra };
         let mut command = Command::new(qemu::PROGRAM);
         command.args(qemu::arguments(&machine)?);
         Ok(command)
@@ -246,6 +260,9 @@ impl Boot<'_> {
         command
             .args(["run", "--timeout", &self.patience(mode).to_string(), "--config"])
             .arg(config);
+        if self.accel == Accel::Kvm {
+            command.args(["--accel", "kvm"]);
+        }
         command.args(["--cpus", &self.cpus().to_string(), "--"]).args(extra);
         Ok(command)
     }

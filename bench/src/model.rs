@@ -30,6 +30,10 @@ pub(crate) fn html(results: &Results) -> String {
             rows += &format!("<tr><td>{work}<td>{}{cells}</tr>", mode.name());
         }
     }
+    // Where the TSC counts there is nothing to derive.
+    if rows.is_empty() {
+        return rows;
+    }
     format!(
         "<h2>Derived: cycles of the hypervisor for an operation on hardware</h2><p>Not measured: counted \
          exits and instructions, put into the model of docs/cost-model.md.</p>\

@@ -107,10 +107,12 @@ pub(crate) struct Measured {
     pub(crate) counted: Cpu,
     /// Of this, instructions of either level on the first CPU, to which most works are pinned.
     pub(crate) first_cpu: u64,
+    /// What stands in the place of instructions are ticks of the TSC.
+    pub(crate) ticks: bool,
 }
 
 impl Measured {
-    /// What a program counted itself: `busy=` instructions, `exits=`, exits by reason.
+    /// What a program counted itself: `busy=` ticks of the TSC, `exits=`, exits by reason.
     fn take(&mut self, words: &[&str]) {
         let numbers = words.iter().filter_map(|word| word.split_once('='));
         for (name, number) in numbers.filter_map(|(n, v)| Some((n, v.parse::<u64>().ok()?))) {
@@ -179,6 +181,34 @@ pub(crate) fn works(console: &str, counts: Option<&str>) -> Result<Vec<Measured>
         }
     }
     Ok(all)
+}
+
+/// All works of a boot on a machine whose TSC counts time, not instructions.
+///
+/// # Errors
+/// As [`works`].
+pub(crate) fn ticks(console: &str) -> Result<Vec<Measured>> {
+    let mut works = works(console, None)?;
+    works.iter_mut().for_each(|work| work.ticks = true);
+    Ok(works)
+}
+
+/// What the guest said of the machine and of what it was to do.
+pub(crate) fn facts(console: &str) -> BTreeMap<&str, &str> {
+    const NAMES: [(&str, &str); 5] = [
+        ("output", "guest"),
+        ("settings", "settings"),
+        ("tsc", "TSC"),
+        ("cpu", "CPU"),
+        ("machine", "machine"),
+    ];
+    let said =
+        console.lines().filter_map(|line| line.split_once("bench: boot ")?.1.split_once(' '));
+    let fact = |(word, value)| {
+        let (_, name) = NAMES.iter().find(|(known, _)| *known == word)?;
+        Some((*name, str::trim(value)))
+    };
+    said.filter_map(fact).filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// The next command's window, or those of the work within it.
@@ -252,5 +282,16 @@ mod tests {
         assert_eq!((works[0].counted.guest, works[0].counted.switches), (500, 2));
         assert_eq!((works[0].first_cpu, works[0].counted.by_code["nmi"].exits), (500, 2));
         assert!(!works[0].counted.by_code.contains_key("own_cpuid"));
+        assert!(!works[0].ticks && ticks(console).unwrap()[0].ticks);
+    }
+
+    #[test]
+    fn what_the_guest_says_of_its_machine_is_kept() {
+        let console = "bench: boot output 6.1 clock tsc\nlinux: bench: boot tsc 2394.374 MHz\n\
+                       bench: boot machine \nbench: boot flags fpu vme\n";
+        assert_eq!(
+            facts(console),
+            BTreeMap::from([("guest", "6.1 clock tsc"), ("TSC", "2394.374 MHz")])
+        );
     }
 }

@@ -10,17 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::bochs::PREFIX;
 use crate::mode::Mode;
-use crate::reading::{Measured, reason};
+use crate::reading::{Measured, facts, reason};
 
 /// How a figure was obtained.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum How {
-    /// By the TCG plugin, every instruction and world switch.
+    /// By the TCG plugin, every instruction and world switch; where it is not, instructions by the emulator's
+    /// TSC, exits by the hypervisor.
     Counted,
+    /// By the time-stamp counter, in its ticks.
+    Tsc,
     /// By the guest's kernel.
     Reported,
-    /// By the guest's clock, which is the host's time: it says little in an emulator.
+    /// By the guest's clock. In an emulator it is the host's time, which says little.
     Timed,
 }
 
@@ -30,6 +33,11 @@ pub(crate) const INSTRUCTIONS: &str = "instructions";
 pub(crate) const FIRST_CPU: &str = "instructions of the first CPU";
 /// Of these, the hypervisor's.
 pub(crate) const HYPERVISOR: &str = "hypervisor instructions";
+/// Ticks of the TSC for each operation, of all CPUs that worked on it: what stands in the place of instructions
+/// where nobody counts these.
+pub(crate) const TICKS: &str = "TSC ticks";
+/// Of these, the hypervisor's.
+pub(crate) const HYPERVISOR_TICKS: &str = "hypervisor TSC ticks";
 /// World switches for each operation.
 pub(crate) const EXITS: &str = "exits";
 /// World switches for each interrupt that the guest's kernel counted.
@@ -81,17 +89,38 @@ pub(crate) struct Results {
     pub(crate) figures: Vec<Figure>,
 }
 
-/// The figure that is compared with the bare machine's: of the CPU that works, where it is one. A network
-/// card's interrupts come to either, and KVM's virtual CPUs move.
-pub(crate) fn principal(work: &str, mode: Mode) -> &'static str {
-    let both = mode == Mode::Kvm
-        || ["ipi", "idle"].contains(&work)
-        || work.contains("e1000e")
-        || work.contains("igb");
-    if both { INSTRUCTIONS } else { FIRST_CPU }
-}
-
 impl Results {
+    /// The figure that is compared with the bare machine's: of the CPU that works, where it is one. A network
+    /// card's interrupts come to either, and KVM's virtual CPUs move.
+    pub(crate) fn principal(&self, work: &str, mode: Mode) -> &'static str {
+        let both = mode == Mode::Kvm
+            || ["ipi", "idle"].contains(&work)
+            || work.contains("e1000e")
+            || work.contains("igb");
+        match self.find(work, mode, TICKS) {
+            Some(_) => TICKS,
+            None if both => INSTRUCTIONS,
+            None => FIRST_CPU,
+        }
+    }
+
+    /// Keeps what a boot's guest said of its machine, beside what an earlier one said otherwise.
+    pub(crate) fn add_facts(&mut self, mode: Mode, console: &str) {
+        for (name, fact) in facts(console) {
+            let said = self.machine.entry(format!("{name}, {}", mode.name())).or_default();
+            if said.is_empty() {
+                *said = fact.to_owned();
+            } else if !said.split("; ").any(|earlier| earlier == fact) {
+                *said += &format!("; {fact}");
+            }
+        }
+    }
+
+    /// Whether some of it is in ticks of the TSC: of a machine where nothing is exact.
+    pub(crate) fn in_ticks(&self) -> bool {
+        self.figures.iter().any(|figure| figure.how == How::Tsc)
+    }
+
     /// A figure's median.
     pub(crate) fn median(&self, work: &str, mode: Mode, figure: &str) -> Option<f64> {
         self.find(work, mode, figure).map(|figure| figure.median)
@@ -134,12 +163,16 @@ pub(crate) fn figures(mode: Mode, measured: &Measured) -> Vec<(String, How, f64)
     } else {
         (How::Counted, vectors.values().sum())
     };
-    let mut list = vec![
-        (INSTRUCTIONS.to_owned(), How::Counted, each(counted.guest + counted.host)),
-        (FIRST_CPU.to_owned(), How::Counted, each(measured.first_cpu)),
-        (EXITS.to_owned(), How::Counted, each(counted.switches)),
-    ];
-    if !measured.work.starts_with(PREFIX) {
+    let mut list = if measured.ticks {
+        vec![(TICKS.to_owned(), How::Tsc, each(counted.guest))]
+    } else {
+        vec![
+            (INSTRUCTIONS.to_owned(), How::Counted, each(counted.guest + counted.host)),
+            (FIRST_CPU.to_owned(), How::Counted, each(measured.first_cpu)),
+        ]
+    };
+    list.push((EXITS.to_owned(), How::Counted, each(counted.switches)));
+    if !measured.ticks && !measured.work.starts_with(PREFIX) {
         list.push((HYPERVISOR.to_owned(), How::Counted, each(hypervisor)));
         list.push(("halts".to_owned(), How::Counted, each(counted.halts)));
     }
@@ -196,17 +229,19 @@ pub(crate) fn aggregate(runs: &[(Mode, Vec<Measured>)]) -> Vec<Figure> {
     keys.into_iter().map(of_key).collect()
 }
 
-/// What the hypervisor executes for an operation where only the TSC counts: more than on the bare machine.
-/// For works that are the same to the instruction otherwise, of the machine with this prefix.
-pub(crate) fn beyond_bare(results: &Results, prefix: &str) -> Vec<Figure> {
+/// What the hypervisor takes for an operation where only the TSC counts: more than on the bare machine.
+/// For works that are the same to the instruction otherwise.
+pub(crate) fn beyond_bare(results: &Results) -> Vec<Figure> {
     let of = |figure: &Figure| {
-        let exact = figure.work.strip_prefix(prefix)?.starts_with("micro-");
-        if !exact || figure.mode == Mode::Bare || figure.figure != INSTRUCTIONS {
-            return None;
-        }
-        let bare = results.median(&figure.work, Mode::Bare, INSTRUCTIONS)?;
+        let name = match (figure.figure.as_str(), figure.work.strip_prefix(PREFIX)) {
+            (TICKS, None) if figure.work.starts_with("micro-") => HYPERVISOR_TICKS,
+            (INSTRUCTIONS, Some(work)) if work.starts_with("micro-") => HYPERVISOR,
+            _ => return None,
+        };
+        let bare = results.median(&figure.work, Mode::Bare, &figure.figure)?;
         let [min, median, max] = [figure.min, figure.median, figure.max].map(|n| n - bare);
-        Some(Figure { figure: HYPERVISOR.to_owned(), min, median, max, ..figure.clone() })
+        let beyond = Figure { figure: name.to_owned(), min, median, max, ..figure.clone() };
+        (figure.mode != Mode::Bare).then_some(beyond)
     };
     results.figures.iter().filter_map(of).collect()
 }
@@ -312,6 +347,34 @@ mod tests {
         assert_eq!(results.median("reads", Mode::Exiting, EXITS_PER_INTERRUPT), Some(2.0));
         let by_reason = "exits by external_interrupt, in all";
         assert_eq!(results.median("reads", Mode::Exiting, by_reason), Some(20.0));
+    }
+
+    #[test]
+    fn ticks_are_never_called_instructions_and_the_hypervisors_are_those_beyond_bare() {
+        let ticks = |guest| Measured {
+            work: "micro-eoi".to_owned(),
+            ticks: true,
+            counted: Cpu { guest, switches: 20, ..Cpu::default() },
+            ..measured(0)
+        };
+        let runs = [(Mode::Bare, vec![ticks(100)]), (Mode::Exiting, vec![ticks(250)])];
+        let mut results = Results { figures: aggregate(&runs), ..Results::default() };
+        results.figures.extend(beyond_bare(&results));
+        assert!(results.in_ticks());
+        assert!(!results.figures.iter().any(|figure| figure.figure.contains("instructions")));
+        let find = |figure| results.find("micro-eoi", Mode::Exiting, figure).unwrap();
+        assert_eq!((find(TICKS).how, find(TICKS).median), (How::Tsc, 25.0));
+        assert_eq!((find(HYPERVISOR_TICKS).how, find(HYPERVISOR_TICKS).median), (How::Tsc, 15.0));
+        assert_eq!((results.principal("micro-eoi", Mode::Bare), find(EXITS).median), (TICKS, 2.0));
+    }
+
+    #[test]
+    fn a_boot_that_took_another_frequency_for_the_tscs_is_seen() {
+        let mut results = Results::default();
+        for frequency in ["2596.1", "532.3", "2596.1"] {
+            results.add_facts(Mode::Bare, &format!("bench: boot tsc {frequency} MHz"));
+        }
+        assert_eq!(results.machine["TSC, bare"], "2596.1 MHz; 532.3 MHz");
     }
 
     #[test]

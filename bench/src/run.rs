@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nexit::cli::Accel;
 use nexit::failure::{Failure, OrFailed, Result};
+use nexit::qemu;
 
-use crate::cli::{MachineKind, RunArgs};
+use crate::cli::{Count, Folders, MachineKind, RunArgs};
 use crate::images::{self, Images};
-use crate::mode::{Boot, Mode};
+use crate::mode::{Boot, Mode, Output};
 use crate::reading::{self, Measured};
 use crate::results::Results;
 use crate::{bochs, page, results, table, vectors};
@@ -17,27 +19,41 @@ const WORKS: [&str; 8] = ["nvme", "slow", "e1000e", "igb", "timer", "ipi", "proc
 
 /// Runs the benchmark.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let modes = modes(args);
-    let on = |machine| args.machines.contains(&machine);
+    let count = args.count()?;
+    qemu::check(args.accel)?;
+    let modes = modes(args, count);
+    let on = |machine| args.on(machine, count);
     let repeat = args.repeat.unwrap_or(if args.quick { 1 } else { 3 });
-    fs::create_dir_all(&args.folder).or_failed("create", &args.folder)?;
-    let images = images::build(&args.folder, &args.programs, modes.contains(&Mode::Kvm))?;
+    fs::create_dir_all(&args.folders.folder).or_failed("create", &args.folders.folder)?;
+    let images = images::build(&args.folders.folder, &args.programs, modes.contains(&Mode::Kvm))?;
     let words = words(args, &WORKS);
     let mut results = results::about(&images.version);
     results.machine.insert("settings".to_owned(), format!("{words} repeat={repeat}"));
+    if count == Count::Tsc {
+        let accel = if args.accel == Accel::Kvm { "KVM" } else { "TCG, which stands in for a CPU" };
+        results.machine.insert("accelerator".to_owned(), accel.to_owned());
+    }
     let mut runs = Vec::new();
     if on(MachineKind::VtX) {
         // Once: Bochs does the same each time.
         vt_x(args, &modes, &mut results, &mut runs)?;
         results.figures = results::aggregate(&runs);
     }
-    let on_amd_v = on(MachineKind::AmdV);
-    let handlers = if on_amd_v { handlers(args, &images)? } else { PathBuf::new() };
-    for turn in (1..=repeat).filter(|_| on_amd_v) {
-        for mode in modes.iter().filter(|mode| **mode != Mode::Posted) {
-            let output = boot(args, &images, &handlers, &words, *mode, turn);
+    let in_qemu = on(MachineKind::AmdV);
+    let counted = in_qemu && count == Count::Plugin;
+    let handlers = if counted { Some(handlers(args, &images)?) } else { None };
+    let counter = handlers.as_deref().map(|handlers| (args.plugin.as_path(), handlers));
+    // QEMU's own emulation has none of what the mode `posted` needs.
+    let there = |mode: &&Mode| **mode != Mode::Posted || args.accel == Accel::Kvm;
+    for turn in (1..=repeat).filter(|_| in_qemu) {
+        for mode in modes.iter().filter(there) {
+            let output = boot(args, &images, counter, &words, *mode, turn);
             let works = output.map(|(works, console)| {
-                keep_mix(&mut results, "AMD-V", *mode, &console);
+                if count == Count::Tsc {
+                    results.add_facts(*mode, &console);
+                } else {
+                    keep_mix(&mut results, "AMD-V", *mode, &console);
+                }
                 works
             });
             let notes = take(*mode, works, &mut runs);
@@ -46,20 +62,26 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             results.figures = results::aggregate(&runs);
             results.machine.insert("host load after".to_owned(), results::load_average());
             // At once, as a later boot may hang or be cut short.
-            results::save(&results, &args.results)?;
+            results::save(&results, &args.folders.results)?;
         }
     }
-    results.figures.extend(results::beyond_bare(&results, bochs::PREFIX));
-    print!("{}", table::text(&results));
-    let path = results::save(&results, &args.results)?;
-    let report = args.folder.join("report.html");
-    page::write(&results, &report)?;
+    finish(&mut results, &args.folders)
+}
+
+/// The last figures, the table, the file of results and the page.
+pub(crate) fn finish(results: &mut Results, folders: &Folders) -> Result<()> {
+    results.figures.extend(results::beyond_bare(results));
+    print!("{}", table::text(results));
+    let path = results::save(results, &folders.results)?;
+    fs::create_dir_all(&folders.folder).or_failed("create", &folders.folder)?;
+    let report = folders.folder.join("report.html");
+    page::write(results, &report)?;
     println!("\nnexit-bench: {} and {}", path.display(), report.display());
     Ok(())
 }
 
 /// Keeps what a boot measured and returns what went wrong: the rest still says something.
-fn take(
+pub(crate) fn take(
     mode: Mode,
     works: Result<Vec<Measured>>,
     runs: &mut Vec<(Mode, Vec<Measured>)>,
@@ -75,11 +97,12 @@ fn take(
     }
 }
 
-fn modes(args: &RunArgs) -> Vec<Mode> {
+fn modes(args: &RunArgs, count: Count) -> Vec<Mode> {
     if !args.modes.is_empty() {
         return args.modes.clone();
     }
-    Mode::ALL.into_iter().filter(|mode| !args.quick || *mode != Mode::Kvm).collect()
+    let without_kvm = args.quick || count == Count::Tsc;
+    Mode::ALL.into_iter().filter(|mode| !without_kvm || *mode != Mode::Kvm).collect()
 }
 
 /// VT-x in Bochs: each mode once, the payload and Linux.
@@ -89,7 +112,7 @@ fn vt_x(
     results: &mut Results,
     runs: &mut Vec<(Mode, Vec<Measured>)>,
 ) -> Result<()> {
-    let images = bochs::images(&args.folder, &args.programs)?;
+    let images = bochs::images(&args.folders.folder, &args.programs)?;
     let words = words(args, &bochs::WORKS);
     for mode in bochs::modes(modes) {
         let start = std::time::Instant::now();
@@ -121,11 +144,19 @@ fn words(args: &RunArgs, all: &[&str]) -> String {
 
 /// The plugin's file of handlers, by a boot that is only for this where there is none yet for this kernel.
 fn handlers(args: &RunArgs, images: &Images) -> Result<PathBuf> {
-    let path = args.folder.join("cache").join(format!("vectors-{}", images.version));
+    let path = args.folders.folder.join("cache").join(format!("vectors-{}", images.version));
     if !path.is_file() {
         let words = "works=, symbols=1";
-        let (plugin, folder) = (args.plugin.as_path(), args.folder.as_path());
-        let boot = Boot { images, plugin, words, steady: 0, vectors: None, payload: None, folder };
+        let boot = Boot {
+            images,
+            accel: args.accel,
+            plugin: Some(&args.plugin),
+            words,
+            steady: 0,
+            vectors: None,
+            payload: None,
+            folder: &args.folders.folder,
+        };
         let output = boot.run(Mode::Bare, 0)?;
         let unknown = || Failure::Failed("the guest's kernel hides where its handlers are".into());
         let text = vectors::file(&output.console).ok_or_else(unknown)?;
@@ -134,10 +165,11 @@ fn handlers(args: &RunArgs, images: &Images) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// `counter` is the plugin and its file of handlers, if it counts.
 fn boot(
     args: &RunArgs,
     images: &Images,
-    handlers: &Path,
+    counter: Option<(&Path, &Path)>,
     words: &str,
     mode: Mode,
     turn: u32,
@@ -147,22 +179,27 @@ fn boot(
     let words = &format!("{words} steady={steady}");
     let linux = Boot {
         images,
-        plugin: &args.plugin,
+        accel: args.accel,
+        plugin: counter.map(|(plugin, _)| plugin),
         words,
         steady,
-        vectors: Some(handlers),
+        vectors: counter.map(|(_, handlers)| handlers),
         payload: None,
-        folder: &args.folder,
+        folder: &args.folders.folder,
+    };
+    let read = |output: &Output| match &output.counts {
+        Some(counts) => reading::works(&output.console, Some(counts)),
+        None => reading::ticks(&output.console),
     };
     let mut works = Vec::new();
     // The payload's page tables and console are not made for a guest of KVM.
     if mode != Mode::Kvm {
         let payload = Some(args.payload.as_path());
         let output = Boot { payload, ..linux }.run(mode, turn)?;
-        works.extend(reading::works(&output.console, Some(&output.counts))?);
+        works.extend(read(&output)?);
     }
     let output = linux.run(mode, turn)?;
-    works.extend(reading::works(&output.console, Some(&output.counts))?);
+    works.extend(read(&output)?);
     let seconds = start.elapsed().as_secs();
     println!("nexit-bench: {} run {turn}: {} works, {seconds} s", mode.name(), works.len());
     Ok((works, output.console))

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use crate::bochs::PREFIX;
 use crate::mode::Mode;
 use crate::results::{
-    EXITS, EXITS_PER_INTERRUPT, FIRST_CPU, Figure, HYPERVISOR, INSTRUCTIONS, PER_EXIT, Results,
-    TIME, principal,
+    EXITS, EXITS_PER_INTERRUPT, FIRST_CPU, Figure, HYPERVISOR, HYPERVISOR_TICKS, INSTRUCTIONS,
+    PER_EXIT, Results, TICKS, TIME,
 };
 
-/// The columns: heading, figure, digits behind the point.
-const COLUMNS: [(&str, &str, usize); 7] = [
+/// Heading, figure, digits behind the point.
+type Column = (&'static str, &'static str, usize);
+const INSTRUCTION_COLUMNS: [Column; 7] = [
     ("instr/op", INSTRUCTIONS, 0),
     ("first CPU's", FIRST_CPU, 0),
     ("hyp. instr/op", HYPERVISOR, 1),
@@ -19,8 +20,15 @@ const COLUMNS: [(&str, &str, usize); 7] = [
     ("hyp. instr/exit", PER_EXIT, 0),
     ("ns/op (timed)", TIME, 0),
 ];
+const TICK_COLUMNS: [Column; 5] = [
+    ("ticks/op", TICKS, 0),
+    ("hyp. ticks/op", HYPERVISOR_TICKS, 0),
+    ("exits/op", EXITS, 3),
+    ("exits/interrupt", EXITS_PER_INTERRUPT, 3),
+    ("ns/op (timed)", TIME, 0),
+];
 
-/// All works, one row for each mode: medians, and the spread of the instructions.
+/// All works, one row for each mode: medians, and the spread of the instructions or ticks.
 pub(crate) fn text(results: &Results) -> String {
     let mut text = String::new();
     for (prefix, machine) in [("", "emulator"), (PREFIX, "emulator of VT-x")] {
@@ -31,10 +39,14 @@ pub(crate) fn text(results: &Results) -> String {
             .collect();
         if !works.is_empty() {
             let name = results.machine.get(machine).map_or("", String::as_str);
-            let technology = if prefix.is_empty() { "AMD-V" } else { "VT-x" };
+            let (technology, columns): (_, &[Column]) = match prefix {
+                "" if results.in_ticks() => ("ticks of the TSC, not instructions", &TICK_COLUMNS),
+                "" => ("AMD-V", &INSTRUCTION_COLUMNS),
+                _ => ("VT-x", &INSTRUCTION_COLUMNS),
+            };
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{technology}, {name}");
-            part(&mut text, results, &works);
+            part(&mut text, results, &works, columns);
         }
     }
     for note in &results.notes {
@@ -43,30 +55,30 @@ pub(crate) fn text(results: &Results) -> String {
     text
 }
 
-fn part(text: &mut String, results: &Results, works: &[&str]) {
+fn part(text: &mut String, results: &Results, works: &[&str], columns: &[Column]) {
     let _ = write!(text, "{:<32}{:<10}", "work", "mode");
-    for (heading, _, _) in COLUMNS {
+    for (heading, _, _) in columns {
         let _ = write!(text, "{heading:>17}");
     }
     let _ = writeln!(text, "{:>10}{:>10}", "of bare", "spread");
     for work in works {
         for mode in results.modes() {
-            row(text, results, work, mode);
+            row(text, results, work, mode, columns);
         }
     }
 }
 
-fn row(text: &mut String, results: &Results, work: &str, mode: Mode) {
-    let Some(instructions) = results.find(work, mode, principal(work, mode)) else { return };
+fn row(text: &mut String, results: &Results, work: &str, mode: Mode, columns: &[Column]) {
+    let Some(principal) = results.find(work, mode, results.principal(work, mode)) else { return };
     let _ = write!(text, "{work:<32}{:<10}", mode.name());
-    for (_, figure, digits) in COLUMNS {
+    for &(_, figure, digits) in columns {
         let cell = results.median(work, mode, figure);
         let cell = cell.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
         let _ = write!(text, "{cell:>17}");
     }
-    let of_bare = of_bare(results, instructions);
+    let of_bare = of_bare(results, principal);
     let of_bare = of_bare.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
-    let _ = writeln!(text, "{of_bare:>10}{:>9.1}%", 100.0 * spread(instructions));
+    let _ = writeln!(text, "{of_bare:>10}{:>9.1}%", 100.0 * spread(principal));
 }
 
 /// A figure in proportion to the bare machine's.
