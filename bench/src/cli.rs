@@ -119,7 +119,8 @@ pub(crate) struct RunArgs {
     /// How often, the modes of AMD-V interleaved [default: 3, with --quick 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeat: Option<u32>,
-    /// How much work, in percent of the most sensible [default: 20, with --quick 5].
+    /// How much work, in percent of the most sensible in an emulator [default: 20, with --quick 5; 50 times that
+    /// with --accel kvm].
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) scale: Option<u32>,
     /// For how many seconds each work is watched in its steady state, in the exitless mode, once.
@@ -181,8 +182,8 @@ pub(crate) struct ImageArgs {
     /// The works of bench/guest/init [default: nvme if there is a device, timer,ipi,process,idle].
     #[arg(long, value_delimiter = ',')]
     pub(crate) works: Vec<String>,
-    /// How much work, in percent of the most sensible.
-    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    /// How much work, in percent of the most sensible in an emulator.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) scale: u32,
     /// Folder with the programs that run in the guest.
     #[arg(long, value_name = "DIR", default_value = "target/x86_64-unknown-linux-gnu/release")]

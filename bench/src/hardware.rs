@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn without_a_device_there_is_nothing_to_read_from() {
-        assert!(words(&args("--mode posted")).contains("works=timer,ipi,process,idle n=100"));
+        assert!(words(&args("--mode posted")).contains("works=timer,ipi,process,idle n=1000"));
         assert!(
             words(&args("--mode bare --works process --scale 500")).contains("works=process n=500")
         );
