@@ -123,8 +123,12 @@ impl Boot<'_> {
         let console = fs::read(&log).or_failed("read", &log)?;
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         if !console.contains("bench: end status 0") {
-            let text = format!("{}: the guest did not come to its end", mode.name());
-            return Err(Failure::Failed(format!("{text}: see {}", log.display())));
+            let text = "the guest did not come to its end";
+            let last = console.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing");
+            return Err(Failure::Failed(format!(
+                "{text}: see {}, at its end: {last}",
+                log.display()
+            )));
         }
         let read = |_| fs::read_to_string(&counts).or_failed("read", &counts);
         let counts = self.plugin.map(read).transpose()?;
@@ -291,7 +295,7 @@ fn wait(mut child: Child, mode: Mode, patience: u64, log: &Path) -> Result<()> {
         if late(start, patience) || late(said.1, mode.silence()) {
             let _ = child.kill();
             let _ = child.wait();
-            let text = format!("{}: hung, see {}", mode.name(), log.display());
+            let text = format!("hung, see {}", log.display());
             return Err(Failure::TimedOut(text));
         }
     }

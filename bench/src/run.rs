@@ -64,9 +64,19 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             results.notes.extend(notes);
             results.figures = results::aggregate(&runs);
             results.machine.insert("host load after".to_owned(), results::load_average());
-            // At once, as a later boot may hang or be cut short.
-            results::save(&results, &args.folders.results)?;
+            if !results.figures.is_empty() {
+                // At once, as a later boot may hang or be cut short.
+                results::save(&results, &args.folders.results)?;
+            }
         }
+        if results.figures.is_empty() {
+            // Nor would the next repetition bring anything.
+            break;
+        }
+    }
+    if results.figures.is_empty() {
+        let text = format!("nothing was measured: {}", results.notes.join("; "));
+        return Err(Failure::Failed(text));
     }
     finish(&mut results, &args.folders)
 }
