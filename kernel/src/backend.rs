@@ -59,10 +59,20 @@ pub(crate) trait Backend: Sized + 'static {
     /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
     fn hold_nmis() {}
+    /// What waits since [`Backend::hold_nmis`] or an exit may come.
+    fn let_through() {}
     /// Sleeps for a moment, on a CPU where it is on.
-    fn nap(apic: LocalApic);
+    fn nap(apic: LocalApic) {
+        Self::let_through();
+        // SAFETY: the handlers are installed, no guest runs here now, and interrupts get through.
+        unsafe { apic.nap() };
+    }
     /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
-    fn drain(apic: LocalApic);
+    fn drain(apic: LocalApic) {
+        Self::let_through();
+        // SAFETY: as for `nap`.
+        unsafe { apic.drain() };
+    }
     /// Gives the local APIC of a CPU to a guest that takes its interrupts in `mode`.
     fn hand_over(apic: LocalApic, mode: InterruptMode);
     /// Writes the bitmaps of a guest: these MSRs and ports do not exit, all others do.
@@ -128,16 +138,6 @@ impl Backend for VtX {
         Controls::choose(&capabilities, mode).is_ok_and(|controls| controls.virtualizes_ipis())
     }
 
-    fn nap(apic: LocalApic) {
-        // SAFETY: the handlers are installed, and no guest runs here now.
-        unsafe { apic.nap() };
-    }
-
-    fn drain(apic: LocalApic) {
-        // SAFETY: as for `nap`.
-        unsafe { apic.drain() };
-    }
-
     fn hand_over(apic: LocalApic, _: InterruptMode) {
         apic.hand_over();
     }
@@ -157,7 +157,6 @@ impl Backend for VtX {
                  kind for it"
             ));
         }
-        let io_bitmaps = parts.bitmaps.wrapping_add(IO_BITMAPS);
         let virtual_apic = parts.posted.map(|posting| vmx::VirtualApic {
             page: parts.memory.wrapping_add(2 * PAGE_SIZE),
             posting,
@@ -166,23 +165,14 @@ impl Backend for VtX {
             mode: parts.mode,
             nested_root: parts.nested_root,
             msr_bitmap: parts.bitmaps,
-            io_bitmap_a: io_bitmaps,
-            io_bitmap_b: io_bitmaps.wrapping_add(vmx::IoBitmaps::B_OFFSET),
+            io_bitmaps: parts.bitmaps.wrapping_add(IO_BITMAPS),
             vmcs: parts.memory.wrapping_add(PAGE_SIZE),
             vpid: if self.0.features.vpid { parts.tag } else { 0 },
             virtual_apic,
-            host: vmx::HostState {
-                cr3: memory::root().as_u64(),
-                gdtr_base: cpu::segments::gdtr().base.as_u64(),
-                idtr_base: cpu::segments::idtr().base.as_u64(),
-                tr_base: parts.host_tss_base,
-                cs: cpu::segments::CODE.0,
-                ss: cpu::segments::DATA.0,
-                tr: cpu::segments::TASK.0,
-            },
+            host_tss_base: parts.host_tss_base,
         };
         // SAFETY: the pages are this virtual CPU's alone; the nested table maps the guest's own
-        // memory only; the host state is this CPU's, and its IDT handles NMIs.
+        // memory only; the TSS is this CPU's, and its IDT handles NMIs.
         Ok(unsafe { vmx::VmxVcpu::new(&self.0, &setup) }?)
     }
 }
@@ -227,16 +217,10 @@ impl Backend for AmdV {
         unsafe { core::arch::asm!("clgi", options(nostack)) };
     }
 
-    fn nap(apic: LocalApic) {
-        set_global_interrupt_flag();
-        // SAFETY: the handlers are installed, no guest runs here now, and GIF is set.
-        unsafe { apic.nap() };
-    }
-
-    fn drain(apic: LocalApic) {
-        set_global_interrupt_flag();
-        // SAFETY: as for `nap`.
-        unsafe { apic.drain() };
+    /// GIF is clear from the first exit on.
+    fn let_through() {
+        // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
+        unsafe { core::arch::asm!("stgi", options(nostack)) };
     }
 
     /// In the exiting mode the host takes the interrupts through its own IDT, and the guest's
@@ -269,12 +253,6 @@ impl Backend for AmdV {
         // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
         Ok(unsafe { svm::SvmVcpu::new(&setup) }?)
     }
-}
-
-/// GIF is clear from the first exit on.
-fn set_global_interrupt_flag() {
-    // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
-    unsafe { core::arch::asm!("stgi", options(nostack)) };
 }
 
 /// A hardware table in a guest's bitmaps.

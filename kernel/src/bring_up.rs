@@ -327,12 +327,11 @@ fn bring_up_iommu(
 
 /// The buses behind a PCI-to-PCI bridge.
 fn buses_behind(space: &MachineConfigSpace, bridge: Bdf) -> Option<core::ops::RangeInclusive<u8>> {
-    const PRIMARY_BUS: u16 = pci::header::PRIMARY_BUS;
     let function = pci::Function::read(space, bridge)?;
     if function.header == pci::header::HeaderType::Device {
         return None;
     }
-    let numbers = space.read(bridge, PRIMARY_BUS, arch::Width::Dword);
+    let numbers = space.read(bridge, pci::header::PRIMARY_BUS, arch::Width::Dword);
     let [_, secondary, subordinate, _] = numbers.to_le_bytes();
     Some(secondary..=subordinate)
 }

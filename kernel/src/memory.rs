@@ -86,29 +86,30 @@ impl Memory {
 /// A stack of `bytes` with an unmapped page below it; its top.
 pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
     let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE, None).ok_or_else(out_of_memory)?;
-    let mut table = HOST_TABLE.lock();
-    let table = table.as_mut().ok_or_else(out_of_memory)?;
     // No other CPU has touched that page yet, and this one never does again.
-    table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE)?.nothing_cached();
+    with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
+        .nothing_cached();
     Ok(guard.as_u64() + PAGE_SIZE + bytes)
+}
+
+fn with_own_table<T>(
+    work: impl FnOnce(&mut Table<HostFormat>) -> Result<T, MapError>,
+) -> Result<T, Refusal> {
+    let mut table = HOST_TABLE.lock();
+    Ok(work(table.as_mut().ok_or_else(out_of_memory)?)?)
 }
 
 /// Makes pages executable and read-only.
 pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    let mut table = HOST_TABLE.lock();
-    let table = table.as_mut().ok_or_else(out_of_memory)?;
-    protect(table, memory, range, Access::READ_EXECUTE)?;
-    Ok(())
+    with_own_table(|table| protect(table, memory, range, Access::READ_EXECUTE))
 }
 
 /// Makes pages plain data again.
 pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    let mut table = HOST_TABLE.lock();
-    let table = table.as_mut().ok_or_else(out_of_memory)?;
-    protect(table, memory, range, Access::READ_WRITE)?;
+    with_own_table(|table| protect(table, memory, range, Access::READ_WRITE))?;
     // SAFETY: the same table again, to drop what this CPU has cached of it. The others have not
     // touched these pages since they left them.
-    unsafe { load_cr3(table.root()) };
+    unsafe { load_cr3(root()) };
     Ok(())
 }
 
@@ -167,9 +168,7 @@ pub(crate) fn build_own_tables(mut memory: Memory, info: &BootInfo<'_>) -> Resul
     for (range, access) in image::sections() {
         protect(&mut table, memory, range, access)?;
     }
-    for guard in image::stack_guards() {
-        table.unmap(&mut memory, guard.start.as_u64(), guard.length)?.nothing_cached();
-    }
+    table.unmap(&mut memory, image::stack_guard().as_u64(), PAGE_SIZE)?.nothing_cached();
     enable_no_execute();
     // SAFETY: the table maps the image, the stack in use and all RAM where they were mapped before.
     unsafe { load_cr3(table.root()) };
@@ -235,21 +234,19 @@ fn protect(
 pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
     let start = range.start.page();
     let end = range.end().align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
-    let mut table = HOST_TABLE.lock();
-    let table = table.as_mut().ok_or_else(out_of_memory)?;
-    let mut at = start;
-    while at < end {
-        if table.translate(&memory, at.as_u64()).is_none() {
-            let access = Access::READ_WRITE;
-            // The entries were absent, and absent entries are not cached (SDM "Caching
-            // Translation Information").
-            table
-                .map(&mut memory, at.as_u64(), at, PAGE_SIZE, access, MemoryType::Uncached)?
-                .nothing_cached();
+    with_own_table(|table| {
+        for page in (start.as_u64()..end.as_u64()).step_by(PAGE_SIZE as usize) {
+            if table.translate(&memory, page).is_none() {
+                let (to, access) = (Hpa::new(page), Access::READ_WRITE);
+                // The entries were absent, and absent entries are not cached (SDM "Caching
+                // Translation Information").
+                table
+                    .map(&mut memory, page, to, PAGE_SIZE, access, MemoryType::Uncached)?
+                    .nothing_cached();
+            }
         }
-        at = at.wrapping_add(PAGE_SIZE);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Sets EFER.NXE on the CPU that calls.
@@ -269,7 +266,7 @@ unsafe fn load_cr3(root: Hpa) {
 
 /// The image's sections, by the linker's symbols.
 pub(crate) mod image {
-    use super::{Access, Hpa, HpaRange, PAGE_SIZE};
+    use super::{Access, Hpa, HpaRange};
 
     unsafe extern "C" {
         static __image_start: u8;
@@ -299,8 +296,8 @@ pub(crate) mod image {
         ]
     }
 
-    /// The page below each stack.
-    pub(super) fn stack_guards() -> [HpaRange; 1] {
-        [HpaRange { start: Hpa::new(&raw const __stack_guard as u64), length: PAGE_SIZE }]
+    /// The page below the boot stack.
+    pub(super) fn stack_guard() -> Hpa {
+        Hpa::new(&raw const __stack_guard as u64)
     }
 }

@@ -16,16 +16,7 @@ use cpu::instructions::write_msr;
 
 use crate::controls::{PinBased, Primary};
 use crate::event::InterruptionInformation;
-use crate::field::{
-    CR0_READ_SHADOW, CR4_READ_SHADOW, EOI_EXIT_BITMAP_0, EXCEPTION_BITMAP, Field,
-    GUEST_ACTIVITY_STATE, GUEST_CR0, GUEST_CR3, GUEST_CR4, GUEST_DR7, GUEST_ES_ACCESS_RIGHTS,
-    GUEST_ES_BASE, GUEST_ES_LIMIT, GUEST_ES_SELECTOR, GUEST_GDTR_BASE, GUEST_GDTR_LIMIT,
-    GUEST_IA32_DEBUGCTL, GUEST_IA32_EFER, GUEST_IA32_PAT, GUEST_IA32_SYSENTER_CS,
-    GUEST_IA32_SYSENTER_EIP, GUEST_IA32_SYSENTER_ESP, GUEST_IDTR_BASE, GUEST_IDTR_LIMIT,
-    GUEST_INTERRUPT_STATUS, GUEST_INTERRUPTIBILITY_STATE, GUEST_PDPTE0,
-    GUEST_PENDING_DEBUG_EXCEPTIONS, GUEST_RFLAGS, GUEST_RIP, GUEST_RSP, Natural,
-    PIN_BASED_VM_EXECUTION_CONTROLS, VM_ENTRY_INTERRUPTION_INFORMATION, W32,
-};
+use crate::field::{self, Field, Natural, W32};
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 
 /// DR7 and IA32_PAT after reset (SDM "IA-32 and Intel 64 Processor States Following Power-up, Reset,
@@ -37,8 +28,8 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Field<W32>) {
     match register {
-        DescriptorTableRegister::Gdtr => (GUEST_GDTR_BASE, GUEST_GDTR_LIMIT),
-        DescriptorTableRegister::Idtr => (GUEST_IDTR_BASE, GUEST_IDTR_LIMIT),
+        DescriptorTableRegister::Gdtr => (field::GUEST_GDTR_BASE, field::GUEST_GDTR_LIMIT),
+        DescriptorTableRegister::Idtr => (field::GUEST_IDTR_BASE, field::GUEST_IDTR_LIMIT),
     }
 }
 
@@ -59,7 +50,7 @@ impl Vcpu for VmxVcpu {
         }
         self.set_rip(state.rip);
         self.set_rflags(state.rflags);
-        self.vmcs.write(GUEST_CR3, state.cr3);
+        self.vmcs.write(field::GUEST_CR3, state.cr3);
         self.set_cr4(state.cr4);
         self.set_cr0_and_efer(state.cr0, state.efer);
         self.set_cr2(0);
@@ -70,16 +61,16 @@ impl Vcpu for VmxVcpu {
         self.set_descriptor_table(DescriptorTableRegister::Gdtr, state.gdtr);
         self.set_descriptor_table(DescriptorTableRegister::Idtr, state.idtr);
         for index in 0..4 {
-            self.vmcs.write(GUEST_PDPTE0.nth(index), 0);
+            self.vmcs.write(field::GUEST_PDPTE0.nth(index), 0);
         }
-        self.vmcs.write(GUEST_DR7, DR7_RESET);
-        self.vmcs.write(GUEST_IA32_DEBUGCTL, 0);
-        self.vmcs.write(GUEST_IA32_SYSENTER_CS, 0);
-        self.vmcs.write(GUEST_IA32_SYSENTER_ESP, 0);
-        self.vmcs.write(GUEST_IA32_SYSENTER_EIP, 0);
-        self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, 0);
-        self.vmcs.write(GUEST_ACTIVITY_STATE, 0);
-        self.vmcs.write(GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
+        self.vmcs.write(field::GUEST_DR7, DR7_RESET);
+        self.vmcs.write(field::GUEST_IA32_DEBUGCTL, 0);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_CS, 0);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_ESP, 0);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_EIP, 0);
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, 0);
+        self.vmcs.write(field::GUEST_ACTIVITY_STATE, 0);
+        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
         self.drop_events();
         self.reset_virtual_apic();
         for msr in [IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE] {
@@ -90,7 +81,7 @@ impl Vcpu for VmxVcpu {
 
     fn gpr(&self, register: Gpr) -> u64 {
         if register == Gpr::Rsp {
-            self.vmcs.read(GUEST_RSP)
+            self.vmcs.read(field::GUEST_RSP)
         } else {
             self.registers.gpr[register as usize]
         }
@@ -98,30 +89,30 @@ impl Vcpu for VmxVcpu {
 
     fn set_gpr(&mut self, register: Gpr, value: u64) {
         if register == Gpr::Rsp {
-            self.vmcs.write(GUEST_RSP, value);
+            self.vmcs.write(field::GUEST_RSP, value);
         } else {
             self.registers.gpr[register as usize] = value;
         }
     }
 
     fn rip(&self) -> u64 {
-        self.vmcs.read(GUEST_RIP)
+        self.vmcs.read(field::GUEST_RIP)
     }
 
     fn set_rip(&mut self, rip: u64) {
-        self.vmcs.write(GUEST_RIP, rip);
+        self.vmcs.write(field::GUEST_RIP, rip);
     }
 
     fn rflags(&self) -> u64 {
-        self.vmcs.read(GUEST_RFLAGS)
+        self.vmcs.read(field::GUEST_RFLAGS)
     }
 
     fn set_rflags(&mut self, rflags: u64) {
-        self.vmcs.write(GUEST_RFLAGS, rflags);
+        self.vmcs.write(field::GUEST_RFLAGS, rflags);
     }
 
     fn cr0(&self) -> u64 {
-        self.cr0.seen(self.vmcs.read(GUEST_CR0), self.vmcs.read(CR0_READ_SHADOW))
+        self.cr0.seen(self.vmcs.read(field::GUEST_CR0), self.vmcs.read(field::CR0_READ_SHADOW))
     }
 
     /// Must not switch paging in PAE mode on: the PDPTEs are not loaded from memory.
@@ -140,25 +131,25 @@ impl Vcpu for VmxVcpu {
     }
 
     fn cr3(&self) -> u64 {
-        self.vmcs.read(GUEST_CR3)
+        self.vmcs.read(field::GUEST_CR3)
     }
 
     fn cr4(&self) -> u64 {
-        self.cr4.seen(self.vmcs.read(GUEST_CR4), self.vmcs.read(CR4_READ_SHADOW))
+        self.cr4.seen(self.vmcs.read(field::GUEST_CR4), self.vmcs.read(field::CR4_READ_SHADOW))
     }
 
     fn own_cr4(&self) -> u64 {
-        self.vmcs.read(GUEST_CR4)
+        self.vmcs.read(field::GUEST_CR4)
     }
 
     fn set_cr4(&mut self, value: u64) {
-        self.vmcs.write(GUEST_CR4, self.cr4.real(value));
-        self.vmcs.write(CR4_READ_SHADOW, value);
+        self.vmcs.write(field::GUEST_CR4, self.cr4.real(value));
+        self.vmcs.write(field::CR4_READ_SHADOW, value);
         self.flush_linear();
     }
 
     fn efer(&self) -> u64 {
-        self.vmcs.read(GUEST_IA32_EFER)
+        self.vmcs.read(field::GUEST_IA32_EFER)
     }
 
     fn set_efer(&mut self, value: u64) {
@@ -167,29 +158,29 @@ impl Vcpu for VmxVcpu {
     }
 
     fn pat(&self) -> u64 {
-        self.vmcs.read(GUEST_IA32_PAT)
+        self.vmcs.read(field::GUEST_IA32_PAT)
     }
 
     fn set_pat(&mut self, value: u64) {
-        self.vmcs.write(GUEST_IA32_PAT, value);
+        self.vmcs.write(field::GUEST_IA32_PAT, value);
     }
 
     fn segment(&self, register: SegmentRegister) -> Segment {
         let index = register as u32;
         Segment {
-            selector: self.vmcs.read(GUEST_ES_SELECTOR.nth(index)),
-            base: self.vmcs.read(GUEST_ES_BASE.nth(index)),
-            limit: self.vmcs.read(GUEST_ES_LIMIT.nth(index)),
-            access: AccessRights(self.vmcs.read(GUEST_ES_ACCESS_RIGHTS.nth(index))),
+            selector: self.vmcs.read(field::GUEST_ES_SELECTOR.nth(index)),
+            base: self.vmcs.read(field::GUEST_ES_BASE.nth(index)),
+            limit: self.vmcs.read(field::GUEST_ES_LIMIT.nth(index)),
+            access: AccessRights(self.vmcs.read(field::GUEST_ES_ACCESS_RIGHTS.nth(index))),
         }
     }
 
     fn set_segment(&mut self, register: SegmentRegister, segment: Segment) {
         let index = register as u32;
-        self.vmcs.write(GUEST_ES_SELECTOR.nth(index), segment.selector);
-        self.vmcs.write(GUEST_ES_BASE.nth(index), segment.base);
-        self.vmcs.write(GUEST_ES_LIMIT.nth(index), segment.limit);
-        self.vmcs.write(GUEST_ES_ACCESS_RIGHTS.nth(index), segment.access.0);
+        self.vmcs.write(field::GUEST_ES_SELECTOR.nth(index), segment.selector);
+        self.vmcs.write(field::GUEST_ES_BASE.nth(index), segment.base);
+        self.vmcs.write(field::GUEST_ES_LIMIT.nth(index), segment.limit);
+        self.vmcs.write(field::GUEST_ES_ACCESS_RIGHTS.nth(index), segment.access.0);
     }
 
     fn descriptor_table(&self, register: DescriptorTableRegister) -> DescriptorTable {
@@ -222,13 +213,14 @@ impl Vcpu for VmxVcpu {
             next &= 0xffff_ffff;
         }
         self.set_rip(next);
-        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         if state & BLOCKING_BY_STI_OR_MOV_SS != 0 {
-            self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
+            self.vmcs
+                .write(field::GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
         }
         if self.rflags() & Rflags::TF.bits() != 0 {
-            let pending = self.vmcs.read(GUEST_PENDING_DEBUG_EXCEPTIONS);
-            self.vmcs.write(GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
         }
     }
 
@@ -237,7 +229,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn injecting(&self) -> bool {
-        InterruptionInformation(self.vmcs.read(VM_ENTRY_INTERRUPTION_INFORMATION)).valid()
+        InterruptionInformation(self.vmcs.read(field::VM_ENTRY_INTERRUPTION_INFORMATION)).valid()
     }
 
     fn interruptible(&self) -> bool {
@@ -249,7 +241,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcs.write(EXCEPTION_BITMAP, bitmap);
+        self.vmcs.write(field::EXCEPTION_BITMAP, bitmap);
     }
 
     fn set_halt_exiting(&mut self, wanted: bool) {
@@ -265,10 +257,10 @@ impl Vcpu for VmxVcpu {
 
     fn set_virtual_interrupts(&mut self, shown: &VirtualInterrupts) {
         let status = u16::from(shown.in_service) << 8 | u16::from(shown.requesting);
-        self.vmcs.write(GUEST_INTERRUPT_STATUS, status);
+        self.vmcs.write(field::GUEST_INTERRUPT_STATUS, status);
         for (index, pair) in (0..).zip(shown.eoi_exits.as_chunks::<2>().0) {
             let [low, high] = pair.map(u64::from);
-            self.vmcs.write(EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
+            self.vmcs.write(field::EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
         }
     }
 
@@ -289,9 +281,9 @@ impl Vcpu for VmxVcpu {
             return false;
         };
         let mut pin_based =
-            PinBased::from_bits_retain(self.vmcs.read(PIN_BASED_VM_EXECUTION_CONTROLS));
+            PinBased::from_bits_retain(self.vmcs.read(field::PIN_BASED_VM_EXECUTION_CONTROLS));
         pin_based.set(PinBased::ACTIVATE_VMX_PREEMPTION_TIMER, ticks.is_some());
-        self.vmcs.write(PIN_BASED_VM_EXECUTION_CONTROLS, pin_based.bits());
+        self.vmcs.write(field::PIN_BASED_VM_EXECUTION_CONTROLS, pin_based.bits());
         if let Some(ticks) = ticks {
             self.timer_count = u32::try_from(ticks >> shift).unwrap_or(u32::MAX).max(1);
             self.restart_timer();
@@ -300,7 +292,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn halted(&self) -> bool {
-        self.vmcs.read(GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
+        self.vmcs.read(field::GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
     }
 
     fn write_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

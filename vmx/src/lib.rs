@@ -38,4 +38,4 @@ pub use capability::{Capabilities, Features, check};
 pub use enable::{VmxOn, enable};
 pub use error::VmxError;
 pub use posted::{PidPointers, PostedInterrupts, Posting};
-pub use vcpu::{HostState, VcpuSetup, VirtualApic, VmxVcpu};
+pub use vcpu::{VcpuSetup, VirtualApic, VmxVcpu};

@@ -19,15 +19,7 @@ use crate::controls::{EntryControls, Primary};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection};
-use crate::field::{
-    CR0_READ_SHADOW, CR4_READ_SHADOW, EXIT_QUALIFICATION, EXIT_REASON, Field, GUEST_ACTIVITY_STATE,
-    GUEST_CR0, GUEST_ES_LIMIT, GUEST_ES_SELECTOR, GUEST_IA32_EFER, GUEST_INTERRUPTIBILITY_STATE,
-    GUEST_LINEAR_ADDRESS, GUEST_PHYSICAL_ADDRESS, IDT_VECTORING_ERROR_CODE,
-    IDT_VECTORING_INFORMATION, PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, Readable,
-    VM_ENTRY_CONTROLS, VM_ENTRY_EXCEPTION_ERROR_CODE, VM_ENTRY_INSTRUCTION_LENGTH,
-    VM_ENTRY_INTERRUPTION_INFORMATION, VM_EXIT_INSTRUCTION_LENGTH, VM_EXIT_INTERRUPTION_ERROR_CODE,
-    VM_EXIT_INTERRUPTION_INFORMATION, VMCS_LINK_POINTER, VMX_PREEMPTION_TIMER_VALUE, Width,
-};
+use crate::field::{self, Field, Readable, Width};
 use crate::posted::Posting;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
@@ -39,25 +31,6 @@ pub(crate) const BLOCKING_BY_NMI: u32 = 1 << 3;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
-/// Where the hypervisor goes on after an exit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HostState {
-    /// CR3.
-    pub cr3: u64,
-    /// Linear address of the GDT.
-    pub gdtr_base: u64,
-    /// Linear address of the IDT.
-    pub idtr_base: u64,
-    /// Linear address of the TSS.
-    pub tr_base: u64,
-    /// Selector of the 64-bit code segment.
-    pub cs: u16,
-    /// Selector of the stack segment.
-    pub ss: u16,
-    /// Selector of the TSS; not null.
-    pub tr: u16,
-}
-
 /// What a virtual CPU of the posted mode has beyond others.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtualApic {
@@ -67,7 +40,7 @@ pub struct VirtualApic {
     pub posting: Posting,
 }
 
-/// What a virtual CPU is made of. Each address is that of a 4 KiB page.
+/// What a virtual CPU is made of. Each host-physical address is that of a 4 KiB page.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuSetup {
     /// How physical interrupts meet the guest.
@@ -76,18 +49,16 @@ pub struct VcpuSetup {
     pub nested_root: Hpa,
     /// A [`crate::MsrBitmap`].
     pub msr_bitmap: Hpa,
-    /// The first page of a [`crate::IoBitmaps`].
-    pub io_bitmap_a: Hpa,
-    /// Its second page.
-    pub io_bitmap_b: Hpa,
+    /// A [`crate::IoBitmaps`].
+    pub io_bitmaps: Hpa,
     /// A free page for the VMCS.
     pub vmcs: Hpa,
     /// Tag of the guest's translations on this CPU; 0 for none.
     pub vpid: u16,
     /// In the posted mode only.
     pub virtual_apic: Option<VirtualApic>,
-    /// The host's side.
-    pub host: HostState,
+    /// Linear address of this CPU's TSS.
+    pub host_tss_base: u64,
 }
 
 /// A virtual CPU on VT-x.
@@ -116,11 +87,12 @@ impl VmxVcpu {
     /// * `on` is this CPU's and outlives this, and no other [`VmxVcpu`] lives on it.
     /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this.
     /// * The nested table and the bitmaps give the guest nothing that is not its own.
-    /// * `setup.host` is the environment of the caller, and gate 2 of its IDT handles NMIs.
+    /// * The TSS is the caller's. CR3 and the descriptor tables that this CPU has now stay, and gate 2 of the IDT
+    ///   handles NMIs.
     pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
-        let VcpuSetup { nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, .. } = *setup;
+        let VcpuSetup { nested_root, msr_bitmap, io_bitmaps, .. } = *setup;
         let virtual_apic = setup.virtual_apic.map_or(Hpa::new(0), |apic| apic.page);
-        for page in [virtual_apic, nested_root, msr_bitmap, io_bitmap_a, io_bitmap_b, setup.vmcs] {
+        for page in [virtual_apic, nested_root, msr_bitmap, io_bitmaps, setup.vmcs] {
             if !page.is_aligned(PAGE_SIZE) {
                 return Err(VmxError::Unaligned(page));
             }
@@ -129,8 +101,8 @@ impl VmxVcpu {
         // SAFETY: `on` proves root operation; the frame is free, says the caller.
         let mut vmcs = unsafe { Vmcs::make_current(setup.vmcs, features.capabilities.revision()) }?;
         setup::write_controls(&mut vmcs, &features, setup)?;
-        // SAFETY: ring 0 follows from `on`; the caller vouches for `host`.
-        unsafe { setup::write_host_state(&mut vmcs, &setup.host) };
+        // SAFETY: ring 0 follows from `on`; the caller vouches for the TSS.
+        unsafe { setup::write_host_state(&mut vmcs, setup.host_tss_base) };
         let mut vcpu = Self {
             vmcs,
             features,
@@ -164,7 +136,7 @@ impl VmxVcpu {
 
     #[inline]
     fn instruction_length(&self) -> u8 {
-        self.vmcs.read(VM_EXIT_INSTRUCTION_LENGTH) as u8
+        self.vmcs.read(field::VM_EXIT_INSTRUCTION_LENGTH) as u8
     }
 
     /// [`Vcpu::exit`].
@@ -200,7 +172,7 @@ impl VmxVcpu {
     /// Lets the preemption timer count down from the start, where it runs.
     pub(crate) fn restart_timer(&mut self) {
         if self.timer_count != 0 {
-            self.vmcs.write(VMX_PREEMPTION_TIMER_VALUE, self.timer_count);
+            self.vmcs.write(field::VMX_PREEMPTION_TIMER_VALUE, self.timer_count);
         }
     }
 
@@ -208,23 +180,26 @@ impl VmxVcpu {
     fn snapshot(&self) -> Snapshot {
         let vmcs = &self.vmcs;
         let mut snapshot = Snapshot {
-            exit_reason: vmcs.read(EXIT_REASON),
-            qualification: vmcs.read(EXIT_QUALIFICATION),
-            interruption: InterruptionInformation(vmcs.read(VM_EXIT_INTERRUPTION_INFORMATION)),
-            vectoring: InterruptionInformation(vmcs.read(IDT_VECTORING_INFORMATION)),
-            instruction_length: vmcs.read(VM_EXIT_INSTRUCTION_LENGTH),
+            exit_reason: vmcs.read(field::EXIT_REASON),
+            qualification: vmcs.read(field::EXIT_QUALIFICATION),
+            interruption: InterruptionInformation(
+                vmcs.read(field::VM_EXIT_INTERRUPTION_INFORMATION),
+            ),
+            vectoring: InterruptionInformation(vmcs.read(field::IDT_VECTORING_INFORMATION)),
+            instruction_length: vmcs.read(field::VM_EXIT_INSTRUCTION_LENGTH),
             ..Snapshot::default()
         };
         if snapshot.vectoring.has_error_code() {
-            snapshot.vectoring_error_code = vmcs.read(IDT_VECTORING_ERROR_CODE);
+            snapshot.vectoring_error_code = vmcs.read(field::IDT_VECTORING_ERROR_CODE);
         }
         match snapshot.reason() {
             reason::EXCEPTION_OR_NMI => {
-                snapshot.interruption_error_code = vmcs.read(VM_EXIT_INTERRUPTION_ERROR_CODE);
+                snapshot.interruption_error_code =
+                    vmcs.read(field::VM_EXIT_INTERRUPTION_ERROR_CODE);
             }
             reason::EPT_VIOLATION => {
-                snapshot.guest_physical_address = vmcs.read(GUEST_PHYSICAL_ADDRESS);
-                snapshot.guest_linear_address = vmcs.read(GUEST_LINEAR_ADDRESS);
+                snapshot.guest_physical_address = vmcs.read(field::GUEST_PHYSICAL_ADDRESS);
+                snapshot.guest_linear_address = vmcs.read(field::GUEST_LINEAR_ADDRESS);
             }
             _ => {}
         }
@@ -241,9 +216,9 @@ impl VmxVcpu {
         } else {
             return;
         };
-        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         let state = if blocks { state | BLOCKING_BY_NMI } else { state & !BLOCKING_BY_NMI };
-        self.vmcs.write(GUEST_INTERRUPTIBILITY_STATE, state);
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state);
     }
 
     /// Deals with exits that need no policy; `false` for all others.
@@ -272,8 +247,11 @@ impl VmxVcpu {
         };
         let long = self.segment(SegmentRegister::Cs).access.long() && self.long_mode();
         let value = self.gpr(source) & if long { !0 } else { 0xffff_ffff };
-        let (owned, shadow) =
-            if register == 0 { (self.cr0, CR0_READ_SHADOW) } else { (self.cr4, CR4_READ_SHADOW) };
+        let (owned, shadow) = if register == 0 {
+            (self.cr0, field::CR0_READ_SHADOW)
+        } else {
+            (self.cr4, field::CR4_READ_SHADOW)
+        };
         match judge(owned, value) {
             Verdict::Repeat => self.vmcs.write(shadow, value),
             Verdict::GeneralProtection => {
@@ -284,26 +262,26 @@ impl VmxVcpu {
     }
 
     fn long_mode(&self) -> bool {
-        let entry = EntryControls::from_bits_retain(self.vmcs.read(VM_ENTRY_CONTROLS));
+        let entry = EntryControls::from_bits_retain(self.vmcs.read(field::VM_ENTRY_CONTROLS));
         entry.contains(EntryControls::IA32E_MODE_GUEST)
     }
 
     /// Sets CR0 and IA32_EFER (each as the guest shall see it) together with the entry control that
     /// follows from them.
     pub(crate) fn set_cr0_and_efer(&mut self, cr0: u64, efer: u64) {
-        self.vmcs.write(GUEST_CR0, self.cr0.real(cr0));
-        self.vmcs.write(CR0_READ_SHADOW, cr0);
+        self.vmcs.write(field::GUEST_CR0, self.cr0.real(cr0));
+        self.vmcs.write(field::CR0_READ_SHADOW, cr0);
         let efer = efer_with_lma(efer, cr0);
-        self.vmcs.write(GUEST_IA32_EFER, efer);
-        let mut entry = EntryControls::from_bits_retain(self.vmcs.read(VM_ENTRY_CONTROLS));
+        self.vmcs.write(field::GUEST_IA32_EFER, efer);
+        let mut entry = EntryControls::from_bits_retain(self.vmcs.read(field::VM_ENTRY_CONTROLS));
         entry.set(EntryControls::IA32E_MODE_GUEST, efer & Efer::LMA.bits() != 0);
-        self.vmcs.write(VM_ENTRY_CONTROLS, entry.bits());
+        self.vmcs.write(field::VM_ENTRY_CONTROLS, entry.bits());
         self.flush_linear();
     }
 
     /// Switches primary controls.
     pub(crate) fn set_primary(&mut self, which: Primary, wanted: bool) {
-        let field = PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS;
+        let field = field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS;
         let mut primary = Primary::from_bits_retain(self.vmcs.read(field));
         primary.set(which, wanted);
         self.vmcs.write(field, primary.bits());
@@ -311,7 +289,7 @@ impl VmxVcpu {
 
     /// Injects at the next entry; an NMI that the guest blocks waits for its window.
     pub(crate) fn inject_or_wait(&mut self, event: Event) {
-        let state = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE);
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
         if event.kind == EventKind::Nmi && blocked {
             self.pending_nmi = true;
@@ -322,18 +300,18 @@ impl VmxVcpu {
     }
 
     fn inject_now(&mut self, event: Event) {
-        let protected = self.vmcs.read(GUEST_CR0) & Cr0::PE.bits() != 0;
+        let protected = self.vmcs.read(field::GUEST_CR0) & Cr0::PE.bits() != 0;
         let (information, error_code) = injection(event, protected);
-        self.vmcs.write(VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
-        self.vmcs.write(VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
-        self.vmcs.write(VM_ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_length));
+        self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
+        self.vmcs.write(field::VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
+        self.vmcs.write(field::VM_ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_length));
         // Delivery wakes a halted guest, but not every event may be injected into one.
-        self.vmcs.write(GUEST_ACTIVITY_STATE, 0);
+        self.vmcs.write(field::GUEST_ACTIVITY_STATE, 0);
     }
 
     /// Forgets every event that waits for delivery, and the windows with them.
     pub(crate) fn drop_events(&mut self) {
-        self.vmcs.write(VM_ENTRY_INTERRUPTION_INFORMATION, 0);
+        self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
         self.pending_nmi = false;
         let windows = Primary::NMI_WINDOW_EXITING | Primary::INTERRUPT_WINDOW_EXITING;
         self.set_primary(windows, false);
@@ -368,7 +346,8 @@ impl VmxVcpu {
 
     /// Whether an interrupt can be taken at the next entry.
     pub(crate) fn can_take_interrupt(&self) -> bool {
-        let shadow = self.vmcs.read(GUEST_INTERRUPTIBILITY_STATE) & BLOCKING_BY_STI_OR_MOV_SS;
+        let shadow =
+            self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE) & BLOCKING_BY_STI_OR_MOV_SS;
         shadow == 0 && self.rflags() & Rflags::IF.bits() != 0
     }
 
@@ -376,7 +355,7 @@ impl VmxVcpu {
     fn instruction_failure(&self, status: u64) -> Exit {
         let valid = status == run::status::FAIL_VALID;
         let number = if valid { self.vmcs.instruction_error() } else { 0 };
-        let primary = self.vmcs.read(PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
+        let primary = self.vmcs.read(field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
         let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
         let meaning = error::instruction_error(number, tertiary);
         failure(EntryFailure { code: u64::from(number), qualification: 0, meaning })
@@ -386,11 +365,11 @@ impl VmxVcpu {
     /// the rules depend on: IA32_VMX_CR0_FIXED0 and the three behind it, the width of addresses by its leaf.
     pub(crate) fn write_vmcs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("vmcs")?;
-        self.write_fields(f, GUEST_ES_SELECTOR, 8)?;
-        self.write_fields(f, VMCS_LINK_POINTER, 4)?;
-        self.write_fields(f, VM_ENTRY_CONTROLS, 3)?;
-        self.write_fields(f, GUEST_ES_LIMIT, 20)?;
-        self.write_fields(f, GUEST_CR0, 20)?;
+        self.write_fields(f, field::GUEST_ES_SELECTOR, 8)?;
+        self.write_fields(f, field::VMCS_LINK_POINTER, 4)?;
+        self.write_fields(f, field::VM_ENTRY_CONTROLS, 3)?;
+        self.write_fields(f, field::GUEST_ES_LIMIT, 20)?;
+        self.write_fields(f, field::GUEST_CR0, 20)?;
         let of = &self.features.capabilities;
         let fixed = [of.cr0_fixed0, of.cr0_fixed1, of.cr4_fixed0, of.cr4_fixed1];
         for (msr, value) in (0x486_u32..).zip(fixed) {
@@ -419,7 +398,7 @@ impl VmxVcpu {
 pub(crate) fn exit_at_once() {
     // SAFETY: the handlers are the host's. Only `restart_timer` writes the field, too, and it does so
     // before that look.
-    unsafe { vmwrite_checked(VMX_PREEMPTION_TIMER_VALUE.encoding(), 0) };
+    unsafe { vmwrite_checked(field::VMX_PREEMPTION_TIMER_VALUE.encoding(), 0) };
 }
 
 const fn failure(failure: EntryFailure) -> Exit {

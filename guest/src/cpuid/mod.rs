@@ -239,13 +239,10 @@ impl CpuidPolicy {
         CpuidResult { eax: real.eax, ebx: real.ebx & SHOWN_88_EBX, ecx, edx: 0 }
     }
 
-    /// Leaf 0x8000001D, as [`Self::intel_cache`].
+    /// Leaf 0x8000001D, as [`Self::intel_cache`] without the number of cores.
     fn amd_cache(&self, real: CpuidResult) -> CpuidResult {
-        if real.eax & 0x1f == 0 {
-            return CpuidResult::default();
-        }
-        let sharing = if real.eax >> 5 & 7 >= 3 { self.ids_per_package() - 1 } else { 0 };
-        CpuidResult { eax: real.eax & 0x3fff | sharing << 14, ..real }
+        let cache = self.intel_cache(real);
+        CpuidResult { eax: cache.eax & 0x3ff_ffff, ..cache }
     }
 
     fn hypervisor(&self, leaf: u32) -> CpuidResult {
