@@ -14,7 +14,7 @@ use arch::{ApicId, Gpa};
 use config::Uart;
 
 use crate::devices::{ioapic, power};
-use crate::load::Blob;
+use crate::load::{Blob, put};
 use crate::memory_map::{ACPI_TABLES, Ecam, MemoryMap};
 
 const SCI: u8 = 9;
@@ -106,12 +106,6 @@ impl Area {
 /// The byte that makes the sum of all of them 0.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
-}
-
-fn put(bytes: &mut [u8], offset: usize, field: &[u8]) {
-    for (to, from) in bytes.iter_mut().skip(offset).zip(field) {
-        *to = *from;
-    }
 }
 
 /// A table with its header.

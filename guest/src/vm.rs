@@ -175,7 +175,7 @@ impl CpuState {
         Self {
             index,
             apic: VirtualApic::new(guest.mode, ApicId(index as u32), bootstrap),
-            msrs: Msrs::new(guest.cpuid.vendor(), bootstrap, clock),
+            msrs: Msrs::new(guest.cpuid.vendor(), clock),
             cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),

@@ -7,7 +7,6 @@ use alloc::vec::Vec;
 
 use arch::address::HpaRange;
 use arch::iommu::Iommu;
-use arch::machine::ConfigSpace;
 use arch::msr::PortRange;
 use arch::{ApicId, Bdf, Hpa};
 use boot::{BootInfo, Module};
@@ -22,6 +21,7 @@ use cpu::start::StartPage;
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
+use pci::header::HeaderType;
 use spin::Mutex;
 
 use crate::acpi::{Platform, SoftOff};
@@ -327,11 +327,8 @@ fn bring_up_iommu(
 
 /// The buses behind a PCI-to-PCI bridge.
 fn buses_behind(space: &MachineConfigSpace, bridge: Bdf) -> Option<core::ops::RangeInclusive<u8>> {
-    let function = pci::Function::read(space, bridge)?;
-    if function.header == pci::header::HeaderType::Device {
-        return None;
+    match pci::Function::read(space, bridge)?.header {
+        HeaderType::Bridge { secondary, subordinate } => Some(secondary..=subordinate),
+        HeaderType::Device | HeaderType::Unknown(_) => None,
     }
-    let numbers = space.read(bridge, pci::header::PRIMARY_BUS, arch::Width::Dword);
-    let [_, secondary, subordinate, _] = numbers.to_le_bytes();
-    Some(secondary..=subordinate)
 }

@@ -31,9 +31,10 @@ pub(crate) struct Routes {
     cpus: Vec<ApicId>,
 }
 
-/// An I/O APIC's input.
+/// An I/O APIC's input, and what it is connected to.
 #[derive(Clone, Copy)]
 struct WiredLine {
+    wired: (&'static IoApic, u32),
     entry: Option<RemapIndex>,
     active_low: bool,
     target: Option<InterruptTarget>,
@@ -74,13 +75,13 @@ impl Routes {
     /// Gives the guest a line.
     pub(crate) fn grant_line(&mut self, line: Line) -> Result<(), Refusal> {
         let Line { gsi, active_low, .. } = line;
-        let io_apic =
-            self.io_apics.iter().find(|io_apic| io_apic.input(gsi).is_some()).ok_or_else(|| {
-                refuse!("no I/O APIC has interrupt line {gsi}: name another one in intx")
-            })?;
-        let source = InterruptSource::IoApic(io_apic.id);
+        let input = |io_apic: &'static IoApic| Some((io_apic, io_apic.input(gsi)?));
+        let wired = self.io_apics.iter().find_map(input).ok_or_else(|| {
+            refuse!("no I/O APIC has interrupt line {gsi}: name another one in intx")
+        })?;
+        let source = InterruptSource::IoApic(wired.0.id);
         let entry = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
-        self.lines.insert(gsi, WiredLine { entry, active_low, target: None });
+        self.lines.insert(gsi, WiredLine { wired, entry, active_low, target: None });
         Ok(())
     }
 
@@ -127,12 +128,7 @@ impl Routes {
     ) -> Result<MsiMessage, RouteRefused> {
         let line = self.lines.get_mut(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
         line.target = target;
-        let WiredLine { entry, active_low, .. } = *line;
-        let (io_apic, input) = self
-            .io_apics
-            .iter()
-            .find_map(|io_apic| Some((io_apic, io_apic.input(gsi)?)))
-            .ok_or(RouteRefused("no I/O APIC has this line"))?;
+        let WiredLine { wired: (io_apic, input), entry, active_low, .. } = *line;
         if target.is_none() {
             // First of all: what is sent to an entry that is not present is never ended.
             io_apic.mask(input);

@@ -29,5 +29,5 @@ pub mod view;
 pub use bar::{Bar, BarKind};
 pub use groups::{GroupError, Groups};
 pub use header::{Command, Function, scan};
-pub use message::{Destination, GuestInterrupt};
+pub use message::GuestInterrupt;
 pub use view::{Effect, VirtualFunction};

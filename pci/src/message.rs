@@ -9,22 +9,15 @@ use core::fmt;
 use arch::Vector;
 use arch::interrupt::{ApicId, DeliveryMode, InterruptTarget, MsiMessage, TriggerMode};
 
-/// The destination as the guest writes it: 8 bits, about the guest's own local APICs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Destination {
-    /// An APIC identifier (0xff: every CPU).
-    Physical(u8),
-    /// A logical destination.
-    Logical(u8),
-}
-
 /// An interrupt that the guest wants from its device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestInterrupt {
     /// The guest's vector, 32 to 255.
     pub vector: Vector,
-    /// Where it goes.
-    pub destination: Destination,
+    /// Where it goes, as the guest writes it: 8 bits, about its own local APICs.
+    pub destination: u8,
+    /// The destination is a logical one, else an APIC identifier (0xff: every CPU).
+    pub logical: bool,
 }
 
 impl GuestInterrupt {
@@ -90,10 +83,8 @@ pub const fn decode(message: MsiMessage) -> Result<GuestInterrupt, MessageRefuse
     if !vector.is_external() {
         return Err(MessageRefused::Vector(vector));
     }
-    let id = (address >> 12) as u8;
-    let logical = address & 1 << 2 != 0;
-    let destination = if logical { Destination::Logical(id) } else { Destination::Physical(id) };
-    Ok(GuestInterrupt { vector, destination })
+    let (destination, logical) = ((address >> 12) as u8, address & 1 << 2 != 0);
+    Ok(GuestInterrupt { vector, destination, logical })
 }
 
 #[cfg(test)]
@@ -104,11 +95,10 @@ mod tests {
     #[test]
     fn linux_messages_decode() {
         let decoded = decode(MsiMessage { address: 0xfee0_1000, data: 0x4021 });
-        let expected =
-            GuestInterrupt { vector: Vector(0x21), destination: Destination::Physical(1) };
+        let expected = GuestInterrupt { vector: Vector(0x21), destination: 1, logical: false };
         assert_eq!(decoded, Ok(expected));
         let decoded = decode(MsiMessage { address: 0xfee0_200c, data: 0x0122 });
-        assert_eq!(decoded.unwrap().destination, Destination::Logical(2));
+        assert_eq!(decoded.map(|it| (it.destination, it.logical)), Ok((2, true)));
     }
 
     #[test]

@@ -30,6 +30,12 @@ fn passed(mode: InterruptMode, msr: u32, write: bool) -> bool {
 const MODES: [InterruptMode; 2] = [InterruptMode::Exitless, InterruptMode::Exiting];
 
 #[test]
+fn an_application_processor_does_not_read_the_boot_bit() {
+    let base = |bootstrap| VirtualApic::new(InterruptMode::Exitless, ApicId(1), bootstrap).base();
+    assert_eq!((base(true), base(false)), (0xfee0_0d00, 0xfee0_0c00));
+}
+
+#[test]
 fn eoi_is_trapped_only_while_injecting() {
     assert!(passed(InterruptMode::Exitless, IA32_X2APIC_EOI, true));
     assert!(!passed(InterruptMode::Exiting, IA32_X2APIC_EOI, true));

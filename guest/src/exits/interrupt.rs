@@ -14,6 +14,7 @@ use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
 use eli::{Destination, Reason, ShadowIdt, Verdict};
 
+use crate::devices::ioapic::RedirectionEntry;
 use crate::vm::{Context, Guest, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
@@ -228,9 +229,11 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
     }
 
-    /// The virtual CPU that a message or line with this 8-bit destination field goes to.
-    pub(super) fn addressee(&self, destination: u8, logical: bool) -> Option<usize> {
-        addressee(self.guest, destination, logical)
+    /// The virtual CPU that an input of the I/O APIC interrupts, if it interrupts any.
+    pub(super) fn receiver(&self, entry: RedirectionEntry) -> Option<usize> {
+        let live = !entry.masked() && entry.delivers_vector();
+        let cpu = addressee(self.guest, entry.destination(), entry.logical());
+        cpu.filter(|_| live)
     }
 
     /// After each exit of the posted mode: what the CPU has delivered and the guest has ended.

@@ -9,7 +9,7 @@ use arch::{Gpa, Width};
 use arrayvec::ArrayVec;
 use eli::{ApicRead, Reason};
 use insn::Operation;
-use pci::{Destination, GuestInterrupt};
+use pci::GuestInterrupt;
 
 use super::access::{self, AddressSpace, Refused};
 use super::interrupt::addressee;
@@ -74,11 +74,7 @@ impl<P: Platform> Context<'_, P> {
         let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
         let guest = self.guest;
         let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
-            let (field, logical) = match interrupt.destination {
-                Destination::Physical(id) => (id, false),
-                Destination::Logical(set) => (set, true),
-            };
-            let cpu = addressee(guest, field, logical)?;
+            let cpu = addressee(guest, interrupt.destination, interrupt.logical)?;
             // A vector that finds no room here is granted at its first arrival.
             let _ = granted.try_push(interrupt.vector);
             guest.cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
@@ -94,9 +90,7 @@ impl<P: Platform> Context<'_, P> {
     /// Raises one of the I/O APIC's inputs that a virtual device drives.
     pub(super) fn raise_line(&mut self, gsi: u32) {
         let Some(entry) = self.vm.io_apic.entry(gsi) else { return };
-        let live = !entry.masked() && entry.delivers_vector();
-        let cpu = self.addressee(entry.destination(), entry.logical());
-        if let Some(cpu) = cpu.filter(|_| live) {
+        if let Some(cpu) = self.receiver(entry) {
             self.deliver_to(cpu, entry.vector());
         }
     }
@@ -110,10 +104,9 @@ impl<P: Platform> Context<'_, P> {
     /// The guest programmed an input of its I/O APIC: a physical line is routed, a virtual device's
     /// vector is granted.
     fn redirect(&mut self, input: u32, entry: RedirectionEntry) {
-        let live = !entry.masked() && entry.delivers_vector();
-        let cpu = self.addressee(entry.destination(), entry.logical());
+        let cpu = self.receiver(entry);
         let destination = cpu.and_then(|cpu| self.guest.cpus.get(cpu).copied());
-        let target = destination.filter(|_| live).map(|destination| InterruptTarget {
+        let target = destination.map(|destination| InterruptTarget {
             vector: entry.vector(),
             destination,
             trigger: entry.trigger(),

@@ -214,8 +214,8 @@ impl<P: Platform, V> Context<'_, P, V> {
     /// privilege level before the exit.
     pub(super) fn xsetbv(&mut self, length: Option<u8>) {
         const XSETBV: u8 = 3;
-        let value = self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff;
-        let allowed = self.vcpu.cpl() == 0 && self.vcpu.gpr(Gpr::Rcx) as u32 == 0;
+        let (register, value) = self.msr_and_value();
+        let allowed = self.vcpu.cpl() == 0 && register == 0;
         if allowed && self.machine.write_xcr0(value) {
             let policy = &self.guest.cpuid;
             self.cpu.cpuid.prepare(EXTENDED_STATE, policy, self.cpu.index, self.machine);

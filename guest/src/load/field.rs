@@ -41,7 +41,7 @@ pub(super) fn u64_at(image: &[u8], offset: usize) -> Result<u64, LoadError> {
 }
 
 /// Writes `field` at `offset`; what does not fit is left out.
-pub(super) fn put(block: &mut [u8], offset: usize, field: &[u8]) {
+pub(crate) fn put(block: &mut [u8], offset: usize, field: &[u8]) {
     for (to, from) in block.iter_mut().skip(offset).zip(field) {
         *to = *from;
     }

@@ -16,6 +16,8 @@ use arch::Gpa;
 use arch::segment::{AccessRights, DescriptorTable, Segment};
 use arch::vcpu::StartState;
 
+pub(crate) use field::put;
+
 use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, GpaRange, MemoryMap};
 
 /// A boot module that is copied from.

@@ -159,73 +159,38 @@ fn address_fields(image: &[u8], header: usize) -> Result<(Vec<Segment32>, u64), 
 }
 
 /// Where the fields of ELF headers lie ("Tool Interface Standard Executable and Linking Format";
-/// "ELF-64 Object File Format").
-struct ElfLayout {
-    wide: bool,
-    phoff: usize,
-    phentsize: usize,
-    offset: usize,
-    vaddr: usize,
-    paddr: usize,
-    filesz: usize,
-    memsz: usize,
-}
-
-const ELF32: ElfLayout = ElfLayout {
-    wide: false,
-    phoff: 28,
-    phentsize: 42,
-    offset: 4,
-    vaddr: 8,
-    paddr: 12,
-    filesz: 16,
-    memsz: 20,
-};
-
-const ELF64: ElfLayout = ElfLayout {
-    wide: true,
-    phoff: 32,
-    phentsize: 54,
-    offset: 8,
-    vaddr: 16,
-    paddr: 24,
-    filesz: 32,
-    memsz: 40,
-};
-
-impl ElfLayout {
-    fn word(&self, image: &[u8], offset: usize) -> Result<u64, LoadError> {
-        if self.wide { u64_at(image, offset) } else { u32_at(image, offset).map(u64::from) }
-    }
-}
+/// "ELF-64 Object File Format"): e_phoff, e_phentsize, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz.
+const ELF32: [usize; 7] = [28, 42, 4, 8, 12, 16, 20];
+const ELF64: [usize; 7] = [32, 54, 8, 16, 24, 32, 40];
 
 fn elf(image: &[u8]) -> Result<(Vec<Segment32>, u64), LoadError> {
     const ENTRY: usize = 24;
-    let layout = match image.get(4) {
-        Some(1) => ELF32,
-        Some(2) => ELF64,
+    let (wide, [phoff, phentsize, offset, vaddr, paddr, filesz, memsz]) = match image.get(4) {
+        Some(1) => (false, ELF32),
+        Some(2) => (true, ELF64),
         class => {
             let value = class.copied().unwrap_or(0).into();
             return Err(LoadError::BadField { field: "EI_CLASS", value });
         }
     };
-    let entry = layout.word(image, ENTRY)?;
-    let table = layout.word(image, layout.phoff)?;
-    let entry_size = u16_at(image, layout.phentsize)?;
-    let count = u16_at(image, layout.phentsize + 2)?;
+    let word = |at| if wide { u64_at(image, at) } else { u32_at(image, at).map(u64::from) };
+    let entry = word(ENTRY)?;
+    let table = word(phoff)?;
+    let entry_size = u16_at(image, phentsize)?;
+    let count = u16_at(image, phentsize + 2)?;
     let mut segments = Vec::new();
     let mut physical_entry = None;
     for index in 0..u64::from(count) {
         // Where this overflows, the read at the largest offset there is fails.
         let at = table.saturating_add(index * u64::from(entry_size));
         let at = usize::try_from(at).unwrap_or(usize::MAX);
-        let word = |field: usize| layout.word(image, at.saturating_add(field));
-        let size = word(layout.memsz)?;
+        let word = |field: usize| word(at.saturating_add(field));
+        let size = word(memsz)?;
         if u32_at(image, at)? != PT_LOAD || size == 0 {
             continue;
         }
-        let (offset, in_file) = (word(layout.offset)?, word(layout.filesz)?);
-        let (virtual_address, at) = (word(layout.vaddr)?, word(layout.paddr)?);
+        let (offset, in_file) = (word(offset)?, word(filesz)?);
+        let (virtual_address, at) = (word(vaddr)?, word(paddr)?);
         if in_file > size {
             return Err(LoadError::BadField { field: "p_filesz", value: in_file });
         }

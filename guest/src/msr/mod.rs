@@ -8,10 +8,10 @@ mod clock;
 
 use arch::machine::{GuestMemory, Machine};
 use arch::msr::{
-    IA32_APIC_BASE, IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_DEBUGCTL, IA32_EFER,
-    IA32_FEATURE_CONTROL, IA32_FMASK, IA32_FS_BASE, IA32_KERNEL_GS_BASE, IA32_MCG_CAP,
-    IA32_MCG_STATUS, IA32_MISC_ENABLE, IA32_PAT, IA32_STAR, IA32_SYSENTER_CS, IA32_SYSENTER_EIP,
-    IA32_TIME_STAMP_COUNTER, IA32_TSC_ADJUST, IA32_TSC_AUX, IA32_XSS, MsrPass,
+    IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_DEBUGCTL, IA32_EFER, IA32_FEATURE_CONTROL,
+    IA32_FMASK, IA32_FS_BASE, IA32_KERNEL_GS_BASE, IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MISC_ENABLE,
+    IA32_PAT, IA32_STAR, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_TIME_STAMP_COUNTER,
+    IA32_TSC_ADJUST, IA32_TSC_AUX, IA32_XSS, MsrPass,
 };
 use arch::register::{Cr0, Efer};
 use arch::vcpu::Vcpu;
@@ -34,9 +34,6 @@ const NB_CFG: u32 = 0xc001_001f;
 const INTERRUPT_PENDING: u32 = 0xc001_0055;
 const DE_CFG: u32 = 0xc001_1029;
 
-/// Enabled, in x2APIC mode from the first instruction on, so that 0xFEE00000 is never touched.
-const APIC_BASE: u64 = 0xfee0_0c00;
-const APIC_BASE_BSP: u64 = 1 << 8;
 /// Branch trace and PEBS are not there. Whether fast strings are on is the CPU's: without bit 0 Linux drops
 /// ERMS, and clears pages otherwise.
 const MISC_ENABLE: u64 = 1 << 11 | 1 << 12;
@@ -48,20 +45,6 @@ const HWCR_TSC_FREQUENCY_SELECT: u64 = 1 << 24;
 /// The "not affected" answers and hints that promise no further MSR (SDM "IA32_ARCH_CAPABILITIES").
 const ARCH_CAPABILITIES_SHOWN: u64 =
     0x1f | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 17 | 3 << 19 | 1 << 24 | 3 << 26 | 1 << 62;
-/// AMD: FFXSR, TCE, automatic IBRS, each with the CPUID bit that announces it.
-const AMD_EFER: [(u64, u32, EferFeature); 3] = [
-    (1 << 14, 0x8000_0001, EferFeature::Edx(25)),
-    (1 << 15, 0x8000_0001, EferFeature::Ecx(17)),
-    (1 << 21, 0x8000_0021, EferFeature::Eax(8)),
-];
-
-#[derive(Clone, Copy)]
-enum EferFeature {
-    Eax(u32),
-    Ecx(u32),
-    Edx(u32),
-}
-
 /// The MSRs that pass on every CPU. One that the CPU lacks raises #GP by itself.
 const PASSES: [MsrPass; 8] = [
     both(IA32_SYSENTER_CS, IA32_SYSENTER_EIP),
@@ -103,7 +86,6 @@ pub enum MsrOutcome {
 #[derive(Clone, Debug)]
 pub struct Msrs {
     vendor: Vendor,
-    boot_processor: bool,
     clock: Option<ClockBase>,
     mtrrs: Mtrrs,
     hwcr: u64,
@@ -116,10 +98,9 @@ impl Msrs {
     /// After reset. `clock` is there where the guest is offered the KVM clock
     /// ([`crate::cpuid::CpuidPolicy::kvmclock`]).
     #[must_use]
-    pub fn new(vendor: Vendor, boot_processor: bool, clock: Option<ClockBase>) -> Self {
+    pub fn new(vendor: Vendor, clock: Option<ClockBase>) -> Self {
         Self {
             vendor,
-            boot_processor,
             clock,
             mtrrs: Mtrrs::default(),
             hwcr: HWCR_TSC_FREQUENCY_SELECT,
@@ -142,7 +123,6 @@ impl Msrs {
         }
         let value = match msr {
             IA32_TIME_STAMP_COUNTER => machine.tsc(),
-            IA32_APIC_BASE => self.apic_base(),
             IA32_PAT => vcpu.pat(),
             IA32_EFER => vcpu.efer(),
             IA32_TSC_ADJUST | IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
@@ -191,7 +171,6 @@ impl Msrs {
         match msr {
             // The TSC is the machine's; a guest that would set it keeps the one that it has.
             IA32_TIME_STAMP_COUNTER | IA32_TSC_ADJUST => MsrOutcome::Done,
-            IA32_APIC_BASE => done_if(value == self.apic_base()),
             IA32_PAT => write_pat(value, vcpu),
             IA32_EFER => self.write_efer(value, vcpu, machine),
             // Written before CPUID, to make it fill the revision in; and features that are not there.
@@ -217,23 +196,19 @@ impl Msrs {
         MsrOutcome::Done
     }
 
-    fn apic_base(&self) -> u64 {
-        APIC_BASE | if self.boot_processor { APIC_BASE_BSP } else { 0 }
-    }
-
     /// EFER: reserved bits and a change of LME while paging is on are refused; LMA is the CPU's
     /// (APM "Extended Feature Enable Register (EFER)").
     fn write_efer(&self, value: u64, vcpu: &mut impl Vcpu, machine: &impl Machine) -> MsrOutcome {
         let mut allowed = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
         if self.vendor == Vendor::Amd {
-            for (bit, leaf, feature) in AMD_EFER {
-                let answer = machine.cpuid(leaf, 0);
-                let has = match feature {
-                    EferFeature::Eax(n) => answer.eax & 1 << n != 0,
-                    EferFeature::Ecx(n) => answer.ecx & 1 << n != 0,
-                    EferFeature::Edx(n) => answer.edx & 1 << n != 0,
-                };
-                if has {
+            let cpuid = |leaf| machine.cpuid(leaf, 0);
+            // FFXSR, TCE, automatic IBRS, each with the CPUID bit that announces it.
+            for (bit, feature) in [
+                (1 << 14, cpuid(0x8000_0001).edx >> 25),
+                (1 << 15, cpuid(0x8000_0001).ecx >> 17),
+                (1 << 21, cpuid(0x8000_0021).eax >> 8),
+            ] {
+                if feature & 1 != 0 {
                     allowed |= Efer::from_bits_retain(bit);
                 }
             }

@@ -15,7 +15,7 @@ struct Rig {
 impl Rig {
     fn new(vendor: Vendor) -> Self {
         Self {
-            msrs: Msrs::new(vendor, true, Some(ClockBase { tsc: 1_000_000 })),
+            msrs: Msrs::new(vendor, Some(ClockBase { tsc: 1_000_000 })),
             vcpu: FakeVcpu::default(),
             machine: FakeMachine::default(),
             memory: FakeMemory(vec![0; 8192]),
@@ -38,7 +38,6 @@ fn what_linux_reads_without_expecting_a_fault_is_there() {
     for (msr, value) in [
         (0x10, 5_000_000),
         (0x17, 0),
-        (0x1b, 0xfee0_0d00),
         (0x3a, 1),
         (0x3b, 0),
         (0x8b, 0),
@@ -55,13 +54,6 @@ fn what_linux_reads_without_expecting_a_fault_is_there() {
         assert_eq!(amd.read(msr), Value(value), "{msr:#x}");
         assert_eq!(intel.read(msr), Unknown, "{msr:#x}");
     }
-}
-
-#[test]
-fn an_application_processor_does_not_read_the_boot_bit() {
-    let msrs = Msrs::new(Vendor::Intel, false, None);
-    let (vcpu, mut machine) = (FakeVcpu::default(), FakeMachine::default());
-    assert_eq!(msrs.read(0x1b, &vcpu, &mut machine), Value(0xfee0_0c00));
 }
 
 #[test]
@@ -132,7 +124,7 @@ fn the_clock_is_refused_outside_ram_and_where_it_is_not_offered() {
     let mut rig = Rig::new(Vendor::Amd);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0x1ff1), GeneralProtection);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0), Done);
-    rig.msrs = Msrs::new(Vendor::Intel, true, None);
+    rig.msrs = Msrs::new(Vendor::Intel, None);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0x1001), Unknown);
     assert_eq!(rig.read(KVM_WALL_CLOCK_NEW), Unknown);
 }

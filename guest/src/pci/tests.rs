@@ -10,7 +10,6 @@ use std::vec::Vec;
 use arch::interrupt::{ApicId, MsiMessage};
 use arch::machine::{CpuidResult, InterruptLine, RouteRefused};
 use arch::{Hpa, Vector};
-use pci::Destination;
 use proptest::prelude::*;
 
 use super::*;
@@ -231,7 +230,9 @@ impl World {
     ) -> R {
         let grants = &mut self.grants;
         let mut target = |interrupt: GuestInterrupt| {
-            let Destination::Physical(id @ 0..=1) = interrupt.destination else { return None };
+            let (id @ 0..=1, false) = (interrupt.destination, interrupt.logical) else {
+                return None;
+            };
             let target = interrupt.target(ApicId(u32::from(id) + 2));
             grants.push((target.vector, target.destination));
             Some(target)

@@ -210,7 +210,7 @@ fn other_functions_are_never_touched_by_what_a_guest_does_to_it() {
 #[test]
 fn a_ring_that_races_with_the_unmasking_is_heard_exactly_once() {
     let memory = region();
-    let target = GuestInterrupt { vector: Vector(0x41), destination: Destination::Physical(0) };
+    let target = GuestInterrupt { vector: Vector(0x41), destination: 0, logical: false };
     let live = Bell::Live(target.target(ApicId(7)));
     const ROUNDS: usize = 2000;
     let barrier = Barrier::new(2);
