@@ -6,6 +6,7 @@
 use core::arch::{asm, global_asm};
 
 use arch::machine::{CpuidResult, Width};
+use x86_64::structures::port::{PortRead, PortWrite};
 
 global_asm!(
     // Contract of all: System V calls, RDI = register index or field; return EAX = 1, or 0 after #GP.
@@ -170,26 +171,14 @@ pub fn tsc() -> u64 {
 /// Ring 0; a read of the port must not disturb a device that somebody else uses.
 #[must_use]
 pub unsafe fn port_read(port: u16, width: Width) -> u32 {
-    let value: u32;
     match width {
-        Width::Byte => {
-            let byte: u8;
-            // SAFETY: the caller vouches for the port.
-            unsafe { asm!("in al, dx", in("dx") port, out("al") byte, options(nomem, nostack)) };
-            value = u32::from(byte);
-        }
-        Width::Word => {
-            let word: u16;
-            // SAFETY: the caller vouches for the port.
-            unsafe { asm!("in ax, dx", in("dx") port, out("ax") word, options(nomem, nostack)) };
-            value = u32::from(word);
-        }
-        Width::Dword | Width::Qword => {
-            // SAFETY: the caller vouches for the port.
-            unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
-        }
+        // SAFETY: the caller vouches for the port.
+        Width::Byte => unsafe { u8::read_from_port(port) }.into(),
+        // SAFETY: the caller vouches for the port.
+        Width::Word => unsafe { u16::read_from_port(port) }.into(),
+        // SAFETY: the caller vouches for the port.
+        Width::Dword | Width::Qword => unsafe { u32::read_from_port(port) },
     }
-    value
 }
 
 /// Writes a port.
@@ -198,22 +187,12 @@ pub unsafe fn port_read(port: u16, width: Width) -> u32 {
 /// Ring 0; the write must not break what the hypervisor relies on.
 pub unsafe fn port_write(port: u16, width: Width, value: u32) {
     match width {
-        Width::Byte => {
-            // SAFETY: the caller vouches for the port and the value.
-            unsafe {
-                asm!("out dx, al", in("dx") port, in("al") value as u8, options(nomem, nostack));
-            }
-        }
-        Width::Word => {
-            // SAFETY: the caller vouches for the port and the value.
-            unsafe {
-                asm!("out dx, ax", in("dx") port, in("ax") value as u16, options(nomem, nostack));
-            }
-        }
-        Width::Dword | Width::Qword => {
-            // SAFETY: the caller vouches for the port and the value.
-            unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
-        }
+        // SAFETY: the caller vouches for the port.
+        Width::Byte => unsafe { u8::write_to_port(port, value as u8) },
+        // SAFETY: the caller vouches for the port.
+        Width::Word => unsafe { u16::write_to_port(port, value as u16) },
+        // SAFETY: the caller vouches for the port.
+        Width::Dword | Width::Qword => unsafe { u32::write_to_port(port, value) },
     }
 }
 

@@ -27,8 +27,6 @@ pub(crate) struct VcpuParts {
     pub(crate) bitmaps: Hpa,
     /// [`Backend::CPU_BYTES`] bytes of zeros that are this virtual CPU's alone.
     pub(crate) memory: Hpa,
-    /// Tag of the guest's translations, from 1.
-    pub(crate) tag: u16,
     pub(crate) host_tss_base: u64,
     /// In the posted mode: how other CPUs post interrupts.
     pub(crate) posted: Option<Posting>,
@@ -167,7 +165,6 @@ impl Backend for VtX {
             msr_bitmap: parts.bitmaps,
             io_bitmaps: parts.bitmaps.wrapping_add(IO_BITMAPS),
             vmcs: parts.memory.wrapping_add(PAGE_SIZE),
-            vpid: if self.0.features.vpid { parts.tag } else { 0 },
             virtual_apic,
             host_tss_base: parts.host_tss_base,
         };
@@ -246,7 +243,6 @@ impl Backend for AmdV {
             msr_permission_map: parts.bitmaps,
             io_permission_map: parts.bitmaps.wrapping_add(IO_PERMISSION_MAP),
             vmcb: parts.memory.wrapping_add(PAGE_SIZE),
-            asid: u32::from(parts.tag),
             take_interrupt: cpu::exceptions::take_interrupt,
         };
         // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own

@@ -187,8 +187,6 @@ impl<B: Backend> Partition<B> {
             virtual_ipis: shared.virtual_ipis,
             bitmaps: shared.bitmaps,
             memory,
-            // One guest to a processor: nobody else uses the tag there.
-            tag: 1,
             host_tss_base: processor.tss_base,
             posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
         };

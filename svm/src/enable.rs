@@ -64,8 +64,6 @@ impl Capabilities {
 /// What a usable AMD-V has beyond the necessary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
-    /// Number of ASIDs; 0 is the host's.
-    pub asids: u32,
     /// Exits tell where the next instruction is, and software events are injected with it.
     pub nrip_save: bool,
     /// One ASID can be flushed by itself.
@@ -83,13 +81,6 @@ pub enum SvmError {
     NoNestedPaging,
     /// Fewer than two ASIDs; the number.
     TooFewAsids(u32),
-    /// An ASID that the CPU does not have.
-    AsidOutOfRange {
-        /// The ASID asked for.
-        asid: u32,
-        /// How many there are.
-        asids: u32,
-    },
     /// The address of a control structure is 0 or not a multiple of 4 KiB.
     NotAFrame(Hpa),
 }
@@ -113,12 +104,6 @@ impl fmt::Display for SvmError {
                 f,
                 "the CPU's AMD-V has {asids} address-space identifiers (CPUID 0x8000000A EBX), a \
                  guest needs at least 2: use another machine"
-            ),
-            Self::AsidOutOfRange { asid, asids } => write!(
-                f,
-                "address-space identifier {asid} is not between 1 and {}: a virtual CPU needs one \
-                 of those that the CPU has",
-                asids.saturating_sub(1)
             ),
             Self::NotAFrame(at) => write!(
                 f,
@@ -152,7 +137,6 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
         return Err(SvmError::TooFewAsids(asids));
     }
     Ok(Features {
-        asids,
         nrip_save: svm_features & CPUID_NRIPS != 0,
         flush_by_asid: svm_features & CPUID_FLUSH_BY_ASID != 0,
     })
@@ -219,9 +203,9 @@ mod tests {
 
     #[test]
     fn a_plain_cpu_is_enough() {
-        let features = Features { asids: 16, nrip_save: false, flush_by_asid: false };
+        let features = Features { nrip_save: false, flush_by_asid: false };
         assert_eq!(check(&PLAIN), Ok(features));
-        let more = Features { asids: 16, nrip_save: true, flush_by_asid: true };
+        let more = Features { nrip_save: true, flush_by_asid: true };
         assert_eq!(check(&Capabilities { svm_features: 1 | 1 << 3 | 1 << 6, ..PLAIN }), Ok(more));
     }
 

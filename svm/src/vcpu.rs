@@ -16,6 +16,9 @@ use crate::enable::{Features, SvmError, frame};
 use crate::run;
 use crate::vmcb::Vmcb;
 
+/// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
+const ASID: u32 = 1;
+
 /// What a virtual CPU is made of. All addresses are host-physical and start at a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct VcpuSetup {
@@ -31,9 +34,6 @@ pub struct VcpuSetup {
     pub io_permission_map: Hpa,
     /// A frame for the VMCB.
     pub vmcb: Hpa,
-    /// The address-space identifier, from 1. Two virtual CPUs may share one only if they never run
-    /// on the same physical CPU.
-    pub asid: u32,
     /// Takes out the vector that the host's interrupt handlers have recorded on this CPU, if any.
     /// They leave it in service, and clear IF in the frame that they return to, so that one window
     /// takes one interrupt.
@@ -65,7 +65,7 @@ impl SvmVcpu {
     /// Makes a virtual CPU in the state after reset, with #NP intercepted in the exitless mode.
     ///
     /// # Errors
-    /// When the CPU has no such ASID or an address is no frame's.
+    /// When an address is no frame's.
     ///
     /// # Safety
     /// [`crate::enable`] has succeeded on this CPU, on which alone the virtual CPU is used. The
@@ -74,10 +74,6 @@ impl SvmVcpu {
     /// host keeps to what this crate's front page says it gives up, and its IDT has the handlers
     /// that `take_interrupt` speaks of and one for NMI.
     pub unsafe fn new(setup: &VcpuSetup) -> Result<Self, SvmError> {
-        let asids = setup.features.asids;
-        if setup.asid == 0 || setup.asid >= asids {
-            return Err(SvmError::AsidOutOfRange { asid: setup.asid, asids });
-        }
         let maps = [setup.msr_permission_map, setup.io_permission_map];
         for at in [setup.vmcb, setup.nested_root].into_iter().chain(maps) {
             frame(at)?;
@@ -99,7 +95,7 @@ impl SvmVcpu {
         control.n_cr3 = setup.nested_root.as_u64();
         control.msrpm_base_pa = setup.msr_permission_map.as_u64();
         control.iopm_base_pa = setup.io_permission_map.as_u64();
-        control.guest_asid = setup.asid;
+        control.guest_asid = ASID;
         vcpu.load(&StartState::after_sipi(0));
         Ok(vcpu)
     }

@@ -43,22 +43,10 @@ impl OwnedBits {
     pub(crate) const fn seen(self, real: u64, shadow: u64) -> u64 {
         real & !self.mask | shadow & self.mask
     }
-}
-
-/// What to do about a MOV to a control register that exited.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
-    /// Put the value in the read shadow and run the instruction again: it no longer differs from the
-    /// shadow in a host-owned bit, so the CPU itself carries it out, with all of its checks, the
-    /// switch of IA32_EFER.LMA and the load of the PDPTEs.
-    Repeat,
-    /// #GP(0).
-    GeneralProtection,
-}
-
-/// Judges `value`, the source operand of a MOV to the register that `owned` rules over.
-pub(crate) const fn judge(owned: OwnedBits, value: u64) -> Verdict {
-    if value & owned.reserved != 0 { Verdict::GeneralProtection } else { Verdict::Repeat }
+    /// Whether the guest may put `value` there; else it gets #GP(0).
+    pub(crate) const fn allows(self, value: u64) -> bool {
+        value & self.reserved == 0
+    }
 }
 
 /// The register and the source of a MOV to CR0 or CR4; `None` for any other control-register access,
@@ -112,10 +100,10 @@ mod tests {
         assert_eq!(OwnedBits::cr0(&SKYLAKE).mask, 0xffff_ffff_6000_0020);
         let cr4 = OwnedBits::cr4(&SKYLAKE);
         assert_eq!(cr4.mask, !SKYLAKE.cr4_fixed1 | 0x2000);
-        assert_eq!(judge(cr4, 0x2000), Verdict::GeneralProtection, "VMXE");
-        assert_eq!(judge(cr4, 1 << 63), Verdict::GeneralProtection);
-        assert_eq!(judge(OwnedBits::cr0(&SKYLAKE), 0x6000_0010), Verdict::Repeat, "CD, NW, no NE");
-        assert_eq!(judge(OwnedBits::cr0(&SKYLAKE), 1 << 32), Verdict::GeneralProtection);
+        assert!(!cr4.allows(0x2000), "VMXE");
+        assert!(!cr4.allows(1 << 63));
+        assert!(OwnedBits::cr0(&SKYLAKE).allows(0x6000_0010), "CD, NW, no NE");
+        assert!(!OwnedBits::cr0(&SKYLAKE).allows(1 << 32));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::controls::{Controls, PinBased, Secondary};
 use crate::field;
 use crate::posted::{NOTIFICATION, PidPointers, Posting};
 use crate::run;
-use crate::vcpu::VcpuSetup;
+use crate::vcpu::{VPID, VcpuSetup};
 use crate::vmcs::Vmcs;
 
 /// Writes the control fields.
@@ -23,17 +23,14 @@ pub(crate) fn write_controls(
     features: &Features,
     setup: &VcpuSetup,
 ) -> Result<(), VmxError> {
-    let mut controls = Controls::choose(&features.capabilities, setup.mode)?;
-    if setup.vpid == 0 {
-        controls.secondary.remove(Secondary::ENABLE_VPID); // VPID 0 is the host's
-    }
+    let controls = Controls::choose(&features.capabilities, setup.mode)?;
     vmcs.write(field::PIN_BASED_VM_EXECUTION_CONTROLS, controls.pin_based.bits());
     vmcs.write(field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls.primary.bits());
     vmcs.write(field::SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls.secondary.bits());
     vmcs.write(field::VM_EXIT_CONTROLS, controls.exit.bits());
     vmcs.write(field::VM_ENTRY_CONTROLS, controls.entry.bits());
     if controls.secondary.contains(Secondary::ENABLE_VPID) {
-        vmcs.write(field::VIRTUAL_PROCESSOR_IDENTIFIER, setup.vpid);
+        vmcs.write(field::VIRTUAL_PROCESSOR_IDENTIFIER, VPID);
     }
     if controls.secondary.contains(Secondary::ENABLE_XSAVES) {
         vmcs.write(field::XSS_EXITING_BITMAP, 0);

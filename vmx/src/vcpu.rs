@@ -14,7 +14,7 @@ use arch::{Exit, Hpa, address::PAGE_SIZE};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
-use crate::control_register::{OwnedBits, Verdict, efer_with_lma, judge, mov_to};
+use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
@@ -28,6 +28,8 @@ use crate::{VmxError, error, run, setup, vmcs};
 pub(crate) const BLOCKING_BY_STI_OR_MOV_SS: u32 = 3;
 /// Interruptibility state: blocking by NMI; with virtual NMIs, the guest's own.
 pub(crate) const BLOCKING_BY_NMI: u32 = 1 << 3;
+/// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
+pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
@@ -53,8 +55,6 @@ pub struct VcpuSetup {
     pub io_bitmaps: Hpa,
     /// A free page for the VMCS.
     pub vmcs: Hpa,
-    /// Tag of the guest's translations on this CPU; 0 for none.
-    pub vpid: u16,
     /// In the posted mode only.
     pub virtual_apic: Option<VirtualApic>,
     /// Linear address of this CPU's TSS.
@@ -69,7 +69,6 @@ pub struct VmxVcpu {
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
     ept_pointer: u64,
-    vpid: u16,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
@@ -110,7 +109,6 @@ impl VmxVcpu {
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities),
             ept_pointer: ept_pointer(nested_root),
-            vpid: if features.vpid { setup.vpid } else { 0 },
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
@@ -252,11 +250,12 @@ impl VmxVcpu {
         } else {
             (self.cr4, field::CR4_READ_SHADOW)
         };
-        match judge(owned, value) {
-            Verdict::Repeat => self.vmcs.write(shadow, value),
-            Verdict::GeneralProtection => {
-                self.inject_now(Event::exception(exception::GP, Some(0)));
-            }
+        if owned.allows(value) {
+            // And again: it no longer differs from the shadow in a host-owned bit, so the CPU itself carries it out,
+            // with all of its checks, the switch of IA32_EFER.LMA and the load of the PDPTEs.
+            self.vmcs.write(shadow, value);
+        } else {
+            self.inject_now(Event::exception(exception::GP, Some(0)));
         }
         true
     }
@@ -337,10 +336,10 @@ impl VmxVcpu {
 
     /// Drops the guest's linear translations. Without VPIDs every entry does it.
     pub(crate) fn flush_linear(&mut self) {
-        if self.vpid != 0 {
+        if self.features.vpid {
             let kind = vmcs::invalidation_type(self.features.capabilities.invvpid_single());
             // SAFETY: as above; VPIDs are used only where INVVPID and one of its types exist.
-            unsafe { vmcs::invvpid(kind, u64::from(self.vpid)) };
+            unsafe { vmcs::invvpid(kind, VPID.into()) };
         }
     }
 

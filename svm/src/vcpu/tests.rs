@@ -9,7 +9,7 @@ use arch::segment::{
 };
 use arch::vcpu::{Event, EventKind};
 
-const PLAIN: Features = Features { asids: 16, nrip_save: false, flush_by_asid: true };
+const PLAIN: Features = Features { nrip_save: false, flush_by_asid: true };
 const FRAME: Hpa = Hpa::new(0x1000);
 
 fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
@@ -21,7 +21,6 @@ fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
         msr_permission_map: Hpa::new(0x2000),
         io_permission_map: Hpa::new(0x4000),
         vmcb: Hpa::new((&raw mut *memory).expose_provenance() as u64),
-        asid: 1,
         take_interrupt: || None,
     }
 }
@@ -69,9 +68,6 @@ fn a_single_step_traps_behind_an_instruction_that_was_carried_out() {
 
 #[test]
 fn bad_setups_are_refused_by_name() {
-    let asid = |asid| Some(SvmError::AsidOutOfRange { asid, asids: 16 });
-    assert_eq!(refusal(|s| s.asid = 0), asid(0));
-    assert_eq!(refusal(|s| s.asid = 16), asid(16));
     let frame = Some(SvmError::NotAFrame(Hpa::new(0x2800)));
     assert_eq!(refusal(|s| s.msr_permission_map = Hpa::new(0x2800)), frame);
     assert_eq!(refusal(|s| s.io_permission_map = Hpa::new(0x2800)), frame);
