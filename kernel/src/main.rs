@@ -131,28 +131,24 @@ fn configuration(info: &BootInfo<'_>) -> Result<Config, Refusal> {
 
 /// An exception in the hypervisor itself is our own bug.
 fn fatal_exception(frame: &Frame) -> ! {
-    // SAFETY: this CPU never goes on.
-    unsafe { console::break_lock() };
     let cr2: u64;
     // SAFETY: reading CR2 changes nothing.
     unsafe { core::arch::asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack)) };
-    logln!(
-        "error: the hypervisor itself raised exception {} (error code {:#x}) at {:#x}, CR2 {cr2:#x}",
-        frame.vector,
-        frame.error_code,
-        frame.rip
-    );
-    logln!("registers: {frame:#x?}");
-    logln!("halted");
-    console::drain();
-    cpu::instructions::halt_forever()
+    last_words(format_args!(
+        "raised exception {} (error code {:#x}) at {:#x}, CR2 {cr2:#x}\nregisters: {frame:#x?}",
+        frame.vector, frame.error_code, frame.rip
+    ))
 }
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    last_words(format_args!("failed: {info}"))
+}
+
+fn last_words(what: core::fmt::Arguments<'_>) -> ! {
     // SAFETY: this CPU never goes on.
     unsafe { console::break_lock() };
-    logln!("error: the hypervisor itself failed: {info}");
+    logln!("error: the hypervisor itself {what}");
     logln!("halted");
     console::drain();
     cpu::instructions::halt_forever()

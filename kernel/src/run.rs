@@ -22,7 +22,7 @@ use crate::partition::{Edge, Partition};
 use crate::processors::{self, Processor};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::seat::{Requests, Seat};
+use crate::seat::{self, Requests, Seat};
 use crate::{power, watchdog};
 
 /// Guests that have not ended.
@@ -206,7 +206,7 @@ impl<B: Backend> Running<B> {
         loop {
             B::hold_nmis();
             let requests = seat.take_requests();
-            if requests.stop() {
+            if requests.has(seat::STOP) {
                 return;
             }
             self.carry_out(requests, processor);
@@ -302,18 +302,18 @@ impl<B: Backend> Running<B> {
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
-        if requests.flush() {
+        if requests.has(seat::FLUSH) {
             self.vcpu.flush_nested();
         }
-        if requests.init() {
+        if requests.has(seat::INIT) {
             B::drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
         }
-        if requests.registers() {
+        if requests.has(seat::REGISTERS) {
             self.with_lock(|context| context.dump());
         }
-        if requests.nmi() && !self.waiting {
+        if requests.has(seat::NMI) && !self.waiting {
             self.vcpu.inject(Event::nmi());
         }
     }

@@ -14,11 +14,16 @@ use guest::counters::ExitCounters;
 use spin::Mutex;
 use vmx::Posting;
 
-const FLUSH: u32 = 1 << 0;
-const INIT: u32 = 1 << 1;
-const NMI: u32 = 1 << 2;
-const STOP: u32 = 1 << 3;
-const REGISTERS: u32 = 1 << 4;
+/// The nested table changed.
+pub(crate) const FLUSH: u32 = 1 << 0;
+/// INIT arrived.
+pub(crate) const INIT: u32 = 1 << 1;
+/// A non-maskable interrupt for the guest.
+pub(crate) const NMI: u32 = 1 << 2;
+/// The guest has ended.
+pub(crate) const STOP: u32 = 1 << 3;
+/// The monitor wants to see its registers.
+pub(crate) const REGISTERS: u32 = 1 << 4;
 /// A start-up IPI came after the last INIT; its vector is in the top byte.
 const START: u32 = 1 << 5;
 const START_VECTOR: u32 = 24;
@@ -43,29 +48,13 @@ pub(crate) struct Seat {
 pub(crate) struct Requests(u32);
 
 impl Requests {
-    /// The nested table changed.
-    pub(crate) fn flush(self) -> bool {
-        self.0 & FLUSH != 0
+    /// Whether this was asked.
+    pub(crate) fn has(self, what: u32) -> bool {
+        self.0 & what != 0
     }
-    /// INIT arrived.
-    pub(crate) fn init(self) -> bool {
-        self.0 & INIT != 0
-    }
-    /// The vector of a start-up IPI that came after it.
+    /// The vector of a start-up IPI that came after an INIT.
     pub(crate) fn start(self) -> Option<u8> {
-        (self.0 & START != 0).then_some((self.0 >> START_VECTOR) as u8)
-    }
-    /// A non-maskable interrupt for the guest.
-    pub(crate) fn nmi(self) -> bool {
-        self.0 & NMI != 0
-    }
-    /// The monitor wants to see its registers.
-    pub(crate) fn registers(self) -> bool {
-        self.0 & REGISTERS != 0
-    }
-    /// The guest has ended.
-    pub(crate) fn stop(self) -> bool {
-        self.0 & STOP != 0
+        self.has(START).then_some((self.0 >> START_VECTOR) as u8)
     }
 }
 
