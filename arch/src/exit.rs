@@ -118,35 +118,6 @@ pub enum ExitReason {
     },
 }
 
-impl ExitReason {
-    /// Stable name of the reason: the key in reports and of the exit counters.
-    #[must_use]
-    pub const fn key(&self) -> &'static str {
-        match self {
-            Self::Cpuid => "cpuid",
-            Self::Io(_) => "io",
-            Self::ReadMsr | Self::WriteMsr | Self::ApicWrite(_) => "msr",
-            Self::DescriptorTable | Self::LocalDescriptorTable => "descriptor_table",
-            Self::NestedPageFault(_) => "nested_page_fault",
-            Self::Exception { .. } => "exception",
-            Self::Nmi => "nmi",
-            Self::ExternalInterrupt(_) => "external_interrupt",
-            Self::EndOfInterrupt(_) => "eoi",
-            Self::InterruptWindow => "interrupt_window",
-            Self::PreemptionTimer => "preemption_timer",
-            Self::Halt => "halt",
-            Self::TripleFault => "triple_fault",
-            Self::Xsetbv => "xsetbv",
-            Self::CacheInvalidate => "cache_invalidate",
-            Self::VirtualizationInstruction => "virtualization_instruction",
-            Self::ControlRegister(_) => "control_register",
-            Self::Init => "init",
-            Self::EntryFailure(_) => "entry_failure",
-            Self::Unexpected { .. } => "unexpected",
-        }
-    }
-}
-
 /// A port access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoAccess {

@@ -45,12 +45,14 @@ impl Width {
     /// All value bits set: what a read of nothing returns.
     #[must_use]
     pub const fn mask(self) -> u64 {
-        match self {
-            Self::Byte => 0xff,
-            Self::Word => 0xffff,
-            Self::Dword => 0xffff_ffff,
-            Self::Qword => u64::MAX,
-        }
+        u64::MAX >> (64 - 8 * self.bytes())
+    }
+
+    /// The value of this width as a signed number.
+    #[must_use]
+    pub const fn sign_extend(self, value: u64) -> i64 {
+        let unused = 64 - 8 * self.bytes();
+        (value << unused).cast_signed() >> unused
     }
 }
 

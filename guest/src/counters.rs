@@ -302,8 +302,29 @@ mod tests {
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
-        for reason in reasons {
-            assert_eq!(Counter::of(&reason).key(), reason.key());
-        }
+        let keys = [
+            "cpuid",
+            "io",
+            "msr",
+            "msr",
+            "descriptor_table",
+            "descriptor_table",
+            "nested_page_fault",
+            "exception",
+            "nmi",
+            "external_interrupt",
+            "interrupt_window",
+            "preemption_timer",
+            "halt",
+            "triple_fault",
+            "xsetbv",
+            "cache_invalidate",
+            "virtualization_instruction",
+            "control_register",
+            "init",
+            "entry_failure",
+            "unexpected",
+        ];
+        assert_eq!(reasons.map(|reason| Counter::of(&reason).key()), keys);
     }
 }

@@ -4,13 +4,15 @@ use core::fmt;
 
 use arch::{Exit, ExitReason};
 
+use crate::counters::Counter;
+
 /// So many are kept.
 const KEPT: usize = 8;
 
 /// One exit.
 #[derive(Clone, Copy, Debug)]
 struct Recent {
-    reason: &'static str,
+    reason: Counter,
     /// Port, address, MSR, vector or code, as the reason has it; else 0.
     detail: u64,
     rip: u64,
@@ -28,7 +30,7 @@ impl RecentExits {
     pub fn keep(&mut self, exit: &Exit, rip: u64, msr: u64) {
         let Some(detail) = detail(&exit.reason, msr) else { return };
         if let Some(place) = self.exits.get_mut(self.count % KEPT) {
-            *place = Some(Recent { reason: exit.reason.key(), detail, rip });
+            *place = Some(Recent { reason: Counter::of(&exit.reason), detail, rip });
             self.count = self.count.wrapping_add(1);
         }
     }
@@ -68,7 +70,7 @@ impl fmt::Display for RecentExits {
         let (newer, older) = self.exits.split_at(self.count % KEPT);
         let mut separator = "";
         for Recent { reason, detail, rip } in older.iter().chain(newer).flatten() {
-            write!(f, "{separator}{reason} {detail:#x} at {rip:#x}")?;
+            write!(f, "{separator}{} {detail:#x} at {rip:#x}", reason.key())?;
             separator = ", ";
         }
         Ok(())

@@ -34,8 +34,7 @@ impl Instruction {
             return 0;
         };
         let bytes = u32::from(self.width.bytes());
-        let unused = 64 - bytes * 8;
-        let number = (register.get(vcpu, self.width) << unused).cast_signed() >> unused;
+        let number = self.width.sign_extend(register.get(vcpu, self.width));
         let words = number >> (bytes * 8).ilog2();
         (words << bytes.ilog2()).cast_unsigned()
     }

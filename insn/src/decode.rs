@@ -103,11 +103,10 @@ impl Decoder<'_> {
     /// The next little-endian number of `width`, sign-extended.
     pub(crate) fn signed(&mut self, width: Width) -> Result<i64, DecodeError> {
         let mut value = 0;
-        let bits = u32::from(width.bytes()) * 8;
-        for shift in (0..bits).step_by(8) {
-            value |= u64::from(self.byte()?) << shift;
+        for index in 0..width.bytes() {
+            value |= u64::from(self.byte()?) << (8 * index);
         }
-        Ok((value << (64 - bits)).cast_signed() >> (64 - bits))
+        Ok(width.sign_extend(value))
     }
 
     /// Reads all prefixes; answers with the first opcode byte.

@@ -53,7 +53,7 @@ impl Instruction {
             | Operation::Ins
             | Operation::Outs => nothing,
             Operation::Load { register, to, signed } => {
-                let value = if signed { sign_extend(width, memory) } else { memory };
+                let value = if signed { width.sign_extend(memory).cast_unsigned() } else { memory };
                 Outcome { register: Some((register, to, value & to.mask())), ..nothing }
             }
             Operation::Store(source) => to_memory(value(source), flags),
@@ -113,11 +113,6 @@ impl Instruction {
             Outcome { memory: Some(memory), register, flags }
         }
     }
-}
-
-fn sign_extend(width: Width, value: u64) -> u64 {
-    let unused = 64 - u32::from(width.bytes()) * 8;
-    ((value << unused).cast_signed() >> unused).cast_unsigned()
 }
 
 #[cfg(test)]

@@ -29,4 +29,6 @@ pub use execute::Outcome;
 pub use instruction::{
     Address, Base, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
 };
-pub use linear::{Access, MemoryFault, fetch_instruction, read_linear, translate, write_linear};
+pub use linear::{
+    Access, MemoryFault, canonical, fetch_instruction, read_linear, translate, write_linear,
+};

@@ -232,13 +232,8 @@ impl Walk {
         let Paging::Long { levels } = self.paging else {
             return Ok(gva.as_u64() & 0xffff_ffff);
         };
-        let unused = 64 - (12 + levels * 9);
-        let extended = (gva.as_u64() << unused).cast_signed() >> unused;
-        if extended.cast_unsigned() == gva.as_u64() {
-            Ok(gva.as_u64())
-        } else {
-            Err(MemoryFault::NotCanonical(gva))
-        }
+        let canonical = canonical(gva.as_u64(), levels == 5);
+        canonical.then_some(gva.as_u64()).ok_or(MemoryFault::NotCanonical(gva))
     }
 
     fn entry<M: GuestMemory>(
@@ -308,6 +303,13 @@ impl Walk {
         let prevented = user_page && if access.fetch { self.smep } else { self.smap };
         !prevented && (!access.write || rights & WRITABLE != 0 || !self.write_protect)
     }
+}
+
+/// Whether an address is canonical under five levels of paging, or four; a 32-bit one always is.
+#[must_use]
+pub const fn canonical(address: u64, five_levels: bool) -> bool {
+    let unused = if five_levels { 64 - 57 } else { 64 - 48 };
+    (address.cast_signed() << unused >> unused).cast_unsigned() == address
 }
 
 /// The guest-physical address behind a linear one, for one access that stays in its page.

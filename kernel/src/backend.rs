@@ -247,7 +247,7 @@ impl Backend for AmdV {
         };
         // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own
         // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
-        Ok(unsafe { svm::SvmVcpu::new(&setup) }?)
+        Ok(unsafe { svm::SvmVcpu::new(&setup) })
     }
 }
 

@@ -6,7 +6,6 @@
 use core::fmt;
 
 use arch::Hpa;
-use arch::address::PAGE_SIZE;
 use arch::msr::{IA32_EFER, VM_CR, VM_HSAVE_PA};
 use arch::register::Efer;
 use cpu::instructions::{cpuid, read_msr, write_msr};
@@ -81,8 +80,6 @@ pub enum SvmError {
     NoNestedPaging,
     /// Fewer than two ASIDs; the number.
     TooFewAsids(u32),
-    /// The address of a control structure is 0 or not a multiple of 4 KiB.
-    NotAFrame(Hpa),
 }
 
 impl fmt::Display for SvmError {
@@ -104,11 +101,6 @@ impl fmt::Display for SvmError {
                 f,
                 "the CPU's AMD-V has {asids} address-space identifiers (CPUID 0x8000000A EBX), a \
                  guest needs at least 2: use another machine"
-            ),
-            Self::NotAFrame(at) => write!(
-                f,
-                "the AMD-V control structure at {at} is not at the start of a 4 KiB frame: allocate \
-                 it from the frame allocator"
             ),
         }
     }
@@ -142,19 +134,11 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
     })
 }
 
-/// That `at` can be handed to the CPU as the address of a control structure.
-pub(crate) fn frame(at: Hpa) -> Result<(), SvmError> {
-    if at.as_u64() == 0 || !at.is_aligned(PAGE_SIZE) {
-        return Err(SvmError::NotAFrame(at));
-    }
-    Ok(())
-}
-
 /// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's
 /// state; it belongs to this CPU alone until [`disable`].
 ///
 /// # Errors
-/// What [`check`] finds missing, or a `hsave` that is no frame. Nothing has been changed then.
+/// What [`check`] finds missing. Nothing has been changed then.
 ///
 /// # Safety
 /// The caller runs at privilege level 0, and nothing else uses the frame at `hsave`.
@@ -162,7 +146,6 @@ pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
     // SAFETY: privilege level 0, as the caller promises.
     let capabilities = unsafe { Capabilities::read() };
     let features = check(&capabilities)?;
-    frame(hsave)?;
     if capabilities.vm_cr & VM_CR_SVMDIS != 0 {
         // SAFETY: `check` has seen that VM_CR is not locked; clearing SVMDIS only permits SVME.
         unsafe { write_msr(VM_CR, capabilities.vm_cr & !VM_CR_SVMDIS) };
@@ -230,13 +213,5 @@ mod tests {
         assert!(check(&Capabilities { vm_cr: 0x08, svm_features: 5, ..PLAIN }).is_ok());
         let unlockable = Capabilities { vm_cr: 0x10, ..PLAIN };
         assert_eq!(check(&unlockable), Err(SvmError::LockedOff(0x10)));
-    }
-
-    #[test]
-    fn control_structures_start_at_frames() {
-        assert_eq!(frame(Hpa::new(0x5000)), Ok(()));
-        for at in [0, 0x5008] {
-            assert_eq!(frame(Hpa::new(at)), Err(SvmError::NotAFrame(Hpa::new(at))));
-        }
     }
 }

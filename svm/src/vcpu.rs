@@ -12,7 +12,7 @@ use arch::{Hpa, Vector};
 
 use crate::controls;
 use crate::decode::{self, VMEXIT_INTR, VMEXIT_NMI};
-use crate::enable::{Features, SvmError, frame};
+use crate::enable::Features;
 use crate::run;
 use crate::vmcb::Vmcb;
 
@@ -64,26 +64,19 @@ pub struct SvmVcpu {
 impl SvmVcpu {
     /// Makes a virtual CPU in the state after reset, with #NP intercepted in the exitless mode.
     ///
-    /// # Errors
-    /// When an address is no frame's.
-    ///
     /// # Safety
     /// [`crate::enable`] has succeeded on this CPU, on which alone the virtual CPU is used. The
-    /// addresses are identity-mapped; the VMCB's frame is given away; the maps and the nested table
+    /// addresses are those of identity-mapped frames; the VMCB's frame is given away; the maps and the nested table
     /// outlive the virtual CPU, and the table gives the guest no memory that is not its own. The
     /// host keeps to what this crate's front page says it gives up, and its IDT has the handlers
     /// that `take_interrupt` speaks of and one for NMI.
-    pub unsafe fn new(setup: &VcpuSetup) -> Result<Self, SvmError> {
-        let maps = [setup.msr_permission_map, setup.io_permission_map];
-        for at in [setup.vmcb, setup.nested_root].into_iter().chain(maps) {
-            frame(at)?;
-        }
-        let vmcb =
-            cpu::physical::non_null::<Vmcb>(setup.vmcb).ok_or(SvmError::NotAFrame(setup.vmcb))?;
+    pub unsafe fn new(setup: &VcpuSetup) -> Self {
+        let vmcb = cpu::physical::pointer::<Vmcb>(setup.vmcb);
         // SAFETY: an identity-mapped frame that the caller gives away, aligned and large enough.
-        unsafe { vmcb.write(Vmcb::zeroed()) };
+        let vmcb = unsafe { &mut *vmcb };
+        *vmcb = Vmcb::zeroed();
         let mut vcpu = Self {
-            vmcb,
+            vmcb: NonNull::from(vmcb),
             gpr: [0; 16],
             features: setup.features,
             take_interrupt: setup.take_interrupt,
@@ -97,7 +90,7 @@ impl SvmVcpu {
         control.iopm_base_pa = setup.io_permission_map.as_u64();
         control.guest_asid = ASID;
         vcpu.load(&StartState::after_sipi(0));
-        Ok(vcpu)
+        vcpu
     }
 
     pub(crate) fn vmcb(&self) -> &Vmcb {

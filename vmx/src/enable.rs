@@ -5,9 +5,9 @@
 
 use core::marker::PhantomData;
 
+use arch::Hpa;
 use arch::msr::IA32_FEATURE_CONTROL;
 use arch::register::Cr4 as Cr4Bits;
-use arch::{Hpa, address::PAGE_SIZE};
 use cpu::instructions::{cpuid, read_msr, write_msr};
 use x86_64::registers::control::{Cr0, Cr4};
 
@@ -117,9 +117,6 @@ impl Drop for VmxOn {
 pub unsafe fn enable(region: Hpa) -> Result<VmxOn, VmxError> {
     // SAFETY: ring 0, says the caller.
     let features = check(&unsafe { Capabilities::read() })?;
-    if !region.is_aligned(PAGE_SIZE) {
-        return Err(VmxError::Unaligned(region));
-    }
     let capabilities = &features.capabilities;
     if capabilities.feature_control & FEATURE_CONTROL_LOCK == 0 {
         let value = capabilities.feature_control | FEATURE_CONTROL_LOCK | FEATURE_CONTROL_VMX;

@@ -29,8 +29,6 @@ pub enum VmxError {
         /// Its operand.
         frame: Hpa,
     },
-    /// The caller gave an address that is not a multiple of 4 KiB.
-    Unaligned(Hpa),
 }
 
 /// A control and the capability MSR that rules over it.
@@ -74,9 +72,6 @@ impl fmt::Display for VmxError {
                 f,
                 "{instruction} of the page at {frame} failed: another hypervisor may own VT-x"
             ),
-            Self::Unaligned(address) => {
-                write!(f, "the page given to VT-x at {address} is not 4 KiB-aligned")
-            }
         }
     }
 }

@@ -10,7 +10,7 @@ use arch::exit::{EntryFailure, ExitReason, Frequent};
 use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::SegmentRegister;
 use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
-use arch::{Exit, Hpa, address::PAGE_SIZE};
+use arch::{Exit, Hpa};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -80,7 +80,7 @@ impl VmxVcpu {
     /// Makes the virtual CPU of this physical CPU and resets it to [`StartState::after_sipi`] 0.
     ///
     /// # Errors
-    /// When an address is not page-aligned or the CPU refuses the VMCS.
+    /// When the CPU refuses the VMCS.
     ///
     /// # Safety
     /// * `on` is this CPU's and outlives this, and no other [`VmxVcpu`] lives on it.
@@ -89,13 +89,6 @@ impl VmxVcpu {
     /// * The TSS is the caller's. CR3 and the descriptor tables that this CPU has now stay, and gate 2 of the IDT
     ///   handles NMIs.
     pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
-        let VcpuSetup { nested_root, msr_bitmap, io_bitmaps, .. } = *setup;
-        let virtual_apic = setup.virtual_apic.map_or(Hpa::new(0), |apic| apic.page);
-        for page in [virtual_apic, nested_root, msr_bitmap, io_bitmaps, setup.vmcs] {
-            if !page.is_aligned(PAGE_SIZE) {
-                return Err(VmxError::Unaligned(page));
-            }
-        }
         let features = on.features;
         // SAFETY: `on` proves root operation; the frame is free, says the caller.
         let mut vmcs = unsafe { Vmcs::make_current(setup.vmcs, features.capabilities.revision()) }?;
@@ -108,7 +101,7 @@ impl VmxVcpu {
             registers: run::Registers::default(),
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities),
-            ept_pointer: ept_pointer(nested_root),
+            ept_pointer: ept_pointer(setup.nested_root),
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,

@@ -77,7 +77,7 @@ impl<P: Platform> Context<'_, P> {
         insn::read_linear(self.vcpu, self.memory, at, access, part)?;
         let table = form.parse(bytes);
         let five_levels = self.vcpu.cr4() & Cr4::LA57.bits() != 0;
-        if !system_segment::canonical(table.base.as_u64(), five_levels) {
+        if !insn::canonical(table.base.as_u64(), five_levels) {
             return Err(general_protection);
         }
         self.vcpu.set_descriptor_table(register, table);

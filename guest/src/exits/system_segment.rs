@@ -10,7 +10,7 @@ use arch::machine::GuestMemory;
 use arch::register::{Cr0, Cr4, Efer, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, Vcpu, exception};
-use insn::{Access, Instruction, Mode, Operation, Register};
+use insn::{Access, Instruction, Mode, Operation, Register, canonical};
 
 use super::access::Refused;
 
@@ -143,12 +143,6 @@ fn read_descriptor<V: Vcpu, M: GuestMemory>(
     let part = bytes.get_mut(..length.into()).unwrap_or_default();
     insn::read_linear(vcpu, memory, at, SUPERVISOR, part)?;
     Ok(Some((at, Descriptor(u128::from_le_bytes(bytes)))))
-}
-
-/// Whether `base` is canonical; a 32-bit one always is.
-pub(super) fn canonical(base: u64, five_levels: bool) -> bool {
-    let unused = if five_levels { 64 - 57 } else { 64 - 48 };
-    ((base << unused).cast_signed() >> unused).cast_unsigned() == base
 }
 
 pub(super) const fn fault(vector: u8, error_code: Option<u32>) -> Refused {
