@@ -187,14 +187,12 @@ pub trait Iommu {
     /// The message (remappable format) that a device must send to use an entry.
     fn remap_message(&self, index: RemapIndex) -> MsiMessage;
 
-    /// The I/O APIC redirection entry (remappable format) that uses an entry. `unmasked = false`
-    /// sets the mask bit.
+    /// The I/O APIC redirection entry (remappable format) that uses an entry.
     fn remap_redirection(
         &self,
         index: RemapIndex,
         target: InterruptTarget,
         active_low: bool,
-        unmasked: bool,
     ) -> u64;
 
     /// Gives every recorded fault to `sink` and clears the records. Returns how many were lost to

@@ -4,7 +4,7 @@
 //! (`cpu`, `vmx`, `svm`, `iommu`) implement its traits. Neither side ever names the other; the
 //! `kernel` crate joins them.
 //!
-//! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`]
+//! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
 //! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`exit::Exit`] (why it stopped),
 //!   [`iommu::Iommu`] (DMA and interrupt remapping), [`machine::Machine`] (the physical machine as
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
@@ -13,6 +13,7 @@
 
 pub mod address;
 pub mod bdf;
+pub mod bytes;
 pub mod exit;
 pub mod gate;
 pub mod interrupt;

@@ -7,6 +7,7 @@ use core::fmt;
 use core::ops::RangeInclusive;
 
 use arch::address::HpaRange;
+use arch::bytes::{u16_at, u32_at, u64_at};
 use arch::{Bdf, Hpa};
 
 /// Gives the buses behind a PCI bridge (secondary to subordinate), from its configuration space;
@@ -138,7 +139,7 @@ impl<'a> Dmar<'a> {
     /// # Errors
     /// When a length, the signature or the checksum is wrong, or the table names no unit.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DmarError> {
-        let length = word(bytes, 4).map_or(HEADER, |length| (length as usize).max(HEADER));
+        let length = u32_at(bytes, 4).map_or(HEADER, |length| (length as usize).max(HEADER));
         let truncated = DmarError::Truncated { bytes: bytes.len(), length };
         let table = bytes.get(..length).ok_or(truncated)?;
         if !table.starts_with(b"DMAR") {
@@ -150,7 +151,7 @@ impl<'a> Dmar<'a> {
         let mut offset = HEADER;
         while offset < table.len() {
             let structure = structure_at(table, offset)?;
-            if let Some(first) = first_scope(half(structure, 0)) {
+            if let Some(first) = first_scope(u16_at(structure, 0)) {
                 let scopes = structure.get(first..);
                 let wrong = DmarError::WrongScope { offset };
                 check_scopes(scopes.ok_or(wrong)?).ok_or(wrong)?;
@@ -172,8 +173,8 @@ impl<'a> Dmar<'a> {
         self.structures(DRHD).filter_map(|structure| {
             Some(Drhd {
                 include_all: structure.get(4)? & 1 != 0,
-                segment: half(structure, 6)?,
-                registers: Hpa::new(long(structure, 8)?),
+                segment: u16_at(structure, 6)?,
+                registers: Hpa::new(u64_at(structure, 8)?),
                 scopes: structure.get(16..)?,
             })
         })
@@ -206,8 +207,8 @@ impl<'a> Dmar<'a> {
     #[must_use]
     pub fn rmrr_for(&self, function: Bdf, bridges: Bridges<'_>) -> Option<HpaRange> {
         self.structures(RMRR).find_map(|structure| {
-            let (start, last) = (long(structure, 8)?, long(structure, 16)?);
-            let named = half(structure, 6)? == 0
+            let (start, last) = (u64_at(structure, 8)?, u64_at(structure, 16)?);
+            let named = u16_at(structure, 6)? == 0
                 && scopes(structure.get(24..)?).any(|scope| scope.covers(function, bridges));
             let length = last.saturating_sub(start).saturating_add(1);
             named.then_some(HpaRange { start: Hpa::new(start), length })
@@ -222,7 +223,7 @@ impl<'a> Dmar<'a> {
             offset += structure.len();
             Some(structure)
         })
-        .filter(move |structure| half(structure, 0) == Some(kind))
+        .filter(move |structure| u16_at(structure, 0) == Some(kind))
     }
 }
 
@@ -237,7 +238,7 @@ fn first_scope(kind: Option<u16>) -> Option<usize> {
 
 fn structure_at(table: &[u8], offset: usize) -> Result<&[u8], DmarError> {
     let rest = table.get(offset..).unwrap_or(&[]);
-    let length = half(rest, 2).map_or(0, usize::from);
+    let length = u16_at(rest, 2).map_or(0, usize::from);
     let wrong = DmarError::WrongStructure { offset, length };
     if length < 4 { Err(wrong) } else { rest.get(..length).ok_or(wrong) }
 }
@@ -264,18 +265,6 @@ fn scopes(mut bytes: &[u8]) -> impl Iterator<Item = Scope<'_>> {
         bytes = rest;
         Some(scope)
     })
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
-}
-
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

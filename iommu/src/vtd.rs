@@ -325,9 +325,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         index: RemapIndex,
         target: InterruptTarget,
         active_low: bool,
-        unmasked: bool,
     ) -> u64 {
-        remapping::redirection(index, target, active_low, unmasked)
+        remapping::redirection(index, target, active_low)
     }
 
     fn poll_faults(&mut self, sink: &mut dyn FnMut(Fault)) -> u32 {

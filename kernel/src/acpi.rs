@@ -138,7 +138,7 @@ fn soft_off(fadt: &Fadt) -> Option<SoftOff> {
     let dsdt = Hpa::new(fadt.dsdt_address().ok()? as u64);
     // SAFETY: as in `raw_table`.
     let header = unsafe { physical::bytes(dsdt, size_of::<SdtHeader>()) };
-    let length = u32::from_le_bytes(header.get(4..8)?.try_into().ok()?) as usize;
+    let length = arch::bytes::u32_at(header, 4)? as usize;
     // SAFETY: as in `raw_table`.
     let body = unsafe { physical::bytes(dsdt, length) };
     let name = body.windows(5).position(|window| window == b"_S5_\x12")?;

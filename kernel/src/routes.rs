@@ -139,9 +139,7 @@ impl Routes {
         }
         if let Some(target) = target {
             let value = match remapped {
-                Some((iommu, entry)) => {
-                    iommu.lock().remap_redirection(entry, target, active_low, true)
-                }
+                Some((iommu, entry)) => iommu.lock().remap_redirection(entry, target, active_low),
                 None => compatible_entry(target, active_low)?,
             };
             io_apic.set_redirection(input, value);

@@ -99,7 +99,7 @@ fn route(
     let mut iommu = iommu.lock();
     let index = iommu.allocate_remap(InterruptSource::IoApic(io_apic), 1)?;
     iommu.set_remap(index, Some(target))?;
-    Ok(iommu.remap_redirection(index, target, false, true))
+    Ok(iommu.remap_redirection(index, target, false))
 }
 
 /// What the host does when the watchdog, a key on the serial line or another CPU calls.

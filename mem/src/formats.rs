@@ -27,91 +27,50 @@ fn present(entry: u64, level: u8, leaf: impl FnOnce(Hpa) -> Leaf) -> Entry {
     }
 }
 
-/// x86 paging bits (SDM "4-Level Paging"; APM "Long-Mode Page Translation").
-mod paging {
-    use super::{ADDRESS, Access, Entry, Hpa, Leaf, MemoryType};
+const PRESENT: u64 = 1 << 0;
+const USER: u64 = 1 << 2;
+/// PCD and PWT: PAT entry 3, which is UC in the PAT of a reset CPU.
+const UNCACHED: u64 = 1 << 4 | 1 << 3;
+const NO_EXECUTE: u64 = 1 << 63;
 
-    const PRESENT: u64 = 1 << 0;
-    const WRITE: u64 = 1 << 1;
-    pub(super) const USER: u64 = 1 << 2;
-    const WRITE_THROUGH: u64 = 1 << 3;
-    const CACHE_DISABLE: u64 = 1 << 4;
-    const NO_EXECUTE: u64 = 1 << 63;
-
-    pub(super) fn table_entry(table: Hpa) -> u64 {
-        table.as_u64() & ADDRESS | PRESENT | WRITE
-    }
-
-    pub(super) fn leaf_entry(leaf: Leaf, level: u8) -> u64 {
-        let uncached = WRITE_THROUGH | CACHE_DISABLE;
-        super::address(leaf, level)
-            | PRESENT
-            | if leaf.access.write { WRITE } else { 0 }
-            | if leaf.access.execute { 0 } else { NO_EXECUTE }
-            | if leaf.memory_type == MemoryType::Uncached { uncached } else { 0 }
-    }
-
-    pub(super) fn decode(entry: u64, level: u8) -> Entry {
-        if entry & PRESENT == 0 {
-            return Entry::Absent;
-        }
-        let access = Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
-        let uncached = entry & CACHE_DISABLE != 0;
-        let memory_type = if uncached { MemoryType::Uncached } else { MemoryType::WriteBack };
-        super::present(entry, level, |hpa| Leaf { hpa, access, memory_type })
-    }
-}
-
-/// The hypervisor's own page table: four levels, supervisor, not global. Uncached is PAT entry 3
-/// (PCD and PWT), which is UC in the PAT of a reset CPU. Only the lower half of the address space
+/// The hypervisor's own page table: four levels, supervisor, not global. Only the lower half of the address space
 /// is used, as the hypervisor is identity-mapped. Needs EFER.NXE.
+pub type HostFormat = Paging<0>;
+
+/// AMD-V nested page table: x86 paging with U/S set everywhere, as the CPU takes every nested
+/// access for a user access (APM "Nested Paging"). Needs EFER.NXE in the host.
+pub type NptFormat = Paging<USER>;
+
+/// x86 paging (SDM "4-Level Paging"; APM "Long-Mode Page Translation"), every entry with the bits `ALWAYS`.
 #[derive(Clone, Copy, Debug)]
-pub struct HostFormat {
+pub struct Paging<const ALWAYS: u64> {
     /// Largest page: 1 GiB where CPUID says so (leaf 0x80000001, EDX bit 26), else 2 MiB.
     pub largest: PageSize,
 }
 
-impl Format for HostFormat {
-    fn levels(&self) -> u8 {
-        4
-    }
+impl<const ALWAYS: u64> Format for Paging<ALWAYS> {
     fn largest_page(&self) -> PageSize {
         self.largest
     }
     fn table_entry(&self, table: Hpa) -> u64 {
-        paging::table_entry(table)
+        table.as_u64() & ADDRESS | PRESENT | WRITE | ALWAYS
     }
     fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
-        paging::leaf_entry(leaf, level)
+        address(leaf, level)
+            | PRESENT
+            | ALWAYS
+            | if leaf.access.write { WRITE } else { 0 }
+            | if leaf.access.execute { 0 } else { NO_EXECUTE }
+            | if leaf.memory_type == MemoryType::Uncached { UNCACHED } else { 0 }
     }
     fn decode(&self, entry: u64, level: u8) -> Entry {
-        paging::decode(entry, level)
-    }
-}
-
-/// AMD-V nested page table: x86 paging with U/S set everywhere, as the CPU takes every nested
-/// access for a user access (APM "Nested Paging"). Needs EFER.NXE in the host.
-#[derive(Clone, Copy, Debug)]
-pub struct NptFormat {
-    /// Largest page, as for [`HostFormat`].
-    pub largest: PageSize,
-}
-
-impl Format for NptFormat {
-    fn levels(&self) -> u8 {
-        4
-    }
-    fn largest_page(&self) -> PageSize {
-        self.largest
-    }
-    fn table_entry(&self, table: Hpa) -> u64 {
-        paging::table_entry(table) | paging::USER
-    }
-    fn leaf_entry(&self, leaf: Leaf, level: u8) -> u64 {
-        paging::leaf_entry(leaf, level) | paging::USER
-    }
-    fn decode(&self, entry: u64, level: u8) -> Entry {
-        paging::decode(entry, level)
+        if entry & PRESENT == 0 {
+            return Entry::Absent;
+        }
+        let access = Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
+        let uncached = entry & UNCACHED != 0;
+        let memory_type = if uncached { MemoryType::Uncached } else { MemoryType::WriteBack };
+        present(entry, level, |hpa| Leaf { hpa, access, memory_type })
     }
 }
 
@@ -131,9 +90,6 @@ pub struct EptFormat {
 }
 
 impl Format for EptFormat {
-    fn levels(&self) -> u8 {
-        4
-    }
     fn largest_page(&self) -> PageSize {
         self.largest
     }

@@ -54,3 +54,18 @@ impl TableMemory for TestMemory {
         self.frames += 1;
     }
 }
+
+impl<M: TableMemory + ?Sized> TableMemory for &mut M {
+    fn read(&self, at: Hpa) -> u64 {
+        (**self).read(at)
+    }
+    fn write(&mut self, at: Hpa, value: u64) {
+        (**self).write(at, value);
+    }
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+        (**self).allocate_contiguous(bytes)
+    }
+    fn give_back(&mut self, page: Hpa) {
+        (**self).give_back(page);
+    }
+}

@@ -59,7 +59,6 @@ pub(super) const fn redirection(
     index: RemapIndex,
     target: InterruptTarget,
     active_low: bool,
-    unmasked: bool,
 ) -> u64 {
     const FORMAT: u64 = 1 << 48;
     let index = index.0 as u64;
@@ -68,7 +67,6 @@ pub(super) const fn redirection(
         | (index >> 15) << 11
         | (active_low as u64) << 13
         | (level as u64) << 15
-        | (!unmasked as u64) << 16
         | FORMAT
         | (index & 0x7fff) << 49
 }
@@ -108,19 +106,19 @@ mod tests {
     #[test]
     fn a_level_line_keeps_vector_trigger_and_polarity_in_the_io_apic() {
         let level = InterruptTarget { trigger: TriggerMode::Level, ..TARGET };
-        assert_eq!(redirection(RemapIndex(3), level, true, true), 0x0007_0000_0000_a031);
-        assert_eq!(redirection(RemapIndex(0x8000), TARGET, false, false), 0x0001_0000_0001_0831);
+        assert_eq!(redirection(RemapIndex(3), level, true), 0x0007_0000_0000_a031);
+        assert_eq!(redirection(RemapIndex(0x8000), TARGET, false), 0x0001_0000_0000_0831);
     }
 
     proptest! {
         /// What the unit computes from a message is the index it was made for.
         #[test]
-        fn the_unit_reads_back_every_index(index: u16, data in 0..32u16) {
+        fn the_unit_reads_back_every_index(index: u16, active_low: bool) {
             let address = message(RemapIndex(index)).address;
             let handle = (address >> 5 & 0x7fff | (address >> 2 & 1) << 15) as u16;
             prop_assert_eq!(handle, index);
             prop_assert_eq!(address >> 20, 0xfee);
-            let entry = redirection(RemapIndex(index), TARGET, data & 1 != 0, data & 2 != 0);
+            let entry = redirection(RemapIndex(index), TARGET, active_low);
             prop_assert_eq!((entry >> 49 | (entry >> 11 & 1) << 15) as u16, index);
             prop_assert_eq!(entry & 0x700, 0);
         }

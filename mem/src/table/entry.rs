@@ -57,7 +57,9 @@ pub enum Entry {
 /// has bits for it; the entry 0 is [`Entry::Absent`].
 pub trait Format {
     /// How many levels, 3 or 4.
-    fn levels(&self) -> u8;
+    fn levels(&self) -> u8 {
+        4
+    }
     /// The largest page that the reader knows.
     fn largest_page(&self) -> PageSize;
     /// The entry that links the table at `table`.
