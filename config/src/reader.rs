@@ -96,10 +96,8 @@ impl Reader<'_> {
         };
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "name" | "cpus" | "memory" | "kernel" | "initrd" | "cmdline" | "modules"
-                | "devices" | "except" | "interrupts" | "io_ports" | "intx" | "uart" | "pit"
-                | "on_crash" | "on_reboot" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
+                known if GUEST_KEYS.split(", ").any(|key| key == known) => {}
                 other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
             }
         }
