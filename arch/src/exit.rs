@@ -3,7 +3,7 @@
 //! `vmx` and `svm` decode their exit records into an [`Exit`] (pure, from a snapshot); `guest`
 //! decides what to do.
 
-use crate::address::{Gpa, Gva};
+use crate::address::Gpa;
 use crate::interrupt::Vector;
 use crate::machine::Width;
 use crate::vcpu::EventKind;
@@ -140,8 +140,6 @@ pub struct IoAccess {
 pub struct NestedPageFault {
     /// The address.
     pub gpa: Gpa,
-    /// The guest-linear address, where the hardware tells.
-    pub gva: Option<Gva>,
     /// What was tried.
     pub write: bool,
     /// An instruction fetch.

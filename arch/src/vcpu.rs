@@ -204,9 +204,6 @@ pub trait Vcpu {
     fn set_rflags(&mut self, rflags: u64);
     /// CR0 as the guest sees it.
     fn cr0(&self) -> u64;
-    /// Sets CR0 as the guest shall see it; the back end takes care of the mode switches that come
-    /// with it (EFER.LMA, the entry controls).
-    fn set_cr0(&mut self, value: u64);
     /// CR2.
     fn cr2(&self) -> u64;
     /// Sets CR2.
@@ -256,9 +253,6 @@ pub trait Vcpu {
     fn set_interrupt_window(&mut self, wanted: bool);
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
-    /// Whether port accesses exit is in the I/O bitmap; whether HLT exits is set here.
-    fn set_halt_exiting(&mut self, wanted: bool);
-
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while
     /// the guest runs.
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {

@@ -12,17 +12,6 @@ use arrayvec::ArrayVec;
 /// How many boot modules there is room for.
 pub const MAX_MODULES: usize = 64;
 
-/// Which protocol the image was started by.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Loader {
-    /// multiboot, such as `qemu -kernel`.
-    Multiboot1,
-    /// multiboot2 by GRUB (or another loader that follows the specification).
-    Multiboot2,
-    /// multiboot2 by this project's BOOTX64.EFI.
-    Uefi,
-}
-
 /// A file that the loader put into memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Module<'m> {
@@ -38,8 +27,6 @@ pub struct Module<'m> {
 /// loader put them: the memory map counts that memory as usable, [`BootInfo::occupied`] names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BootInfo<'m> {
-    /// Who started the image.
-    pub loader: Loader,
     /// The image's own command line, as the loader passes it (QEMU puts the image's name first).
     pub command_line: &'m str,
     /// Physical memory: sorted, disjoint, neighbours of one kind merged.
@@ -49,21 +36,17 @@ pub struct BootInfo<'m> {
     /// Where the Root System Description Pointer (or the loader's copy of it) is; `None` when the
     /// loader does not tell: search the BIOS area (ACPI "Finding the RSDP on IA-PC Systems").
     pub rsdp: Option<Hpa>,
-    /// The EFI system table; boot services are over.
-    pub efi_system_table: Option<Hpa>,
     /// The loader's own structures and strings, which this `BootInfo` borrows from.
     pub loader_data: ArrayVec<HpaRange, { MAX_MODULES + 4 }>,
 }
 
 impl<'m> BootInfo<'m> {
-    pub(crate) fn new(loader: Loader) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            loader,
             command_line: "",
             memory: MemoryMap::new(),
             modules: ArrayVec::new(),
             rsdp: None,
-            efi_system_table: None,
             loader_data: ArrayVec::new(),
         }
     }
@@ -112,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_modules_name_is_its_strings_first_word_without_the_folder() {
-        let mut info = BootInfo::new(Loader::Multiboot1);
+        let mut info = BootInfo::new();
         info.add_module((0x1000, 0x1800), "/boot/a/vmlinuz  root=/dev/nvme0n1 quiet").unwrap();
         info.add_module((0x2000, 0x2000), "").unwrap();
         let module = info.module("vmlinuz").unwrap();

@@ -19,7 +19,7 @@ mod multiboot1;
 pub mod multiboot2;
 
 pub use error::BootError;
-pub use info::{BootInfo, Loader, MAX_MODULES, Module};
+pub use info::{BootInfo, MAX_MODULES, Module};
 pub use memory_map::{MemoryKind, MemoryMap, MemoryRegion};
 
 use arch::Hpa;

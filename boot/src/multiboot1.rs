@@ -7,7 +7,7 @@
 use crate::LoaderMemory;
 use crate::bytes::{text, u32_at, u64_at};
 use crate::error::BootError;
-use crate::info::{BootInfo, Loader};
+use crate::info::BootInfo;
 use crate::memory_map::MemoryKind;
 use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
@@ -30,7 +30,7 @@ pub(crate) fn parse<'m>(
     memory: LoaderMemory<'_, 'm>,
 ) -> Result<BootInfo<'m>, BootError> {
     let truncated = BootError::Truncated { structure: "multiboot information" };
-    let mut info = BootInfo::new(Loader::Multiboot1);
+    let mut info = BootInfo::new();
     let fetch = |info: &mut BootInfo<'m>, start: u32, length: u64, structure| {
         let range = HpaRange { start: Hpa::new(start.into()), length };
         info.add_loader_data(range)?;
@@ -123,7 +123,6 @@ mod tests {
     fn all_fields_are_read() {
         let bytes = sample();
         let info = parse_bytes(&bytes).unwrap();
-        assert_eq!(info.loader, Loader::Multiboot1);
         assert_eq!(info.command_line, "kernel serial");
         assert_eq!(info.module("nexit.toml").unwrap().range.length, 0x100);
         assert_eq!(info.module("linux").unwrap().command_line, "a  b");

@@ -8,7 +8,7 @@
 use crate::LoaderMemory;
 use crate::bytes::{text, u32_at, u64_at};
 use crate::error::BootError;
-use crate::info::{BootInfo, Loader};
+use crate::info::BootInfo;
 use crate::memory_map::{MemoryKind, MemoryMap};
 use arch::Hpa;
 use arch::address::HpaRange;
@@ -51,7 +51,7 @@ pub(crate) fn parse<'m>(
     let whole = HpaRange { start: address, length: total.into() };
     let block = memory(whole).ok_or(truncated)?;
 
-    let mut info = BootInfo::new(Loader::Multiboot2);
+    let mut info = BootInfo::new();
     info.add_loader_data(whole)?;
     let mut efi_map = MemoryMap::new();
     let mut offset = HEADER_SIZE;
@@ -89,7 +89,6 @@ fn add_tag<'m>(
     let string = |bytes, structure| text(bytes).ok_or(BootError::NotText { structure });
     match kind {
         COMMAND_LINE => info.command_line = string(body, "command line")?,
-        LOADER_NAME if string(body, "own name")? == UEFI_LOADER_NAME => info.loader = Loader::Uefi,
         MODULE => {
             let range = u32_at(body, 0).zip(u32_at(body, 4)).ok_or(truncated("module tag"))?;
             let name = body.get(8..).ok_or(truncated("module tag"))?;
@@ -110,10 +109,6 @@ fn add_tag<'m>(
                 let ((kind, start), pages) = fields.ok_or(truncated("EFI memory map"))?;
                 efi_map.add_pages(start, pages, MemoryKind::from_efi(kind))?;
             }
-        }
-        EFI64_SYSTEM_TABLE => {
-            let table = u64_at(body, 0).ok_or(truncated("EFI system table tag"))?;
-            info.efi_system_table = Some(Hpa::new(table));
         }
         // The newer one (it has the XSDT) wins whatever the order.
         RSDP_2 => info.rsdp = Some(position),
@@ -191,10 +186,8 @@ mod tests {
     fn all_tags_are_read() {
         let bytes = sample();
         let info = parse_bytes(&bytes).unwrap();
-        assert_eq!(info.loader, Loader::Uefi);
         assert_eq!(info.command_line, "debug");
         assert_eq!(info.module("vmlinuz").unwrap().command_line, "quiet");
-        assert_eq!(info.efi_system_table, Some(Hpa::new(0x7654_3210)));
         let rsdp = usize::try_from(info.rsdp.unwrap().as_u64() - ADDRESS).unwrap();
         assert!(bytes[rsdp..].starts_with(b"RSD PTR with XSDT"));
         assert_eq!(info.loader_data[0].length, bytes.len() as u64);

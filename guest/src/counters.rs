@@ -282,7 +282,6 @@ mod tests {
             ExitReason::LocalDescriptorTable,
             ExitReason::NestedPageFault(NestedPageFault {
                 gpa: Gpa::new(0),
-                gva: None,
                 write: false,
                 fetch: false,
                 table_walk: false,

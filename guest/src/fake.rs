@@ -242,9 +242,6 @@ impl Vcpu for FakeVcpu {
     fn cr0(&self) -> u64 {
         self.state.cr0
     }
-    fn set_cr0(&mut self, value: u64) {
-        self.state.cr0 = value;
-    }
     fn cr2(&self) -> u64 {
         self.cr2
     }
@@ -312,7 +309,6 @@ impl Vcpu for FakeVcpu {
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;
     }
-    fn set_halt_exiting(&mut self, _: bool) {}
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
         self.apic_page.as_deref_mut()
     }

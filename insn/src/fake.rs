@@ -68,9 +68,6 @@ impl Vcpu for FakeVcpu {
     fn cr0(&self) -> u64 {
         self.cr[0]
     }
-    fn set_cr0(&mut self, value: u64) {
-        self.cr[0] = value;
-    }
     fn cr2(&self) -> u64 {
         self.cr[2]
     }
@@ -121,7 +118,6 @@ impl Vcpu for FakeVcpu {
     }
     fn set_interrupt_window(&mut self, _: bool) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
-    fn set_halt_exiting(&mut self, _: bool) {}
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
         false

@@ -10,7 +10,7 @@ use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
-use crate::controls::{self, EVENT_VALID, Intercepts3};
+use crate::controls::{self, EVENT_VALID};
 use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, decode};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
@@ -117,12 +117,6 @@ impl Vcpu for SvmVcpu {
 
     fn cr0(&self) -> u64 {
         self.vmcb().save.cr0
-    }
-
-    fn set_cr0(&mut self, value: u64) {
-        self.vmcb_mut().save.cr0 = value;
-        self.update_lma();
-        self.flush();
     }
 
     fn cr2(&self) -> u64 {
@@ -235,10 +229,6 @@ impl Vcpu for SvmVcpu {
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.vmcb_mut().control.intercept_exceptions = bitmap;
-    }
-
-    fn set_halt_exiting(&mut self, wanted: bool) {
-        controls::set_intercept(&mut self.vmcb_mut().control, Intercepts3::HLT, wanted);
     }
 
     fn flush_nested(&mut self) {

@@ -106,25 +106,17 @@ pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
     control.intercept_4 = Intercepts4::all().bits();
 }
 
-/// Sets or clears one intercept of vector 3.
-pub fn set_intercept(control: &mut ControlArea, intercept: Intercepts3, wanted: bool) {
-    if wanted {
-        control.intercept_3 |= intercept.bits();
-    } else {
-        control.intercept_3 &= !intercept.bits();
-    }
-}
-
 /// Opens or closes the interrupt window: a virtual interrupt is made pending whose delivery is
 /// intercepted, so the exit comes as soon as the guest could take an interrupt.
 ///
 /// With V_INTR_MASKING = 0 QEMU loses the pending V_IRQ when the guest takes a physical interrupt
 /// directly; it is back with the next VMRUN. Exitless mode raises interrupts by self-IPI instead.
 pub fn set_interrupt_window(control: &mut ControlArea, wanted: bool) {
-    set_intercept(control, Intercepts3::VINTR, wanted);
     if wanted {
+        control.intercept_3 |= Intercepts3::VINTR.bits();
         control.virtual_interrupt |= WINDOW;
     } else {
+        control.intercept_3 &= !Intercepts3::VINTR.bits();
         control.virtual_interrupt &= !WINDOW;
     }
 }

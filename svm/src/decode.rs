@@ -105,11 +105,10 @@ fn io(vmcb: &Vmcb) -> Option<IoAccess> {
 }
 
 /// APM "Nested versus Guest Page Faults, Fault Ordering": a page-fault error code, and in bit 33
-/// that the access was to the guest's page tables. The linear address is not told.
+/// that the access was to the guest's page tables.
 const fn nested_page_fault(control: &ControlArea) -> NestedPageFault {
     NestedPageFault {
         gpa: Gpa::new(control.exitinfo2),
-        gva: None,
         write: control.exitinfo1 & 1 << 1 != 0,
         fetch: control.exitinfo1 & 1 << 4 != 0,
         table_walk: control.exitinfo1 & 1 << 33 != 0,
@@ -231,7 +230,6 @@ mod tests {
         let fault = |info1| nested_page_fault(&record(VMEXIT_NPF, info1, 0xfee0_0300, 0).control);
         let read = NestedPageFault {
             gpa: Gpa::new(0xfee0_0300),
-            gva: None,
             write: false,
             fetch: false,
             table_walk: false,

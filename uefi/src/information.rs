@@ -83,7 +83,6 @@ mod tests {
             block.get(range.start.as_u64() as usize..range.end().as_u64() as usize)
         })
         .unwrap();
-        assert_eq!(info.loader, boot::Loader::Uefi);
         assert_eq!(info.module("nexit.toml").unwrap().range.length, 3);
         assert_eq!(info.memory[0].range.length, 0x10_0000);
         let rsdp = info.rsdp.unwrap().as_u64() as usize;

@@ -115,12 +115,6 @@ impl Vcpu for VmxVcpu {
         self.cr0.seen(self.vmcs.read(field::GUEST_CR0), self.vmcs.read(field::CR0_READ_SHADOW))
     }
 
-    /// Must not switch paging in PAE mode on: the PDPTEs are not loaded from memory.
-    fn set_cr0(&mut self, value: u64) {
-        let efer = self.efer();
-        self.set_cr0_and_efer(value, efer);
-    }
-
     fn cr2(&self) -> u64 {
         x86_64::registers::control::Cr2::read_raw()
     }
@@ -242,10 +236,6 @@ impl Vcpu for VmxVcpu {
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.vmcs.write(field::EXCEPTION_BITMAP, bitmap);
-    }
-
-    fn set_halt_exiting(&mut self, wanted: bool) {
-        self.set_primary(Primary::HLT_EXITING, wanted);
     }
 
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {

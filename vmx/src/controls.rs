@@ -138,12 +138,11 @@ bitflags! {
 
 /// The controls that are switched on and off while the guest runs: the CPU must offer them, but they
 /// start off.
-const SWITCHED: Primary = Primary::INTERRUPT_WINDOW_EXITING
-    .union(Primary::NMI_WINDOW_EXITING)
-    .union(Primary::HLT_EXITING);
+const SWITCHED: Primary = Primary::INTERRUPT_WINDOW_EXITING.union(Primary::NMI_WINDOW_EXITING);
 
 /// What must never exit.
-const NEVER: Primary = Primary::INVLPG_EXITING
+const NEVER: Primary = Primary::HLT_EXITING
+    .union(Primary::INVLPG_EXITING)
     .union(Primary::MWAIT_EXITING)
     .union(Primary::RDPMC_EXITING)
     .union(Primary::RDTSC_EXITING)

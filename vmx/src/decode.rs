@@ -2,7 +2,7 @@
 
 use arch::exit::{ExitReason, IoAccess, NestedPageFault};
 use arch::vcpu::{EventKind, exception};
-use arch::{Exit, Gpa, Gva, Vector, Width};
+use arch::{Exit, Gpa, Vector, Width};
 
 use crate::event::{InterruptionInformation, is_software, vectoring};
 
@@ -38,8 +38,6 @@ pub(crate) struct Snapshot {
     pub(crate) instruction_length: u32,
     /// Guest-physical address.
     pub(crate) guest_physical_address: u64,
-    /// Guest-linear address.
-    pub(crate) guest_linear_address: u64,
 }
 
 impl Snapshot {
@@ -144,7 +142,6 @@ fn ept_violation(snapshot: &Snapshot) -> NestedPageFault {
     let bit = |n: u32| snapshot.qualification & 1 << n != 0;
     NestedPageFault {
         gpa: Gpa::new(snapshot.guest_physical_address),
-        gva: bit(7).then_some(Gva::new(snapshot.guest_linear_address)),
         write: bit(1),
         fetch: bit(2),
         table_walk: bit(7) && !bit(8),
@@ -268,23 +265,17 @@ mod tests {
     #[test]
     fn a_walk_of_the_guests_tables_is_told_from_its_own_access() {
         let fault = |qualification| {
-            let snapshot = Snapshot {
-                qualification,
-                guest_physical_address: 0x1000,
-                guest_linear_address: 0x2000,
-                ..exit(48)
-            };
+            let snapshot = Snapshot { qualification, guest_physical_address: 0x1000, ..exit(48) };
             let ExitReason::NestedPageFault(fault) = decode(&snapshot).reason else {
                 panic!("exit 48 is not a nested page fault");
             };
             fault
         };
         let write = fault(0x182);
-        assert_eq!((write.gpa, write.gva), (Gpa::new(0x1000), Some(Gva::new(0x2000))));
+        assert_eq!(write.gpa, Gpa::new(0x1000));
         assert!(write.write && !write.fetch && !write.table_walk);
         assert!(fault(0x081).table_walk);
         assert!(fault(0x184).fetch);
-        assert_eq!(fault(0x002).gva, None);
     }
 
     #[test]

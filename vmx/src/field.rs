@@ -206,7 +206,6 @@ fields! {
     }
     ReadOnly<Natural> {
         EXIT_QUALIFICATION = 0x6400,
-        GUEST_LINEAR_ADDRESS = 0x640a,
     }
 }
 

@@ -190,7 +190,6 @@ impl VmxVcpu {
             }
             reason::EPT_VIOLATION => {
                 snapshot.guest_physical_address = vmcs.read(field::GUEST_PHYSICAL_ADDRESS);
-                snapshot.guest_linear_address = vmcs.read(field::GUEST_LINEAR_ADDRESS);
             }
             _ => {}
         }

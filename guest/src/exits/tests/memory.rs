@@ -191,7 +191,6 @@ fn an_access_of_event_delivery_is_not_the_instructions_at_rip() {
 fn page_tables_and_code_outside_memory_end_the_guest() {
     let base = NestedPageFault {
         gpa: Gpa::new(0x9000_0000),
-        gva: None,
         write: false,
         fetch: false,
         table_walk: false,
