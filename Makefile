@@ -18,7 +18,7 @@ TIMEOUT  ?= 600
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the image's own code grow to. The design wants 10000.
-MOST_LINES := 21100
+MOST_LINES := 21050
 RESULTS  ?= $(if $(QUICK),target/bench/results,bench/results)
 
 BUILD    := $(or $(CARGO_TARGET_DIR),target)
