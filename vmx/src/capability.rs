@@ -56,7 +56,6 @@ pub(crate) const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
 /// IA32_VMX_EPT_VPID_CAP (SDM "VPID and EPT Capabilities").
 mod ept_vpid {
     pub(super) const WALK_LENGTH_4: u64 = 1 << 6;
-    pub(super) const UNCACHEABLE: u64 = 1 << 8;
     pub(super) const WRITE_BACK: u64 = 1 << 14;
     pub(super) const PAGE_2M: u64 = 1 << 16;
     pub(super) const PAGE_1G: u64 = 1 << 17;
@@ -122,7 +121,6 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, VmxError> {
     let capability = capabilities.ept_vpid;
     for (bits, what) in [
         (ept_vpid::WALK_LENGTH_4, "page walk of length 4"),
-        (ept_vpid::UNCACHEABLE, "uncacheable paging structures"),
         (ept_vpid::WRITE_BACK, "write-back paging structures"),
         (ept_vpid::PAGE_2M, "2 MiB pages"),
         (ept_vpid::INVEPT, "INVEPT"),
