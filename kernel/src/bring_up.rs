@@ -215,7 +215,7 @@ fn move_modules(
         if range.start.as_u64() >= spared || range.length == 0 {
             continue;
         }
-        let to = memory.allocate(range.length, 4096, None).ok_or_else(memory::out_of_memory)?;
+        let to = memory.allocate(range.length, 4096).ok_or_else(memory::out_of_memory)?;
         // SAFETY: the loader's module, which nobody writes.
         let from = unsafe { cpu::physical::bytes(range.start, range.length as usize) };
         // SAFETY: fresh memory of the pool.

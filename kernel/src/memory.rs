@@ -20,9 +20,12 @@ static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
 
 const FOUR_GIB: u64 = 1 << 32;
 
-/// The machine's free memory. All copies are the same memory.
+/// The machine's free memory. All copies are the same memory; a copy may be confined to what lies below
+/// some address ([`Memory::below`]).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory(());
+pub(crate) struct Memory {
+    limit: Option<Hpa>,
+}
 
 impl Memory {
     /// Takes over the memory that the loader says is usable and that nothing lies in; `spared` is
@@ -41,17 +44,22 @@ impl Memory {
         // The first MiB belongs to the firmware's tables and to the start of other CPUs.
         occupied.push(HpaRange { start: Hpa::new(0), length: 1 << 20 });
         *FRAMES.lock() = Some(FrameAllocator::new(&usable, &occupied));
-        Self(())
+        Self::handle()
     }
 
     /// The machine's free memory, once it has been taken over.
     pub(crate) fn handle() -> Self {
-        Self(())
+        Self { limit: None }
+    }
+
+    /// The part of it that lies wholly below `limit`.
+    const fn below(self, limit: Hpa) -> Self {
+        Self { limit: Some(limit) }
     }
 
     /// Takes contiguous memory; its content is whatever was there.
-    pub(crate) fn allocate(self, bytes: u64, alignment: u64, below: Option<Hpa>) -> Option<Hpa> {
-        FRAMES.lock().as_mut()?.allocate(bytes, alignment, below)
+    pub(crate) fn allocate(self, bytes: u64, alignment: u64) -> Option<Hpa> {
+        FRAMES.lock().as_mut()?.allocate(bytes, alignment, self.limit)
     }
 
     /// Gives memory back; its content stays in it.
@@ -85,7 +93,7 @@ impl Memory {
 
 /// A stack of `bytes` with an unmapped page below it; its top.
 pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
-    let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE, None).ok_or_else(out_of_memory)?;
+    let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
     // No other CPU has touched that page yet, and this one never does again.
     with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
         .nothing_cached();
@@ -115,8 +123,8 @@ pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refus
 
 /// A copy of the root table below 4 GiB, where a processor that leaves real mode can load it.
 pub(crate) fn copy_root_below_4_gib(memory: Memory) -> Result<Hpa, Refusal> {
-    let below = Some(Hpa::new(FOUR_GIB));
-    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE, below).ok_or_else(out_of_memory)?;
+    let memory = memory.below(Hpa::new(FOUR_GIB));
+    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
     // SAFETY: the root is a page of the pool's, identity-mapped.
     let from = unsafe { physical::bytes(root(), PAGE_SIZE as usize) };
     // SAFETY: fresh memory of the pool.
@@ -148,7 +156,7 @@ impl TableMemory for Memory {
     }
 
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let at = Self::allocate(*self, bytes, bytes.next_power_of_two().max(PAGE_SIZE), None)?;
+        let at = Self::allocate(*self, bytes, bytes.next_power_of_two().max(PAGE_SIZE))?;
         // SAFETY: the pool has just given this memory to us alone.
         unsafe { physical::bytes_mut(at, bytes as usize) }.fill(0);
         Some(at)
@@ -161,8 +169,10 @@ impl TableMemory for Memory {
     }
 }
 
-/// Builds the hypervisor's own page table from the memory map and switches to it.
-pub(crate) fn build_own_tables(mut memory: Memory, info: &BootInfo<'_>) -> Result<(), Refusal> {
+/// Builds the hypervisor's own page table from the memory map and switches to it. Until then only the
+/// first 4 GiB are mapped (`boot::entry`), so that the table has to lie there.
+pub(crate) fn build_own_tables(memory: Memory, info: &BootInfo<'_>) -> Result<(), Refusal> {
+    let mut memory = memory.below(Hpa::new(FOUR_GIB));
     let mut table = Table::new(HostFormat { largest: largest_host_page() }, &mut memory)?;
     map_everything(&mut table, memory, info)?;
     for (range, access) in image::sections() {

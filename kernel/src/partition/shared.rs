@@ -42,7 +42,7 @@ pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Sha
     for region in &config.shared {
         let free = hardware.memory.available();
         let alignment = region.size.min(LARGE_PAGE);
-        let start = hardware.memory.allocate(region.size, alignment, None).ok_or_else(|| {
+        let start = hardware.memory.allocate(region.size, alignment).ok_or_else(|| {
             refuse!(
                 "nexit.toml: shared {}: size = {} KiB is not there in one piece: the machine has \
                  {} MiB free",
