@@ -46,7 +46,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image payloads uefi host programs iso test check stats plugin bench growth setup clean
+.PHONY: all run demo image payloads uefi host programs iso test zoo check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -88,6 +88,10 @@ test: setup all demo payloads plugin
 	cargo test --locked --no-fail-fast -p nexit-tests || status=1; \
 	$(NEXIT) stats --most-lines $(MOST_LINES) || status=1; \
 	exit $$status
+
+# The small guest on every machine of tests/zoo/machines.toml, by every road: docs/zoo.md.
+zoo: setup all demo payloads
+	cargo run --quiet --locked -p nexit-tests --bin zoo -- --output docs/zoo.md
 
 check: setup
 	cargo fmt --all --check

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nexit::bochs::configuration;
-use nexit::cli::Accel;
+use nexit::cli::{Accel, Iommu};
 use nexit::demo::cpio;
 use nexit::demo::modules::Modules;
 use nexit::demo::{Flavour, kernel};
@@ -187,8 +187,14 @@ fn bare(
     let tool = Tool::new("grub-mkrescue").args(["-d", "/usr/lib/grub/i386-pc", "-o"]);
     tool.arg(&iso).arg(folder.join("tree")).run()?;
     let start = Start::Bios { iso: iso.clone() };
-    let machine =
-        Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, start, extra: devices.to_vec() };
+    let machine = Machine {
+        cpus: 1,
+        memory: 1 << 30,
+        accel: Accel::Tcg,
+        iommu: Iommu::None,
+        start,
+        extra: devices.to_vec(),
+    };
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
     let serial = listener.local_addr().map_err(refused)?;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use nexit::cli::Accel;
+use nexit::cli::{Accel, Iommu};
 use nexit::failure::{Failure, OrFailed, Result};
 use nexit::machine::{Machine, Start};
 use nexit::qemu;
@@ -223,7 +223,14 @@ impl Boot<'_> {
         extra.extend(["-append".to_owned(), words.to_owned()]);
         let start =
             Start::Kernel { image: kernel.to_path_buf(), modules: vec![initrd.to_path_buf()] };
-        let machine = Machine { cpus: self.cpus(), memory, accel: self.accel, start, extra };
+        let machine = Machine {
+            cpus: self.cpus(),
+            memory,
+            accel: self.accel,
+            iommu: Iommu::VtD,
+            start,
+            extra,
+        };
         let mut command = Command::new(qemu::PROGRAM);
         command.args(qemu::arguments(&machine)?);
         Ok(command)

@@ -9,6 +9,10 @@ use std::path::Path;
 use crate::machine::Machine;
 use crate::size;
 
+/// Bochs refuses to take more of this host's memory than this, in MiB. The rest of a larger machine's memory lies
+/// in a file, and only as far as it is used.
+const MAX_HOST_MEMORY: u64 = 2048;
+
 /// The configuration of `machine`, which boots `iso`, and connects its serial line to `serial`.
 pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketAddr) -> String {
     let mebibytes = size::mebibytes(machine.memory);
@@ -21,7 +25,7 @@ pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketA
         "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
         "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
         format!("cpu: model={model}, count={cpus}, ips=50000000, reset_on_triple_fault=0"),
-        format!("memory: guest={mebibytes}, host={mebibytes}"),
+        format!("memory: guest={mebibytes}, host={}", mebibytes.min(MAX_HOST_MEMORY)),
         "clock: sync=none, time0=946684800".to_owned(),
         "pci: enabled=1, chipset=i440fx".to_owned(),
         "ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14".to_owned(),
@@ -55,14 +59,19 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::cli::Accel;
+    use crate::cli::{Accel, Iommu};
     use crate::machine::Start;
 
     fn text(extra: &[&str]) -> String {
+        with_memory(512 << 20, extra)
+    }
+
+    fn with_memory(memory: u64, extra: &[&str]) -> String {
         let machine = Machine {
             cpus: 1,
-            memory: 512 << 20,
+            memory,
             accel: Accel::Tcg,
+            iommu: Iommu::None,
             start: Start::Bios { iso: PathBuf::from("/t/nexit.iso") },
             extra: extra.iter().map(|line| (*line).to_owned()).collect(),
         };
@@ -85,6 +94,11 @@ mod tests {
         assert!(text.contains("cpu: model=corei7_haswell_4770, count=1, ips=50000000, "));
         assert!(text.contains("memory: guest=512, host=512\n"));
         assert!(text.contains("clock: sync=none"));
+    }
+
+    #[test]
+    fn a_large_machine_takes_no_more_of_the_host_than_bochs_allows() {
+        assert!(with_memory(5 << 30, &[]).contains("memory: guest=5120, host=2048\n"));
     }
 
     #[test]

@@ -50,6 +50,15 @@ pub enum Accel {
     Kvm,
 }
 
+/// The machine's IOMMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Iommu {
+    /// Intel's VT-d with interrupt remapping. Arguments for QEMU may name another unit (`-device intel-iommu,…`).
+    VtD,
+    /// None.
+    None,
+}
+
 /// How the machine starts the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Boot {
@@ -93,6 +102,9 @@ pub(crate) struct RunArgs {
     /// How QEMU executes.
     #[arg(long, value_enum, default_value = "tcg")]
     pub(crate) accel: Accel,
+    /// The machine's IOMMU (QEMU; Bochs has none).
+    #[arg(long, value_enum, default_value = "vt-d")]
+    pub(crate) iommu: Iommu,
     /// How the machine boots [default: kernel in QEMU, iso in Bochs].
     #[arg(long, value_enum)]
     pub(crate) boot: Option<Boot>,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::cli::Accel;
+use crate::cli::{Accel, Iommu};
 use crate::scenario::Scenario;
 
 /// Room for the hypervisor, the images and their copies, in bytes.
@@ -47,6 +47,8 @@ pub struct Machine {
     pub memory: u64,
     /// QEMU's accelerator.
     pub accel: Accel,
+    /// Its IOMMU.
+    pub iommu: Iommu,
     /// How it starts.
     pub start: Start,
     /// The user's own arguments for the emulator.

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::cli::Accel;
+use crate::cli::{Accel, Iommu};
 use crate::failure::{Failure, Result};
 use crate::machine::{Machine, Start};
 use crate::size;
@@ -59,11 +59,18 @@ pub fn arguments(machine: &Machine) -> Result<Vec<String>> {
     }
     words.pair("-smp", machine.cpus.to_string());
     words.pair("-m", format!("{}M", size::mebibytes(machine.memory)));
-    words.pair("-device", IOMMU);
+    if machine.iommu == Iommu::VtD && !brings_an_iommu(&machine.extra) {
+        words.pair("-device", IOMMU);
+    }
     words.add("-chardev stdio,id=console,signal=on -serial chardev:console");
     add_start(&mut words, &machine.start)?;
     words.0.extend(machine.extra.iter().cloned());
     Ok(words.0)
+}
+
+/// A machine has one IOMMU at most: one of the user's takes the place of [`IOMMU`].
+fn brings_an_iommu(extra: &[String]) -> bool {
+    extra.windows(2).any(|words| words[0] == "-device" && words[1].starts_with("intel-iommu"))
 }
 
 fn add_start(words: &mut Words, start: &Start) -> Result<()> {
@@ -135,7 +142,14 @@ mod tests {
     use super::*;
 
     fn machine(start: Start) -> Machine {
-        Machine { cpus: 2, memory: 1 << 30, accel: Accel::Tcg, start, extra: Vec::new() }
+        Machine {
+            cpus: 2,
+            memory: 1 << 30,
+            accel: Accel::Tcg,
+            iommu: Iommu::VtD,
+            start,
+            extra: Vec::new(),
+        }
     }
 
     fn by_kernel(modules: &[&str]) -> Machine {
@@ -160,6 +174,16 @@ mod tests {
              -chardev stdio,id=console,signal=on -serial chardev:console \
              -kernel /i/kernel -initrd /t/nexit.toml,/t/vmlinuz -device nvme,addr=4"
         );
+    }
+
+    #[test]
+    fn the_machine_has_one_iommu_or_none() {
+        let none = Machine { iommu: Iommu::None, ..by_kernel(&[]) };
+        assert!(!line(&none).contains("intel-iommu"));
+        let own = ["-device", "intel-iommu,intremap=off"].map(str::to_owned).to_vec();
+        let own = line(&Machine { extra: own, ..by_kernel(&[]) });
+        assert_eq!(own.matches("intel-iommu").count(), 1, "{own}");
+        assert!(own.ends_with("-device intel-iommu,intremap=off"), "{own}");
     }
 
     #[test]

@@ -112,6 +112,7 @@ fn machine(args: &RunArgs, scenario: &Scenario, least_cpus: u32, start: Start) -
         cpus: args.cpus.unwrap_or_else(|| machine::default_cpus(scenario, least_cpus)),
         memory: args.memory.unwrap_or_else(|| machine::default_memory(scenario)),
         accel: args.accel,
+        iommu: args.iommu,
         start,
         extra: args.emulator_args.clone(),
     }

@@ -8,15 +8,16 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::outcome::Outcome;
 
-/// The build folder that this test was built in.
+/// The build folder that this program was built in.
 ///
 /// # Panics
-/// The test was not started by cargo.
+/// It is not in one: cargo did not build it.
 #[must_use]
 pub fn build_folder() -> PathBuf {
-    // TARGET/debug/deps/TEST → TARGET
+    // TARGET/debug/deps/TEST or TARGET/debug/PROGRAM → TARGET
     let program = std::env::current_exe().unwrap_or_default();
-    let folder = program.ancestors().nth(3);
+    let profile = program.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    let folder = profile.and_then(Path::parent);
     assert!(folder.is_some(), "{} is not in a build folder", program.display());
     folder.map(Path::to_path_buf).unwrap_or_default()
 }

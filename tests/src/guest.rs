@@ -112,6 +112,8 @@ pub struct Payload<'a> {
     pub cpus: &'a str,
     /// Its command line.
     pub command_line: &'a str,
+    /// Its memory.
+    pub memory: &'a str,
     /// `stop`, so that a reboot ends the run, or `restart`.
     pub on_reboot: &'a str,
     /// Further lines of its configuration.
@@ -122,7 +124,14 @@ impl<'a> Payload<'a> {
     /// On CPU 0, without devices.
     #[must_use]
     pub const fn new(program: &'a str) -> Self {
-        Self { program, cpus: "[0]", command_line: "", on_reboot: "stop", further: "" }
+        Self {
+            program,
+            cpus: "[0]",
+            command_line: "",
+            memory: "64M",
+            on_reboot: "stop",
+            further: "",
+        }
     }
 
     /// The program's file, which `make payloads` builds.
@@ -143,11 +152,11 @@ impl<'a> Payload<'a> {
     /// Its part of the configuration.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { program, cpus, command_line, on_reboot, further } = self;
+        let Self { program, cpus, command_line, memory, on_reboot, further } = self;
         let path = self.path();
         let path = path.display();
         format!(
-            "[[guest]]\nname = \"{program}\"\ncpus = {cpus}\nmemory = \"64M\"\nkernel = \"{path}\"\n\
+            "[[guest]]\nname = \"{program}\"\ncpus = {cpus}\nmemory = \"{memory}\"\nkernel = \"{path}\"\n\
              cmdline = \"{command_line}\"\non_reboot = \"{on_reboot}\"\n{further}\n"
         )
     }
@@ -166,11 +175,21 @@ impl Devices {
 
     /// An NVMe controller at 00:04.0 with the demo's file system.
     #[must_use]
-    pub fn nvme(mut self) -> Self {
+    pub fn nvme(self) -> Self {
+        self.nvme_at("addr=4")
+    }
+
+    /// The same as the first device on this bus of QEMU's: 00:04.0 on `pcie.0`.
+    #[must_use]
+    pub fn nvme_on(self, bus: &str) -> Self {
+        if bus == "pcie.0" { self.nvme() } else { self.nvme_at(&format!("bus={bus}")) }
+    }
+
+    fn nvme_at(mut self, place: &str) -> Self {
         let disk = Kernel::Stock.folder().join("disk.img");
         let disk = disk.display();
         self.add("-blockdev", &format!("driver=file,node-name=disk,read-only=on,filename={disk}"));
-        self.add("-device", "nvme,drive=disk,serial=nexit,addr=4");
+        self.add("-device", &format!("nvme,drive=disk,serial=nexit,{place}"));
         self
     }
 

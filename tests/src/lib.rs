@@ -9,6 +9,7 @@ mod folder;
 mod guest;
 mod outcome;
 mod terminal;
+pub mod zoo;
 
 pub use emulator::Emulator;
 pub use folder::{Folder, build_folder, project_folder};

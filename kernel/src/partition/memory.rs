@@ -90,8 +90,7 @@ fn allocate_run(memory: Memory, run: GpaRange, blocks: &mut Vec<RamBlock>) -> Op
         let hpa = loop {
             let alignments = [GIB, MIB_2, PAGE_SIZE];
             let fitting = alignments.iter().filter(|alignment| **alignment <= length);
-            let found =
-                fitting.clone().find_map(|alignment| memory.allocate(length, *alignment));
+            let found = fitting.clone().find_map(|alignment| memory.allocate(length, *alignment));
             match found {
                 Some(hpa) => break hpa,
                 None if length > MIB_2 => length = (length / 2).next_multiple_of(MIB_2),
