@@ -77,6 +77,15 @@ fn check_cpus(args: &RunArgs, scenario: &Scenario) -> Result<()> {
 
 /// An emulator that is given more than there is dies in the middle of the run.
 fn check_memory(args: &RunArgs, scenario: &Scenario, host: Option<u64>) -> Result<()> {
+    let guests = scenario.guest_memory();
+    if args.emulator == Emulator::Bochs && guests > bochs::MAX_GUEST_MEMORY {
+        return Err(Failure::Usage(format!(
+            "the guests have {} MiB of memory, and Bochs can hold {} MiB of them: give them less, or use \
+             --emulator qemu",
+            size::mebibytes(guests),
+            bochs::MAX_GUEST_MEMORY >> 20
+        )));
+    }
     let needed = args.memory.unwrap_or_else(|| machine::default_memory(scenario));
     match host {
         Some(host) if needed > host => Err(Failure::Usage(format!(

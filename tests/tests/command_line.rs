@@ -66,6 +66,8 @@ fn more_memory_or_cpus_than_there_can_be_are_refused() {
         &outcome,
         "the machine would have 922112 MiB of memory (921600 MiB are the guests')",
     );
+    let outcome = run(&folder, &GUEST.replace("64M", "2304M"), &["--emulator", "bochs"]);
+    assert_refused(&outcome, "the guests have 2304 MiB of memory, and Bochs can hold 1792 MiB");
     let outcome = run(&folder, &GUEST.replace("[0]", "[255]"), &[]);
     assert_refused(&outcome, "at most 255 CPUs, counted from 0");
 }
