@@ -4,6 +4,8 @@
 #   make run EMULATOR=bochs     the same on VT-x, in Bochs
 #   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
 #   make test, make check       everything; only what is quick
+#   make zoo                    the small guest on every machine of tests/zoo (half an hour)
+#   make mutants                lines taken out, one at a time, and which test notices
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  lines of trusted code, size of the image
 #   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
@@ -46,7 +48,7 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
 DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
                  cylinders=64, heads=16, spt=63'
 
-.PHONY: all run demo image payloads uefi host programs iso test zoo check stats plugin bench growth setup clean
+.PHONY: all run demo image payloads uefi host programs iso test zoo mutants check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -92,6 +94,10 @@ test: setup all demo payloads plugin
 # The small guest on every machine of tests/zoo/machines.toml, by every road: docs/zoo.md.
 zoo: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin zoo -- --output docs/zoo.md
+
+# Takes lines out, one at a time, and says which test notices: docs/mutants.md.
+mutants: setup all demo payloads
+	cargo run --quiet --locked -p nexit-tests --bin mutants -- --output docs/mutants.md
 
 check: setup
 	cargo fmt --all --check

@@ -184,13 +184,13 @@ impl Machine {
         let toml = guest.toml();
         let toml = toml.replace("devices = []", &format!("devices = [\"{device}\"]"));
         let toml = toml.replace("cpus = [0]", &format!("cpus = {cpus}"));
-        // Behind the bridge that the machine's own arguments call `port`, or on the root bus.
-        let behind = self.arguments.iter().any(|argument| argument.contains("id=port"));
+        // Behind the bridge that the machine's own arguments call `last`, or on the root bus.
+        let behind = self.arguments.iter().any(|argument| argument.contains("id=last"));
         self.run(
             &folder,
             &toml,
             road,
-            &Devices::none().nvme_on(if behind { "port" } else { "pcie.0" }),
+            &Devices::none().nvme_on(if behind { "last" } else { "pcie.0" }),
         )
     }
 

@@ -41,3 +41,13 @@ fn a_guest_whose_memory_goes_on_above_4_gib_by_all_roads() {
 fn gaps_between_the_apic_ids() {
     assert_ends_as_it_says("sparse-apic-ids");
 }
+
+#[test]
+fn an_apic_id_above_255_is_interrupted_without_exits() {
+    assert_ends_as_it_says("apic-id-above-255");
+}
+
+#[test]
+fn a_server_with_two_root_buses() {
+    assert_ends_as_it_says("server");
+}
