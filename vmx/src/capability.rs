@@ -6,7 +6,7 @@ use arch::vcpu::InterruptMode;
 use arch::{Hpa, PageSize};
 
 use crate::VmxError;
-use crate::controls::{Controls, PinBased, Secondary};
+use crate::controls::{Controls, ExitControls, PinBased, Secondary};
 
 /// Snapshot of the capability MSRs (SDM "VMX Capability Reporting Facility"). An MSR that does not
 /// exist on this CPU is 0. The control MSRs are the TRUE ones where the CPU has them.
@@ -72,6 +72,11 @@ impl Capabilities {
     #[must_use]
     pub const fn revision(&self) -> u32 {
         self.basic as u32 & !(1 << 31)
+    }
+
+    /// The preemption timer's count can be saved at an exit.
+    pub(crate) const fn saves_preemption_timer(&self) -> bool {
+        self.exit >> 32 & ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE.bits() as u64 != 0
     }
 
     /// INVEPT works on one EPT pointer; else it drops everything.

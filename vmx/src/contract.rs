@@ -14,7 +14,7 @@ use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
 use arch::{Exit, Gva};
 use cpu::instructions::write_msr;
 
-use crate::controls::{PinBased, Primary};
+use crate::controls::{Controls, ExitControls, PinBased, Primary};
 use crate::event::InterruptionInformation;
 use crate::field::{self, Field, Natural, W32};
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
@@ -270,10 +270,14 @@ impl Vcpu for VmxVcpu {
         let Some(shift) = self.features.preemption_timer_shift else {
             return false;
         };
-        let mut pin_based =
-            PinBased::from_bits_retain(self.vmcs.read(field::PIN_BASED_VM_EXECUTION_CONTROLS));
-        pin_based.set(PinBased::ACTIVATE_VMX_PREEMPTION_TIMER, ticks.is_some());
+        let (pin_based, exit) = Controls::preemption_timer(
+            PinBased::from_bits_retain(self.vmcs.read(field::PIN_BASED_VM_EXECUTION_CONTROLS)),
+            ExitControls::from_bits_retain(self.vmcs.read(field::VM_EXIT_CONTROLS)),
+            self.features.capabilities.saves_preemption_timer(),
+            ticks.is_some(),
+        );
         self.vmcs.write(field::PIN_BASED_VM_EXECUTION_CONTROLS, pin_based.bits());
+        self.vmcs.write(field::VM_EXIT_CONTROLS, exit.bits());
         if let Some(ticks) = ticks {
             self.timer_count = u32::try_from(ticks >> shift).unwrap_or(u32::MAX).max(1);
             self.restart_timer();

@@ -249,12 +249,7 @@ impl Controls {
                 "IA32_VMX_PROCBASED_CTLS2",
                 capabilities.secondary,
             )?,
-            exit: settle(
-                exit,
-                ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE,
-                "IA32_VMX_EXIT_CTLS",
-                capabilities.exit,
-            )?,
+            exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
             entry: settle(
                 entry,
                 EntryControls::empty(),
@@ -263,6 +258,24 @@ impl Controls {
             )?
             .difference(EntryControls::IA32E_MODE_GUEST),
         })
+    }
+
+    /// The two controls of the preemption timer, switched on or off together: the count must not be saved
+    /// without the timer (SDM "VM-Exit Control Fields"). On a CPU that cannot save it (`saves`), the timer starts
+    /// anew at each entry.
+    #[must_use]
+    pub const fn preemption_timer(
+        pin_based: PinBased,
+        exit: ExitControls,
+        saves: bool,
+        on: bool,
+    ) -> (PinBased, ExitControls) {
+        const TIMER: PinBased = PinBased::ACTIVATE_VMX_PREEMPTION_TIMER;
+        const SAVE: ExitControls = ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE;
+        (
+            if on { pin_based.union(TIMER) } else { pin_based.difference(TIMER) },
+            if on && saves { exit.union(SAVE) } else { exit.difference(SAVE) },
+        )
     }
 
     /// The CPU sends IPIs by itself, and a guest's writes to ICR may pass.
@@ -379,7 +392,7 @@ mod tests {
         assert_eq!(controls.pin_based.bits(), 0x3e);
         assert_eq!(controls.primary.bits(), 0x9600_6172);
         assert_eq!(controls.secondary.bits(), 0x0010_10ae);
-        assert_eq!(controls.exit.bits(), 0x007f_6fff);
+        assert_eq!(controls.exit.bits(), 0x003f_6fff);
         assert_eq!(controls.entry.bits(), 0x0000_d1ff);
     }
 
