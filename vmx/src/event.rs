@@ -76,6 +76,21 @@ pub(crate) fn vectoring(
     })
 }
 
+/// The interruptibility state with which `event` is injected: blocking by STI ends, which no CPU takes together with
+/// an interrupt and some do not take together with an NMI (SDM "Checks on Guest Non-Register State"). Nothing is
+/// lost: after an entry that injects, neither STI nor MOV SS blocks, whatever the field says (SDM
+/// "Interruptibility State").
+pub(crate) const fn interruptibility(event: Event, state: u32) -> u32 {
+    const BLOCKING_BY_STI: u32 = 1 << 0;
+    match event.kind {
+        EventKind::ExternalInterrupt | EventKind::Nmi => state & !BLOCKING_BY_STI,
+        EventKind::HardwareException
+        | EventKind::SoftwareInterrupt
+        | EventKind::PrivilegedSoftwareException
+        | EventKind::SoftwareException => state,
+    }
+}
+
 /// VM-entry interruption information and error code for `event`. A hardware exception carries an
 /// error code exactly where the CPU wants one: never in real-address mode, else for the vectors that
 /// have one (SDM "Checks on VM-Entry Control Fields").
@@ -131,6 +146,16 @@ mod tests {
         #[test]
         fn without_the_valid_bit_nothing_was_cut_short(raw in 0_u32..1 << 31, code: u32) {
             prop_assert_eq!(vectoring(InterruptionInformation(raw), code, 0), None);
+        }
+    }
+
+    #[test]
+    fn no_nmi_or_interrupt_is_injected_while_sti_blocks() {
+        let nmi = Event::nmi();
+        for (state, with) in [(0, 0), (1, 0), (2, 2), (8, 8), (9, 8)] {
+            assert_eq!(interruptibility(nmi, state), with);
+            assert_eq!(interruptibility(Event::interrupt(Vector(0x40)), state), with);
+            assert_eq!(interruptibility(Event::exception(13, Some(0)), state), state);
         }
     }
 

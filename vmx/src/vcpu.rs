@@ -18,7 +18,7 @@ use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
-use crate::event::{InterruptionInformation, injection};
+use crate::event::{InterruptionInformation, injection, interruptibility};
 use crate::field::{self, Field, Readable, Width};
 use crate::posted::Posting;
 use crate::vmcs::Vmcs;
@@ -217,13 +217,7 @@ impl VmxVcpu {
             reason::NMI_WINDOW => {
                 self.set_primary(Primary::NMI_WINDOW_EXITING, false);
                 self.pending_nmi = false;
-                let nmi = Event {
-                    vector: arch::Vector(2),
-                    kind: EventKind::Nmi,
-                    error_code: None,
-                    instruction_length: 0,
-                };
-                self.inject_now(nmi);
+                self.inject_now(Event::nmi());
                 true
             }
             reason::CONTROL_REGISTER_ACCESS => self.move_to_control_register(snapshot),
@@ -293,6 +287,11 @@ impl VmxVcpu {
     fn inject_now(&mut self, event: Event) {
         let protected = self.vmcs.read(field::GUEST_CR0) & Cr0::PE.bits() != 0;
         let (information, error_code) = injection(event, protected);
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
+        let with = interruptibility(event, state);
+        if with != state {
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, with);
+        }
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
         self.vmcs.write(field::VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
         self.vmcs.write(field::VM_ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_length));
