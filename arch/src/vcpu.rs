@@ -260,6 +260,11 @@ pub trait Vcpu {
     }
     /// Goes with a change of that page.
     fn set_virtual_interrupts(&mut self, _: &VirtualInterrupts) {}
+    /// Where `vector`, of a physical interrupt that has exited, only says that something is posted to this CPU:
+    /// takes that out, 32 vectors to a word. The CPU does it by itself, with no exit; a hypervisor beneath may not.
+    fn take_posted(&mut self, _vector: Vector) -> Option<[u32; 8]> {
+        None
+    }
     /// Whether this CPU takes vectors, so that the guest's other CPUs may post to it by themselves where they
     /// can (IPI virtualization). From the start and after [`Self::load`] it does not.
     fn set_reachable(&mut self, _: bool) {}

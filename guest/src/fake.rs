@@ -192,6 +192,8 @@ pub(crate) struct FakeVcpu {
     /// The virtual-APIC page of the posted mode.
     pub(crate) apic_page: Option<Box<ApicPage>>,
     pub(crate) reachable: bool,
+    /// What other CPUs have posted, and the vector that says so.
+    pub(crate) posted: Option<(Vector, [u32; 8])>,
 }
 
 impl Default for FakeVcpu {
@@ -207,6 +209,7 @@ impl Default for FakeVcpu {
             halted: false,
             apic_page: None,
             reachable: false,
+            posted: None,
         }
     }
 }
@@ -311,6 +314,9 @@ impl Vcpu for FakeVcpu {
     }
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
         self.apic_page.as_deref_mut()
+    }
+    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
+        self.posted.take_if(|(notification, _)| *notification == vector).map(|(_, words)| words)
     }
     fn set_reachable(&mut self, reachable: bool) {
         self.reachable = reachable;

@@ -11,7 +11,7 @@ use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
 use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
-use arch::{Exit, Gva};
+use arch::{Exit, Gva, Vector};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, PinBased, Primary};
@@ -252,6 +252,10 @@ impl Vcpu for VmxVcpu {
             let [low, high] = pair.map(u64::from);
             self.vmcs.write(field::EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
         }
+    }
+
+    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
+        self.virtual_apic.as_ref()?.posting.take(vector)
     }
 
     fn set_reachable(&mut self, reachable: bool) {

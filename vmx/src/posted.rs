@@ -95,6 +95,19 @@ impl Posting {
         (before & OUTSTANDING == 0).then_some(NOTIFICATION)
     }
 
+    /// What is posted, 32 vectors to a word, if `vector` is the notification and a VMCS names the descriptor: what
+    /// the CPU does at a notification that does not exit, up to the merge into the virtual IRR. Nested KVM hands
+    /// one on as an external interrupt where it does not post itself (SDM "Posted-Interrupt Processing").
+    pub(crate) fn take(&self, vector: Vector) -> Option<[u32; 8]> {
+        let PostedInterrupts { requests, control, .. } = self.descriptor;
+        if vector != NOTIFICATION || control.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        // First this: who posts from here on notifies anew.
+        control.fetch_and(!OUTSTANDING, Ordering::AcqRel);
+        Some(requests.each_ref().map(|word| word.swap(0, Ordering::AcqRel)))
+    }
+
     /// Whether the guest's other CPUs find it in the table.
     pub(crate) fn set_reachable(&self, reachable: bool) {
         if let Some(entry) = self.table.0.get(self.index) {
@@ -138,6 +151,20 @@ mod tests {
         assert_eq!(requests[7].load(Ordering::Relaxed), 1 << 30);
         posting.reset();
         assert_eq!(posting.post(Vector(0x41)), Some(NOTIFICATION), "the CPU has taken the first");
+    }
+
+    #[test]
+    fn a_notification_that_exits_gives_what_is_posted_and_the_next_post_notifies_again() {
+        let [posting, _] = two_cpus();
+        assert_eq!(posting.take(NOTIFICATION), None, "no VMCS names it: the guest's own vector");
+        posting.descriptor.use_it();
+        assert_eq!(posting.post(Vector(0x41)), Some(NOTIFICATION));
+        assert_eq!(posting.post(Vector(0xfe)), None);
+        assert_eq!(posting.take(Vector(0x41)), None, "another interrupt");
+        assert_eq!(posting.take(NOTIFICATION), Some([0, 0, 1 << 1, 0, 0, 0, 0, 1 << 30]));
+        assert_eq!(posting.take(NOTIFICATION), Some([0; 8]), "taken once");
+        assert_eq!(posting.post(Vector(0x41)), Some(NOTIFICATION));
+        assert_eq!(posting.descriptor.control.load(Ordering::Relaxed), 0xf2 << 16 | OUTSTANDING);
     }
 
     #[test]

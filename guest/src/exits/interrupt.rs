@@ -12,7 +12,7 @@ use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Destination, Reason, ShadowIdt, Verdict};
+use eli::{Destination, Reason, ShadowIdt, VectorSet, Verdict};
 
 use crate::devices::ioapic::RedirectionEntry;
 use crate::vm::{Context, Guest, Next, Platform};
@@ -112,12 +112,23 @@ impl<P: Platform> Context<'_, P> {
 impl<P: Platform, V> Context<'_, P, V> {
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
     pub(super) fn external_interrupt(&mut self, vector: Vector) {
+        if let Some(posted) = self.vcpu.take_posted(vector) {
+            self.machine.eoi();
+            return self.accept_posted(VectorSet::from_words(posted));
+        }
         let level = self.physical_bit(IA32_X2APIC_TMR0, vector);
         let trigger = if level { TriggerMode::Level } else { TriggerMode::Edge };
         let accepted = self.cpu.apic.accept(vector, trigger);
         // A level-triggered line keeps its interrupt in service until the guest ends it.
         if !(accepted && level) {
             self.machine.eoi();
+        }
+    }
+
+    fn accept_posted(&mut self, mut posted: VectorSet) {
+        while let Some(vector) = posted.highest() {
+            posted.remove(vector);
+            self.cpu.apic.accept(vector, TriggerMode::Edge);
         }
     }
 

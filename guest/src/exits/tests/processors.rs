@@ -125,6 +125,20 @@ fn an_ipi_that_the_cpu_leaves_to_us_goes_where_a_trapped_one_does() {
 }
 
 #[test]
+fn a_notification_that_exits_delivers_what_is_posted_and_is_no_interrupt_itself() {
+    const NOTIFICATION: Vector = Vector(0xf2);
+    let mut world = posted();
+    world.vcpu.posted = Some((NOTIFICATION, [0, 1 << 31, 1 << 1, 0, 0, 0, 0, 1 << 30]));
+    world.handle(ExitReason::ExternalInterrupt(Vector(0x51)), None);
+    assert_eq!(world.cpu.apic.pending.irr.words(), [0, 0, 1 << 17, 0, 0, 0, 0, 0], "the guest's");
+    world.handle(ExitReason::ExternalInterrupt(NOTIFICATION), None);
+    let requested = [0, 1 << 31, 1 << 17 | 1 << 1, 0, 0, 0, 0, 1 << 30];
+    assert_eq!(world.cpu.apic.pending.irr.words(), requested);
+    assert_eq!(world.machine.eois, 2, "each is ended in the physical local APIC");
+    assert_eq!(world.vcpu.posted, None);
+}
+
+#[test]
 fn a_self_ipi_that_nobody_can_take_is_an_error_and_nothing_else() {
     let mut world = posted();
     written(&mut world, 0x3f0, 5);
