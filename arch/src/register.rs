@@ -90,6 +90,10 @@ bitflags! {
         const PAE = 1 << 5;
         /// Page global enable.
         const PGE = 1 << 7;
+        /// FXSAVE and FXRSTOR save XMM registers, and SSE instructions work.
+        const OSFXSR = 1 << 9;
+        /// Unmasked SIMD floating-point exceptions raise #XM.
+        const OSXMMEXCPT = 1 << 10;
         /// 57-bit linear addresses.
         const LA57 = 1 << 12;
         /// VMX enable.
@@ -114,6 +118,8 @@ bitflags! {
         const NXE = 1 << 11;
         /// Secure virtual machine enable.
         const SVME = 1 << 12;
+        /// Fast FXSAVE and FXRSTOR: without XMM registers, in ring 0.
+        const FFXSR = 1 << 14;
         const _ = !0;
     }
 

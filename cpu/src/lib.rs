@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod config_space;
 pub mod exceptions;
+pub mod host_state;
 pub mod hpet;
 pub mod instructions;
 pub mod io_apic;

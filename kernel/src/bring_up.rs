@@ -13,7 +13,7 @@ use boot::{BootInfo, Module};
 use config::Config;
 use cpu::config_space::{Ecam, MachineConfigSpace};
 use cpu::hpet::Hpet;
-use cpu::instructions::{cpuid, tsc};
+use cpu::instructions::tsc;
 use cpu::io_apic::IoApic;
 use cpu::local_apic::LocalApic;
 use cpu::segments::CpuTables;
@@ -246,15 +246,16 @@ fn start_page(info: &BootInfo<'_>) -> Option<Hpa> {
 
 /// What a processor that has just been started needs before it can do anything else.
 pub(crate) fn this_cpu() -> Result<Processor, Refusal> {
-    memory::use_own_table();
     cpu::exceptions::load();
+    memory::use_own_table()?;
     take_over_processor(Memory::handle())
 }
 
 /// Descriptor tables, local APIC in x2APIC mode, extended state usable.
 fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
     let tss_base = load_cpu_tables(memory)?;
-    enable_extended_state();
+    // SAFETY: ring 0.
+    unsafe { cpu::host_state::enable_extended_state() };
     // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
     let apic = unsafe { LocalApic::enable() }.ok_or_else(|| {
         refuse!(
@@ -263,25 +264,6 @@ fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
         )
     })?;
     Ok(Processor { apic, tss_base })
-}
-
-/// Sets CR4.OSXSAVE, so that a guest's XSETBV can be carried out.
-fn enable_extended_state() {
-    const XSAVE: u32 = 1 << 26;
-    const OSXSAVE: u64 = 1 << 18;
-    if cpuid(1, 0).ecx & XSAVE != 0 {
-        // SAFETY: CPUID shows XSAVE; the hypervisor itself uses no extended state.
-        unsafe {
-            core::arch::asm!(
-                "mov {value}, cr4",
-                "or {value}, {bit}",
-                "mov cr4, {value}",
-                value = out(reg) _,
-                bit = in(reg) OSXSAVE,
-                options(nostack),
-            );
-        }
-    }
 }
 
 fn io_apics(entries: &[crate::acpi::IoApicEntry]) -> &'static [IoApic] {

@@ -133,10 +133,11 @@ pub(crate) fn copy_root_below_4_gib(memory: Memory) -> Result<Hpa, Refusal> {
 }
 
 /// Switches the CPU that calls to the hypervisor's page table.
-pub(crate) fn use_own_table() {
-    enable_no_execute();
+pub(crate) fn use_own_table() -> Result<(), Refusal> {
+    prepare_paging()?;
     // SAFETY: the table maps the image and every stack where the start page's table does.
     unsafe { load_cr3(root()) };
+    Ok(())
 }
 
 /// The sentence for an empty pool.
@@ -179,7 +180,7 @@ pub(crate) fn build_own_tables(memory: Memory, info: &BootInfo<'_>) -> Result<()
         protect(&mut table, memory, range, access)?;
     }
     table.unmap(&mut memory, image::stack_guard().as_u64(), PAGE_SIZE)?.nothing_cached();
-    enable_no_execute();
+    prepare_paging()?;
     // SAFETY: the table maps the image, the stack in use and all RAM where they were mapped before.
     unsafe { load_cr3(table.root()) };
     *HOST_TABLE.lock() = Some(table);
@@ -259,14 +260,16 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
     })
 }
 
-/// Sets EFER.NXE on the CPU that calls.
-pub(crate) fn enable_no_execute() {
-    const NXE: u64 = 1 << 11;
-    // SAFETY: every CPU in long mode has IA32_EFER.
-    let efer = unsafe { cpu::instructions::read_msr(arch::msr::IA32_EFER) };
-    // SAFETY: every CPU that Nexit can use has NX (CPUID 0x80000001 EDX bit 20 comes with VT-x and
-    // AMD-V).
-    unsafe { cpu::instructions::write_msr(arch::msr::IA32_EFER, efer | NXE) };
+/// Lets the CPU that calls use the hypervisor's page tables.
+fn prepare_paging() -> Result<(), Refusal> {
+    // SAFETY: ring 0, and the handlers are installed; the loader's and the start page's tables use PAT entry 0 alone
+    // for what the hypervisor touches before it has its own.
+    unsafe { cpu::host_state::prepare_paging() }.map_err(|_| {
+        refuse!(
+            "the CPU has no execute disable (CPUID 0x80000001 EDX bit 20): switch it on in the firmware's setup \
+             (\"XD\", \"NX\" or \"no-execute memory protection\")"
+        )
+    })
 }
 
 unsafe fn load_cr3(root: Hpa) {

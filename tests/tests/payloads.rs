@@ -19,6 +19,7 @@ const CLAIMS: &[&str] = &[
     "a halted CPU wakes for each timer interrupt",
     "data that share a page with the IDT can be written",
     "a string instruction may fill them",
+    "vector registers are stored there as they are",
     "each vector from 32 to 254 arrives once",
     "each arrives a second time",
     "pages that the IDT has left are the guest's again",

@@ -66,6 +66,7 @@ fn checks() {
     interrupts::enable();
     arrival::granted_vector_costs("straddling two pages in the middle of a gate");
     writes::neighbours_are_written();
+    writes::vector_registers_are_stored();
     arrival::every_vector_arrives(table);
     interrupts::disable();
     idt::load(2 * 4096);

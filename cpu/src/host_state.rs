@@ -1,0 +1,127 @@
+//! What each CPU holds in CR4, IA32_EFER and IA32_PAT while the hypervisor runs on it, whatever the firmware left
+//! there.
+//!
+//! What is decided is pure and tested on the host; the rest reads and writes. `boot`'s entry and [`crate::start`]
+//! set CR0: no emulation, no task switched, so that FXSAVE never faults.
+
+use arch::msr::{IA32_EFER, IA32_MISC_ENABLE, IA32_PAT};
+use arch::register::{Cr4, Efer};
+
+use crate::instructions::{cpuid, read_msr, read_msr_checked, write_msr, write_msr_checked};
+
+/// WB, WT, UC- and UC, twice: the PAT of a CPU after reset (SDM "IA32_PAT MSR"; APM "PAT Register"). The
+/// hypervisor's tables, nested ones on AMD-V included, use entry 0 for write-back and entry 3 for uncached.
+const PAT: u64 = 0x0007_0406_0007_0406;
+
+/// IA32_MISC_ENABLE: "XD bit disable" (SDM volume 4). With it CPUID shows no execute disable, and a write of
+/// IA32_EFER.NXE raises #GP.
+const XD_BIT_DISABLE: u64 = 1 << 34;
+
+/// CPUID 0x80000001 EDX: execute disable.
+const EXECUTE_DISABLE: u32 = 1 << 20;
+
+/// This CPU has no execute disable, and it cannot be switched on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoExecuteDisable;
+
+/// CR4 as the host holds it: with FXSAVE of XMM registers, without which a guest's vector store that the
+/// hypervisor carries out would read as zeros, and with XSETBV where there is XSAVE.
+const fn host_cr4(cr4: u64, has_xsave: bool) -> u64 {
+    let always = Cr4::OSFXSR.union(Cr4::OSXMMEXCPT);
+    let wanted = if has_xsave { always.union(Cr4::OSXSAVE) } else { always };
+    cr4 | wanted.bits()
+}
+
+/// IA32_EFER as the host holds it: with execute disable, and without AMD's fast FXSAVE, which leaves the XMM
+/// registers out (APM "Extended Feature Enable Register (EFER)").
+const fn host_efer(efer: u64) -> u64 {
+    efer & !Efer::FFXSR.bits() | Efer::NXE.bits()
+}
+
+/// What to write to IA32_MISC_ENABLE so that there is execute disable; `None` where it is not what keeps it off.
+const fn with_execute_disable(misc_enable: Option<u64>) -> Option<u64> {
+    match misc_enable {
+        Some(value) if value & XD_BIT_DISABLE != 0 => Some(value & !XD_BIT_DISABLE),
+        _ => None,
+    }
+}
+
+/// Lets this CPU use the hypervisor's page tables: execute disable and the memory types that they are written for.
+///
+/// # Errors
+/// There is no execute disable. Nothing that matters has changed then.
+///
+/// # Safety
+/// Ring 0, and the exception handlers of [`crate::exceptions`] are installed. The page tables in use map all that is
+/// used by PAT entry 0, or by entries that stay as they are.
+pub unsafe fn prepare_paging() -> Result<(), NoExecuteDisable> {
+    let has_it = || cpuid(0x8000_0001, 0).edx & EXECUTE_DISABLE != 0;
+    if !has_it() {
+        // SAFETY: ring 0 with handlers, says the caller; a CPU without the MSR says so.
+        let value = with_execute_disable(unsafe { read_msr_checked(IA32_MISC_ENABLE) });
+        // SAFETY: as above; only the bit that hides execute disable changes.
+        if !value.is_some_and(|value| unsafe { write_msr_checked(IA32_MISC_ENABLE, value) })
+            || !has_it()
+        {
+            return Err(NoExecuteDisable);
+        }
+    }
+    // SAFETY: every CPU in long mode has IA32_EFER; CPUID shows execute disable.
+    unsafe { write_msr(IA32_EFER, host_efer(read_msr(IA32_EFER))) };
+    // SAFETY: every CPU in long mode has IA32_PAT.
+    if unsafe { read_msr(IA32_PAT) } != PAT {
+        // SAFETY: ring 0. Nothing stays in the caches or the TLB of what another type was for, entry 0 aside, of
+        // which the caller speaks (SDM "Programming the PAT").
+        unsafe { core::arch::asm!("wbinvd", options(nostack, preserves_flags)) };
+        // SAFETY: each byte is a memory type.
+        unsafe { write_msr(IA32_PAT, PAT) };
+        // SAFETY: as for the first; the same table again.
+        unsafe {
+            core::arch::asm!("wbinvd", "mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack));
+        }
+    }
+    Ok(())
+}
+
+/// Lets this CPU save a guest's extended state, and carry out a guest's XSETBV.
+///
+/// # Safety
+/// Ring 0.
+pub unsafe fn enable_extended_state() {
+    const XSAVE: u32 = 1 << 26;
+    let has_xsave = cpuid(1, 0).ecx & XSAVE != 0;
+    let cr4: u64;
+    // SAFETY: ring 0, says the caller.
+    unsafe { core::arch::asm!("mov {}, cr4", out(reg) cr4, options(nostack, nomem)) };
+    // SAFETY: as above; every CPU in long mode has FXSAVE and SSE, and XSAVE is there where its bit is set. The
+    // hypervisor itself uses no extended state.
+    unsafe { core::arch::asm!("mov cr4, {}", in(reg) host_cr4(cr4, has_xsave), options(nostack)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fxsave_saves_the_vector_registers_whatever_the_firmware_left() {
+        const OSFXSR_AND_OSXMMEXCPT: u64 = 3 << 9;
+        const OSXSAVE: u64 = 1 << 18;
+        assert_eq!(host_cr4(0x20, false), 0x20 | OSFXSR_AND_OSXMMEXCPT);
+        assert_eq!(host_cr4(0x20, true), 0x20 | OSFXSR_AND_OSXMMEXCPT | OSXSAVE);
+        let fast_fxsave = 1 << 14;
+        assert_eq!(host_efer(0x500 | fast_fxsave), 0xd00);
+    }
+
+    #[test]
+    fn execute_disable_is_switched_on_where_one_bit_hides_it() {
+        assert_eq!(with_execute_disable(Some(1 << 34 | 0x85_0089)), Some(0x85_0089));
+        assert_eq!(with_execute_disable(Some(0x85_0089)), None, "something else hides it");
+        assert_eq!(with_execute_disable(None), None, "a CPU without the MSR");
+    }
+
+    #[test]
+    fn the_entries_that_the_page_tables_name_are_write_back_and_uncached() {
+        let types = PAT.to_le_bytes();
+        assert_eq!((types[0], types[3]), (6, 0));
+    }
+}
