@@ -153,3 +153,12 @@ bitflags! {
         const _ = !0;
     }
 }
+
+/// CR4 as a guest may use it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuestCr4 {
+    /// The bits that it may set.
+    pub allowed: u64,
+    /// The bits beside them that the CPU is known to have.
+    pub hidden: u64,
+}

@@ -6,6 +6,7 @@
 use arch::Hpa;
 use arch::address::PAGE_SIZE;
 use arch::msr::{MsrPass, PortRange};
+use arch::register::GuestCr4;
 use arch::vcpu::{InterruptMode, Vcpu};
 use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
@@ -30,6 +31,7 @@ pub(crate) struct VcpuParts {
     pub(crate) host_tss_base: u64,
     /// In the posted mode: how other CPUs post interrupts.
     pub(crate) posted: Option<Posting>,
+    pub(crate) cr4: GuestCr4,
 }
 
 /// One vendor's virtualization, switched on on this CPU until this is dropped.
@@ -167,6 +169,7 @@ impl Backend for VtX {
             vmcs: parts.memory.wrapping_add(PAGE_SIZE),
             virtual_apic,
             host_tss_base: parts.host_tss_base,
+            cr4: parts.cr4,
         };
         // SAFETY: the pages are this virtual CPU's alone; the nested table maps the guest's own
         // memory only; the TSS is this CPU's, and its IDT handles NMIs.
@@ -244,6 +247,7 @@ impl Backend for AmdV {
             io_permission_map: parts.bitmaps.wrapping_add(IO_PERMISSION_MAP),
             vmcb: parts.memory.wrapping_add(PAGE_SIZE),
             take_interrupt: cpu::exceptions::take_interrupt,
+            cr4: parts.cr4,
         };
         // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own
         // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.

@@ -189,6 +189,7 @@ impl<B: Backend> Partition<B> {
             memory,
             host_tss_base: processor.tss_base,
             posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
+            cr4: shared.policy.cpuid.cr4(&shared.machine),
         };
         let vcpu = backend.vcpu(&parts)?;
         Ok((backend, vcpu))

@@ -41,6 +41,9 @@ impl Vcpu for SvmVcpu {
     }
 
     fn exit(&mut self) -> Option<Exit> {
+        if self.move_to_cr4() {
+            return None;
+        }
         let acknowledged = self.take_pending();
         // An interrupt that was gone when the host opened its window is nobody's.
         let gone = self.vmcb().control.exitcode == VMEXIT_INTR && acknowledged.is_none();

@@ -20,6 +20,8 @@ const CPUID_SVML: u32 = 1 << 2;
 const CPUID_NRIPS: u32 = 1 << 3;
 /// CPUID 0x8000_000A EDX: TLB_CONTROL can flush one ASID.
 const CPUID_FLUSH_BY_ASID: u32 = 1 << 6;
+/// CPUID 0x8000_000A EDX: decode assists.
+const CPUID_DECODE_ASSISTS: u32 = 1 << 7;
 /// VM_CR: LOCK.
 const VM_CR_LOCK: u64 = 1 << 3;
 /// VM_CR: SVMDIS.
@@ -67,6 +69,8 @@ pub struct Features {
     pub nrip_save: bool,
     /// One ASID can be flushed by itself.
     pub flush_by_asid: bool,
+    /// An intercepted MOV to a control register tells its source.
+    pub decode_assists: bool,
 }
 
 /// Why AMD-V cannot be used.
@@ -131,6 +135,7 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
     Ok(Features {
         nrip_save: svm_features & CPUID_NRIPS != 0,
         flush_by_asid: svm_features & CPUID_FLUSH_BY_ASID != 0,
+        decode_assists: svm_features & CPUID_DECODE_ASSISTS != 0,
     })
 }
 
@@ -186,10 +191,12 @@ mod tests {
 
     #[test]
     fn a_plain_cpu_is_enough() {
-        let features = Features { nrip_save: false, flush_by_asid: false };
+        let features =
+            Features { nrip_save: false, flush_by_asid: false, decode_assists: false };
         assert_eq!(check(&PLAIN), Ok(features));
-        let more = Features { nrip_save: true, flush_by_asid: true };
-        assert_eq!(check(&Capabilities { svm_features: 1 | 1 << 3 | 1 << 6, ..PLAIN }), Ok(more));
+        let more = Features { nrip_save: true, flush_by_asid: true, decode_assists: true };
+        let svm_features = 1 | 1 << 3 | 1 << 6 | 1 << 7;
+        assert_eq!(check(&Capabilities { svm_features, ..PLAIN }), Ok(more));
     }
 
     #[test]

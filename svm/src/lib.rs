@@ -22,6 +22,7 @@
 pub mod bitmap;
 mod contract;
 pub mod controls;
+mod cr4;
 pub mod decode;
 pub mod enable;
 mod run;

@@ -6,11 +6,12 @@
 use core::cell::Cell;
 use core::ptr::NonNull;
 
-use arch::register::{Cr0, Efer};
+use arch::register::{Cr0, Efer, GuestCr4};
 use arch::vcpu::{InterruptMode, StartState, Vcpu};
 use arch::{Hpa, Vector};
 
 use crate::controls;
+use crate::cr4;
 use crate::decode::{self, VMEXIT_INTR, VMEXIT_NMI};
 use crate::enable::Features;
 use crate::run;
@@ -38,6 +39,8 @@ pub struct VcpuSetup {
     /// They leave it in service, and clear IF in the frame that they return to, so that one window
     /// takes one interrupt.
     pub take_interrupt: fn() -> Option<u8>,
+    /// What the guest may set in CR4.
+    pub cr4: GuestCr4,
 }
 
 /// Where the registers that VMRUN does not switch have their newest value.
@@ -58,6 +61,7 @@ pub struct SvmVcpu {
     pub(crate) gpr: [u64; 16],
     pub(crate) features: Features,
     take_interrupt: fn() -> Option<u8>,
+    pub(crate) cr4: GuestCr4,
     pub(crate) unswitched: Cell<Unswitched>,
 }
 
@@ -80,10 +84,14 @@ impl SvmVcpu {
             gpr: [0; 16],
             features: setup.features,
             take_interrupt: setup.take_interrupt,
+            cr4: setup.cr4,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
+        if cr4::intercepted(setup.features, setup.cr4) {
+            control.intercept_cr |= cr4::INTERCEPT_WRITE;
+        }
         control.np_enable = 1;
         control.n_cr3 = setup.nested_root.as_u64();
         control.msrpm_base_pa = setup.msr_permission_map.as_u64();

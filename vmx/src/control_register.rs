@@ -2,9 +2,10 @@
 //!
 //! Invariant: what the CPU holds in VMX non-root operation satisfies its fixed bits, whatever the
 //! guest writes; the guest reads back what it wrote. Host-owned are the fixed bits, CR0.CD and
-//! CR0.NW (a guest must not switch the caches of the core off) and CR4.VMXE. Pure.
+//! CR0.NW (a guest must not switch the caches of the core off), CR4.VMXE, and every bit of CR4 whose feature the
+//! guest is not shown. Pure.
 
-use arch::register::{Cr0, Cr4, Efer, Gpr};
+use arch::register::{Cr0, Cr4, Efer, Gpr, GuestCr4};
 
 use crate::capability::Capabilities;
 
@@ -27,10 +28,10 @@ impl OwnedBits {
         Self { mask: ones | reserved | Cr0::CD.union(Cr0::NW).bits(), ones, reserved }
     }
 
-    /// For CR4.
-    pub(crate) const fn cr4(capabilities: &Capabilities) -> Self {
+    /// For CR4. A bit that is not the guest's is refused as one that the CPU does not have.
+    pub(crate) const fn cr4(capabilities: &Capabilities, of_guest: GuestCr4) -> Self {
         let ones = capabilities.cr4_fixed0 | Cr4::VMXE.bits();
-        let reserved = !capabilities.cr4_fixed1 | Cr4::VMXE.bits();
+        let reserved = !(capabilities.cr4_fixed1 & of_guest.allowed) | Cr4::VMXE.bits();
         Self { mask: ones | reserved, ones, reserved }
     }
 
@@ -75,6 +76,13 @@ mod tests {
     use crate::capability::tests::SKYLAKE;
     use proptest::prelude::*;
 
+    /// All that Skylake has, and FRED not.
+    const OF_GUEST: GuestCr4 = GuestCr4 { allowed: 0x0037_0fff, hidden: 0x6000 };
+
+    fn cr4() -> OwnedBits {
+        OwnedBits::cr4(&SKYLAKE, OF_GUEST)
+    }
+
     proptest! {
         #[test]
         fn the_cpu_never_sees_a_value_that_it_forbids(wanted: u64) {
@@ -82,14 +90,14 @@ mod tests {
             let free = (Cr0::PE | Cr0::PG).bits();
             prop_assert_eq!(real & SKYLAKE.cr0_fixed0 & !free, SKYLAKE.cr0_fixed0 & !free);
             prop_assert_eq!(real & !SKYLAKE.cr0_fixed1, 0);
-            let real = OwnedBits::cr4(&SKYLAKE).real(wanted);
+            let real = cr4().real(wanted);
             prop_assert_eq!(real & SKYLAKE.cr4_fixed0, SKYLAKE.cr4_fixed0);
             prop_assert_eq!(real & !SKYLAKE.cr4_fixed1, 0);
         }
 
         #[test]
         fn the_guest_reads_what_it_wrote(wanted: u64) {
-            for owned in [OwnedBits::cr0(&SKYLAKE), OwnedBits::cr4(&SKYLAKE)] {
+            for owned in [OwnedBits::cr0(&SKYLAKE), cr4()] {
                 prop_assert_eq!(owned.seen(owned.real(wanted), wanted), wanted);
             }
         }
@@ -98,12 +106,26 @@ mod tests {
     #[test]
     fn the_host_owns_what_it_must_and_no_more() {
         assert_eq!(OwnedBits::cr0(&SKYLAKE).mask, 0xffff_ffff_6000_0020);
-        let cr4 = OwnedBits::cr4(&SKYLAKE);
-        assert_eq!(cr4.mask, !SKYLAKE.cr4_fixed1 | 0x2000);
+        let cr4 = cr4();
+        assert_eq!(cr4.mask, !SKYLAKE.cr4_fixed1 | 0x6000);
         assert!(!cr4.allows(0x2000), "VMXE");
         assert!(!cr4.allows(1 << 63));
         assert!(OwnedBits::cr0(&SKYLAKE).allows(0x6000_0010), "CD, NW, no NE");
         assert!(!OwnedBits::cr0(&SKYLAKE).allows(1 << 32));
+    }
+
+    #[test]
+    fn a_feature_that_the_guest_is_not_shown_cannot_be_switched_on_where_the_cpu_has_it() {
+        const FRED: u64 = 1 << 32;
+        const CET: u64 = 1 << 23;
+        let newest = Capabilities { cr4_fixed1: SKYLAKE.cr4_fixed1 | FRED | CET, ..SKYLAKE };
+        let cr4 = OwnedBits::cr4(&newest, OF_GUEST);
+        for bit in [FRED, CET] {
+            assert!(!cr4.allows(bit), "#GP");
+            assert_ne!(cr4.mask & bit, 0, "a write of it exits");
+            assert_eq!(cr4.real(bit) & bit, 0);
+        }
+        assert!(cr4.allows(OF_GUEST.allowed & SKYLAKE.cr4_fixed1));
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) fn write_controls(
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR0_GUEST_HOST_MASK, OwnedBits::cr0(&features.capabilities).mask);
-    vmcs.write(field::CR4_GUEST_HOST_MASK, OwnedBits::cr4(&features.capabilities).mask);
+    vmcs.write(field::CR4_GUEST_HOST_MASK, OwnedBits::cr4(&features.capabilities, setup.cr4).mask);
     for count in [
         field::CR3_TARGET_COUNT,
         field::VM_EXIT_MSR_STORE_COUNT,

@@ -7,7 +7,7 @@
 use core::fmt;
 
 use arch::exit::{EntryFailure, ExitReason, Frequent};
-use arch::register::{Cr0, Efer, Rflags};
+use arch::register::{Cr0, Efer, GuestCr4, Rflags};
 use arch::segment::SegmentRegister;
 use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
 use arch::{Exit, Hpa};
@@ -59,6 +59,8 @@ pub struct VcpuSetup {
     pub virtual_apic: Option<VirtualApic>,
     /// Linear address of this CPU's TSS.
     pub host_tss_base: u64,
+    /// What the guest may set in CR4.
+    pub cr4: GuestCr4,
 }
 
 /// A virtual CPU on VT-x.
@@ -100,7 +102,7 @@ impl VmxVcpu {
             features,
             registers: run::Registers::default(),
             cr0: OwnedBits::cr0(&features.capabilities),
-            cr4: OwnedBits::cr4(&features.capabilities),
+            cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
             pending_nmi: false,
             timer_count: 0,

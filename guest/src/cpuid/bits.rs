@@ -12,8 +12,8 @@ pub(super) const fn bits<const N: usize>(list: [u32; N]) -> u32 {
     mask
 }
 
-/// Leaf 1 ECX, hidden: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, PDCM, DCA.
-pub(super) const HIDDEN_1_ECX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 11, 15, 18]);
+/// Leaf 1 ECX, hidden: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, CNXT-ID, SDBG, xTPR, PDCM, DCA.
+pub(super) const HIDDEN_1_ECX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 18]);
 pub(super) const X2APIC: u32 = 1 << 21;
 pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const HYPERVISOR: u32 = 1 << 31;
@@ -25,13 +25,21 @@ pub(super) const HTT: u32 = 1 << 28;
 pub(super) const SHOWN_6_EAX: u32 = bits([2]);
 /// Leaf 7.0 EBX, hidden: SGX, PQM, MPX, PQE, PT.
 pub(super) const HIDDEN_7_EBX: u32 = bits([2, 12, 14, 15, 25]);
-/// Leaf 7.0 ECX, hidden: OSPKE (set anew), WAITPKG, CET_SS, TME, LA57, KL, BUS_LOCK_DETECT, ENQCMD,
+/// Leaf 7.0 EBX: HLE, RTM.
+pub(super) const TSX: u32 = bits([4, 11]);
+/// Leaf 7.0 ECX, hidden: OSPKE (set anew), WAITPKG, CET_SS, TME, LA57, MAWAU (of MPX), KL, BUS_LOCK_DETECT, ENQCMD,
 /// SGX_LC, PKS.
-pub(super) const HIDDEN_7_ECX: u32 = bits([4, 5, 7, 13, 16, 23, 24, 29, 30, 31]);
+pub(super) const HIDDEN_7_ECX: u32 =
+    bits([4, 5, 7, 13, 16, 17, 18, 19, 20, 21, 23, 24, 29, 30, 31]);
 pub(super) const PKU: u32 = 1 << 3;
 pub(super) const OSPKE: u32 = 1 << 4;
-/// Leaf 7.0 EDX, hidden: UINTR, HYBRID, PCONFIG, ARCH_LBR, CET_IBT, IA32_CORE_CAPABILITIES.
-pub(super) const HIDDEN_7_EDX: u32 = bits([5, 15, 18, 19, 20, 30]);
+/// Leaf 7.0 EDX, shown: AVX512_4VNNIW, AVX512_4FMAPS, fast short REP MOV, AVX512_VP2INTERSECT, MD_CLEAR, SERIALIZE,
+/// TSXLDTRK, AMX-BF16, AVX512_FP16, AMX-TILE, AMX-INT8, and what IA32_SPEC_CTRL, IA32_PRED_CMD, IA32_FLUSH_CMD and
+/// IA32_ARCH_CAPABILITIES are for. Not SRBDS_CTRL (9), RTM_ALWAYS_ABORT (11) and TSX_FORCE_ABORT (13), whose MSRs
+/// the guest does not have.
+pub(super) const SHOWN_7_EDX: u32 =
+    bits([2, 3, 4, 8, 10, 14, 16, 22, 23, 24, 25, 26, 27, 28, 29, 31]);
+pub(super) const RTM_ALWAYS_ABORT: u32 = 1 << 11;
 /// Leaf 7.1 EAX, shown: SHA512, SM3, SM4, AVX-VNNI, AVX512_BF16, fast REP MOVSB/STOSB/CMPSB,
 /// AMX-FP16, AVX-IFMA.
 pub(super) const SHOWN_7_1_EAX: u32 = bits([0, 1, 2, 4, 5, 10, 11, 12, 21, 23]);
@@ -39,8 +47,9 @@ pub(super) const SHOWN_7_1_EAX: u32 = bits([0, 1, 2, 4, 5, 10, 11, 12, 21, 23]);
 /// AVX10.
 pub(super) const SHOWN_7_1_EDX: u32 = bits([4, 5, 8, 10, 14, 19]);
 /// Leaf 0x80000001 ECX, hidden: SVM, extended APIC, OSVW, IBS, SKINIT, WDT, LWP, NodeId, core and
-/// northbridge counters, breakpoint extension, performance TSC, LLC counters, MONITORX.
-pub(super) const HIDDEN_81_ECX: u32 = bits([2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29]);
+/// northbridge counters, breakpoint extensions, performance TSC, LLC counters, MONITORX.
+pub(super) const HIDDEN_81_ECX: u32 =
+    bits([2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29, 30]);
 pub(super) const CMP_LEGACY: u32 = 1 << 1;
 /// Leaf 0x80000001 EDX, hidden: MCE, MCA.
 pub(super) const HIDDEN_81_EDX: u32 = bits([7, 14]);

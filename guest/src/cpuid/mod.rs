@@ -7,17 +7,19 @@
 
 mod answers;
 mod bits;
+mod cr4;
 
 use alloc::vec::Vec;
 
 use arch::ApicId;
 use arch::machine::{CpuidResult, Machine};
+use arch::register::GuestCr4;
 
 pub use answers::Answers;
 use bits::{
-    CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_7_EDX,
-    HIDDEN_81_ECX, HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSXSAVE, SHOWN_6_EAX,
-    SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, X2APIC,
+    CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
+    HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSXSAVE, RTM_ALWAYS_ABORT, SHOWN_6_EAX,
+    SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, TSX, X2APIC,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -90,6 +92,19 @@ impl CpuidPolicy {
     #[must_use]
     pub fn vendor(&self) -> Vendor {
         self.vendor
+    }
+
+    /// The bits of CR4 that the guest may set, and those that this CPU has beside them.
+    #[must_use]
+    pub fn cr4(&self, machine: &impl Machine) -> GuestCr4 {
+        let of_cpu = cr4::bits(|leaf, subleaf| {
+            // A CPU answers a leaf that it does not have with another's.
+            let there = leaf <= machine.cpuid(0, 0).eax && subleaf <= machine.cpuid(leaf, 0).eax;
+            if there { machine.cpuid(leaf, subleaf) } else { CpuidResult::default() }
+        });
+        let shown = cr4::bits(|leaf, subleaf| self.answer(leaf, subleaf, 0, machine));
+        let allowed = shown | of_cpu & cr4::HARMLESS;
+        GuestCr4 { allowed, hidden: of_cpu & !allowed }
     }
 
     /// The answer to CPUID of vCPU `vcpu`; [`NEXIT_COUNTERS`] and the bits that mirror CR4 aside.
@@ -296,12 +311,16 @@ fn extended_state(subleaf: u32, real: CpuidResult) -> CpuidResult {
 /// Leaf 7.
 fn structured_features(subleaf: u32, real: CpuidResult) -> CpuidResult {
     match subleaf {
-        0 => CpuidResult {
-            eax: real.eax.min(2),
-            ebx: real.ebx & !HIDDEN_7_EBX,
-            ecx: real.ecx & !HIDDEN_7_ECX,
-            edx: real.edx & !HIDDEN_7_EDX,
-        },
+        0 => {
+            // Transactions that always abort, and may be switched off by an MSR that a guest does not have.
+            let aborts = if real.edx & RTM_ALWAYS_ABORT != 0 { TSX } else { 0 };
+            CpuidResult {
+                eax: real.eax.min(2),
+                ebx: real.ebx & !(HIDDEN_7_EBX | aborts),
+                ecx: real.ecx & !HIDDEN_7_ECX,
+                edx: real.edx & SHOWN_7_EDX,
+            }
+        }
         1 => CpuidResult {
             eax: real.eax & SHOWN_7_1_EAX,
             edx: real.edx & SHOWN_7_1_EDX,

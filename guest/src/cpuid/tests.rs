@@ -47,6 +47,48 @@ fn virtualization_monitor_counters_and_machine_check_are_hidden() {
 }
 
 #[test]
+fn no_feature_is_shown_whose_msrs_the_guest_does_not_have() {
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let one = ask(vendor, &[0], 0, 1, 0);
+        assert_eq!(one.ecx & (1 << 10 | 1 << 14), 0, "L1 context ID, xTPR: IA32_MISC_ENABLE");
+        let seven = ask(vendor, &[0], 0, 7, 0);
+        assert_eq!(seven.edx & 1 << 9, 0, "SRBDS_CTRL: IA32_MCU_OPT_CTRL");
+        assert_eq!(seven.edx & 1 << 11, 0, "RTM_ALWAYS_ABORT: TSX_FORCE_ABORT or IA32_TSX_CTRL");
+        assert_eq!(seven.edx & 1 << 13, 0, "TSX_FORCE_ABORT");
+        assert_eq!(seven.ebx & (1 << 4 | 1 << 11), 0, "no transactions where all abort");
+        assert_ne!(seven.edx & 1 << 10, 0, "MD_CLEAR is VERW's and has no MSR");
+        assert_eq!(ask(vendor, &[0], 0, 0x8000_0001, 0).ecx >> 30 & 1, 0, "address masks: DRn");
+    }
+    let mut machine = machine(Vendor::Intel);
+    let edx = !(1 << 11);
+    machine.cpuid.insert((7, 0), CpuidResult { eax: 2, ebx: !0, ecx: !0, edx });
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    let ebx = policy.answer(7, 0, 0, &machine).ebx;
+    assert_eq!(ebx & (1 << 4 | 1 << 11), 1 << 4 | 1 << 11, "transactions that may succeed");
+}
+
+#[test]
+fn a_guest_may_set_the_bits_of_cr4_of_what_it_is_shown_and_no_other() {
+    const SHOWN: u64 = 0x0077_0fff;
+    // LA57, VMXE, SMXE, KL, CET, PKS, UINTR, LASS, LAM_SUP, FRED.
+    const HIDDEN: u64 = 1 << 12 | 1 << 13 | 1 << 14 | 0x1b88_0000 | 1 << 32;
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let mut machine = machine(vendor);
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        assert_eq!(policy.cr4(&machine), GuestCr4 { allowed: SHOWN, hidden: HIDDEN });
+        // Without UMIP, PCIDE, SMEP and protection keys; and with no leaf 7 at all, nor another for it.
+        machine.cpuid.insert((1, 0), CpuidResult { ecx: !(1 << 17), edx: !0, ..Default::default() });
+        machine.cpuid.insert((7, 0), CpuidResult { ebx: !(1 << 7), ..Default::default() });
+        let fewer = policy.cr4(&machine);
+        let allowed = SHOWN & !(1 << 11 | 1 << 17 | 1 << 20 | 1 << 22);
+        assert_eq!(fewer, GuestCr4 { allowed, hidden: 1 << 13 | 1 << 14 });
+        machine.cpuid.insert((0, 0), CpuidResult { eax: 6, ..machine.cpuid(0, 0) });
+        machine.cpuid.insert((7, 0), CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 });
+        assert_eq!(policy.cr4(&machine).hidden, 1 << 13 | 1 << 14, "another leaf's answer");
+    }
+}
+
+#[test]
 fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
     let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 0), all);

@@ -9,7 +9,10 @@ use arch::segment::{
 };
 use arch::vcpu::{Event, EventKind};
 
-const PLAIN: Features = Features { nrip_save: false, flush_by_asid: true };
+const PLAIN: Features =
+    Features { nrip_save: false, flush_by_asid: true, decode_assists: false };
+/// A CPU that has FRED beside what the guest is shown.
+const CR4: GuestCr4 = GuestCr4 { allowed: 0x0077_0fff, hidden: 1 << 32 };
 const FRAME: Hpa = Hpa::new(0x1000);
 
 fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
@@ -22,6 +25,7 @@ fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
         io_permission_map: Hpa::new(0x4000),
         vmcb: Hpa::new((&raw mut *memory).expose_provenance() as u64),
         take_interrupt: || None,
+        cr4: CR4,
     }
 }
 
@@ -199,4 +203,25 @@ fn software_events_return_behind_their_instruction() {
         vcpu.inject(Event::exception(6, None));
         assert_eq!(vcpu.rip(), 0x1000);
     }
+}
+
+#[test]
+fn a_write_of_cr4_is_carried_out_or_is_a_fault() {
+    const MOV_FROM_RCX: u64 = 1 << 63 | 1;
+    let features = Features { nrip_save: true, decode_assists: true, ..PLAIN };
+    let mut vcpu = vcpu_with(features);
+    assert_eq!(vcpu.vmcb().control.intercept_cr, 1 << 20);
+    assert_eq!(vcpu_with(PLAIN).vmcb().control.intercept_cr, 0, "the exit would not tell");
+    let mut write = |value: u64| {
+        vcpu.set_gpr(Gpr::Rcx, value);
+        let Vmcb { control, save } = vcpu.vmcb_mut();
+        (save.rip, control.nrip, control.eventinj, control.tlb_control) = (0x1000, 0x1003, 0, 0);
+        (control.exitcode, control.exitinfo1) = (0x14, MOV_FROM_RCX);
+        assert!(vcpu.exit().is_none(), "no policy is needed");
+        let Vmcb { control, save } = vcpu.vmcb();
+        (save.cr4, save.rip, control.eventinj, control.tlb_control)
+    };
+    assert_eq!(write(0x6b0), (0x6b0, 0x1003, 0, 3), "with a flush");
+    assert_eq!(write(1 << 32 | 0x20), (0x20, 0x1003, 0, 3), "32 bits outside 64-bit mode");
+    assert_eq!(write(1 << 23), (0x20, 0x1000, 0x8000_0b0d, 0), "#GP(0) for CET");
 }

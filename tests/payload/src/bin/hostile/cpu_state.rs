@@ -151,10 +151,13 @@ pub(crate) fn control_registers() {
             ("CR0 bit 32", write_cr0(cr0 | 1 << 32)),
             ("CR4.VMXE", write_cr4(cr4 | 1 << 13)),
             ("CR4 bit 40", write_cr4(cr4 | 1 << 40)),
+            // The CPU may have these; the guest is not shown them.
+            ("CR4.CET", write_cr4(cr4 | 1 << 23)),
+            ("CR4.FRED", write_cr4(cr4 | 1 << 32)),
             ("CR8 of 16", fault_of!("mov cr8, rax", in("rax") 16_u64)),
         ]
     } else {
-        [("not tried", GP); 5]
+        [("not tried", GP); 7]
     };
     let taken = refused.iter().filter(|(_, fault)| *fault == NONE).count();
     for (name, _) in refused.iter().filter(|(_, fault)| *fault == NONE) {
