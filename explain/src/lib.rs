@@ -3,10 +3,18 @@
 //! Not in the image, which only writes the state down (`Vcpu::write_state`): it happens by a bug alone.
 #![forbid(unsafe_code)]
 
+mod controls;
 mod vmcb;
 mod vmcs;
 
 use std::collections::BTreeMap;
+
+/// A rule: whether it is kept, and what is wrong if not.
+type Rule = (bool, &'static str);
+
+fn first_broken(rules: &[Rule]) -> Result<(), &'static str> {
+    rules.iter().find(|(kept, _)| !kept).map_or(Ok(()), |(_, sentence)| Err(sentence))
+}
 
 /// A VMCS by the fields' encodings, with MSRs and a CPUID leaf by their numbers, or a VMCB's quadwords by
 /// their offsets. What is not there is 0.
@@ -21,6 +29,10 @@ impl State {
             Some((u32::from_str_radix(key, 16).ok()?, u64::from_str_radix(value, 16).ok()?))
         };
         Self(text.split_whitespace().filter_map(pair).collect())
+    }
+
+    fn has(&self, key: u32) -> bool {
+        self.0.contains_key(&key)
     }
 
     fn at(&self, key: u32) -> u64 {
@@ -39,6 +51,9 @@ pub fn explain(log: &str) -> Vec<String> {
             rest.take_while(|line| refusal(line).is_none()).find_map(state).unwrap_or_default();
         let why = match kind {
             "vmcb" => broken_vmcb(&state),
+            _ if code == INVALID_CONTROLS && state.has(PIN_BASED) => {
+                controls::Controls(&state).broken().unwrap_or(vmcs::instruction_error(code))
+            }
             _ if code >> 31 == 0 => vmcs::instruction_error(code),
             _ => vmcs::entry_failure(code as u16, qualification)
                 .or_else(|| vmcs::GuestState::read(&state).broken())
@@ -47,6 +62,18 @@ pub fn explain(log: &str) -> Vec<String> {
         found.push(format!("{guest}: {why}"));
     }
     found
+}
+
+/// The VM-instruction error that is about the control fields.
+const INVALID_CONTROLS: u64 = 7;
+/// A field that is in the log where the controls are.
+const PIN_BASED: u32 = 0x4000;
+
+/// The first rule that the control fields of a VMCS break, given with the capability MSRs as the log has them:
+/// ` NUMBER=VALUE …`.
+#[must_use]
+pub fn controls(text: &str) -> Option<&'static str> {
+    controls::Controls(&State::parse(text)).broken()
 }
 
 /// The first rule that a VMCB breaks, given as the log has it: ` OFFSET=VALUE …`.
@@ -91,12 +118,18 @@ mod tests {
                    nexit: guest a: vmcs 800=10 6820=0 80000008=2e\n\
                    nexit: guest b c: stopped: the CPU refused to enter it: x (code 0x7, 0x0)\r\n\
                    nexit: guest b c: vmcs 800=10\n\
+                   nexit: guest c: stopped: the CPU refused to enter it: x (code 0x7, 0x0)\n\
+                   nexit: guest c: vmcs 4000=16 400c=400200 48d=7f00000016 48e=0 48f=ffffffff00000000\n\
                    nexit: guest d: stopped: the CPU refused to enter it: x (code 0xffffffffffffffff, 0x0)\n\
                    nexit: guest d: vmcb 4d0=500\n\
                    nexit: guest e: stopped: the CPU refused to enter it: x (code 0x80000021, 0x4)\n";
-        let [a, b, d, e] = &explain(log)[..] else { panic!("{:?}", explain(log)) };
+        let [a, b, c, d, e] = &explain(log)[..] else { panic!("{:?}", explain(log)) };
         assert_eq!(a, "a: CS's type is not accessed code (or 3)");
         assert_eq!(b, "b c: VM entry with invalid control fields");
+        assert_eq!(
+            c,
+            "c: \"save VMX-preemption timer value\" without \"activate VMX-preemption timer\""
+        );
         assert_eq!(d, "d: EFER.SVME is 0");
         assert_eq!(e, "e: invalid guest state: the VMCS link pointer");
         assert!(explain("nexit: all guests have ended\n").is_empty());

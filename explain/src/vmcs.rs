@@ -6,7 +6,7 @@ use arch::register::{Cr0, Cr4, Efer, Rflags};
 use arch::segment::{AccessRights, DescriptorTable, Segment, SegmentRegister};
 use arch::vcpu::{StartState, exception};
 
-use crate::State;
+use crate::{State, first_broken};
 
 /// The guest-state area, with the controls that its rules depend on. "Unrestricted guest" is 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,12 +100,6 @@ impl GuestState {
 const EXTERNAL_INTERRUPT: u32 = 0;
 const NMI: u32 = 2;
 const HARDWARE_EXCEPTION: u32 = 3;
-
-type Rule = (bool, &'static str);
-
-fn first_broken(rules: &[Rule]) -> Result<(), &'static str> {
-    rules.iter().find(|(kept, _)| !kept).map_or(Ok(()), |(_, sentence)| Err(sentence))
-}
 
 fn check(state: &GuestState) -> Result<(), &'static str> {
     control_registers(state)?;
@@ -339,6 +333,10 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
         (
             injected != Some(NMI) || shadow & MOV_SS == 0,
             "an NMI is injected while MOV SS blocks events",
+        ),
+        (
+            injected != Some(NMI) || shadow & STI == 0,
+            "an NMI is injected while STI blocks events, which some CPUs refuse",
         ),
         (state.pending_debug & !PENDING_DEFINED == 0, "the pending debug exceptions are reserved"),
         (state.link_pointer == !0, "the VMCS link pointer is not all ones"),

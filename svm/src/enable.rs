@@ -191,8 +191,7 @@ mod tests {
 
     #[test]
     fn a_plain_cpu_is_enough() {
-        let features =
-            Features { nrip_save: false, flush_by_asid: false, decode_assists: false };
+        let features = Features { nrip_save: false, flush_by_asid: false, decode_assists: false };
         assert_eq!(check(&PLAIN), Ok(features));
         let more = Features { nrip_save: true, flush_by_asid: true, decode_assists: true };
         let svm_features = 1 | 1 << 3 | 1 << 6 | 1 << 7;

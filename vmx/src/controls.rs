@@ -239,16 +239,14 @@ impl Controls {
         // What it posts, the receiver must take.
         let posts = posted && pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS);
         let tertiary = if posts { capabilities.tertiary & IPI_VIRTUALIZATION } else { 0 };
+        // Before the primary ones: a CPU without EPT cannot switch CR3's exits off, which says less.
+        let secondary =
+            settle(secondary, optional, "IA32_VMX_PROCBASED_CTLS2", capabilities.secondary)?;
         Ok(Self {
             pin_based,
             primary: choose_primary(capabilities.primary, posted, tertiary != 0)?,
             tertiary,
-            secondary: settle(
-                secondary,
-                optional,
-                "IA32_VMX_PROCBASED_CTLS2",
-                capabilities.secondary,
-            )?,
+            secondary,
             exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
             entry: settle(
                 entry,

@@ -93,6 +93,12 @@ impl<W: Width> Readable for ReadOnly<W> {
     }
 }
 
+/// Where fields are written: the current VMCS, or what stands for it in a test.
+pub(crate) trait FieldWriter {
+    /// VMWRITE.
+    fn write<W: Width>(&mut self, field: Field<W>, value: W::Value);
+}
+
 macro_rules! fields {
     ($($access:ident<$width:ident> { $($name:ident = $encoding:literal,)* })*) => {
         $($(pub(crate) const $name: $access<$width> = $access::new($encoding);)*)*

@@ -30,6 +30,7 @@ mod field;
 pub mod posted;
 mod run;
 mod setup;
+mod state;
 pub mod vcpu;
 mod vmcs;
 

@@ -11,7 +11,7 @@ use crate::bitmap::IoBitmaps;
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::OwnedBits;
 use crate::controls::{Controls, PinBased, Secondary};
-use crate::field;
+use crate::field::{self, FieldWriter};
 use crate::posted::{NOTIFICATION, PidPointers, Posting};
 use crate::run;
 use crate::vcpu::{VPID, VcpuSetup};
@@ -19,7 +19,7 @@ use crate::vmcs::Vmcs;
 
 /// Writes the control fields.
 pub(crate) fn write_controls(
-    vmcs: &mut Vmcs,
+    vmcs: &mut impl FieldWriter,
     features: &Features,
     setup: &VcpuSetup,
 ) -> Result<(), VmxError> {
@@ -116,3 +116,6 @@ pub(crate) unsafe fn write_host_state(vmcs: &mut Vmcs, tss_base: u64) {
     vmcs.write(field::HOST_RSP, 0); // `run::enter` writes it
     vmcs.write(field::HOST_RIP, run::exited as *const () as u64);
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,6 @@
 //! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
 //! CR4, the NMI window) end here; `decode` hands the others on.
 
-use core::fmt;
-
 use arch::exit::{EntryFailure, ExitReason, Frequent};
 use arch::register::{Cr0, Efer, GuestCr4, Rflags};
 use arch::segment::SegmentRegister;
@@ -19,7 +17,7 @@ use crate::controls::{EntryControls, Primary};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection, interruptibility};
-use crate::field::{self, Field, Readable, Width};
+use crate::field::{self, Readable};
 use crate::posted::Posting;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
@@ -351,36 +349,6 @@ impl VmxVcpu {
         let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
         let meaning = error::instruction_error(number, tertiary);
         failure(EntryFailure { code: u64::from(number), qualification: 0, meaning })
-    }
-
-    /// [`Vcpu::write_state`]: the guest-state area and the entry controls by the fields' encodings, and what
-    /// the rules depend on: IA32_VMX_CR0_FIXED0 and the three behind it, the width of addresses by its leaf.
-    pub(crate) fn write_vmcs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("vmcs")?;
-        self.write_fields(f, field::GUEST_ES_SELECTOR, 8)?;
-        self.write_fields(f, field::VMCS_LINK_POINTER, 4)?;
-        self.write_fields(f, field::VM_ENTRY_CONTROLS, 3)?;
-        self.write_fields(f, field::GUEST_ES_LIMIT, 20)?;
-        self.write_fields(f, field::GUEST_CR0, 20)?;
-        let of = &self.features.capabilities;
-        let fixed = [of.cr0_fixed0, of.cr0_fixed1, of.cr4_fixed0, of.cr4_fixed1];
-        for (msr, value) in (0x486_u32..).zip(fixed) {
-            write!(f, " {msr:x}={value:x}")?;
-        }
-        write!(f, " 80000008={:x}", of.physical_address_bits)
-    }
-
-    fn write_fields<W: Width>(
-        &self,
-        f: &mut fmt::Formatter<'_>,
-        first: Field<W>,
-        count: u32,
-    ) -> fmt::Result {
-        for field in (0..count).map(|index| first.nth(index)) {
-            let value: u64 = self.vmcs.read(field).into();
-            write!(f, " {:x}={value:x}", field.encoding())?;
-        }
-        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use core::marker::PhantomData;
 use arch::Hpa;
 
 use crate::VmxError;
-use crate::field::{Field, Readable, VM_INSTRUCTION_ERROR, Width};
+use crate::field::{Field, FieldWriter, Readable, VM_INSTRUCTION_ERROR, Width};
 
 /// Proof that a VMCS is current on this CPU. Not `Send`: it stays on the CPU that made it. When it is
 /// dropped the CPU has nothing of the VMCS left in a cache, and the frame is free again.
@@ -79,6 +79,13 @@ impl Vmcs {
     /// The number of the last VMX instruction's error.
     pub(crate) fn instruction_error(&self) -> u32 {
         self.read(VM_INSTRUCTION_ERROR)
+    }
+}
+
+impl FieldWriter for Vmcs {
+    #[inline(always)]
+    fn write<W: Width>(&mut self, field: Field<W>, value: W::Value) {
+        Self::write(self, field, value);
     }
 }
 

@@ -13,33 +13,33 @@ const EDX: Register = |answer| answer.edx;
 
 /// Bits of CR4, and the leaf, subleaf, register and bit of CPUID that announce them (SDM "Control Registers").
 const FEATURES: [(u64, u32, u32, Register, u32); 27] = [
-    (0b11 << VME, 1, 0, EDX, 1),   // VME, PVI
-    (1 << 2, 1, 0, EDX, 4),        // TSD
-    (1 << 3, 1, 0, EDX, 2),        // DE
-    (1 << 4, 1, 0, EDX, 3),        // PSE
-    (1 << 5, 1, 0, EDX, 6),        // PAE
-    (1 << MCE, 1, 0, EDX, 7),      // MCE
-    (1 << 7, 1, 0, EDX, 13),       // PGE
+    (0b11 << VME, 1, 0, EDX, 1), // VME, PVI
+    (1 << 2, 1, 0, EDX, 4),      // TSD
+    (1 << 3, 1, 0, EDX, 2),      // DE
+    (1 << 4, 1, 0, EDX, 3),      // PSE
+    (1 << 5, 1, 0, EDX, 6),      // PAE
+    (1 << MCE, 1, 0, EDX, 7),    // MCE
+    (1 << 7, 1, 0, EDX, 13),     // PGE
     (1 << 9, 1, 0, EDX, 24),     // OSFXSR
-    (1 << 10, 1, 0, EDX, 25),      // OSXMMEXCPT
-    (1 << 11, 7, 0, ECX, 2),       // UMIP
-    (1 << 12, 7, 0, ECX, 16),      // LA57
-    (1 << 13, 1, 0, ECX, 5),       // VMXE
-    (1 << 14, 1, 0, ECX, 6),       // SMXE
-    (1 << 16, 7, 0, EBX, 0),       // FSGSBASE
-    (1 << 17, 1, 0, ECX, 17),      // PCIDE
-    (1 << 18, 1, 0, ECX, 26),      // OSXSAVE
-    (1 << 19, 7, 0, ECX, 23),      // KL
-    (1 << 20, 7, 0, EBX, 7),       // SMEP
-    (1 << 21, 7, 0, EBX, 20),      // SMAP
-    (1 << 22, 7, 0, ECX, 3),       // PKE
-    (1 << 23, 7, 0, ECX, 7),       // CET, for shadow stacks
-    (1 << 23, 7, 0, EDX, 20),      // CET, for indirect branches
-    (1 << 24, 7, 0, ECX, 31),      // PKS
-    (1 << 25, 7, 0, EDX, 5),       // UINTR
-    (1 << 27, 7, 1, EAX, 6),       // LASS
-    (1 << 28, 7, 1, EAX, 26),      // LAM_SUP
-    (1 << FRED, 7, 1, EAX, 17),    // FRED
+    (1 << 10, 1, 0, EDX, 25),    // OSXMMEXCPT
+    (1 << 11, 7, 0, ECX, 2),     // UMIP
+    (1 << 12, 7, 0, ECX, 16),    // LA57
+    (1 << 13, 1, 0, ECX, 5),     // VMXE
+    (1 << 14, 1, 0, ECX, 6),     // SMXE
+    (1 << 16, 7, 0, EBX, 0),     // FSGSBASE
+    (1 << 17, 1, 0, ECX, 17),    // PCIDE
+    (1 << 18, 1, 0, ECX, 26),    // OSXSAVE
+    (1 << 19, 7, 0, ECX, 23),    // KL
+    (1 << 20, 7, 0, EBX, 7),     // SMEP
+    (1 << 21, 7, 0, EBX, 20),    // SMAP
+    (1 << 22, 7, 0, ECX, 3),     // PKE
+    (1 << 23, 7, 0, ECX, 7),     // CET, for shadow stacks
+    (1 << 23, 7, 0, EDX, 20),    // CET, for indirect branches
+    (1 << 24, 7, 0, ECX, 31),    // PKS
+    (1 << 25, 7, 0, EDX, 5),     // UINTR
+    (1 << 27, 7, 1, EAX, 6),     // LASS
+    (1 << 28, 7, 1, EAX, 26),    // LAM_SUP
+    (1 << FRED, 7, 1, EAX, 17),  // FRED
 ];
 
 /// VME, and PVI behind it.

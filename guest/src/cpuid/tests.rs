@@ -77,7 +77,9 @@ fn a_guest_may_set_the_bits_of_cr4_of_what_it_is_shown_and_no_other() {
         let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
         assert_eq!(policy.cr4(&machine), GuestCr4 { allowed: SHOWN, hidden: HIDDEN });
         // Without UMIP, PCIDE, SMEP and protection keys; and with no leaf 7 at all, nor another for it.
-        machine.cpuid.insert((1, 0), CpuidResult { ecx: !(1 << 17), edx: !0, ..Default::default() });
+        machine
+            .cpuid
+            .insert((1, 0), CpuidResult { ecx: !(1 << 17), edx: !0, ..Default::default() });
         machine.cpuid.insert((7, 0), CpuidResult { ebx: !(1 << 7), ..Default::default() });
         let fewer = policy.cr4(&machine);
         let allowed = SHOWN & !(1 << 11 | 1 << 17 | 1 << 20 | 1 << 22);

@@ -9,8 +9,7 @@ use arch::segment::{
 };
 use arch::vcpu::{Event, EventKind};
 
-const PLAIN: Features =
-    Features { nrip_save: false, flush_by_asid: true, decode_assists: false };
+const PLAIN: Features = Features { nrip_save: false, flush_by_asid: true, decode_assists: false };
 /// A CPU that has FRED beside what the guest is shown.
 const CR4: GuestCr4 = GuestCr4 { allowed: 0x0077_0fff, hidden: 1 << 32 };
 const FRAME: Hpa = Hpa::new(0x1000);
