@@ -66,8 +66,10 @@ pub unsafe fn prepare_paging() -> Result<(), NoExecuteDisable> {
             return Err(NoExecuteDisable);
         }
     }
-    // SAFETY: every CPU in long mode has IA32_EFER; CPUID shows execute disable.
-    unsafe { write_msr(IA32_EFER, host_efer(read_msr(IA32_EFER))) };
+    // SAFETY: every CPU in long mode has IA32_EFER.
+    let efer = unsafe { read_msr(IA32_EFER) };
+    // SAFETY: as above; CPUID shows execute disable.
+    unsafe { write_msr(IA32_EFER, host_efer(efer)) };
     // SAFETY: every CPU in long mode has IA32_PAT.
     if unsafe { read_msr(IA32_PAT) } != PAT {
         // SAFETY: ring 0. Nothing stays in the caches or the TLB of what another type was for, entry 0 aside, of

@@ -47,7 +47,7 @@ fn cpu(entry: &'static str) -> Cpu {
         }
         None => None,
     });
-    Cpu { name, words: words.collect(), verdict: lines.last().unwrap() }
+    Cpu { name, words: words.collect(), verdict: lines.next_back().unwrap() }
 }
 
 impl Cpu {
