@@ -116,6 +116,17 @@ pub struct VirtualInterrupts {
     pub eoi_exits: [u32; 8],
 }
 
+/// Instructions that the CPU has and that raise #UD in its guests all the same: CPUID must not show them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Withheld {
+    /// RDTSCP and RDPID.
+    pub rdtscp: bool,
+    /// INVPCID.
+    pub invpcid: bool,
+    /// XSAVES and XRSTORS.
+    pub xsaves: bool,
+}
+
 /// A page laid out as the local APIC's registers are in memory (SDM "APIC Register Address Space").
 pub type ApicPage = [u32; 1024];
 

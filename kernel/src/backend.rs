@@ -7,7 +7,7 @@ use arch::Hpa;
 use arch::address::PAGE_SIZE;
 use arch::msr::{MsrPass, PortRange};
 use arch::register::GuestCr4;
-use arch::vcpu::{InterruptMode, Vcpu};
+use arch::vcpu::{InterruptMode, Vcpu, Withheld};
 use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
 use mem::table::Format;
@@ -55,6 +55,10 @@ pub(crate) trait Backend: Sized + 'static {
     /// Whether this CPU sends a guest's IPIs by itself in `mode`.
     fn virtualizes_ipis(_mode: InterruptMode) -> bool {
         false
+    }
+    /// The instructions of this CPU that no guest of it can execute.
+    fn withheld(_mode: InterruptMode) -> Withheld {
+        Withheld::default()
     }
     /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
@@ -136,6 +140,13 @@ impl Backend for VtX {
         // SAFETY: ring 0.
         let capabilities = unsafe { vmx::Capabilities::read() };
         Controls::choose(&capabilities, mode).is_ok_and(|controls| controls.virtualizes_ipis())
+    }
+
+    fn withheld(mode: InterruptMode) -> Withheld {
+        // SAFETY: ring 0.
+        let capabilities = unsafe { vmx::Capabilities::read() };
+        let controls = Controls::choose(&capabilities, mode);
+        controls.map_or(Withheld::default(), |controls| controls.withheld())
     }
 
     fn hand_over(apic: LocalApic, _: InterruptMode) {

@@ -3,7 +3,7 @@
 //! Invariant: a control word has every bit that the CPU wants set, no bit that it does not know, and
 //! every bit that Nexit needs; else there is no word but an error that names the bit. Pure.
 
-use arch::vcpu::InterruptMode;
+use arch::vcpu::{InterruptMode, Withheld};
 use bitflags::{Flags, bitflags};
 
 use crate::VmxError;
@@ -276,6 +276,17 @@ impl Controls {
         )
     }
 
+    /// The instructions that the CPU lets no guest execute: each needs a control, which a hypervisor beneath may not
+    /// offer.
+    #[must_use]
+    pub const fn withheld(&self) -> Withheld {
+        Withheld {
+            rdtscp: !self.secondary.contains(Secondary::ENABLE_RDTSCP),
+            invpcid: !self.secondary.contains(Secondary::ENABLE_INVPCID),
+            xsaves: !self.secondary.contains(Secondary::ENABLE_XSAVES),
+        }
+    }
+
     /// The CPU sends IPIs by itself, and a guest's writes to ICR may pass.
     #[must_use]
     pub const fn virtualizes_ipis(&self) -> bool {
@@ -382,6 +393,19 @@ mod tests {
             Err(VmxError::MissingControl(missing)) if missing.control == "VIRTUAL_INTERRUPT_DELIVERY"
         ));
         assert!(Controls::choose(&older, InterruptMode::Exitless).is_ok());
+    }
+
+    #[test]
+    fn an_instruction_whose_control_is_missing_is_withheld() {
+        let withheld = |bits: u32| {
+            let secondary = SKYLAKE.secondary & !(u64::from(bits) << 32);
+            let capabilities = crate::capability::Capabilities { secondary, ..SKYLAKE };
+            Controls::choose(&capabilities, InterruptMode::Exitless).unwrap().withheld()
+        };
+        assert_eq!(withheld(0), Withheld::default());
+        assert_eq!(withheld(1 << 3), Withheld { rdtscp: true, ..Withheld::default() });
+        assert_eq!(withheld(1 << 12), Withheld { invpcid: true, ..Withheld::default() });
+        assert_eq!(withheld(1 << 20), Withheld { xsaves: true, ..Withheld::default() });
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) const HTT: u32 = 1 << 28;
 pub(super) const SHOWN_6_EAX: u32 = bits([2]);
 /// Leaf 7.0 EBX, hidden: SGX, PQM, MPX, PQE, PT.
 pub(super) const HIDDEN_7_EBX: u32 = bits([2, 12, 14, 15, 25]);
+pub(super) const INVPCID: u32 = 1 << 10;
 /// Leaf 7.0 EBX: HLE, RTM.
 pub(super) const TSX: u32 = bits([4, 11]);
 /// Leaf 7.0 ECX, hidden: OSPKE (set anew), WAITPKG, CET_SS, TME, LA57, MAWAU (of MPX), KL, BUS_LOCK_DETECT, ENQCMD,
@@ -32,6 +33,9 @@ pub(super) const TSX: u32 = bits([4, 11]);
 pub(super) const HIDDEN_7_ECX: u32 =
     bits([4, 5, 7, 13, 16, 17, 18, 19, 20, 21, 23, 24, 29, 30, 31]);
 pub(super) const PKU: u32 = 1 << 3;
+pub(super) const RDPID: u32 = 1 << 22;
+/// Leaf 0xD.1 EAX.
+pub(super) const XSAVES: u32 = 1 << 3;
 pub(super) const OSPKE: u32 = 1 << 4;
 /// Leaf 7.0 EDX, shown: AVX512_4VNNIW, AVX512_4FMAPS, fast short REP MOV, AVX512_VP2INTERSECT, MD_CLEAR, SERIALIZE,
 /// TSXLDTRK, AMX-BF16, AVX512_FP16, AMX-TILE, AMX-INT8, and what IA32_SPEC_CTRL, IA32_PRED_CMD, IA32_FLUSH_CMD and
@@ -53,6 +57,7 @@ pub(super) const HIDDEN_81_ECX: u32 =
 pub(super) const CMP_LEGACY: u32 = 1 << 1;
 /// Leaf 0x80000001 EDX, hidden: MCE, MCA.
 pub(super) const HIDDEN_81_EDX: u32 = bits([7, 14]);
+pub(super) const RDTSCP: u32 = 1 << 27;
 pub(super) const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 0x80000008 EBX, shown: CLZERO, XSAVEERPTR, WBNOINVD, IBPB, IBRS, STIBP and their hints,
 /// SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET.

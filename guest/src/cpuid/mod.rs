@@ -14,12 +14,14 @@ use alloc::vec::Vec;
 use arch::ApicId;
 use arch::machine::{CpuidResult, Machine};
 use arch::register::GuestCr4;
+use arch::vcpu::Withheld;
 
 pub use answers::Answers;
 use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
-    HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, MTRR, OSXSAVE, RTM_ALWAYS_ABORT, SHOWN_6_EAX,
-    SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX, SHOWN_88_EBX, SHOWN_8021_EAX, TSX, X2APIC,
+    HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, MTRR, OSXSAVE, RDPID, RDTSCP,
+    RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX, SHOWN_88_EBX,
+    SHOWN_8021_EAX, TSX, X2APIC, XSAVES,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -66,6 +68,7 @@ pub struct CpuidPolicy {
     apic_ids: Vec<ApicId>,
     tsc_khz: u32,
     kvmclock: bool,
+    withheld: Withheld,
 }
 
 impl CpuidPolicy {
@@ -79,7 +82,14 @@ impl CpuidPolicy {
             apic_ids,
             tsc_khz: u32::try_from(machine.tsc_khz()).unwrap_or(u32::MAX),
             kvmclock: vendor == Vendor::Amd,
+            withheld: Withheld::default(),
         }
+    }
+
+    /// The same without these instructions.
+    #[must_use]
+    pub fn without(self, withheld: Withheld) -> Self {
+        Self { withheld, ..self }
     }
 
     /// Whether the guest is offered the KVM clock.
@@ -131,12 +141,12 @@ impl CpuidPolicy {
             0 => CpuidResult { eax: highest, ..real },
             _ if leaf > highest => CpuidResult::default(),
             1 => self.features(real, vcpu),
-            EXTENDED_STATE => extended_state(subleaf, real),
+            EXTENDED_STATE => self.extended_state(subleaf, real),
             // Cache descriptors, TLB parameters, tiles, AVX10: as the CPU is.
             2 | 0x18 | 0x1d | 0x1e | 0x24 => real,
             4 => self.intel_cache(real),
             6 => CpuidResult { eax: real.eax & SHOWN_6_EAX, ..CpuidResult::default() },
-            7 => structured_features(subleaf, real),
+            7 => self.structured_features(subleaf, real),
             0xb | 0x1f => self.topology(subleaf, vcpu),
             0x15 if self.vendor == Vendor::Intel => self.tsc_ratio(real),
             0x16 if self.vendor == Vendor::Intel => self.frequencies(real),
@@ -235,7 +245,8 @@ impl CpuidPolicy {
 
     fn extended_features(&self, real: CpuidResult) -> CpuidResult {
         let mut ecx = real.ecx & !(HIDDEN_81_ECX | CMP_LEGACY);
-        let mut edx = real.edx & !HIDDEN_81_EDX;
+        let rdtscp = if self.withheld.rdtscp { RDTSCP } else { 0 };
+        let mut edx = real.edx & !(HIDDEN_81_EDX | rdtscp);
         if self.vendor == Vendor::Amd {
             edx |= MTRR;
             if self.count() > 1 {
@@ -258,6 +269,46 @@ impl CpuidPolicy {
     fn amd_cache(&self, real: CpuidResult) -> CpuidResult {
         let cache = self.intel_cache(real);
         CpuidResult { eax: cache.eax & 0x3ff_ffff, ..cache }
+    }
+
+    /// Leaf 0xD: the CPU's own, without what IA32_XSS would enable (subleaf 1 ECX and EDX; components
+    /// whose ECX bit 0 is set).
+    fn extended_state(&self, subleaf: u32, real: CpuidResult) -> CpuidResult {
+        match subleaf {
+            0 => real,
+            1 => {
+                let withheld = if self.withheld.xsaves { XSAVES } else { 0 };
+                CpuidResult { eax: real.eax & !withheld, ecx: 0, edx: 0, ..real }
+            }
+            _ if real.ecx & 1 != 0 => CpuidResult::default(),
+            _ => real,
+        }
+    }
+
+    /// Leaf 7.
+    fn structured_features(&self, subleaf: u32, real: CpuidResult) -> CpuidResult {
+        match subleaf {
+            0 => {
+                // Transactions that always abort, and may be switched off by an MSR that a guest does not have.
+                let aborts = if real.edx & RTM_ALWAYS_ABORT != 0 { TSX } else { 0 };
+                let invpcid = if self.withheld.invpcid { INVPCID } else { 0 };
+                let rdpid = if self.withheld.rdtscp { RDPID } else { 0 };
+                CpuidResult {
+                    eax: real.eax.min(2),
+                    ebx: real.ebx & !(HIDDEN_7_EBX | aborts | invpcid),
+                    ecx: real.ecx & !(HIDDEN_7_ECX | rdpid),
+                    edx: real.edx & SHOWN_7_EDX,
+                }
+            }
+            1 => CpuidResult {
+                eax: real.eax & SHOWN_7_1_EAX,
+                edx: real.edx & SHOWN_7_1_EDX,
+                ..CpuidResult::default()
+            },
+            // Controls of IA32_SPEC_CTRL, which the guest has.
+            2 => CpuidResult { edx: real.edx & 0x3f, ..CpuidResult::default() },
+            _ => CpuidResult::default(),
+        }
     }
 
     fn hypervisor(&self, leaf: u32) -> CpuidResult {
@@ -294,41 +345,6 @@ impl CpuidPolicy {
 
     fn apic_id(&self, vcpu: usize) -> u32 {
         self.x2apic_id(vcpu) & 0xff
-    }
-}
-
-/// Leaf 0xD: the CPU's own, without what IA32_XSS would enable (subleaf 1 ECX and EDX; components
-/// whose ECX bit 0 is set).
-fn extended_state(subleaf: u32, real: CpuidResult) -> CpuidResult {
-    match subleaf {
-        0 => real,
-        1 => CpuidResult { ecx: 0, edx: 0, ..real },
-        _ if real.ecx & 1 != 0 => CpuidResult::default(),
-        _ => real,
-    }
-}
-
-/// Leaf 7.
-fn structured_features(subleaf: u32, real: CpuidResult) -> CpuidResult {
-    match subleaf {
-        0 => {
-            // Transactions that always abort, and may be switched off by an MSR that a guest does not have.
-            let aborts = if real.edx & RTM_ALWAYS_ABORT != 0 { TSX } else { 0 };
-            CpuidResult {
-                eax: real.eax.min(2),
-                ebx: real.ebx & !(HIDDEN_7_EBX | aborts),
-                ecx: real.ecx & !HIDDEN_7_ECX,
-                edx: real.edx & SHOWN_7_EDX,
-            }
-        }
-        1 => CpuidResult {
-            eax: real.eax & SHOWN_7_1_EAX,
-            edx: real.edx & SHOWN_7_1_EDX,
-            ..CpuidResult::default()
-        },
-        // Controls of IA32_SPEC_CTRL, which the guest has.
-        2 => CpuidResult { edx: real.edx & 0x3f, ..CpuidResult::default() },
-        _ => CpuidResult::default(),
     }
 }
 

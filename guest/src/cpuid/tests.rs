@@ -68,6 +68,23 @@ fn no_feature_is_shown_whose_msrs_the_guest_does_not_have() {
 }
 
 #[test]
+fn an_instruction_that_no_guest_can_execute_is_not_shown() {
+    let machine = machine(Vendor::Intel);
+    let bits = |withheld| {
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine).without(withheld);
+        let ask = |leaf, subleaf| policy.answer(leaf, subleaf, 0, &machine);
+        let seven = ask(7, 0);
+        let (rdtscp, rdpid) = (ask(0x8000_0001, 0).edx >> 27 & 1, seven.ecx >> 22 & 1);
+        [rdtscp, rdpid, seven.ebx >> 10 & 1, ask(0xd, 1).eax >> 3 & 1]
+    };
+    let none = Withheld::default();
+    assert_eq!(bits(none), [1, 1, 1, 1]);
+    assert_eq!(bits(Withheld { rdtscp: true, ..none }), [0, 0, 1, 1]);
+    assert_eq!(bits(Withheld { invpcid: true, ..none }), [1, 1, 0, 1]);
+    assert_eq!(bits(Withheld { xsaves: true, ..none }), [1, 1, 1, 0]);
+}
+
+#[test]
 fn a_guest_may_set_the_bits_of_cr4_of_what_it_is_shown_and_no_other() {
     const SHOWN: u64 = 0x0077_0fff;
     // LA57, VMXE, SMXE, KL, CET, PKS, UINTR, LASS, LAM_SUP, FRED.
@@ -97,7 +114,8 @@ fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 1), CpuidResult { ecx: 0, edx: 0, ..all });
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 2), CpuidResult::default());
     let avx = CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 };
-    assert_eq!(extended_state(2, avx), avx);
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine(Vendor::Intel));
+    assert_eq!(policy.extended_state(2, avx), avx);
 }
 
 #[test]

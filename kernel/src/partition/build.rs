@@ -85,7 +85,8 @@ impl<B: Backend> Shared<B> {
         let legacy = guest::lines::legacy(&lines);
         let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let processors = seats.iter().map(|seat| seat.processor).collect();
-        let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine);
+        let cpuid =
+            CpuidPolicy::new(virtual_ids(guest), &machine).without(B::withheld(guest.interrupts));
         let policy = Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid);
         let policy = Arc::new(policy);
         let vm = power_on(seats, bus, lines, &mut machine, &mut config);
