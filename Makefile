@@ -1,7 +1,8 @@
 # A thin front to cargo and to the host program `nexit`. `make run` is all that a newcomer needs.
 #
 #   make run                    the demo: a stock Debian guest that owns PCI devices, in QEMU
-#   make run EMULATOR=bochs     the same on VT-x, in Bochs
+#   make run EMULATOR=bochs     the same on VT-x with VT-d, in Bochs 3
+#   make run EMULATOR=bochs IOMMU=none    on VT-x alone, with an IDE disk
 #   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
 #   make test, make check       everything; only what is quick
 #   make zoo                    the small guest on every machine of tests/zoo (half an hour)
@@ -14,14 +15,18 @@
 
 EMULATOR ?= qemu
 ACCEL    ?= tcg
+IOMMU    ?= vt-d
 LOADER   ?= grub
-CONFIG   ?= demo/$(EMULATOR).toml
+CONFIG   ?= demo/$(MACHINE).toml
 TIMEOUT  ?= 600
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the image's own code grow to. The design wants 10000.
 MOST_LINES := 21050
 RESULTS  ?= $(if $(QUICK),target/bench/results,bench/results)
+
+# The demo's configuration and devices are chosen by this.
+MACHINE  := $(EMULATOR)$(if $(filter bochs-none,$(EMULATOR)-$(IOMMU)),-ide)
 
 BUILD    := $(or $(CARGO_TARGET_DIR),target)
 NEXIT    := $(BUILD)/debug/nexit
@@ -45,8 +50,9 @@ DEVICES_qemu = -blockdev driver=file,node-name=disk,read-only=on,filename=$(GUES
                -device nvme,drive=disk,serial=nexit,addr=4 \
                -netdev 'user,id=net0,$(PAYLOAD)' -device e1000e,netdev=net0,addr=5 \
                -netdev 'user,id=net1,$(PAYLOAD)' -device igb,netdev=net1,addr=6
-DEVICES_bochs = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
-                 cylinders=64, heads=16, spt=63'
+DEVICES_bochs = 'vtd: nvme="4:$(GUEST)/cloud/disk.img"'
+DEVICES_bochs-ide = 'ata0-master: type=disk, path=$(GUEST)/cloud/disk.img, mode=flat, \
+                     cylinders=64, heads=16, spt=63'
 
 # The plugin that gives Bochs a VT-d unit and NVMe: Rust models with a C++ edge, and Bochs' own headers.
 BOCHS        := target/bochs3
@@ -60,9 +66,9 @@ CXXFLAGS     += -std=c++17 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall 
 
 all: image uefi host
 
-run: setup all demo
-	$(NEXIT) run --config $(CONFIG) --emulator $(EMULATOR) --accel $(ACCEL) \
-	    --timeout $(TIMEOUT) --report $(REPORT) -- $(DEVICES_$(EMULATOR))
+run: setup all demo $(if $(filter bochs,$(EMULATOR)),machines)
+	$(NEXIT) run --config $(CONFIG) --emulator $(EMULATOR) --iommu $(IOMMU) --accel $(ACCEL) \
+	    --timeout $(TIMEOUT) --report $(REPORT) -- $(DEVICES_$(MACHINE))
 
 image:
 	RUSTC_BOOTSTRAP=1 cargo build --locked $(IMAGE)
@@ -102,7 +108,7 @@ demo: host programs
 iso: setup all demo
 	$(NEXIT) image --config $(CONFIG) --loader $(LOADER) --output $(ISO)
 
-test: setup all demo payloads plugin
+test: setup all demo payloads plugin machines
 	@status=0; \
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools -p nexit-bench -p bench-plugin || status=1; \
@@ -121,7 +127,7 @@ mutants: setup all demo payloads
 check: setup
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -Dwarnings
-	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -p nexit-bench -p bench-plugin -- -Dwarnings
+	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -p nexit-bench -p bench-plugin -p bochs-devices -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(PAYLOADS) -- -Dwarnings
 	cargo clippy --locked $(UEFI) -- -Dwarnings

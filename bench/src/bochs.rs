@@ -129,7 +129,16 @@ fn under_nexit(
     fs::write(&config, text).or_failed("write", &config)?;
     let mut command =
         Command::new(std::env::current_exe().unwrap_or_default().with_file_name("nexit"));
-    command.args(["run", "--emulator", "bochs", "--timeout", &PATIENCE.to_string(), "--config"]);
+    command.args([
+        "run",
+        "--emulator",
+        "bochs",
+        "--iommu",
+        "none",
+        "--timeout",
+        &PATIENCE.to_string(),
+        "--config",
+    ]);
     command.arg(config).arg("--").args(devices).stdin(Stdio::null());
     let out = File::create(log).or_failed("create", log)?;
     command.stderr(out.try_clone().or_failed("write", log)?).stdout(out);

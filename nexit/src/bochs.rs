@@ -1,11 +1,13 @@
 //! The configuration file of Bochs. Pure: a machine in, text out.
 //!
-//! Bochs has VT-x and no IOMMU, no MSI: what it shows is the VT-x back end. The CD-ROM that it boots
-//! from is the master of the second IDE channel, so that the first stays free for the user's disk.
+//! Bochs by itself has VT-x and no IOMMU, no MSI. The plugin of `tests/machines`, which the line `vtd:` loads,
+//! gives it a VT-d unit and NVMe controllers. The CD-ROM that it boots from is the master of the second IDE
+//! channel, so that the first stays free for the user's disk.
 
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::cli::Iommu;
 use crate::machine::Machine;
 use crate::size;
 
@@ -39,6 +41,9 @@ pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketA
         "panic: action=fatal".to_owned(),
         "error: action=report".to_owned(),
     ];
+    if machine.iommu == Iommu::VtD {
+        lines.push("vtd: unit=1".to_owned());
+    }
     lines.extend(machine.extra.iter().cloned());
     lines.join("\n") + "\n"
 }
@@ -62,7 +67,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::cli::{Accel, Iommu};
+    use crate::cli::Accel;
     use crate::machine::Start;
 
     fn text(extra: &[&str]) -> String {
@@ -74,7 +79,7 @@ mod tests {
             cpus: 1,
             memory,
             accel: Accel::Tcg,
-            iommu: Iommu::None,
+            iommu: Iommu::VtD,
             start: Start::Bios { iso: PathBuf::from("/t/nexit.iso") },
             extra: extra.iter().map(|line| (*line).to_owned()).collect(),
         };
@@ -89,6 +94,12 @@ mod tests {
         assert!(text.contains("ata1-master: type=cdrom, path=\"/t/nexit.iso\", status=inserted\n"));
         assert_eq!(text.lines().filter(|line| line.starts_with("ata0-master")).count(), 1);
         assert_eq!(text.lines().last(), Some(disk));
+    }
+
+    #[test]
+    fn the_unit_is_there_before_the_user_says_what_is_behind_it() {
+        let disk = "vtd: nvme=\"4:disk.img\"";
+        assert!(text(&[disk]).ends_with(&format!("\nvtd: unit=1\n{disk}\n")));
     }
 
     #[test]

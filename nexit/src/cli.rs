@@ -37,7 +37,7 @@ pub(crate) enum Command {
 pub(crate) enum Emulator {
     /// QEMU: AMD-V and VT-d by its own emulation, or nested VT-x with `--accel kvm`.
     Qemu,
-    /// Bochs: VT-x, no IOMMU.
+    /// Bochs: VT-x, and VT-d where version 3 and the project's plugin are there.
     Bochs,
 }
 
@@ -99,12 +99,12 @@ pub(crate) struct RunArgs {
     /// The emulator to run it in.
     #[arg(long, value_enum, default_value = "qemu")]
     pub(crate) emulator: Emulator,
+    /// The machine's IOMMU [default: vt-d; none in a Bochs that has no plugin for it].
+    #[arg(long, value_enum)]
+    pub(crate) iommu: Option<Iommu>,
     /// How QEMU executes.
     #[arg(long, value_enum, default_value = "tcg")]
     pub(crate) accel: Accel,
-    /// The machine's IOMMU (QEMU; Bochs has none).
-    #[arg(long, value_enum, default_value = "vt-d")]
-    pub(crate) iommu: Iommu,
     /// How the machine boots [default: kernel in QEMU, iso in Bochs].
     #[arg(long, value_enum)]
     pub(crate) boot: Option<Boot>,
@@ -126,9 +126,10 @@ pub(crate) struct RunArgs {
     /// The CPU model of Bochs.
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
     pub(crate) bochs_model: String,
-    /// Bochs itself; `make setup` unpacks version 3 in target/bochs3.
-    #[arg(long, value_name = "PROGRAM", default_value = "bochs")]
-    pub(crate) bochs: String,
+    /// Bochs itself [default: version 3 with VT-d, which `make setup machines` puts in target/bochs3, else the
+    /// installed one].
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) bochs: Option<String>,
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,

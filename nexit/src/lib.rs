@@ -24,6 +24,7 @@ mod terminal;
 pub mod tool;
 mod turn;
 mod verdict;
+mod vtd;
 
 use std::path::Path;
 use std::process::ExitCode;

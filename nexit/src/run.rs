@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::bochs;
 use crate::built;
-use crate::cli::{Accel, Boot, Emulator, RunArgs};
+use crate::cli::{Accel, Boot, Emulator, Iommu, RunArgs};
 use crate::failure::{Failure, OrFailed, Result};
 use crate::image;
 use crate::machine::{self, MOST_CPUS, Machine, Start};
@@ -23,6 +23,7 @@ use crate::scenario::{BootFile, Scenario};
 use crate::session::{self, Emulation, Output};
 use crate::size;
 use crate::verdict::Verdict;
+use crate::vtd::{self, Program};
 
 /// Where Debian's package ovmf puts the firmware.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -105,7 +106,8 @@ fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Em
     match args.emulator {
         Emulator::Qemu => {
             qemu::check(args.accel)?;
-            let machine = machine(args, scenario, 2, start(args, scenario, folder)?);
+            let iommu = args.iommu.unwrap_or(Iommu::VtD);
+            let machine = machine(args, scenario, 2, iommu, start(args, scenario, folder)?);
             Ok(Emulation {
                 program: qemu::PROGRAM.to_owned(),
                 arguments: qemu::arguments(&machine)?,
@@ -116,12 +118,18 @@ fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Em
     }
 }
 
-fn machine(args: &RunArgs, scenario: &Scenario, least_cpus: u32, start: Start) -> Machine {
+fn machine(
+    args: &RunArgs,
+    scenario: &Scenario,
+    least_cpus: u32,
+    iommu: Iommu,
+    start: Start,
+) -> Machine {
     Machine {
         cpus: args.cpus.unwrap_or_else(|| machine::default_cpus(scenario, least_cpus)),
         memory: args.memory.unwrap_or_else(|| machine::default_memory(scenario)),
         accel: args.accel,
-        iommu: args.iommu,
+        iommu,
         start,
         extra: args.emulator_args.clone(),
     }
@@ -168,8 +176,13 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
         let text = "--boot: Bochs boots from the ISO by BIOS only; leave it out";
         return Err(Failure::Usage(text.into()));
     }
+    let Program { program, has_unit } = vtd::program(args.bochs.as_deref(), args.iommu)?;
+    if has_unit {
+        vtd::check_devices(&scenario.config, &args.emulator_args)?;
+    }
     let iso = build_iso(args, scenario, folder)?;
-    let machine = machine(args, scenario, 1, Start::Bios { iso: iso.clone() });
+    let iommu = if has_unit { Iommu::VtD } else { Iommu::None };
+    let machine = machine(args, scenario, 1, iommu, Start::Bios { iso: iso.clone() });
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
     let serial = listener.local_addr().map_err(refused)?;
@@ -179,7 +192,7 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     let file = folder.join("bochsrc");
     fs::write(&file, text).or_failed("write", &file)?;
     let mut arguments = vec!["-q".to_owned()];
-    if session::says(&args.bochs, "--help", "-rc ")? {
+    if session::says(&program, "--help", "-rc ")? {
         // A build with the debugger stops at its prompt: this tells it to go on.
         let commands = folder.join("commands");
         fs::write(&commands, "c\n").or_failed("write", &commands)?;
@@ -189,8 +202,8 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     let locks: Vec<PathBuf> =
         bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
     Ok(Emulation {
-        program: args.bochs.clone(),
+        program,
         arguments,
-        output: Output::Socket { listener, log, locks },
+        output: Output::Socket { listener, log, errors: folder.join("bochs.errors"), locks },
     })
 }

@@ -45,6 +45,8 @@ pub(crate) enum Output {
         listener: TcpListener,
         /// The emulator's own log, shown if the run fails.
         log: PathBuf,
+        /// Its standard error: there a plugin complains that Bochs does not take.
+        errors: PathBuf,
         /// Files that an earlier run that was killed has left, and that this one may leave.
         locks: Vec<PathBuf>,
     },
@@ -130,10 +132,11 @@ fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
     if typed {
         command.stdin(Stdio::piped());
     }
-    match emulation.output {
+    match &emulation.output {
         Output::Pipe => command.stdout(Stdio::piped()),
-        Output::Socket { .. } => {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+        Output::Socket { errors, .. } => {
+            let errors = fs::File::create(errors).map_or_else(|_| Stdio::null(), Stdio::from);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors)
         }
     };
     command.spawn().map_err(|error| {
@@ -294,9 +297,14 @@ fn remove_locks(output: &Output) {
     }
 }
 
-/// The last complaints of the emulator's own log.
+/// The last complaints of the emulator's own log, and those of the plugin.
 fn show_log(output: &Output) {
-    if let Output::Socket { log, .. } = output {
+    if let Output::Socket { log, errors, .. } = output {
+        let own = fs::read(errors).unwrap_or_default();
+        let own = String::from_utf8_lossy(&own).into_owned();
+        own.lines()
+            .filter(|line| line.starts_with("vtd: "))
+            .for_each(|line| eprintln!("bochs: {line}"));
         let text = fs::read(log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().filter(|line| is_complaint(line)).collect();

@@ -1,4 +1,4 @@
-//! The two emulators.
+//! The emulated machines.
 
 use std::fmt;
 
@@ -6,13 +6,15 @@ use crate::folder::Folder;
 use crate::guest::{Devices, Payload};
 use crate::outcome::Outcome;
 
-/// Which emulator.
+/// Which machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Emulator {
-    /// AMD-V and VT-d.
+    /// QEMU: AMD-V and VT-d.
     Qemu,
-    /// VT-x and no IOMMU.
+    /// The installed Bochs: VT-x and no IOMMU.
     Bochs,
+    /// Bochs 3 with the plugin of `tests/machines`: VT-x and VT-d.
+    BochsVtd,
 }
 
 impl fmt::Display for Emulator {
@@ -20,6 +22,7 @@ impl fmt::Display for Emulator {
         f.write_str(match self {
             Self::Qemu => "qemu",
             Self::Bochs => "bochs",
+            Self::BochsVtd => "bochs-vtd",
         })
     }
 }
@@ -30,7 +33,17 @@ impl Emulator {
     pub const fn backend(self) -> &'static str {
         match self {
             Self::Qemu => "svm",
-            Self::Bochs => "vmx",
+            Self::Bochs | Self::BochsVtd => "vmx",
+        }
+    }
+
+    /// The options of `nexit run` that name it.
+    #[must_use]
+    pub const fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Qemu => &["--emulator", "qemu"],
+            Self::Bochs => &["--emulator", "bochs", "--iommu", "none"],
+            Self::BochsVtd => &["--emulator", "bochs", "--iommu", "vt-d"],
         }
     }
 
@@ -40,8 +53,7 @@ impl Emulator {
     /// `nexit` cannot be started.
     #[must_use]
     pub fn run(self, name: &str, payload: &Payload<'_>) -> Outcome {
-        let emulator = self.to_string();
-        let options = ["--emulator", &emulator, "--timeout", "90"];
+        let options = [self.options(), &["--timeout", "90"]].concat();
         Folder::new(&format!("{name}-{self}")).run(&payload.toml(), &options, &Devices::none())
     }
 }

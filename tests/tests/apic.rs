@@ -92,7 +92,16 @@ fn every_apic_mode_works_in_the_posted_mode_too() {
 #[test]
 fn ipis_between_cpus_that_post_cost_their_receiver_no_exit() {
     let program = project_folder().join("target/bochs3/bochs").display().to_string();
-    let bochs = ["--emulator", "bochs", "--bochs", &program, "--bochs-model", "corei7_skylake_x"];
+    let bochs = [
+        "--emulator",
+        "bochs",
+        "--iommu",
+        "none",
+        "--bochs",
+        &program,
+        "--bochs-model",
+        "corei7_skylake_x",
+    ];
     let options = [&bochs[..], &["--timeout", "90"]].concat();
     let outcome = apic_by("posted", |payload| {
         Folder::new("apic-posting").run(&payload.toml(), &options, &Devices::none())
@@ -117,7 +126,7 @@ fn linux_that_refuses_x2apic_mode_reads_its_disk_on_vt_x() {
     let folder = Folder::new("nox2apic-bochs");
     let guest = Guest::on_bochs("ide reads=500 nox2apic");
     let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
-    let options = ["--emulator", "bochs", "--timeout", "600"];
+    let options = ["--emulator", "bochs", "--iommu", "none", "--timeout", "600"];
     let outcome = folder.run(&toml, &options, &Devices::ide(&folder));
     reads_through_the_page(&outcome, "ide");
 }

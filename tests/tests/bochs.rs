@@ -2,7 +2,7 @@
 
 use nexit_tests::{Devices, Folder, Guest, Outcome, Payload};
 
-const OPTIONS: &[&str] = &["--emulator", "bochs", "--timeout", "600"];
+const OPTIONS: &[&str] = &["--emulator", "bochs", "--iommu", "none", "--timeout", "600"];
 
 fn run(name: &str, guest: &Guest) -> Outcome {
     let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
@@ -48,7 +48,8 @@ fn bochs_is_started_again_where_it_found_no_port() {
          > \"$(sed -n 's/^log: \"\\(.*\\)\"/\\1/p' \"$rc\")\"\nexit 1\n"
     );
     let program = folder.program("bochs", &program);
-    let options = ["--emulator", "bochs", "--timeout", "240", "--bochs", &program];
+    let options =
+        ["--emulator", "bochs", "--iommu", "none", "--timeout", "240", "--bochs", &program];
     let outcome = folder.run(&Payload::new("ends").toml(), &options, &Devices::none());
     assert_eq!(outcome.status, Some(0), "{outcome}");
     assert!(folder.path("once").is_dir(), "it was not asked the first time");

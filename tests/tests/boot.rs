@@ -42,7 +42,7 @@ fn bios_and_grub_boot_it_in_qemu() {
 
 #[test]
 fn bios_and_grub_boot_it_in_bochs() {
-    run("boot-bochs", &["--emulator", "bochs"]);
+    run("boot-bochs", &["--emulator", "bochs", "--iommu", "none"]);
 }
 
 #[test]

@@ -105,8 +105,8 @@ fn shows_where_it_hangs(session: &mut Session) {
 fn a_hung_guest_shows_its_registers_on_vt_x() {
     let folder = Folder::new("console-bochs");
     let config = folder.write("nexit.toml", hung(0));
-    let emulator = Emulator::Bochs.to_string();
-    let run = ["run", "--config", &config, "--emulator", &emulator, "--timeout", "90"];
+    let start = ["run", "--config", &config, "--timeout", "90"];
+    let run = [&start[..], Emulator::Bochs.options()].concat();
     let mut session = Session::start(&run);
     session.see("payload: ends by hang");
     assert!(session.is_raw());

@@ -21,14 +21,13 @@ const BOUNDS: &[(&str, u64, u64)] = &[
 ];
 
 fn frequent_exits_are_short(emulator: Emulator) {
-    let name = emulator.to_string();
-    let options = ["--emulator", &name, "--timeout", "90"];
+    let options = [emulator.options(), &["--timeout", "90"]].concat();
     // With it QEMU's TSC counts instructions; with one CPU Bochs' always does.
     let count = match emulator {
         Emulator::Qemu => Devices::arguments(&["-icount", "shift=0"]),
-        Emulator::Bochs => Devices::none(),
+        Emulator::Bochs | Emulator::BochsVtd => Devices::none(),
     };
-    let folder = Folder::new(&format!("cost-{name}"));
+    let folder = Folder::new(&format!("cost-{emulator}"));
     let outcome = folder.run(&Payload::new("cost").toml(), &options, &count);
     outcome.assert_verdicts(&[]);
 

@@ -122,8 +122,7 @@ fn a_guest_that_never_ends_times_out() {
 fn begins_anew(emulator: Emulator, way: &str, further: &str) {
     let payload =
         Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
-    let name = emulator.to_string();
-    let options = ["--emulator", &name, "--timeout", "15"];
+    let options = [emulator.options(), &["--timeout", "15"]].concat();
     let folder = Folder::new(&format!("anew-{way}-{emulator}"));
     let outcome = folder.run(&payload.toml(), &options, &Devices::none());
     assert_eq!(outcome.status, Some(124), "{outcome}");

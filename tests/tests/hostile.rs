@@ -22,8 +22,7 @@ fn victim(emulator: Emulator, passes: (u32, u32)) -> String {
 }
 
 fn run(emulator: Emulator, name: &str, toml: &str) -> Outcome {
-    let emulator = emulator.to_string();
-    let options = [&["--emulator", &emulator], TIMEOUT].concat();
+    let options = [emulator.options(), TIMEOUT].concat();
     let folder = Folder::new(&format!("hostile-{name}-{emulator}"));
     let outcome = folder.run(toml, &options, &Devices::none());
     assert_eq!(outcome.guest_outcome("victim"), Some("poweroff"), "{outcome}");
@@ -115,7 +114,7 @@ const ENDS: &[&str] = &["vector-load", "push", "call", "far", "stack", "idt", "t
 fn who_breaks_itself_breaks_nothing_else(emulator: Emulator) {
     let tried = match emulator {
         Emulator::Qemu => ENDS,
-        Emulator::Bochs => ENDS.get(ENDS.len() / 2..).unwrap_or(ENDS),
+        Emulator::Bochs | Emulator::BochsVtd => ENDS.get(ENDS.len() / 2..).unwrap_or(ENDS),
     };
     let attempts = tried.iter().enumerate();
     let others =

@@ -44,8 +44,7 @@ fn each_cpu_runs_a_guest(emulator: Emulator, cpus: u64) {
         guest.replace("[0]", &format!("[{cpu}]")).replace("64M", "192M")
     };
     let toml: String = (0..cpus).map(guest).collect();
-    let emulator = emulator.to_string();
-    let options = ["--emulator", &emulator, "--timeout", "240"];
+    let options = [emulator.options(), &["--timeout", "240"]].concat();
     let folder = Folder::new(&format!("each-cpu-{emulator}"));
     let outcome = folder.run(&toml, &options, &Devices::none());
     assert_eq!(outcome.status, Some(0), "{outcome}");
@@ -90,7 +89,7 @@ fn two_cpus_take_interrupts_without_exits_on_vt_x() {
     let mut guest = Guest::on_bochs("ide reads=500");
     guest.cpus = "[0, 1]";
     let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
-    let options = ["--emulator", "bochs", "--timeout", "400"];
+    let options = ["--emulator", "bochs", "--iommu", "none", "--timeout", "400"];
     let outcome = folder.run(&toml, &options, &Devices::ide(&folder));
     assert_eq!(outcome.status, Some(0), "{outcome}");
     let line = outcome.result("ide");

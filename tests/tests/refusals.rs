@@ -182,7 +182,16 @@ fn a_cpu_without_64_bit_mode() {
 
 /// The refusal of a CPU that Bochs puts together from these parts.
 fn refusal_of_bochs_cpu(name: &str, parts: &str) -> String {
-    let options = ["--emulator", "bochs", "--timeout", "90", "--bochs-model", "bx_generic"];
+    let options = [
+        "--emulator",
+        "bochs",
+        "--iommu",
+        "none",
+        "--timeout",
+        "90",
+        "--bochs-model",
+        "bx_generic",
+    ];
     let cpuid = format!("cpuid: x86_64=1, 1g_pages=1, xsave=1, {parts}");
     let devices = Devices::arguments(&[&cpuid]);
     refused(&Folder::new(name).run(&ends().toml(), &options, &devices))

@@ -26,7 +26,7 @@ fn player(name: &str, cpu: u8, interrupts: &str) -> String {
 fn ring(emulator: Emulator, interrupts_of_the_second: &str) -> [Outcome; 2] {
     let first = player("one", 0, "exitless");
     let toml = format!("{PIPE}{first}{}", player("two", 1, interrupts_of_the_second));
-    let options = ["--emulator", &emulator.to_string(), "--timeout", "240"];
+    let options = [emulator.options(), &["--timeout", "240"]].concat();
     let folder = Folder::new(&format!("ring-{interrupts_of_the_second}-{emulator}"));
     let outcome = folder.run(&toml, &options, &Devices::none());
     assert_eq!(outcome.report["backend"], emulator.backend(), "{outcome}");

@@ -42,10 +42,6 @@ impl ConfigSpace {
         let after_msi = if options.msi_x { MSI_X } else { EXPRESS };
         // Version 3; no reset by leaving D3hot.
         space.put(POWER, &[0x01, after_power as u8, 0x03, 0, 0x08]);
-        space.put(MSI, &[0x05, after_msi as u8, 2 << 1 | 0x80, 0x01]);
-        space.put(MSI_X, &[0x11, EXPRESS as u8, options.vectors as u8 - 1, 0]);
-        space.put(MSI_X + 4, &super::vectors::TABLE.to_le_bytes());
-        space.put(MSI_X + 8, &super::vectors::PENDING_BITS.to_le_bytes());
         // Version 2, an endpoint of the root complex.
         space.put(EXPRESS, &[0x10, 0, 0x92, 0]);
         space.put(EXPRESS + 4, &[0, 0x80, 0, if options.reset { 0x10 } else { 0 }]);
@@ -59,13 +55,29 @@ impl ConfigSpace {
         }
         space.allow(0x3c, &[0xff]);
         space.allow(POWER + 4, &[0x03]);
-        space.allow(MSI + 2, &[0x71]);
-        space.allow(MSI + 4, &[0xfc]);
-        space.allow(MSI + 5, &[0xff; 9]);
-        space.allow(MSI + 0x10, &[0x0f]);
-        space.allow(MSI_X + 3, &[0xc0]);
         space.allow(EXPRESS + 8, &[0xff, 0x7f]);
+        if !options.pin {
+            space.add_msi(after_msi);
+        }
+        if !options.pin && options.msi_x {
+            space.add_msi_x(options.vectors);
+        }
         space
+    }
+
+    fn add_msi(&mut self, next: usize) {
+        self.put(MSI, &[0x05, next as u8, 2 << 1 | 0x80, 0x01]);
+        self.allow(MSI + 2, &[0x71]);
+        self.allow(MSI + 4, &[0xfc]);
+        self.allow(MSI + 5, &[0xff; 9]);
+        self.allow(MSI + 0x10, &[0x0f]);
+    }
+
+    fn add_msi_x(&mut self, vectors: u16) {
+        self.put(MSI_X, &[0x11, EXPRESS as u8, vectors as u8 - 1, 0]);
+        self.put(MSI_X + 4, &super::vectors::TABLE.to_le_bytes());
+        self.put(MSI_X + 8, &super::vectors::PENDING_BITS.to_le_bytes());
+        self.allow(MSI_X + 3, &[0xc0]);
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
