@@ -4,6 +4,7 @@
 //! Invariant: every run has a timeout, and every test a folder of its own below the build folder
 //! (kept after the test, to look into).
 
+mod counters;
 mod emulator;
 mod folder;
 mod guest;
@@ -11,6 +12,7 @@ mod outcome;
 mod terminal;
 pub mod zoo;
 
+pub use counters::Counters;
 pub use emulator::Emulator;
 pub use folder::{Folder, build_folder, project_folder};
 pub use guest::{Devices, Guest, Kernel, Payload};
