@@ -56,13 +56,27 @@ fn the_exiting_mode_shows_in_the_counters() {
     assert!(line.get("eoi") >= 300, "{line:?}");
 }
 
+/// Linux in the posted mode does not always switch off here (README, "Limits"): the run ends by a key.
 #[test]
 fn a_device_interrupt_in_the_posted_mode_exits_once_and_its_end_never() {
-    let guest = linux("nvme reads=300 quiet", "posted");
-    let (outcome, _) = run("vtd-posted", &guest.toml(), POSTING, "");
+    let folder = Folder::new("vtd-posted");
+    let config = folder.write("config.toml", linux("nvme reads=300 quiet", "posted").toml());
+    let devices = Devices::disk_behind_vtd(&folder, "");
+    let start = ["run", "--config", &config];
+    let mut arguments =
+        [&start[..], Emulator::BochsVtd.options(), TIMEOUT, POSTING, &["--"]].concat();
+    arguments.extend(devices.iter());
+    let mut session = Session::start(&arguments);
+    session.see("demo: end");
+    session.keys("\u{1}x");
+    let (output, _) = session.end();
+    folder.write("run.log", &output);
+    let outcome = Outcome { output, ..Outcome::default() };
     let line = outcome.result("nvme");
     assert!(line.get("external_interrupt") >= line.get("interrupts"), "{line:?}");
+    assert!(line.get("interrupts") >= 300, "{line:?}");
     assert_eq!(line.get("eoi"), 0, "{line:?}");
+    Counters::of(&folder).assert_clean(&outcome);
 }
 
 /// The pin goes through the I/O APIC, whose entry is remapped; Remote IRR ends with the guest's own EOI.
@@ -140,50 +154,4 @@ fn a_unit_without_interrupt_remapping_is_refused() {
 fn a_unit_that_never_answers_is_refused() {
     let sentence = refusal("vtd-deaf", "answers=0");
     assert!(sentence.contains("did not finish: invalidating its caches"), "{sentence}");
-}
-
-/// Two guests with a controller each. After each round each has the domain, the remapping entries and the memory
-/// that the other had: whatever the unit was not told to forget is the other's now.
-#[test]
-fn guests_that_swap_places_find_nothing_of_each_other_in_the_unit() {
-    const ROUNDS: usize = 4;
-    let folder = Folder::new("vtd-swapped");
-    let guest = |name: &str, cpu: u8, device: u8| {
-        let further = format!("devices = [\"00:{device:02x}.0\"]");
-        let payload = Payload { further: &further, ..Payload::new("lives") };
-        let toml = payload.toml().replace("name = \"lives\"", &format!("name = \"{name}\""));
-        toml.replace("[0]", &format!("[{cpu}]")).replace("64M", "16M")
-    };
-    // The machine goes on while this one runs.
-    let other = Payload { cpus: "[2]", command_line: "spin", ..Payload::new("ends") }.toml();
-    let config = folder.write("nexit.toml", guest("a", 0, 4) + &guest("b", 1, 5) + &other);
-    let devices = Devices::behind_vtd(&folder, "nvme=4:, nvme=5:");
-    let start = ["run", "--config", &config, "--timeout", "300"];
-    let mut arguments = [&start[..], Emulator::BochsVtd.options(), &["--"]].concat();
-    arguments.extend(devices.iter());
-    let mut session = Session::start(&arguments);
-    session.see("a: payload: lived");
-    session.keys("\u{1}m");
-    session.see("nexit> ");
-    for round in 0..ROUNDS {
-        let [first, second] = if round % 2 == 0 { ["b", "a"] } else { ["a", "b"] };
-        for name in ["a", "b"] {
-            session.keys(&format!("stop {name}\r"));
-            session.see(&format!("guest {name}: stopped after"));
-        }
-        for name in [first, second] {
-            session.keys(&format!("start {name}\r"));
-            session.see(&format!("guest {name}: started"));
-            session.see(&format!("{name}: payload: lived"));
-        }
-    }
-    session.keys("stop a\rstop b\rstop ends\r");
-    let (screen, _) = session.end();
-    folder.write("run.log", &screen);
-    assert!(!screen.contains("FAILED"), "{screen}");
-    let arrived = screen.lines().filter(|line| line.contains("interrupt arrives: ok")).count();
-    assert_eq!(arrived, 2 * (ROUNDS + 1), "{screen}");
-    let counters = Counters::of(&folder);
-    counters.assert_clean(&Outcome { output: screen, ..Outcome::default() });
-    assert_eq!(counters.get("faults"), 0, "{counters:?}");
 }
