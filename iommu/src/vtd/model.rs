@@ -56,7 +56,7 @@ pub(super) struct State {
     long: BTreeMap<u64, u64>,
     root: u64,
     remap_table: u64,
-    head: u64,
+    pub(super) head: u64,
     contexts: BTreeMap<u16, (u64, u64)>,
     pages: BTreeMap<(u16, u64), u64>,
     entries: BTreeMap<u16, (u64, u64)>,

@@ -57,6 +57,11 @@ pub(super) mod command {
 pub(super) const PRIMARY_FAULT_OVERFLOW: u32 = 1 << 0;
 /// FSTS.IQE and FSTS.ICE: the unit stopped at a descriptor.
 pub(super) const INVALIDATION_ERRORS: u32 = 1 << 4 | 1 << 5;
+/// FSTS.ITE: a device did not answer an invalidation in time.
+const INVALIDATION_TIMEOUT: u32 = 1 << 6;
+/// The bits of FSTS that writing 1 clears.
+pub(super) const CLEARED_BY_ONES: u32 =
+    PRIMARY_FAULT_OVERFLOW | INVALIDATION_ERRORS | INVALIDATION_TIMEOUT;
 /// FECTL.IM: no fault event interrupt.
 pub(super) const INTERRUPT_MASK: u32 = 1 << 31;
 /// PMEN.PRS: protected regions are in force.

@@ -80,6 +80,18 @@ fn what_the_firmware_left_on_is_switched_off_first() {
 }
 
 #[test]
+fn errors_of_the_firmwares_own_queue_do_not_stop_ours() {
+    let machine = machine(|unit| {
+        unit.status = command::QIE;
+        // It stopped before its tail, and stays there.
+        unit.head = 16;
+        unit.fault_status = 1 << 4 | 1 << 5 | 1 << 6;
+    });
+    machine.vtd.unwrap();
+    assert!(machine.units.iter().all(|unit| unit.state.borrow().fault_status == 0));
+}
+
+#[test]
 fn a_function_reaches_its_domain_and_nothing_else() {
     for caching_mode in [0, 1 << 7] {
         let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);

@@ -7,8 +7,9 @@ use mem::TableMemory;
 use super::fault;
 use super::invalidation::{Descriptor, Queue};
 use super::registers::{
-    CAP, Capability, ECAP, ExtendedCapability, FECTL, FSTS, GCMD, GSTS, INTERRUPT_MASK, IQH, IQT,
-    IRTA, PMEN, PRIMARY_FAULT_OVERFLOW, PROTECTED_REGION_STATUS, RTADDR, Registers, command, poll,
+    CAP, CLEARED_BY_ONES, Capability, ECAP, ExtendedCapability, FECTL, FSTS, GCMD, GSTS,
+    INTERRUPT_MASK, INVALIDATION_ERRORS, IQH, IQT, IRTA, PMEN, PRIMARY_FAULT_OVERFLOW,
+    PROTECTED_REGION_STATUS, RTADDR, Registers, command, poll,
 };
 
 /// A unit. Translation and interrupt remapping are on from [`Unit::bring_up`] to the end.
@@ -59,6 +60,8 @@ impl<R: Registers> Unit<R> {
     ) -> Result<(), IommuError> {
         self.registers.write_u32(FECTL, INTERRUPT_MASK);
         self.switch_off_leftovers()?;
+        // An error of the firmware's queue would stop ours.
+        self.registers.write_u32(FSTS, CLEARED_BY_ONES);
         self.registers.write_u64(RTADDR, root.as_u64());
         self.command(command::SRTP, true, "setting the root table pointer")?;
         self.queue = Some(Queue::new(&mut self.registers, memory)?);
@@ -148,7 +151,8 @@ impl<R: Registers> Unit<R> {
     fn switch_off_leftovers(&mut self) -> Result<(), IommuError> {
         if self.registers.read_u32(GSTS) & command::QIE != 0 {
             poll("emptying the firmware's invalidation queue", || {
-                self.registers.read_u64(IQH) == self.registers.read_u64(IQT)
+                let stopped = self.registers.read_u32(FSTS) & INVALIDATION_ERRORS != 0;
+                stopped || self.registers.read_u64(IQH) == self.registers.read_u64(IQT)
             })?;
         }
         let bits = [command::IRE, command::CFI, command::EAFL, command::TE, command::QIE];
