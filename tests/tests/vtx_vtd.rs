@@ -127,7 +127,12 @@ fn a_slow_unit_that_keeps_what_is_not_there_and_has_little_else_does_as_well() {
 
 #[test]
 fn what_the_firmware_left_on_in_the_unit_is_switched_off_first() {
-    let _ = hostile_dma("vtd-left-on", "left_on=1, left_error=1");
+    let _ = hostile_dma("vtd-left-on", "left_on=1");
+}
+
+#[test]
+fn errors_of_the_firmwares_own_queue_do_not_stop_ours() {
+    let _ = hostile_dma("vtd-left-error", "left_on=1, left_error=1");
 }
 
 fn refusal(name: &str, plugin: &str) -> String {

@@ -157,6 +157,9 @@ impl Unit {
             self.registers.set(IQT, SOME_PLACE_IN_THE_QUEUE);
         }
         if self.options.left_error {
+            // It stopped at a descriptor.
+            self.registers.set(IQT, SOME_PLACE_IN_THE_QUEUE + 0x10);
+            self.registers.set(IQH, SOME_PLACE_IN_THE_QUEUE);
             self.registers.set(FSTS, IQE | ICE);
         }
     }
