@@ -11,7 +11,7 @@ use x86_64::instructions::interrupts;
 use crate::device::{Device, State};
 use crate::interrupts::{FIRST, LOWER, STAY, is_busy, taken};
 
-const LENGTH: usize = 64 << 10;
+const LENGTH: usize = 16 << 10;
 
 #[repr(align(4096))]
 struct Room(UnsafeCell<[u8; 2 * LENGTH]>);
@@ -89,7 +89,7 @@ pub(crate) fn in_service() -> ! {
     verdict("one is in service and one requested at the end", is_busy(), format_args!(""));
     say!("lived");
     loop {
-        device.copy_in(500, address(), address() + LENGTH as u64, LENGTH as u32);
+        device.copy_in(3000, address(), address() + LENGTH as u64, LENGTH as u32);
         if end == End::Reset {
             // SAFETY: the guest's own reset register.
             unsafe { port_write(0xcf9, Width::Byte, 6) };
