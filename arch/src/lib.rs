@@ -14,6 +14,7 @@
 pub mod address;
 pub mod bdf;
 pub mod bytes;
+pub mod clock;
 pub mod exit;
 pub mod gate;
 pub mod interrupt;

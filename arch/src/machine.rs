@@ -157,6 +157,8 @@ pub trait Machine {
     fn tsc(&self) -> u64;
     /// Frequency of the time-stamp counter, in kHz.
     fn tsc_khz(&self) -> u64;
+    /// What the local APIC's timer counts in a second, undivided, where it could be measured.
+    fn apic_timer_hz(&self) -> Option<u64>;
     /// Seconds since 1970-01-01 00:00 UTC, from the machine's clock.
     fn unix_time(&self) -> u64;
     /// CPUID as the physical CPU answers it.

@@ -1,101 +1,130 @@
-//! Clocks: how fast the TSC runs, and what time it is.
+//! Clocks: counters that the TSC can be measured by, and what time it is.
 
+use arch::clock::{Counter, Reading};
 use arch::machine::Width;
 
-use crate::instructions::{cpuid, port_read, port_write, tsc};
+use crate::instructions::{port_read, port_write, tsc};
 
-const PIT_HZ: u64 = 1_193_182;
+/// The TSC once everything before has been done, and before anything behind is begun (SDM "RDTSC—Read
+/// Time-Stamp Counter").
+fn tsc_in_order() -> u64 {
+    // SAFETY: every CPU in long mode has LFENCE.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+    let now = tsc();
+    // SAFETY: as above.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+    now
+}
+
+/// Reads a counter between two readings of the TSC.
+pub(crate) fn bracketed(read: impl FnOnce() -> u64) -> Reading {
+    let before = tsc_in_order();
+    let count = read();
+    Reading { before, count, after: tsc_in_order() }
+}
+
+/// The ACPI timer (ACPI Specification, "Power Management Timer").
+#[derive(Clone, Copy, Debug)]
+pub struct AcpiTimer {
+    port: u16,
+}
+
+impl AcpiTimer {
+    /// Its rate.
+    pub const HZ: u64 = 3_579_545;
+
+    /// The timer at this port.
+    ///
+    /// # Safety
+    /// Ring 0, and the firmware names the port as the timer's.
+    #[must_use]
+    pub const unsafe fn new(port: u16) -> Self {
+        Self { port }
+    }
+}
+
+impl Counter for AcpiTimer {
+    /// The firmware may say 32, but these count the same in both.
+    fn bits(&self) -> u32 {
+        24
+    }
+
+    fn start(&mut self) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    fn reading(&mut self) -> Reading {
+        // SAFETY: `new`'s caller vouched for the port; a read of it changes nothing.
+        bracketed(|| unsafe { port_read(self.port, Width::Dword) }.into())
+    }
+}
+
+/// Channel 2 of the PIT (Intel 8254, "Mode 2: Rate Generator"), which counts down from 65536 again and again.
+#[derive(Debug)]
+pub struct Pit(());
+
 const PIT_CHANNEL_2: u16 = 0x42;
 const PIT_COMMAND: u16 = 0x43;
 const CONTROL_PORT_B: u16 = 0x61;
-/// About 10 ms: long enough for 0.01 %, short enough for a boot.
-const PIT_TICKS: u64 = 11_932;
-/// So often it is measured until one is precise to 0.1 %.
-const ATTEMPTS: u32 = 10;
-/// A PIT that never ends its count is not there: after this many polls the measurement is given up.
-const MOST_POLLS: u32 = 20_000_000;
 
-/// Frequency of the TSC in kHz: CPUID's own word where the measurement agrees with it, else the
-/// measurement against the PIT's channel 2. `None` where there is neither.
-///
-/// An emulator's CPUID may claim a frequency that its TSC does not have, so CPUID alone is not
-/// believed while there is a PIT.
-///
-/// # Safety
-/// Ring 0, and nobody uses PIT channel 2 or port 0x61.
-#[must_use]
-pub unsafe fn tsc_khz() -> Option<u64> {
-    let claimed = claimed_tsc_khz();
-    // SAFETY: the caller vouches for the PIT.
-    match (claimed, unsafe { measured_tsc_khz() }) {
-        (Some(claimed), Some(measured)) if claimed.abs_diff(measured) <= measured / 100 => {
-            Some(claimed)
-        }
-        (_, Some(measured)) => Some(measured),
-        (claimed, None) => claimed,
+impl Pit {
+    /// Its rate.
+    pub const HZ: u64 = 1_193_182;
+
+    /// The PIT.
+    ///
+    /// # Safety
+    /// Ring 0, and nobody else uses its channel 2 or port 0x61.
+    #[must_use]
+    pub const unsafe fn new() -> Self {
+        Self(())
     }
-}
 
-/// CPUID "Time Stamp Counter and Nominal Core Crystal Clock Information".
-fn claimed_tsc_khz() -> Option<u64> {
-    const LEAF: u32 = 0x15;
-    if cpuid(0, 0).eax < LEAF {
-        return None;
+    fn input(&mut self, port: u16) -> u32 {
+        // SAFETY: `new`'s caller vouched for the PIT.
+        unsafe { port_read(port, Width::Byte) }
     }
-    let leaf = cpuid(LEAF, 0);
-    let crystal_hz = u64::from(leaf.ecx);
-    let khz = (crystal_hz * u64::from(leaf.ebx)).checked_div(u64::from(leaf.eax))? / 1000;
-    (khz > 0).then_some(khz)
-}
 
-/// What interrupts a measurement (system-management mode, other work on an emulator's host) spoils it;
-/// how much shows in the time between two polls.
-unsafe fn measured_tsc_khz() -> Option<u64> {
-    let mut best = (0, u64::MAX);
-    for _ in 0..ATTEMPTS {
-        // SAFETY: the caller vouches for the PIT.
-        let (ticks, doubt) = unsafe { measure_pit() }?;
-        if doubt < best.1 {
-            best = (ticks, doubt);
-        }
-        if doubt < ticks / 1000 {
-            break;
-        }
-    }
-    Some(best.0 * PIT_HZ / PIT_TICKS / 1000)
-}
-
-/// TSC ticks in [`PIT_TICKS`], and by how many that may be wrong.
-unsafe fn measure_pit() -> Option<(u64, u64)> {
-    const GATE: u32 = 1;
-    const SPEAKER: u32 = 2;
-    const OUTPUT: u32 = 1 << 5;
-    // SAFETY: the caller vouches for port 0x61.
-    let control = unsafe { port_read(CONTROL_PORT_B, Width::Byte) } & !SPEAKER;
-    let steps = [
-        (CONTROL_PORT_B, control | GATE),
-        (PIT_COMMAND, 0xb0), // channel 2, low then high byte, mode 0: the output rises at zero
-        (PIT_CHANNEL_2, PIT_TICKS as u32 & 0xff),
-        (PIT_CHANNEL_2, PIT_TICKS as u32 >> 8),
-    ];
-    let mut before = 0;
-    for (port, value) in steps {
-        before = tsc();
-        // SAFETY: the caller vouches for the PIT.
+    fn output(&mut self, port: u16, value: u32) {
+        // SAFETY: `new`'s caller vouched for the PIT.
         unsafe { port_write(port, Width::Byte, value) };
     }
-    let start = tsc();
-    let mut last = start;
-    for _ in 0..MOST_POLLS {
-        // SAFETY: the caller vouches for port 0x61.
-        let risen = unsafe { port_read(CONTROL_PORT_B, Width::Byte) } & OUTPUT != 0;
-        let now = tsc();
-        if risen {
-            return Some((now - start, (start - before) + (now - last)));
-        }
-        last = now;
+}
+
+impl Counter for Pit {
+    fn bits(&self) -> u32 {
+        16
     }
-    None
+
+    fn start(&mut self) -> Result<(), &'static str> {
+        const GATE: u32 = 1;
+        const SPEAKER: u32 = 2;
+        const COUNT_FROM_65536_MODE_2: u32 = 0xb4;
+        let control = self.input(CONTROL_PORT_B);
+        if control == 0xff {
+            return Err("is not there: port 0x61 reads as all ones");
+        }
+        self.output(CONTROL_PORT_B, control & !SPEAKER | GATE);
+        for (port, value) in
+            [(PIT_COMMAND, COUNT_FROM_65536_MODE_2), (PIT_CHANNEL_2, 0), (PIT_CHANNEL_2, 0)]
+        {
+            self.output(port, value);
+        }
+        Ok(())
+    }
+
+    /// The command holds the count fast; that it is read later changes nothing.
+    fn reading(&mut self) -> Reading {
+        const LATCH_2: u32 = 0x80;
+        let latched = bracketed(|| {
+            self.output(PIT_COMMAND, LATCH_2);
+            0
+        });
+        let low = self.input(PIT_CHANNEL_2);
+        let high = self.input(PIT_CHANNEL_2);
+        let count = 0x1_0000 - u64::from(high << 8 | low);
+        Reading { count, ..latched }
+    }
 }
 
 /// Seconds since 1970-01-01 00:00 by the real-time clock (MC146818), taken as UTC.

@@ -4,9 +4,14 @@
 //! guest that has interrupts off cannot keep the host away.
 
 use arch::Hpa;
+use arch::clock::{Counter, Reading};
 use arch::machine::Width;
 
+use crate::clock::bracketed;
 use crate::physical::{mmio_read, mmio_write};
+
+/// Bits of the main counter that are read: all HPETs have them, and one access reads them.
+const COUNTER_BITS: u32 = 32;
 
 const CAPABILITIES: u64 = 0x000;
 const CONFIGURATION: u64 = 0x010;
@@ -56,7 +61,7 @@ impl Hpet {
         if input > 31 || !capable || self.possible_inputs() >> input & 1 == 0 {
             return false;
         }
-        let ticks = FEMTOSECONDS_PER_SECOND / (self.read(CAPABILITIES) >> 32);
+        let ticks = self.hz();
         self.write(CONFIGURATION, self.read(CONFIGURATION) & !(ENABLE | LEGACY_ROUTE));
         self.write(MAIN_COUNTER, 0);
         let route = u64::from(input) << 9;
@@ -71,6 +76,12 @@ impl Hpet {
         true
     }
 
+    /// The rate of its counter.
+    #[must_use]
+    pub fn hz(&self) -> u64 {
+        FEMTOSECONDS_PER_SECOND / (self.read(CAPABILITIES) >> 32).max(1)
+    }
+
     fn read(&self, register: u64) -> u64 {
         // SAFETY: `new`'s caller vouched for the page; the registers are aligned to 8 bytes.
         unsafe { mmio_read(self.base.wrapping_add(register), Width::Qword) }
@@ -79,5 +90,23 @@ impl Hpet {
     fn write(&self, register: u64, value: u64) {
         // SAFETY: as for `read`; the HPET is the host's own.
         unsafe { mmio_write(self.base.wrapping_add(register), Width::Qword, value) };
+    }
+}
+
+impl Counter for Hpet {
+    fn bits(&self) -> u32 {
+        COUNTER_BITS
+    }
+
+    /// Firmware may have left the counter off.
+    fn start(&mut self) -> Result<(), &'static str> {
+        self.write(CONFIGURATION, self.read(CONFIGURATION) & !LEGACY_ROUTE | ENABLE);
+        Ok(())
+    }
+
+    fn reading(&mut self) -> Reading {
+        let counter = self.base.wrapping_add(MAIN_COUNTER);
+        // SAFETY: `new`'s caller vouched for the page; the counter is aligned to 8 bytes.
+        bracketed(|| unsafe { mmio_read(counter, Width::Dword) })
     }
 }

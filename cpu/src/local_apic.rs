@@ -1,7 +1,9 @@
 //! The local APIC in x2APIC mode (SDM "Extended XAPIC (x2APIC)").
 
+use arch::clock::{Counter, Reading};
 use arch::{ApicId, Vector, msr};
 
+use crate::clock::bracketed;
 use crate::instructions::{cpuid, read_msr, write_msr};
 
 const APIC_BASE_ENABLE: u64 = 1 << 11;
@@ -10,6 +12,8 @@ const SIVR_ENABLE: u64 = 1 << 8;
 /// The spurious vector: priority class 15, never granted, needs no EOI.
 const SPURIOUS_VECTOR: u64 = 0xff;
 const LVT_MASKED: u64 = 1 << 16;
+/// The timer's divide configuration.
+const DIVIDE_BY_1: u64 = 0xb;
 /// The task-priority threshold in the host's own windows: a guest can send itself vectors 16 to 31,
 /// and in the host's IDT those are exceptions, some with an error code that no interrupt pushes.
 const HOST_PRIORITY: u64 = 0x1f;
@@ -112,7 +116,6 @@ impl LocalApic {
     /// may be taken (on AMD-V: GIF is set).
     pub unsafe fn nap(self) {
         const WAKE_VECTOR: u64 = 0xf0;
-        const DIVIDE_BY_1: u64 = 0xb;
         const COUNT: u64 = 1_000_000;
         let steps = [
             (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
@@ -163,5 +166,49 @@ impl LocalApic {
     pub fn eoi(self) {
         // SAFETY: `self` proves x2APIC mode; zero is the one value allowed.
         unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+    }
+}
+
+/// The local APIC's timer as a counter, with no interrupt at its end (SDM "APIC Timer").
+#[derive(Debug)]
+pub struct ApicTimer(());
+
+impl ApicTimer {
+    /// The timer of this CPU.
+    ///
+    /// # Safety
+    /// No guest's timer is armed on this CPU.
+    #[must_use]
+    pub unsafe fn new(_: LocalApic) -> Self {
+        Self(())
+    }
+
+    fn write(&mut self, register: u32, value: u64) {
+        // SAFETY: a `LocalApic` proves x2APIC mode; the timer is nobody's, said `new`'s caller.
+        unsafe { write_msr(register, value) };
+    }
+}
+
+impl Drop for ApicTimer {
+    fn drop(&mut self) {
+        self.write(msr::IA32_X2APIC_INIT_COUNT, 0);
+    }
+}
+
+impl Counter for ApicTimer {
+    fn bits(&self) -> u32 {
+        32
+    }
+
+    fn start(&mut self) -> Result<(), &'static str> {
+        self.write(msr::IA32_X2APIC_LVT_TIMER, LVT_MASKED);
+        self.write(msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1);
+        self.write(msr::IA32_X2APIC_INIT_COUNT, u64::from(u32::MAX));
+        Ok(())
+    }
+
+    fn reading(&mut self) -> Reading {
+        // SAFETY: as for `write`; it counts down.
+        bracketed(|| u64::from(!unsafe { read_msr(msr::IA32_X2APIC_CUR_COUNT) } as u32))
     }
 }

@@ -23,6 +23,7 @@ use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 pub(crate) struct FakeMachine {
     pub(crate) tsc: u64,
     pub(crate) tsc_khz: u64,
+    pub(crate) apic_timer_hz: Option<u64>,
     pub(crate) unix_time: u64,
     pub(crate) cpuid: BTreeMap<(u32, u32), CpuidResult>,
     pub(crate) msrs: BTreeMap<u32, u64>,
@@ -50,6 +51,7 @@ impl Default for FakeMachine {
         Self {
             tsc: 5_000_000,
             tsc_khz: 2_000_000,
+            apic_timer_hz: None,
             unix_time: 1_000_000_000,
             cpuid: BTreeMap::new(),
             msrs: BTreeMap::new(),
@@ -76,6 +78,9 @@ impl Machine for FakeMachine {
     }
     fn tsc_khz(&self) -> u64 {
         self.tsc_khz
+    }
+    fn apic_timer_hz(&self) -> Option<u64> {
+        self.apic_timer_hz
     }
     fn unix_time(&self) -> u64 {
         self.unix_time

@@ -6,16 +6,19 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use arch::address::HpaRange;
+use arch::clock::Counter;
 use arch::iommu::Iommu;
 use arch::msr::PortRange;
 use arch::{ApicId, Bdf, Hpa};
 use boot::{BootInfo, Module};
+use clock::Clock;
 use config::Config;
+use cpu::clock::{AcpiTimer, Pit};
 use cpu::config_space::{Ecam, MachineConfigSpace};
 use cpu::hpet::Hpet;
-use cpu::instructions::tsc;
+use cpu::instructions::{cpuid, tsc};
 use cpu::io_apic::IoApic;
-use cpu::local_apic::LocalApic;
+use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
 use guest::memory_map::GpaRange;
@@ -26,7 +29,7 @@ use spin::Mutex;
 
 use crate::acpi::{Platform, SoftOff};
 use crate::console::logln;
-use crate::machine::Clock;
+use crate::machine::MachineClock;
 use crate::memory::{self, Memory, image};
 use crate::partition;
 use crate::processors::{self, Processor};
@@ -45,7 +48,7 @@ pub(crate) struct Hardware {
     pub(crate) started: Vec<ApicId>,
     pub(crate) apic: LocalApic,
     pub(crate) tss_base: u64,
-    pub(crate) clock: Clock,
+    pub(crate) clock: MachineClock,
     pub(crate) io_apics: &'static [IoApic],
     pub(crate) hpet: Option<Hpet>,
     pub(crate) ecam: Option<Ecam>,
@@ -84,8 +87,9 @@ impl Hardware {
         unsafe { cpu::pic::disable() };
         let Processor { apic, tss_base } = take_over_processor(memory)?;
         let io_apics = io_apics(&firmware.io_apics);
-        let clock = read_clocks()?;
-        logln!("TSC at {} kHz", clock.tsc_khz);
+        // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
+        let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
+        let clock = read_clocks(hpet, firmware.pm_timer, apic)?;
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
@@ -94,8 +98,6 @@ impl Hardware {
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
         let iommu = dmar.map(|dmar| bring_up_iommu(dmar, space, memory)).transpose()?;
-        // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
-        let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
         Ok(Self {
             memory,
             modules,
@@ -276,14 +278,39 @@ fn io_apics(entries: &[crate::acpi::IoApicEntry]) -> &'static [IoApic] {
     io_apics.leak()
 }
 
-fn read_clocks() -> Result<Clock, Refusal> {
+/// Says how fast the time-stamp counter runs, and who says so.
+fn read_clocks(
+    mut hpet: Option<Hpet>,
+    pm_timer: Option<PortRange>,
+    apic: LocalApic,
+) -> Result<MachineClock, Refusal> {
+    // SAFETY: ring 0; the firmware names the port.
+    let mut acpi_timer = pm_timer.map(|ports| unsafe { AcpiTimer::new(ports.first) });
     // SAFETY: ring 0; nobody else uses the PIT.
-    let tsc_khz = unsafe { cpu::clock::tsc_khz() }.ok_or_else(|| {
-        refuse!("the machine has no clock to measure its time-stamp counter by: it needs a PIT")
-    })?;
+    let mut pit = unsafe { Pit::new() };
+    let mut clocks = [
+        Clock {
+            name: "HPET",
+            hz: hpet.map_or(0, |hpet| hpet.hz()),
+            counter: hpet.as_mut().map(|hpet| hpet as &mut dyn Counter),
+        },
+        Clock {
+            name: "ACPI timer",
+            hz: AcpiTimer::HZ,
+            counter: acpi_timer.as_mut().map(|timer| timer as &mut dyn Counter),
+        },
+        Clock { name: "PIT", hz: Pit::HZ, counter: Some(&mut pit) },
+    ];
+    let found = clock::tsc_frequency(&|leaf| cpuid(leaf, 0), &mut clocks)
+        .map_err(|refused| refuse!("{refused}"))?;
+    found.remarks.iter().for_each(|remark| logln!("{remark}"));
+    let tsc_khz = found.khz;
+    logln!("TSC at {tsc_khz} kHz ({})", found.source);
+    // SAFETY: no guest runs yet.
+    let apic_timer_hz = clock::apic_timer_hz(&mut unsafe { ApicTimer::new(apic) }, tsc_khz);
     // SAFETY: ring 0; nobody else uses the real-time clock's ports.
     let unix_time = unsafe { cpu::clock::unix_time() };
-    Ok(Clock { tsc_khz, unix_time, read_at_tsc: tsc() })
+    Ok(MachineClock { tsc_khz, apic_timer_hz, unix_time, read_at_tsc: tsc() })
 }
 
 /// Finds every PCI function and takes bus mastering from all of them: firmware hands disks over with

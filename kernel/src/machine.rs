@@ -30,8 +30,10 @@ const MOST_FAILURES_LOGGED: u8 = 8;
 
 /// When the hypervisor read the machine's clock, and what it said.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
+pub(crate) struct MachineClock {
     pub(crate) tsc_khz: u64,
+    /// What the local APIC's timers count in a second, if it is known.
+    pub(crate) apic_timer_hz: Option<u64>,
     pub(crate) unix_time: u64,
     pub(crate) read_at_tsc: u64,
 }
@@ -69,7 +71,7 @@ pub(crate) struct GuestMachine<F> {
     pub(crate) tables: Arc<Mutex<Tables<F>>>,
     pub(crate) nested_changed: bool,
     pub(crate) apic: LocalApic,
-    pub(crate) clock: Clock,
+    pub(crate) clock: MachineClock,
     pub(crate) seats: &'static [Seat],
     /// The CPUs of guests that it shares memory with.
     pub(crate) ringable: Vec<ApicId>,
@@ -166,6 +168,10 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn tsc_khz(&self) -> u64 {
         self.clock.tsc_khz
+    }
+
+    fn apic_timer_hz(&self) -> Option<u64> {
+        self.clock.apic_timer_hz
     }
 
     fn unix_time(&self) -> u64 {

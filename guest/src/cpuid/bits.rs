@@ -15,6 +15,7 @@ pub(super) const fn bits<const N: usize>(list: [u32; N]) -> u32 {
 /// Leaf 1 ECX, hidden: DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, CNXT-ID, SDBG, xTPR, PDCM, DCA.
 pub(super) const HIDDEN_1_ECX: u32 = bits([2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 18]);
 pub(super) const X2APIC: u32 = 1 << 21;
+pub(super) const TSC_DEADLINE: u32 = 1 << 24;
 pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX, hidden: MCE, MCA, PSN, DS, ACPI, HTT (set anew), TM, PBE.

@@ -8,6 +8,7 @@
 mod answers;
 mod bits;
 mod cr4;
+mod ratio;
 
 use alloc::vec::Vec;
 
@@ -21,7 +22,7 @@ use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
     HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, MTRR, OSXSAVE, RDPID, RDTSCP,
     RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX, SHOWN_88_EBX,
-    SHOWN_8021_EAX, TSX, X2APIC, XSAVES,
+    SHOWN_8021_EAX, TSC_DEADLINE, TSX, X2APIC, XSAVES,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -67,6 +68,8 @@ pub struct CpuidPolicy {
     vendor: Vendor,
     apic_ids: Vec<ApicId>,
     tsc_khz: u32,
+    apic_timer_hz: Option<u64>,
+    tsc_deadline: bool,
     kvmclock: bool,
     withheld: Withheld,
 }
@@ -81,6 +84,8 @@ impl CpuidPolicy {
             vendor,
             apic_ids,
             tsc_khz: u32::try_from(machine.tsc_khz()).unwrap_or(u32::MAX),
+            apic_timer_hz: machine.apic_timer_hz(),
+            tsc_deadline: machine.cpuid(1, 0).ecx & TSC_DEADLINE != 0,
             kvmclock: vendor == Vendor::Amd,
             withheld: Withheld::default(),
         }
@@ -194,19 +199,16 @@ impl CpuidPolicy {
     }
 
     /// Leaf 0x15: crystal clock × EBX / EAX is the TSC's frequency. What the CPU says is passed on
-    /// where it agrees with the measured frequency to 1 %; else the crystal is given as the TSC
-    /// itself. Linux takes the local APIC's timer to run at the crystal's frequency, which matters
-    /// only where there is no TSC-deadline mode.
+    /// where both are so.
     fn tsc_ratio(&self, real: CpuidResult) -> CpuidResult {
-        let hz = u64::from(self.tsc_khz) * 1000;
+        const PER_MILLE: u64 = 1000;
+        let near = |told: u64, hz: u64| told.abs_diff(hz) <= hz / PER_MILLE;
         let told = u64::from(real.ecx) * u64::from(real.ebx) / u64::from(real.eax.max(1));
-        if told.abs_diff(hz) <= hz / 100 {
+        let timer_agrees = self.apic_timer_hz.is_none_or(|hz| near(real.ecx.into(), hz));
+        if near(told, u64::from(self.tsc_khz) * 1000) && timer_agrees {
             return real;
         }
-        match u32::try_from(hz) {
-            Ok(ecx) => CpuidResult { eax: 1, ebx: 1, ecx, edx: 0 },
-            Err(_) => CpuidResult { eax: 1, ebx: 2, ecx: (hz / 2) as u32, edx: 0 },
-        }
+        ratio::made_up(self.tsc_khz, self.apic_timer_hz, self.tsc_deadline)
     }
 
     /// Leaf 0x16 in MHz: base and highest frequency, and the bus where the CPU does not tell.

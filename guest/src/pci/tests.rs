@@ -85,6 +85,9 @@ impl Machine for Recorder {
     fn tsc_khz(&self) -> u64 {
         1
     }
+    fn apic_timer_hz(&self) -> Option<u64> {
+        None
+    }
     fn unix_time(&self) -> u64 {
         0
     }
