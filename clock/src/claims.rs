@@ -30,9 +30,8 @@ pub fn claims(
     cpuid: &dyn Fn(u32) -> CpuidResult,
 ) -> [(&'static str, Result<Claim, &'static str>); 3] {
     let exact = |name, hz| plausible(Claim { name, hz, interval: Interval { low: hz, high: hz } });
-    let rough = |hz| {
-        plausible(Claim { name: LEAF_16, hz, interval: Interval::around(hz, NOMINAL_PPM) })
-    };
+    let rough =
+        |hz| plausible(Claim { name: LEAF_16, hz, interval: Interval::around(hz, NOMINAL_PPM) });
     [
         (LEAF_15, by_crystal(cpuid).and_then(|hz| exact(LEAF_15, hz))),
         (LEAF_4000_0010, by_hypervisor(cpuid).and_then(|hz| exact(LEAF_4000_0010, hz))),

@@ -50,7 +50,8 @@ fn ask(leaves: &Leaves, mut clocks: Vec<Script>) -> Result<Frequency, Refused> {
         .iter_mut()
         .map(|script| Clock { name: script.name, hz: script.hz, counter: Some(script) })
         .collect();
-    let answer = tsc_frequency(&|leaf| leaves.get(&leaf).copied().unwrap_or_default(), &mut candidates);
+    let answer =
+        tsc_frequency(&|leaf| leaves.get(&leaf).copied().unwrap_or_default(), &mut candidates);
     for clock in clocks {
         assert!(clock.readings < 2_000_000, "{}: {} readings", clock.name, clock.readings);
     }
@@ -227,8 +228,7 @@ fn two_clocks_that_disagree_are_settled_by_a_third_or_not_at_all() {
     assert!(answer.source.starts_with("ACPI timer"), "{answer:?}");
     assert!(answer.source.contains("PIT agrees"), "{answer:?}");
     assert!(answer.remarks[0].starts_with("HPET gives"), "{answer:?}");
-    let claimed =
-        ask(&claiming(2_595_000), Vec::from([slow(), clock(&time, ACPI_TIMER)])).unwrap();
+    let claimed = ask(&claiming(2_595_000), Vec::from([slow(), clock(&time, ACPI_TIMER)])).unwrap();
     assert_eq!(claimed.khz, 2_595_000);
     assert!(claimed.remarks[0].starts_with("HPET gives"), "{claimed:?}");
     let refusal = without_cpuid(Vec::from([slow(), clock(&time, ACPI_TIMER), absent(&time, PIT)]));
@@ -273,7 +273,9 @@ fn leaf_15_without_a_crystal_says_about_how_much_and_a_clock_says_it_exactly() {
 #[test]
 fn a_hypervisors_leaf_counts_only_where_that_hypervisor_defines_it() {
     let text = |bytes: &[u8; 12]| {
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         CpuidResult { eax: 0x4000_0010, ebx: word(0), ecx: word(4), edx: word(8) }
     };
     let with = |signature: &[u8; 12]| {

@@ -83,7 +83,8 @@ pub(crate) fn measure(counter: &mut dyn Counter, limits: &Limits) -> Result<Inte
     counter.start().map_err(Fault::Unusable)?;
     let (anchor, step) = get_to_know(counter)?;
     let mask = mask(counter);
-    let mut window = Window { limits, step, anchor, last: anchor, counted: 0, known: Interval::ANY };
+    let mut window =
+        Window { limits, step, anchor, last: anchor, counted: 0, known: Interval::ANY };
     let (mut counts, mut late, mut contradictions) = (0u64, 0, 0);
     for _ in 0..MAX_READINGS {
         let now = counter.reading();

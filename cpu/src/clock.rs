@@ -3,7 +3,22 @@
 use arch::clock::{Counter, Reading};
 use arch::machine::Width;
 
-use crate::instructions::{port_read, port_write, tsc};
+use crate::instructions::{cpuid, port_read, port_write, tsc, write_msr};
+
+/// Takes what firmware has added to this CPU's TSC off again, so that all CPUs have the same (SDM "IA32_TSC_ADJUST
+/// MSR"). A guest cannot add to it.
+///
+/// # Safety
+/// Ring 0, and nobody measures a time on this CPU meanwhile.
+pub unsafe fn take_tsc_adjustment_off() {
+    const STRUCTURED_FEATURES: u32 = 7;
+    const TSC_ADJUST: u32 = 1 << 1;
+    if cpuid(0, 0).eax >= STRUCTURED_FEATURES && cpuid(STRUCTURED_FEATURES, 0).ebx & TSC_ADJUST != 0
+    {
+        // SAFETY: CPUID shows the MSR, which takes any value.
+        unsafe { write_msr(arch::msr::IA32_TSC_ADJUST, 0) };
+    }
+}
 
 /// The TSC once everything before has been done, and before anything behind is begun (SDM "RDTSC—Read
 /// Time-Stamp Counter").

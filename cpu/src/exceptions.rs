@@ -1,12 +1,12 @@
 //! The hypervisor's own IDT.
 //!
 //! Invariants: the host never depends on a maskable vector: external interrupts are taken only in
-//! the window that `svm` opens in the exiting mode, and then only noted down. An NMI is only a call
-//! back into the host: its handler only sees to it that the next entry exits at once ([`at_nmi`]). Every other exception but a #GP or #UD at a
-//! checked instruction is our own bug and ends in the kernel's fatal handler.
+//! windows of a few instructions ([`take_interrupt`]), and then only noted down, in the register that the
+//! window gives for it. An NMI is only a call back into the host: its handler only sees to it that the next
+//! entry exits at once ([`at_nmi`]). Every other exception but a #GP or #UD at a checked instruction is our
+//! own bug and ends in the kernel's fatal handler.
 
-use core::arch::global_asm;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::arch::{asm, global_asm};
 
 use spin::Once;
 use x86_64::VirtAddr;
@@ -111,11 +111,8 @@ static FATAL: Once<fn(&Frame) -> !> = Once::new();
 /// See [`at_nmi`].
 static AT_NMI: Once<fn()> = Once::new();
 
-/// The vector that [`take_interrupt`] saw, plus [`TAKEN`]. One cell serves all CPUs' windows only
-/// because the window is a few instructions long and each CPU reads its own: indexed by APIC
-/// identifier modulo its length.
-static LAST_VECTOR: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
-const TAKEN: u16 = 1 << 8;
+/// In RAX behind a window, beside the vector that was taken in it.
+const TAKEN: u64 = 1 << 8;
 
 extern "C" fn handle(frame: &mut Frame) {
     const NMI: u64 = 2;
@@ -131,7 +128,8 @@ extern "C" fn handle(frame: &mut Frame) {
             frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
         }
         vector @ 32..=255 => {
-            own_cell().store(vector as u16 | TAKEN, Ordering::Relaxed);
+            // The window's own register, so that no CPU can see another's: see `take_interrupt`.
+            frame.rax = vector | TAKEN;
             // One window takes one interrupt: the next stays pending in the local APIC.
             frame.rflags &= !arch::register::Rflags::IF.bits();
         }
@@ -142,16 +140,32 @@ extern "C" fn handle(frame: &mut Frame) {
     }
 }
 
-fn own_cell() -> &'static AtomicU16 {
-    let id = instructions::cpuid(1, 0).ebx >> 24;
-    &LAST_VECTOR[(id & 0xff) as usize]
+/// Opens a window in which this CPU takes the highest external interrupt that is pending, if any. It is
+/// still in service in the local APIC then.
+///
+/// # Safety
+/// Ring 0 with interrupts off, and the handlers are installed on this CPU.
+pub unsafe fn take_interrupt() -> Option<u8> {
+    let seen: u64;
+    // STI's shadow covers the NOP; the interrupt comes behind it.
+    // SAFETY: the handler puts the vector in RAX and comes back with interrupts off.
+    unsafe { asm!("sti", "nop", "cli", inout("rax") 0_u64 => seen, options(nostack)) };
+    taken(seen)
 }
 
-/// The external vector that this CPU's IDT has taken since the last call. It is still in service in
-/// the local APIC.
-pub fn take_interrupt() -> Option<u8> {
-    let seen = own_cell().swap(0, Ordering::Relaxed);
-    (seen & TAKEN != 0).then_some(seen as u8)
+/// As [`take_interrupt`], but sleeps until there is an interrupt, or something else wakes the CPU.
+///
+/// # Safety
+/// As for [`take_interrupt`].
+pub unsafe fn sleep_until_interrupt() -> Option<u8> {
+    let seen: u64;
+    // SAFETY: as in `take_interrupt`.
+    unsafe { asm!("sti", "hlt", "cli", inout("rax") 0_u64 => seen, options(nostack)) };
+    taken(seen)
+}
+
+fn taken(rax: u64) -> Option<u8> {
+    (rax & TAKEN != 0).then_some(rax as u8)
 }
 
 /// Has every NMI that the host takes do `work`, on whatever CPU and at whatever instruction it comes.
@@ -194,4 +208,28 @@ fn point_at(idt: &'static [Gate; 256]) {
     };
     // SAFETY: the table is static, and each gate leads to a stub that keeps every register.
     unsafe { x86_64::instructions::tables::lidt(&pointer) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(vector: u64) -> Frame {
+        let frame = [0_u64; 22];
+        // SAFETY: 22 words, of which every value is valid.
+        let mut frame: Frame = unsafe { core::mem::transmute(frame) };
+        (frame.vector, frame.rflags) = (vector, arch::register::Rflags::IF.bits());
+        frame
+    }
+
+    #[test]
+    fn a_vector_goes_to_the_window_that_took_it_whatever_the_cpu_is_called() {
+        // Two CPUs in their windows at once, as two frames: nothing else is there to tell them apart.
+        let (mut one, mut other) = (frame(0x41), frame(0xf0));
+        handle(&mut one);
+        handle(&mut other);
+        assert_eq!((taken(one.rax), taken(other.rax)), (Some(0x41), Some(0xf0)));
+        assert_eq!((one.rflags, other.rflags), (0, 0), "one window takes one interrupt");
+        assert_eq!(taken(0), None);
+    }
 }

@@ -4,6 +4,7 @@ use arch::clock::{Counter, Reading};
 use arch::{ApicId, Vector, msr};
 
 use crate::clock::bracketed;
+use crate::exceptions;
 use crate::instructions::{cpuid, read_msr, write_msr};
 
 const APIC_BASE_ENABLE: u64 = 1 << 11;
@@ -126,9 +127,8 @@ impl LocalApic {
             // SAFETY: `self` proves x2APIC mode; the timer is nobody's, says the caller.
             unsafe { write_msr(register, value) };
         }
-        // SAFETY: the handlers note the vector down and come back with interrupts off.
-        unsafe { core::arch::asm!("sti", "hlt", "cli", options(nostack)) };
-        if crate::exceptions::take_interrupt().is_some() {
+        // SAFETY: as the caller promises.
+        if unsafe { exceptions::sleep_until_interrupt() }.is_some() {
             self.eoi();
         }
         // SAFETY: as above.
@@ -157,8 +157,7 @@ impl LocalApic {
             }
             self.eoi();
             // SAFETY: as in `nap`.
-            unsafe { core::arch::asm!("sti", "nop", "cli", options(nostack)) };
-            crate::exceptions::take_interrupt();
+            unsafe { exceptions::take_interrupt() };
         }
     }
 

@@ -257,7 +257,6 @@ impl Backend for AmdV {
             msr_permission_map: parts.bitmaps,
             io_permission_map: parts.bitmaps.wrapping_add(IO_PERMISSION_MAP),
             vmcb: parts.memory.wrapping_add(PAGE_SIZE),
-            take_interrupt: cpu::exceptions::take_interrupt,
             cr4: parts.cr4,
         };
         // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own

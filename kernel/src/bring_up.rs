@@ -250,6 +250,8 @@ fn start_page(info: &BootInfo<'_>) -> Option<Hpa> {
 pub(crate) fn this_cpu() -> Result<Processor, Refusal> {
     cpu::exceptions::load();
     memory::use_own_table()?;
+    // SAFETY: ring 0; this CPU has taken no time yet.
+    unsafe { cpu::clock::take_tsc_adjustment_off() };
     take_over_processor(Memory::handle())
 }
 

@@ -46,6 +46,8 @@ use crate::refusal::{Refusal, refuse};
 /// Where `boot`'s entry code jumps to, in long mode on the boot stack.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
+    // SAFETY: ring 0, and no time has been taken yet.
+    unsafe { cpu::clock::take_tsc_adjustment_off() };
     let started = tsc();
     // SAFETY: this is the first code that runs, once.
     unsafe { console::initialise() };

@@ -99,12 +99,16 @@ pub(crate) unsafe fn take_nmi() {
     unsafe { asm!("stgi", "nop", "clgi") };
 }
 
-/// Takes a pending external interrupt through the host's IDT.
+/// Takes a pending external interrupt through the host's IDT, and leaves it in service.
 ///
 /// # Safety
-/// As for [`take_nmi`], and the host's IDT has handlers for vectors 32–255 that record the vector,
-/// leave it in service, and return.
-pub(crate) unsafe fn take_interrupt() {
-    // SAFETY: as the caller promises. STI's shadow covers the NOP; the interrupt comes behind it.
-    unsafe { asm!("stgi", "sti", "nop", "cli", "clgi") };
+/// As for [`take_nmi`], and the host's IDT is the one of [`cpu::exceptions`].
+pub(crate) unsafe fn take_interrupt() -> Option<u8> {
+    // SAFETY: as the caller promises.
+    unsafe { asm!("stgi") };
+    // SAFETY: as the caller promises.
+    let vector = unsafe { cpu::exceptions::take_interrupt() };
+    // SAFETY: as the caller promises.
+    unsafe { asm!("clgi") };
+    vector
 }

@@ -35,10 +35,6 @@ pub struct VcpuSetup {
     pub io_permission_map: Hpa,
     /// A frame for the VMCB.
     pub vmcb: Hpa,
-    /// Takes out the vector that the host's interrupt handlers have recorded on this CPU, if any.
-    /// They leave it in service, and clear IF in the frame that they return to, so that one window
-    /// takes one interrupt.
-    pub take_interrupt: fn() -> Option<u8>,
     /// What the guest may set in CR4.
     pub cr4: GuestCr4,
 }
@@ -60,7 +56,6 @@ pub struct SvmVcpu {
     /// General registers in encoding order; RAX and RSP are in the VMCB.
     pub(crate) gpr: [u64; 16],
     pub(crate) features: Features,
-    take_interrupt: fn() -> Option<u8>,
     pub(crate) cr4: GuestCr4,
     pub(crate) unswitched: Cell<Unswitched>,
 }
@@ -72,8 +67,8 @@ impl SvmVcpu {
     /// [`crate::enable`] has succeeded on this CPU, on which alone the virtual CPU is used. The
     /// addresses are those of identity-mapped frames; the VMCB's frame is given away; the maps and the nested table
     /// outlive the virtual CPU, and the table gives the guest no memory that is not its own. The
-    /// host keeps to what this crate's front page says it gives up, and its IDT has the handlers
-    /// that `take_interrupt` speaks of and one for NMI.
+    /// host keeps to what this crate's front page says it gives up, and its IDT is that of
+    /// [`cpu::exceptions`].
     pub unsafe fn new(setup: &VcpuSetup) -> Self {
         let vmcb = cpu::physical::pointer::<Vmcb>(setup.vmcb);
         // SAFETY: an identity-mapped frame that the caller gives away, aligned and large enough.
@@ -83,7 +78,6 @@ impl SvmVcpu {
             vmcb: NonNull::from(vmcb),
             gpr: [0; 16],
             features: setup.features,
-            take_interrupt: setup.take_interrupt,
             cr4: setup.cr4,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
         };
@@ -178,8 +172,7 @@ impl SvmVcpu {
             }
             VMEXIT_INTR => {
                 // SAFETY: as above.
-                unsafe { run::take_interrupt() };
-                (self.take_interrupt)().map(Vector)
+                unsafe { run::take_interrupt() }.map(Vector)
             }
             _ => None,
         }

@@ -23,7 +23,6 @@ fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
         msr_permission_map: Hpa::new(0x2000),
         io_permission_map: Hpa::new(0x4000),
         vmcb: Hpa::new((&raw mut *memory).expose_provenance() as u64),
-        take_interrupt: || None,
         cr4: CR4,
     }
 }
