@@ -15,18 +15,17 @@ const NOMINAL_PPM: u64 = 10_000;
 
 /// A source's word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Whose.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// In Hz.
-    pub hz: u64,
+    pub(crate) hz: u64,
     /// By how much it may be wrong and yet be honest.
-    pub interval: Interval,
+    pub(crate) interval: Interval,
 }
 
 /// Every source, with its claim or why it has none.
-#[must_use]
-pub fn claims(
+pub(crate) fn claims(
     cpuid: &dyn Fn(u32) -> CpuidResult,
 ) -> [(&'static str, Result<Claim, &'static str>); 3] {
     let exact = |name, hz| plausible(Claim { name, hz, interval: Interval { low: hz, high: hz } });

@@ -7,11 +7,11 @@ const MILLION: u128 = 1_000_000;
 
 /// The true frequency is not below `low` and not above `high`, both in Hz.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// The least that it can be.
-    pub low: u64,
+    pub(crate) low: u64,
     /// The most that it can be.
-    pub high: u64,
+    pub(crate) high: u64,
 }
 
 impl Interval {
@@ -19,20 +19,17 @@ impl Interval {
     pub(crate) const ANY: Self = Self { low: 0, high: u64::MAX };
 
     /// `hz`, give or take `ppm` parts per million of it.
-    #[must_use]
-    pub fn around(hz: u64, ppm: u64) -> Self {
+    pub(crate) fn around(hz: u64, ppm: u64) -> Self {
         Self { low: hz, high: hz }.widened(ppm)
     }
 
     /// The middle.
-    #[must_use]
-    pub fn middle(self) -> u64 {
+    pub(crate) fn middle(self) -> u64 {
         self.low + (self.high - self.low) / 2
     }
 
     /// Whether a frequency can be in both.
-    #[must_use]
-    pub fn overlaps(self, other: Self) -> bool {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
         self.low <= other.high && other.low <= self.high
     }
 
@@ -43,16 +40,14 @@ impl Interval {
     }
 
     /// Each bound moved outwards by `ppm` parts per million of itself.
-    #[must_use]
-    pub fn widened(self, ppm: u64) -> Self {
+    pub(crate) fn widened(self, ppm: u64) -> Self {
         let part = |hz: u64| (u128::from(hz) * u128::from(ppm)).div_ceil(MILLION) as u64;
         let (low, high) = (part(self.low), part(self.high));
         Self { low: self.low.saturating_sub(low), high: self.high.saturating_add(high) }
     }
 
     /// How far, in parts per million and rounded up, the true frequency can be from `hz`.
-    #[must_use]
-    pub fn error_ppm(self, hz: u64) -> u64 {
+    pub(crate) fn error_ppm(self, hz: u64) -> u64 {
         let far = hz.abs_diff(self.low).max(hz.abs_diff(self.high));
         let ppm = (u128::from(far) * MILLION).div_ceil(u128::from(hz.max(1)));
         u64::try_from(ppm).unwrap_or(u64::MAX)

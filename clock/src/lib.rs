@@ -1,7 +1,7 @@
 //! How fast the time-stamp counter (TSC) runs.
 //!
 //! CPUID may *claim* a frequency; other clocks let it be *measured*. A claim counts unless a measurement
-//! without doubt contradicts it. Neither is a number alone: each is an [`Interval`] that holds the true
+//! without doubt contradicts it. Neither is a number alone: each is an interval that holds the true
 //! value, and two of them contradict each other where they do not overlap.
 //!
 //! Invariant: whatever interrupts a measurement (system-management mode, a hypervisor below, other work on
@@ -19,10 +19,7 @@ mod judge;
 mod window;
 
 pub use apic_timer::apic_timer_hz;
-pub use claims::{Claim, claims};
-pub use interval::Interval;
 pub use judge::{Clock, Frequency, Refused, tsc_frequency};
-pub use window::Fault;
 
 #[cfg(test)]
 mod script;

@@ -8,9 +8,10 @@ use std::vec::Vec;
 use arch::machine::CpuidResult;
 use proptest::prelude::*;
 
+use crate::interval::Interval;
 use crate::script::{Script, Time};
 use crate::window::{Fault, TARGET_PPM, tsc_by};
-use crate::{Clock, Frequency, Interval, Refused, apic_timer_hz, tsc_frequency};
+use crate::{Clock, Frequency, Refused, apic_timer_hz, tsc_frequency};
 
 const TSC: u64 = 2_595_000_000;
 const HPET: (&str, u64, u32) = ("HPET", 14_318_180, 32);

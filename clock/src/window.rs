@@ -35,7 +35,7 @@ const MAX_CONTRADICTIONS: u32 = 8;
 
 /// Why a counter tells nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It is not there.
     Unusable(&'static str),
     /// Its count stays the same.

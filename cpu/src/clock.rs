@@ -74,7 +74,7 @@ impl Counter for AcpiTimer {
     }
 }
 
-/// Channel 2 of the PIT (Intel 8254, "Mode 2: Rate Generator"), which counts down from 65536 again and again.
+/// Channel 2 of the PIT (Intel 8254, "Mode Definitions": mode 2), which counts down from 65536 again and again.
 #[derive(Debug)]
 pub struct Pit(());
 

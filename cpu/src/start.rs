@@ -189,16 +189,35 @@ impl StartPage {
     /// This CPU is in x2APIC mode; the processor is not in use; [`Self::prepare`] was called for it;
     /// the page is executable.
     pub unsafe fn start(&self, processor: ApicId, tsc_khz: u64) {
-        const INIT: u64 = 0x4500;
         const STARTUP: u64 = 0x4600;
-        let page = self.page.as_u64() >> 12;
-        let steps = [(INIT, 10_000), (STARTUP | page, 200), (STARTUP | page, 200)];
-        for (command, wait_us) in steps {
+        let startup = STARTUP | self.page.as_u64() >> 12;
+        for (command, wait_us) in [(INIT, INIT_US), (startup, 200), (startup, 200)] {
             // SAFETY: the caller vouches for x2APIC mode and for the processor.
-            unsafe { write_msr(msr::IA32_X2APIC_ICR, u64::from(processor.0) << 32 | command) };
+            unsafe { send(processor, command) };
             wait(tsc_khz, wait_us);
         }
     }
+
+    /// Has a processor wait for a start-up IPI again, whatever it does.
+    ///
+    /// # Safety
+    /// This CPU is in x2APIC mode; nobody needs what the processor is at.
+    pub unsafe fn stop(&self, processor: ApicId, tsc_khz: u64) {
+        // SAFETY: the caller vouches for x2APIC mode and for the processor.
+        unsafe { send(processor, INIT) };
+        wait(tsc_khz, INIT_US);
+    }
+}
+
+const INIT: u64 = 0x4500;
+/// So long a processor may take for an INIT.
+const INIT_US: u64 = 10_000;
+
+/// # Safety
+/// This CPU is in x2APIC mode; the command is one for that processor.
+unsafe fn send(to: ApicId, command: u64) {
+    // SAFETY: the caller vouches for both.
+    unsafe { write_msr(msr::IA32_X2APIC_ICR, u64::from(to.0) << 32 | command) };
 }
 
 /// Waits for `microseconds`.

@@ -3,7 +3,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arch::{ApicId, Hpa};
 use cpu::local_apic::LocalApic;
@@ -18,6 +18,14 @@ use crate::refusal::Refusal;
 /// A stack's size, its guard page apart.
 const STACK: u64 = 32 << 10;
 
+/// More processors than this may take more than a second to start, which then is said before.
+const MAX_UNTOLD: usize = 32;
+/// So long a processor may be silent …
+const LONG_MS: u32 = 500;
+/// … and so long once this many have been: firmware may name processors that are not there.
+const SHORT_MS: u32 = 50;
+const MAX_AWAITED: u32 = 4;
+
 /// What a processor does for the rest of the run.
 pub(crate) type Job = Box<dyn FnOnce(&Processor) + Send>;
 
@@ -28,16 +36,26 @@ pub(crate) struct Processor {
     pub(crate) tss_base: u64,
 }
 
+/// Nothing has been heard of a processor.
+const SILENT: u8 = 0;
+/// It runs our code, and may hold locks.
+const ARRIVED: u8 = 1;
+/// It waits for jobs.
+const READY: u8 = 2;
+/// It is left out: it lacks something, or came too late. One that finds this at its arrival halts.
+const LEFT_OUT: u8 = 3;
+
 /// A processor's desk.
 struct Desk {
     id: ApicId,
+    /// How far its start has come.
+    state: AtomicU8,
     job: Mutex<Option<Job>>,
     /// It has a job, or runs one.
     busy: AtomicBool,
 }
 
 static DESKS: Once<Vec<Desk>> = Once::new();
-static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// Starts every processor of `ids` but `own`. One that does not answer is left out, with a line in
 /// the log; returns those that answered.
@@ -50,7 +68,12 @@ pub(crate) fn start(
 ) -> Result<Vec<ApicId>, Refusal> {
     let desks = DESKS.call_once(|| {
         ids.iter()
-            .map(|id| Desk { id: *id, job: Mutex::new(None), busy: AtomicBool::new(false) })
+            .map(|id| Desk {
+                id: *id,
+                state: AtomicU8::new(SILENT),
+                job: Mutex::new(None),
+                busy: AtomicBool::new(false),
+            })
             .collect()
     });
     let mut answered = Vec::from([own]);
@@ -59,15 +82,21 @@ pub(crate) fn start(
     let mut start_page = unsafe { StartPage::new(page) };
     let root = memory::copy_root_below_4_gib(memory)?;
     memory::make_executable(memory, start_page.code())?;
+    if ids.len() > MAX_UNTOLD {
+        logln!("starting {} CPUs, one by one", ids.len());
+    }
+    let mut silent = 0;
     for (index, desk) in desks.iter().enumerate().filter(|(_, desk)| desk.id != own) {
         let stack = memory::stack(memory, STACK)?;
         start_page.prepare(root, stack, entry, index as u64);
-        let before = STARTED.load(Ordering::Acquire);
         // SAFETY: this CPU is in x2APIC mode; nobody uses the other; the page is prepared.
         unsafe { start_page.start(desk.id, tsc_khz) };
-        if wait_for_answer(before, tsc_khz) {
+        let patience_ms = if silent < MAX_AWAITED { LONG_MS } else { SHORT_MS };
+        if wait_for_answer(desk, patience_ms, tsc_khz) {
             answered.push(desk.id);
         } else {
+            silent += 1;
+            leave_out(desk, &start_page, tsc_khz);
             logln!("CPU with APIC identifier {} does not start: it is left out", desk.id);
         }
     }
@@ -76,26 +105,48 @@ pub(crate) fn start(
     Ok(answered)
 }
 
-fn wait_for_answer(before: u32, tsc_khz: u64) -> bool {
-    const MOST_WAITS: u32 = 500;
-    for _ in 0..MOST_WAITS {
-        if STARTED.load(Ordering::Acquire) != before {
-            return true;
+/// Waits until the processor is ready (`true`) or left out, or has been silent for so long.
+fn wait_for_answer(desk: &Desk, patience_ms: u32, tsc_khz: u64) -> bool {
+    // What has arrived does a bounded amount of work.
+    const MOST_MS: u32 = 10_000;
+    for waited_ms in 0..MOST_MS {
+        match desk.state.load(Ordering::Acquire) {
+            READY => return true,
+            LEFT_OUT => return false,
+            SILENT if waited_ms >= patience_ms => return false,
+            _ => wait(tsc_khz, 1000),
         }
-        wait(tsc_khz, 1000);
     }
     false
 }
 
+/// Sees to it that a silent processor stays out: if it came later it would take the next one's mailbox for
+/// its own, and the two would share a stack. One that has arrived may hold a lock and is let be.
+fn leave_out(desk: &Desk, start_page: &StartPage, tsc_khz: u64) {
+    let silent = desk.state.compare_exchange(SILENT, LEFT_OUT, Ordering::AcqRel, Ordering::Acquire);
+    if silent.is_ok() {
+        // SAFETY: this CPU is in x2APIC mode, and the other has nothing that anybody waits for.
+        unsafe { start_page.stop(desk.id, tsc_khz) };
+    }
+}
+
 /// Where a processor goes on from the start page, with its index.
 extern "C" fn entry(index: u64) -> ! {
+    let Some(desk) = DESKS.get().and_then(|desks| desks.get(index as usize)) else {
+        cpu::instructions::halt_forever()
+    };
+    let arrived = desk.state.compare_exchange(SILENT, ARRIVED, Ordering::AcqRel, Ordering::Acquire);
+    if arrived.is_err() {
+        cpu::instructions::halt_forever()
+    }
     match bring_up::this_cpu() {
         Ok(processor) => {
-            STARTED.fetch_add(1, Ordering::Release);
+            desk.state.store(READY, Ordering::Release);
             work(&processor);
         }
         Err(refusal) => {
             logln!("CPU {index}: {refusal}");
+            desk.state.store(LEFT_OUT, Ordering::Release);
             cpu::instructions::halt_forever()
         }
     }
