@@ -139,9 +139,14 @@ fn get_to_know(counter: &mut dyn Counter) -> Result<(Reading, u64), Fault> {
         }
         last = now;
     }
-    // One more, as steps of 3.58 counts show as 3 or 4. The best reading may not be the last one: the
-    // window begins with it only if nothing can have wrapped since, which the next reading tells.
-    Ok((best, smallest.saturating_add(1)))
+    // The best reading may not be the last one: the window begins with it only if nothing can have wrapped
+    // since, which the next reading tells.
+    Ok((best, fineness(smallest)))
+}
+
+/// How fine a counter is that goes by so much at a step: steps of 3.58 counts show as 3 or 4.
+fn fineness(step: u64) -> u64 {
+    step.saturating_add(1)
 }
 
 fn mask(counter: &dyn Counter) -> u64 {
@@ -189,6 +194,10 @@ impl Window<'_> {
     fn learn(&mut self, now: Reading, gone: u64) -> bool {
         self.counted = self.counted.saturating_add(gone);
         self.last = now;
+        if gone != 0 {
+            // The first readings may have been too far apart to show how fine it is.
+            self.step = self.step.min(fineness(gone));
+        }
         let Some(known) = self.known.and(self.pair(now)) else {
             self.known = Interval::ANY;
             self.begin_at(now);

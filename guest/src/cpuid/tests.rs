@@ -196,6 +196,13 @@ fn intel_guests_learn_the_tsc_frequency_and_amd_guests_have_the_kvm_clock() {
     machine.cpuid.insert((0, 0), CpuidResult { eax: 0x16, ..CpuidResult::default() });
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
     assert_eq!(policy.answer(0x15, 0, 0, &machine), real, "a CPU that tells the truth");
+    for (timer_hz, passes) in [(24_000_000, true), (1_000_000_000, false)] {
+        machine.apic_timer_hz = Some(timer_hz);
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        let told = policy.answer(0x15, 0, 0, &machine);
+        assert_eq!(told == real, passes, "{told:?}: the timer counts {timer_hz} in a second");
+        assert_eq!(u64::from(told.ecx), timer_hz);
+    }
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0x16, 0).eax, 2496);
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0x4000_0001, 0).eax, 0);
     assert_eq!(ask(Vendor::Amd, &[0], 0, 0, 0).eax, 0xd);
