@@ -28,6 +28,7 @@ use pci::header::HeaderType;
 use spin::Mutex;
 
 use crate::acpi::{Platform, SoftOff};
+use crate::backend::{self, Vendor};
 use crate::console::logln;
 use crate::machine::MachineClock;
 use crate::memory::{self, Memory, image};
@@ -308,8 +309,12 @@ fn read_clocks(
     found.remarks.iter().for_each(|remark| logln!("{remark}"));
     let tsc_khz = found.khz;
     logln!("TSC at {tsc_khz} kHz ({})", found.source);
-    // SAFETY: no guest runs yet.
-    let apic_timer_hz = clock::apic_timer_hz(&mut unsafe { ApicTimer::new(apic) }, tsc_khz);
+    // Only guests on Intel's CPUs are told it, in leaf 0x15.
+    let apic_timer_hz = match backend::vendor()? {
+        // SAFETY: no guest runs yet.
+        Vendor::VtX => clock::apic_timer_hz(&mut unsafe { ApicTimer::new(apic) }, tsc_khz),
+        Vendor::AmdV => None,
+    };
     // SAFETY: ring 0; nobody else uses the real-time clock's ports.
     let unix_time = unsafe { cpu::clock::unix_time() };
     Ok(MachineClock { tsc_khz, apic_timer_hz, unix_time, read_at_tsc: tsc() })
