@@ -21,13 +21,14 @@ use cpu::io_apic::IoApic;
 use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
+use firmware::{Platform, SoftOff};
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
 use pci::header::HeaderType;
 use spin::Mutex;
 
-use crate::acpi::{Platform, SoftOff};
+use crate::acpi;
 use crate::backend::{self, Vendor};
 use crate::console::logln;
 use crate::machine::MachineClock;
@@ -75,7 +76,9 @@ impl Hardware {
         config: &Config,
         firmware: Platform,
     ) -> Result<Self, Refusal> {
-        let dmar = firmware.dmar.map(|bytes| Dmar::parse(bytes.leak())).transpose()?;
+        let ecam = acpi::ecam(&firmware);
+        let pm_timer = acpi::pm_timer(&firmware);
+        let dmar = firmware.dmar.ok().map(|bytes| Dmar::parse(bytes.leak())).transpose()?;
         let identity_ram = identity_ram(info, config, dmar.is_some())?;
         let spared = identity_ram.as_ref().map_or(0, |_| config.guests[0].memory);
         let memory = Memory::take_over(info, HpaRange { start: Hpa::new(0), length: spared });
@@ -94,7 +97,7 @@ impl Hardware {
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
-        let mut space = unsafe { MachineConfigSpace::new(firmware.ecam) };
+        let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(&mut space);
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
@@ -110,7 +113,7 @@ impl Hardware {
             clock,
             io_apics,
             hpet,
-            ecam: firmware.ecam,
+            ecam,
             config: space,
             functions,
             groups,
@@ -118,7 +121,7 @@ impl Hardware {
             dmar,
             identity_ram,
             soft_off: firmware.soft_off,
-            pm_timer: firmware.pm_timer,
+            pm_timer,
             guests_lines: config.guests.iter().flat_map(config::GuestConfig::lines).collect(),
         })
     }
@@ -271,7 +274,7 @@ fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
     Ok(Processor { apic, tss_base })
 }
 
-fn io_apics(entries: &[crate::acpi::IoApicEntry]) -> &'static [IoApic] {
+fn io_apics(entries: &[firmware::IoApicEntry]) -> &'static [IoApic] {
     let io_apics: Vec<IoApic> = entries
         .iter()
         // SAFETY: the firmware names these as I/O APICs; below 4 GiB everything that is not RAM is

@@ -1,23 +1,26 @@
 //! The end of the run: the machine is switched off, or the CPU halts.
 
 use arch::machine::Width;
-use cpu::instructions::{halt_forever, port_write};
+use cpu::instructions::{halt_forever, port_read, port_write};
+use cpu::physical::{mmio_read, mmio_write};
+use firmware::{Pm1Control, Register, SoftOff};
 
-use crate::acpi::SoftOff;
 use crate::console;
 
 /// About a second on any machine.
 const MOST_POLLS: u32 = 100_000_000;
 
-/// Switches the machine off (ACPI Specification, "Sleep/Wake Control": SLP_TYP and SLP_EN of
-/// PM1a_CNT); halts where the firmware did not say how.
+/// Switches the machine off; halts where the firmware did not say how.
 pub(crate) fn off(how: Option<SoftOff>) -> ! {
-    const SLEEP_ENABLE: u32 = 1 << 13;
     console::drain();
-    if let Some(SoftOff { pm1a_control, sleep_type }) = how {
-        let value = u32::from(sleep_type & 7) << 10 | SLEEP_ENABLE;
-        // SAFETY: the port is the one that the firmware's FADT names for this.
-        unsafe { port_write(pm1a_control, Width::Word, value) };
+    if let Some(how) = how {
+        match how {
+            SoftOff::Pm1 { a, b } => pm1(a, b),
+            SoftOff::SleepControl { register, sleep_type } => {
+                // "Sleep Control and Status Registers": SLP_TYP and SLP_EN, a byte.
+                write(register, Width::Byte, u32::from(sleep_type & 7) << 2 | 1 << 5);
+            }
+        }
         // The chipset takes its time.
         for _ in 0..MOST_POLLS {
             core::hint::spin_loop();
@@ -26,6 +29,37 @@ pub(crate) fn off(how: Option<SoftOff>) -> ! {
     console::logln!("the machine can be switched off now");
     console::drain();
     halt_forever()
+}
+
+/// ACPI Specification, "PM1 Control Registers": first SLP_TYP, then SLP_EN as well; a machine with two
+/// such registers is off when both have them. Other bits stay, SCI_EN among them.
+fn pm1(a: Pm1Control, b: Option<Pm1Control>) {
+    const SLEEP_ENABLE: u32 = 1 << 13;
+    const SLEEP_TYPE: u32 = 7 << 10;
+    for enable in [0, SLEEP_ENABLE] {
+        for Pm1Control { register, sleep_type } in [Some(a), b].into_iter().flatten() {
+            let others = read(register, Width::Word) & !(SLEEP_TYPE | SLEEP_ENABLE);
+            write(register, Width::Word, others | u32::from(sleep_type & 7) << 10 | enable);
+        }
+    }
+}
+
+fn read(register: Register, width: Width) -> u32 {
+    match register {
+        // SAFETY: the register is the one that the firmware's FADT names for this.
+        Register::Port(port) => unsafe { port_read(port, width) },
+        // SAFETY: as above, and `Hardware::bring_up` has mapped it.
+        Register::Memory(at) => unsafe { mmio_read(at, width) as u32 },
+    }
+}
+
+fn write(register: Register, width: Width, value: u32) {
+    match register {
+        // SAFETY: the register is the one that the firmware's FADT names for this.
+        Register::Port(port) => unsafe { port_write(port, width, value) },
+        // SAFETY: as above, and `Hardware::bring_up` has mapped it.
+        Register::Memory(at) => unsafe { mmio_write(at, width, u64::from(value)) },
+    }
 }
 
 /// Stops with a sentence on the console.
