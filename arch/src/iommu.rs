@@ -120,11 +120,12 @@ pub trait Iommu {
     /// `"vt-d"` or `"amd-vi"`.
     fn name(&self) -> &'static str;
 
-    /// Makes an empty DMA address space.
+    /// Makes an empty DMA address space for these functions: its tables are such that their units can
+    /// walk them.
     ///
     /// # Errors
-    /// When identifiers or frames run out.
-    fn create_domain(&mut self) -> Result<DomainId, IommuError>;
+    /// When identifiers or frames run out, or no unit covers one of the functions.
+    fn create_domain(&mut self, functions: &[Bdf]) -> Result<DomainId, IommuError>;
 
     /// Gives a domain's tables and its identifier back. No function is attached to it any more.
     fn destroy_domain(&mut self, domain: DomainId);

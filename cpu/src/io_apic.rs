@@ -25,18 +25,22 @@ pub struct IoApic {
 }
 
 impl IoApic {
-    /// The I/O APIC whose registers are at `base`; every input is masked.
+    /// The I/O APIC whose registers are at `base`, every input masked; `None` where nothing answers.
     ///
     /// # Safety
     /// `base` is the register page of an I/O APIC, mapped uncached, and nobody else drives it.
     #[must_use]
-    pub unsafe fn new(base: Hpa, id: u8, first_gsi: u32) -> Self {
+    pub unsafe fn new(base: Hpa, id: u8, first_gsi: u32) -> Option<Self> {
         let mut this = Self { base, id, first_gsi, inputs: 0 };
-        this.inputs = (this.read(VERSION_REGISTER) >> 16 & 0xff) + 1;
+        let version = this.read(VERSION_REGISTER);
+        if version == u32::MAX {
+            return None;
+        }
+        this.inputs = (version >> 16 & 0xff) + 1;
         for input in 0..this.inputs {
             this.set_redirection(input, MASKED);
         }
-        this
+        Some(this)
     }
 
     /// The input that a global system interrupt is wired to, if it is one of this I/O APIC's.

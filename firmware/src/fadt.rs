@@ -50,6 +50,17 @@ pub enum SoftOff {
     },
 }
 
+impl SoftOff {
+    /// The registers that are written.
+    pub fn registers(&self) -> impl Iterator<Item = Register> + use<> {
+        let (first, second) = match self {
+            Self::Pm1 { a, b } => (a.register, b.map(|b| b.register)),
+            Self::SleepControl { register, .. } => (*register, None),
+        };
+        [Some(first), second].into_iter().flatten()
+    }
+}
+
 /// How to reset the machine ("Reset Register").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reset {

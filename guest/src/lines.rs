@@ -27,6 +27,18 @@ pub struct Line {
     pub active_low: bool,
 }
 
+impl Line {
+    /// The machine's global system interrupt and whether it is active when low, where `isa` says both of an
+    /// interrupt of the machine's ISA bus: firmware may have moved it.
+    pub fn wired(self, isa: impl Fn(u8) -> (u32, bool)) -> (u32, bool) {
+        match self.input {
+            pit::GSI => isa(0),
+            input if input < ISA_INPUTS => isa(input as u8),
+            _ => (self.gsi, self.active_low),
+        }
+    }
+}
+
 /// A guest has more lines of PCI than its I/O APIC has inputs for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TooManyLines;
@@ -99,6 +111,21 @@ mod tests {
         assert_eq!(lines(&[], ""), Ok(vec![(14, 14)]));
         let expected = vec![(14, 14), (3, 3), (17, 17), (23, 23), (16, 11), (18, 40)];
         assert_eq!(lines(&[40, 23, 11, 17, 23], "uart=\"COM2\""), Ok(expected));
+    }
+
+    #[test]
+    fn lines_of_the_isa_bus_are_where_the_firmware_says() {
+        let moved = |irq| match irq {
+            0 => (2, false),
+            3 => (20, true),
+            14 => (46, true),
+            _ => (u32::from(irq), false),
+        };
+        let wired = |input, gsi| Line { input, gsi, active_low: input >= 16 }.wired(moved);
+        assert_eq!([wired(2, 2), wired(3, 3)], [(2, false), (20, true)]);
+        assert_eq!([wired(14, 14), wired(15, 15)], [(46, true), (15, false)]);
+        assert_eq!([wired(16, 11), wired(20, 3)], [(11, true), (3, true)], "lines of PCI");
+        assert_eq!(Line { input: 2, gsi: 2, active_low: false }.wired(|_| (0, false)), (0, false));
     }
 
     #[test]

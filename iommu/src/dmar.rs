@@ -1,8 +1,11 @@
 //! The firmware's DMA remapping reporting table (VT-d specification "BIOS Considerations").
 //!
 //! Invariant: a [`Dmar`] has been checked from end to end, so that its iterators meet whole structures
-//! only and end. Nothing in the bytes is trusted before that.
+//! only and end. Nothing in the bytes is trusted before that. What is not whole is left out and counted
+//! ([`Dmar::left_out`]), unless a unit may hide in it: a unit that stays off lets every function behind
+//! it reach all memory.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
@@ -43,11 +46,13 @@ pub enum DmarError {
         /// Length that it claims.
         length: usize,
     },
-    /// A device scope of the structure at this offset is too short, or reaches beyond it.
+    /// A device scope of the unit at this offset is too short, or reaches beyond it.
     WrongScope {
         /// Offset of the structure in the table.
         offset: usize,
     },
+    /// A unit's registers cannot be there.
+    WrongRegisters(Hpa),
     /// The table names no remapping unit.
     NoUnit,
 }
@@ -65,7 +70,10 @@ impl fmt::Display for DmarError {
                 write!(f, "the structure at offset {offset} claims {length} bytes")?;
             }
             Self::WrongScope { offset } => {
-                write!(f, "the structure at offset {offset} has a device scope of a wrong length")?;
+                write!(f, "the unit at offset {offset} has a device scope of a wrong length")?;
+            }
+            Self::WrongRegisters(at) => {
+                write!(f, "it names a unit whose registers are at {at} (is VT-d off in setup?)")?;
             }
             Self::NoUnit => f.write_str("it names no remapping unit")?,
         }
@@ -78,8 +86,10 @@ impl core::error::Error for DmarError {}
 /// A checked DMAR table.
 #[derive(Clone, Copy, Debug)]
 pub struct Dmar<'a> {
-    /// All bytes of the table, header included.
+    /// All bytes of the table up to the end of its last whole structure, header included.
     table: &'a [u8],
+    /// Parts that are not whole.
+    left_out: usize,
 }
 
 /// A remapping unit (DRHD, "DMA Remapping Hardware Unit Definition Structure").
@@ -148,18 +158,54 @@ impl<'a> Dmar<'a> {
         if table.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)) != 0 {
             return Err(DmarError::WrongChecksum);
         }
+        let mut dmar = Self { table, left_out: 0 };
         let mut offset = HEADER;
         while offset < table.len() {
-            let structure = structure_at(table, offset)?;
-            if let Some(first) = first_scope(u16_at(structure, 0)) {
-                let scopes = structure.get(first..);
-                let wrong = DmarError::WrongScope { offset };
-                check_scopes(scopes.ok_or(wrong)?).ok_or(wrong)?;
+            match structure_at(table, offset) {
+                Ok(structure) => {
+                    dmar.check(offset, structure)?;
+                    offset += structure.len();
+                }
+                Err(wrong) if may_hide_a_unit(table.get(offset..)) => return Err(wrong),
+                Err(_) => {
+                    dmar.left_out += 1;
+                    dmar.table = table.get(..offset).unwrap_or(table);
+                    break;
+                }
             }
-            offset += structure.len();
         }
-        let dmar = Self { table };
         dmar.units().next().map(|_| dmar).ok_or(DmarError::NoUnit)
+    }
+
+    fn check(&mut self, offset: usize, structure: &[u8]) -> Result<(), DmarError> {
+        let kind = u16_at(structure, 0);
+        let Some(first) = first_scope(kind) else { return Ok(()) };
+        let scopes = structure.get(first..).ok_or(DmarError::WrongScope { offset })?;
+        let wrong = wrong_scopes(scopes);
+        if kind == Some(DRHD) {
+            let registers = Hpa::new(u64_at(structure, 8).unwrap_or(0));
+            if registers.as_u64() == 0 || registers.page_offset() != 0 {
+                return Err(DmarError::WrongRegisters(registers));
+            }
+            if wrong.beyond {
+                return Err(DmarError::WrongScope { offset });
+            }
+        }
+        self.left_out += wrong.without_path + usize::from(wrong.beyond);
+        Ok(())
+    }
+
+    /// How many parts of the table are not whole and were left out: none of them can be a unit.
+    #[must_use]
+    pub const fn left_out(&self) -> usize {
+        self.left_out
+    }
+
+    /// Whether the firmware asks that software should not switch x2APIC mode on (flag
+    /// `X2APIC_OPT_OUT`).
+    #[must_use]
+    pub fn x2apic_opt_out(&self) -> bool {
+        self.table.get(37).is_some_and(|flags| flags & 2 != 0)
     }
 
     /// Whether the platform supports interrupt remapping (flag `INTR_REMAP`).
@@ -200,6 +246,26 @@ impl<'a> Dmar<'a> {
             .flat_map(|unit| scopes(unit.scopes))
             .find(|scope| scope.kind == SCOPE_IO_APIC && scope.enumeration == id)?
             .resolve(bridges)
+    }
+
+    /// What the table calls the I/O APICs that the MADT calls `identifiers`, in the same order; `None`
+    /// where it has no name. They should be called the same; where firmware numbers them differently,
+    /// one that is left in each table is the same one.
+    #[must_use]
+    pub fn ioapic_names(&self, identifiers: &[u8]) -> Vec<Option<u8>> {
+        let own: Vec<u8> = self
+            .units()
+            .filter(|unit| unit.segment == 0)
+            .flat_map(|unit| scopes(unit.scopes))
+            .filter(|scope| scope.kind == SCOPE_IO_APIC)
+            .map(|scope| scope.enumeration)
+            .collect();
+        let mut left = own.iter().filter(|name| !identifiers.contains(name));
+        let left = left.next().filter(|_| left.next().is_none());
+        let strangers = identifiers.iter().filter(|id| !own.contains(id)).count();
+        let name =
+            |id: &u8| own.contains(id).then_some(*id).or(left.copied().filter(|_| strangers == 1));
+        identifiers.iter().map(name).collect()
     }
 
     /// Memory that the firmware wants `function` to keep reaching (RMRR, "Reserved Memory Region
@@ -243,20 +309,45 @@ fn structure_at(table: &[u8], offset: usize) -> Result<&[u8], DmarError> {
     if length < 4 { Err(wrong) } else { rest.get(..length).ok_or(wrong) }
 }
 
-/// The first scope and the bytes behind it.
+/// Whether a structure that is not whole, or what may lie behind it, could be a unit. Zeroes to the end
+/// are none, nor is one of another kind that claims to reach beyond the table.
+fn may_hide_a_unit(rest: Option<&[u8]>) -> bool {
+    let rest = rest.unwrap_or(&[]);
+    let length = u16_at(rest, 2).map_or(0, usize::from);
+    let zeroes = rest.iter().all(|byte| *byte == 0);
+    let another = u16_at(rest, 0).is_some_and(|kind| kind != DRHD) && length > rest.len();
+    !zeroes && !another
+}
+
+/// The first scope and the bytes behind it; the path may be empty.
 fn split_scope(bytes: &[u8]) -> Option<(Scope<'_>, &[u8])> {
     let length = usize::from(*bytes.get(1)?);
     let (scope, rest) = bytes.split_at_checked(length)?;
-    let path = scope.get(6..).filter(|path| !path.is_empty() && path.len().is_multiple_of(2))?;
+    let path = scope.get(6..).filter(|path| path.len().is_multiple_of(2))?;
     let (kind, enumeration, start_bus) = (*scope.first()?, *scope.get(4)?, *scope.get(5)?);
     Some((Scope { kind, enumeration, start_bus, path }, rest))
 }
 
-fn check_scopes(mut bytes: &[u8]) -> Option<()> {
-    while !bytes.is_empty() {
-        (_, bytes) = split_scope(bytes)?;
+/// What is wrong with the scopes of a structure.
+struct WrongScopes {
+    /// Scopes that name nothing.
+    without_path: usize,
+    /// One has a length that cannot be; it and what is behind it are not read.
+    beyond: bool,
+}
+
+fn wrong_scopes(mut bytes: &[u8]) -> WrongScopes {
+    let mut wrong = WrongScopes { without_path: 0, beyond: false };
+    while !bytes.is_empty() && !wrong.beyond {
+        match split_scope(bytes) {
+            Some((scope, rest)) => {
+                wrong.without_path += usize::from(scope.path.is_empty());
+                bytes = rest;
+            }
+            None => wrong.beyond = true,
+        }
     }
-    Some(())
+    wrong
 }
 
 fn scopes(mut bytes: &[u8]) -> impl Iterator<Item = Scope<'_>> {

@@ -4,5 +4,7 @@
 //! * [`vtd`]: the units themselves, behind [`arch::iommu::Iommu`]
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
 pub mod dmar;
 pub mod vtd;

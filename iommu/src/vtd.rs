@@ -16,6 +16,8 @@ mod registers;
 mod remapping;
 mod unit;
 
+use alloc::vec::Vec;
+
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::iommu::{DomainId, Fault, InterruptSource, Iommu, IommuError, RemapIndex};
 use arch::{Bdf, Hpa, Iova, PageSize};
@@ -29,8 +31,6 @@ use memory::WrittenThrough;
 pub use registers::{Mmio, Registers};
 use unit::Unit;
 
-/// More units than this are refused.
-const MAX_UNITS: usize = 16;
 /// More domains than this are refused; every guest has one.
 const MAX_DOMAINS: usize = 64;
 
@@ -39,10 +39,11 @@ pub struct VtD<'a, M, R = Mmio> {
     dmar: Dmar<'a>,
     bridges: Bridges<'a>,
     memory: WrittenThrough<M>,
-    units: ArrayVec<Unit<R>, MAX_UNITS>,
+    units: Vec<Unit<R>>,
     root: Hpa,
     remap_table: Hpa,
-    format: DmaFormat,
+    /// Levels of every domain's table.
+    levels: u8,
     /// First DMA address that is too wide.
     iova_limit: u64,
     /// First domain identifier that is too big for some unit.
@@ -56,8 +57,8 @@ impl<'a, M: TableMemory> VtD<'a, M> {
     /// is attached: none reaches memory or a CPU any more.
     ///
     /// # Errors
-    /// When a unit lacks something or does not answer, or when frames run out. Units that are on
-    /// already stay on.
+    /// When a unit lacks something or does not answer, or when frames run out. Units that were on are
+    /// off then, as far as they answer.
     ///
     /// # Safety
     /// `dmar` is this machine's own table. Its units are mapped uncached at their physical addresses,
@@ -82,46 +83,48 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
             let what = "interrupt remapping, says the firmware's DMAR table: enable it in setup";
             return Err(IommuError::Missing(what));
         }
-        let mut units = ArrayVec::new();
+        let mut units = Vec::new();
         for drhd in dmar.units() {
-            let unit = Unit::probe(window(drhd.registers), drhd.registers, drhd.segment)?;
-            let too_many = IommuError::Missing("a unit count that Nexit can handle, at most 16");
-            units.try_push(unit).map_err(|_| too_many)?;
+            match Unit::probe(window(drhd.registers), drhd.registers, drhd.segment) {
+                Ok(unit) => units.push(unit),
+                Err(error) => {
+                    units.iter_mut().for_each(Unit::switch_off);
+                    return Err(error);
+                }
+            }
         }
-        let format = common_format(&units)?;
+        Self::with_units(dmar, bridges, memory, units)
+    }
+
+    fn with_units(
+        dmar: Dmar<'a>,
+        bridges: Bridges<'a>,
+        memory: M,
+        mut units: Vec<Unit<R>>,
+    ) -> Result<Self, IommuError> {
         let mut memory = WrittenThrough::new(memory, units.iter().any(|u| !u.extended.coherent()));
+        let on = switch_on(&mut units, &mut memory);
+        let (levels, root, remap_table) = match on {
+            Ok(on) => on,
+            Err(error) => {
+                units.iter_mut().for_each(Unit::switch_off);
+                return Err(error);
+            }
+        };
         let bits = units.iter().map(|unit| unit.capability.address_width()).min().unwrap_or(0);
         let domains = units.iter().map(|unit| unit.capability.domains() as usize).min();
-        let table_size = u64::from(remapping::ENTRIES) * remapping::ENTRY_SIZE;
-        let mut vtd = Self {
-            root: memory.allocate_table().ok_or(IommuError::OutOfFrames)?,
-            remap_table: memory.allocate_contiguous(table_size).ok_or(IommuError::OutOfFrames)?,
+        Ok(Self {
+            root,
+            remap_table,
             memory,
             dmar,
             bridges,
             units,
-            format,
-            iova_limit: 1 << bits.min(12 + 9 * format.levels),
+            levels,
+            iova_limit: 1 << bits.min(12 + 9 * levels),
             domain_limit: domains.unwrap_or(0),
             domains: ArrayVec::new(),
-        };
-        vtd.bring_up()?;
-        Ok(vtd)
-    }
-
-    fn bring_up(&mut self) -> Result<(), IommuError> {
-        const ENTRIES_IN_A_PAGE: u32 = 256;
-        let table = remapping::table_address(self.remap_table, remapping::ENTRIES.into());
-        for unit in &mut self.units {
-            if unit.segment == 0 {
-                unit.bring_up(&mut self.memory, self.root, table)?;
-            } else {
-                let nothing = self.memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
-                let table = remapping::table_address(nothing, ENTRIES_IN_A_PAGE);
-                unit.bring_up(&mut self.memory, nothing, table)?;
-            }
-        }
-        Ok(())
+        })
     }
 
     /// The unit that remaps `function`.
@@ -164,22 +167,34 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
     }
 }
 
-/// The table format that every unit can walk.
-fn common_format<R>(units: &[Unit<R>]) -> Result<DmaFormat, IommuError> {
-    let all = |can: fn(&Unit<R>) -> bool| units.iter().all(can);
-    let levels = if all(|unit| unit.capability.levels(4)) {
-        4
-    } else if all(|unit| unit.capability.levels(3)) {
-        3
-    } else {
-        return Err(IommuError::Missing("second-stage tables of 3 or 4 levels in all its units"));
-    };
-    let largest = match (all(|u| u.capability.pages_2m()), all(|u| u.capability.pages_1g())) {
-        (true, true) => PageSize::Size1G,
-        (true, false) => PageSize::Size2M,
-        (false, _) => PageSize::Size4K,
-    };
-    Ok(DmaFormat { levels, largest })
+/// Brings all units up; the levels of their tables, their root table and their remapping table.
+fn switch_on<R: Registers>(
+    units: &mut [Unit<R>],
+    memory: &mut impl TableMemory,
+) -> Result<(u8, Hpa, Hpa), IommuError> {
+    const ENTRIES_IN_A_PAGE: u32 = 256;
+    const TABLE_SIZE: u64 = remapping::ENTRIES as u64 * remapping::ENTRY_SIZE;
+    let levels = common_levels(units)?;
+    let root = memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
+    let remap_table = memory.allocate_contiguous(TABLE_SIZE).ok_or(IommuError::OutOfFrames)?;
+    for unit in units {
+        let (root, table, entries) = if unit.segment == 0 {
+            (root, remap_table, remapping::ENTRIES.into())
+        } else {
+            let nothing = memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
+            (nothing, nothing, ENTRIES_IN_A_PAGE)
+        };
+        unit.bring_up(memory, root, remapping::table_address(table, entries))?;
+    }
+    Ok((levels, root, remap_table))
+}
+
+/// The levels of the tables that every unit can walk.
+fn common_levels<R>(units: &[Unit<R>]) -> Result<u8, IommuError> {
+    let levels = [4, 3].into_iter();
+    let can = |levels: &u8| units.iter().all(|unit| unit.capability.levels(*levels));
+    let what = "second-stage tables of 3 or 4 levels in all its units";
+    levels.into_iter().find(can).ok_or(IommuError::Missing(what))
 }
 
 const fn map_error(error: MapError) -> IommuError {
@@ -197,13 +212,19 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         "vt-d"
     }
 
-    fn create_domain(&mut self) -> Result<DomainId, IommuError> {
+    fn create_domain(&mut self, functions: &[Bdf]) -> Result<DomainId, IommuError> {
+        let mut largest = PageSize::Size1G;
+        for function in functions {
+            let unit = self.units.get(self.unit_for(*function)?);
+            largest = unit.map_or(largest, |unit| largest.min(unit.capability.largest_page()));
+        }
+        let format = DmaFormat { levels: self.levels, largest };
         let free = self.domains.iter().position(Option::is_none).unwrap_or(self.domains.len());
         let id = free + 1;
         if id >= self.domain_limit || id > MAX_DOMAINS {
             return Err(IommuError::OutOfDomains);
         }
-        let table = Some(Table::new(self.format, &mut self.memory).map_err(map_error)?);
+        let table = Some(Table::new(format, &mut self.memory).map_err(map_error)?);
         match self.domains.get_mut(free) {
             Some(slot) => *slot = table,
             None => self.domains.push(table),
@@ -241,7 +262,11 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
 
     fn attach(&mut self, function: Bdf, domain: DomainId) -> Result<(), IommuError> {
         let unit = self.unit_for(function)?;
-        let table = self.domain(domain).ok_or(IommuError::UnknownDomain(domain))?.root();
+        let table = self.domain(domain).ok_or(IommuError::UnknownDomain(domain))?;
+        let (table, largest) = (table.root(), table.format().largest);
+        if self.units.get(unit).is_none_or(|unit| unit.capability.largest_page() < largest) {
+            return Err(IommuError::Missing("pages as large as those of the domain"));
+        }
         self.detach(function)?;
         let root_slot = context::root_slot(self.root, function);
         let mut root_entry = self.memory.read(root_slot);
@@ -251,7 +276,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
             self.memory.write(root_slot, root_entry);
         }
         let slot = context::context_slot(root_entry, function);
-        let entry = ContextEntry::new(table, self.format.levels, domain.0);
+        let entry = ContextEntry::new(table, self.levels, domain.0);
         // The present bit is in the low half: it comes last.
         self.memory.write(slot.wrapping_add(8), entry.high);
         self.memory.write(slot, entry.low);

@@ -1,44 +1,56 @@
 //! The firmware's ACPI tables, read through the identity map; what they say is `firmware`'s to judge.
 
+use alloc::format;
+
 use arch::Hpa;
 use arch::address::HpaRange;
 use arch::msr::PortRange;
 use boot::BootInfo;
 use cpu::config_space::Ecam;
-use cpu::physical;
-use firmware::Platform;
+use firmware::{Platform, Register};
 use guest::devices::{Devices, power};
 
 use crate::console::logln;
-use crate::memory::image;
+use crate::memory::{self, Memory};
 use crate::refusal::Refusal;
 
 const FOUR_GIB: u64 = 1 << 32;
 
-/// Reads the tables that the loader's RSDP leads to, or else the one in the BIOS area.
-pub(crate) fn read(info: &BootInfo<'_>) -> Result<Platform, Refusal> {
-    let image = image::whole();
-    let memory = |start: Hpa, length: usize| {
-        let range = HpaRange { start, length: length as u64 };
-        let end = start.checked_add(range.length)?;
-        if start.as_u64() == 0 || range.overlaps(image) || end.as_u64() > FOUR_GIB {
-            return None;
-        }
-        // SAFETY: not null and mapped. Firmware does not change its tables, and if it did: every byte is
-        // a claim.
-        Some(unsafe { physical::bytes(start, length) })
+/// Reads the tables that the loader's RSDP leads to, or else the one in the BIOS area; what they name
+/// above 4 GiB is mapped.
+pub(crate) fn read(memory: Memory, info: &BootInfo<'_>) -> Result<Platform, Refusal> {
+    let bytes = |at: Hpa, length: usize| memory::firmware_bytes(memory, info, at, length);
+    let mut platform = Platform::read(info.rsdp, &bytes)?;
+    let mut map = |what: &str, start: Hpa, length: u64| {
+        let high = start.as_u64().saturating_add(length) > FOUR_GIB;
+        let mapped =
+            if high { memory::map_device(memory, HpaRange { start, length }) } else { Ok(()) };
+        mapped.map_err(|why| platform.notes.push(format!("the {what} is left out: {why}"))).is_ok()
     };
-    let platform = Platform::read(info.rsdp, &memory)?;
+    platform.hpet = platform.hpet.filter(|at| map("HPET", *at, 1024));
+    platform.soft_off = platform.soft_off.filter(|off| {
+        let mut registers = off.registers();
+        registers.all(|register| match register {
+            Register::Port(_) => true,
+            Register::Memory(at) => map("register that switches off", at, 2),
+        })
+    });
     for note in &platform.notes {
         logln!("firmware's tables: {note}");
     }
     Ok(platform)
 }
 
-/// The window to bus 0 of segment 0.
-pub(crate) fn ecam(platform: &Platform) -> Option<Ecam> {
+/// The window to bus 0 of segment 0, mapped.
+pub(crate) fn ecam(memory: Memory, platform: &Platform) -> Option<Ecam> {
     let first = |window: &&firmware::EcamWindow| window.segment == 0 && window.first_bus == 0;
     let window = platform.ecam.iter().find(first)?;
+    let length = (u64::from(window.last_bus) + 1) << 20;
+    if window.base.as_u64() + length > FOUR_GIB {
+        memory::map_device(memory, HpaRange { start: window.base, length })
+            .map_err(|why| logln!("PCI configuration by its ports alone: {why}"))
+            .ok()?;
+    }
     Some(Ecam { base: window.base, first_bus: window.first_bus, last_bus: window.last_bus })
 }
 

@@ -3,6 +3,8 @@
 //! Each step refuses with one sentence; nothing is undone, as the CPU then halts.
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use arch::address::HpaRange;
@@ -21,7 +23,7 @@ use cpu::io_apic::IoApic;
 use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
-use firmware::{Platform, SoftOff};
+use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, SoftOff};
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
@@ -59,14 +61,18 @@ pub(crate) struct Hardware {
     pub(crate) groups: pci::Groups,
     pub(crate) iommu: Option<SharedIommu>,
     dmar: Option<Dmar<'static>>,
+    /// Why there is no IOMMU, where there is none.
+    pub(crate) no_iommu: String,
     /// The RAM of the one identity-mapped guest, where there is no IOMMU and the configuration
     /// accepts that.
     pub(crate) identity_ram: Option<Vec<GpaRange>>,
     pub(crate) soft_off: Option<SoftOff>,
     /// The ACPI timer, which all guests read.
     pub(crate) pm_timer: Option<PortRange>,
-    /// Global system interrupts that the configuration gives to guests.
+    /// Global system interrupts that may be guests'.
     pub(crate) guests_lines: Vec<u32>,
+    /// For each interrupt of the ISA bus its global system interrupt, and whether that is active when low.
+    isa_lines: [(u32, bool); 16],
 }
 
 impl Hardware {
@@ -74,34 +80,50 @@ impl Hardware {
     pub(crate) fn bring_up(
         info: &'static BootInfo<'static>,
         config: &Config,
-        firmware: Platform,
     ) -> Result<Self, Refusal> {
-        let ecam = acpi::ecam(&firmware);
-        let pm_timer = acpi::pm_timer(&firmware);
-        let dmar = firmware.dmar.ok().map(|bytes| Dmar::parse(bytes.leak())).transpose()?;
-        let identity_ram = identity_ram(info, config, dmar.is_some())?;
-        let spared = identity_ram.as_ref().map_or(0, |_| config.guests[0].memory);
-        let memory = Memory::take_over(info, HpaRange { start: Hpa::new(0), length: spared });
+        // Whether there is a usable IOMMU shows later: until then that guest's memory stays aside.
+        let identity_ram = identity_ram(info, config).transpose();
+        let aside = config.guests.first().filter(|_| matches!(identity_ram, Ok(Some(_))));
+        let spared = aside.map_or(0, |guest| guest.memory);
+        let spared = HpaRange { start: Hpa::new(0), length: spared };
+        let memory = Memory::take_over(info, spared);
         memory::build_own_tables(memory, info)?;
+        let firmware = acpi::read(memory, info)?;
         let start_page = start_page(info);
-        let before = memory.taken();
-        let modules = move_modules(memory, info, spared)?;
-        let moved_modules = memory.taken() - before;
         // SAFETY: ring 0 with interrupts off; nobody else is there.
         unsafe { cpu::pic::disable() };
         let Processor { apic, tss_base } = take_over_processor(memory)?;
-        let io_apics = io_apics(&firmware.io_apics);
+        let mut io_apics = io_apics(info, &firmware.io_apics);
         // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
         let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
         let clock = read_clocks(hpet, firmware.pm_timer, apic)?;
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
+        let isa_lines = core::array::from_fn(|irq| firmware.isa_line(irq as u8));
+        let ecam = acpi::ecam(memory, &firmware);
+        let pm_timer = acpi::pm_timer(&firmware);
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(&mut space);
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
-        let iommu = dmar.map(|dmar| bring_up_iommu(dmar, space, memory)).transpose()?;
+        let remapping = bring_up_iommu(info, &firmware, space, memory);
+        let (iommu, dmar, no_iommu) = match remapping {
+            Ok((iommu, dmar)) => (Some(iommu), Some(dmar), String::new()),
+            Err(why) => (None, None, why),
+        };
+        let identity_ram = match dmar {
+            Some(dmar) => {
+                name_io_apics(&mut io_apics, &dmar);
+                memory.add(info, spared);
+                None
+            }
+            None => without_iommu(config, identity_ram?, &no_iommu),
+        };
+        let before = memory.taken();
+        let spared = identity_ram.as_ref().map_or(0, |_| spared.length);
+        let modules = move_modules(memory, info, spared)?;
+        let moved_modules = memory.taken() - before;
         Ok(Self {
             memory,
             modules,
@@ -111,7 +133,7 @@ impl Hardware {
             apic,
             tss_base,
             clock,
-            io_apics,
+            io_apics: io_apics.leak(),
             hpet,
             ecam,
             config: space,
@@ -119,10 +141,12 @@ impl Hardware {
             groups,
             iommu,
             dmar,
+            no_iommu,
             identity_ram,
             soft_off: firmware.soft_off,
             pm_timer,
-            guests_lines: config.guests.iter().flat_map(config::GuestConfig::lines).collect(),
+            guests_lines: guests_lines(config, &firmware.overrides),
+            isa_lines,
         })
     }
 
@@ -143,6 +167,11 @@ impl Hardware {
         self.modules.iter().find(|module| module.name == name)
     }
 
+    /// The global system interrupt of an interrupt of the ISA bus, and whether it is active when low.
+    pub(crate) fn isa_line(&self, irq: u8) -> (u32, bool) {
+        self.isa_lines.get(usize::from(irq)).copied().unwrap_or((u32::from(irq), false))
+    }
+
     /// Memory to which the firmware keeps using this function for DMA.
     pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
         let space = self.config;
@@ -151,27 +180,43 @@ impl Hardware {
     }
 }
 
-/// The RAM of an identity-mapped guest: the machine's own below the guest's size, without the image.
-fn identity_ram(
-    info: &BootInfo<'_>,
+/// Global system interrupts that may be guests': what the configuration names, and all of the ISA bus that
+/// are not where the configuration takes them to be.
+fn guests_lines(config: &Config, moved: &[InterruptOverride]) -> Vec<u32> {
+    let named = config.guests.iter().flat_map(config::GuestConfig::lines);
+    named.chain(moved.iter().map(|moved| moved.gsi)).collect()
+}
+
+/// Says what it means that there is no usable IOMMU.
+fn without_iommu(
     config: &Config,
-    has_iommu: bool,
-) -> Result<Option<Vec<GpaRange>>, Refusal> {
+    identity_ram: Option<Vec<GpaRange>>,
+    why: &str,
+) -> Option<Vec<GpaRange>> {
+    logln!("no usable IOMMU: {why}");
+    for guest in config.guests.iter().filter(|_| identity_ram.is_some()) {
+        logln!(
+            "WARNING: no IOMMU and unsafe_no_iommu = true: guest {} and its devices can reach all memory, \
+             the hypervisor's too",
+            guest.name
+        );
+    }
+    identity_ram
+}
+
+/// The RAM of an identity-mapped guest: the machine's own below the guest's size, without the image.
+/// `None` where the configuration does not ask for it, should there be no IOMMU.
+fn identity_ram(info: &BootInfo<'_>, config: &Config) -> Option<Result<Vec<GpaRange>, Refusal>> {
     const MIB: u64 = 1 << 20;
-    if !config.unsafe_no_iommu || has_iommu {
-        return Ok(None);
+    if !config.unsafe_no_iommu {
+        return None;
     }
     let [guest] = config.guests.as_slice() else {
-        return Err(refuse!(
+        return Some(Err(refuse!(
             "nexit.toml: unsafe_no_iommu is for a single guest: remove the others, or use a machine \
              with an IOMMU"
-        ));
+        )));
     };
-    logln!(
-        "WARNING: no IOMMU and unsafe_no_iommu = true: guest {} and its devices can reach all memory, \
-         the hypervisor's too",
-        guest.name
-    );
     let image = image::whole();
     let (hole_start, hole_end) =
         (image.start.as_u64(), image.end().as_u64().next_multiple_of(MIB * 2));
@@ -189,15 +234,15 @@ fn identity_ram(
     }
     let found: u64 = runs.iter().map(|run| run.length).sum();
     if found + 16 * MIB < guest.memory {
-        return Err(refuse!(
+        return Some(Err(refuse!(
             "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB below that \
              address",
             guest.name,
             guest.memory / MIB,
             found / MIB
-        ));
+        )));
     }
-    Ok(Some(runs))
+    Some(Ok(runs))
 }
 
 fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
@@ -274,24 +319,57 @@ fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
     Ok(Processor { apic, tss_base })
 }
 
-fn io_apics(entries: &[firmware::IoApicEntry]) -> &'static [IoApic] {
-    let io_apics: Vec<IoApic> = entries
-        .iter()
-        // SAFETY: the firmware names these as I/O APICs; below 4 GiB everything that is not RAM is
+/// The I/O APICs that the firmware names, all inputs masked.
+fn io_apics(info: &BootInfo<'_>, entries: &[IoApicEntry]) -> Vec<IoApic> {
+    const REGISTERS: u64 = 0x20;
+    let mut found = Vec::new();
+    for entry in entries {
+        let registers = HpaRange { start: entry.address, length: REGISTERS };
+        // SAFETY: the firmware names this as an I/O APIC, and it is no RAM; below 4 GiB everything else is
         // mapped uncached.
-        .map(|entry| unsafe { IoApic::new(entry.address, entry.id, entry.first_gsi) })
-        .collect();
-    io_apics.leak()
+        let new = || unsafe { IoApic::new(entry.address, entry.id, entry.first_gsi) };
+        match if is_ram(info, registers) { None } else { new() } {
+            Some(io_apic) => found.push(io_apic),
+            None => {
+                logln!("there is no I/O APIC {} at {}: it is left out", entry.id, entry.address)
+            }
+        }
+    }
+    found
+}
+
+/// Calls the I/O APICs what the DMAR table calls them.
+fn name_io_apics(io_apics: &mut [IoApic], dmar: &Dmar<'_>) {
+    let identifiers: Vec<u8> = io_apics.iter().map(|io_apic| io_apic.id).collect();
+    for (io_apic, name) in io_apics.iter_mut().zip(dmar.ioapic_names(&identifiers)) {
+        match name {
+            None => logln!(
+                "the DMAR table does not name I/O APIC {}: its lines do not work",
+                io_apic.id
+            ),
+            Some(name) if name != io_apic.id => {
+                logln!("I/O APIC {} of the MADT is I/O APIC {name} of the DMAR table", io_apic.id);
+                io_apic.id = name;
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Whether a part of the range is RAM, where no device's registers can be.
+fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
+    let usable = |region: &&boot::MemoryRegion| region.kind == boot::MemoryKind::Usable;
+    info.memory.iter().filter(usable).any(|region| region.range.overlaps(range))
 }
 
 /// Says how fast the time-stamp counter runs, and who says so.
 fn read_clocks(
     mut hpet: Option<Hpet>,
-    pm_timer: Option<PortRange>,
+    pm_timer: Option<PmTimer>,
     apic: LocalApic,
 ) -> Result<MachineClock, Refusal> {
     // SAFETY: ring 0; the firmware names the port.
-    let mut acpi_timer = pm_timer.map(|ports| unsafe { AcpiTimer::new(ports.first) });
+    let mut acpi_timer = pm_timer.map(|timer| unsafe { AcpiTimer::new(timer.port) });
     // SAFETY: ring 0; nobody else uses the PIT.
     let mut pit = unsafe { Pit::new() };
     let mut clocks = [
@@ -331,17 +409,40 @@ fn take_over_devices(space: &mut MachineConfigSpace) -> Vec<pci::Function> {
     functions
 }
 
+/// Switches all VT-d units on; or says why there is no usable IOMMU.
 fn bring_up_iommu(
-    dmar: Dmar<'static>,
+    info: &BootInfo<'_>,
+    firmware: &Platform,
     space: MachineConfigSpace,
     memory: Memory,
-) -> Result<SharedIommu, Refusal> {
+) -> Result<(SharedIommu, Dmar<'static>), String> {
+    /// As far as a unit's fault records can lie ("Fault Recording Registers").
+    const REGISTERS: u64 = 0x5000;
+    let table = firmware.dmar.clone()?;
+    let dmar = Dmar::parse(table.leak()).map_err(|error| error.to_string())?;
+    if dmar.left_out() > 0 {
+        logln!("the DMAR table has {} parts that are not whole: left out", dmar.left_out());
+    }
+    if dmar.x2apic_opt_out() {
+        logln!(
+            "the DMAR table asks for no x2APIC mode (X2APIC_OPT_OUT): Nexit needs it and uses it"
+        );
+    }
+    for unit in dmar.units() {
+        let registers = HpaRange { start: unit.registers, length: REGISTERS };
+        let at = unit.registers;
+        if is_ram(info, registers) {
+            return Err(format!("the firmware's DMAR table names a unit at {at}, where RAM is"));
+        }
+        memory::map_device(memory, registers).map_err(|why| {
+            format!("the firmware's DMAR table names a unit that cannot be reached: {why}")
+        })?;
+    }
     let bridges = Box::leak(Box::new(move |bridge| buses_behind(&space, bridge)));
-    // SAFETY: the table is this machine's; its units are below 4 GiB, mapped uncached; no function
-    // masters the bus.
-    let vtd = unsafe { VtD::new(dmar, bridges, memory) }?;
+    // SAFETY: the table is this machine's; its units are mapped uncached; no function masters the bus.
+    let vtd = unsafe { VtD::new(dmar, bridges, memory) }.map_err(|error| error.to_string())?;
     logln!("IOMMU {}: translation and interrupt remapping are on", vtd.name());
-    Ok(Box::leak(Box::new(Mutex::new(vtd))))
+    Ok((Box::leak(Box::new(Mutex::new(vtd))), dmar))
 }
 
 /// The buses behind a PCI-to-PCI bridge.

@@ -66,8 +66,7 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
     // SAFETY: these are the entry's own values; the loader's memory is kept out of the free memory.
     let info = Box::leak(Box::new(unsafe { boot::entry::boot_info(magic, info) }?));
     let config = configuration(info)?;
-    let firmware = acpi::read(info)?;
-    let hardware = Hardware::bring_up(info, &config, firmware)?;
+    let hardware = Hardware::bring_up(info, &config)?;
     match vendor {
         Vendor::VtX => start::<VtX>(hardware, &config, started),
         Vendor::AmdV => start::<AmdV>(hardware, &config, started),

@@ -31,20 +31,17 @@ impl Memory {
     /// Takes over the memory that the loader says is usable and that nothing lies in; `spared` is
     /// left out too.
     pub(crate) fn take_over(info: &BootInfo<'_>, spared: HpaRange) -> Self {
-        let usable: ArrayVec<HpaRange, 256> = info
-            .memory
-            .iter()
-            .filter(|region| region.kind == MemoryKind::Usable)
-            .map(|region| region.range)
-            .take(256)
-            .collect();
-        let mut occupied: ArrayVec<HpaRange, 256> = info.occupied().take(253).collect();
-        occupied.push(image::whole());
+        let mut occupied = occupied(info);
         occupied.push(spared);
-        // The first MiB belongs to the firmware's tables and to the start of other CPUs.
-        occupied.push(HpaRange { start: Hpa::new(0), length: 1 << 20 });
-        *FRAMES.lock() = Some(FrameAllocator::new(&usable, &occupied));
+        *FRAMES.lock() = Some(FrameAllocator::new(&usable(info, None), &occupied));
         Self::handle()
+    }
+
+    /// Adds what [`Memory::take_over`] left out.
+    pub(crate) fn add(self, info: &BootInfo<'_>, spared: HpaRange) {
+        if let Some(frames) = FRAMES.lock().as_mut() {
+            frames.add(&usable(info, Some(spared)), &occupied(info));
+        }
     }
 
     /// The machine's free memory, once it has been taken over.
@@ -89,6 +86,28 @@ impl Memory {
     pub(crate) fn frames(mut self, bytes: u64) -> Result<Hpa, Refusal> {
         self.allocate_contiguous(bytes).ok_or_else(out_of_memory)
     }
+}
+
+/// The memory that the loader says is usable, or that of it which lies in `within`.
+fn usable(info: &BootInfo<'_>, within: Option<HpaRange>) -> ArrayVec<HpaRange, 256> {
+    let regions = info.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
+    let within = within.unwrap_or(HpaRange { start: Hpa::new(0), length: u64::MAX });
+    let ranges = regions.filter_map(|region| {
+        let start = region.range.start.max(within.start);
+        let end = region.range.end().min(within.end());
+        let length = end.as_u64().checked_sub(start.as_u64())?;
+        (length > 0).then_some(HpaRange { start, length })
+    });
+    ranges.take(256).collect()
+}
+
+/// What lies in it and stays.
+fn occupied(info: &BootInfo<'_>) -> ArrayVec<HpaRange, 256> {
+    let mut occupied: ArrayVec<HpaRange, 256> = info.occupied().take(253).collect();
+    occupied.push(image::whole());
+    // The first MiB belongs to the firmware's tables and to the start of other CPUs.
+    occupied.push(HpaRange { start: Hpa::new(0), length: 1 << 20 });
+    occupied
 }
 
 /// A stack of `bytes` with an unmapped page below it; its top.
@@ -194,6 +213,12 @@ pub(crate) fn largest_host_page() -> PageSize {
     if gigabyte { PageSize::Size1G } else { PageSize::Size2M }
 }
 
+/// Bits of this CPU's physical addresses.
+fn physical_bits() -> u32 {
+    const LEAST: u32 = 36;
+    (cpuid(0x8000_0008, 0).eax & 0xff).clamp(LEAST, 52)
+}
+
 /// Root of the hypervisor's own page table.
 pub(crate) fn root() -> Hpa {
     HOST_TABLE.lock().as_ref().map_or(Hpa::new(0), Table::root)
@@ -244,7 +269,11 @@ fn protect(
 /// Maps device registers above the memory that [`build_own_tables`] has mapped already.
 pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
     let start = range.start.page();
-    let end = range.end().align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let end = range.start.checked_add(range.length);
+    let end = end
+        .filter(|end| end.as_u64() <= 1 << physical_bits())
+        .ok_or_else(|| refuse!("{} is beyond the CPU's physical addresses", range.start))?;
+    let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
     with_own_table(|table| {
         for page in (start.as_u64()..end.as_u64()).step_by(PAGE_SIZE as usize) {
             if table.translate(&memory, page).is_none() {
@@ -258,6 +287,28 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
         }
         Ok(())
     })
+}
+
+/// Bytes that the firmware's tables claim, mapped where that is needed: below 4 GiB everything is, and
+/// above what the loader's memory map names. `None` for what is no memory, and for the image.
+pub(crate) fn firmware_bytes(
+    memory: Memory,
+    info: &BootInfo<'_>,
+    start: Hpa,
+    length: usize,
+) -> Option<&'static [u8]> {
+    let range = HpaRange { start, length: length as u64 };
+    let end = start.checked_add(range.length)?;
+    if start.as_u64() == 0 || range.overlaps(image::whole()) {
+        return None;
+    }
+    if end.as_u64() > FOUR_GIB {
+        let mut regions = info.memory.iter().map(|region| region.range);
+        regions.find(|region| region.start <= start && end <= region.end())?;
+        map_device(memory, range).ok()?;
+    }
+    // SAFETY: not null and mapped. Firmware does not change its tables; if it did, every byte is a claim.
+    Some(unsafe { physical::bytes(start, length) })
 }
 
 /// Lets the CPU that calls use the hypervisor's page tables.

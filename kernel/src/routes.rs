@@ -72,12 +72,17 @@ impl Routes {
         Ok(())
     }
 
-    /// Gives the guest a line.
-    pub(crate) fn grant_line(&mut self, line: Line) -> Result<(), Refusal> {
-        let Line { gsi, active_low, .. } = line;
-        let input = |io_apic: &'static IoApic| Some((io_apic, io_apic.input(gsi)?));
+    /// Gives the guest a line, which is wired to the machine's global system interrupt `wired` and active
+    /// when low or not.
+    pub(crate) fn grant_line(
+        &mut self,
+        line: Line,
+        (wired, active_low): (u32, bool),
+    ) -> Result<(), Refusal> {
+        let gsi = line.gsi;
+        let input = |io_apic: &'static IoApic| Some((io_apic, io_apic.input(wired)?));
         let wired = self.io_apics.iter().find_map(input).ok_or_else(|| {
-            refuse!("no I/O APIC has interrupt line {gsi}: name another one in intx")
+            refuse!("no I/O APIC has interrupt line {wired}: name another one in intx")
         })?;
         let source = InterruptSource::IoApic(wired.0.id);
         let entry = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;

@@ -58,23 +58,27 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
         .find(free)
         .ok_or("the HPET drives no I/O APIC input that is not a guest's")?;
     let target = nmi(hardware.apic.id());
-    let entry = route(iommu, io_apic.id, target).map_err(|_| "the IOMMU has no entry for it")?;
+    let entry =
+        route(iommu, io_apic.id, target, false).map_err(|_| "the IOMMU has no entry for it")?;
     io_apic.set_redirection(input, entry);
     if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
 }
 
 /// Has a key on the serial line call the boot processor: COM1's line (ISA interrupt 4) as an NMI.
 pub(crate) fn arm_console(hardware: &Hardware) {
-    const COM1_GSI: u32 = 4;
+    const COM1_IRQ: u8 = 4;
     const NMI_ENTRY: u64 = 4 << 8;
+    let (gsi, active_low) = hardware.isa_line(COM1_IRQ);
     let mut io_apics = hardware.io_apics.iter();
-    let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(COM1_GSI)?))) else {
+    let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
         return;
     };
     let target = nmi(hardware.apic.id());
     let entry = match hardware.iommu {
-        Some(iommu) => route(iommu, io_apic.id, target).ok(),
-        None => Some(u64::from(target.destination.0 & 0xff) << 56 | NMI_ENTRY),
+        Some(iommu) => route(iommu, io_apic.id, target, active_low).ok(),
+        None => Some(
+            u64::from(target.destination.0 & 0xff) << 56 | u64::from(active_low) << 13 | NMI_ENTRY,
+        ),
     };
     if let Some(entry) = entry {
         io_apic.set_redirection(input, entry);
@@ -95,11 +99,12 @@ fn route(
     iommu: crate::routes::SharedIommu,
     io_apic: u8,
     target: InterruptTarget,
+    active_low: bool,
 ) -> Result<u64, IommuError> {
     let mut iommu = iommu.lock();
     let index = iommu.allocate_remap(InterruptSource::IoApic(io_apic), 1)?;
     iommu.set_remap(index, Some(target))?;
-    Ok(iommu.remap_redirection(index, target, false))
+    Ok(iommu.remap_redirection(index, target, active_low))
 }
 
 /// What the host does when the watchdog, a key on the serial line or another CPU calls.

@@ -53,6 +53,14 @@ impl FrameAllocator {
         frames
     }
 
+    /// Adds the whole pages of `usable` that share no byte with `reserved`, as [`FrameAllocator::new`]
+    /// does: memory that was kept out of it. None of it is free or handed out.
+    pub fn add(&mut self, usable: &[HpaRange], reserved: &[HpaRange]) {
+        for range in Self::new(usable, reserved).free {
+            self.insert(range.start.as_u64(), range.end().as_u64());
+        }
+    }
+
     /// Takes `bytes` (rounded up to whole pages) of contiguous memory at a multiple of `alignment`
     /// (a power of two; at least a page is used), wholly below `below`: the highest that there is.
     /// Its content is whatever was there.
@@ -173,6 +181,16 @@ mod tests {
         assert_eq!(frames.free(block), Err(NotTaken(block)));
         assert_eq!((frames.available(), frames.taken()), (0x8000, 0));
         assert_eq!(frames.allocate(0x8000, 0x1000, None), Some(Hpa::new(0x1000)));
+    }
+
+    #[test]
+    fn memory_that_was_kept_out_can_be_added() {
+        let usable = [range(0x1000, 0x9000)];
+        let mut frames = FrameAllocator::new(&usable, &[range(0, 0x6000)]);
+        assert_eq!(frames.allocate(0x1000, 0x1000, None), Some(Hpa::new(0x8000)));
+        frames.add(&[range(0x1000, 0x6000)], &[range(0x2000, 0x2800)]);
+        assert_eq!((frames.available(), frames.taken()), (0x6000, 0x1000));
+        assert_eq!(frames.allocate(0x5000, 0x1000, None), Some(Hpa::new(0x3000)));
     }
 
     #[test]

@@ -66,6 +66,12 @@ impl<F: Format> Table<F> {
         Ok(Self { format, root })
     }
 
+    /// How its entries look.
+    #[must_use]
+    pub const fn format(&self) -> &F {
+        &self.format
+    }
+
     /// Where the root table is.
     #[must_use]
     pub const fn root(&self) -> Hpa {

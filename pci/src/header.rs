@@ -142,6 +142,17 @@ impl Function {
         self.is_bridge() || self.header != HeaderType::Device || self.class >> 8 == IOMMU
     }
 
+    /// Whether the function may be assigned although firmware reserves memory for its DMA: a USB controller,
+    /// which firmware uses for its keyboard until a driver comes, and a display device, whose reserved
+    /// memory is what its own driver finds by its registers (PCI Code and ID Assignment Specification,
+    /// "Class Codes").
+    #[must_use]
+    pub const fn outlives_reserved_memory(&self) -> bool {
+        const USB: u32 = 0x0c_03;
+        const DISPLAY: u32 = 0x03;
+        self.class >> 8 == USB || self.class >> 16 == DISPLAY
+    }
+
     /// The fixed ISA resources of an IDE controller whose channels are in compatibility mode (PCI
     /// IDE Controller Specification, "Programming Interface"); empty for anything else.
     #[must_use]
@@ -274,6 +285,19 @@ mod tests {
             seen.dedup();
             prop_assert_eq!(seen.len(), all);
         }
+    }
+
+    #[test]
+    fn usb_controllers_and_displays_alone_outlive_reserved_memory() {
+        let mut space = FakeSpace::default();
+        let classes = [
+            0x0c_0330, 0x0c_0320, 0x0c_0300, 0x03_0000, 0x03_8000, 0x01_0802, 0x02_0000, 0x0c_0500,
+        ];
+        let may = classes.map(|class| {
+            space.device(Bdf::new(0, 1, 0), class);
+            Function::read(&space, Bdf::new(0, 1, 0)).unwrap().outlives_reserved_memory()
+        });
+        assert_eq!(may, [true, true, true, true, true, false, false, false]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Tables that a firmware could have written, and tables that none should have.
 
 use super::*;
+use nexit_cases::Case;
 use proptest::prelude::*;
 
 /// A table with these structures, its length and checksum right.
@@ -133,15 +134,121 @@ fn lies_are_named() {
     wrong[0] = b'd';
     assert!(refusal(&wrong).contains("signature"));
     assert!(refusal(&table(1, &[atsr()])).contains("names no remapping unit"));
-    let zero = table(1, &[drhd(true, 0, 0x1000, &[]), vec![0, 0, 0, 0]]);
-    assert!(refusal(&zero).contains("the structure at offset 64 claims 0 bytes"));
     let beyond = table(1, &[vec![0, 0, 200, 0, 1, 0, 0, 0]]);
     assert!(refusal(&beyond).contains("the structure at offset 48 claims 200 bytes"));
     let short = table(1, &[vec![0, 0, 8, 0, 1, 0, 0, 0]]);
     assert!(refusal(&short).contains("offset 48 has a device scope"));
-    for scope in [vec![1, 0, 0, 0, 0, 0], vec![1, 6, 0, 0, 0, 0], vec![1, 9, 0, 0, 0, 0, 1, 1]] {
+    for scope in [vec![1, 0, 0, 0, 0, 0], vec![1, 9, 0, 0, 0, 0, 1, 1], vec![1, 7, 0, 0, 0, 0, 1]] {
         assert!(refusal(&table(1, &[drhd(true, 0, 0x1000, &[scope])])).contains("device scope"));
     }
+    for base in [0, 0x1010] {
+        let said = refusal(&table(1, &[drhd(true, 0, base, &[])]));
+        assert!(said.contains(&format!("registers are at {base:#x}")), "{said}");
+    }
+}
+
+/// A case's table.
+fn case(name: &str) -> Vec<u8> {
+    Case::named(&format!("{name}.dmar")).table("DMAR")
+}
+
+#[test]
+fn what_is_whole_is_used_where_no_unit_can_hide_in_the_rest() {
+    for name in ["scope-without-path", "tail-zeroes", "odd-last-structure"] {
+        let bytes = case(name);
+        let dmar = Dmar::parse(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!((dmar.units().count(), dmar.left_out()), (1, 1), "{name}");
+        assert!(dmar.drhd_for(bdf("00:1f.0"), &bridges).is_some(), "{name}");
+        assert_eq!(dmar.rmrr_for(bdf("00:00.0"), &bridges), None, "a scope without path is nobody");
+    }
+    let unit = drhd(true, 0, 0x1000, &[]);
+    let garbage = table(1, &[unit.clone(), vec![0, 0, 0, 0, 1, 0, 0, 0]]);
+    assert!(refusal(&garbage).contains("the structure at offset 64 claims 0 bytes"));
+    let cut_off = table(1, &[unit.clone(), vec![0, 0, 16, 0, 1, 0, 0, 0]]);
+    assert!(refusal(&cut_off).contains("the structure at offset 64 claims 16 bytes"));
+    let reserved =
+        rmrr(0x1000, 0x1fff, &[scope(1, 0, 0, &[(5, 0)]), vec![1, 99, 0, 0, 0, 0, 6, 0]]);
+    let bytes = table(1, &[unit, reserved]);
+    let dmar = Dmar::parse(&bytes).unwrap();
+    assert_eq!(dmar.left_out(), 1);
+    assert!(dmar.rmrr_for(bdf("00:05.0"), &bridges).is_some());
+}
+
+#[test]
+fn a_table_of_a_machine_whose_vt_d_is_off_is_refused() {
+    for name in ["vtd-off-leftover", "zero-unit"] {
+        assert!(refusal(&case(name)).contains("whose registers are at 0x0"), "{name}");
+    }
+    assert!(refusal(&case("badsum")).contains("checksum"));
+}
+
+#[test]
+fn tables_of_real_shapes_are_read() {
+    let bytes = case("eighteen-units");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    assert_eq!((dmar.units().count(), dmar.left_out()), (18, 0));
+    let unit = dmar.drhd_for(bdf("00:1f.0"), &bridges).unwrap();
+    assert_eq!(unit.registers, Hpa::new(0xd13f_c000));
+    assert_eq!(dmar.ioapic_requester(8, &bridges), Some(bdf("00:1e.7")));
+
+    let bytes = case("high-unit");
+    let unit = Dmar::parse(&bytes).unwrap().drhd_for(bdf("00:02.0"), &bridges).unwrap();
+    assert_eq!(unit.registers, Hpa::new(0x20f_ffff_c000));
+
+    let bytes = case("include-all-first");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    let at = |function| dmar.drhd_for(bdf(function), &bridges).unwrap().registers.as_u64();
+    assert_eq!((at("00:02.0"), at("00:14.0")), (0xfed9_0000, 0xfed9_1000));
+
+    let bytes = case("andd-sidp-satc");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    let at = |function| dmar.drhd_for(bdf(function), &bridges).unwrap().registers.as_u64();
+    assert_eq!((at("00:02.0"), at("00:15.0")), (0xfed9_0000, 0xfed9_1000));
+    assert_eq!(dmar.left_out(), 0);
+    let reserved = dmar.rmrr_for(bdf("00:14.0"), &bridges).unwrap();
+    assert_eq!(reserved, HpaRange { start: Hpa::new(0x3e2e_0000), length: 0x2_0000 });
+    assert_eq!(dmar.rmrr_for(bdf("00:15.0"), &bridges), None);
+    assert_eq!(dmar.ioapic_requester(8, &bridges), Some(bdf("f0:1f.0")));
+
+    let bytes = case("x2apic-optout");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    assert!(dmar.interrupt_remapping() && dmar.x2apic_opt_out());
+    let bytes = client();
+    assert!(!Dmar::parse(&bytes).unwrap().x2apic_opt_out());
+}
+
+#[test]
+fn one_io_apic_that_is_left_in_both_tables_is_the_same() {
+    let bytes = case("ioapic-id-mismatch");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    assert_eq!(dmar.ioapic_names(&[2]), [Some(0)]);
+    assert_eq!(dmar.ioapic_names(&[0]), [Some(0)]);
+    assert_eq!(dmar.ioapic_names(&[2, 3]), [None, None], "which of them is it?");
+    let bytes = case("rmrr-names-everything");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    assert_eq!(dmar.ioapic_names(&[8, 9]), [Some(8), Some(9)]);
+    assert_eq!(dmar.ioapic_names(&[8, 10]), [Some(8), Some(9)]);
+    assert_eq!(dmar.ioapic_names(&[10, 11]), [None, None]);
+    assert_eq!(dmar.ioapic_names(&[8, 9, 10]), [Some(8), Some(9), None]);
+}
+
+#[test]
+fn a_server_whose_reserved_regions_name_nearly_everything() {
+    let server = Case::named("rmrr-names-everything.dmar");
+    let bytes = server.table("DMAR");
+    let dmar = Dmar::parse(&bytes).unwrap();
+    let behind = |at: Bdf| {
+        let is =
+            |bridge: &&nexit_cases::Bridge| Bdf::new(bridge.at.0, bridge.at.1, bridge.at.2) == at;
+        server.bridges.iter().find(is).map(|bridge| bridge.buses.0..=bridge.buses.1)
+    };
+    let reserved =
+        |function| dmar.rmrr_for(bdf(function), &behind).map(|range| range.start.as_u64());
+    assert_eq!(reserved("01:00.0"), Some(0x791f_4000));
+    assert_eq!(reserved("02:00.0"), Some(0x791f_4000));
+    assert_eq!(reserved("81:00.0"), Some(0x791f_4000));
+    assert_eq!(reserved("00:1a.0"), Some(0x7917_0000));
+    assert_eq!(reserved("00:1f.2"), None);
 }
 
 /// Reads everything that can be read.

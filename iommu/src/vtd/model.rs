@@ -134,7 +134,7 @@ impl Model {
         let key = (domain, iova >> 12);
         let page = match state.pages.get(&key) {
             Some(page) => *page,
-            None => self.walk(context.0 & !0xfff, levels, iova),
+            None => self.walk(state.cap, context.0 & !0xfff, levels, iova),
         };
         if page != 0 || state.cap & 1 << 7 != 0 {
             state.pages.insert(key, page);
@@ -143,13 +143,15 @@ impl Model {
     }
 
     /// The 4 KiB page that a table leads to, with bit 0 set; 0 for none.
-    fn walk(&self, mut table: u64, levels: u64, iova: u64) -> u64 {
+    fn walk(&self, cap: u64, mut table: u64, levels: u64, iova: u64) -> u64 {
         for level in (0..levels).rev() {
             let shift = 12 + 9 * level;
             let entry = self.ram.read(Hpa::new(table + (iova >> shift & 511) * 8));
             if entry & 3 != 3 {
                 return 0;
             }
+            let large = 1 << 33 << level;
+            assert!(level == 0 || entry & 0x80 == 0 || cap & large != 0, "SSLPS");
             if level == 0 || entry & 0x80 != 0 {
                 return (entry & !0xfff) + (iova & ((1 << shift) - 1) & !0xfff) + 1;
             }
@@ -283,7 +285,9 @@ impl Registers for Model {
         }
         let runs = {
             let state = self.state.borrow();
-            state.status & command::QIE != 0 && !state.queue_stopped
+            // IQE and ICE stop it.
+            let stopped = state.queue_stopped || state.fault_status & 0x30 != 0;
+            state.status & command::QIE != 0 && !stopped
         };
         if offset == registers::IQT && runs {
             self.run_queue(value);

@@ -1,9 +1,9 @@
 //! The register window of one unit (VT-d specification "Register Descriptions"): offsets, bits, and
 //! the polls, which all end.
 
-use arch::Hpa;
 use arch::Width;
 use arch::iommu::IommuError;
+use arch::{Hpa, PageSize};
 use cpu::physical;
 
 /// CAP: capability.
@@ -100,13 +100,13 @@ impl Capability {
     pub(super) const fn fault_recording_offset(self) -> u64 {
         (self.0 >> 24 & 0x3ff) * 16
     }
-    /// SSLPS: 2 MiB pages.
-    pub(super) const fn pages_2m(self) -> bool {
-        self.0 & 1 << 34 != 0
-    }
-    /// SSLPS: 1 GiB pages.
-    pub(super) const fn pages_1g(self) -> bool {
-        self.0 & 1 << 35 != 0
+    /// SSLPS: bit 34 is pages of 2 MiB, bit 35 of 1 GiB.
+    pub(super) const fn largest_page(self) -> PageSize {
+        match self.0 >> 34 & 3 {
+            3 => PageSize::Size1G,
+            1 => PageSize::Size2M,
+            _ => PageSize::Size4K,
+        }
     }
     /// NFR: number of fault recording registers.
     pub(super) const fn fault_records(self) -> u64 {
@@ -213,7 +213,9 @@ mod tests {
         let cap = Capability(0x00d2_008c_4066_0462);
         assert_eq!((cap.domains(), cap.address_width(), cap.fault_records()), (256, 39, 1));
         assert!(cap.levels(4) && !cap.levels(3));
-        assert!(cap.pages_2m() && cap.pages_1g());
+        assert_eq!(cap.largest_page(), PageSize::Size1G);
+        assert_eq!(Capability(1 << 34).largest_page(), PageSize::Size2M);
+        assert_eq!(Capability(1 << 35).largest_page(), PageSize::Size4K);
         assert_eq!(cap.fault_recording_offset(), 0x400);
         assert_eq!(cap.drains(), (true, true));
         assert!(cap.protected_memory_regions() && !cap.caching_mode());

@@ -92,12 +92,75 @@ fn errors_of_the_firmwares_own_queue_do_not_stop_ours() {
 }
 
 #[test]
+fn units_are_off_again_where_one_of_them_cannot_be_used() {
+    let ram = Ram::new();
+    let units = [Model::new(&ram), Model::new(&ram), Model::new(&ram)];
+    units[0].state.borrow_mut().status = command::TE | command::QIE;
+    units[2].state.borrow_mut().deaf = true;
+    let dmar = Dmar::parse(firmware_table()).unwrap();
+    let window = |base: Hpa| units[base.as_u64() as usize / 0x1000 - 1].clone();
+    assert!(VtD::with_registers(dmar, &no_bridges, ram, window).is_err());
+    for unit in &units {
+        assert_eq!(unit.state.borrow().status & command::LASTING, 0);
+    }
+}
+
+#[test]
+fn as_many_units_as_the_table_names_are_brought_up() {
+    let ram = Ram::new();
+    let server = nexit_cases::Case::named("eighteen-units.dmar").table("DMAR").leak();
+    let dmar = Dmar::parse(server).unwrap();
+    let units: Vec<(Hpa, Model)> =
+        dmar.units().map(|drhd| (drhd.registers, Model::new(&ram))).collect();
+    let window = |base: Hpa| units.iter().find(|unit| unit.0 == base).unwrap().1.clone();
+    VtD::with_registers(dmar, &no_bridges, ram, window).unwrap();
+    assert_eq!(units.len(), 18);
+    for (_, unit) in &units {
+        assert_ne!(unit.state.borrow().status & command::TE, 0);
+    }
+}
+
+#[test]
+fn without_interrupt_remapping_there_is_no_iommu() {
+    let table = table(0, &[drhd(true, 0, 0x1000, &[])]).leak();
+    let ram = Ram::new();
+    let model = Model::new(&ram);
+    let dmar = Dmar::parse(table).unwrap();
+    let vtd = VtD::with_registers(dmar, &no_bridges, ram, |_| model.clone());
+    assert!(vtd.err().unwrap().to_string().contains("interrupt remapping, says the firmware"));
+}
+
+#[test]
+fn a_unit_without_large_pages_costs_only_those_behind_it() {
+    let ram = Ram::new();
+    let units = [Model::new(&ram), Model::new(&ram), Model::new(&ram)];
+    // The NIC's.
+    units[0].state.borrow_mut().cap = CAP & !(3 << 34);
+    let dmar = Dmar::parse(firmware_table()).unwrap();
+    let window = |base: Hpa| units[base.as_u64() as usize / 0x1000 - 1].clone();
+    let mut vtd = VtD::with_registers(dmar, &no_bridges, ram, window).unwrap();
+    let large = vtd.create_domain(&[NVME]).unwrap();
+    let small = vtd.create_domain(&[NVME, NIC]).unwrap();
+    for domain in [large, small] {
+        vtd.map(domain, Iova::new(0), Hpa::new(GIB), 8 << 20).unwrap();
+    }
+    let largest = |vtd: &VtD<'_, Ram, Model>, id| vtd.domain(id).unwrap().format().largest;
+    assert_eq!((largest(&vtd, large), largest(&vtd, small)), (PageSize::Size2M, PageSize::Size4K));
+    vtd.attach(NVME, large).unwrap();
+    let missing = Err(IommuError::Missing("pages as large as those of the domain"));
+    assert_eq!(vtd.attach(NIC, large), missing);
+    vtd.attach(NIC, small).unwrap();
+    assert_eq!(units[1].dma(NVME, 0x40_0123), Ok(GIB + 0x40_0123));
+    assert_eq!(units[0].dma(NIC, 0x40_0123), Ok(GIB + 0x40_0123));
+}
+
+#[test]
 fn a_function_reaches_its_domain_and_nothing_else() {
     for caching_mode in [0, 1 << 7] {
         let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);
         let mut vtd = vtd.unwrap();
-        let first = vtd.create_domain().unwrap();
-        let second = vtd.create_domain().unwrap();
+        let first = vtd.create_domain(&[NVME, NIC]).unwrap();
+        let second = vtd.create_domain(&[NVME, NIC]).unwrap();
         assert_ne!(first, second);
         assert_eq!(units[1].dma(NVME, 0x5000), Err(2));
         vtd.attach(NVME, first).unwrap();
@@ -149,8 +212,8 @@ fn an_entry_serves_its_source_until_it_is_taken_away() {
 fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
     let Machine { units, vtd } = machine(|_| {});
     let mut vtd = vtd.unwrap();
-    let kept = vtd.create_domain().unwrap();
-    let gone = vtd.create_domain().unwrap();
+    let kept = vtd.create_domain(&[NVME, NIC]).unwrap();
+    let gone = vtd.create_domain(&[NVME, NIC]).unwrap();
     vtd.map(kept, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
     vtd.map(gone, Iova::new(0), Hpa::new(2 * GIB), 0x4000).unwrap();
     vtd.attach(NVME, kept).unwrap();
@@ -160,7 +223,7 @@ fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
     assert_eq!(units[0].dma(NIC, 0x1000), Err(2));
     assert_eq!(units[1].dma(NVME, 0x1000), Ok(GIB + 0x1000));
     assert_eq!(vtd.attach(NIC, gone), Err(IommuError::UnknownDomain(gone)));
-    assert_eq!(vtd.create_domain(), Ok(gone));
+    assert_eq!(vtd.create_domain(&[NVME, NIC]), Ok(gone));
     vtd.attach(NIC, gone).unwrap();
     assert_eq!(units[0].dma(NIC, 0x1000), Err(5), "its new table is empty");
 
@@ -234,8 +297,8 @@ fn faults_are_handed_over_once() {
 fn limits_are_errors() {
     // ND = 0: 16 domain identifiers, of which 0 is not used.
     let mut vtd = machine(|unit| unit.cap = CAP & !7).vtd.unwrap();
-    let last = (0..15).map(|_| vtd.create_domain().unwrap()).last().unwrap();
-    assert_eq!(vtd.create_domain(), Err(IommuError::OutOfDomains));
+    let last = (0..15).map(|_| vtd.create_domain(&[NVME, NIC]).unwrap()).last().unwrap();
+    assert_eq!(vtd.create_domain(&[NVME, NIC]), Err(IommuError::OutOfDomains));
     let mut map = |iova, length| vtd.map(last, Iova::new(iova), Hpa::new(0), length);
     let wide = 1 << 48;
     assert_eq!(map(wide - 0x1000, 0x2000), Err(IommuError::AddressTooWide(wide - 0x1000)));

@@ -164,6 +164,12 @@ impl<R: Registers> Unit<R> {
         Ok(())
     }
 
+    /// Switches everything off again, as far as the unit answers.
+    pub(super) fn switch_off(&mut self) {
+        let _ = self.switch_off_leftovers();
+        self.queue = None;
+    }
+
     /// Switches off the regions that the firmware kept from DMA until translation is on; they would
     /// stand in the way of mapped memory as well.
     fn open_protected_regions(&mut self) -> Result<(), IommuError> {

@@ -58,14 +58,14 @@ pub(super) fn assign(
 ) -> Result<Option<DomainId>, Refusal> {
     let Some(iommu) = hardware.iommu.filter(|_| !functions.is_empty()) else { return Ok(None) };
     let mut iommu = iommu.lock();
-    let domain = iommu.create_domain()?;
+    let requesters: Vec<Bdf> =
+        functions.iter().flat_map(|function| hardware.groups.requesters(*function)).collect();
+    let domain = iommu.create_domain(&requesters)?;
     for block in ram.blocks() {
         iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
     }
-    for function in functions {
-        for requester in hardware.groups.requesters(*function) {
-            iommu.attach(requester, domain)?;
-        }
+    for requester in requesters {
+        iommu.attach(requester, domain)?;
     }
     Ok(Some(domain))
 }
@@ -188,18 +188,31 @@ pub(super) fn check_function(
     function: Bdf,
 ) -> Result<(), Refusal> {
     let name = &guest.name;
-    if let Some(range) = hardware.reserved_memory(function) {
+    let relaxed = find(hardware, guest, function)?.outlives_reserved_memory();
+    let reserved = hardware.reserved_memory(function);
+    if let Some(range) = reserved.filter(|_| relaxed) {
+        logln!(
+            "guest {name}: {function} is taken from the firmware, which used it for DMA to {} (an RMRR)",
+            range.start
+        );
+    } else if let Some(range) = reserved {
         return Err(refuse!(
             "nexit.toml: guest {name}: {function} cannot be assigned: the firmware keeps using it \
              for DMA to {} (an RMRR of its DMAR table)",
             range.start
         ));
     }
+    check_iommu(hardware, guest, function)
+}
+
+fn check_iommu(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
+    let name = &guest.name;
     if hardware.iommu.is_none() && hardware.identity_ram.is_none() {
         return Err(refuse!(
-            "nexit.toml: guest {name}: {function} cannot be assigned: the machine has no IOMMU, so \
-             the device could reach all memory. Enable VT-d in the firmware's setup, or write \
-             unsafe_no_iommu = true to trust the guest with the whole machine"
+            "nexit.toml: guest {name}: {function} cannot be assigned: the machine has no usable IOMMU, \
+             so the device could reach all memory ({}). Repair that, or write unsafe_no_iommu = true to \
+             trust the guest with the whole machine",
+            hardware.no_iommu
         ));
     }
     Ok(())
@@ -219,7 +232,7 @@ pub(super) fn routes(
         }
     }
     for line in lines {
-        match routes.grant_line(*line) {
+        match routes.grant_line(*line, line.wired(|irq| hardware.isa_line(irq))) {
             // Few guests ask for its ticks.
             Err(refusal) if line.gsi == guest::devices::pit::GSI => {
                 logln!("guest {}: no ticks of the PIT: {refusal}", guest.name);
