@@ -9,6 +9,7 @@ mod emulator;
 mod folder;
 mod guest;
 mod outcome;
+mod tables;
 mod terminal;
 pub mod zoo;
 
@@ -17,4 +18,5 @@ pub use emulator::Emulator;
 pub use folder::{Folder, build_folder, project_folder};
 pub use guest::{Devices, Guest, Kernel, Payload};
 pub use outcome::{Outcome, ResultLine};
+pub use tables::{Stopped, Sum};
 pub use terminal::Session;

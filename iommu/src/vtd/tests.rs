@@ -262,6 +262,7 @@ fn what_a_unit_lacks_is_said() {
     assert!(refusal(|unit| unit.cap = CAP & !(31 << 8)).contains("3 or 4 levels"));
     let absent = refusal(|unit| (unit.cap, unit.ecap) = (u64::MAX, u64::MAX));
     assert!(absent.contains("read as all ones"));
+    assert!(refusal(|unit| (unit.cap, unit.ecap) = (0, 0)).contains("all zeroes"));
 }
 
 #[test]

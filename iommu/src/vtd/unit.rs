@@ -32,8 +32,9 @@ impl<R: Registers> Unit<R> {
     pub(super) fn probe(registers: R, base: Hpa, segment: u16) -> Result<Self, IommuError> {
         let capability = Capability(registers.read_u64(CAP));
         let extended = ExtendedCapability(registers.read_u64(ECAP));
-        let missing = if capability.0 == u64::MAX && extended.0 == u64::MAX {
-            "registers: they read as all ones, so the firmware's DMAR table names a wrong address"
+        let missing = if [(0, 0), (u64::MAX, u64::MAX)].contains(&(capability.0, extended.0)) {
+            "registers: they read as all ones or all zeroes, so the firmware's DMAR table names a wrong \
+             address"
         } else if !extended.queued_invalidation() {
             "queued invalidation"
         } else if !extended.interrupt_remapping() {

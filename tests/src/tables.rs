@@ -1,0 +1,202 @@
+//! Gives an emulated machine other firmware tables: stops QEMU at the image's first instruction by its
+//! gdb port, changes memory, and lets it go on ("gdb Remote Serial Protocol").
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use crate::folder::{Folder, build_folder};
+use crate::guest::Devices;
+use crate::outcome::Outcome;
+
+/// The memory of a machine that stands at the image's entry.
+#[derive(Debug)]
+pub struct Stopped {
+    stream: TcpStream,
+}
+
+impl Folder {
+    /// As [`Folder::run`], in QEMU and with its tables changed.
+    ///
+    /// # Panics
+    /// When the machine cannot be stopped or its memory cannot be changed.
+    #[must_use]
+    pub fn run_with_tables(
+        &self,
+        toml: &str,
+        options: &[&str],
+        devices: &Devices,
+        change: impl FnOnce(&mut Stopped),
+    ) -> Outcome {
+        let port = free_port();
+        let listen = format!("tcp:127.0.0.1:{port}");
+        let devices = devices.clone().and(&["-S", "-gdb", &listen]);
+        thread::scope(|scope| {
+            let run = scope.spawn(|| self.run(toml, options, &devices));
+            let mut machine = Stopped::at_entry(port);
+            change(&mut machine);
+            machine.go_on();
+            let outcome = run.join();
+            assert!(outcome.is_ok(), "the run panicked");
+            outcome.unwrap_or_default()
+        })
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let address = listener.and_then(|listener| listener.local_addr());
+    assert!(address.is_ok(), "no port: {address:?}");
+    address.map(|address| address.port()).unwrap_or_default()
+}
+
+/// The image's entry, from its ELF header.
+fn entry() -> u64 {
+    let path = build_folder().join("x86_64-hypervisor/release/kernel");
+    let image = std::fs::read(&path).unwrap_or_default();
+    let entry = image.get(24..32).and_then(|bytes| bytes.first_chunk().copied());
+    assert!(entry.is_some(), "{} is no image", path.display());
+    u64::from_le_bytes(entry.unwrap_or_default())
+}
+
+impl Stopped {
+    fn at_entry(port: u16) -> Self {
+        const TRIES: u32 = 600;
+        let connect = || {
+            thread::sleep(Duration::from_millis(100));
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()
+        };
+        let stream = (0..TRIES).find_map(|_| connect());
+        assert!(stream.is_some(), "QEMU does not listen at port {port}");
+        let mut machine = stream.map(|stream| Self { stream }).unwrap_or_else(|| unreachable!());
+        let entry = entry();
+        assert_eq!(machine.ask(&format!("Z1,{entry:x},1")), "OK", "a breakpoint at {entry:#x}");
+        let stopped = machine.ask("c");
+        assert!(stopped.starts_with('T'), "{stopped}");
+        assert_eq!(machine.ask(&format!("z1,{entry:x},1")), "OK");
+        machine
+    }
+
+    fn go_on(mut self) {
+        self.send("D");
+    }
+
+    /// All tables that the RSDP of the BIOS area leads to: name and address.
+    ///
+    /// # Panics
+    /// When there is no such RSDP.
+    pub fn tables(&mut self) -> Vec<(String, u64)> {
+        let root = self.root();
+        let length = u64::from(self.word(root + 4));
+        let entries = (root + 36..root + length).step_by(4);
+        entries
+            .map(|entry| {
+                let at = u64::from(self.word(entry));
+                (String::from_utf8_lossy(&self.read(at, 4)).into_owned(), at)
+            })
+            .collect()
+    }
+
+    /// The RSDT: SeaBIOS has no XSDT.
+    fn root(&mut self) -> u64 {
+        const BIOS: u64 = 0xe_0000;
+        let area = self.read(BIOS, 0x2_0000);
+        let rsdp = area.chunks_exact(16).position(|chunk| chunk.starts_with(b"RSD PTR "));
+        assert!(rsdp.is_some(), "no RSDP");
+        let rsdp = BIOS + 16 * rsdp.unwrap_or_default() as u64;
+        u64::from(self.word(rsdp + 16))
+    }
+
+    /// Makes the root table's entry for this table a null pointer.
+    pub fn forget(&mut self, name: &str) {
+        let index = self.tables().iter().position(|table| table.0 == name);
+        let root = self.root();
+        self.write(root + 36 + 4 * index.unwrap_or_default() as u64, &[0; 4]);
+    }
+
+    /// Changes a table of this name; its checksum is made right before the change is written, unless
+    /// `sum` is wrong on purpose.
+    ///
+    /// # Panics
+    /// When the machine has no such table.
+    pub fn change(&mut self, name: &str, sum: Sum, change: impl FnOnce(&mut Vec<u8>)) {
+        let tables = self.tables();
+        let at = tables.iter().find(|table| table.0 == name).map(|table| table.1);
+        assert!(at.is_some(), "no table {name} among {tables:?}");
+        let at = at.unwrap_or_default();
+        let length = self.word(at + 4) as usize;
+        let mut bytes = self.read(at, length);
+        change(&mut bytes);
+        let all = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+        if let Some(byte) = bytes.get_mut(9) {
+            *byte = byte.wrapping_sub(all).wrapping_add(u8::from(sum == Sum::Wrong));
+        }
+        self.write(at, &bytes);
+    }
+
+    fn word(&mut self, at: u64) -> u32 {
+        let bytes = self.read(at, 4).first_chunk().copied();
+        u32::from_le_bytes(bytes.unwrap_or_default())
+    }
+
+    fn read(&mut self, at: u64, length: usize) -> Vec<u8> {
+        const PIECE: usize = 1024;
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let piece = PIECE.min(length - bytes.len());
+            let answer = self.ask(&format!("m{:x},{piece:x}", at + bytes.len() as u64));
+            let digits = answer.as_bytes().chunks_exact(2);
+            let byte = |pair: &[u8]| u8::from_str_radix(&String::from_utf8_lossy(pair), 16).ok();
+            let read: Vec<u8> = digits.filter_map(byte).collect();
+            assert_eq!(read.len(), piece, "reading {at:#x}: {answer}");
+            bytes.extend(read);
+        }
+        bytes
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        let mut command = format!("M{at:x},{:x}:", bytes.len());
+        for byte in bytes {
+            let _ = write!(command, "{byte:02x}");
+        }
+        assert_eq!(self.ask(&command), "OK", "writing {at:#x}");
+    }
+
+    fn send(&mut self, text: &str) {
+        let sum = text.bytes().fold(0_u8, |sum, byte| sum.wrapping_add(byte));
+        let sent = self.stream.write_all(format!("${text}#{sum:02x}").as_bytes());
+        assert!(sent.is_ok(), "{text}: {sent:?}");
+    }
+
+    fn ask(&mut self, text: &str) -> String {
+        self.send(text);
+        let mut answer: Vec<u8> = Vec::new();
+        let mut byte = [0];
+        // An answer is `$…#` and two digits; acknowledgements come before it.
+        loop {
+            let read = self.stream.read_exact(&mut byte);
+            assert!(read.is_ok(), "{text}: {read:?}");
+            answer.push(byte[0]);
+            let end = answer.len().checked_sub(3).and_then(|end| answer.get(end));
+            if answer.contains(&b'$') && end == Some(&b'#') {
+                break;
+            }
+        }
+        let acknowledged = self.stream.write_all(b"+");
+        assert!(acknowledged.is_ok(), "{text}: {acknowledged:?}");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let body = answer.split_once('$').and_then(|(_, rest)| rest.rsplit_once('#'));
+        body.map(|(body, _)| body.to_owned()).unwrap_or_default()
+    }
+}
+
+/// A changed table's checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sum {
+    /// Made right again.
+    Right,
+    /// Made wrong.
+    Wrong,
+}

@@ -1,0 +1,106 @@
+//! Machines whose firmware tables are damaged: what Nexit makes of them, in QEMU with its tables changed
+//! at the image's entry.
+
+use nexit_tests::{Devices, Folder, Guest, Outcome, Payload, Stopped, Sum};
+
+const OPTIONS: &[&str] = &["--timeout", "60", "--memory", "1G"];
+
+fn run(name: &str, further: &str, change: impl FnOnce(&mut Stopped)) -> Outcome {
+    let payload = Payload { further, ..Payload::new("ends") };
+    let devices = Devices::arguments(&["-device", "edu,addr=4"]);
+    Folder::new(name).run_with_tables(&payload.toml(), OPTIONS, &devices, change)
+}
+
+#[track_caller]
+fn assert_powered_off_and_said(outcome: &Outcome, words: &str) {
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert!(outcome.own_lines().any(|line| line.contains(words)), "{outcome}");
+}
+
+const DEVICE_LIST: &str = "[\"00:04.0\"]";
+const DEVICE: &str = "devices = [\"00:04.0\"]";
+
+fn wrong_sum(machine: &mut Stopped) {
+    machine.change("DMAR", Sum::Wrong, |_| {});
+}
+
+fn no_interrupt_remapping(machine: &mut Stopped) {
+    machine.change("DMAR", Sum::Right, |table| table[37] = 0);
+}
+
+#[test]
+fn a_dmar_table_with_a_wrong_checksum_costs_only_devices() {
+    let words = "no usable IOMMU: the firmware's DMAR table has a wrong checksum";
+    assert_powered_off_and_said(&run("dmar-sum", "", wrong_sum), words);
+    let refusal = run("dmar-sum-device", DEVICE, wrong_sum).refusal().to_owned();
+    assert!(refusal.contains("00:04.0 cannot be assigned"), "{refusal}");
+    assert!(refusal.contains("DMAR table has a wrong checksum"), "{refusal}");
+}
+
+#[test]
+fn interrupt_remapping_that_is_off_costs_only_devices() {
+    let words =
+        "no usable IOMMU: the IOMMU lacks interrupt remapping, says the firmware's DMAR table";
+    assert_powered_off_and_said(&run("dmar-ir", "", no_interrupt_remapping), words);
+    let refusal = run("dmar-ir-device", DEVICE, no_interrupt_remapping).refusal().to_owned();
+    assert!(refusal.contains("lacks interrupt remapping"), "{refusal}");
+}
+
+/// The guest's driver reaches memory by the addresses that the machine has for it.
+#[test]
+fn unsafe_no_iommu_counts_where_the_iommu_cannot_be_used() {
+    const OPTIONS: &[&str] = &["--timeout", "240"];
+    let guest = Guest::on_qemu("nvme reads=300", DEVICE_LIST);
+    let toml = format!("unsafe_no_iommu = true\n{}", guest.toml());
+    let devices = Devices::none().nvme();
+    let folder = Folder::new("dmar-ir-unsafe");
+    let outcome = folder.run_with_tables(&toml, OPTIONS, &devices, no_interrupt_remapping);
+    assert_powered_off_and_said(&outcome, "WARNING: no IOMMU and unsafe_no_iommu = true");
+    assert!(outcome.result("nvme").get("interrupts") >= 300, "{outcome}");
+    assert_eq!(outcome.report["iommu"], "none");
+    // With an IOMMU the key changes nothing.
+    let outcome = Folder::new("dmar-unsafe").run(&toml, OPTIONS, &devices);
+    assert_powered_off_and_said(&outcome, "IOMMU vt-d: translation and interrupt remapping are on");
+    assert!(outcome.result("nvme").get("interrupts") >= 300, "{outcome}");
+    assert!(!outcome.own_lines().any(|line| line.contains("WARNING")), "{outcome}");
+}
+
+#[test]
+fn a_unit_where_nothing_answers_costs_only_devices() {
+    for (name, at, words) in [
+        ("dmar-high", 0x7f_ffff_c000_u64, "they read as all ones"),
+        ("dmar-too-high", 0x8_ffff_ffff_c000, "beyond the CPU's physical addresses"),
+        ("dmar-null", 0, "registers are at 0x0"),
+        ("dmar-ram", 0x200_0000, "where RAM is"),
+    ] {
+        let outcome = run(name, "", |machine| {
+            machine.change("DMAR", Sum::Right, |table| {
+                table[56..64].copy_from_slice(&at.to_le_bytes());
+            });
+        });
+        assert_powered_off_and_said(&outcome, words);
+    }
+}
+
+#[test]
+fn a_null_pointer_in_the_root_table_is_a_sentence() {
+    let outcome = run("acpi-null", "", |machine| machine.forget("WAET"));
+    assert_powered_off_and_said(&outcome, "of the RSDT is left out: its address is 0");
+}
+
+#[test]
+fn an_entry_of_no_length_in_the_madt_is_a_sentence() {
+    // The second of two entries for CPUs.
+    let outcome = run("madt-zero", "", |machine| {
+        machine.change("APIC", Sum::Right, |table| table[52..54].copy_from_slice(&[0x80, 0]));
+    });
+    assert_powered_off_and_said(&outcome, "an entry of type 128 there claims 0 bytes");
+}
+
+#[test]
+fn an_io_apic_that_dmar_numbers_otherwise_still_works() {
+    let outcome = run("dmar-io-apic", "", |machine| {
+        machine.change("DMAR", Sum::Right, |table| table[68] ^= 7);
+    });
+    assert_powered_off_and_said(&outcome, "is I/O APIC 7 of the DMAR table");
+}
