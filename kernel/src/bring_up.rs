@@ -11,7 +11,7 @@ use arch::address::HpaRange;
 use arch::clock::Counter;
 use arch::iommu::Iommu;
 use arch::msr::PortRange;
-use arch::{ApicId, Bdf, Hpa};
+use arch::{ApicId, Bdf, Hpa, Width};
 use boot::{BootInfo, Module};
 use clock::Clock;
 use config::Config;
@@ -28,6 +28,7 @@ use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
 use pci::header::HeaderType;
+use pci::usb;
 use spin::Mutex;
 
 use crate::acpi;
@@ -104,7 +105,7 @@ impl Hardware {
         let pm_timer = acpi::pm_timer(&firmware);
         // SAFETY: the window is the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
-        let functions = take_over_devices(&mut space);
+        let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
         let remapping = bring_up_iommu(info, &firmware, space, memory);
@@ -402,11 +403,48 @@ fn read_clocks(
 }
 
 /// Finds every PCI function and takes bus mastering from all of them: firmware hands disks over with
-/// it on, and nothing may master the bus before translation is on.
-fn take_over_devices(space: &mut MachineConfigSpace) -> Vec<pci::Function> {
+/// it on, and nothing may master the bus before translation is on. USB controllers come from the firmware
+/// before that.
+fn take_over_devices(
+    info: &BootInfo<'_>,
+    memory: Memory,
+    space: &mut MachineConfigSpace,
+    tsc_khz: u64,
+) -> Vec<pci::Function> {
     let functions: Vec<pci::Function> = pci::scan(space, 0..=0).collect();
+    let mut delay = |ms: u32| cpu::start::wait(tsc_khz, u64::from(ms) * 1000);
+    for function in &functions {
+        let map = |start: Hpa| {
+            let range = HpaRange { start, length: usb::REGISTERS };
+            let reachable = !is_ram(info, range) && memory::map_device(memory, range).is_ok();
+            reachable.then_some(UsbRegisters(start))
+        };
+        let how = match usb::take(space, function, map, &mut delay) {
+            usb::HandOff::Nothing => continue,
+            usb::HandOff::Given => "given up by the firmware",
+            usb::HandOff::Taken => "not given up by the firmware within a second: taken",
+        };
+        logln!("{}: USB controller {how}", function.bdf);
+    }
     pci::reset::quiesce(space, &functions);
     functions
+}
+
+/// A USB controller's registers, mapped.
+struct UsbRegisters(Hpa);
+
+impl usb::Registers for UsbRegisters {
+    fn read(&self, offset: u64) -> u32 {
+        // SAFETY: `take_over_devices` has mapped the registers, and no driver runs.
+        unsafe { cpu::physical::mmio_read(self.0.wrapping_add(offset), Width::Dword) as u32 }
+    }
+
+    fn write(&mut self, offset: u64, value: u32) {
+        // SAFETY: as above; `usb` writes what the specifications ask of a new owner.
+        unsafe {
+            cpu::physical::mmio_write(self.0.wrapping_add(offset), Width::Dword, value.into())
+        }
+    }
 }
 
 /// Switches all VT-d units on; or says why there is no usable IOMMU.

@@ -1,12 +1,12 @@
 //! PCI configuration space, capabilities, BARs, MSI/MSI-X, and a guest's view of them.
 //!
 //! Everything here is pure: physical configuration space is reached through
-//! [`arch::machine::ConfigSpace`], device registers not at all. What a guest's access means for the
+//! [`arch::machine::ConfigSpace`], device registers not at all but for those of [`usb`] controllers. What a guest's access means for the
 //! machine comes back as an [`view::Effect`] or as a decoded [`message::GuestInterrupt`]; the
 //! `guest` crate carries it out.
 //!
 //! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`reset`], [`acs`],
-//!   [`groups`] (which functions go together)
+//!   [`usb`], [`groups`] (which functions go together)
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ pub mod message;
 pub mod msi;
 pub mod msix;
 pub mod reset;
+pub mod usb;
 pub mod view;
 
 pub use bar::{Bar, BarKind};

@@ -104,3 +104,15 @@ fn an_io_apic_that_dmar_numbers_otherwise_still_works() {
     });
     assert_powered_off_and_said(&outcome, "is I/O APIC 7 of the DMAR table");
 }
+
+/// SeaBIOS has none of them when the image starts; the registers are looked at nevertheless.
+#[test]
+fn a_machine_with_usb_controllers_of_every_kind_boots() {
+    let payload = Payload { further: "devices = [\"00:05.0\"]", ..Payload::new("ends") };
+    let devices = Devices::arguments(&["-device", "qemu-xhci,addr=5"])
+        .and(&["-device", "ich9-usb-ehci1,addr=6"])
+        .and(&["-device", "pci-ohci,addr=7"])
+        .and(&["-device", "piix3-usb-uhci,addr=8"]);
+    let outcome = Folder::new("usb").run(&payload.toml(), OPTIONS, &devices);
+    assert_powered_off_and_said(&outcome, "IOMMU vt-d: translation and interrupt remapping are on");
+}
