@@ -232,6 +232,19 @@ mod tests {
     }
 
     #[test]
+    fn a_map_of_250_pieces_is_taken_whole() {
+        let descriptors = nexit_cases::memory_map("fragmented-250.map");
+        let mut map = MemoryMap::new();
+        for (first, last, kind) in &descriptors {
+            let pages = (last + 1 - first) / PAGE_SIZE;
+            map.add_pages(*first, pages, MemoryKind::from_efi(*kind)).unwrap();
+        }
+        assert_eq!((descriptors.len(), map.len()), (250, 250));
+        let usable = map.iter().filter(|region| region.kind == MemoryKind::Usable);
+        assert_eq!(usable.map(|region| region.range.length).sum::<u64>(), 125 * (4 << 20));
+    }
+
+    #[test]
     fn a_map_with_too_many_holes_is_refused() {
         let mut map = MemoryMap::new();
         for i in 0..256 {

@@ -69,6 +69,9 @@ fn an_entry_of_no_length_ends_the_madt_with_a_sentence() {
     assert_eq!(cpus(&platform), [0], "what was before it counts");
     let wanted = "the MADT ends at its offset 52: an entry of type 128 there claims 0 bytes";
     assert!(notes(&platform).contains(wanted), "{}", notes(&platform));
+    let one = "table APIC\nd fee00000 1\nlapic 0 0 1\nhex 0 1 0 8 1 1 1 0 0 0\n";
+    let platform = read(&Case::parse(one)).unwrap();
+    assert!(notes(&platform).contains("type 0 there claims 1 bytes"), "{}", notes(&platform));
     let refusal = read(&Case::named("madt-zero-length-lapic.txt")).unwrap_err();
     assert!(refusal.contains("no usable CPU"), "{refusal}");
     assert!(refusal.contains("an entry of type 0 there claims 0 bytes"), "{refusal}");

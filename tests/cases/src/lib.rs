@@ -30,6 +30,28 @@ use std::path::PathBuf;
 /// Length of the header that all tables begin with.
 const HEADER: usize = 36;
 
+/// The UEFI memory map of this name in `data/`: for each descriptor its first byte, its last byte and its
+/// memory type. A line is `FIRST-LAST type=T …`.
+///
+/// # Panics
+/// When there is no such file, or it has a line that cannot be read.
+#[must_use]
+pub fn memory_map(name: &str) -> Vec<(u64, u64, u32)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (first, last) = words.next().and_then(|range| range.split_once('-')).unwrap();
+        let kind = words.next().and_then(|kind| kind.strip_prefix("type=")).unwrap();
+        (number(first), number(last), kind.parse().unwrap())
+    };
+    read(name).lines().map(line).collect()
+}
+
+/// The file of this name in `data/`.
+fn read(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// Tables in words.
 #[derive(Clone, Default, Debug)]
 pub struct Case {
@@ -68,9 +90,7 @@ impl Case {
     /// When there is no such file, or it has a line that cannot be read.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(name);
-        let text =
-            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = read(name);
         if name.ends_with(".dmar") {
             Self::parse(&format!("table DMAR\nhex 26 0\nzero a\n{text}"))
         } else {
