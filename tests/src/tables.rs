@@ -111,9 +111,38 @@ impl Stopped {
 
     /// Makes the root table's entry for this table a null pointer.
     pub fn forget(&mut self, name: &str) {
+        self.point(name, 0);
+    }
+
+    /// Makes the table longer by these bytes. It moves to a page that nobody uses.
+    ///
+    /// # Panics
+    /// When the machine has no such table.
+    pub fn append(&mut self, name: &str, bytes: &[u8]) {
+        const FREE_PAGE: u64 = 0x8000;
+        let at = self.find(name);
+        let length = self.word(at + 4);
+        let mut table = self.read(at, length as usize);
+        table.extend(bytes);
+        if let Some(field) = table.get_mut(4..8) {
+            field.copy_from_slice(&(length + bytes.len() as u32).to_le_bytes());
+        }
+        self.write(FREE_PAGE, &table);
+        self.point(name, FREE_PAGE as u32);
+        self.change(name, Sum::Right, |_| {});
+    }
+
+    fn point(&mut self, name: &str, to: u32) {
         let index = self.tables().iter().position(|table| table.0 == name);
         let root = self.root();
-        self.write(root + 36 + 4 * index.unwrap_or_default() as u64, &[0; 4]);
+        self.write(root + 36 + 4 * index.unwrap_or_default() as u64, &to.to_le_bytes());
+    }
+
+    fn find(&mut self, name: &str) -> u64 {
+        let tables = self.tables();
+        let at = tables.iter().find(|table| table.0 == name).map(|table| table.1);
+        assert!(at.is_some(), "no table {name} among {tables:?}");
+        at.unwrap_or_default()
     }
 
     /// Changes a table of this name; its checksum is made right before the change is written, unless
@@ -122,10 +151,7 @@ impl Stopped {
     /// # Panics
     /// When the machine has no such table.
     pub fn change(&mut self, name: &str, sum: Sum, change: impl FnOnce(&mut Vec<u8>)) {
-        let tables = self.tables();
-        let at = tables.iter().find(|table| table.0 == name).map(|table| table.1);
-        assert!(at.is_some(), "no table {name} among {tables:?}");
-        let at = at.unwrap_or_default();
+        let at = self.find(name);
         let length = self.word(at + 4) as usize;
         let mut bytes = self.read(at, length);
         change(&mut bytes);

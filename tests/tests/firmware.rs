@@ -105,6 +105,34 @@ fn an_io_apic_that_dmar_numbers_otherwise_still_works() {
     assert_powered_off_and_said(&outcome, "is I/O APIC 7 of the DMAR table");
 }
 
+/// An RMRR for the functions 00:04.0 and 00:05.0.
+fn reserve(machine: &mut Stopped) {
+    let mut region = vec![1, 0, 40, 0, 0, 0, 0, 0];
+    region.extend(0x3000_0000_u64.to_le_bytes());
+    region.extend(0x3000_ffff_u64.to_le_bytes());
+    for device in [4, 5] {
+        region.extend([1, 8, 0, 0, 0, 0, device, 0]);
+    }
+    machine.append("DMAR", &region);
+}
+
+#[test]
+fn of_what_a_reserved_region_names_only_usb_and_displays_are_assigned() {
+    let devices = Devices::arguments(&["-device", "edu,addr=4", "-device", "qemu-xhci,addr=5"]);
+    let run = |name: &str, function: &str| {
+        let further = format!("devices = [\"{function}\"]");
+        let payload = Payload { further: &further, ..Payload::new("ends") };
+        Folder::new(name).run_with_tables(&payload.toml(), OPTIONS, &devices, reserve)
+    };
+    let words = "00:05.0 is taken from the firmware, which used it for DMA to 0x30000000";
+    assert_powered_off_and_said(&run("rmrr-usb", "00:05.0"), words);
+    let refusal = run("rmrr-other", "00:04.0").refusal().to_owned();
+    assert!(
+        refusal.contains("00:04.0 cannot be assigned: the firmware keeps using it"),
+        "{refusal}"
+    );
+}
+
 /// SeaBIOS has none of them when the image starts; the registers are looked at nevertheless.
 #[test]
 fn a_machine_with_usb_controllers_of_every_kind_boots() {

@@ -153,7 +153,9 @@ fn a_function_that_is_not_isolated_from_the_next_one() {
 fn a_device_on_a_machine_without_an_iommu() {
     let payload = Payload { further: "devices = [\"00:01.1\"]", ..ends() };
     let sentence = refused(&Emulator::Bochs.run("refuse-no-iommu", &payload));
-    assert_says(&sentence, &["guest ends", "00:01.1", "no IOMMU", "unsafe_no_iommu = true"]);
+    let words =
+        ["guest ends", "00:01.1", "no usable IOMMU", "no DMAR table", "unsafe_no_iommu = true"];
+    assert_says(&sentence, &words);
 }
 
 #[test]
