@@ -101,12 +101,16 @@ impl Stopped {
 
     /// The RSDT: SeaBIOS has no XSDT.
     fn root(&mut self) -> u64 {
+        let rsdp = self.rsdp();
+        u64::from(self.word(rsdp + 16))
+    }
+
+    fn rsdp(&mut self) -> u64 {
         const BIOS: u64 = 0xe_0000;
         let area = self.read(BIOS, 0x2_0000);
         let rsdp = area.chunks_exact(16).position(|chunk| chunk.starts_with(b"RSD PTR "));
         assert!(rsdp.is_some(), "no RSDP");
-        let rsdp = BIOS + 16 * rsdp.unwrap_or_default() as u64;
-        u64::from(self.word(rsdp + 16))
+        BIOS + 16 * rsdp.unwrap_or_default() as u64
     }
 
     /// Makes the root table's entry for this table a null pointer.
@@ -132,6 +136,44 @@ impl Stopped {
         self.change(name, Sum::Right, |_| {});
     }
 
+    /// Copies all tables to `to`, which may be above 4 GiB, and leads there by an XSDT alone.
+    ///
+    /// # Panics
+    /// When the machine's RSDP cannot be changed.
+    pub fn move_tables(&mut self, to: u64) {
+        let tables: Vec<Vec<u8>> = self
+            .tables()
+            .into_iter()
+            .map(|(_, at)| {
+                let length = self.word(at + 4) as usize;
+                self.read(at, length)
+            })
+            .collect();
+        let root = self.root();
+        let mut xsdt = self.read(root, 36);
+        let rsdp = self.rsdp();
+        // Addresses are physical from here on, and may have more than 32 bits.
+        assert_eq!(self.ask("Qqemu.PhyMemMode:1"), "OK");
+        let mut next = to + 0x1000;
+        for table in &tables {
+            self.write(next, table);
+            xsdt.extend(next.to_le_bytes());
+            next = (next + table.len() as u64).next_multiple_of(16);
+        }
+        let length = (xsdt.len() as u32).to_le_bytes();
+        xsdt.splice(..8, b"XSDT".iter().copied().chain(length));
+        seal(&mut xsdt, 9);
+        self.write(to, &xsdt);
+        let mut pointer = b"RSD PTR \0NEXIT \x02\0\0\0\0\x24\0\0\0".to_vec();
+        pointer.extend(to.to_le_bytes());
+        seal(&mut pointer[..20], 8);
+        pointer.extend([0; 4]);
+        seal(&mut pointer, 32);
+        self.write(rsdp, &pointer);
+        assert_eq!(self.read(rsdp, pointer.len()), pointer, "the BIOS area is write-protected");
+        assert_eq!(self.ask("Qqemu.PhyMemMode:0"), "OK");
+    }
+
     fn point(&mut self, name: &str, to: u32) {
         let index = self.tables().iter().position(|table| table.0 == name);
         let root = self.root();
@@ -155,9 +197,9 @@ impl Stopped {
         let length = self.word(at + 4) as usize;
         let mut bytes = self.read(at, length);
         change(&mut bytes);
-        let all = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-        if let Some(byte) = bytes.get_mut(9) {
-            *byte = byte.wrapping_sub(all).wrapping_add(u8::from(sum == Sum::Wrong));
+        seal(&mut bytes, 9);
+        if let Some(byte) = bytes.get_mut(9).filter(|_| sum == Sum::Wrong) {
+            *byte = byte.wrapping_add(1);
         }
         self.write(at, &bytes);
     }
@@ -215,6 +257,14 @@ impl Stopped {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let body = answer.split_once('$').and_then(|(_, rest)| rest.rsplit_once('#'));
         body.map(|(body, _)| body.to_owned()).unwrap_or_default()
+    }
+}
+
+/// Makes the bytes add up to 0, by the one at `at`.
+fn seal(bytes: &mut [u8], at: usize) {
+    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte = byte.wrapping_sub(sum);
     }
 }
 

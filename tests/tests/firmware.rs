@@ -105,6 +105,17 @@ fn an_io_apic_that_dmar_numbers_otherwise_still_works() {
     assert_powered_off_and_said(&outcome, "is I/O APIC 7 of the DMAR table");
 }
 
+#[test]
+fn tables_above_4_gib_are_read() {
+    const OPTIONS: &[&str] = &["--timeout", "90", "--memory", "6G"];
+    let folder = Folder::new("acpi-high");
+    let toml = Payload::new("ends").toml();
+    let outcome = folder
+        .run_with_tables(&toml, OPTIONS, &Devices::none(), |machine| machine.move_tables(1 << 32));
+    assert_powered_off_and_said(&outcome, "IOMMU vt-d: translation and interrupt remapping are on");
+    assert!(!outcome.own_lines().any(|line| line.contains("firmware's tables")), "{outcome}");
+}
+
 /// An RMRR for the functions 00:04.0 and 00:05.0.
 fn reserve(machine: &mut Stopped) {
     let mut region = vec![1, 0, 40, 0, 0, 0, 0, 0];
