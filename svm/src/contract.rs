@@ -11,7 +11,8 @@ use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRe
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, decode};
+use crate::cr4::VMEXIT_CR4_WRITE;
+use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -41,13 +42,18 @@ impl Vcpu for SvmVcpu {
     }
 
     fn exit(&mut self) -> Option<Exit> {
-        if self.move_to_cr4() {
-            return None;
-        }
-        let acknowledged = self.take_pending();
-        // An interrupt that was gone when the host opened its window is nobody's.
-        let gone = self.vmcb().control.exitcode == VMEXIT_INTR && acknowledged.is_none();
-        (!gone).then(|| decode(self.vmcb(), self.features.nrip_save, acknowledged))
+        let exitcode = self.vmcb().control.exitcode;
+        let acknowledged = match exitcode {
+            // An interrupt that was gone when the host opened its window is nobody's.
+            VMEXIT_INTR => Some(self.take_interrupt()?),
+            VMEXIT_NMI => {
+                self.take_nmi();
+                None
+            }
+            VMEXIT_CR4_WRITE if self.move_to_cr4() => return None,
+            _ => None,
+        };
+        Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
     }
 
     fn load(&mut self, state: &StartState) {

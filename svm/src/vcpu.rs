@@ -12,7 +12,7 @@ use arch::{Hpa, Vector};
 
 use crate::controls;
 use crate::cr4;
-use crate::decode::{self, VMEXIT_INTR, VMEXIT_NMI};
+use crate::decode;
 use crate::enable::Features;
 use crate::run;
 use crate::vmcb::Vmcb;
@@ -161,21 +161,16 @@ impl SvmVcpu {
         decode::instruction_length(self.vmcb(), self.features.nrip_save, bytes)
     }
 
-    /// Takes in the host what made the guest exit, and says which vector it was.
-    pub(crate) fn take_pending(&mut self) -> Option<Vector> {
-        match self.vmcb().control.exitcode {
-            VMEXIT_NMI => {
-                // SAFETY: `vmrun` returns with IF = 0; the handler is there, as `new`'s caller
-                // promised.
-                unsafe { run::take_nmi() };
-                None
-            }
-            VMEXIT_INTR => {
-                // SAFETY: as above.
-                unsafe { run::take_interrupt() }.map(Vector)
-            }
-            _ => None,
-        }
+    /// Takes in the host the NMI that made the guest exit.
+    pub(crate) fn take_nmi(&mut self) {
+        // SAFETY: `vmrun` returns with IF = 0; the handler is there, as `new`'s caller promised.
+        unsafe { run::take_nmi() };
+    }
+
+    /// Takes in the host the interrupt that made the guest exit, and says which it was.
+    pub(crate) fn take_interrupt(&mut self) -> Option<Vector> {
+        // SAFETY: as above.
+        unsafe { run::take_interrupt() }.map(Vector)
     }
 
     /// EFER.LMA as the CPU would have set it.

@@ -170,6 +170,17 @@ fn a_cpu_without_nested_paging() {
     assert_says(&sentence, &["nested paging"]);
 }
 
+/// No bit of IA32_MISC_ENABLE hides it here, so it cannot be switched on.
+#[test]
+fn a_cpu_without_execute_disable() {
+    let cpu = "EPYC-v4,+x2apic,+svm,+npt,-nx";
+    let sentence = refusal("refuse-no-nx", &ends().toml(), &["-cpu", cpu]);
+    assert_says(
+        &sentence,
+        &["no execute disable", "CPUID 0x80000001 EDX bit 20", "firmware's setup"],
+    );
+}
+
 #[test]
 fn a_cpu_without_x2apic() {
     let sentence = refusal("refuse-no-x2apic", &ends().toml(), &["-cpu", "EPYC-v4,-x2apic"]);
