@@ -103,7 +103,8 @@ pub enum ExitReason {
     CacheInvalidate,
     /// An instruction of the virtualization extensions themselves (VMXON, VMRUN, VMCALL, SKINIT …).
     VirtualizationInstruction,
-    /// A move to a control register that the back end could not let through by itself.
+    /// A move to a control register that the CPU does not carry out: [`crate::vcpu::Vcpu::move_to_control_register`]
+    /// may.
     ControlRegister(ControlRegisterWrite),
     /// INIT arrived at a CPU that runs a guest.
     Init,
@@ -148,13 +149,13 @@ pub struct NestedPageFault {
     pub table_walk: bool,
 }
 
-/// A write to CR0 or CR4 that needs policy.
+/// A write to CR0 or CR4 that the CPU leaves to the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ControlRegisterWrite {
     /// 0 or 4.
     pub register: u8,
-    /// The value that the guest wants.
-    pub value: u64,
+    /// What the exit tells of it. SVM: EXITINFO1.
+    pub qualification: u64,
 }
 
 /// Why the CPU would not enter the guest.

@@ -262,6 +262,12 @@ pub trait Vcpu {
     fn interruptible(&self) -> bool;
     /// Asks for [`crate::ExitReason::InterruptWindow`] as soon as the guest can take an interrupt.
     fn set_interrupt_window(&mut self, wanted: bool);
+    /// Carries out the write of a control register for which the guest has exited
+    /// ([`crate::ExitReason::ControlRegister`]), or raises #GP for it; `false` where the exit does not tell what is
+    /// written.
+    fn move_to_control_register(&mut self) -> bool {
+        false
+    }
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while

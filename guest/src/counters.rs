@@ -296,7 +296,7 @@ mod tests {
             ExitReason::Xsetbv,
             ExitReason::CacheInvalidate,
             ExitReason::VirtualizationInstruction,
-            ExitReason::ControlRegister(ControlRegisterWrite { register: 0, value: 0 }),
+            ExitReason::ControlRegister(ControlRegisterWrite { register: 0, qualification: 0 }),
             ExitReason::Init,
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },

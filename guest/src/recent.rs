@@ -49,7 +49,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         ExitReason::ApicWrite(offset) => offset.into(),
         ExitReason::NestedPageFault(fault) => fault.gpa.as_u64(),
         ExitReason::Exception { vector, .. } => vector.0.into(),
-        ExitReason::ControlRegister(write) => write.value,
+        ExitReason::ControlRegister(write) => write.qualification,
         ExitReason::EntryFailure(failure) => failure.code,
         ExitReason::Unexpected { code, .. } => code,
         ExitReason::Cpuid

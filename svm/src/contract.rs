@@ -11,7 +11,6 @@ use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRe
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::cr4::VMEXIT_CR4_WRITE;
 use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
@@ -50,7 +49,6 @@ impl Vcpu for SvmVcpu {
                 self.take_nmi();
                 None
             }
-            VMEXIT_CR4_WRITE if self.move_to_cr4() => return None,
             _ => None,
         };
         Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
@@ -234,6 +232,10 @@ impl Vcpu for SvmVcpu {
 
     fn set_interrupt_window(&mut self, wanted: bool) {
         controls::set_interrupt_window(&mut self.vmcb_mut().control, wanted);
+    }
+
+    fn move_to_control_register(&mut self) -> bool {
+        self.move_to_cr4()
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

@@ -13,8 +13,6 @@ use crate::vcpu::SvmVcpu;
 
 /// In the word of control-register intercepts: writes of CR4 (APM "Layout of VMCB").
 pub(crate) const INTERCEPT_WRITE: u32 = 1 << (16 + 4);
-/// SVM intercept code of such a write.
-pub(crate) const VMEXIT_CR4_WRITE: u64 = 0x14;
 /// EXITINFO1: the instruction is a MOV, whose general register is in bits 3:0 (APM "Decode Assists").
 const MOV: u64 = 1 << 63;
 
@@ -36,7 +34,6 @@ const fn allows(of_guest: GuestCr4, old: u64, new: u64, efer: u64, cr3: u64) -> 
 
 impl SvmVcpu {
     /// Carries out an intercepted write of CR4; `false` where the exit does not tell what is written.
-    #[cold]
     pub(crate) fn move_to_cr4(&mut self) -> bool {
         let (control, save) = (&self.vmcb().control, &self.vmcb().save);
         if control.exitinfo1 & MOV == 0 {

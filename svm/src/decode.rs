@@ -4,7 +4,9 @@
 //! Pure: the VMCB is the snapshot. The two places where QEMU's emulator differs from the manual are
 //! named; the manual's behaviour is right at both.
 
-use arch::exit::{EntryFailure, Exit, ExitReason, IoAccess, NestedPageFault, Vectoring};
+use arch::exit::{
+    ControlRegisterWrite, EntryFailure, Exit, ExitReason, IoAccess, NestedPageFault, Vectoring,
+};
 use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
 
@@ -18,6 +20,7 @@ macro_rules! exit_codes {
 }
 
 exit_codes! {
+    VMEXIT_CR4_WRITE = 0x14,
     VMEXIT_EXCP0 = 0x40,
     VMEXIT_EXCP31 = 0x5f,
     VMEXIT_INTR = 0x60,
@@ -71,6 +74,10 @@ pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exi
         }
         VMEXIT_SHUTDOWN => (ExitReason::TripleFault, None),
         VMEXIT_INIT => (ExitReason::Init, None),
+        VMEXIT_CR4_WRITE => {
+            let write = ControlRegisterWrite { register: 4, qualification: control.exitinfo1 };
+            (ExitReason::ControlRegister(write), None)
+        }
         // VMEXIT_INVALID is -1; -2 and -3 are refusals of encrypted guests.
         code if (code as u32).cast_signed() < 0 => (entry_failure(code), None),
         _ => (unexpected, None),

@@ -79,9 +79,10 @@ impl<P: Platform> Context<'_, P> {
             ExitReason::Nmi | ExitReason::PreemptionTimer => self.tick(),
             ExitReason::Halt => self.halt(length),
             ExitReason::TripleFault => self.triple_fault(),
+            ExitReason::ControlRegister(_) if self.vcpu.move_to_control_register() => Next::Resume,
             ExitReason::ControlRegister(write) => self.crash(format_args!(
-                "it wrote {:#x} to CR{}, which this CPU cannot run a guest with",
-                write.value, write.register
+                "it wrote to CR{} in a way that the CPU does not tell ({:#x})",
+                write.register, write.qualification
             )),
             ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
                 let next = self.crash(format_args!(

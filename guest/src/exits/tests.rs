@@ -342,7 +342,7 @@ fn int_n_and_its_kin_are_executed_again_and_not_injected() {
 #[test]
 fn what_no_guest_may_do_ends_it_with_a_sentence_and_its_state() {
     let meaning = "CR0.PG without CR0.PE";
-    let write = ControlRegisterWrite { register: 4, value: 0x2000 };
+    let write = ControlRegisterWrite { register: 4, qualification: 0x2000 };
     for (reason, sentence) in [
         (
             ExitReason::EntryFailure(EntryFailure { code: 1, qualification: 2, meaning }),
@@ -352,7 +352,7 @@ fn what_no_guest_may_do_ends_it_with_a_sentence_and_its_state() {
             ExitReason::Unexpected { code: 0x41, qualification: 0 },
             "guest test: stopped: it exited for reason 0x41",
         ),
-        (ExitReason::ControlRegister(write), "guest test: stopped: it wrote 0x2000 to CR4"),
+        (ExitReason::ControlRegister(write), "guest test: stopped: it wrote to CR4"),
     ] {
         let mut world = World::with_idt();
         assert_eq!(world.exit(reason, None), Next::End(Outcome::Crash));
