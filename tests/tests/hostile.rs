@@ -1,7 +1,7 @@
 //! Guests that try to reach each other's memory, devices, ports and CPUs, and get nothing; their
 //! neighbour, which fills memory, counts and lets its timer run, notices nothing.
 
-use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload, build_folder};
 
 const TIMEOUT: &[&str] = &["--timeout", "240"];
 
@@ -137,4 +137,17 @@ fn a_guest_that_breaks_itself_breaks_nothing_else_on_amd_v() {
 #[test]
 fn a_guest_that_breaks_itself_breaks_nothing_else_on_vt_x() {
     who_breaks_itself_breaks_nothing_else(Emulator::Bochs);
+}
+
+/// A CPU that has CET, which no guest is shown.
+#[test]
+fn no_bit_of_cr4_brings_in_a_feature_that_is_not_shown_on_vt_x() {
+    let bochs = build_folder().join("bochs3/bochs").display().to_string();
+    let model = ["--emulator", "bochs", "--bochs", &bochs, "--bochs-model", "tigerlake"];
+    let folder = Folder::new("hostile-tigerlake");
+    let toml = guest("hostile", "[0]", "all", "");
+    let outcome = folder.run(&toml, &[&model, TIMEOUT].concat(), &Devices::none());
+    assert!(!outcome.output.contains("FAILED"), "{outcome}");
+    let claim = "payload: no control register takes what it must not: ok (";
+    assert!(outcome.output.contains(claim), "{outcome}");
 }
