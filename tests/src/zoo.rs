@@ -141,7 +141,7 @@ impl Machine {
         let wanted =
             |road: &Road| self.roads.iter().any(|name| name == "all" || name == road.name());
         match (self.emulator(), self.roads.is_empty()) {
-            (Emulator::Bochs, _) => vec![Road::Bios],
+            (Emulator::Bochs | Emulator::BochsVtd, _) => vec![Road::Bios],
             (Emulator::Qemu, true) => vec![Road::Kernel],
             (Emulator::Qemu, false) => Road::ALL.into_iter().filter(wanted).collect(),
         }
@@ -158,7 +158,7 @@ impl Machine {
         let mut options = vec!["--emulator", self.emulator.as_str(), "--timeout", "240"];
         match self.emulator() {
             Emulator::Qemu => options.extend(road.options()),
-            Emulator::Bochs => options.extend(["--bochs", bochs.as_str()]),
+            Emulator::Bochs | Emulator::BochsVtd => options.extend(["--bochs", bochs.as_str()]),
         }
         options.extend(self.options.iter().map(String::as_str));
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
