@@ -132,7 +132,7 @@ impl Machine {
     /// Which emulator it is in.
     #[must_use]
     pub fn emulator(&self) -> Emulator {
-        if self.emulator == "bochs" { Emulator::Bochs } else { Emulator::Qemu }
+        if self.emulator == "bochs" { Emulator::BochsVtd } else { Emulator::Qemu }
     }
 
     /// The ways to boot it.

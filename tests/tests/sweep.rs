@@ -34,6 +34,8 @@ fn alone(interrupts: &str, each: (u64, u64)) {
     for (claim, times) in claims {
         assert_eq!(outcome.output.matches(claim).count(), times, "{claim}\n{outcome}");
     }
+    let fault = "IOMMU fault: 00:1e.7: DMA write to 0xdeadb000 refused";
+    assert!(outcome.own_lines().any(|line| line.contains(fault)), "{outcome}");
     for (what, messages) in WHILES {
         let spent = outcome.number(&format!("exits by {messages} messages while it {what}"));
         let (least, most) = (messages * each.0, messages * each.1);

@@ -41,7 +41,7 @@ impl Options {
         };
         let value = value.trim_matches('"');
         match name {
-            "nvme" => return self.take_controller(value).or_else(|why| refused(why)),
+            "nvme" => return self.take_controller(value).or_else(refused),
             "report" => {
                 self.report = Some(PathBuf::from(value));
                 return Ok(());

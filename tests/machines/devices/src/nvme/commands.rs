@@ -30,7 +30,7 @@ impl Controller {
             // A log page: of zeroes.
             0x02 => {
                 let length = ((command[10] >> 16) as usize + 1) * 4;
-                self.to_host(bus, command, &vec![0; length.min(PAGE as usize)])
+                self.give(bus, command, &vec![0; length.min(PAGE as usize)])
             }
             0x04 => delete(&mut self.completions, command),
             0x05 => self.create_completions(command),
@@ -108,7 +108,7 @@ impl Controller {
             3 => put(0, &[1, 8, 0, 0, 0x4e, 0x65, 0x78, 0x69, 0x74, 0, 0, 1]),
             _ => return INVALID_FIELD,
         }
-        self.to_host(bus, command, &page)
+        self.give(bus, command, &page)
     }
 
     /// Read, write, flush.
@@ -140,14 +140,14 @@ impl Controller {
                 if !self.disk.read(first, &mut data) {
                     return DATA_TRANSFER_ERROR;
                 }
-                self.to_host(bus, command, &data)
+                self.give(bus, command, &data)
             }
             _ => INVALID_COMMAND,
         }
     }
 
     /// Writes `data` to where the command says.
-    fn to_host(&mut self, bus: &mut Bus<'_>, command: &Command, mut data: &[u8]) -> u16 {
+    fn give(&mut self, bus: &mut Bus<'_>, command: &Command, mut data: &[u8]) -> u16 {
         let Some(pages) = self.pages(bus, command, data.len()) else { return DATA_TRANSFER_ERROR };
         for (at, length) in pages {
             let part = data.split_off(..length).unwrap_or_default();

@@ -121,7 +121,7 @@ impl ConfigSpace {
         let low = u64::from(self.dword(0x10)) & !(BAR_SIZE - 1);
         let at = low | u64::from(self.dword(0x14)) << 32;
         // Not below 1 MiB, nor where the machine's own registers are, nor beyond the bus.
-        let free = at >= 1 << 20 && at < 1 << 38 && !(0xfe00_0000..1 << 32).contains(&at);
+        let free = (1 << 20..1 << 38).contains(&at) && !(0xfe00_0000..1 << 32).contains(&at);
         (self.byte(4) & MEMORY != 0 && free).then_some(at)
     }
 

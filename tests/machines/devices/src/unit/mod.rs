@@ -203,7 +203,7 @@ impl Unit {
     fn is_plain(&self, offset: u32) -> bool {
         let quads = [RTADDR, IRTA, IVA];
         let of_events = [FECTL + 4, FECTL + 8, FECTL + 12, IECTL + 4, IECTL + 8, IECTL + 12];
-        quads.iter().any(|quad| offset & !4 == *quad) || of_events.contains(&offset)
+        quads.contains(&(offset & !4)) || of_events.contains(&offset)
     }
 
     fn status(&self) -> u32 {

@@ -19,6 +19,7 @@ const DATA: u64 = 0x1c;
 
 const COPY: u32 = 1 << 28;
 const WRITE: u32 = 2 << 28;
+const FAULT: u32 = 3 << 28;
 
 /// What became of an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,15 @@ impl Device {
         }
         self.write(self.registers + ENGINE + LENGTH, length);
         self.start(COPY, ticks);
+    }
+
+    /// Has the unit record a fault that nobody caused: of this requester and reason, at this page.
+    pub(crate) fn fault_in(self, ticks: u32, requester: u32, reason: u32, page: u32) {
+        self.write(self.registers + ENGINE + DESTINATION, page);
+        self.write(self.registers + ENGINE + DESTINATION + 4, 0);
+        self.write(self.registers + ENGINE + LENGTH, reason);
+        self.write(self.registers + ENGINE + DATA, requester);
+        self.start(FAULT, ticks);
     }
 
     /// What became of it so far. Reading it costs no exit.
