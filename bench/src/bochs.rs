@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nexit::bochs::configuration;
+use nexit::bochs::{INSTRUCTIONS_PER_SECOND, configuration};
 use nexit::cli::{Accel, Iommu};
 use nexit::demo::cpio;
 use nexit::demo::modules::Modules;
@@ -207,7 +207,7 @@ fn bare(
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
     let serial = listener.local_addr().map_err(refused)?;
-    let text = configuration(&machine, MODEL, &iso, serial);
+    let text = configuration(&machine, MODEL, INSTRUCTIONS_PER_SECOND, &iso, serial);
     let file = folder.join("bochsrc");
     let own_log = folder.join("bochs.log");
     fs::write(&file, format!("log: \"{}\"\n{text}", own_log.display()))

@@ -18,8 +18,18 @@ const MAX_HOST_MEMORY: u64 = 2048;
 /// Bochs 2.7 and 3.0 lose some: while the RAM of a guest of 2304 MiB was cleared, the hypervisor's stack became zero.
 pub(crate) const MAX_GUEST_MEMORY: u64 = (MAX_HOST_MEMORY - 256) << 20;
 
-/// The configuration of `machine`, which boots `iso`, and connects its serial line to `serial`.
-pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketAddr) -> String {
+/// Instructions per virtual second.
+pub const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
+/// The configuration of `machine`, which boots `iso`, connects its serial line to `serial`, and carries out
+/// `ips` instructions in a virtual second.
+pub fn configuration(
+    machine: &Machine,
+    model: &str,
+    ips: u32,
+    iso: &Path,
+    serial: SocketAddr,
+) -> String {
     let mebibytes = size::mebibytes(machine.memory);
     let cpus = machine.cpus;
     // Virtual time is instructions: the clock knows nothing of the host's time (`sync=none`), so a
@@ -29,7 +39,7 @@ pub fn configuration(machine: &Machine, model: &str, iso: &Path, serial: SocketA
         "display_library: rfb, options=\"timeout=0\"".to_owned(),
         "romimage: file=/usr/share/bochs/BIOS-bochs-latest".to_owned(),
         "vgaromimage: file=/usr/share/vgabios/vgabios.bin".to_owned(),
-        format!("cpu: model={model}, count={cpus}, ips=50000000, reset_on_triple_fault=0"),
+        format!("cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault=0"),
         format!("memory: guest={mebibytes}, host={}", mebibytes.min(MAX_HOST_MEMORY)),
         "clock: sync=none, time0=946684800".to_owned(),
         "pci: enabled=1, chipset=i440fx".to_owned(),
@@ -84,7 +94,8 @@ mod tests {
             extra: extra.iter().map(|line| (*line).to_owned()).collect(),
         };
         let model = "corei7_haswell_4770";
-        configuration(&machine, model, Path::new("/t/nexit.iso"), ([127, 0, 0, 1], 7).into())
+        let (iso, serial) = (Path::new("/t/nexit.iso"), ([127, 0, 0, 1], 7).into());
+        configuration(&machine, model, INSTRUCTIONS_PER_SECOND, iso, serial)
     }
 
     #[test]

@@ -20,11 +20,15 @@ pub(crate) fn uefi_image(paths: &ImagePaths) -> Result<PathBuf> {
     find(paths.uefi_image.as_deref(), UEFI_IMAGE, "UEFI loader", "--uefi-image")
 }
 
-fn find(given: Option<&Path>, built: &str, what: &str, option: &str) -> Result<PathBuf> {
+/// The build folder.
+pub(crate) fn folder() -> PathBuf {
     // TARGET/debug/nexit → TARGET
     let program = std::env::current_exe().unwrap_or_default();
-    let folder = program.ancestors().nth(2).unwrap_or(Path::new("target"));
-    let path = given.map_or_else(|| folder.join(built), Path::to_path_buf);
+    program.ancestors().nth(2).unwrap_or(Path::new("target")).to_path_buf()
+}
+
+fn find(given: Option<&Path>, built: &str, what: &str, option: &str) -> Result<PathBuf> {
+    let path = given.map_or_else(|| folder().join(built), Path::to_path_buf);
     if path.is_file() {
         return Ok(path);
     }

@@ -39,6 +39,8 @@ pub(crate) enum Emulator {
     Qemu,
     /// Bochs: VT-x, and VT-d where version 3 and the project's plugin are there.
     Bochs,
+    /// QEMU with KVM's nested VT-x and VT-d, in a Linux that runs in Bochs: no VT-x of this machine is needed.
+    Nested,
 }
 
 /// How QEMU executes.
@@ -102,10 +104,10 @@ pub(crate) struct RunArgs {
     /// The machine's IOMMU [default: vt-d; none in a Bochs that has no plugin for it].
     #[arg(long, value_enum)]
     pub(crate) iommu: Option<Iommu>,
-    /// How QEMU executes.
+    /// How QEMU executes; nested, it is always KVM.
     #[arg(long, value_enum, default_value = "tcg")]
     pub(crate) accel: Accel,
-    /// How the machine boots [default: kernel in QEMU, iso in Bochs].
+    /// How the machine boots [default: kernel in QEMU, nested too, iso in Bochs].
     #[arg(long, value_enum)]
     pub(crate) boot: Option<Boot>,
     /// What `--boot uefi` starts.
@@ -127,13 +129,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
     pub(crate) bochs_model: String,
     /// Bochs itself [default: version 3 with VT-d, which `make setup machines` puts in target/bochs3, else the
-    /// installed one].
+    /// installed one; nested KVM wants version 3].
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) bochs: Option<String>,
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,
-    /// Arguments for QEMU, or lines of the configuration of Bochs.
+    /// Arguments for QEMU, nested too, or lines of the configuration of Bochs.
     #[arg(last = true, value_name = "EMULATOR ARGS")]
     pub(crate) emulator_args: Vec<String>,
 }

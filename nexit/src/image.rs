@@ -76,12 +76,13 @@ fn write(contents: &Contents<'_>, scratch: &Path, output: &Path) -> Result<()> {
     let first = scratch.join("first.cfg");
     fs::write(&first, first_script()).or_failed("write", &first)?;
 
-    core(scratch, "i386-pc-eltorito", "biosdisk", &grub.join("eltorito.img"))?;
+    let bios = format!("{MODULES} biosdisk");
+    core("i386-pc-eltorito", &bios, &first, &grub.join("eltorito.img"))?;
     let uefi = match contents.uefi_loader {
         Some(loader) => loader.to_path_buf(),
         None => {
             let path = scratch.join("grubx64.efi");
-            core(scratch, "x86_64-efi", "", &path)?;
+            core("x86_64-efi", MODULES, &first, &path)?;
             path
         }
     };
@@ -90,15 +91,14 @@ fn write(contents: &Contents<'_>, scratch: &Path, output: &Path) -> Result<()> {
     assemble(&tree, &partition, output)
 }
 
-/// GRUB's first program, with the first script built in.
-fn core(scratch: &Path, format: &str, extra: &str, output: &Path) -> Result<()> {
+/// GRUB's first program, with `modules` and the script `first` built in.
+pub(crate) fn core(format: &str, modules: &str, first: &Path, output: &Path) -> Result<()> {
     Tool::new("grub-mkimage")
         .args(["-O", format, "-p", "/boot/grub", "-c"])
-        .arg(scratch.join("first.cfg"))
+        .arg(first)
         .arg("-o")
         .arg(output)
-        .args(MODULES.split_whitespace())
-        .args(extra.split_whitespace())
+        .args(modules.split_whitespace())
         .run()
 }
 

@@ -1,7 +1,7 @@
 //! The host side: builds Nexit images and guests, and runs them in an emulator.
 //!
-//! Path of a run: [`cli`] (what the user wants) → `scenario` (the configuration, checked) → [`qemu`] or
-//! [`bochs`] (the machine) → `session` (the process, its console, and the user's `terminal`) → `verdict`
+//! Path of a run: [`cli`] (what the user wants) → `scenario` (the configuration, checked) → [`qemu`],
+//! [`bochs`] or `nested`, which is both (the machine) → `session` (the process, its console, and the user's `terminal`) → `verdict`
 //! (what the hypervisor said of the guests) → exit status. Public is what the benchmark needs, too.
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod demo;
 pub mod failure;
 mod image;
 pub mod machine;
+mod nested;
 pub mod qemu;
 mod report;
 mod run;

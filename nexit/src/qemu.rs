@@ -53,8 +53,9 @@ pub fn arguments(machine: &Machine) -> Result<Vec<String>> {
             words.pair("-cpu", TCG_CPU);
         }
         Accel::Kvm => {
-            // Interrupt remapping needs the I/O APIC in QEMU.
-            words.add("-machine q35,kernel-irqchip=split -accel kvm -cpu host");
+            // Interrupt remapping needs the I/O APIC in QEMU. A machine that may migrate has no invariant
+            // TSC, nor leaf 0x40000010, which tells its frequency.
+            words.add("-machine q35,kernel-irqchip=split -accel kvm -cpu host,migratable=off");
         }
     }
     words.pair("-smp", machine.cpus.to_string());
@@ -189,7 +190,8 @@ mod tests {
     #[test]
     fn kvm_takes_the_hosts_cpu_and_splits_the_interrupt_chips() {
         let machine = Machine { accel: Accel::Kvm, ..by_kernel(&[]) };
-        assert!(line(&machine).contains("q35,kernel-irqchip=split -accel kvm -cpu host"));
+        let words = "q35,kernel-irqchip=split -accel kvm -cpu host,migratable=off";
+        assert!(line(&machine).contains(words));
     }
 
     #[test]

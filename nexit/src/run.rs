@@ -18,6 +18,7 @@ use crate::cli::{Accel, Boot, Emulator, Iommu, RunArgs};
 use crate::failure::{Failure, OrFailed, Result};
 use crate::image;
 use crate::machine::{self, MOST_CPUS, Machine, Start};
+use crate::nested;
 use crate::qemu;
 use crate::scenario::{BootFile, Scenario};
 use crate::session::{self, Emulation, Output};
@@ -115,6 +116,7 @@ fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Em
             })
         }
         Emulator::Bochs => bochs_emulation(args, scenario, folder),
+        Emulator::Nested => nested_emulation(args, scenario, folder),
     }
 }
 
@@ -183,11 +185,39 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     let iso = build_iso(args, scenario, folder)?;
     let iommu = if has_unit { Iommu::VtD } else { Iommu::None };
     let machine = machine(args, scenario, 1, iommu, Start::Bios { iso: iso.clone() });
+    let locks = bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
+    bochs_process(args, program, &machine, bochs::INSTRUCTIONS_PER_SECOND, &iso, locks, folder)
+}
+
+/// Nexit in QEMU in Linux in Bochs.
+fn nested_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<Emulation> {
+    let from = match nested::check_boot(args.boot)? {
+        Boot::Kernel => nested::From::Kernel(built::image(&args.images)?),
+        Boot::Iso | Boot::Uefi => nested::From::Bios(build_iso(args, scenario, folder)?),
+    };
+    let bochs = nested::bochs(args.bochs.as_deref(), &vtd::places())?;
+    let iommu = args.iommu.unwrap_or(Iommu::VtD);
+    let inner = machine(args, scenario, 1, iommu, Start::Bios { iso: PathBuf::new() });
+    let (outer, iso) = nested::machine(&inner, &from, &scenario.files, folder, &built::folder())?;
+    let speed = nested::INSTRUCTIONS_PER_SECOND;
+    bochs_process(args, bochs, &outer, speed, &iso, Vec::new(), folder)
+}
+
+/// Bochs with `machine`.
+fn bochs_process(
+    args: &RunArgs,
+    program: String,
+    machine: &Machine,
+    ips: u32,
+    iso: &Path,
+    locks: Vec<PathBuf>,
+    folder: &Path,
+) -> Result<Emulation> {
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
     let serial = listener.local_addr().map_err(refused)?;
     let log = folder.join("bochs.log");
-    let text = bochs::configuration(&machine, &args.bochs_model, &iso, serial);
+    let text = bochs::configuration(machine, &args.bochs_model, ips, iso, serial);
     let text = format!("log: \"{}\"\n{text}", log.display());
     let file = folder.join("bochsrc");
     fs::write(&file, text).or_failed("write", &file)?;
@@ -199,8 +229,6 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
         arguments.extend(["-rc".to_owned(), commands.display().to_string()]);
     }
     arguments.extend(["-f".to_owned(), file.display().to_string()]);
-    let locks: Vec<PathBuf> =
-        bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
     Ok(Emulation {
         program,
         arguments,

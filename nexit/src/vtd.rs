@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, Devices};
 
+use crate::built;
 use crate::cli::Iommu;
 use crate::failure::{Failure, Result};
 
@@ -27,10 +28,12 @@ pub(crate) struct Program {
 /// # Errors
 /// There is none with a VT-d unit, and one was asked for.
 pub(crate) fn program(given: Option<&str>, iommu: Option<Iommu>) -> Result<Program> {
-    // TARGET/debug/nexit → TARGET; `make setup` itself knows no other build folder than target.
-    let own = std::env::current_exe().unwrap_or_default();
-    let build = own.ancestors().nth(2).unwrap_or(Path::new("target"));
-    choose(given, iommu, &[build.join("bochs3/bochs"), PathBuf::from("target/bochs3/bochs")])
+    choose(given, iommu, &places())
+}
+
+/// Where Bochs 3 may lie: `make setup` itself knows no other build folder than target.
+pub(crate) fn places() -> [PathBuf; 2] {
+    [built::folder().join("bochs3/bochs"), PathBuf::from("target/bochs3/bochs")]
 }
 
 fn choose(given: Option<&str>, iommu: Option<Iommu>, places: &[PathBuf]) -> Result<Program> {
