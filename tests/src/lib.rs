@@ -7,6 +7,7 @@
 mod counters;
 mod emulator;
 mod folder;
+pub mod gates;
 mod guest;
 mod outcome;
 mod tables;

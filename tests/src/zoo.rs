@@ -132,7 +132,11 @@ impl Machine {
     /// Which emulator it is in.
     #[must_use]
     pub fn emulator(&self) -> Emulator {
-        if self.emulator == "bochs" { Emulator::BochsVtd } else { Emulator::Qemu }
+        match self.emulator.as_str() {
+            "bochs" => Emulator::BochsVtd,
+            "nested" => Emulator::Nested,
+            _ => Emulator::Qemu,
+        }
     }
 
     /// The ways to boot it.
@@ -142,8 +146,10 @@ impl Machine {
             |road: &Road| self.roads.iter().any(|name| name == "all" || name == road.name());
         match (self.emulator(), self.roads.is_empty()) {
             (Emulator::Bochs | Emulator::BochsVtd, _) => vec![Road::Bios],
-            (Emulator::Qemu, true) => vec![Road::Kernel],
-            (Emulator::Qemu, false) => Road::ALL.into_iter().filter(wanted).collect(),
+            (Emulator::Qemu | Emulator::Nested, true) => vec![Road::Kernel],
+            (Emulator::Qemu | Emulator::Nested, false) => {
+                Road::ALL.into_iter().filter(wanted).collect()
+            }
         }
     }
 
@@ -155,10 +161,13 @@ impl Machine {
     pub fn run(&self, folder: &str, toml: &str, road: Road, devices: &Devices) -> Outcome {
         let bochs = build_folder().join("bochs3/bochs");
         let bochs = bochs.display().to_string();
-        let mut options = vec!["--emulator", self.emulator.as_str(), "--timeout", "240"];
+        let timeout = if self.emulator() == Emulator::Nested { "1800" } else { "240" };
+        let mut options = vec!["--emulator", self.emulator.as_str(), "--timeout", timeout];
         match self.emulator() {
-            Emulator::Qemu => options.extend(road.options()),
-            Emulator::Bochs | Emulator::BochsVtd => options.extend(["--bochs", bochs.as_str()]),
+            Emulator::Qemu | Emulator::Nested => options.extend(road.options()),
+            Emulator::Bochs | Emulator::BochsVtd => {
+                options.extend(["--bochs", bochs.as_str()]);
+            }
         }
         options.extend(self.options.iter().map(String::as_str));
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();

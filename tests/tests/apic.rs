@@ -71,8 +71,13 @@ fn every_apic_mode_and_ipi_works_on_vt_x_and_no_nmi_goes_unheard() {
     let of = |reason: &str| second[reason].as_u64().unwrap_or_default();
     assert!(of("preemption_timer") > 0, "some came in the host\n{outcome}");
     assert!(of("nmi") + of("preemption_timer") >= NMIS, "{outcome}");
-    // The TSC counts instructions here; the watchdog's next call would be 50 millions of them away.
-    assert!(outcome.number("longest time to such an NMI") < 1_000_000, "{outcome}");
+    assert_no_nmi_waits(Emulator::Bochs, &outcome);
+}
+
+/// None waits for the watchdog's next call.
+fn assert_no_nmi_waits(emulator: Emulator, outcome: &Outcome) {
+    let longest = outcome.number("longest time to such an NMI");
+    assert!(emulator.longest_nmi().is_none_or(|most| longest < most), "{outcome}");
 }
 
 #[test]

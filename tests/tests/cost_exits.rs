@@ -25,7 +25,7 @@ fn frequent_exits_are_short(emulator: Emulator) {
     // With it QEMU's TSC counts instructions; with one CPU Bochs' always does.
     let count = match emulator {
         Emulator::Qemu => Devices::arguments(&["-icount", "shift=0"]),
-        Emulator::Bochs | Emulator::BochsVtd => Devices::none(),
+        Emulator::Bochs | Emulator::BochsVtd | Emulator::Nested => Devices::none(),
     };
     let folder = Folder::new(&format!("cost-{emulator}"));
     let outcome = folder.run(&Payload::new("cost").toml(), &options, &count);

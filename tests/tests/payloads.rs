@@ -1,82 +1,10 @@
 //! The exitless path and the walls, checked from inside by payload guests, on both emulators.
 
-use nexit_tests::{Devices, Emulator, Folder, Outcome, Payload};
-
-/// What holds in every interrupt mode.
-const CLAIMS: &[&str] = &[
-    "the hypervisor's own leaf is there",
-    "the guest starts in x2APIC mode",
-    "SIDT gives what was loaded",
-    "a first arrival is delivered once",
-    "a thousand interrupts of a granted vector are all taken",
-    "the guest's exceptions are its own",
-    "INT n of a vector never granted works",
-    "INT n of a gate that the guest itself left not present is #NP",
-    "an interrupt for a gate that the guest has closed is #NP",
-    "IPIs that a CPU sends itself through the ICR arrive, their vector granted beforehand",
-    "an NMI that a CPU sends itself arrives",
-    "a rewritten gate takes effect at once",
-    "a halted CPU wakes for each timer interrupt",
-    "data that share a page with the IDT can be written",
-    "a string instruction may fill them",
-    "vector registers are stored there as they are",
-    "each vector from 32 to 254 arrives once",
-    "each arrives a second time",
-    "pages that the IDT has left are the guest's again",
-    "the watchdog calls the host back while the guest has interrupts off",
-];
-
-/// What costs nothing in the exitless mode, and how much it costs at least in the exiting one: the
-/// self-IPI or the timer's interrupt, and the EOI.
-const COSTS: &[(&str, u64)] = &[
-    ("exits for 1000 self-IPIs with EOI, IDT page-aligned", 2000),
-    ("exits for 1000 self-IPIs with EOI, IDT straddling two pages in the middle of a gate", 2000),
-    ("exits for one more of each of 223 vectors", 446),
-    ("exits for 100 one-shot timers armed, slept for and ended", 200),
-];
-
-/// Only the CPU of Bochs has this timer.
-const DEADLINE: (&str, u64) = ("exits for 100 deadline timers armed, slept for and ended", 200);
-
-fn costs(emulator: Emulator) -> impl Iterator<Item = &'static (&'static str, u64)> {
-    COSTS.iter().chain((emulator != Emulator::Qemu).then_some(&DEADLINE))
-}
-
-fn gates(emulator: Emulator, interrupts: &str) -> Outcome {
-    let further = format!("interrupts = \"{interrupts}\"");
-    let payload = Payload { further: &further, ..Payload::new("gates") };
-    let outcome = emulator.run(&format!("gates-{interrupts}"), &payload);
-    outcome.assert_verdicts(CLAIMS);
-    assert_eq!(outcome.report["backend"], emulator.backend());
-    // No exit of a guest's exception, whatever the mode.
-    assert_eq!(outcome.number("exits for 10 exceptions"), 0, "{outcome}");
-    let (watchdog, other) = match emulator {
-        Emulator::Qemu => ("nmi", "preemption_timer"),
-        Emulator::Bochs | Emulator::BochsVtd => ("preemption_timer", "nmi"),
-    };
-    assert!(outcome.number(&format!("{watchdog} exits")) > 0, "{outcome}");
-    assert_eq!(outcome.number(&format!("{other} exits")), 0, "{outcome}");
-    outcome
-}
-
-fn interrupts_cost_nothing(emulator: Emulator) {
-    let outcome = gates(emulator, "exitless");
-    for (what, _) in costs(emulator) {
-        assert_eq!(outcome.number(what), 0, "{what}\n{outcome}");
-    }
-    // It is the guest's first of all: the shadow is put in place, then the vector is granted.
-    assert_eq!(outcome.number("shadow_gate exits for a first arrival"), 2, "{outcome}");
-    assert_eq!(outcome.number("exits for writing 256 gates before it"), 0, "{outcome}");
-    assert!(outcome.number("exits for writing one gate") > 0, "the IDT is shadowed\n{outcome}");
-    for reason in ["external_interrupt", "eoi"] {
-        assert_eq!(outcome.number(&format!("exits by {reason}")), 0, "{outcome}");
-        assert_eq!(outcome.exits(reason), Some(0), "{outcome}");
-    }
-}
+use nexit_tests::{Devices, Emulator, Folder, Payload, gates};
 
 fn interrupts_show_in_the_counters(emulator: Emulator) {
-    let outcome = gates(emulator, "exiting");
-    for (what, least) in costs(emulator) {
+    let outcome = gates::run(emulator, "exiting");
+    for (what, least) in gates::costs(emulator) {
         assert!(outcome.number(what) >= *least, "{what}\n{outcome}");
     }
     assert_eq!(outcome.number("exits for writing one gate"), 0, "no shadow\n{outcome}");
@@ -87,12 +15,12 @@ fn interrupts_show_in_the_counters(emulator: Emulator) {
 
 #[test]
 fn exitless_interrupts_cost_nothing_on_amd_v() {
-    interrupts_cost_nothing(Emulator::Qemu);
+    gates::cost_nothing(Emulator::Qemu);
 }
 
 #[test]
 fn exitless_interrupts_cost_nothing_on_vt_x() {
-    interrupts_cost_nothing(Emulator::Bochs);
+    gates::cost_nothing(Emulator::Bochs);
 }
 
 #[test]
@@ -109,8 +37,8 @@ fn exiting_interrupts_work_and_are_counted_on_vt_x() {
 /// interrupt comes from outside and exits.
 #[test]
 fn posted_interrupts_end_without_an_exit_on_vt_x() {
-    let outcome = gates(Emulator::Bochs, "posted");
-    for (what, _) in &COSTS[..3] {
+    let outcome = gates::run(Emulator::Bochs, "posted");
+    for (what, _) in gates::costs(Emulator::Bochs).take(3) {
         assert_eq!(outcome.number(what), 0, "{what}\n{outcome}");
     }
     assert_eq!(outcome.number("exits by eoi"), 0, "{outcome}");
