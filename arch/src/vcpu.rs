@@ -260,7 +260,9 @@ pub trait Vcpu {
     /// Whether the guest can take an external interrupt at the next entry: IF is set and there is
     /// no interrupt shadow.
     fn interruptible(&self) -> bool;
-    /// Asks for [`crate::ExitReason::InterruptWindow`] as soon as the guest can take an interrupt.
+    /// Asks for [`crate::ExitReason::InterruptWindow`] as soon as the guest can take an interrupt, and for
+    /// [`crate::ExitReason::Halt`] where it halts before. The window ends a halt by itself (SDM "Other Causes of VM
+    /// Exits"; APM "Virtual Interrupts"), but KVM, where Nexit is its guest, leaves the CPU halted.
     fn set_interrupt_window(&mut self, wanted: bool);
     /// Carries out the write of a control register for which the guest has exited
     /// ([`crate::ExitReason::ControlRegister`]), or raises #GP for it; `false` where the exit does not tell what is
@@ -268,6 +270,8 @@ pub trait Vcpu {
     fn move_to_control_register(&mut self) -> bool {
         false
     }
+    /// From here to the next call of [`Self::set_interrupt_window`] HLT does not exit: the CPU halts in the guest.
+    fn let_halt(&mut self);
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while

@@ -192,6 +192,7 @@ pub(crate) struct FakeVcpu {
     /// The instruction before RIP holds interrupts back.
     pub(crate) interrupt_shadow: bool,
     pub(crate) window: bool,
+    pub(crate) halt_exits: bool,
     pub(crate) exception_intercepts: u32,
     pub(crate) halted: bool,
     /// The virtual-APIC page of the posted mode.
@@ -210,6 +211,7 @@ impl Default for FakeVcpu {
             injected: None,
             interrupt_shadow: false,
             window: false,
+            halt_exits: false,
             exception_intercepts: 0,
             halted: false,
             apic_page: None,
@@ -313,6 +315,10 @@ impl Vcpu for FakeVcpu {
     }
     fn set_interrupt_window(&mut self, wanted: bool) {
         self.window = wanted;
+        self.halt_exits = wanted;
+    }
+    fn let_halt(&mut self) {
+        self.halt_exits = false;
     }
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;

@@ -162,6 +162,8 @@ pub struct CpuState {
     /// The last of them.
     pub(crate) recent: RecentExits,
     pub(crate) standstill: Standstill,
+    /// It stands at a HLT that ended in an exit and that the CPU is to carry out.
+    pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
     pub(crate) idt_limit: Option<u16>,
 }
@@ -180,6 +182,7 @@ impl CpuState {
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
             standstill: Standstill::default(),
+            halting: false,
             idt_limit: None,
         }
     }

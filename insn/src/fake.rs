@@ -117,6 +117,7 @@ impl Vcpu for FakeVcpu {
         false
     }
     fn set_interrupt_window(&mut self, _: bool) {}
+    fn let_halt(&mut self) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {

@@ -238,6 +238,10 @@ impl Vcpu for SvmVcpu {
         self.move_to_cr4()
     }
 
+    fn let_halt(&mut self) {
+        controls::let_halt(&mut self.vmcb_mut().control);
+    }
+
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.vmcb_mut().control.intercept_exceptions = bitmap;
     }

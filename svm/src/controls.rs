@@ -107,18 +107,24 @@ pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
 }
 
 /// Opens or closes the interrupt window: a virtual interrupt is made pending whose delivery is
-/// intercepted, so the exit comes as soon as the guest could take an interrupt.
+/// intercepted, so the exit comes as soon as the guest could take an interrupt. HLT exits meanwhile: see
+/// [`arch::vcpu::Vcpu::set_interrupt_window`].
 ///
 /// With V_INTR_MASKING = 0 QEMU loses the pending V_IRQ when the guest takes a physical interrupt
 /// directly; it is back with the next VMRUN. Exitless mode raises interrupts by self-IPI instead.
 pub fn set_interrupt_window(control: &mut ControlArea, wanted: bool) {
     if wanted {
-        control.intercept_3 |= Intercepts3::VINTR.bits();
+        control.intercept_3 |= (Intercepts3::VINTR | Intercepts3::HLT).bits();
         control.virtual_interrupt |= WINDOW;
     } else {
-        control.intercept_3 &= !Intercepts3::VINTR.bits();
+        control.intercept_3 &= !(Intercepts3::VINTR | Intercepts3::HLT).bits();
         control.virtual_interrupt &= !WINDOW;
     }
+}
+
+/// Lets the guest halt, until the window is next opened or closed.
+pub fn let_halt(control: &mut ControlArea) {
+    control.intercept_3 &= !Intercepts3::HLT.bits();
 }
 
 /// TLB_CONTROL that drops this guest's translations, nested ones included
@@ -186,7 +192,14 @@ mod tests {
             let mut control = before.clone();
             set_interrupt_window(&mut control, true);
             assert_ne!(control.intercept_3 & Intercepts3::VINTR.bits(), 0);
+            assert_ne!(
+                control.intercept_3 & Intercepts3::HLT.bits(),
+                0,
+                "while an interrupt waits"
+            );
             assert_ne!(control.virtual_interrupt & V_IRQ, 0);
+            let_halt(&mut control);
+            assert_eq!(control.intercept_3, before.intercept_3 | Intercepts3::VINTR.bits());
             set_interrupt_window(&mut control, false);
             assert_eq!(control.intercept_3, before.intercept_3);
             assert_eq!(control.virtual_interrupt, before.virtual_interrupt);

@@ -14,7 +14,7 @@ use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
 use arch::{Exit, Gva, Vector};
 use cpu::instructions::write_msr;
 
-use crate::controls::{Controls, ExitControls, PinBased, Primary};
+use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
 use crate::event::InterruptionInformation;
 use crate::field::{self, Field, Natural, W32};
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
@@ -231,7 +231,11 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_interrupt_window(&mut self, wanted: bool) {
-        self.set_primary(Primary::INTERRUPT_WINDOW_EXITING, wanted);
+        self.set_primary(INTERRUPT_WINDOW, wanted);
+    }
+
+    fn let_halt(&mut self) {
+        self.set_primary(Primary::HLT_EXITING, false);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

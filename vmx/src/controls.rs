@@ -138,11 +138,14 @@ bitflags! {
 
 /// The controls that are switched on and off while the guest runs: the CPU must offer them, but they
 /// start off.
-const SWITCHED: Primary = Primary::INTERRUPT_WINDOW_EXITING.union(Primary::NMI_WINDOW_EXITING);
+pub(crate) const SWITCHED: Primary = INTERRUPT_WINDOW.union(Primary::NMI_WINDOW_EXITING);
+
+/// What is on while an interrupt waits for its window: see [`arch::vcpu::Vcpu::set_interrupt_window`].
+pub(crate) const INTERRUPT_WINDOW: Primary =
+    Primary::INTERRUPT_WINDOW_EXITING.union(Primary::HLT_EXITING);
 
 /// What must never exit.
-const NEVER: Primary = Primary::HLT_EXITING
-    .union(Primary::INVLPG_EXITING)
+const NEVER: Primary = Primary::INVLPG_EXITING
     .union(Primary::MWAIT_EXITING)
     .union(Primary::RDPMC_EXITING)
     .union(Primary::RDTSC_EXITING)
@@ -423,5 +426,11 @@ mod tests {
         let primary = Controls::choose(&SKYLAKE, InterruptMode::Exiting).unwrap().primary;
         assert!(!primary.intersects(SWITCHED));
         assert!(!primary.intersects(NEVER));
+    }
+
+    #[test]
+    fn while_an_interrupt_waits_a_halt_exits() {
+        assert!(INTERRUPT_WINDOW.contains(Primary::HLT_EXITING));
+        assert!(SWITCHED.contains(INTERRUPT_WINDOW), "off at the start, and the CPU must have it");
     }
 }

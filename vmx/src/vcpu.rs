@@ -13,7 +13,7 @@ use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
-use crate::controls::{EntryControls, Primary};
+use crate::controls::{EntryControls, Primary, SWITCHED};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection, interruptibility};
@@ -303,8 +303,7 @@ impl VmxVcpu {
     pub(crate) fn drop_events(&mut self) {
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
         self.pending_nmi = false;
-        let windows = Primary::NMI_WINDOW_EXITING | Primary::INTERRUPT_WINDOW_EXITING;
-        self.set_primary(windows, false);
+        self.set_primary(SWITCHED, false);
     }
 
     /// Nothing is requested, in service or posted.

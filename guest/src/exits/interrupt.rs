@@ -261,11 +261,16 @@ impl<P: Platform, V> Context<'_, P, V> {
             let shown = self.cpu.apic.pending.store(page);
             return self.vcpu.set_virtual_interrupts(&shown);
         }
+        let halting = core::mem::take(&mut self.cpu.halting);
         let Some(vector) = self.cpu.apic.pending.next() else {
             return self.vcpu.set_interrupt_window(false);
         };
         if self.vcpu.injecting() || !self.vcpu.interruptible() {
-            return self.vcpu.set_interrupt_window(true);
+            self.vcpu.set_interrupt_window(true);
+            if halting {
+                self.vcpu.let_halt();
+            }
+            return;
         }
         self.vcpu.inject(Event::interrupt(vector));
         self.cpu.apic.pending.injected(vector);

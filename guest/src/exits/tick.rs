@@ -28,10 +28,15 @@ impl<P: Platform> Context<'_, P> {
         if self.halted_for_good() { self.halted() } else { Next::Resume }
     }
 
-    /// An intercepted HLT: with interrupts on the guest may wake at any time, so it does at once.
+    /// HLT exits while an interrupt waits for its window. With IF set that one ends the halt at once. Else the
+    /// CPU itself halts: nothing but an NMI, which exits, can wake it.
     pub(super) fn halt(&mut self, length: Option<u8>) -> Next {
-        self.vcpu.skip_instruction(length.unwrap_or(1));
-        if self.interrupts_enabled() { Next::Resume } else { self.halted() }
+        if self.interrupts_enabled() && self.cpu.apic.pending.next().is_some() {
+            self.vcpu.skip_instruction(length.unwrap_or(1));
+        } else {
+            self.cpu.halting = true;
+        }
+        Next::Resume
     }
 
     fn halted(&mut self) -> Next {

@@ -224,6 +224,45 @@ mod exiting {
         }
     }
 
+    /// `cli`, an interrupt, `sti; hlt`: KVM would leave the CPU halted, whatever window was asked for.
+    #[test]
+    fn one_that_waits_for_its_window_ends_a_halt_at_once() {
+        let mut world = world();
+        world.vcpu.state.rflags = 2;
+        arrive(&mut world, 0x40, false);
+        assert!(world.vcpu.window && world.vcpu.halt_exits);
+        let rip = world.vcpu.state.rip;
+        world.vcpu.state.rflags = 0x202;
+        world.vcpu.interrupt_shadow = true;
+        world.handle(ExitReason::Halt, None);
+        assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (interrupt(0x40), rip + 1));
+        assert!(!world.vcpu.halt_exits, "and nothing is left of it");
+    }
+
+    #[test]
+    fn a_halt_with_interrupts_off_lasts_though_an_interrupt_waits() {
+        let mut world = world();
+        world.vcpu.state.rflags = 2;
+        arrive(&mut world, 0x40, false);
+        let rip = world.vcpu.state.rip;
+        world.handle(ExitReason::Halt, None);
+        assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (None, rip));
+        assert!(
+            world.vcpu.window && !world.vcpu.halt_exits,
+            "the CPU halts, and does not exit again"
+        );
+        // An NMI may have woken it: its next halt is looked at anew.
+        world.handle(ExitReason::Nmi, None);
+        assert!(world.vcpu.window && world.vcpu.halt_exits);
+    }
+
+    #[test]
+    fn without_one_that_waits_no_halt_exits() {
+        let mut world = world();
+        arrive(&mut world, 0x40, false);
+        assert!(!world.vcpu.window && !world.vcpu.halt_exits);
+    }
+
     #[test]
     fn it_never_takes_the_place_of_another_event() {
         let mut world = world();
