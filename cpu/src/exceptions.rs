@@ -120,6 +120,7 @@ extern "C" fn handle(frame: &mut Frame) {
     const GENERAL_PROTECTION: u64 = 13;
     match frame.vector & 0xff {
         NMI => {
+            frame.rip = crate::sleep::at_nmi(frame.rip);
             if let Some(work) = AT_NMI.get() {
                 work();
             }
@@ -153,18 +154,8 @@ pub unsafe fn take_interrupt() -> Option<u8> {
     taken(seen)
 }
 
-/// As [`take_interrupt`], but sleeps until there is an interrupt, or something else wakes the CPU.
-///
-/// # Safety
-/// As for [`take_interrupt`].
-pub unsafe fn sleep_until_interrupt() -> Option<u8> {
-    let seen: u64;
-    // SAFETY: as in `take_interrupt`.
-    unsafe { asm!("sti", "hlt", "cli", inout("rax") 0_u64 => seen, options(nostack)) };
-    taken(seen)
-}
-
-fn taken(rax: u64) -> Option<u8> {
+/// What a handler of an interrupt has put in RAX, if one ran.
+pub(crate) fn taken(rax: u64) -> Option<u8> {
     (rax & TAKEN != 0).then_some(rax as u8)
 }
 

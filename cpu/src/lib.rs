@@ -16,4 +16,5 @@ pub mod physical;
 pub mod pic;
 pub mod segments;
 pub mod serial;
+pub mod sleep;
 pub mod start;

@@ -6,6 +6,7 @@ use arch::{ApicId, Vector, msr};
 use crate::clock::bracketed;
 use crate::exceptions;
 use crate::instructions::{cpuid, read_msr, write_msr};
+use crate::sleep;
 
 const APIC_BASE_ENABLE: u64 = 1 << 11;
 const APIC_BASE_EXTD: u64 = 1 << 10;
@@ -116,19 +117,29 @@ impl LocalApic {
     /// The exception handlers are installed, no guest's timer is armed on this CPU, and interrupts
     /// may be taken (on AMD-V: GIF is set).
     pub unsafe fn nap(self) {
+        const MILLISECOND: u64 = 1_000_000;
+        // SAFETY: the caller vouches for all of it.
+        unsafe { self.sleep(sleep::nmis(), MILLISECOND) };
+    }
+
+    /// Sleeps for up to `ticks` of this CPU's own timer, about a nanosecond each on most machines, or until
+    /// anything else comes; not at all where an NMI has come since [`sleep::nmis`] said `seen`.
+    ///
+    /// # Safety
+    /// As for [`Self::nap`].
+    pub unsafe fn sleep(self, seen: u32, ticks: u64) {
         const WAKE_VECTOR: u64 = 0xf0;
-        const COUNT: u64 = 1_000_000;
         let steps = [
             (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
             (msr::IA32_X2APIC_LVT_TIMER, WAKE_VECTOR),
-            (msr::IA32_X2APIC_INIT_COUNT, COUNT),
+            (msr::IA32_X2APIC_INIT_COUNT, ticks),
         ];
         for (register, value) in steps {
             // SAFETY: `self` proves x2APIC mode; the timer is nobody's, says the caller.
             unsafe { write_msr(register, value) };
         }
         // SAFETY: as the caller promises.
-        if unsafe { exceptions::sleep_until_interrupt() }.is_some() {
+        if unsafe { sleep::sleep(seen, true) }.is_some() {
             self.eoi();
         }
         // SAFETY: as above.

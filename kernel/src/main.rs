@@ -34,6 +34,7 @@ use boot::BootInfo;
 use config::Config;
 use cpu::exceptions::Frame;
 use cpu::instructions::tsc;
+use cpu::sleep;
 
 use crate::backend::{AmdV, Backend, Vendor, VtX};
 use crate::bring_up::Hardware;
@@ -107,10 +108,13 @@ fn start<B: Backend>(
     }
     let processor = Processor { apic: hardware.apic, tss_base: hardware.tss_base };
     loop {
+        let seen = sleep::nmis();
+        watchdog::look_after(hardware, processor.apic);
         if let Some(job) = processors::take_job(hardware.apic.id()) {
             job(&processor);
+        } else {
+            watchdog::wait(processor.apic, seen);
         }
-        run::rest(hardware, &processor);
     }
 }
 

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arch::{ApicId, Hpa};
 use cpu::local_apic::LocalApic;
+use cpu::sleep;
 use cpu::start::{StartPage, wait};
 use spin::{Mutex, Once};
 
@@ -152,14 +153,16 @@ extern "C" fn entry(index: u64) -> ! {
     }
 }
 
-/// Waits for jobs, for ever.
+/// Waits for jobs, for ever. There is nothing else that this processor has to look after.
 fn work(processor: &Processor) -> ! {
     loop {
+        let seen = sleep::nmis();
         if let Some(job) = take_job(processor.apic.id()) {
             job(processor);
+        } else {
+            // SAFETY: the handlers are installed, interrupts are off, and no guest runs here now.
+            unsafe { sleep::sleep(seen, false) };
         }
-        // SAFETY: the handlers are installed, and no guest runs here now.
-        unsafe { processor.apic.nap() };
     }
 }
 
@@ -167,11 +170,12 @@ fn desk(id: ApicId) -> Option<&'static Desk> {
     DESKS.get()?.iter().find(|desk| desk.id == id)
 }
 
-/// Gives the processor with this identifier its job.
+/// Gives the processor with this identifier its job, and wakes it.
 pub(crate) fn assign(id: ApicId, job: Job) {
     if let Some(desk) = desk(id) {
         desk.busy.store(true, Ordering::Release);
         *desk.job.lock() = Some(job);
+        LocalApic::current().send_nmi(id);
     }
 }
 

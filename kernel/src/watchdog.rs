@@ -8,7 +8,7 @@ use arch::iommu::{Fault, InterruptSource, IommuError};
 use arch::vcpu::Vcpu;
 use arch::{ApicId, Vector};
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use spin::{Mutex, Once};
@@ -27,6 +27,8 @@ static FAULTS: AtomicU32 = AtomicU32::new(0);
 /// The last fault of each function, and how many it had.
 static FAULTING: Mutex<ArrayVec<(Fault, u32), MOST_FAULTING>> = Mutex::new(ArrayVec::new_const());
 static HPET: Once<()> = Once::new();
+/// A key on the serial line calls the boot processor.
+static KEYS_CALL: AtomicBool = AtomicBool::new(false);
 /// TSC at the last call.
 static LAST_CALL: AtomicU64 = AtomicU64::new(0);
 
@@ -64,6 +66,15 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
     if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
 }
 
+/// The boot processor waits, without a job, for what calls it, or for the next time to look after what does not call:
+/// IOMMU faults and, on a machine where keys do not call, keys. `seen`: NMIs before it looked.
+pub(crate) fn wait(own: LocalApic, seen: u32) {
+    // About a tenth of a second, or a thousandth. A slower timer is no harm.
+    let ticks = if KEYS_CALL.load(Ordering::Relaxed) { 100_000_000 } else { 1_000_000 };
+    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
+    unsafe { own.sleep(seen, ticks) };
+}
+
 /// Has a key on the serial line call the boot processor: COM1's line (ISA interrupt 4) as an NMI.
 pub(crate) fn arm_console(hardware: &Hardware) {
     const COM1_IRQ: u8 = 4;
@@ -83,6 +94,7 @@ pub(crate) fn arm_console(hardware: &Hardware) {
     if let Some(entry) = entry {
         io_apic.set_redirection(input, entry);
         console::interrupt_on_receive();
+        KEYS_CALL.store(true, Ordering::Relaxed);
     }
 }
 

@@ -30,6 +30,8 @@ fn thousands_of_interrupts_execute_no_instruction_of_the_hypervisor() {
     let cpu = &window["cpus"][0];
     assert!(cpu["guest"].as_u64() > Some(1000 * interrupts), "the guest worked: {window}");
     assert_eq!((cpu["host"].as_u64(), cpu["switches"].as_u64()), (Some(0), Some(0)), "{window}");
+    let idle = &window["cpus"][1];
+    assert_eq!(idle["host"].as_u64(), Some(0), "a processor without a job sleeps: {window}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How a guest ends, and what becomes of the run.
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload, Session};
 
 fn run(emulator: Emulator, way: &str) -> Outcome {
     run_with(emulator, way, "exitless")
@@ -118,18 +118,22 @@ fn a_guest_that_never_ends_times_out() {
     assert_eq!(outcome.guest_outcome("ends"), None, "{outcome}");
 }
 
-/// The guest ends and begins anew again and again, each time in fresh memory, until time is up.
+/// The guest ends and begins anew again and again, each time in fresh memory, until the user has seen enough.
 fn begins_anew(emulator: Emulator, way: &str, further: &str) {
     let payload =
         Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
-    let options = [emulator.options(), &["--timeout", "15"]].concat();
     let folder = Folder::new(&format!("anew-{way}-{emulator}"));
-    let outcome = folder.run(&payload.toml(), &options, &Devices::none());
-    assert_eq!(outcome.status, Some(124), "{outcome}");
-    assert!(!outcome.output.contains("FAILED"), "{outcome}");
-    let fresh = "payload: its memory is fresh: ok";
-    let lives = outcome.output.lines().filter(|line| line.starts_with(fresh)).count();
-    assert!(lives > 2, "{lives} lives\n{outcome}");
+    let config = folder.write("nexit.toml", payload.toml());
+    let run = [&["run", "--config", &config, "--timeout", "240"], emulator.options()].concat();
+    let mut session = Session::start(&run);
+    for _life in 0..3 {
+        session.see("payload: its memory is fresh: ok");
+    }
+    session.keys("\u{1}x");
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    assert_eq!(status.code(), Some(1), "{screen}");
+    assert!(!screen.contains("FAILED"), "{screen}");
 }
 
 #[test]

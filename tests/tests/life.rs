@@ -1,6 +1,6 @@
 //! A guest's lives: what each takes is given back at its end, to the byte.
 
-use nexit_tests::{Devices, Folder, Payload, Session};
+use nexit_tests::{Devices, Emulator, Folder, Payload, Session};
 
 const LIVES: usize = 100;
 
@@ -67,6 +67,51 @@ fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
         let shown = screen.lines().filter(|line| line.contains(claim)).count();
         assert!(shown > LIVES, "{claim}: {shown} times\n{screen}");
     }
+}
+
+/// The boot processor, and one that nothing but its next job can wake.
+fn a_processor_without_a_job_wakes_for_one(emulator: Emulator) {
+    let folder = Folder::new(&format!("wakes-{emulator}"));
+    let guest = |name: &str, cpu: &str| {
+        let payload = Payload { command_line: "spin", ..Payload::new("ends") }.toml();
+        payload.replace("\"ends\"", &format!("\"{name}\"")).replace("[0]", cpu)
+    };
+    let config = folder.write("nexit.toml", guest("boot", "[0]") + &guest("other", "[1]"));
+    let run = [&["run", "--config", &config, "--timeout", "150"], emulator.options()].concat();
+    let mut session = Session::start(&run);
+    session.see("guest other: entering");
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("stop other\r");
+    session.see("guest other: stopped after");
+    // What two guests say at once stands in pieces; now there is one.
+    session.keys("restart boot\r");
+    session.see("guest boot: stopped: it begins anew");
+    session.see("boot: payload: ends by spin");
+    for (stopped, next) in [("other", "boot"), ("boot", "other"), ("other", "boot")] {
+        // Keys find their way while it sleeps.
+        assert!(session.ask("guests").contains(&format!("{stopped}: stopped, ")));
+        session.keys(&format!("start {stopped}\r"));
+        session.see(&format!("guest {stopped}: started"));
+        session.see(&format!("{stopped}: payload: ends by spin"));
+        session.keys(&format!("stop {next}\r"));
+        session.see(&format!("guest {next}: stopped after"));
+    }
+    session.keys("stop other\r");
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    assert_eq!(status.code(), Some(1), "they were stopped\n{screen}");
+    assert!(screen.contains("nexit: all guests have ended"), "{screen}");
+}
+
+#[test]
+fn a_processor_without_a_job_wakes_for_one_on_amd_v() {
+    a_processor_without_a_job_wakes_for_one(Emulator::Qemu);
+}
+
+#[test]
+fn a_processor_without_a_job_wakes_for_one_on_vt_x() {
+    a_processor_without_a_job_wakes_for_one(Emulator::Bochs);
 }
 
 /// Only the first crash of a row is told in full, and the waits grow.
