@@ -1,8 +1,10 @@
 //! Scripted stand-ins for the machine, the CPU and the guest's memory, for this crate's tests.
 
 use std::boxed::Box;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::rc::Rc;
 use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
@@ -18,6 +20,21 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
+
+/// What policy did to the machine that a device or another CPU can notice, in the order of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Done {
+    /// A shadow page shows something else now: a gate was opened.
+    Shadow,
+    Route(InterruptLine, bool),
+    Mmio(Hpa, u64),
+    Config(Bdf, u16, u32),
+    Ring(ApicId, Vector),
+    Ipi(usize, Vector),
+}
+
+/// One list, of the machine and its configuration space.
+pub(crate) type Order = Rc<RefCell<Vec<Done>>>;
 
 /// A machine whose answers a test sets, and which records what is done to it.
 pub(crate) struct FakeMachine {
@@ -44,6 +61,7 @@ pub(crate) struct FakeMachine {
     pub(crate) typed: VecDeque<u8>,
     pub(crate) printed: Vec<u8>,
     pub(crate) log: Vec<String>,
+    pub(crate) order: Order,
 }
 
 impl Default for FakeMachine {
@@ -68,7 +86,14 @@ impl Default for FakeMachine {
             typed: VecDeque::new(),
             printed: Vec::new(),
             log: Vec::new(),
+            order: Order::default(),
         }
+    }
+}
+
+impl FakeMachine {
+    fn did(&self, what: Done) {
+        self.order.borrow_mut().push(what);
     }
 }
 
@@ -108,7 +133,9 @@ impl Machine for FakeMachine {
     fn mmio_read(&mut self, _: Hpa, width: Width) -> u64 {
         width.mask()
     }
-    fn mmio_write(&mut self, _: Hpa, _: Width, _: u64) {}
+    fn mmio_write(&mut self, at: Hpa, _: Width, value: u64) {
+        self.did(Done::Mmio(at, value));
+    }
     fn self_ipi(&mut self, vector: Vector) {
         self.self_ipis.push(vector);
     }
@@ -121,9 +148,11 @@ impl Machine for FakeMachine {
         }
     }
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {
+        self.did(Done::Ipi(cpu, vector));
         self.ipis.push((cpu, vector));
     }
     fn ring(&mut self, to: ApicId, vector: Vector) {
+        self.did(Done::Ring(to, vector));
         self.rung.push((to, vector));
     }
     fn request(&mut self, cpu: usize, what: CpuRequest) {
@@ -134,6 +163,7 @@ impl Machine for FakeMachine {
         line: InterruptLine,
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
+        self.did(Done::Route(line, target.is_some()));
         self.routes.push((line, target));
         Ok(MsiMessage { address: 0xfee0_0010, data: 0 })
     }
@@ -144,7 +174,11 @@ impl Machine for FakeMachine {
         self.shadow_at[slot] = gpa;
     }
     fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+        let before = self.shadow[slot];
         work(&mut self.shadow[slot]);
+        if self.shadow[slot] != before {
+            self.did(Done::Shadow);
+        }
     }
     fn vector_register(&self, register: u8) -> [u8; 16] {
         self.xmm[usize::from(register)]
@@ -346,7 +380,7 @@ impl Vcpu for FakeVcpu {
 
 /// Configuration space of bytes, each with a mask of the bits that software can write.
 #[derive(Default)]
-pub(crate) struct FakeConfig(BTreeMap<Bdf, Vec<(u8, u8)>>);
+pub(crate) struct FakeConfig(BTreeMap<Bdf, Vec<(u8, u8)>>, pub(crate) Order);
 
 impl FakeConfig {
     /// A function with these dwords: offset, value, writable bits.
@@ -370,6 +404,7 @@ impl ConfigSpace for FakeConfig {
     }
     fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
         let Some(bytes) = self.0.get_mut(&function) else { return };
+        self.1.borrow_mut().push(Done::Config(function, offset, value));
         let part = &mut bytes[usize::from(offset)..][..usize::from(width.bytes())];
         for ((byte, writable), new) in part.iter_mut().zip(value.to_le_bytes()) {
             *byte = *byte & !*writable | new & *writable;

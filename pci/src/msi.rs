@@ -90,31 +90,46 @@ impl Msi {
         self.enabled.then_some(MsiMessage { address: self.address, data: self.data.into() })
     }
 
+    /// The message that the function shall send: the guest has enabled it and not masked it.
+    #[must_use]
+    pub fn live(&self) -> Option<MsiMessage> {
+        self.message().filter(|_| !self.masked)
+    }
+
+    /// What the real capability is enabled with.
+    #[must_use]
+    pub const fn programmed(&self) -> Option<MsiMessage> {
+        self.programmed
+    }
+
     /// Programs the real capability: with `message`, or with `None` off, whoever enabled it. It is
-    /// switched off for a moment only where the message differs from the one that is there.
+    /// switched off for a moment only where the message differs from the one that is there, and
+    /// unmasked only when that is.
     pub fn program(
         &mut self,
         space: &mut impl ConfigSpace,
         function: Bdf,
         message: Option<MsiMessage>,
     ) {
-        if self.features & PER_VECTOR_MASKING != 0 {
-            // Every message but the one that the guest is offered stays masked.
-            let mask = !u32::from(!self.masked);
-            space.write(function, self.offset + self.data_offset() + 4, Width::Dword, mask);
-        }
-        if message.is_some() && self.programmed == message {
-            return;
-        }
         let control = self.offset + 2;
-        space.write(function, control, Width::Word, 0);
-        if let Some(message) = message {
+        let differs = message.is_none() || self.programmed != message;
+        if differs {
+            space.write(function, control, Width::Word, 0);
+        }
+        if let Some(message) = message.filter(|_| differs) {
             space.write(function, self.offset + 4, Width::Dword, message.address as u32);
             if self.features & ADDRESS_64 != 0 {
                 let high = (message.address >> 32) as u32;
                 space.write(function, self.offset + 8, Width::Dword, high);
             }
             space.write(function, self.offset + self.data_offset(), Width::Word, message.data);
+        }
+        if self.features & PER_VECTOR_MASKING != 0 {
+            // Every message but the one that the guest is offered stays masked.
+            let mask = !u32::from(!self.masked);
+            space.write(function, self.offset + self.data_offset() + 4, Width::Dword, mask);
+        }
+        if differs && message.is_some() {
             space.write(function, control, Width::Word, ENABLE.into());
         }
         self.programmed = message;

@@ -6,7 +6,6 @@ use arch::interrupt::{DeliveryMode, InterruptTarget};
 use arch::machine::{GuestMemory, InterruptLine, Machine};
 use arch::vcpu::InterruptMode;
 use arch::{Gpa, Width};
-use arrayvec::ArrayVec;
 use eli::{ApicRead, Reason};
 use insn::Operation;
 use pci::GuestInterrupt;
@@ -66,25 +65,35 @@ impl<P: Platform> Context<'_, P> {
 }
 
 impl<P: Platform> Context<'_, P> {
-    /// Runs `work` on the PCI bus; grants the vectors that it gave to devices meanwhile.
+    /// Runs `work` on the PCI bus. For each message that the guest enabled by it: finds its CPU,
+    /// grants the vector, and only then lets the device raise it.
     pub(super) fn with_bus(
         &mut self,
         work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
     ) {
-        let mut granted: ArrayVec<arch::Vector, 64> = ArrayVec::new();
-        let guest = self.guest;
-        let mut target = |interrupt: GuestInterrupt| -> Option<InterruptTarget> {
-            let cpu = addressee(guest, interrupt.destination, interrupt.logical)?;
-            // A vector that finds no room here is granted at its first arrival.
-            let _ = granted.try_push(interrupt.vector);
-            guest.cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
-        };
-        let mut host =
-            Host { machine: &mut *self.machine, config: &mut *self.config, target: &mut target };
-        work(&mut self.vm.bus, &mut host);
-        for vector in granted {
-            self.grant(vector, Reason::Device);
+        let (bus, mut host) = self.bus();
+        work(bus, &mut host);
+        loop {
+            let (bus, mut host) = self.bus();
+            let Some(wanted) = bus.next_wanted(&mut host) else { return };
+            let target = self.message_target(wanted.interrupt);
+            if let Some(target) = target {
+                self.grant(target.vector, Reason::Device);
+            }
+            let (bus, mut host) = self.bus();
+            bus.program(&mut host, &wanted, target);
         }
+    }
+
+    fn bus(&mut self) -> (&mut VirtualBus, Host<'_, P::Machine, P::Config>) {
+        (&mut self.vm.bus, Host { machine: self.machine, config: self.config })
+    }
+
+    /// Where an interrupt that the guest programs into its device really goes; `None`: to no CPU of
+    /// this guest.
+    fn message_target(&self, interrupt: GuestInterrupt) -> Option<InterruptTarget> {
+        let cpu = addressee(self.guest, interrupt.destination, interrupt.logical)?;
+        self.guest.cpus.get(cpu).map(|cpu| interrupt.target(*cpu))
     }
 
     /// Raises one of the I/O APIC's inputs that a virtual device drives.
@@ -195,13 +204,7 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
         if in_page(Gpa::new(ioapic::BASE), gpa) {
             return self.0.vm.io_apic.read(gpa.page_offset()).into();
         }
-        let bus = &self.0.vm.bus;
-        let mut nowhere = |_: GuestInterrupt| None;
-        let mut host = Host {
-            machine: &mut *self.0.machine,
-            config: &mut *self.0.config,
-            target: &mut nowhere,
-        };
+        let (bus, mut host) = self.0.bus();
         bus.mmio_read(&mut host, gpa, width).unwrap_or_else(|| {
             self.0.stray(gpa, false);
             width.mask()

@@ -3,6 +3,7 @@
 mod hostile;
 mod interrupts;
 mod memory;
+mod order;
 mod ports;
 mod processors;
 mod registers;
@@ -43,6 +44,8 @@ const CPU: ApicId = ApicId(6);
 /// The function that the guest owns: 16 KiB BAR with an MSI-X table of 4 entries at 0x2000.
 const NVME: Bdf = Bdf::new(0, 4, 0);
 const BAR: u64 = 0xfebd_0000;
+/// Another one: 64-bit MSI, which can be masked.
+const NIC: Bdf = Bdf::new(0, 7, 0);
 /// The physical lines that the guest owns.
 const LINES: [Line; 2] =
     [Line { input: 14, gsi: 14, active_low: false }, Line { input: 17, gsi: 40, active_low: true }];
@@ -82,9 +85,14 @@ impl World {
         let bar = [(0x10, BAR as u32, 0xffff_c000), (0x34, 0x40, 0)];
         let msix = [(0x40, 0x0003_0011, 0xc000_0000), (0x44, 0x2000, 0), (0x48, 0x3000, 0)];
         config.add(NVME, &[&header[..], &bar, &msix].concat());
+        let header = [(0, 0x5678_8086, 0), (4, 0x0010_0003, 0x7ff), (8, 0x0200_0000, 0)];
+        let msi =
+            [(0x50, 0x0180_0005, 0x0071_0000), (0x54, 0, !3), (0x58, 0, !0), (0x5c, 0, 0xffff)];
+        config.add(NIC, &[&header[..], &[(0x34, 0x50, 0)], &msi, &[(0x60, 0, !0)]].concat());
+        config.1 = machine.order.clone();
         let windows = vec![GpaRange::between(0xf000_0000, 0xfec0_0000)];
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
-        let bus = VirtualBus::new(&mut config, &[NVME], Some(ecam), windows).unwrap();
+        let bus = VirtualBus::new(&mut config, &[NVME, NIC], Some(ecam), windows).unwrap();
         let cpuid = CpuidPolicy::new(vec![ApicId(0)], &machine);
         let guest = Guest::new("test".into(), mode, vec![CPU], cpuid);
         let mut world = Self {
@@ -96,11 +104,9 @@ impl World {
             memory: FakeMemory(vec![0; RAM as usize]),
             config,
         };
-        let mut nobody = |_| None;
         world.vm.bus.attach(&mut crate::pci::Host {
             machine: &mut world.machine,
             config: &mut world.config,
-            target: &mut nobody,
         });
         world.enter_long_mode();
         world.switch_apics_on(1);

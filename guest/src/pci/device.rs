@@ -2,7 +2,9 @@
 //!
 //! Invariant: the physical BARs stay where the firmware put them and keep decoding; only their
 //! place in the guest moves. The pages of the MSI-X table are never mapped. A real message is
-//! enabled only after [`Machine::route`] gave it.
+//! enabled only after its vector was granted and [`Machine::route`] gave it: an access of the guest
+//! takes messages away at once, and what it adds becomes *due* ([`Device::next_wanted`],
+//! [`Device::program`]).
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,13 +12,13 @@ use core::fmt::Display;
 use core::ops::Range;
 
 use arch::address::PAGE_SIZE;
-use arch::interrupt::MsiMessage;
+use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{ConfigSpace, InterruptLine, Machine, RouteRefused};
 use arch::msr::PortRange;
 use arch::{Bdf, Gpa, Hpa, Width};
 use pci::bar::Bar;
 use pci::header::{INTERRUPT_LINE, LegacyIde};
-use pci::message;
+use pci::message::{self, GuestInterrupt};
 use pci::msix::{ENTRY_MASKED, ENTRY_SIZE, MsixCapability, MsixEntry, MsixTable, VECTOR_CONTROL};
 use pci::{Command, Effect, Function, VirtualFunction};
 
@@ -40,6 +42,31 @@ pub(super) struct Device {
     identity: Function,
     attached: bool,
     refusals: u8,
+    /// Entries of the table that are to be programmed where they are live.
+    due: Range<u16>,
+    /// The MSI message is to be programmed if it is live.
+    msi_due: bool,
+    /// MSI-X is to be enabled, once no entry is due.
+    control_due: bool,
+}
+
+/// Where one of a function's messages is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum MessageSlot {
+    /// In the MSI capability.
+    Msi,
+    /// In the MSI-X table.
+    Entry(u16),
+}
+
+impl MessageSlot {
+    /// The number by which routes know it.
+    const fn index(self) -> u16 {
+        match self {
+            Self::Msi => 0,
+            Self::Entry(index) => index,
+        }
+    }
 }
 
 impl Device {
@@ -62,7 +89,17 @@ impl Device {
         }
         let entries = view.msix().map_or(0, |msix| msix.entries);
         let table = MsixTable::new(vec![MsixEntry::default(); entries.into()]);
-        Self { address, view, table, identity, attached: false, refusals: 0 }
+        Self {
+            address,
+            view,
+            table,
+            identity,
+            attached: false,
+            refusals: 0,
+            due: 0..0,
+            msi_due: false,
+            control_due: false,
+        }
     }
 
     /// IDE channels in compatibility mode.
@@ -103,7 +140,7 @@ impl Device {
         if let Some(msix) = self.view.msix().copied() {
             host.config.write(function, msix.offset + MESSAGE_CONTROL, Width::Word, 0);
             for index in 0..msix.entries {
-                self.mask_entry(host, &msix, index);
+                self.mask_entry(host.machine, &msix, index);
             }
         }
         if self.is_mute(host.config) {
@@ -179,16 +216,15 @@ impl Device {
                 }
                 return changed.contains(Command::MEMORY_SPACE);
             }
-            Effect::MsiChanged => self.program_msi(host),
+            Effect::MsiChanged => self.msi_changed(host),
             Effect::MsixControlChanged { old, new } => {
-                let Some(msix) = self.view.msix().copied() else { return false };
-                if new.live() && !old.live() {
-                    for index in 0..msix.entries {
-                        self.program_entry(host, &msix, index);
-                    }
+                let Some(msix) = self.view.msix() else { return false };
+                self.control_due = new.live() && !old.live();
+                if self.control_due {
+                    self.due = 0..msix.entries;
+                } else {
+                    self.write_msix_control(host.config);
                 }
-                let control = msix.offset + MESSAGE_CONTROL;
-                host.config.write(function, control, Width::Word, new.bits().into());
             }
         }
         false
@@ -255,9 +291,17 @@ impl Device {
     ) {
         match self.table_at(bar, offset) {
             Some((msix, offset)) => {
-                for index in self.table.write(offset, width, value) {
-                    self.program_entry(host, &msix, index);
+                let touched = self.table.write(offset, width, value);
+                for index in touched.clone() {
+                    if self.table.entry(index).is_some_and(MsixEntry::masked) {
+                        self.mask_entry(host.machine, &msix, index);
+                    }
                 }
+                self.due = if self.due.is_empty() {
+                    touched
+                } else {
+                    self.due.start.min(touched.start)..self.due.end.max(touched.end)
+                };
             }
             None => host.machine.mmio_write(Hpa::new(bar.base + offset), width, value),
         }
@@ -270,39 +314,112 @@ impl Device {
         Some(Hpa::new(bar.base + offset))
     }
 
-    fn mask_entry<M: Machine, C: ConfigSpace>(
-        &self,
-        host: &mut Host<'_, M, C>,
-        msix: &MsixCapability,
-        index: u16,
-    ) {
+    fn mask_entry(&self, machine: &mut impl Machine, msix: &MsixCapability, index: u16) {
         if let Some(at) = self.entry_address(msix, index) {
             let control = at.wrapping_add(VECTOR_CONTROL);
-            host.machine.mmio_write(control, Width::Dword, ENTRY_MASKED.into());
+            machine.mmio_write(control, Width::Dword, ENTRY_MASKED.into());
         }
     }
 
-    /// Makes a real entry what the guest's entry asks for. An entry that can raise nothing yet is
-    /// left alone until it can: guests park vectors in masked entries.
-    fn program_entry<M: Machine, C: ConfigSpace>(
-        &mut self,
-        host: &mut Host<'_, M, C>,
-        msix: &MsixCapability,
-        index: u16,
-    ) {
-        let Some(entry) = self.table.entry(index).copied() else { return };
-        if entry.masked() {
-            return self.mask_entry(host, msix, index);
+    fn write_msix_control(&self, config: &mut impl ConfigSpace) {
+        if let Some(msix) = self.view.msix() {
+            let (control, value) = (msix.offset + MESSAGE_CONTROL, self.view.msix_control());
+            config.write(self.view.function(), control, Width::Word, value.bits().into());
         }
-        if !self.view.msix_control().live() {
+    }
+
+    /// The guest wrote to its MSI capability: what it disabled or masked is so at once.
+    fn msi_changed<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+        let function = self.view.function();
+        let Some(msi) = self.view.msi() else { return };
+        self.msi_due = msi.live().is_some();
+        if self.msi_due {
             return;
         }
-        let routed = self.route(host, index, entry.message());
+        // Enabled and masked, the function keeps what it has to say: any message will do.
+        let message = msi.message().and_then(|_| {
+            let line = InterruptLine::Message { function, index: MessageSlot::Msi.index() };
+            msi.programmed().or_else(|| host.machine.route(line, None).ok())
+        });
+        msi.program(host.config, function, message);
+    }
+
+    /// The next message that is due and asks for an interrupt of the guest's. An entry that can raise
+    /// nothing yet is left alone until it can: guests park vectors in masked entries.
+    pub(super) fn next_wanted<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+    ) -> Option<(MessageSlot, GuestInterrupt)> {
+        if core::mem::take(&mut self.msi_due) {
+            let message = self.view.msi().and_then(|msi| msi.live());
+            let wanted = message.and_then(|it| self.decode(host, MessageSlot::Msi, it));
+            if wanted.is_some() {
+                return wanted;
+            }
+        }
+        while let Some(index) = self.due.next() {
+            let entry = self.table.entry(index).filter(|entry| !entry.masked());
+            let live = entry.filter(|_| self.view.msix_control().live());
+            let message = live.map(MsixEntry::message);
+            let wanted = message.and_then(|it| self.decode(host, MessageSlot::Entry(index), it));
+            if wanted.is_some() {
+                return wanted;
+            }
+        }
+        if core::mem::take(&mut self.control_due) {
+            self.write_msix_control(host.config);
+        }
+        None
+    }
+
+    fn decode<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        slot: MessageSlot,
+        message: MsiMessage,
+    ) -> Option<(MessageSlot, GuestInterrupt)> {
+        match message::decode(message) {
+            Ok(interrupt) => Some((slot, interrupt)),
+            Err(reason) => {
+                self.refuse(host, slot, &reason);
+                None
+            }
+        }
+    }
+
+    /// Lets the function send a message that was due.
+    pub(super) fn program<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        slot: MessageSlot,
+        target: Option<InterruptTarget>,
+    ) {
+        let function = self.view.function();
+        if target.is_none() {
+            return self.refuse(host, slot, &"no CPU of the guest is its destination");
+        }
+        let line = InterruptLine::Message { function, index: slot.index() };
+        let message = match host.machine.route(line, target) {
+            Ok(message) => message,
+            Err(RouteRefused(reason)) => return self.refuse(host, slot, &reason),
+        };
+        match slot {
+            MessageSlot::Msi => {
+                if let Some(msi) = self.view.msi() {
+                    msi.program(host.config, function, Some(message));
+                }
+            }
+            MessageSlot::Entry(index) => self.write_entry(host.machine, index, message),
+        }
+    }
+
+    /// Makes a real entry of the MSI-X table send `message`.
+    fn write_entry(&self, machine: &mut impl Machine, index: u16, message: MsiMessage) {
+        let Some(msix) = self.view.msix() else { return };
         let Some(at) = self.entry_address(msix, index) else { return };
-        self.mask_entry(host, msix, index);
-        let Some(message) = routed else { return };
+        self.mask_entry(machine, msix, index);
         let mut write = |offset, value: u32| {
-            host.machine.mmio_write(at.wrapping_add(offset), Width::Dword, value.into());
+            machine.mmio_write(at.wrapping_add(offset), Width::Dword, value.into());
         };
         write(0, message.address as u32);
         write(4, (message.address >> 32) as u32);
@@ -310,49 +427,30 @@ impl Device {
         write(VECTOR_CONTROL, 0);
     }
 
-    fn program_msi<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
-        let wanted = self.view.msi().and_then(|msi| msi.message());
-        let routed = wanted.and_then(|message| self.route(host, 0, message));
-        let function = self.view.function();
-        if let Some(msi) = self.view.msi() {
-            msi.program(host.config, function, routed);
-        }
-    }
-
-    /// The message with which the device raises what the guest's `message` asks for.
-    fn route<M: Machine, C: ConfigSpace>(
-        &mut self,
-        host: &mut Host<'_, M, C>,
-        index: u16,
-        message: MsiMessage,
-    ) -> Option<MsiMessage> {
-        let interrupt = match message::decode(message) {
-            Ok(interrupt) => interrupt,
-            Err(reason) => return self.refuse(host, index, &reason),
-        };
-        let Some(target) = (host.target)(interrupt) else {
-            return self.refuse(host, index, &"no CPU of the guest is its destination");
-        };
-        let line = InterruptLine::Message { function: self.view.function(), index };
-        match host.machine.route(line, Some(target)) {
-            Ok(message) => Some(message),
-            Err(RouteRefused(reason)) => self.refuse(host, index, &reason),
-        }
-    }
-
+    /// The guest has enabled and unmasked a message that it cannot have: the real one stays masked.
     fn refuse<M: Machine, C: ConfigSpace>(
         &mut self,
         host: &mut Host<'_, M, C>,
-        index: u16,
+        slot: MessageSlot,
         reason: &dyn Display,
-    ) -> Option<MsiMessage> {
+    ) {
+        let function = self.view.function();
+        match slot {
+            MessageSlot::Msi => {
+                if let Some(msi) = self.view.msi() {
+                    msi.program(host.config, function, None);
+                }
+            }
+            MessageSlot::Entry(index) => {
+                if let Some(msix) = self.view.msix() {
+                    self.mask_entry(host.machine, msix, index);
+                }
+            }
+        }
         if self.refusals < MOST_REFUSALS_LOGGED {
             self.refusals += 1;
-            host.machine.log(format_args!(
-                "{}: message {index} stays masked: {reason}",
-                self.view.function()
-            ));
+            host.machine
+                .log(format_args!("{function}: message {} stays masked: {reason}", slot.index()));
         }
-        None
     }
 }

@@ -29,7 +29,7 @@ use pci::{Function, GuestInterrupt};
 
 use crate::acpi::InterruptPin;
 use crate::memory_map::GpaRange;
-use device::Device;
+use device::{Device, MessageSlot};
 use shared::SharedFunction;
 use windows::Windows;
 
@@ -50,10 +50,22 @@ pub struct Host<'a, M, C> {
     pub machine: &'a mut M,
     /// The machine's configuration space.
     pub config: &'a mut C,
-    /// Where an interrupt that the guest programs into its device really goes; called before the
-    /// device can raise it, so this is the place to grant the vector. `None`: the destination is no
-    /// CPU of this guest.
-    pub target: &'a mut dyn FnMut(GuestInterrupt) -> Option<InterruptTarget>,
+}
+
+/// A message that the guest has enabled in one of its functions, and which that function cannot send
+/// yet ([`VirtualBus::next_wanted`]).
+#[derive(Debug)]
+#[must_use]
+pub struct Wanted {
+    sender: Sender,
+    /// The interrupt that it asks for.
+    pub interrupt: GuestInterrupt,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sender {
+    Device(usize, MessageSlot),
+    Shared(usize, u16),
 }
 
 /// Why the bus could not be built.
@@ -163,7 +175,7 @@ impl VirtualBus {
             device.attach(host);
         }
         for function in &mut self.shared {
-            function.attach(host, true);
+            function.attach(true);
         }
         self.settle(host);
     }
@@ -175,7 +187,7 @@ impl VirtualBus {
             device.detach(host.config);
         }
         for function in &mut self.shared {
-            function.attach(host, false);
+            function.attach(false);
         }
         self.settle(host);
     }
@@ -327,13 +339,53 @@ impl VirtualBus {
                 }
                 Some(Place::Shared { function, bar, offset }) => {
                     if let Some(function) = self.shared.get_mut(function) {
-                        function.bar_write(host, bar, offset, width, value);
+                        function.bar_write(host.machine, bar, offset, width, value);
                     }
                 }
                 None => {}
             }
         }
         true
+    }
+
+    /// The next message that the guest has enabled by its last access and that is not programmed yet.
+    /// After each access the caller asks until there is none: it finds the CPU, grants the vector, and
+    /// has the message programmed. So no device can raise a vector before it is the guest's.
+    pub fn next_wanted<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+    ) -> Option<Wanted> {
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            if let Some((slot, interrupt)) = device.next_wanted(host) {
+                return Some(Wanted { sender: Sender::Device(index, slot), interrupt });
+            }
+        }
+        self.shared.iter_mut().enumerate().find_map(|(index, function)| {
+            let (bell, interrupt) = function.next_wanted(host.machine)?;
+            Some(Wanted { sender: Sender::Shared(index, bell), interrupt })
+        })
+    }
+
+    /// Lets a function send the message, as an interrupt to `target`, whose vector is granted. `None`:
+    /// it is for no CPU of this guest, and stays masked.
+    pub fn program<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        wanted: &Wanted,
+        target: Option<InterruptTarget>,
+    ) {
+        match wanted.sender {
+            Sender::Device(index, slot) => {
+                if let Some(device) = self.devices.get_mut(index) {
+                    device.program(host, slot, target);
+                }
+            }
+            Sender::Shared(index, bell) => {
+                if let Some(function) = self.shared.get_mut(index) {
+                    function.program(host.machine, bell, target);
+                }
+            }
+        }
     }
 
     fn locate(&self, gpa: Gpa) -> Option<Place> {
@@ -379,7 +431,7 @@ impl VirtualBus {
         let moved = if let Some(device) = self.devices.iter_mut().find(|d| d.address == bdf) {
             device.config_write(host, offset, width, value)
         } else if let Some(function) = self.shared.iter_mut().find(|f| f.address == bdf) {
-            function.config_write(host, offset, width, value)
+            function.config_write(offset, width, value)
         } else {
             false
         };

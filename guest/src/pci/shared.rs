@@ -12,9 +12,8 @@ use arch::machine::{ConfigSpace, Machine};
 use arch::{Bdf, Gpa, Width};
 use pci::bar::{Bar, BarKind};
 use pci::msix::{ENTRY_SIZE, MsixEntry, MsixTable};
-use pci::{Command, Effect, VirtualFunction, message};
+use pci::{Command, Effect, GuestInterrupt, VirtualFunction, message};
 
-use super::Host;
 use super::doorbells::{Bell, DOORBELLS, SharedMemory};
 use super::windows::{Owner, Windows};
 use crate::memory_map::GpaRange;
@@ -70,6 +69,8 @@ pub(super) struct SharedFunction {
     table: MsixTable<[MsixEntry; DOORBELLS as usize]>,
     attached: bool,
     refusals: u8,
+    /// Doorbells that are to be made live where the guest has them so.
+    due: core::ops::Range<u16>,
 }
 
 impl SharedFunction {
@@ -100,13 +101,14 @@ impl SharedFunction {
             table: MsixTable::new([MsixEntry::default(); DOORBELLS as usize]),
             attached: false,
             refusals: 0,
+            due: 0..0,
         }
     }
 
     /// It appears, or it goes: then nobody is heard ringing any more.
-    pub(super) fn attach<M: Machine, C>(&mut self, host: &mut Host<'_, M, C>, attached: bool) {
+    pub(super) fn attach(&mut self, attached: bool) {
         self.attached = attached;
-        self.program_all(host);
+        self.changed(0..DOORBELLS);
     }
 
     /// Its BARs, each with the addresses at which the guest wants it now.
@@ -147,22 +149,16 @@ impl SharedFunction {
     }
 
     /// The guest writes configuration space. Returns whether a BAR has moved or gone.
-    pub(super) fn config_write<M: Machine, C>(
-        &mut self,
-        host: &mut Host<'_, M, C>,
-        offset: u16,
-        width: Width,
-        value: u32,
-    ) -> bool {
+    pub(super) fn config_write(&mut self, offset: u16, width: Width, value: u32) -> bool {
         match self.view.write(&Identity, offset, width, value) {
             Effect::None | Effect::PhysicalWrite { .. } | Effect::MsiChanged => false,
             Effect::BarMoved { .. } => true,
             Effect::CommandChanged { old, new } => {
-                self.program_all(host);
+                self.changed(0..DOORBELLS);
                 (old ^ new).contains(Command::MEMORY_SPACE)
             }
             Effect::MsixControlChanged { .. } => {
-                self.program_all(host);
+                self.changed(0..DOORBELLS);
                 false
             }
         }
@@ -190,9 +186,9 @@ impl SharedFunction {
     }
 
     /// The guest writes a trapped part of a BAR, naturally aligned.
-    pub(super) fn bar_write<M: Machine, C>(
+    pub(super) fn bar_write(
         &mut self,
-        host: &mut Host<'_, M, C>,
+        machine: &mut impl Machine,
         bar: u8,
         offset: u64,
         width: Width,
@@ -201,65 +197,86 @@ impl SharedFunction {
         match (bar, offset) {
             (REGISTERS, DOORBELL) if width >= Width::Dword => {
                 if let Some((to, vector)) = self.memory.ring((value >> 16) as u16, value as u16) {
-                    host.machine.ring(to, vector);
+                    machine.ring(to, vector);
                 }
             }
             (MESSAGES, ..TABLE_END) => {
-                for index in self.table.write(offset, width, value) {
-                    self.program(host, index);
-                }
+                let touched = self.table.write(offset, width, value);
+                self.changed(touched);
             }
             (MEMORY, _) => {
                 let at = self.memory.start().wrapping_add(offset);
-                host.machine.mmio_write(at, width, value);
+                machine.mmio_write(at, width, value);
             }
             _ => {}
         }
     }
 
-    fn program_all<M: Machine, C>(&mut self, host: &mut Host<'_, M, C>) {
-        for index in 0..DOORBELLS {
-            self.program(host, index);
-        }
-    }
-
-    /// Makes a doorbell what the guest's entry asks for. Messages are writes on the bus: only a
-    /// master of it sends any.
-    fn program<M: Machine, C>(&mut self, host: &mut Host<'_, M, C>, index: u16) {
-        let Some(entry) = self.table.entry(index) else { return };
-        let control = self.view.msix_control();
+    /// The guest changed what these doorbells do: they fall silent at once, and those that shall ring
+    /// become due. Messages are writes on the bus: only a master of it sends any.
+    fn changed(&mut self, bells: core::ops::Range<u16>) {
         let sends = self.attached && self.view.command().contains(Command::BUS_MASTER);
-        let bell = if !(sends && control.enabled()) {
-            Bell::Off
-        } else if entry.masked() || !control.live() {
-            Bell::Masked
-        } else {
-            // What is no interrupt of the guest's own stays masked.
-            self.target(host, index).map_or(Bell::Masked, Bell::Live)
-        };
-        let rung = self.memory.set(self.peer, index, bell);
-        if let (true, Bell::Live(target)) = (rung, bell) {
-            host.machine.ring(target.destination, target.vector);
+        let control = self.view.msix_control();
+        for index in bells.clone() {
+            if !(sends && control.enabled()) {
+                self.memory.set(self.peer, index, Bell::Off);
+            } else if !self.is_live(index) {
+                self.memory.set(self.peer, index, Bell::Masked);
+            }
         }
+        self.due = if self.due.is_empty() {
+            bells
+        } else {
+            self.due.start.min(bells.start)..self.due.end.max(bells.end)
+        };
     }
 
-    /// Where the message of an entry goes.
-    fn target<M: Machine, C>(
+    fn is_live(&self, index: u16) -> bool {
+        let sends = self.attached && self.view.command().contains(Command::BUS_MASTER);
+        let unmasked = self.table.entry(index).is_some_and(|entry| !entry.masked());
+        sends && self.view.msix_control().live() && unmasked
+    }
+
+    /// The next doorbell that is due and asks for an interrupt of the guest's.
+    pub(super) fn next_wanted(
         &mut self,
-        host: &mut Host<'_, M, C>,
+        machine: &mut impl Machine,
+    ) -> Option<(u16, GuestInterrupt)> {
+        while let Some(index) = self.due.next() {
+            if !self.is_live(index) {
+                continue;
+            }
+            let Some(entry) = self.table.entry(index) else { continue };
+            match message::decode(entry.message()) {
+                Ok(interrupt) => return Some((index, interrupt)),
+                Err(_) => self.program(machine, index, None),
+            }
+        }
+        None
+    }
+
+    /// Lets a doorbell ring that was due. `None`: it is no interrupt of the guest's own, and stays
+    /// masked.
+    pub(super) fn program(
+        &mut self,
+        machine: &mut impl Machine,
         index: u16,
-    ) -> Option<InterruptTarget> {
-        let message = self.table.entry(index)?.message();
-        let interrupt = message::decode(message).ok();
-        let target = interrupt.and_then(|interrupt| (host.target)(interrupt));
-        if target.is_none() && self.refusals < MOST_REFUSALS_LOGGED {
+        target: Option<InterruptTarget>,
+    ) {
+        let rung = self.memory.set(self.peer, index, target.map_or(Bell::Masked, Bell::Live));
+        if let (true, Some(target)) = (rung, target) {
+            machine.ring(target.destination, target.vector);
+        }
+        if target.is_none()
+            && self.refusals < MOST_REFUSALS_LOGGED
+            && let Some(message) = self.table.entry(index).map(MsixEntry::message)
+        {
             self.refusals += 1;
-            host.machine.log(format_args!(
+            machine.log(format_args!(
                 "{}: doorbell {index} stays masked: address {:#x} and data {:#x} are no fixed \
                  interrupt for one CPU of the guest",
                 self.address, message.address, message.data
             ));
         }
-        target
     }
 }

@@ -231,18 +231,17 @@ impl World {
         &mut self,
         run: impl FnOnce(&mut VirtualBus, &mut Host<'_, Recorder, Space>) -> R,
     ) -> R {
-        let grants = &mut self.grants;
-        let mut target = |interrupt: GuestInterrupt| {
-            let (id @ 0..=1, false) = (interrupt.destination, interrupt.logical) else {
-                return None;
-            };
-            let target = interrupt.target(ApicId(u32::from(id) + 2));
-            grants.push((target.vector, target.destination));
-            Some(target)
-        };
-        let mut host =
-            Host { machine: &mut self.machine, config: &mut self.config, target: &mut target };
-        run(&mut self.bus, &mut host)
+        let Self { machine, config, bus, grants } = self;
+        let mut host = Host { machine, config };
+        let result = run(bus, &mut host);
+        while let Some(wanted) = bus.next_wanted(&mut host) {
+            let (id, logical) = (wanted.interrupt.destination, wanted.interrupt.logical);
+            let own = id <= 1 && !logical;
+            let target = own.then(|| wanted.interrupt.target(ApicId(u32::from(id) + 2)));
+            grants.extend(target.map(|target| (target.vector, target.destination)));
+            bus.program(&mut host, &wanted, target);
+        }
+        result
     }
 
     fn read(&mut self, gpa: u64, width: Width) -> Option<u64> {

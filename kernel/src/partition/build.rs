@@ -108,9 +108,8 @@ impl<B: Backend> Shared<B> {
     /// left.
     pub(super) fn give_back(&mut self, plan: &Plan) -> GuestRam {
         let Plan { hardware, guest, functions, .. } = plan;
-        let mut nobody = |_| None;
         let Self { vm, machine, config, .. } = self;
-        vm.bus.detach(&mut Host { machine, config, target: &mut nobody });
+        vm.bus.detach(&mut Host { machine, config });
         reset_functions(hardware, guest, functions, config);
         let released = self.domain.take().map(|domain| release(hardware, functions, domain));
         if let Some(Err(error)) = released {
@@ -137,7 +136,6 @@ fn power_on<F: mem::table::Format>(
     config: &mut MachineConfigSpace,
 ) -> Vm {
     let mut vm = Vm::new(seats.len(), bus, lines);
-    let mut nobody = |_| None;
-    vm.bus.attach(&mut Host { machine, config, target: &mut nobody });
+    vm.bus.attach(&mut Host { machine, config });
     vm
 }
