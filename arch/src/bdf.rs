@@ -1,53 +1,73 @@
-//! A PCI function's address: bus, device, function (segment 0).
+//! A PCI function's address: segment, bus, device, function.
 
 use core::fmt;
 use core::str::FromStr;
 
-/// Bus, device and function number of a PCI function, as the 16-bit requester identifier
-/// (PCI Express Base Specification, "Transaction Descriptor – Transaction ID Field").
+/// Segment, bus, device and function number of a PCI function; the last three are the 16-bit requester
+/// identifier (PCI Express Base Specification, "Transaction Descriptor – Transaction ID Field"). Each
+/// segment has 256 buses of its own; most machines have segment 0 only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Bdf(u16);
+pub struct Bdf {
+    segment: u16,
+    requester: u16,
+}
 
 impl Bdf {
-    /// From its parts; `device` is taken modulo 32 and `function` modulo 8.
+    /// In segment 0, from its parts; `device` is taken modulo 32 and `function` modulo 8.
     #[must_use]
     pub const fn new(bus: u8, device: u8, function: u8) -> Self {
-        Self((bus as u16) << 8 | ((device & 31) as u16) << 3 | (function & 7) as u16)
+        let place = ((device & 31) as u16) << 3 | (function & 7) as u16;
+        Self::from_requester_id((bus as u16) << 8 | place)
     }
 
-    /// From a requester identifier.
+    /// In segment 0, from a requester identifier.
     #[must_use]
     pub const fn from_requester_id(id: u16) -> Self {
-        Self(id)
+        Self { segment: 0, requester: id }
+    }
+
+    /// The same bus, device and function of another segment.
+    #[must_use]
+    pub const fn in_segment(self, segment: u16) -> Self {
+        Self { segment, ..self }
+    }
+
+    /// Segment number.
+    #[must_use]
+    pub const fn segment(self) -> u16 {
+        self.segment
     }
 
     /// The requester identifier.
     #[must_use]
     pub const fn requester_id(self) -> u16 {
-        self.0
+        self.requester
     }
 
     /// Bus number.
     #[must_use]
     pub const fn bus(self) -> u8 {
-        (self.0 >> 8) as u8
+        (self.requester >> 8) as u8
     }
 
     /// Device number, 0 to 31.
     #[must_use]
     pub const fn device(self) -> u8 {
-        (self.0 >> 3) as u8 & 31
+        (self.requester >> 3) as u8 & 31
     }
 
     /// Function number, 0 to 7.
     #[must_use]
     pub const fn function(self) -> u8 {
-        self.0 as u8 & 7
+        self.requester as u8 & 7
     }
 }
 
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.segment != 0 {
+            write!(f, "{:04x}:", self.segment)?;
+        }
         write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
@@ -58,13 +78,16 @@ impl fmt::Debug for Bdf {
     }
 }
 
-/// The text is not `bus:device.function`, such as `00:1f.2`.
+/// The text is not `bus:device.function`, such as `00:1f.2`, nor that behind a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotABdf;
 
 impl fmt::Display for NotABdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a PCI function is written bus:device.function in hexadecimal, such as 00:1f.2")
+        f.write_str(
+            "a PCI function is written bus:device.function in hexadecimal, such as 00:1f.2, behind \
+             its segment if that is not 0, such as 0001:41:00.0",
+        )
     }
 }
 
@@ -73,19 +96,21 @@ impl core::error::Error for NotABdf {}
 impl FromStr for Bdf {
     type Err = NotABdf;
 
-    /// Parses `00:1f.2`, with or without the segment `0000:` before it.
+    /// Parses `00:1f.2` (segment 0) and `0001:41:00.0`.
     fn from_str(text: &str) -> Result<Self, NotABdf> {
-        let text = text.strip_prefix("0000:").unwrap_or(text);
-        let (bus, rest) = text.split_once(':').ok_or(NotABdf)?;
-        let (device, function) = rest.split_once('.').ok_or(NotABdf)?;
-        let number = |digits: &str, most_digits: usize, limit: u8| {
+        let number = |digits: &str, most_digits: usize, limit: u16| {
             let plain = digits.bytes().all(|b| b.is_ascii_hexdigit());
             if digits.is_empty() || digits.len() > most_digits || !plain {
                 return Err(NotABdf);
             }
-            u8::from_str_radix(digits, 16).ok().filter(|n| *n <= limit).ok_or(NotABdf)
+            u16::from_str_radix(digits, 16).ok().filter(|n| *n <= limit).ok_or(NotABdf)
         };
-        Ok(Self::new(number(bus, 2, 255)?, number(device, 2, 31)?, number(function, 1, 7)?))
+        let (buses, function) = text.split_once('.').ok_or(NotABdf)?;
+        let (buses, device) = buses.rsplit_once(':').ok_or(NotABdf)?;
+        let (segment, bus) = buses.split_once(':').unwrap_or(("0", buses));
+        let byte = |digits, most_digits, limit| Ok(number(digits, most_digits, limit)? as u8);
+        let bdf = Self::new(byte(bus, 2, 255)?, byte(device, 2, 31)?, byte(function, 1, 7)?);
+        Ok(bdf.in_segment(number(segment, 4, u16::MAX)?))
     }
 }
 
@@ -97,10 +122,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_and_requester_id_round_trip(id: u16) {
-            let bdf = Bdf::from_requester_id(id);
+        fn text_and_numbers_round_trip(id: u16, segment: u16) {
+            let bdf = Bdf::from_requester_id(id).in_segment(segment);
             prop_assert_eq!(bdf.to_string().parse::<Bdf>(), Ok(bdf));
-            prop_assert_eq!(Bdf::new(bdf.bus(), bdf.device(), bdf.function()), bdf);
+            let same = Bdf::new(bdf.bus(), bdf.device(), bdf.function());
+            prop_assert_eq!((same.in_segment(segment), same.segment()), (bdf, 0));
         }
 
         #[test]
@@ -110,9 +136,33 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_written_as_lspci_writes_them() {
+        let at = Bdf::new(0x41, 0, 0);
+        let written = |text: &str| text.parse::<Bdf>();
+        assert_eq!(written("41:00.0"), Ok(at));
+        assert_eq!(written("0000:41:00.0"), Ok(at));
+        assert_eq!(written("0001:41:00.0"), Ok(at.in_segment(1)));
+        assert_eq!(
+            (at.to_string(), at.in_segment(1).to_string()),
+            ("41:00.0".into(), "0001:41:00.0".into())
+        );
+    }
+
+    #[test]
     fn what_is_no_function_is_refused() {
-        for text in ["", "00", "00:20.0", "00:1f.8", "00:1f", "100:00.0", "+0:00.0", "0001:00:00.0"]
-        {
+        for text in [
+            "",
+            "00",
+            "00:20.0",
+            "00:1f.8",
+            "00:1f",
+            "100:00.0",
+            "+0:00.0",
+            "10000:00:00.0",
+            ":00:00.0",
+            "0:0:00:00.0",
+            "00:00.0.0",
+        ] {
             assert_eq!(text.parse::<Bdf>(), Err(NotABdf), "{text}");
         }
     }

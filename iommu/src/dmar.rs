@@ -110,6 +110,8 @@ struct Scope<'a> {
     kind: u8,
     /// For an I/O APIC its identifier.
     enumeration: u8,
+    /// Of the structure that it stands in.
+    segment: u16,
     start_bus: u8,
     /// Device and function, for each hop.
     path: &'a [u8],
@@ -122,7 +124,7 @@ impl Scope<'_> {
         let mut hops = self.path.chunks_exact(2).peekable();
         loop {
             let &[device, function] = hops.next()? else { return None };
-            let target = Bdf::new(bus, device, function);
+            let target = Bdf::new(bus, device, function).in_segment(self.segment);
             if hops.peek().is_none() {
                 return Some(target);
             }
@@ -136,10 +138,17 @@ impl Scope<'_> {
             SCOPE_ENDPOINT => target == function,
             SCOPE_BRIDGE => {
                 target == function
-                    || bridges(target).is_some_and(|buses| buses.contains(&function.bus()))
+                    || target.segment() == function.segment()
+                        && bridges(target).is_some_and(|buses| buses.contains(&function.bus()))
             }
             _ => false,
         }
+    }
+}
+
+impl<'a> Drhd<'a> {
+    fn scopes(&self) -> impl Iterator<Item = Scope<'a>> + use<'a> {
+        scopes(self.segment, self.scopes)
     }
 }
 
@@ -215,7 +224,7 @@ impl<'a> Dmar<'a> {
     }
 
     /// All remapping units, in the table's order.
-    pub fn units(&self) -> impl Iterator<Item = Drhd<'a>> + use<'a> {
+    pub fn units(&self) -> impl Iterator<Item = Drhd<'a>> + Clone + use<'a> {
         self.structures(DRHD).filter_map(|structure| {
             Some(Drhd {
                 include_all: structure.get(4)? & 1 != 0,
@@ -226,15 +235,15 @@ impl<'a> Dmar<'a> {
         })
     }
 
-    /// The unit that remaps `function` (of segment 0): the one that names it or a bridge above it,
-    /// else the one that covers all others.
+    /// The unit that remaps `function`: the one of its segment that names it or a bridge above it, else
+    /// the one that covers all others there.
     #[must_use]
     pub fn drhd_for(&self, function: Bdf, bridges: Bridges<'_>) -> Option<Drhd<'a>> {
-        let mut units = self.units().filter(|unit| unit.segment == 0);
+        let mut units = self.units().filter(|unit| unit.segment == function.segment());
+        let mut others = units.clone().filter(|unit| unit.include_all);
         let named = units.find(|unit| {
-            !unit.include_all && scopes(unit.scopes).any(|scope| scope.covers(function, bridges))
+            !unit.include_all && unit.scopes().any(|scope| scope.covers(function, bridges))
         });
-        let mut others = self.units().filter(|unit| unit.segment == 0 && unit.include_all);
         named.or_else(|| others.next())
     }
 
@@ -242,8 +251,7 @@ impl<'a> Dmar<'a> {
     #[must_use]
     pub fn ioapic_requester(&self, id: u8, bridges: Bridges<'_>) -> Option<Bdf> {
         self.units()
-            .filter(|unit| unit.segment == 0)
-            .flat_map(|unit| scopes(unit.scopes))
+            .flat_map(|unit| unit.scopes())
             .find(|scope| scope.kind == SCOPE_IO_APIC && scope.enumeration == id)?
             .resolve(bridges)
     }
@@ -255,8 +263,7 @@ impl<'a> Dmar<'a> {
     pub fn ioapic_names(&self, identifiers: &[u8]) -> Vec<Option<u8>> {
         let own: Vec<u8> = self
             .units()
-            .filter(|unit| unit.segment == 0)
-            .flat_map(|unit| scopes(unit.scopes))
+            .flat_map(|unit| unit.scopes())
             .filter(|scope| scope.kind == SCOPE_IO_APIC)
             .map(|scope| scope.enumeration)
             .collect();
@@ -274,14 +281,14 @@ impl<'a> Dmar<'a> {
     pub fn rmrr_for(&self, function: Bdf, bridges: Bridges<'_>) -> Option<HpaRange> {
         self.structures(RMRR).find_map(|structure| {
             let (start, last) = (u64_at(structure, 8)?, u64_at(structure, 16)?);
-            let named = u16_at(structure, 6)? == 0
-                && scopes(structure.get(24..)?).any(|scope| scope.covers(function, bridges));
+            let mut scopes = scopes(u16_at(structure, 6)?, structure.get(24..)?);
+            let named = scopes.any(|scope| scope.covers(function, bridges));
             let length = last.saturating_sub(start).saturating_add(1);
             named.then_some(HpaRange { start: Hpa::new(start), length })
         })
     }
 
-    fn structures(&self, kind: u16) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    fn structures(&self, kind: u16) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let table = self.table;
         let mut offset = HEADER;
         core::iter::from_fn(move || {
@@ -320,12 +327,12 @@ fn may_hide_a_unit(rest: Option<&[u8]>) -> bool {
 }
 
 /// The first scope and the bytes behind it; the path may be empty.
-fn split_scope(bytes: &[u8]) -> Option<(Scope<'_>, &[u8])> {
+fn split_scope(segment: u16, bytes: &[u8]) -> Option<(Scope<'_>, &[u8])> {
     let length = usize::from(*bytes.get(1)?);
     let (scope, rest) = bytes.split_at_checked(length)?;
     let path = scope.get(6..).filter(|path| path.len().is_multiple_of(2))?;
     let (kind, enumeration, start_bus) = (*scope.first()?, *scope.get(4)?, *scope.get(5)?);
-    Some((Scope { kind, enumeration, start_bus, path }, rest))
+    Some((Scope { kind, enumeration, segment, start_bus, path }, rest))
 }
 
 /// What is wrong with the scopes of a structure.
@@ -339,7 +346,7 @@ struct WrongScopes {
 fn wrong_scopes(mut bytes: &[u8]) -> WrongScopes {
     let mut wrong = WrongScopes { without_path: 0, beyond: false };
     while !bytes.is_empty() && !wrong.beyond {
-        match split_scope(bytes) {
+        match split_scope(0, bytes) {
             Some((scope, rest)) => {
                 wrong.without_path += usize::from(scope.path.is_empty());
                 bytes = rest;
@@ -350,9 +357,9 @@ fn wrong_scopes(mut bytes: &[u8]) -> WrongScopes {
     wrong
 }
 
-fn scopes(mut bytes: &[u8]) -> impl Iterator<Item = Scope<'_>> {
+fn scopes(segment: u16, mut bytes: &[u8]) -> impl Iterator<Item = Scope<'_>> {
     core::iter::from_fn(move || {
-        let (scope, rest) = split_scope(bytes)?;
+        let (scope, rest) = split_scope(segment, bytes)?;
         bytes = rest;
         Some(scope)
     })

@@ -1,8 +1,7 @@
 //! Intel VT-d: all remapping units of the machine behind [`arch::iommu::Iommu`].
 //!
-//! All units of PCI segment 0 share one root table and one interrupt-remapping table, as a function
-//! is found by its own number in both. Units of other segments get a page of zeroes for both: nothing
-//! there reaches memory or a CPU.
+//! All units of a PCI segment share one root table and one interrupt-remapping table, as a function is
+//! found by its own number in both. Each segment has its own: the same number is another function there.
 //!
 //! * [`unit`]: one unit's bring-up order; [`registers`]: its window
 //! * [`context`], [`remapping`]: entries; [`invalidation`]: telling the unit about changed ones
@@ -31,6 +30,8 @@ use memory::WrittenThrough;
 pub use registers::{Mmio, Registers};
 use unit::Unit;
 
+/// More segments than this are refused: so many tables a [`RemapIndex`] tells apart.
+const MAX_SEGMENTS: usize = (1 << 16) / remapping::ENTRIES as usize;
 /// More domains than this are refused; every guest has one.
 const MAX_DOMAINS: usize = 64;
 
@@ -40,8 +41,7 @@ pub struct VtD<'a, M, R = Mmio> {
     bridges: Bridges<'a>,
     memory: WrittenThrough<M>,
     units: Vec<Unit<R>>,
-    root: Hpa,
-    remap_table: Hpa,
+    segments: Vec<Segment>,
     /// Levels of every domain's table.
     levels: u8,
     /// First DMA address that is too wide.
@@ -50,6 +50,15 @@ pub struct VtD<'a, M, R = Mmio> {
     domain_limit: usize,
     /// Domain n is at n - 1: identifier 0 belongs to the units. `None` is free.
     domains: ArrayVec<Option<Table<DmaFormat>>, MAX_DOMAINS>,
+}
+
+/// What the units of one PCI segment share. The entries of the n-th one have the [`RemapIndex`]es from
+/// n × [`remapping::ENTRIES`] on.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    number: u16,
+    root: Hpa,
+    remap_table: Hpa,
 }
 
 impl<'a, M: TableMemory> VtD<'a, M> {
@@ -104,7 +113,7 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
     ) -> Result<Self, IommuError> {
         let mut memory = WrittenThrough::new(memory, units.iter().any(|u| !u.extended.coherent()));
         let on = switch_on(&mut units, &mut memory);
-        let (levels, root, remap_table) = match on {
+        let (levels, segments) = match on {
             Ok(on) => on,
             Err(error) => {
                 units.iter_mut().for_each(Unit::switch_off);
@@ -114,8 +123,7 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         let bits = units.iter().map(|unit| unit.capability.address_width()).min().unwrap_or(0);
         let domains = units.iter().map(|unit| unit.capability.domains() as usize).min();
         Ok(Self {
-            root,
-            remap_table,
+            segments,
             memory,
             dmar,
             bridges,
@@ -144,49 +152,83 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         self.domains.get(usize::from(id.0).checked_sub(1)?)?.as_ref()
     }
 
-    fn remap_slot(&self, index: u16) -> Hpa {
-        self.remap_table.wrapping_add(u64::from(index) * remapping::ENTRY_SIZE)
+    /// Which of the segments a function is in.
+    fn segment_of(&self, function: Bdf) -> Result<usize, IommuError> {
+        let mut segments = self.segments.iter();
+        segments
+            .position(|segment| segment.number == function.segment())
+            .ok_or(IommuError::NoUnit(function))
+    }
+
+    /// The root table that `function` is found in.
+    fn root_of(&self, function: Bdf) -> Result<Hpa, IommuError> {
+        let segment = self.segments.get(self.segment_of(function)?);
+        segment.map(|segment| segment.root).ok_or(IommuError::NoUnit(function))
+    }
+
+    /// Where an entry is, and the segment whose interrupts go through it.
+    fn remap_slot(&self, index: u16) -> Option<(u16, Hpa)> {
+        let segment = self.segments.get(usize::from(index / remapping::ENTRIES))?;
+        let within = u64::from(index % remapping::ENTRIES) * remapping::ENTRY_SIZE;
+        Some((segment.number, segment.remap_table.wrapping_add(within)))
     }
 
     /// Whether an entry is taken: its high half names a source from then on, and that is never 0.
     fn is_taken(&self, index: u16) -> bool {
-        self.memory.read(self.remap_slot(index).wrapping_add(8)) != 0
+        self.remap_slot(index).is_some_and(|(_, slot)| self.memory.read(slot.wrapping_add(8)) != 0)
     }
 
-    /// The first of `count` consecutive entries that are free.
-    fn free_run(&self, count: u16) -> Option<u16> {
-        let mut first = 0;
-        for index in 0..remapping::ENTRIES {
-            if self.is_taken(index) {
-                first = index + 1;
-            } else if index + 1 - first >= count {
-                return Some(first);
+    /// The first of `count` consecutive entries of a segment that are free.
+    fn free_run(&self, segment: usize, count: u16) -> Option<u16> {
+        let start = segment * usize::from(remapping::ENTRIES);
+        let mut free = 0;
+        for index in start..start + usize::from(remapping::ENTRIES) {
+            free = if self.is_taken(index as u16) { 0 } else { free + 1 };
+            if free == usize::from(count.max(1)) {
+                return Some((index + 1 - free) as u16);
             }
         }
         None
     }
 }
 
-/// Brings all units up; the levels of their tables, their root table and their remapping table.
+/// The entry's number in its segment's table, as units and messages know it.
+const fn within_table(index: RemapIndex) -> RemapIndex {
+    RemapIndex(index.0 % remapping::ENTRIES)
+}
+
+/// Brings all units up; the levels of their tables, and each segment's empty ones.
 fn switch_on<R: Registers>(
     units: &mut [Unit<R>],
     memory: &mut impl TableMemory,
-) -> Result<(u8, Hpa, Hpa), IommuError> {
-    const ENTRIES_IN_A_PAGE: u32 = 256;
+) -> Result<(u8, Vec<Segment>), IommuError> {
     const TABLE_SIZE: u64 = remapping::ENTRIES as u64 * remapping::ENTRY_SIZE;
     let levels = common_levels(units)?;
-    let root = memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
-    let remap_table = memory.allocate_contiguous(TABLE_SIZE).ok_or(IommuError::OutOfFrames)?;
+    let mut segments: Vec<Segment> = Vec::new();
     for unit in units {
-        let (root, table, entries) = if unit.segment == 0 {
-            (root, remap_table, remapping::ENTRIES.into())
-        } else {
-            let nothing = memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
-            (nothing, nothing, ENTRIES_IN_A_PAGE)
+        let known = segments.iter().find(|segment| segment.number == unit.segment).copied();
+        if known.is_none() && segments.len() == MAX_SEGMENTS {
+            return Err(IommuError::Missing(
+                "a count of PCI segments that Nexit can handle, at most 16",
+            ));
+        }
+        let segment = match known {
+            Some(segment) => segment,
+            None => Segment {
+                number: unit.segment,
+                root: memory.allocate_table().ok_or(IommuError::OutOfFrames)?,
+                remap_table: memory
+                    .allocate_contiguous(TABLE_SIZE)
+                    .ok_or(IommuError::OutOfFrames)?,
+            },
         };
-        unit.bring_up(memory, root, remapping::table_address(table, entries))?;
+        if known.is_none() {
+            segments.push(segment);
+        }
+        let table = remapping::table_address(segment.remap_table, remapping::ENTRIES.into());
+        unit.bring_up(memory, segment.root, table)?;
     }
-    Ok((levels, root, remap_table))
+    Ok((levels, segments))
 }
 
 /// The levels of the tables that every unit can walk.
@@ -268,7 +310,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
             return Err(IommuError::Missing("pages as large as those of the domain"));
         }
         self.detach(function)?;
-        let root_slot = context::root_slot(self.root, function);
+        let root_slot = context::root_slot(self.root_of(function)?, function);
         let mut root_entry = self.memory.read(root_slot);
         if root_entry & context::PRESENT == 0 {
             let contexts = self.memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
@@ -285,7 +327,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
 
     fn detach(&mut self, function: Bdf) -> Result<(), IommuError> {
         let unit = self.unit_for(function)?;
-        let root_entry = self.memory.read(context::root_slot(self.root, function));
+        let root_slot = context::root_slot(self.root_of(function)?, function);
+        let root_entry = self.memory.read(root_slot);
         if root_entry & context::PRESENT == 0 {
             return Ok(());
         }
@@ -306,24 +349,28 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
                 self.dmar.ioapic_requester(id, self.bridges).ok_or(IommuError::UnknownIoApic(id))?
             }
         };
-        let first = self.free_run(count).ok_or(IommuError::OutOfRemapEntries)?;
-        for index in first..first + count {
-            let high = self.remap_slot(index).wrapping_add(8);
-            self.memory.write(high, remapping::entry_high(requester));
+        let segment = self.segment_of(requester)?;
+        let first = self.free_run(segment, count).ok_or(IommuError::OutOfRemapEntries)?;
+        for index in (first..).take(count.into()) {
+            if let Some((_, slot)) = self.remap_slot(index) {
+                self.memory.write(slot.wrapping_add(8), remapping::entry_high(requester));
+            }
         }
         Ok(RemapIndex(first))
     }
 
     fn free_remap(&mut self, first: RemapIndex, count: u16) -> Result<(), IommuError> {
-        for index in first.0..first.0.saturating_add(count) {
+        for index in (first.0..).take(count.into()) {
             self.set_remap(RemapIndex(index), None)?;
-            self.memory.write(self.remap_slot(index).wrapping_add(8), 0);
+            if let Some((_, slot)) = self.remap_slot(index) {
+                self.memory.write(slot.wrapping_add(8), 0);
+            }
         }
         Ok(())
     }
 
     fn remaps_in_use(&self) -> usize {
-        (0..remapping::ENTRIES).filter(|index| self.is_taken(*index)).count()
+        (0..=u16::MAX).filter(|index| self.is_taken(*index)).count()
     }
 
     fn set_remap(
@@ -331,18 +378,18 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         index: RemapIndex,
         target: Option<InterruptTarget>,
     ) -> Result<(), IommuError> {
-        if index.0 >= remapping::ENTRIES || !self.is_taken(index.0) {
-            return Err(IommuError::OutOfRemapEntries);
-        }
-        self.memory.write(self.remap_slot(index.0), target.map_or(0, remapping::entry_low));
-        for unit in self.units.iter_mut().filter(|unit| unit.segment == 0) {
-            unit.invalidate(&mut self.memory, &[Descriptor::interrupt(index)])?;
+        let slot = self.remap_slot(index.0).filter(|_| self.is_taken(index.0));
+        let (segment, slot) = slot.ok_or(IommuError::OutOfRemapEntries)?;
+        self.memory.write(slot, target.map_or(0, remapping::entry_low));
+        let changed = [Descriptor::interrupt(within_table(index))];
+        for unit in self.units.iter_mut().filter(|unit| unit.segment == segment) {
+            unit.invalidate(&mut self.memory, &changed)?;
         }
         Ok(())
     }
 
     fn remap_message(&self, index: RemapIndex) -> MsiMessage {
-        remapping::message(index)
+        remapping::message(within_table(index))
     }
 
     fn remap_redirection(
@@ -351,7 +398,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         target: InterruptTarget,
         active_low: bool,
     ) -> u64 {
-        remapping::redirection(index, target, active_low)
+        remapping::redirection(within_table(index), target, active_low)
     }
 
     fn poll_faults(&mut self, sink: &mut dyn FnMut(Fault)) -> u32 {

@@ -1,12 +1,13 @@
 //! The firmware's ACPI tables, read through the identity map; what they say is `firmware`'s to judge.
 
 use alloc::format;
+use alloc::vec::Vec;
 
 use arch::Hpa;
 use arch::address::HpaRange;
 use arch::msr::PortRange;
 use boot::BootInfo;
-use cpu::config_space::Ecam;
+use cpu::config_space::EcamWindow;
 use firmware::{Platform, Register};
 use guest::devices::{Devices, power};
 
@@ -41,17 +42,20 @@ pub(crate) fn read(memory: Memory, info: &BootInfo<'_>) -> Result<Platform, Refu
     Ok(platform)
 }
 
-/// The window to bus 0 of segment 0, mapped.
-pub(crate) fn ecam(memory: Memory, platform: &Platform) -> Option<Ecam> {
-    let first = |window: &&firmware::EcamWindow| window.segment == 0 && window.first_bus == 0;
-    let window = platform.ecam.iter().find(first)?;
-    let length = (u64::from(window.last_bus) + 1) << 20;
-    if window.base.as_u64() + length > FOUR_GIB {
-        memory::map_device(memory, HpaRange { start: window.base, length })
-            .map_err(|why| logln!("PCI configuration by its ports alone: {why}"))
-            .ok()?;
+/// The windows to configuration space, mapped where they are above 4 GiB.
+pub(crate) fn ecam(memory: Memory, platform: &Platform) -> &'static [EcamWindow] {
+    let mut windows = Vec::new();
+    for window in &platform.ecam {
+        let firmware::EcamWindow { segment, first_bus, last_bus, base } = *window;
+        let window = EcamWindow { segment, first_bus, last_bus, base };
+        match memory::map_device(memory, window.range()) {
+            Ok(()) => windows.push(window),
+            Err(why) => {
+                logln!("PCI: the window at {base} for segment {segment} is left out: {why}")
+            }
+        }
     }
-    Some(Ecam { base: window.base, first_bus: window.first_bus, last_bus: window.last_bus })
+    windows.leak()
 }
 
 /// The ports of the ACPI timer, which guests read without an exit; `None` where there is none, or where

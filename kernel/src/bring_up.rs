@@ -16,7 +16,7 @@ use boot::{BootInfo, Module};
 use clock::Clock;
 use config::Config;
 use cpu::clock::{AcpiTimer, Pit};
-use cpu::config_space::{Ecam, MachineConfigSpace};
+use cpu::config_space::{EcamWindow, MachineConfigSpace};
 use cpu::hpet::Hpet;
 use cpu::instructions::{cpuid, tsc};
 use cpu::io_apic::IoApic;
@@ -56,7 +56,7 @@ pub(crate) struct Hardware {
     pub(crate) clock: MachineClock,
     pub(crate) io_apics: &'static [IoApic],
     pub(crate) hpet: Option<Hpet>,
-    pub(crate) ecam: Option<Ecam>,
+    pub(crate) ecam: &'static [EcamWindow],
     pub(crate) config: MachineConfigSpace,
     pub(crate) functions: Vec<pci::Function>,
     pub(crate) groups: pci::Groups,
@@ -103,7 +103,7 @@ impl Hardware {
         let isa_lines = core::array::from_fn(|irq| firmware.isa_line(irq as u8));
         let ecam = acpi::ecam(memory, &firmware);
         let pm_timer = acpi::pm_timer(&firmware);
-        // SAFETY: the window is the firmware's; from here on configuration space is ours.
+        // SAFETY: the windows are the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
         pci::acs::enable(&mut space, &functions);
@@ -411,7 +411,11 @@ fn take_over_devices(
     space: &mut MachineConfigSpace,
     tsc_khz: u64,
 ) -> Vec<pci::Function> {
-    let functions: Vec<pci::Function> = pci::scan(space, 0..=0).collect();
+    let mut functions = Vec::new();
+    for segment in space.segments() {
+        let buses = (0..=u8::MAX).filter(|bus| space.reaches(segment, *bus));
+        functions.extend(pci::scan(space, segment, buses));
+    }
     let mut delay = |ms: u32| cpu::start::wait(tsc_khz, u64::from(ms) * 1000);
     for function in &functions {
         let map = |start: Hpa| {

@@ -266,24 +266,30 @@ fn protect(
         .map(Flush::nothing_cached)
 }
 
-/// Maps device registers above the memory that [`build_own_tables`] has mapped already.
+/// Maps device registers, as far as [`build_own_tables`] has not mapped them already.
 pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    let start = range.start.page();
+    let start = range.start.page().as_u64();
     let end = range.start.checked_add(range.length);
     let end = end
         .filter(|end| end.as_u64() <= 1 << physical_bits())
         .ok_or_else(|| refuse!("{} is beyond the CPU's physical addresses", range.start))?;
-    let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?.as_u64();
     with_own_table(|table| {
-        for page in (start.as_u64()..end.as_u64()).step_by(PAGE_SIZE as usize) {
-            if table.translate(&memory, page).is_none() {
-                let (to, access) = (Hpa::new(page), Access::READ_WRITE);
+        let mut at = start;
+        while at < end {
+            let absent = |page: &u64| table.translate(&memory, *page).is_none();
+            let pages = (at..end).step_by(PAGE_SIZE as usize).take_while(absent).count();
+            let length = pages as u64 * PAGE_SIZE;
+            if length > 0 {
                 // The entries were absent, and absent entries are not cached (SDM "Caching
                 // Translation Information").
+                let (to, access) = (Hpa::new(at), Access::READ_WRITE);
                 table
-                    .map(&mut memory, page, to, PAGE_SIZE, access, MemoryType::Uncached)?
+                    .map(&mut memory, at, to, length, access, MemoryType::Uncached)?
                     .nothing_cached();
             }
+            // The page behind the run is there, if it is not the end.
+            at += length + PAGE_SIZE;
         }
         Ok(())
     })

@@ -219,6 +219,6 @@ impl<B: Backend> Partition<B> {
 }
 
 /// Width of physical addresses (CPUID 0x80000008 EAX bits 7:0).
-fn address_bits() -> u8 {
+pub(crate) fn address_bits() -> u8 {
     (instructions::cpuid(0x8000_0008, 0).eax & 0xff) as u8
 }

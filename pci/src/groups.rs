@@ -54,9 +54,13 @@ impl Port {
     }
 }
 
-/// What all functions of one device have in common: the bus, and the device number but behind a
+/// What all functions of one device have in common: segment and bus, and the device number but behind a
 /// link, where the one device may use all of them for more than eight functions (ARI).
-type Device = (u8, Option<u8>);
+type Device = ((u16, u8), Option<u8>);
+
+const fn bus(function: Bdf) -> (u16, u8) {
+    (function.segment(), function.bus())
+}
 
 /// A function and where it belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +80,9 @@ impl Member {
     /// Whether requests of `other` pass this bridge on their way up.
     fn forwards(&self, other: Bdf) -> bool {
         self.secondary().is_some_and(|(secondary, subordinate)| {
-            (secondary..=subordinate).contains(&other.bus()) && other != self.function.bdf
+            (secondary..=subordinate).contains(&other.bus())
+                && other.segment() == self.function.bdf.segment()
+                && other != self.function.bdf
         })
     }
 
@@ -139,7 +145,7 @@ impl Groups {
         let member = |function: &Function| Member {
             function: *function,
             port: Port::of(space, function),
-            device: (function.bdf.bus(), Some(function.bdf.device())),
+            device: (bus(function.bdf), Some(function.bdf.device())),
             isolates: acs::isolates(space, function.bdf),
             turns_around: false,
             group: function.bdf,
@@ -158,7 +164,8 @@ impl Groups {
     /// Finds out which functions are one device, and with it which bridges turn requests around.
     fn find_devices(&mut self) {
         let links = self.members.iter().filter(|member| member.port == Port::Link);
-        let links: Vec<u8> = links.filter_map(|link| Some(link.secondary()?.0)).collect();
+        let behind = |link: &Member| Some((link.function.bdf.segment(), link.secondary()?.0));
+        let links: Vec<(u16, u8)> = links.filter_map(behind).collect();
         for member in self.members.iter_mut().filter(|member| links.contains(&member.device.0)) {
             member.device.1 = None;
         }
@@ -196,9 +203,12 @@ impl Groups {
     /// and those of bridges to conventional PCI above it. Each belongs into its guest's domain.
     pub fn requesters(&self, function: Bdf) -> impl Iterator<Item = Bdf> {
         let above = self.members.iter().filter(move |member| member.forwards(function));
-        let aliases = above.filter_map(|bridge| match bridge.port {
+        let aliases = above.filter_map(move |bridge| match bridge.port {
             Port::None | Port::Link | Port::Upstream => None,
-            Port::ToConventional => Some(Bdf::new(bridge.secondary()?.0, 0, 0)),
+            Port::ToConventional => {
+                let alias = Bdf::new(bridge.secondary()?.0, 0, 0);
+                Some(alias.in_segment(function.segment()))
+            }
             Port::Conventional => Some(bridge.function.bdf),
         });
         core::iter::once(function).chain(aliases)

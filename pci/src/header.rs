@@ -180,41 +180,67 @@ pub struct LegacyIde {
     pub gsi: u32,
 }
 
-/// Finds every function on the buses `roots` and behind their bridges.
-pub fn scan<C: ConfigSpace>(space: &C, roots: impl IntoIterator<Item = u8>) -> Scan<'_, C> {
-    let mut scan = Scan { space, wanted: [0; 4], done: [0; 4], next: None };
-    for bus in roots {
-        scan.want(bus);
+/// Finds every function of a segment on the buses `buses` and behind the bridges there. A bus that a
+/// bridge says is behind it is looked at if that bridge, or one behind it, leads there; any other may be
+/// a root bus of its own, of which a machine with several sockets has some.
+pub fn scan<C: ConfigSpace>(
+    space: &C,
+    segment: u16,
+    buses: impl IntoIterator<Item = u8>,
+) -> Scan<'_, C> {
+    let mut possible = Buses::default();
+    buses.into_iter().for_each(|bus| possible.add(bus));
+    let (wanted, done, claimed) = (Buses::default(), Buses::default(), Buses::default());
+    Scan { space, segment, possible, wanted, claimed, done, next: None }
+}
+
+/// A set of bus numbers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Buses([u64; 4]);
+
+impl Buses {
+    const fn add(&mut self, bus: u8) {
+        self.0[(bus >> 6) as usize] |= 1 << (bus & 63);
     }
-    scan
+
+    /// The lowest that none of `others` has.
+    fn first_without(&self, others: &[Self]) -> Option<u8> {
+        (0..4_u8).find_map(|word| {
+            let bits = |set: &Self| set.0[usize::from(word)];
+            let left = others.iter().fold(bits(self), |left, other| left & !bits(other));
+            (left != 0).then(|| word * 64 + left.trailing_zeros() as u8)
+        })
+    }
 }
 
 /// The iterator behind [`scan`].
 #[derive(Debug)]
 pub struct Scan<'a, C> {
     space: &'a C,
-    wanted: [u64; 4],
-    done: [u64; 4],
+    segment: u16,
+    /// May be root buses.
+    possible: Buses,
+    /// Behind a bridge.
+    wanted: Buses,
+    /// Some bridge says that they are behind it.
+    claimed: Buses,
+    done: Buses,
     next: Option<Bdf>,
 }
 
 impl<C: ConfigSpace> Scan<'_, C> {
-    fn want(&mut self, bus: u8) {
-        self.wanted[usize::from(bus >> 6)] |= 1 << (bus & 63);
-    }
-
-    /// The first function of a bus that is wanted and not done.
+    /// The first function of a bus that is not done: those behind bridges first.
     fn next_bus(&mut self) -> Option<Bdf> {
-        let word = (0..4).find(|&i| self.wanted[i] & !self.done[i] != 0)?;
-        let bit = (self.wanted[word] & !self.done[word]).trailing_zeros();
-        self.done[word] |= 1 << bit;
-        Some(Bdf::new((word as u32 * 64 + bit) as u8, 0, 0))
+        let behind = self.wanted.first_without(&[self.done]);
+        let bus = behind.or_else(|| self.possible.first_without(&[self.done, self.claimed]))?;
+        self.done.add(bus);
+        Some(Bdf::new(bus, 0, 0).in_segment(self.segment))
     }
 
     /// Where to look after `bdf`, on the same bus.
     fn after(bdf: Bdf, step: u16) -> Option<Bdf> {
         let next = Bdf::from_requester_id(bdf.requester_id().checked_add(step)?);
-        (next.bus() == bdf.bus()).then_some(next)
+        (next.bus() == bdf.bus()).then_some(next.in_segment(bdf.segment()))
     }
 }
 
@@ -232,8 +258,10 @@ impl<C: ConfigSpace> Iterator for Scan<'_, C> {
             let alone = bdf.function() == 0 && !found.is_some_and(|f| f.multi_function);
             self.next = Self::after(bdf, if alone { 8 } else { 1 });
             let Some(function) = found else { continue };
-            if let HeaderType::Bridge { secondary, .. } = function.header {
-                self.want(secondary);
+            if let HeaderType::Bridge { secondary: secondary @ 1.., subordinate } = function.header
+            {
+                self.wanted.add(secondary);
+                (secondary..=subordinate).for_each(|bus| self.claimed.add(bus));
             }
             return Some(function);
         }
@@ -248,7 +276,7 @@ mod tests {
     use std::vec::Vec;
 
     fn bdfs(space: &FakeSpace) -> Vec<Bdf> {
-        scan(space, [0]).map(|f| f.bdf).collect()
+        scan(space, 0, [0]).map(|f| f.bdf).collect()
     }
 
     #[test]
@@ -263,6 +291,48 @@ mod tests {
         let expected = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 2, 3), (3, 31, 0)]
             .map(|(b, d, f)| Bdf::new(b, d, f));
         assert_eq!(bdfs(&space), expected);
+    }
+
+    /// A machine with root buses 0, 0x40 and 0x80, of which only the first has function 0 at device 0.
+    fn sockets() -> FakeSpace {
+        let mut space = FakeSpace::default();
+        space.device(Bdf::new(0, 0, 0), 0x060000);
+        space.bridge(Bdf::new(0, 1, 0), 3);
+        space.device(Bdf::new(3, 0, 0), 0x010802);
+        space.bridge(Bdf::new(0x40, 2, 0), 0x41);
+        space.device(Bdf::new(0x41, 0, 0), 0x010802);
+        space.device(Bdf::new(0x80, 5, 0), 0x088000);
+        space
+    }
+
+    #[test]
+    fn root_buses_other_than_0_are_found_with_what_is_behind_them() {
+        let found: Vec<Bdf> = scan(&sockets(), 0, 0..=255).map(|f| f.bdf).collect();
+        let expected = [(0, 0), (0, 1), (3, 0), (0x40, 2), (0x41, 0), (0x80, 5)];
+        assert_eq!(found, expected.map(|(bus, device)| Bdf::new(bus, device, 0)));
+    }
+
+    #[test]
+    fn a_bus_that_a_bridge_claims_is_no_root_bus() {
+        let mut space = sockets();
+        let bridge = Bdf::new(0, 1, 0);
+        space.bridge(bridge, 3);
+        space.functions.get_mut(&bridge).unwrap().set(0x18, 0x0005_0300);
+        space.device(Bdf::new(4, 0, 0), 0x010802);
+        assert!(scan(&space, 0, 0..=255).all(|f| f.bdf != Bdf::new(4, 0, 0)));
+        // A bridge that the firmware has not set up claims none.
+        space.bridge(bridge, 0);
+        assert!(scan(&space, 0, 0..=255).any(|f| f.bdf == Bdf::new(4, 0, 0)));
+    }
+
+    #[test]
+    fn each_segment_has_buses_of_its_own() {
+        let (mut space, at) = (sockets(), Bdf::new(0x41, 0, 0).in_segment(1));
+        space.bridge(Bdf::new(0x40, 0, 0).in_segment(1), 0x41);
+        space.device(at, 0x020000);
+        let found: Vec<Bdf> = scan(&space, 1, 0x40..=0xff).map(|f| f.bdf).collect();
+        assert_eq!(found, [Bdf::new(0x40, 0, 0).in_segment(1), at]);
+        assert_eq!(scan(&space, 0, 0..=255).count(), 6);
     }
 
     #[test]

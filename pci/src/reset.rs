@@ -136,9 +136,10 @@ pub fn reset_all(
 /// there would lose its bus numbers.
 fn bus_of(all: &[Function], function: Bdf, owned: &[Bdf]) -> Option<(Bdf, Vec<Bdf>)> {
     let bus = function.bus();
+    let mut segment = all.iter().filter(|other| other.bdf.segment() == function.segment());
+    let behind = segment.clone().filter(|other| other.bdf.bus() == bus);
     let header = HeaderType::Bridge { secondary: bus, subordinate: bus };
-    let bridge = all.iter().find(|other| other.header == header)?;
-    let behind = all.iter().filter(|other| other.bdf.bus() == bus);
+    let bridge = segment.find(|other| other.header == header)?;
     let ours = |other: &Function| owned.contains(&other.bdf) && !other.is_infrastructure();
     behind.clone().all(ours).then(|| (bridge.bdf, behind.map(|other| other.bdf).collect()))
 }
@@ -265,6 +266,7 @@ mod tests {
     use super::*;
     use crate::fake::FakeSpace;
     use crate::header::scan;
+    use std::vec;
     use std::vec::Vec;
 
     const AT: Bdf = Bdf::new(0, 4, 0);
@@ -374,7 +376,7 @@ mod tests {
             device.set_writable(BAR0, 0xffff_0000);
             device.bytes[4] = 7;
         }
-        let all = scan(&inner, [0]).collect();
+        let all = scan(&inner, 0, [0]).collect();
         (Bus { inner, resets: 0 }, all)
     }
 
@@ -396,13 +398,23 @@ mod tests {
     }
 
     #[test]
+    fn a_namesake_in_another_segment_does_not_keep_a_bus_from_its_reset() {
+        let (mut bus, mut all) = bus();
+        let far = |bdf: Bdf| Function { bdf: bdf.in_segment(1), ..all[0] };
+        // The bridge and a device there come first.
+        all = [vec![far(BRIDGE), far(PAIR[1])], all.clone()].concat();
+        assert_eq!(failures(&mut bus, &all, &PAIR), []);
+        assert_eq!(bus.resets, 1);
+    }
+
+    #[test]
     fn a_bus_is_not_reset_under_others_nor_where_there_is_no_bridge() {
         let (mut bus, all) = bus();
         let refused = |function| [ResetError::NotSupported(function)];
         assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]));
         assert_eq!(failures(&mut bus, &all, &[AT]), refused(AT));
         bus.inner.functions.get_mut(&PAIR[1]).unwrap().set(8, 0x0604_0000);
-        let all: Vec<_> = scan(&bus.inner, [0]).collect();
+        let all: Vec<_> = scan(&bus.inner, 0, [0]).collect();
         assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]), "beside a bridge");
         assert_eq!(bus.resets, 0);
     }
@@ -415,7 +427,7 @@ mod tests {
         space.bridge(bridge, 1);
         space.bridge(unused, 0);
         space.write(bridge, 4, Width::Word, 3);
-        let functions: Vec<_> = scan(&space, [0]).collect();
+        let functions: Vec<_> = scan(&space, 0, [0]).collect();
         quiesce(&mut space, &functions);
         assert_eq!(space.read(AT, 4, Width::Word), 0x403);
         assert_eq!(space.read(bridge, 4, Width::Word), 7);

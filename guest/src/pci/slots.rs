@@ -1,6 +1,6 @@
 //! Where assigned functions appear on the guest's only bus, bus 0.
 //!
-//! A function of the machine's bus 0 keeps its device number; one of another bus (whose bridge the
+//! A function of the machine's bus 0 (of segment 0) keeps its device number; one of another bus (whose bridge the
 //! guest does not see) or of device 0 (where the guest has its host bridge) gets the lowest free
 //! one. Functions keep their function numbers, but the lowest of a device becomes function 0 where
 //! that is not assigned: a guest looks for the others only behind a function 0.
@@ -14,7 +14,7 @@ use arch::Bdf;
 /// # Errors
 /// The first function for which no device number is left.
 pub(super) fn place(functions: &[Bdf]) -> Result<Vec<Bdf>, Bdf> {
-    let keeps_slot = |bdf: Bdf| bdf.bus() == 0 && bdf.device() != 0;
+    let keeps_slot = |bdf: Bdf| (bdf.segment(), bdf.bus()) == (0, 0) && bdf.device() != 0;
     // Bit n: device number n is taken; 0 is the host bridge's.
     let mut taken = functions
         .iter()
@@ -22,7 +22,8 @@ pub(super) fn place(functions: &[Bdf]) -> Result<Vec<Bdf>, Bdf> {
         .fold(1u32, |taken, bdf| taken | 1 << bdf.device());
     let mut places: Vec<Bdf> = Vec::with_capacity(functions.len());
     for &bdf in functions {
-        let same_device = |other: Bdf| other.requester_id() >> 3 == bdf.requester_id() >> 3;
+        let place = |it: Bdf| (it.segment(), it.requester_id() >> 3);
+        let same_device = |other: Bdf| place(other) == place(bdf);
         let sibling = functions.iter().zip(&places).find(|(other, _)| same_device(**other));
         let slot = match sibling {
             Some((_, place)) => place.device(),
@@ -66,12 +67,19 @@ mod tests {
         assert_eq!(place(&functions), Ok(expected.to_vec()));
     }
 
+    #[test]
+    fn a_namesake_of_another_segment_is_another_device() {
+        let functions = [at(0, 4, 0), at(0, 4, 1).in_segment(1)];
+        assert_eq!(place(&functions), Ok(vec![at(0, 4, 0), at(0, 1, 0)]));
+    }
+
     proptest! {
         #[test]
         fn places_are_distinct_on_bus_0_and_never_the_host_bridge(
-            ids in proptest::collection::btree_set(0u16..0x900, 0..60),
+            ids in proptest::collection::btree_set((0u16..0x900, 0u16..2), 0..60),
         ) {
-            let functions: Vec<_> = ids.into_iter().map(Bdf::from_requester_id).collect();
+            let function = |(id, segment)| Bdf::from_requester_id(id).in_segment(segment);
+            let functions: Vec<_> = ids.into_iter().map(function).collect();
             if let Ok(mut places) = place(&functions) {
                 prop_assert!(places.iter().all(|p| p.bus() == 0 && p.device() != 0));
                 prop_assert!(places.iter().all(|p| places.contains(&at(0, p.device(), 0))));

@@ -37,9 +37,9 @@ pub(crate) fn drhd(include_all: bool, segment: u16, base: u64, scopes: &[Vec<u8>
     bytes
 }
 
-fn rmrr(base: u64, last: u64, scopes: &[Vec<u8>]) -> Vec<u8> {
+fn rmrr(segment: u8, base: u64, last: u64, scopes: &[Vec<u8>]) -> Vec<u8> {
     let scopes = scopes.concat();
-    let mut bytes = vec![1, 0, 24 + scopes.len() as u8, 0, 0, 0, 0, 0];
+    let mut bytes = vec![1, 0, 24 + scopes.len() as u8, 0, 0, 0, segment, 0];
     bytes.extend(base.to_le_bytes());
     bytes.extend(last.to_le_bytes());
     bytes.extend(scopes);
@@ -78,7 +78,7 @@ fn client() -> Vec<u8> {
             ),
             drhd(true, 1, 0xfed9_3000, &[]),
             atsr(),
-            rmrr(0x7d00_0000, 0x7d0f_ffff, &[scope(1, 0, 0, &[(0x14, 0)])]),
+            rmrr(0, 0x7d00_0000, 0x7d0f_ffff, &[scope(1, 0, 0, &[(0x14, 0)])]),
         ],
     )
 }
@@ -108,6 +108,29 @@ fn io_apics_and_reserved_regions_are_found() {
     let usb = dmar.rmrr_for(bdf("00:14.0"), &bridges);
     assert_eq!(usb, Some(HpaRange { start: Hpa::new(0x7d00_0000), length: 0x10_0000 }));
     assert_eq!(dmar.rmrr_for(bdf("00:1f.2"), &bridges), None);
+}
+
+/// Two sockets, whose segments have the same bus numbers.
+#[test]
+fn units_scopes_and_reserved_regions_are_of_their_segment_only() {
+    let nic = || scope(1, 0, 0x41, &[(0, 0)]);
+    let bridge = scope(2, 0, 0, &[(0x1c, 0)]);
+    let units = [
+        drhd(false, 0, 0x1000, &[nic()]),
+        drhd(true, 0, 0x2000, &[]),
+        drhd(false, 1, 0x3000, &[bridge, scope(3, 9, 0xf0, &[(0x1f, 0)])]),
+        drhd(true, 1, 0x4000, &[]),
+        rmrr(1, 0x7d00_0000, 0x7d0f_ffff, &[nic()]),
+    ];
+    let bytes = table(1, &units);
+    let dmar = Dmar::parse(&bytes).unwrap();
+    let unit = |text| dmar.drhd_for(bdf(text), &bridges).map(|drhd| drhd.registers.as_u64());
+    assert_eq!((unit("41:00.0"), unit("0001:41:00.0")), (Some(0x1000), Some(0x4000)));
+    assert_eq!((unit("03:05.2"), unit("0001:03:05.2")), (Some(0x2000), Some(0x3000)));
+    assert_eq!(unit("0002:41:00.0"), None);
+    assert_eq!(dmar.ioapic_requester(9, &bridges), Some(bdf("0001:f0:1f.0")));
+    assert_eq!(dmar.rmrr_for(bdf("41:00.0"), &bridges), None);
+    assert!(dmar.rmrr_for(bdf("0001:41:00.0"), &bridges).is_some());
 }
 
 #[test]
@@ -167,7 +190,7 @@ fn what_is_whole_is_used_where_no_unit_can_hide_in_the_rest() {
     let cut_off = table(1, &[unit.clone(), vec![0, 0, 16, 0, 1, 0, 0, 0]]);
     assert!(refusal(&cut_off).contains("the structure at offset 64 claims 16 bytes"));
     let reserved =
-        rmrr(0x1000, 0x1fff, &[scope(1, 0, 0, &[(5, 0)]), vec![1, 99, 0, 0, 0, 0, 6, 0]]);
+        rmrr(0, 0x1000, 0x1fff, &[scope(1, 0, 0, &[(5, 0)]), vec![1, 99, 0, 0, 0, 0, 6, 0]]);
     let bytes = table(1, &[unit, reserved]);
     let dmar = Dmar::parse(&bytes).unwrap();
     assert_eq!(dmar.left_out(), 1);

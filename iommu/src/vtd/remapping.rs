@@ -8,7 +8,7 @@ use arch::iommu::RemapIndex;
 
 /// Bytes of an entry.
 pub(super) const ENTRY_SIZE: u64 = 16;
-/// Entries of the table that all units share.
+/// Entries of the table that all units of a segment share.
 pub(super) const ENTRIES: u16 = 4096;
 /// IRTA.EIME: destinations are 32-bit x2APIC identifiers.
 const EXTENDED_INTERRUPT_MODE: u64 = 1 << 11;

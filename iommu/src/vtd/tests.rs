@@ -208,6 +208,52 @@ fn an_entry_serves_its_source_until_it_is_taken_away() {
     }
 }
 
+/// The NIC's namesake in the other segment.
+const FAR_NIC: Bdf = NIC.in_segment(1);
+
+#[test]
+fn functions_of_the_same_number_in_two_segments_are_kept_apart() {
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    let near = vtd.create_domain(&[NIC]).unwrap();
+    let far = vtd.create_domain(&[FAR_NIC]).unwrap();
+    vtd.map(near, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
+    vtd.map(far, Iova::new(0), Hpa::new(2 * GIB), 0x4000).unwrap();
+    vtd.attach(FAR_NIC, far).unwrap();
+    assert_eq!(
+        (units[0].dma(NIC, 0x1000), units[2].dma(NIC, 0x1000)),
+        (Err(2), Ok(2 * GIB + 0x1000))
+    );
+    vtd.attach(NIC, near).unwrap();
+    assert_eq!(units[0].dma(NIC, 0x1000), Ok(GIB + 0x1000));
+    vtd.detach(FAR_NIC).unwrap();
+    assert_eq!((units[0].dma(NIC, 0x1000), units[2].dma(NIC, 0x1000)), (Ok(GIB + 0x1000), Err(2)));
+
+    let entry = |vtd: &mut VtD<'_, _, _>, function, vector| {
+        let index = vtd.allocate_remap(InterruptSource::Device(function), 1).unwrap();
+        vtd.set_remap(index, Some(InterruptTarget { vector: Vector(vector), ..TARGET })).unwrap();
+        (index, vtd.remap_message(index).address)
+    };
+    let ((_, near), (index, far)) = (entry(&mut vtd, NIC, 0x41), entry(&mut vtd, FAR_NIC, 0x42));
+    assert_eq!(units[0].interrupt(NIC, near, 0), Ok((0x41, 0x1_0002, false)));
+    assert_eq!(units[2].interrupt(NIC, far, 0), Ok((0x42, 0x1_0002, false)));
+    assert_eq!(vtd.remaps_in_use(), 2);
+    vtd.set_remap(index, None).unwrap();
+    assert_eq!(units[2].interrupt(NIC, far, 0), Err(0x22), "its unit was told");
+    assert!(units[0].interrupt(NIC, near, 0).is_ok());
+    let nowhere = NIC.in_segment(2);
+    assert_eq!(vtd.attach(nowhere, DomainId(1)), Err(IommuError::NoUnit(nowhere)));
+}
+
+#[test]
+fn a_fault_names_the_segment() {
+    let Machine { units, vtd } = machine(|_| {});
+    units[2].state.borrow_mut().records[0] = (0xdead_0000, 1 << 63 | 5 << 32 | 0x28);
+    let mut seen = Vec::new();
+    vtd.unwrap().poll_faults(&mut |fault| seen.push(fault.source));
+    assert_eq!(seen, [FAR_NIC]);
+}
+
 #[test]
 fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
     let Machine { units, vtd } = machine(|_| {});

@@ -121,7 +121,7 @@ impl<R: Registers> Unit<R> {
         for record in (0..self.capability.fault_records()).map(|index| first + index * 16) {
             let high = self.registers.read_u64(record + 8);
             if let Some(fault) = fault::decode(self.registers.read_u64(record), high) {
-                sink(fault);
+                sink(Fault { source: fault.source.in_segment(self.segment), ..fault });
                 // F is in the uppermost of the record's four words.
                 self.registers.write_u32(record + 12, (fault::FAULT >> 32) as u32);
             }

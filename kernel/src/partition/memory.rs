@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use arch::address::PAGE_SIZE;
 use arch::{Gpa, Hpa};
 use config::GuestConfig;
+use cpu::config_space::EcamWindow;
 use guest::memory_map::{Ecam, GpaRange, MemoryMap};
 use mem::{Access, MemoryType, Table};
 
@@ -15,9 +16,13 @@ use crate::refusal::{Refusal, refuse};
 
 /// Where the guest's memory lies in its own address space.
 pub(super) fn memory_map(hardware: &Hardware, guest: &GuestConfig) -> MemoryMap {
-    let ecam = hardware.ecam.map(|ecam| Ecam {
-        base: Gpa::new(ecam.base.as_u64()),
-        buses: u16::from(ecam.last_bus) + 1,
+    // One above 4 GiB would lie where the guest has RAM or the BARs of its devices: it does without.
+    let low = |window: &&EcamWindow| {
+        (window.segment, window.first_bus) == (0, 0) && window.range().end().as_u64() <= 1 << 32
+    };
+    let ecam = hardware.ecam.iter().find(low).map(|window| Ecam {
+        base: Gpa::new(window.base.as_u64()),
+        buses: u16::from(window.last_bus) + 1,
     });
     match &hardware.identity_ram {
         Some(runs) => MemoryMap::identity(runs.clone(), ecam),

@@ -56,7 +56,7 @@ impl Tree {
     }
 
     fn groups(&self) -> Groups {
-        let functions: Vec<Function> = scan(&self.0, [0]).collect();
+        let functions: Vec<Function> = scan(&self.0, 0, [0]).collect();
         Groups::new(&self.0, &functions)
     }
 
@@ -185,6 +185,22 @@ fn behind_a_bridge_to_conventional_pci_all_is_one_group_with_the_bridges_request
     let error = groups.check(&[[at(2, 4, 0)]]).unwrap_err();
     assert_eq!(error.together, [at(2, 4, 0), at(3, 1, 0)]);
     assert_eq!(groups.check(&[error.together]), Ok(()));
+}
+
+#[test]
+fn a_namesake_in_another_segment_is_nobodys_neighbour() {
+    let (near, far) = (at(1, 0, 0), at(1, 0, 1).in_segment(1));
+    let tree = Tree::default().port(at(0, 3, 0), ROOT_PORT, 1, 1).device(near, 0x010802);
+    let Tree(mut space) = tree;
+    space.device(far, 0x020000);
+    let functions = scan(&space, 0, [0]).chain(scan(&space, 1, [1]));
+    let functions: Vec<Function> = functions.collect();
+    // Function 1 is found behind a function 0 only.
+    assert_eq!(functions.len(), 2);
+    let functions = [functions, vec![Function::read(&space, far).unwrap()]].concat();
+    let groups = Groups::new(&space, &functions);
+    assert_eq!(groups.group(near).map(|f| f.bdf).collect::<Vec<_>>(), [at(0, 3, 0), near]);
+    assert_eq!(groups.group(far).map(|f| f.bdf).collect::<Vec<_>>(), [far]);
 }
 
 #[test]
