@@ -17,7 +17,7 @@ pub struct RemapIndex(pub u16);
 /// Who may raise the interrupt behind a remapping entry (the source-id check).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InterruptSource {
-    /// A PCI function.
+    /// A PCI function, or the bridge that speaks for it.
     Device(Bdf),
     /// The I/O APIC with this identifier (its requester comes from the firmware's tables).
     IoApic(u8),

@@ -62,9 +62,14 @@ impl Routes {
         }
     }
 
-    /// Gives the guest the messages of `function`.
-    pub(crate) fn grant_messages(&mut self, function: Bdf, count: u16) -> Result<(), Refusal> {
-        let source = InterruptSource::Device(function);
+    /// Gives the guest the messages of `function`, which reach the IOMMU in the name of `requester`.
+    pub(crate) fn grant_messages(
+        &mut self,
+        function: Bdf,
+        requester: Bdf,
+        count: u16,
+    ) -> Result<(), Refusal> {
+        let source = InterruptSource::Device(requester);
         let first = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, count)).transpose();
         let first = first.map_err(|error| refuse!("device {function}: {error}"))?;
         let targets = vec![None; count.into()];

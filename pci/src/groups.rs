@@ -33,6 +33,9 @@ enum Port {
     Upstream,
     /// PCI Express to PCI/PCI-X Bridge.
     ToConventional,
+    /// The same without a PCI Express capability: it is behind a link, where nothing else can be
+    /// (ASMedia ASM1083 and ASM1085, Tundra TSI381, ITE 8892 and 8893).
+    Unnamed,
     /// A bridge that is conventional PCI at its primary side.
     Conventional,
 }
@@ -168,6 +171,9 @@ impl Groups {
         let links: Vec<(u16, u8)> = links.filter_map(behind).collect();
         for member in self.members.iter_mut().filter(|member| links.contains(&member.device.0)) {
             member.device.1 = None;
+            if member.port == Port::Conventional {
+                member.port = Port::Unnamed;
+            }
         }
         let devices: Vec<Device> = self.members.iter().map(|member| member.device).collect();
         for member in &mut self.members {
@@ -176,7 +182,7 @@ impl Groups {
                 Port::None => false,
                 Port::Link => !member.isolates,
                 Port::Upstream => !member.isolates && siblings.count() > 1,
-                Port::ToConventional | Port::Conventional => true,
+                Port::ToConventional | Port::Unnamed | Port::Conventional => true,
             };
         }
     }
@@ -202,16 +208,36 @@ impl Groups {
     /// The requester IDs that requests of `function` may carry when they reach the IOMMU: its own,
     /// and those of bridges to conventional PCI above it. Each belongs into its guest's domain.
     pub fn requesters(&self, function: Bdf) -> impl Iterator<Item = Bdf> {
-        let above = self.members.iter().filter(move |member| member.forwards(function));
-        let aliases = above.filter_map(move |bridge| match bridge.port {
-            Port::None | Port::Link | Port::Upstream => None,
-            Port::ToConventional => {
-                let alias = Bdf::new(bridge.secondary()?.0, 0, 0);
-                Some(alias.in_segment(function.segment()))
-            }
-            Port::Conventional => Some(bridge.function.bdf),
+        let aliases = self.aliases(function).flat_map(|(bridge, alias)| {
+            // What this one sends in the name of others is only known from those that were seen.
+            let own = (bridge.port == Port::Unnamed).then_some(bridge.function.bdf);
+            core::iter::once(alias).chain(own)
         });
         core::iter::once(function).chain(aliases)
+    }
+
+    /// The requester ID that the messages of `function` carry when they reach the IOMMU: that of the
+    /// uppermost bridge to conventional PCI above it, else its own. All that share it are one group.
+    #[must_use]
+    pub fn interrupt_requester(&self, function: Bdf) -> Bdf {
+        let above = |bridge: &Member| self.aliases(bridge.function.bdf).count();
+        let uppermost = self.aliases(function).min_by_key(|(bridge, _)| above(bridge));
+        uppermost.map_or(function, |(_, alias)| alias)
+    }
+
+    /// The bridges to conventional PCI above `function`, and what each makes of the requester IDs of
+    /// requests from below (PCI Express to PCI/PCI-X Bridge Specification, "Assignment of Requester ID
+    /// and Tag by the Bridge"). One at a conventional bus is the master there: its ID is its own.
+    fn aliases(&self, function: Bdf) -> impl Iterator<Item = (&Member, Bdf)> {
+        let above = self.members.iter().filter(move |member| member.forwards(function));
+        above.filter_map(move |bridge| match bridge.port {
+            Port::None | Port::Link | Port::Upstream => None,
+            Port::ToConventional | Port::Unnamed => {
+                let alias = Bdf::new(bridge.secondary()?.0, 0, 0);
+                Some((bridge, alias.in_segment(function.segment())))
+            }
+            Port::Conventional => Some((bridge, bridge.function.bdf)),
+        })
     }
 
     /// Checks the functions that each guest would get. A group goes to one guest as a whole; only

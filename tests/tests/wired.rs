@@ -1,7 +1,7 @@
-//! What is wired: interrupt lines of PCI, a UART of the machine; and functions behind bridges, several
-//! of one device, and prefetchable BARs.
+//! What is wired: interrupt lines of PCI, a UART of the machine; and functions behind bridges and other
+//! root buses, several of one device, and prefetchable BARs.
 
-use nexit_tests::{Devices, Folder, Guest, Kernel};
+use nexit_tests::{Devices, Folder, Guest, Kernel, Payload};
 
 const TIMEOUT: &[&str] = &["--timeout", "240"];
 
@@ -81,4 +81,60 @@ fn functions_behind_bridges_of_one_device_and_with_high_bars_work() {
     assert!(bar.is_some_and(|at| at >= 1 << 32), "{bar:?}\n{outcome}");
     let written = std::fs::read(&shared).unwrap_or_default();
     assert_eq!(written.get(..4), Some(&b"NEXT"[..]), "{outcome}");
+}
+
+/// The guest `micro` counts a thousand messages of `edu` (QEMU, "EDU device"), each with its handler.
+fn messages_arrive(name: &str, function: &str, bridges: &[&str]) {
+    let folder = Folder::new(name);
+    let further = format!("devices = [\"{function}\"]");
+    let payload = Payload { further: &further, ..Payload::new("micro") };
+    let devices: Vec<&str> = bridges.iter().flat_map(|bridge| ["-device", bridge]).collect();
+    let options = ["--timeout", "90", "--memory", "1G"];
+    let outcome = folder.run(&payload.toml(), &options, &Devices::arguments(&devices));
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let all = "bench: micro-message-to-handler operations 1000";
+    assert!(outcome.output.contains(all), "{outcome}");
+    assert!(!outcome.output.contains("IOMMU fault"), "{outcome}");
+    assert_eq!(outcome.exits("external_interrupt"), Some(0), "{outcome}");
+}
+
+#[test]
+fn messages_arrive_from_behind_another_root_bus() {
+    messages_arrive(
+        "root-bus",
+        "41:00.0",
+        &[
+            "pxb-pcie,id=far,bus_nr=64,bus=pcie.0",
+            "pcie-root-port,id=below,bus=far,chassis=2",
+            "edu,bus=below",
+        ],
+    );
+}
+
+/// The unit sees them come from 02:00.0.
+#[test]
+fn messages_arrive_from_behind_a_bridge_to_conventional_pci() {
+    messages_arrive(
+        "conventional",
+        "02:01.0",
+        &[
+            "pcie-root-port,id=above,chassis=1,addr=8",
+            "pcie-pci-bridge,id=below,bus=above",
+            "edu,bus=below,addr=1",
+        ],
+    );
+}
+
+/// The unit sees them come from the upper bridge, 00:1e.0.
+#[test]
+fn messages_arrive_from_behind_two_bridges_of_conventional_pci() {
+    messages_arrive(
+        "two-bridges",
+        "02:01.0",
+        &[
+            "i82801b11-bridge,id=above,addr=1e.0",
+            "pci-bridge,id=below,bus=above,chassis_nr=2,addr=2",
+            "edu,bus=below,addr=1",
+        ],
+    );
 }

@@ -228,7 +228,8 @@ pub(super) fn routes(
     let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &processors(hardware, guest));
     for (function, messages) in bus.messages() {
         if messages > 0 {
-            routes.grant_messages(function, messages)?;
+            let requester = hardware.groups.interrupt_requester(function);
+            routes.grant_messages(function, requester, messages)?;
         }
     }
     for line in lines {

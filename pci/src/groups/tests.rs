@@ -182,9 +182,52 @@ fn behind_a_bridge_to_conventional_pci_all_is_one_group_with_the_bridges_request
     assert_eq!(requesters(at(2, 4, 0)), [at(2, 4, 0), at(2, 0, 0)]);
     assert_eq!(requesters(at(3, 1, 0)), [at(3, 1, 0), at(2, 0, 0), inner]);
     assert_eq!(requesters(port), [port]);
+    let message = |function| groups.interrupt_requester(function);
+    assert_eq!([at(2, 4, 0), at(3, 1, 0)].map(message), [at(2, 0, 0); 2], "of the upper bridge");
+    assert_eq!([port, to_pci].map(message), [port, to_pci]);
     let error = groups.check(&[[at(2, 4, 0)]]).unwrap_err();
     assert_eq!(error.together, [at(2, 4, 0), at(3, 1, 0)]);
     assert_eq!(groups.check(&[error.together]), Ok(()));
+}
+
+#[test]
+fn behind_a_conventional_bridge_of_the_root_bus_messages_carry_the_bridges_own_id() {
+    let (bridge, inner) = (at(0, 30, 0), at(1, 2, 0));
+    let groups = Tree::default()
+        .bridge(bridge, 1, 2)
+        .device(at(1, 1, 0), 0x020000)
+        .bridge(inner, 2, 2)
+        .device(at(2, 1, 0), 0x020000)
+        .device(at(0, 4, 0), 0x010802)
+        .groups();
+    let message = |function| groups.interrupt_requester(function);
+    assert_eq!([at(1, 1, 0), at(2, 1, 0)].map(message), [bridge; 2]);
+    assert_eq!([bridge, at(0, 4, 0)].map(message), [bridge, at(0, 4, 0)]);
+}
+
+/// As the ASM1083: behind a root port, and without a PCI Express capability.
+#[test]
+fn a_bridge_behind_a_link_is_one_to_conventional_pci_whether_it_says_so_or_not() {
+    let (port, bridge, card) = (at(0, 3, 0), at(1, 0, 0), at(2, 4, 0));
+    let groups = Tree::default()
+        .port(port, ROOT_PORT, 1, 2)
+        .isolating(port)
+        .bridge(bridge, 2, 2)
+        .device(card, 0x020000)
+        .groups();
+    assert_eq!(groups.interrupt_requester(card), at(2, 0, 0));
+    assert_eq!(groups.requesters(card).collect::<Vec<_>>(), [card, at(2, 0, 0), bridge]);
+}
+
+#[test]
+fn behind_ports_of_a_switch_messages_carry_the_functions_own_id() {
+    let groups = Tree::default()
+        .port(at(0, 3, 0), ROOT_PORT, 1, 3)
+        .port(at(1, 0, 0), UPSTREAM, 2, 3)
+        .port(at(2, 0, 0), DOWNSTREAM, 3, 3)
+        .device(at(3, 0, 0), 0x010802)
+        .groups();
+    assert_eq!(groups.interrupt_requester(at(3, 0, 0)), at(3, 0, 0));
 }
 
 #[test]
@@ -274,6 +317,8 @@ proptest! {
             for &other in &functions {
                 let shared = groups.requesters(one).any(|id| groups.requesters(other).any(|o| o == id));
                 prop_assert!(!shared || groups.group(one).any(|member| member.bdf == other));
+                let message = groups.interrupt_requester(one);
+                prop_assert!(groups.requesters(one).any(|id| id == message));
             }
         }
     }
