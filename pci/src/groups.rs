@@ -113,7 +113,7 @@ pub struct GroupError {
     pub function: Bdf,
     /// One of its group that the guest would not get.
     pub other: Bdf,
-    /// All that must go to one guest together; bridges may stay behind.
+    /// All that must go to one guest together; bridges and the like may stay behind.
     pub together: Vec<Bdf>,
 }
 
@@ -149,7 +149,7 @@ impl Groups {
             function: *function,
             port: Port::of(space, function),
             device: (bus(function.bdf), Some(function.bdf.device())),
-            isolates: acs::isolates(space, function.bdf),
+            isolates: acs::isolates(space, function),
             turns_around: false,
             group: function.bdf,
         };
@@ -241,7 +241,7 @@ impl Groups {
     }
 
     /// Checks the functions that each guest would get. A group goes to one guest as a whole; only
-    /// its bridges (base class 06h), which the hypervisor keeps quiet, may stay behind.
+    /// what the hypervisor keeps quiet may stay behind ([`Function::may_stay_behind`]).
     ///
     /// # Errors
     /// The first function whose group is divided, and what would have to go with it.
@@ -251,7 +251,7 @@ impl Groups {
             let is_others = |bdf| !has(bdf) && assignment.iter().any(|o| o.as_ref().contains(&bdf));
             for &function in guest {
                 let must = |member: &&Function| {
-                    !member.is_bridge() || has(member.bdf) || is_others(member.bdf)
+                    !member.may_stay_behind() || has(member.bdf) || is_others(member.bdf)
                 };
                 let together: Vec<Bdf> = self.group(function).filter(must).map(|m| m.bdf).collect();
                 if let Some(&other) = together.iter().find(|bdf| !has(**bdf)) {

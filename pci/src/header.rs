@@ -134,6 +134,26 @@ impl Function {
         self.class >> 16 == 0x06
     }
 
+    /// Whether this is the platform's own and no guest's business: an SMBus controller (memory modules,
+    /// clocks, fans) or Intel's SPI controller, behind which the firmware lies. They stand among the
+    /// functions of a chipset beside network and sound, and master no bus unless a driver has them do so.
+    #[must_use]
+    pub const fn is_of_the_platform(&self) -> bool {
+        const SMBUS: u32 = 0x0c_05;
+        const OTHER_SERIAL_BUS: u32 = 0x0c_80;
+        match self.class >> 8 {
+            SMBUS => true,
+            OTHER_SERIAL_BUS => self.vendor == 0x8086,
+            _ => false,
+        }
+    }
+
+    /// Whether this may stay the hypervisor's, quiet, while others of its group go to a guest.
+    #[must_use]
+    pub const fn may_stay_behind(&self) -> bool {
+        self.is_bridge() || self.is_of_the_platform()
+    }
+
     /// Whether no guest can have this: a bridge, by class or header, or an IOMMU (PCI Code and ID
     /// Assignment Specification, "Class Codes").
     #[must_use]

@@ -144,9 +144,10 @@ fn a_bridge() {
 
 #[test]
 fn a_function_that_is_not_isolated_from_the_next_one() {
-    let toml = Payload { further: "devices = [\"00:1f.2\"]", ..ends() }.toml();
-    let sentence = refusal("refuse-group", &toml, &[]);
-    assert_says(&sentence, &["00:1f.2", "00:1f.3", "Access Control Services", "to one guest"]);
+    let toml = Payload { further: "devices = [\"00:06.0\"]", ..ends() }.toml();
+    let pair = ["virtio-rng-pci,addr=6.0,multifunction=on", "virtio-rng-pci,addr=6.1"];
+    let sentence = refusal("refuse-group", &toml, &["-device", pair[0], "-device", pair[1]]);
+    assert_says(&sentence, &["00:06.0", "00:06.1", "Access Control Services", "to one guest"]);
 }
 
 #[test]

@@ -39,7 +39,9 @@ pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<
             }
         }
     }
-    let given = hardware.functions.iter().filter(|function| !function.is_infrastructure());
+    // "all" is the devices that a guest could want.
+    let stays = |it: &pci::Function| it.is_infrastructure() || it.is_of_the_platform();
+    let given = hardware.functions.iter().filter(|function| !stays(function));
     let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
     let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
     let owned: Vec<Vec<Bdf>> = owned.collect();

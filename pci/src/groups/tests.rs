@@ -80,12 +80,14 @@ fn q35() -> Tree {
         .device(at(0, 5, 0), 0x020000)
         .device(at(0, 31, 0), 0x060100)
         .device(at(0, 31, 2), 0x010601)
-        .device(at(0, 31, 3), 0x0c0500)
+        .device(at(0, 31, 3), 0x040300)
+        .device(at(0, 31, 4), 0x0c0500)
+        .device(at(0, 31, 5), 0x0c8000)
 }
 
 #[test]
 fn the_chipsets_functions_are_one_group_and_devices_of_the_root_bus_are_their_own() {
-    assert_eq!(q35().joined(), [[at(0, 31, 0), at(0, 31, 2), at(0, 31, 3)]]);
+    assert_eq!(q35().joined(), [[0, 2, 3, 4, 5].map(|function| at(0, 31, function))]);
 }
 
 #[test]
@@ -102,6 +104,22 @@ fn a_divided_group_is_refused_with_the_functions_that_must_go_together() {
     assert_eq!(groups.check(&[[at(0, 31, 2), at(0, 31, 3)]]), Ok(()), "the ISA bridge may stay");
     let error = groups.check(&[vec![at(0, 31, 2), at(0, 31, 3)], vec![at(0, 31, 0)]]).unwrap_err();
     assert_eq!((error.other, error.together.len()), (at(0, 31, 0), 3), "but be no one else's");
+}
+
+#[test]
+fn smbus_and_spi_flash_stay_behind_or_go_along_but_to_nobody_else() {
+    let groups = q35().groups();
+    let pair = vec![at(0, 31, 2), at(0, 31, 3)];
+    assert_eq!(groups.check(std::slice::from_ref(&pair)), Ok(()));
+    for quiet in [at(0, 31, 4), at(0, 31, 5)] {
+        assert_eq!(groups.check(&[[&pair[..], &[quiet]].concat()]), Ok(()), "by name");
+        let error = groups.check(&[pair.clone(), vec![quiet]]).unwrap_err();
+        assert_eq!(error.other, quiet);
+    }
+    // What is no platform's serial bus goes along as everything does.
+    let mut other = q35();
+    other.0.functions.get_mut(&at(0, 31, 5)).unwrap().set(0, 0x1234_1022);
+    assert!(other.groups().check(&[pair]).is_err());
 }
 
 #[test]
@@ -203,6 +221,31 @@ fn behind_a_conventional_bridge_of_the_root_bus_messages_carry_the_bridges_own_i
     let message = |function| groups.interrupt_requester(function);
     assert_eq!([at(1, 1, 0), at(2, 1, 0)].map(message), [bridge; 2]);
     assert_eq!([bridge, at(0, 4, 0)].map(message), [bridge, at(0, 4, 0)]);
+}
+
+/// Root ports 00:1c.0 and 00:1c.2 of a chipset with wide registers, a network card behind each.
+#[test]
+fn behind_sunrise_points_root_ports_each_card_is_a_group_of_its_own() {
+    let ports = [at(0, 28, 0), at(0, 28, 2)];
+    let mut tree = Tree::default()
+        .port(ports[0], ROOT_PORT, 2, 2)
+        .port(ports[1], ROOT_PORT, 4, 4)
+        .device(at(2, 0, 0), 0x020000)
+        .device(at(4, 0, 0), 0x020000);
+    for port in ports {
+        let port = tree.0.functions.get_mut(&port).unwrap();
+        port.set(0, 0x9d10_8086);
+        for (offset, value) in [(0x100, 0x1401_0001), (0x140, 0x0001_000d), (0x144, 0x0f)] {
+            port.set(offset, value);
+        }
+        port.set_writable(0x148, 0x0f);
+    }
+    let all = [ports[0], ports[1], at(2, 0, 0), at(4, 0, 0)];
+    assert_eq!(tree.joined(), [all], "before it is switched on");
+    let functions: Vec<Function> = scan(&tree.0, 0, [0]).collect();
+    acs::enable(&mut tree.0, &functions);
+    assert_eq!(tree.joined().len(), 0);
+    assert_eq!(tree.groups().check(&[[at(2, 0, 0)], [at(4, 0, 0)]]), Ok(()));
 }
 
 /// As the ASM1083: behind a root port, and without a PCI Express capability.
@@ -336,7 +379,7 @@ proptest! {
         let functions = pieces.iter().map(|piece| Bdf::from_requester_id(piece.0));
         let of = |guest| functions.clone().filter(|bdf| owner(*bdf) == guest).collect::<Vec<_>>();
         let undivided = functions.clone().all(|bdf| owner(bdf) == 2 || groups.group(bdf).all(|other| {
-            let stays = other.is_bridge() && owner(other.bdf) == 2;
+            let stays = other.may_stay_behind() && owner(other.bdf) == 2;
             owner(other.bdf) == owner(bdf) || stays
         }));
         let result = groups.check(&[of(0), of(1)]);
