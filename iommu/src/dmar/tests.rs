@@ -114,13 +114,13 @@ fn io_apics_and_reserved_regions_are_found() {
 #[test]
 fn units_scopes_and_reserved_regions_are_of_their_segment_only() {
     let nic = || scope(1, 0, 0x41, &[(0, 0)]);
-    let bridge = scope(2, 0, 0, &[(0x1c, 0)]);
+    let bridge = || scope(2, 0, 0, &[(0x1c, 0)]);
     let units = [
         drhd(false, 0, 0x1000, &[nic()]),
         drhd(true, 0, 0x2000, &[]),
-        drhd(false, 1, 0x3000, &[bridge, scope(3, 9, 0xf0, &[(0x1f, 0)])]),
+        drhd(false, 1, 0x3000, &[bridge(), scope(3, 9, 0xf0, &[(0x1f, 0)])]),
         drhd(true, 1, 0x4000, &[]),
-        rmrr(1, 0x7d00_0000, 0x7d0f_ffff, &[nic()]),
+        rmrr(1, 0x7d00_0000, 0x7d0f_ffff, &[nic(), bridge()]),
     ];
     let bytes = table(1, &units);
     let dmar = Dmar::parse(&bytes).unwrap();
@@ -129,8 +129,10 @@ fn units_scopes_and_reserved_regions_are_of_their_segment_only() {
     assert_eq!((unit("03:05.2"), unit("0001:03:05.2")), (Some(0x2000), Some(0x3000)));
     assert_eq!(unit("0002:41:00.0"), None);
     assert_eq!(dmar.ioapic_requester(9, &bridges), Some(bdf("0001:f0:1f.0")));
-    assert_eq!(dmar.rmrr_for(bdf("41:00.0"), &bridges), None);
-    assert!(dmar.rmrr_for(bdf("0001:41:00.0"), &bridges).is_some());
+    for named in ["41:00.0", "03:05.2"] {
+        assert_eq!(dmar.rmrr_for(bdf(named), &bridges), None);
+        assert!(dmar.rmrr_for(bdf(named).in_segment(1), &bridges).is_some());
+    }
 }
 
 #[test]
