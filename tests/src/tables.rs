@@ -204,6 +204,23 @@ impl Stopped {
         self.write(at, &bytes);
     }
 
+    /// Writes a register of the host bridge, by a command of QEMU's monitor.
+    ///
+    /// # Panics
+    /// When the monitor does not know the command.
+    pub fn write_host_bridge(&mut self, offset: u8, value: u32) {
+        for (port, value) in [(0xcf8, 1 << 31 | u32::from(offset)), (0xcfc, value)] {
+            let command = format!("o /w {port:#x} {value:#x}");
+            let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
+            // What it prints comes first, in packets of its own.
+            let mut answer = self.ask(&format!("qRcmd,{hex}"));
+            while answer.starts_with('O') && answer != "OK" {
+                answer = self.answer("qRcmd");
+            }
+            assert_eq!(answer, "OK", "{command}");
+        }
+    }
+
     fn word(&mut self, at: u64) -> u32 {
         let bytes = self.read(at, 4).first_chunk().copied();
         u32::from_le_bytes(bytes.unwrap_or_default())
@@ -240,6 +257,10 @@ impl Stopped {
 
     fn ask(&mut self, text: &str) -> String {
         self.send(text);
+        self.answer(text)
+    }
+
+    fn answer(&mut self, text: &str) -> String {
         let mut answer: Vec<u8> = Vec::new();
         let mut byte = [0];
         // An answer is `$…#` and two digits; acknowledgements come before it.

@@ -155,3 +155,48 @@ fn a_machine_with_usb_controllers_of_every_kind_boots() {
     let outcome = Folder::new("usb").run(&payload.toml(), OPTIONS, &devices);
     assert_powered_off_and_said(&outcome, "IOMMU vt-d: translation and interrupt remapping are on");
 }
+
+/// The guest `micro` counts a thousand messages of `edu`, and each must come.
+fn assert_messages_arrive(name: &str, function: &str, change: impl FnOnce(&mut Stopped)) {
+    let further = format!("devices = [\"{function}\"]");
+    let payload = Payload { further: &further, ..Payload::new("micro") };
+    let devices = Devices::arguments(&["-device", "edu,addr=4"]);
+    let outcome = Folder::new(name).run_with_tables(&payload.toml(), OPTIONS, &devices, change);
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let all = "bench: micro-message-to-handler operations 1000";
+    assert!(outcome.output.contains(all), "{outcome}");
+    for trouble in ["IOMMU fault", "is left out"] {
+        assert!(!outcome.output.contains(trouble), "{outcome}");
+    }
+}
+
+/// The host bridge's PCIEXBAR and the MCFG say 32 GiB: nothing is left at the old place.
+#[test]
+fn configuration_space_above_4_gib_is_mapped_and_used() {
+    assert_messages_arrive("mcfg-high", "00:04.0", |machine| {
+        const PCIEXBAR: u8 = 0x60;
+        machine.write_host_bridge(PCIEXBAR + 4, 8);
+        machine.write_host_bridge(PCIEXBAR, 1);
+        let base = 0x8_0000_0000_u64.to_le_bytes();
+        machine.change("MCFG", Sum::Right, |table| table[44..52].copy_from_slice(&base));
+    });
+}
+
+/// All that the tables name is in segment 1: the window, the unit, and the I/O APIC in its scope.
+#[test]
+fn a_device_of_another_segment_interrupts_through_that_segments_tables() {
+    assert_messages_arrive("segment", "0001:00:04.0", |machine| {
+        machine.change("MCFG", Sum::Right, |table| table[52] = 1);
+        machine.change("DMAR", Sum::Right, |table| table[48 + 6] = 1);
+    });
+}
+
+/// The unit is segment 0's, and the same device is named as one of segment 1.
+#[test]
+fn a_device_of_a_segment_without_a_unit_is_refused_by_name() {
+    let further = "devices = [\"0001:00:04.0\"]";
+    let outcome = run("segment-without-unit", further, |machine| {
+        machine.change("MCFG", Sum::Right, |table| table[52] = 1);
+    });
+    assert!(outcome.refusal().contains("no IOMMU unit covers 0001:00:04.0"), "{outcome}");
+}
