@@ -126,7 +126,7 @@ impl Device {
         loop {
             match self.state() {
                 State::UnderWay => core::hint::spin_loop(),
-                end => return end,
+                end @ (State::Done | State::Refused) => return end,
             }
         }
     }
