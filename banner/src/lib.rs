@@ -1,0 +1,21 @@
+//! What the log says of the machine, for who helps from afar: the CPU by name and number, its
+//! topology, and the words that say what its virtualization can do.
+//!
+//! Pure: CPUID is a function that the caller gives; what is printed is a `Display`.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod topology;
+mod words;
+
+pub use cpu::Cpu;
+pub use topology::{Counts, Topology};
+pub use words::{SvmWords, Words};
+
+use arch::machine::CpuidResult;
+
+/// CPUID: leaf and subleaf in, registers out.
+pub trait Cpuid: Fn(u32, u32) -> CpuidResult + Clone {}
+
+impl<F: Fn(u32, u32) -> CpuidResult + Clone> Cpuid for F {}
