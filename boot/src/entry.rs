@@ -14,7 +14,8 @@ use core::arch::global_asm;
 // Multiboot header (Multiboot Specification, "The layout of Multiboot header"): modules on page
 // boundaries, memory map, and the address fields, without which QEMU takes no 64-bit ELF file.
 // Multiboot2 header (Multiboot2 Specification, "OS image format"): entry address and module
-// alignment; everything else that is needed GRUB passes unasked.
+// alignment, and a framebuffer of 32 bits a pixel, which is optional (flag 1): without one there is the
+// serial line. Everything else that is needed GRUB passes unasked.
 global_asm!(
     ".section .multiboot, \"a\"",
     ".balign 8",
@@ -29,6 +30,8 @@ global_asm!(
     ".long 12, _start, 0",
     ".short 6, 0",
     ".long 8",
+    ".short 5, 1",
+    ".long 20, 0, 0, 32, 0",
     ".short 0, 0",
     ".long 8",
     "multiboot2_end:",
@@ -72,28 +75,51 @@ global_asm!(
     "push 8",
     "push eax",
     "retf",
-    // The serial line is all that can be had without a driver: initialise it (115200 8N1), speak.
+    // A POST code and the serial line are all that can be had without a driver: COM1 or COM2,
+    // whichever keeps a byte in its scratch register. Initialise it (115200 8N1), speak.
     "no_long_mode:",
-    "mov esi, offset uart_setup",
-    "2: lodsw",
-    "movzx edx, al",
+    "mov al, 0xe1",
+    "out 0x80, al",
+    "mov bh, 3",
+    "2: mov dl, 0xff",
+    "mov dh, bh",
+    "mov al, 0x5a",
+    "out dx, al",
+    // Another value on the bus, so that an echo is not taken for a register.
+    "xor al, al",
+    "out 0xed, al",
+    "in al, dx",
+    "cmp al, 0x5a",
+    "je 3f",
+    "dec bh",
+    "cmp bh, 2",
+    "je 2b",
+    "jmp 8f",
+    "3: mov esi, offset uart_setup",
+    "4: lodsw",
+    "mov dl, al",
+    "mov dh, bh",
     "mov al, ah",
-    "mov dh, 3",
     "out dx, al",
     "cmp esi, offset uart_setup_end",
-    "jb 2b",
+    "jb 4b",
     "mov esi, offset no_long_mode_sentence",
-    "3: mov dx, 0x3fd",
-    "4: in al, dx",
+    "5: mov dl, 0xfd",
+    "mov ecx, 1000000",
+    "6: in al, dx",
     "test al, 0x20",
-    "jz 4b",
-    "lodsb",
-    "mov dx, 0x3f8",
+    "jnz 7f",
+    "dec ecx",
+    "jnz 6b",
+    // It takes no more bytes.
+    "jmp 8f",
+    "7: lodsb",
+    "mov dl, 0xf8",
     "out dx, al",
     "cmp esi, offset no_long_mode_sentence_end",
-    "jb 3b",
-    "5: hlt",
-    "jmp 5b",
+    "jb 5b",
+    "8: hlt",
+    "jmp 8b",
     ".code64",
     "long_mode:",
     "mov eax, 16",
@@ -142,7 +168,61 @@ global_asm!(
     ".ascii \"\\036nexit: error: this CPU has no 64-bit mode (CPUID 0x80000001 EDX bit 29 is 0): \"",
     ".ascii \"use a 64-bit machine with VT-x or AMD-V\\r\\n\\036nexit: halted\\r\\n\"",
     "no_long_mode_sentence_end:",
+    // For devices above 4 GiB, filled in by `map_device`: two page directories, and a page-directory
+    // pointer table where the device lies above 512 GiB.
+    ".section .bss.boot_device_tables, \"aw\", @nobits",
+    ".balign 4096",
+    "boot_device_pd: .skip 8192",
+    "boot_device_pdpt: .skip 4096",
 );
+
+unsafe extern "C" {
+    static mut boot_pml4: [u64; 512];
+    static mut boot_pdpt: [u64; 512];
+    static mut boot_device_pd: [[u64; 512]; 2];
+    static mut boot_device_pdpt: [u64; 512];
+}
+
+/// Maps a device onto itself, uncached, in the page tables of the entry; `false` where they have no
+/// room for it. One device above 4 GiB at most.
+///
+/// # Safety
+/// Those tables are in use, this is the only CPU, and nothing else is to be had above 4 GiB.
+#[must_use]
+pub unsafe fn map_device(range: HpaRange) -> bool {
+    const FOUR_GIB: u64 = 1 << 32;
+    const LINK: u64 = 0x3;
+    /// A present and writable page of 2 MiB, PCD and PWT: uncached in the PAT of a reset CPU.
+    const PAGE: u64 = 0x9b;
+    let (first, last) = (range.start.as_u64(), range.end().as_u64().wrapping_sub(1));
+    if last < FOUR_GIB {
+        return true;
+    }
+    let (first_gib, last_gib) = (first >> 30, last >> 30);
+    // The lower half of the linear address space; one page-directory pointer table; two directories.
+    if first < FOUR_GIB || last >> 47 != 0 || first >> 39 != last >> 39 || last_gib > first_gib + 1
+    {
+        return false;
+    }
+    let own = first >> 39 == 0;
+    let pdpt = if own { &raw mut boot_pdpt } else { &raw mut boot_device_pdpt }.cast::<u64>();
+    for (gib, directory) in (first_gib..=last_gib).zip(0_usize..) {
+        let pages = (&raw mut boot_device_pd).cast::<[u64; 512]>().wrapping_add(directory);
+        for (index, page) in (0_usize..512).zip((gib << 30..).step_by(2 << 20)) {
+            // SAFETY: an entry of a directory that nothing uses yet.
+            unsafe { pages.cast::<u64>().wrapping_add(index).write_volatile(page | PAGE) };
+        }
+        let entry = pdpt.wrapping_add((gib & 0x1ff) as usize);
+        // SAFETY: an entry that was absent, and absent entries are not cached.
+        unsafe { entry.write_volatile(pages as u64 | LINK) };
+    }
+    if !own {
+        let entry = (&raw mut boot_pml4).cast::<u64>().wrapping_add((first >> 39) as usize);
+        // SAFETY: as above.
+        unsafe { entry.write_volatile(pdpt as u64 | LINK) };
+    }
+    true
+}
 
 /// Reads what the loader left in memory.
 ///

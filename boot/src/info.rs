@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::BootError;
+use crate::framebuffer::Framebuffer;
 use crate::memory_map::MemoryMap;
 use arch::Hpa;
 use arch::address::HpaRange;
@@ -36,6 +37,10 @@ pub struct BootInfo<'m> {
     /// Where the Root System Description Pointer (or the loader's copy of it) is; `None` when the
     /// loader does not tell: search the BIOS area (ACPI "Finding the RSDP on IA-PC Systems").
     pub rsdp: Option<Hpa>,
+    /// Where text can be shown, or why not there; `None` where the loader says nothing of it.
+    pub framebuffer: Option<Result<Framebuffer, &'static str>>,
+    /// The firmware is UEFI.
+    pub uefi: bool,
     /// The loader's own structures and strings, which this `BootInfo` borrows from.
     pub loader_data: ArrayVec<HpaRange, { MAX_MODULES + 4 }>,
 }
@@ -47,6 +52,8 @@ impl<'m> BootInfo<'m> {
             memory: MemoryMap::new(),
             modules: ArrayVec::new(),
             rsdp: None,
+            framebuffer: None,
+            uefi: false,
             loader_data: ArrayVec::new(),
         }
     }

@@ -13,12 +13,14 @@ pub mod bytes;
 #[cfg(target_os = "none")]
 pub mod entry;
 mod error;
+mod framebuffer;
 mod info;
 mod memory_map;
 mod multiboot1;
 pub mod multiboot2;
 
 pub use error::BootError;
+pub use framebuffer::{DIRECT_COLOUR, Framebuffer};
 pub use info::{BootInfo, MAX_MODULES, Module};
 pub use memory_map::{MemoryKind, MemoryMap, MemoryRegion};
 

@@ -8,6 +8,7 @@
 use crate::LoaderMemory;
 use crate::bytes::{text, u32_at, u64_at};
 use crate::error::BootError;
+use crate::framebuffer::Framebuffer;
 use crate::info::BootInfo;
 use crate::memory_map::{MemoryKind, MemoryMap};
 use arch::Hpa;
@@ -32,6 +33,8 @@ pub const LOADER_NAME: u32 = 2;
 pub const MODULE: u32 = 3;
 /// Tag type: entry size, entry version, entries as from BIOS.
 pub const MEMORY_MAP: u32 = 6;
+/// Tag type: 64-bit address, pitch, width, height, bits of a pixel (a byte), type (a byte).
+pub const FRAMEBUFFER: u32 = 8;
 /// Tag type: 64-bit address.
 pub const EFI64_SYSTEM_TABLE: u32 = 12;
 /// Tag type: copy of an ACPI 1.0 RSDP.
@@ -70,7 +73,9 @@ pub(crate) fn parse<'m>(
     // Under EFI the EFI map says more than the BIOS-like one that GRUB derives from it.
     if !efi_map.is_empty() {
         info.memory = efi_map;
+        info.uefi = true;
     }
+    info.framebuffer = info.framebuffer.map(|found| found.and_then(|it| it.outside(&info.memory)));
     if !info.memory.has_usable() {
         return Err(BootError::NoUsableMemory);
     }
@@ -110,6 +115,7 @@ fn add_tag<'m>(
                 efi_map.add_pages(start, pages, MemoryKind::from_efi(kind))?;
             }
         }
+        FRAMEBUFFER => info.framebuffer = Some(Framebuffer::read(body)),
         // The newer one (it has the XSDT) wins whatever the order.
         RSDP_2 => info.rsdp = Some(position),
         RSDP_1 => info.rsdp = info.rsdp.or(Some(position)),
@@ -191,6 +197,23 @@ mod tests {
         let rsdp = usize::try_from(info.rsdp.unwrap().as_u64() - ADDRESS).unwrap();
         assert!(bytes[rsdp..].starts_with(b"RSD PTR with XSDT"));
         assert_eq!(info.loader_data[0].length, bytes.len() as u64);
+    }
+
+    #[test]
+    fn a_framebuffer_is_taken_where_no_memory_is() {
+        let framebuffer = |start: u64| {
+            let words = [4096u32, 1024, 768].map(u32::to_le_bytes).concat();
+            tag(FRAMEBUFFER, &[&start.to_le_bytes(), &words, &[32, 1, 0, 0]])
+        };
+        let found = |tags: &[Vec<u8>]| parse_bytes(&block(tags)).unwrap().framebuffer;
+        assert_eq!(found(&[bios_map()]), None);
+        let good = found(&[bios_map(), framebuffer(0x8000_0000)]).unwrap().unwrap();
+        assert_eq!(good.start, Hpa::new(0x8000_0000));
+        // The map may follow.
+        let bad = found(&[framebuffer(0x10_0000), bios_map()]).unwrap();
+        assert!(bad.unwrap_err().contains("memory"));
+        let bad = found(&[bios_map(), tag(FRAMEBUFFER, &[&[0; 8]])]).unwrap();
+        assert!(bad.unwrap_err().contains("not described in whole"));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use ::boot::multiboot2 as tag;
 use arrayvec::ArrayString;
 use core::convert::Infallible;
 use core::ffi::c_void;
-use uefi::boot::{self, MemoryType};
+use uefi::boot::{self, MemoryType, OpenProtocolAttributes, OpenProtocolParams};
 use uefi::mem::memory_map::{MemoryMap, MemoryMapOwned};
+use uefi::proto::console::gop::{GraphicsOutput, PixelFormat};
 use uefi::proto::loaded_image::LoadedImage;
 use uefi::table::cfg::ConfigTableEntry;
 use uefi_loader::elf::Image;
@@ -41,6 +42,7 @@ pub(crate) fn load() -> Result<Infallible, LoadError> {
     let mut information = Information::new(block.bytes_mut()).map_err(no_room)?;
     describe(&mut information, &modules).map_err(no_room)?;
     add_rsdp(&mut information)?.map_err(no_room)?;
+    add_framebuffer(&mut information).map_err(no_room)?;
 
     let descriptors = |map: &MemoryMapOwned| {
         placement::check(
@@ -116,4 +118,26 @@ fn add_rsdp(information: &mut Information<'_>) -> Result<Result<(), Full>, LoadE
     // SAFETY: the firmware's own table; this is the size that the ACPI revision gives it.
     let rsdp = unsafe { core::slice::from_raw_parts(address.cast::<u8>(), size) };
     Ok(information.tag(kind, &[rsdp]))
+}
+
+/// Adds the framebuffer of the firmware's screen, where there is one of 32 bits a pixel: in the mode
+/// that the firmware has set, so that whoever sees its text sees ours.
+fn add_framebuffer(information: &mut Information<'_>) -> Result<(), Full> {
+    let Ok(handle) = boot::get_handle_for_protocol::<GraphicsOutput>() else { return Ok(()) };
+    let parameters = OpenProtocolParams { handle, agent: boot::image_handle(), controller: None };
+    // SAFETY: the protocol is only read, and stays while boot services last. To open it exclusively
+    // would take the firmware's own text off the screen.
+    let opened = unsafe {
+        boot::open_protocol::<GraphicsOutput>(parameters, OpenProtocolAttributes::GetProtocol)
+    };
+    let Ok(mut screen) = opened else { return Ok(()) };
+    let mode = screen.current_mode_info();
+    if !matches!(mode.pixel_format(), PixelFormat::Rgb | PixelFormat::Bgr) {
+        return Ok(());
+    }
+    let start = screen.frame_buffer().as_mut_ptr() as u64;
+    let (width, height) = mode.resolution();
+    let words = [mode.stride() * 4, width, height].map(|word| (word as u32).to_le_bytes());
+    let kind = [32, ::boot::DIRECT_COLOUR, 0, 0];
+    information.tag(tag::FRAMEBUFFER, &[&start.to_le_bytes(), words.as_flattened(), &kind])
 }
