@@ -100,6 +100,13 @@ pub enum Problem {
         /// The name.
         name: String,
     },
+    /// A guest has the UART of the console, its ports or its interrupt line.
+    ConsoleTaken {
+        /// The UART's first port.
+        base: u16,
+        /// The guest's name.
+        guest: String,
+    },
     /// `except` without `devices = "all"`.
     ExceptWithoutAll,
     /// `unsafe_no_iommu` with more than one guest.
@@ -146,6 +153,12 @@ impl fmt::Display for Problem {
             Self::NoSuchGuest { name } => {
                 write!(f, "there is no [[guest]] \"{name}\": add it, or share with others")
             }
+            Self::ConsoleTaken { base, guest } => write!(
+                f,
+                "guest \"{guest}\" has the UART at port {base:#x} or its interrupt line, and it is the \
+                 console: take it from the guest (uart, io_ports), or write console = \"none\" or \
+                 another UART's port at the top of the file"
+            ),
             Self::ExceptWithoutAll => f.write_str(
                 "except takes functions out of devices = \"all\", which does not stand here: write \
                  it, or remove except",

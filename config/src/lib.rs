@@ -26,7 +26,7 @@ use arch::vcpu::InterruptMode;
 
 pub use devices::Devices;
 pub use error::{ConfigError, Problem};
-pub use lines::{IntxConfig, Uart};
+pub use lines::{Console, IntxConfig, Uart};
 pub use reader::parse;
 pub use shared::{LEAST_SHARED, MOST_PEERS, SharedConfig};
 
@@ -40,11 +40,15 @@ pub const LEAST_MEMORY: u64 = 16 << 20;
 /// The whole file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// The guests, in the order of the file; at least one.
+    /// The guests, in the order of the file; at least one, unless `probe` is set.
     pub guests: Vec<GuestConfig>,
     /// Devices may be assigned on a machine that has no IOMMU, to the only guest, whose memory is
     /// identity-mapped then. Accepted at the top level and, meaning the same, in `[[guest]]`.
     pub unsafe_no_iommu: bool,
+    /// `console`: where the hypervisor's log goes; what is found where the key is missing.
+    pub console: Option<Console>,
+    /// `probe`: the hypervisor says what the machine is, and stops.
+    pub probe: bool,
     /// The regions of memory that guests share, in the order of the file.
     pub shared: Vec<SharedConfig>,
 }

@@ -1,4 +1,4 @@
-//! The keys `intx` and `uart`: physical interrupt lines, each one guest's.
+//! The keys `intx`, `uart` and `console`: physical interrupt lines and UARTs, each one's alone.
 //!
 //! Invariant: a line is an input of an I/O APIC that nothing else of a PC drives: PCI's own, or that of
 //! a UART which is not the console's.
@@ -6,7 +6,53 @@
 use arch::Bdf;
 use arch::msr::PortRange;
 
-use crate::GuestConfig;
+use alloc::borrow::ToOwned as _;
+
+use crate::{Config, ConfigError, GuestConfig, Problem};
+
+/// Where the hypervisor's log goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Console {
+    /// To no UART.
+    None,
+    /// To the UART whose first port this is.
+    Port(u16),
+}
+
+impl Console {
+    /// `COM1` to `COM4`, a port, or `none`.
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        const PCI_CONFIG_PORTS: u16 = 0xcf8;
+        let base = match text {
+            "none" => return Some(Self::None),
+            "COM1" => 0x3f8,
+            "COM2" => 0x2f8,
+            "COM3" => 0x3e8,
+            "COM4" => 0x2e8,
+            port => u16::from_str_radix(port.strip_prefix("0x")?, 16).ok()?,
+        };
+        // What lies below are the chipset's own devices.
+        let possible = base >= 0x100 && base % 8 == 0 && base != PCI_CONFIG_PORTS;
+        possible.then_some(Self::Port(base))
+    }
+}
+
+impl Config {
+    /// Whether the UART at `base` can be the console: no guest has it, or its interrupt line.
+    ///
+    /// # Errors
+    /// A guest has; the sentence names it.
+    pub fn check_console(&self, base: u16) -> Result<(), ConfigError> {
+        let ports = PortRange { first: base, last: base + 7 };
+        let line = matches!(base, 0x2f8 | 0x2e8).then_some(3);
+        let has = |guest: &&GuestConfig| {
+            guest.has_ports(ports) || guest.lines().any(|own| Some(own) == line)
+        };
+        let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
+        let problem = Problem::ConsoleTaken { base, guest: guest.name.to_owned() };
+        Err(ConfigError { line: None, problem })
+    }
+}
 
 /// One entry of `intx`: to which line the interrupt pin of a function is wired.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

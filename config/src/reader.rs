@@ -13,11 +13,11 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::error::{ConfigError, Problem};
 use crate::{
-    Afterwards, Config, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT, ModuleConfig,
-    Uart, value,
+    Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT,
+    ModuleConfig, Uart, value,
 };
 
-const TOP_KEYS: &str = "[[guest]], [[shared]] and unsafe_no_iommu";
+const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
                           interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, \
                           unsafe_no_iommu";
@@ -37,6 +37,8 @@ const TAKES_INTERRUPTS: &str = "\"exitless\", \"exiting\" or \"posted\"";
 const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
 const TAKES_INTX: &str = "a list of PCI functions, each with the global system interrupt that its \
                           pin is wired to (5, 9 to 11, or from 16 up), such as [\"00:05.0=21\"]";
+const TAKES_CONSOLE: &str = "\"COM1\" to \"COM4\", the first port of a UART such as \"0x3e8\" (a \
+                             multiple of 8 from 0x100 on), or \"none\"";
 const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles, and \
                           COM3 has the same interrupt line)";
 
@@ -49,7 +51,8 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         line: error.span().map(|span| line(text, &span)),
         problem: Problem::Syntax(error.message().to_string()),
     })?;
-    Reader { text, guests: Vec::new(), unsafe_no_iommu: false }.file(document.get_ref())
+    Reader { text, guests: Vec::new(), unsafe_no_iommu: false, console: None, probe: false }
+        .file(document.get_ref())
 }
 
 /// The line, counted from 1, on which `span` begins.
@@ -63,6 +66,8 @@ pub(crate) struct Reader<'a> {
     text: &'a str,
     pub(crate) guests: Vec<GuestConfig>,
     unsafe_no_iommu: bool,
+    console: Option<Console>,
+    probe: bool,
 }
 
 impl Reader<'_> {
@@ -77,17 +82,24 @@ impl Reader<'_> {
                 // Names guests, which may stand behind it.
                 "shared" => {}
                 "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?,
+                "probe" => self.probe = self.flag("probe", item)?,
+                "console" => self.console = Some(self.console(item)?),
                 other => return Err(self.unknown(key.span(), other, "the file", TOP_KEYS)),
             }
         }
-        if self.guests.is_empty() {
+        if self.guests.is_empty() && !self.probe {
             return Err(ConfigError { line: None, problem: Problem::NoGuest });
         }
         if self.unsafe_no_iommu && self.guests.len() > 1 {
             return Err(ConfigError { line: None, problem: Problem::NoIommuForMany });
         }
         let shared = self.shared(table)?;
-        Ok(Config { guests: self.guests, unsafe_no_iommu: self.unsafe_no_iommu, shared })
+        let Self { guests, unsafe_no_iommu, console, probe, .. } = self;
+        let config = Config { guests, unsafe_no_iommu, console, probe, shared };
+        if let Some(Console::Port(base)) = console {
+            config.check_console(base)?;
+        }
+        Ok(config)
     }
 
     fn guest(&mut self, item: &Value<'_>) -> Result<(), ConfigError> {
@@ -292,6 +304,11 @@ impl Reader<'_> {
             lines.push(line);
         }
         Ok(lines)
+    }
+
+    fn console(&self, item: &Value<'_>) -> Result<Console, ConfigError> {
+        let text = self.string("console", TAKES_CONSOLE, item)?;
+        Console::named(text).ok_or_else(|| self.bad_value("console", TAKES_CONSOLE, item, text))
     }
 
     fn uart(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {

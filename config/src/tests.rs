@@ -43,7 +43,13 @@ fn sentence(text: &str) -> String {
 
 #[test]
 fn the_documented_example_is_read() {
-    let config = Config { guests: vec![linux()], unsafe_no_iommu: false, shared: vec![] };
+    let config = Config {
+        guests: vec![linux()],
+        unsafe_no_iommu: false,
+        console: None,
+        probe: false,
+        shared: vec![],
+    };
     assert_eq!(parse(LINUX), Ok(config));
 }
 
@@ -118,6 +124,46 @@ fn a_uart_is_one_guests_and_never_the_consoles() {
     let ports = LINUX.replace("io_ports = []", "io_ports = [\"0x2ff\"]");
     let error = sentence(&format!("{ports}{OTHER}uart = \"COM2\"\n"));
     assert!(error.contains("port of COM2 already belongs to guest \"linux\""), "{error}");
+}
+
+#[test]
+fn a_file_that_only_asks_what_the_machine_is_needs_no_guest() {
+    let probe = parse("probe = true\n").unwrap();
+    assert!(probe.probe && probe.guests.is_empty());
+    assert!(parse(&format!("probe = true\n{LINUX}")).unwrap().probe);
+    assert!(!parse(LINUX).unwrap().probe);
+    assert!(sentence("probe = false\n").contains("there is no [[guest]]"));
+}
+
+#[test]
+fn the_console_is_a_uart_or_none_and_no_guests() {
+    let with = |console: &str| format!("console = \"{console}\"\n{LINUX}");
+    let read = |console: &str| parse(&with(console)).unwrap().console;
+    assert_eq!(parse(LINUX).unwrap().console, None);
+    assert_eq!(read("none"), Some(Console::None));
+    for (text, port) in [("COM1", 0x3f8), ("COM2", 0x2f8), ("COM4", 0x2e8), ("0x3e8", 0x3e8)] {
+        assert_eq!(read(text), Some(Console::Port(port)), "{text}");
+    }
+    for refused in ["COM5", "com1", "3f8", "0x60", "0x3f9", "0xcf8", "0x10000", "0x+8", ""] {
+        let error = sentence(&with(refused));
+        assert!(
+            error.starts_with("nexit.toml, line 1: console is \"COM1\" to \"COM4\""),
+            "{error}"
+        );
+    }
+    for (console, own) in [
+        ("COM2", "uart = \"COM2\"\n"),
+        // Not its ports, but its interrupt line.
+        ("COM4", "uart = \"COM2\"\n"),
+    ] {
+        let error = sentence(&format!("{}{own}", with(console)));
+        assert!(error.contains("guest \"linux\" has the UART at port 0x2"), "{error}");
+    }
+    let ports = with("0x3e8").replace("io_ports = []", "io_ports = [\"0x3ef\"]");
+    assert!(sentence(&ports).contains("has the UART at port 0x3e8"));
+    for free in ["none", "COM1", "COM3"] {
+        assert!(parse(&format!("{}uart = \"COM2\"\n", with(free))).is_ok(), "{free}");
+    }
 }
 
 #[test]
@@ -416,7 +462,7 @@ proptest! {
     #[test]
     fn every_valid_configuration_round_trips(one in guest(0), two in guest(1), flag: bool) {
         for guests in [vec![one.clone()], vec![one, two]] {
-            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, shared: vec![] };
+            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, console: None, probe: false, shared: vec![] };
             prop_assert_eq!(parse(&write(&config)), Ok(config));
         }
     }
@@ -427,7 +473,7 @@ proptest! {
         two in guest(1),
         existing in proptest::collection::btree_set(0u16..0x200, 0..20),
     ) {
-        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, shared: vec![] };
+        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, console: None, probe: false, shared: vec![] };
         let existing: Vec<_> = existing.into_iter().map(Bdf::from_requester_id).collect();
         let [one, two] = [0, 1].map(|index| config.functions(&config.guests[index], &existing));
         prop_assert!(!one.iter().any(|function| two.contains(function)));
