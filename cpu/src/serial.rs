@@ -1,4 +1,4 @@
-//! COM1, initialised and not assumed.
+//! The UART of the console: driven where `mux::uart` found one.
 
 use core::fmt;
 
@@ -8,7 +8,6 @@ use uart_16550::{BaudRate, Config, Uart16550};
 
 use crate::instructions::{port_read, port_write};
 
-const COM1: u16 = 0x3f8;
 /// A UART that accepts nothing for this many polls is not there: the byte is dropped, so that a
 /// machine without a serial line still boots.
 const MOST_POLLS: u32 = 1_000_000;
@@ -47,14 +46,14 @@ impl Serial {
         Self { uart: None }
     }
 
-    /// COM1 at 115,200 baud, 8N1, FIFOs on; absent where no UART answers.
+    /// The UART whose first port is `base`, at 115,200 baud, 8N1, FIFOs on; absent where none answers.
     ///
     /// # Safety
-    /// Ring 0, and nobody else drives COM1.
+    /// Ring 0, and nobody else drives what is at the eight ports from `base`.
     #[must_use]
-    pub unsafe fn com1() -> Self {
+    pub unsafe fn at(base: u16) -> Self {
         // SAFETY: the caller vouches for the ports.
-        let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else { return Self::absent() };
+        let Ok(mut uart) = (unsafe { Uart16550::new_port(base) }) else { return Self::absent() };
         let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
         Self { uart: uart.init(config).is_ok().then_some(uart) }
     }

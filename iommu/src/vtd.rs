@@ -82,6 +82,11 @@ impl<'a, M: TableMemory> VtD<'a, M> {
 }
 
 impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
+    /// Where each unit's registers are, and what its capability registers say (CAP, ECAP).
+    pub fn capability_words(&self) -> impl Iterator<Item = (Hpa, u64, u64)> + '_ {
+        self.units.iter().map(|unit| (unit.base, unit.capability.0, unit.extended.0))
+    }
+
     fn with_registers(
         dmar: Dmar<'a>,
         bridges: Bridges<'a>,

@@ -33,10 +33,11 @@ use spin::Mutex;
 
 use crate::acpi;
 use crate::backend::{self, Vendor};
-use crate::console::logln;
+use crate::console::{self, logln};
 use crate::machine::MachineClock;
 use crate::memory::{self, Memory, image};
 use crate::partition;
+use crate::post::{self, Step};
 use crate::processors::{self, Processor};
 use crate::refusal::{Refusal, refuse};
 use crate::routes::SharedIommu;
@@ -87,8 +88,11 @@ impl Hardware {
         let aside = config.guests.first().filter(|_| matches!(identity_ram, Ok(Some(_))));
         let spared = aside.map_or(0, |guest| guest.memory);
         let spared = HpaRange { start: Hpa::new(0), length: spared };
+        post::step(Step::Memory);
         let memory = Memory::take_over(info, spared);
         memory::build_own_tables(memory, info)?;
+        console::map_screen(memory);
+        post::step(Step::Firmware);
         let firmware = acpi::read(memory, info)?;
         let start_page = start_page(info);
         // SAFETY: ring 0 with interrupts off; nobody else is there.
@@ -97,17 +101,21 @@ impl Hardware {
         let mut io_apics = io_apics(info, &firmware.io_apics);
         // SAFETY: the address is the firmware's, mapped uncached; nobody else drives the HPET.
         let hpet = firmware.hpet.and_then(|base| unsafe { Hpet::new(base) });
+        post::step(Step::Clocks);
         let clock = read_clocks(hpet, firmware.pm_timer, apic)?;
+        post::step(Step::Processors);
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
         let isa_lines = core::array::from_fn(|irq| firmware.isa_line(irq as u8));
         let ecam = acpi::ecam(memory, &firmware);
         let pm_timer = acpi::pm_timer(&firmware);
+        post::step(Step::Devices);
         // SAFETY: the windows are the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
+        post::step(Step::Iommu);
         let remapping = bring_up_iommu(info, &firmware, space, memory);
         let (iommu, dmar, no_iommu) = match remapping {
             Ok((iommu, dmar)) => (Some(iommu), Some(dmar), String::new()),
@@ -484,6 +492,9 @@ fn bring_up_iommu(
     // SAFETY: the table is this machine's; its units are mapped uncached; no function masters the bus.
     let vtd = unsafe { VtD::new(dmar, bridges, memory) }.map_err(|error| error.to_string())?;
     logln!("IOMMU {}: translation and interrupt remapping are on", vtd.name());
+    for (base, capability, extended) in vtd.capability_words() {
+        logln!("IOMMU unit at {base}: CAP {capability:#x} ECAP {extended:#x}");
+    }
     Ok((Box::leak(Box::new(Mutex::new(vtd))), dmar))
 }
 

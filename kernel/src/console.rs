@@ -1,4 +1,5 @@
-//! The one serial line: moves its bytes; `mux` decides who speaks on it and who is typed to.
+//! The console: moves the bytes of the one serial line (`mux` decides who speaks on it and who is typed
+//! to), keeps the log in memory, and shows it on the screen.
 //!
 //! Invariant: the line's lock is held for bytes only, never while anything else is locked or done.
 
@@ -6,11 +7,17 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use arch::machine::Width;
+use boot::Framebuffer;
+use cpu::instructions::{port_read, port_write};
 use cpu::serial::Serial;
 use mem::Mix;
-use mux::{Command, Input, Mux};
+use mux::uart::{self, Registers};
+use mux::{Command, Input, Mux, Ring};
 use spin::Mutex;
 
+use crate::display::{self, Display};
+use crate::memory::Memory;
 use crate::seat::Seat;
 
 /// Bytes typed for a guest that wait until it takes them; what comes beyond is lost, as on a real
@@ -47,26 +54,161 @@ impl Typed {
 
 struct Console {
     serial: Serial,
+    /// The UART's first port.
+    base: Option<u16>,
     mux: Mux,
+    log: Ring,
+    display: Option<Display>,
     typed: [Typed; MOST_GUESTS],
 }
 
 static CONSOLE: Mutex<Console> = Mutex::new(Console {
     serial: Serial::absent(),
+    base: None,
     mux: Mux::new(),
+    log: Ring::new(),
+    display: None,
     typed: [Typed::EMPTY; MOST_GUESTS],
 });
 
 /// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
-/// Initialises the serial line.
+/// The ports from this one on.
+struct Ports(u16);
+
+impl Registers for Ports {
+    fn read(&mut self, offset: u16) -> u8 {
+        // SAFETY: where PCs have UARTs, or where the configuration says that one is.
+        unsafe { port_read(self.0 + offset, Width::Byte) as u8 }
+    }
+
+    fn write(&mut self, offset: u16, value: u8) {
+        // SAFETY: as for `read`.
+        unsafe { port_write(self.0 + offset, Width::Byte, value.into()) };
+    }
+}
+
+fn answers(base: u16) -> bool {
+    uart::answers(&mut Ports(base))
+}
+
+/// Looks for the UART that has the serial line.
 ///
 /// # Safety
 /// Ring 0, once, before anything is logged.
 pub(crate) unsafe fn initialise() {
-    // SAFETY: the caller vouches that nobody else drives COM1.
-    CONSOLE.lock().serial = unsafe { Serial::com1() };
+    // The firmware's own word (SPCR) would go in here; its table is read later than the first line
+    // of the log is written.
+    let base = uart::find(None, answers);
+    // SAFETY: the caller vouches that nobody else drives it.
+    unsafe { move_to(base) };
+}
+
+/// Goes on at another UART, or at none.
+///
+/// # Safety
+/// Nobody else drives it.
+unsafe fn move_to(base: Option<u16>) {
+    let mut console = CONSOLE.lock();
+    // SAFETY: the caller vouches for it.
+    console.serial = base.map_or(Serial::absent(), |base| unsafe { Serial::at(base) });
+    console.base = base;
+}
+
+/// Does what the configuration says of the console; the log so far is repeated where it goes on.
+pub(crate) fn configure(wanted: Option<config::Console>) {
+    let found = uart();
+    let base = match wanted {
+        None => return say_where(),
+        Some(config::Console::None) => {
+            logln!("nexit.toml: console = \"none\": the serial line falls silent here");
+            None
+        }
+        Some(config::Console::Port(base)) if Some(base) == found || answers(base) => Some(base),
+        Some(config::Console::Port(base)) => {
+            logln!("nexit.toml: console: no UART answers at port {base:#x}: the console stays");
+            return say_where();
+        }
+    };
+    if base != found {
+        if let Some(base) = base {
+            logln!("console: goes on at {}, port {base:#x}", uart::name(base));
+        }
+        drain();
+        // SAFETY: one answers there, and no guest has it: `config` has seen to that.
+        unsafe { move_to(base) };
+        if base.is_some() {
+            show_log();
+        }
+    }
+    say_where();
+}
+
+fn say_where() {
+    match uart() {
+        Some(base) => logln!("console: {} at port {base:#x}", uart::name(base)),
+        None => logln!("console: no UART: there are no keys and no monitor"),
+    }
+}
+
+/// The first port of the console's UART.
+pub(crate) fn uart() -> Option<u16> {
+    CONSOLE.lock().base
+}
+
+/// From now on the log is shown on the screen too, with what it has so far.
+///
+/// # Safety
+/// As [`Display::new`].
+pub(crate) unsafe fn show_on(framebuffer: Option<Result<Framebuffer, &'static str>>) {
+    match framebuffer {
+        None => {}
+        Some(Err(why)) => logln!("no text on the screen: the loader's framebuffer {why}"),
+        Some(Ok(framebuffer)) => {
+            // SAFETY: the caller vouches for it.
+            let display = unsafe { Display::new(&framebuffer) };
+            if display.is_none() {
+                let start = framebuffer.start;
+                logln!("no text on the screen: the framebuffer at {start} has no room or no place");
+            }
+            let mut console = CONSOLE.lock();
+            let Console { log, display: shown, .. } = &mut *console;
+            *shown = display;
+            let Some(shown) = shown else { return };
+            for line in log.lines() {
+                // The bytes of a line go to the screen without fail.
+                let _ = writeln!(Shown(shown), "{line}");
+            }
+        }
+    }
+}
+
+struct Shown<'a>(&'a mut Display);
+
+impl Write for Shown<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.bytes().for_each(|byte| self.0.put(byte));
+        Ok(())
+    }
+}
+
+/// Goes on to show the log, now in the hypervisor's own page table.
+pub(crate) fn map_screen(memory: Memory) {
+    // Taken out, as mapping may log.
+    let display = CONSOLE.lock().display.take();
+    let display = display.filter(|display| display.map(memory));
+    CONSOLE.lock().display = display;
+}
+
+/// Shows nothing more on the screen.
+pub(crate) fn leave_screen() {
+    CONSOLE.lock().display = None;
+}
+
+/// Whether the log is shown on the screen.
+pub(crate) fn on_screen() -> bool {
+    CONSOLE.lock().display.is_some()
 }
 
 /// Says that there will be a guest of this name; the first is typed to.
@@ -85,9 +227,26 @@ fn with_line<T>(work: impl FnOnce(&mut Mux, &mut dyn FnMut(u8)) -> T) -> T {
     work(mux, &mut |byte| serial.send(byte))
 }
 
-/// Writes one line of the hypervisor's log.
+/// Writes one line of the hypervisor's log: on the serial line, in memory and on the screen.
 pub(crate) fn log(line: fmt::Arguments<'_>) {
-    with_line(|mux, sink| mux.log_line(line, sink));
+    let mut console = CONSOLE.lock();
+    let Console { serial, mux, log, display, .. } = &mut *console;
+    mux.log_line(line, &mut |byte| {
+        serial.send(byte);
+        log.push(byte);
+        if let Some(display) = display {
+            display.put(byte);
+        }
+    });
+}
+
+/// Writes the lines that are kept in memory on the serial line.
+pub(crate) fn show_log() {
+    let mut console = CONSOLE.lock();
+    let Console { serial, mux, log, .. } = &mut *console;
+    for line in log.lines() {
+        mux.log_line(format_args!("| {line}"), &mut |byte| serial.send(byte));
+    }
 }
 
 /// Writes one machine-readable line (see `docs/reports.md`).
@@ -137,7 +296,7 @@ pub(crate) fn guest_byte(guest: usize, byte: u8) {
 /// Takes what was typed off the line; returns a command for the monitor, if one is complete.
 pub(crate) fn listen() -> Option<Command> {
     let mut console = CONSOLE.lock();
-    let Console { serial, mux, typed } = &mut *console;
+    let Console { serial, mux, typed, .. } = &mut *console;
     while let Some(byte) = serial.receive() {
         match mux.typed(byte, &mut |byte| serial.send(byte)) {
             Input::None => {}
@@ -196,6 +355,10 @@ pub(crate) fn drain() {
 pub(crate) unsafe fn break_lock() {
     // SAFETY: the caller accepts whatever interleaving this makes.
     unsafe { CONSOLE.force_unlock() };
+    if display::failed() {
+        // What is said about that must not fail again.
+        leave_screen();
+    }
 }
 
 /// Logs a line: `logln!("CPU {n}: …")`.

@@ -8,14 +8,17 @@
 extern crate alloc;
 
 mod acpi;
+mod announce;
 mod backend;
 mod bring_up;
 mod console;
+mod display;
 mod heap;
 mod machine;
 mod memory;
 mod monitor;
 mod partition;
+mod post;
 mod power;
 mod processors;
 mod ram;
@@ -41,6 +44,7 @@ use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::monitor::Watched;
 use crate::partition::Partition;
+use crate::post::Step;
 use crate::processors::Processor;
 use crate::refusal::{Refusal, refuse};
 
@@ -50,6 +54,7 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     // SAFETY: ring 0, and no time has been taken yet.
     unsafe { cpu::clock::take_tsc_adjustment_off() };
     let started = tsc();
+    post::step(Step::Entered);
     // SAFETY: this is the first code that runs, once.
     unsafe { console::initialise() };
     // SAFETY: as above.
@@ -62,12 +67,30 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
 
 fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
-    let vendor = backend::vendor()?;
-    cpu::exceptions::install(fatal_exception, vendor == Vendor::VtX);
+    // Judged once there is a screen to say it on.
+    let vendor = backend::vendor();
+    cpu::exceptions::install(fatal_exception, matches!(vendor, Ok(Vendor::VtX)));
+    post::step(Step::Loader);
     // SAFETY: these are the entry's own values; the loader's memory is kept out of the free memory.
     let info = Box::leak(Box::new(unsafe { boot::entry::boot_info(magic, info) }?));
+    // SAFETY: the loader's framebuffer lies outside of memory; the page table is still the entry's.
+    unsafe { console::show_on(info.framebuffer) };
+    post::step(Step::Processor);
+    announce::processor();
+    let vendor = vendor?;
+    announce::capabilities(vendor);
+    post::step(Step::Configuration);
     let config = configuration(info)?;
+    console::configure(config.console);
+    if let Some(base) = console::uart() {
+        config.check_console(base)?;
+    }
     let hardware = Hardware::bring_up(info, &config)?;
+    announce::machine(&hardware, info);
+    if config.probe {
+        return Err(announce::probe(&hardware));
+    }
+    post::step(Step::Guests);
     match vendor {
         Vendor::VtX => start::<VtX>(hardware, &config, started),
         Vendor::AmdV => start::<AmdV>(hardware, &config, started),
@@ -83,6 +106,7 @@ fn start<B: Backend>(
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     let owned = partition::functions(hardware, config)?;
+    leave_screen(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
     for (index, ((guest, functions), shares)) in guests {
@@ -101,6 +125,7 @@ fn start<B: Backend>(
     ));
     monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
     watchdog::arm_console(hardware);
+    post::step(Step::Running);
     partitions.iter().for_each(|_| run::expect_guest());
     for partition in partitions {
         logln!("guest {}: entering", partition.name());
@@ -114,6 +139,23 @@ fn start<B: Backend>(
             job(&processor);
         } else {
             watchdog::wait(processor.apic, seen);
+        }
+    }
+}
+
+/// Leaves the screen to the guest that has its device, before that is reset.
+fn leave_screen(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>]) {
+    const DISPLAY: u32 = 0x03;
+    let is_display = |bdf: &&arch::Bdf| {
+        hardware.functions.iter().any(|it| it.bdf == **bdf && it.class >> 16 == DISPLAY)
+    };
+    for (guest, functions) in config.guests.iter().zip(owned) {
+        if let Some(function) = functions.iter().find(is_display).filter(|_| console::on_screen()) {
+            logln!(
+                "the screen is guest {}'s, with {function}: the log goes on elsewhere",
+                guest.name
+            );
+            console::leave_screen();
         }
     }
 }
@@ -153,6 +195,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 fn last_words(what: core::fmt::Arguments<'_>) -> ! {
     // SAFETY: this CPU never goes on.
     unsafe { console::break_lock() };
+    post::failed();
     logln!("error: the hypervisor itself {what}");
     logln!("halted");
     console::drain();

@@ -72,6 +72,7 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
             }
             None => logln!("the machine has no IOMMU"),
         },
+        Command::Log => console::show_log(),
         Command::Memory => memory(hardware),
         Command::Regs { guest, cpu } => with(guest, |guest| registers(own, guest, cpu)),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
@@ -119,7 +120,7 @@ fn registers(own: LocalApic, guest: &dyn Watched, cpu: Option<u32>) {
     }
 }
 
-fn devices(hardware: &Hardware) {
+pub(crate) fn devices(hardware: &Hardware) {
     for function in &hardware.functions {
         logln!(
             "{} {:04x}:{:04x} class {:06x} {}",

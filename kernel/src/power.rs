@@ -64,6 +64,7 @@ fn write(register: Register, width: Width, value: u32) {
 
 /// Stops with a sentence on the console.
 pub(crate) fn refuse(sentence: &dyn core::fmt::Display) -> ! {
+    crate::post::refused();
     console::logln!("error: {sentence}");
     console::logln!("halted");
     console::drain();

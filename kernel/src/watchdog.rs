@@ -75,11 +75,12 @@ pub(crate) fn wait(own: LocalApic, seen: u32) {
     unsafe { own.sleep(seen, ticks) };
 }
 
-/// Has a key on the serial line call the boot processor: COM1's line (ISA interrupt 4) as an NMI.
+/// Has a key on the serial line call the boot processor: the line of the console's UART as an NMI,
+/// where that has an interrupt of the ISA bus.
 pub(crate) fn arm_console(hardware: &Hardware) {
-    const COM1_IRQ: u8 = 4;
     const NMI_ENTRY: u64 = 4 << 8;
-    let (gsi, active_low) = hardware.isa_line(COM1_IRQ);
+    let Some(irq) = console::uart().and_then(mux::uart::line) else { return };
+    let (gsi, active_low) = hardware.isa_line(irq);
     let mut io_apics = hardware.io_apics.iter();
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
         return;

@@ -17,12 +17,15 @@ extern crate alloc;
 mod editor;
 mod monitor;
 mod mux;
+mod ring;
 #[cfg(test)]
 mod tests;
+pub mod uart;
 mod wire;
 
 pub use monitor::{Command, CommandError, GuestRef, parse};
 pub use mux::{Input, Mux};
+pub use ring::{RING_BYTES, Ring, RingLine};
 
 /// The first byte of every line of the hypervisor's own: ASCII's record separator, which terminals
 /// do not show. No guest can send it.

@@ -33,6 +33,8 @@ pub enum Command {
         /// many there are.
         cpu: Option<u32>,
     },
+    /// The last lines of the log.
+    Log,
     /// Who has how much memory.
     Memory,
     /// Starts a guest that has ended.
@@ -75,7 +77,7 @@ const fn entry(word: &'static str, shape: Shape, help: &'static str) -> Entry {
     Entry { word, shape, help }
 }
 
-static COMMANDS: [Entry; 12] = [
+static COMMANDS: [Entry; 13] = [
     entry("help", Shape::Plain(Command::Help), "this list"),
     entry("guests", Shape::Plain(Command::Guests), "every guest: state, CPUs, memory"),
     entry(
@@ -91,6 +93,7 @@ static COMMANDS: [Entry; 12] = [
         Shape::GuestMayCpu(|guest, cpu| Command::Regs { guest, cpu }),
         "registers of a guest's CPU (the first is 0), even of a hung one",
     ),
+    entry("log", Shape::Plain(Command::Log), "the last lines of the log, from memory"),
     entry("memory", Shape::Plain(Command::Memory), "who has how much memory"),
     entry("start", Shape::Guest(Command::Start), "start a guest that has ended"),
     entry("stop", Shape::Guest(Command::Stop), "stop a guest, as if its power was cut"),
@@ -257,6 +260,7 @@ mod tests {
             ("iommu", Command::Iommu),
             ("regs linux", Command::Regs { guest: GuestRef(0), cpu: None }),
             (" regs  3\t1 ", Command::Regs { guest: GuestRef(2), cpu: Some(1) }),
+            ("log", Command::Log),
             ("memory", Command::Memory),
             ("start 1", Command::Start(GuestRef(0))),
             ("stop 1", Command::Stop(GuestRef(0))),

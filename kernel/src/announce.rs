@@ -1,0 +1,140 @@
+//! What the log says of the machine, for who helps from afar; the words are `banner`'s.
+
+use alloc::string::String;
+use core::fmt::Write as _;
+
+use arch::machine::CpuidResult;
+use banner::{Cpu, SvmWords, Topology, Words};
+use boot::{BootInfo, MemoryKind};
+use cpu::instructions::{cpuid, read_msr, write_msr};
+
+use crate::backend::Vendor;
+use crate::bring_up::Hardware;
+use crate::console::logln;
+use crate::monitor;
+use crate::refusal::{Refusal, refuse};
+
+fn read_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    cpuid(leaf, subleaf)
+}
+
+/// Which CPU it is.
+pub(crate) fn processor() {
+    logln!("CPU: {}", Cpu::read(read_cpuid, microcode()));
+}
+
+/// The microcode's revision (SDM "Microcode Update Resources": the signature is loaded by CPUID after
+/// IA32_BIOS_SIGN_ID was cleared; AMD has the patch level in the same MSR's low half).
+fn microcode() -> Option<u32> {
+    const IA32_BIOS_SIGN_ID: u32 = 0x8b;
+    const GENUINE_INTEL_EBX: u32 = 0x756e_6547;
+    const AUTHENTIC_AMD_EBX: u32 = 0x6874_7541;
+    match cpuid(0, 0).ebx {
+        GENUINE_INTEL_EBX => {
+            // SAFETY: every CPU of this maker with 64 bits has the MSR, and this is how it is read.
+            unsafe { write_msr(IA32_BIOS_SIGN_ID, 0) };
+            let _ = cpuid(1, 0);
+            // SAFETY: as above.
+            Some((unsafe { read_msr(IA32_BIOS_SIGN_ID) } >> 32) as u32)
+        }
+        // SAFETY: every CPU of this maker with 64 bits has the MSR.
+        AUTHENTIC_AMD_EBX => Some(unsafe { read_msr(IA32_BIOS_SIGN_ID) } as u32),
+        _ => None,
+    }
+}
+
+/// What its virtualization can do, in one line that can be pasted into a table of CPUs.
+pub(crate) fn capabilities(vendor: Vendor) {
+    let width = cpuid(0x8000_0008, 0).eax & 0xff;
+    match vendor {
+        Vendor::AmdV => logln!("SVM: {} width={width}", SvmWords(cpuid(0x8000_000a, 0))),
+        Vendor::VtX => {
+            // SAFETY: ring 0.
+            let it = unsafe { vmx::capability::Capabilities::read() };
+            // The control words are those of the TRUE MSRs where IA32_VMX_BASIC bit 55 says that there are such.
+            let of_true = it.basic >> 55 & 1 != 0;
+            let number = |plain: u32| if of_true { plain + (0x48d - 0x481) } else { plain };
+            let words = [
+                (0x3a, it.feature_control),
+                (0x480, it.basic),
+                (number(0x481), it.pin_based),
+                (number(0x482), it.primary),
+                (0x48b, it.secondary),
+                (0x492, it.tertiary),
+                (number(0x483), it.exit),
+                (number(0x484), it.entry),
+                (0x485, it.misc),
+                (0x486, it.cr0_fixed0),
+                (0x487, it.cr0_fixed1),
+                (0x488, it.cr4_fixed0),
+                (0x489, it.cr4_fixed1),
+                (0x48c, it.ept_vpid),
+            ];
+            logln!("VMX: {} width={width}", Words(&words));
+        }
+    }
+}
+
+/// What there is beside the CPU, and what is missing.
+pub(crate) fn machine(hardware: &Hardware, info: &BootInfo<'_>) {
+    let (found, started) = (hardware.cpus.len(), hardware.started.len());
+    let mut cpus = String::new();
+    if let Some(topology) = Topology::read(read_cpuid) {
+        let counts = topology.count(hardware.started.iter().map(|id| id.0));
+        let hybrid = if topology.hybrid() { ", of several kinds" } else { "" };
+        // Writing to a string never fails.
+        let _ = write!(cpus, ": {counts}{hybrid}");
+    }
+    logln!("CPUs: {found} found, {started} started{cpus}");
+    let usable = info.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
+    let (bytes, regions) =
+        usable.fold((0, 0), |(bytes, count), region| (bytes + region.range.length, count + 1));
+    let free = hardware.memory.available();
+    logln!("memory: {} MiB usable in {regions} regions, {} MiB free", bytes >> 20, free >> 20);
+    logln!(
+        "firmware: {}",
+        if info.uefi { "UEFI" } else { "BIOS, or none that the loader speaks of" }
+    );
+    let bridges = hardware.functions.iter().filter(|it| it.is_infrastructure()).count();
+    logln!("PCI: {} functions, of these {bridges} bridges and alike", hardware.functions.len());
+    missing(hardware);
+}
+
+/// What this machine lacks, and what that costs.
+fn missing(hardware: &Hardware) {
+    if hardware.iommu.is_none() {
+        logln!(
+            "missing: an IOMMU: no guest can have a device, unless unsafe_no_iommu trusts it with all"
+        );
+    }
+    if hardware.hpet.is_none() && cpuid(0x8000_0001, 0).ecx >> 2 & 1 != 0 {
+        logln!(
+            "missing: an HPET: no watchdog, a guest that hangs with interrupts off stays that way"
+        );
+    }
+    if hardware.pm_timer.is_none() {
+        logln!("missing: the ACPI timer: guests read a virtual one, at an exit each");
+    }
+    if hardware.soft_off.is_none() {
+        logln!("missing: the way to switch off (\\_S5): the machine halts after the last guest");
+    }
+}
+
+/// The longer form, and the sentence with which a probe ends.
+pub(crate) fn probe(hardware: &Hardware) -> Refusal {
+    for (index, id) in hardware.cpus.iter().enumerate() {
+        let state = if hardware.started.contains(id) { "" } else { ", did not start" };
+        logln!("CPU {index}: APIC identifier {id}{state}");
+    }
+    for io_apic in hardware.io_apics {
+        let (id, first, inputs) = (io_apic.id, io_apic.first_gsi, io_apic.inputs);
+        logln!("I/O APIC {id}: interrupts {first} to {}", first + inputs.saturating_sub(1));
+    }
+    monitor::devices(hardware);
+    for function in &hardware.functions {
+        if let Some(range) = hardware.reserved_memory(function.bdf) {
+            logln!("{}: the firmware keeps using memory at {} (RMRR)", function.bdf, range.start);
+        }
+    }
+    refuse!("nexit.toml: probe = true: this is what the machine is; no guest is started")
+}

@@ -1,0 +1,161 @@
+//! Which UART has the line: found by what it answers, as an address proves nothing.
+//!
+//! Pure: the ports are a trait's. A port where nothing is reads as ones, or as what was written to
+//! the bus last; a chip that is no UART keeps a byte in its last register, too. Only a UART shows
+//! its own outputs at its inputs in loopback.
+
+/// Where PCs have their first two UARTs, in the order in which they are tried. Firmware's word on it
+/// (the table SPCR), where it is known, goes before them in [`find`].
+pub const CANDIDATES: [u16; 2] = [0x3f8, 0x2f8];
+
+/// The eight registers of what may be a UART.
+pub trait Registers {
+    /// Reads the register at `offset`.
+    fn read(&mut self, offset: u16) -> u8;
+    /// Writes the register at `offset`.
+    fn write(&mut self, offset: u16, value: u8);
+}
+
+const INTERRUPT_ENABLE: u16 = 1;
+const LINE_CONTROL: u16 = 3;
+const MODEM_CONTROL: u16 = 4;
+const MODEM_STATUS: u16 = 6;
+const SCRATCH: u16 = 7;
+
+/// Modem Control: loopback.
+const LOOPBACK: u8 = 1 << 4;
+
+/// Whether a 16550 answers (National Semiconductor PC16550D, "Scratchpad Register" and "Modem
+/// Control Register"). Nothing is sent; interrupts and the modem's outputs are off afterwards.
+pub fn answers(registers: &mut impl Registers) -> bool {
+    // 8 bits; the highest bit would show other registers at the first two ports.
+    registers.write(LINE_CONTROL, 3);
+    registers.write(INTERRUPT_ENABLE, 0);
+    let keeps = [0x5a, 0xa5].into_iter().all(|pattern| {
+        registers.write(SCRATCH, pattern);
+        // Another value on the bus, so that an echo of the write is not taken for a register.
+        registers.write(LINE_CONTROL, 3);
+        registers.read(SCRATCH) == pattern
+    });
+    if !keeps || registers.read(INTERRUPT_ENABLE) & 0xf0 != 0 {
+        return false;
+    }
+    // DTR, RTS, OUT1 and OUT2 appear as DSR, CTS, RI and DCD: bits 5, 4, 6 and 7.
+    let loops = [(0b1010, 0b1001), (0b0101, 0b0110)].into_iter().all(|(outputs, inputs)| {
+        registers.write(MODEM_CONTROL, LOOPBACK | outputs);
+        registers.read(MODEM_STATUS) >> 4 == inputs
+    });
+    registers.write(MODEM_CONTROL, 0);
+    loops
+}
+
+/// The first port of the first UART that answers: the one that firmware names, or one of
+/// [`CANDIDATES`].
+pub fn find(firmwares: Option<u16>, mut answers: impl FnMut(u16) -> bool) -> Option<u16> {
+    firmwares.into_iter().chain(CANDIDATES).find(|base| answers(*base))
+}
+
+/// The ISA interrupt of the UART at `base`, where a PC has a fixed one.
+#[must_use]
+pub const fn line(base: u16) -> Option<u8> {
+    match base {
+        0x3f8 | 0x3e8 => Some(4),
+        0x2f8 | 0x2e8 => Some(3),
+        _ => None,
+    }
+}
+
+/// The name of the UART at `base`, where it has one.
+#[must_use]
+pub const fn name(base: u16) -> &'static str {
+    match base {
+        0x3f8 => "COM1",
+        0x2f8 => "COM2",
+        0x3e8 => "COM3",
+        0x2e8 => "COM4",
+        _ => "the UART",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is at the ports.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Chip {
+        /// Reads as this byte.
+        Nothing(u8),
+        /// Reads as what was written last.
+        Echo,
+        /// Eight bytes that keep what is written.
+        Memory,
+        Uart,
+    }
+
+    struct Ports {
+        chip: Chip,
+        kept: [u8; 8],
+        last: u8,
+        sent: usize,
+    }
+
+    impl Ports {
+        fn with(chip: Chip) -> Self {
+            Self { chip, kept: [0; 8], last: 0, sent: 0 }
+        }
+    }
+
+    impl Registers for Ports {
+        fn read(&mut self, offset: u16) -> u8 {
+            let kept = self.kept[usize::from(offset)];
+            match self.chip {
+                Chip::Nothing(byte) => byte,
+                Chip::Echo => self.last,
+                Chip::Uart if offset == MODEM_STATUS && self.kept[4] & LOOPBACK != 0 => {
+                    let control = self.kept[4];
+                    let moved = [(0, 5), (1, 4), (2, 6), (3, 7)];
+                    moved.iter().fold(0, |status, (from, to)| status | (control >> from & 1) << to)
+                }
+                Chip::Memory | Chip::Uart => kept,
+            }
+        }
+
+        fn write(&mut self, offset: u16, value: u8) {
+            self.last = value;
+            self.sent += usize::from(offset == 0);
+            self.kept[usize::from(offset)] = value;
+        }
+    }
+
+    #[test]
+    fn only_a_uart_is_taken_for_one() {
+        for byte in 0..=u8::MAX {
+            assert!(!answers(&mut Ports::with(Chip::Nothing(byte))), "{byte:#x}");
+        }
+        assert!(!answers(&mut Ports::with(Chip::Echo)));
+        assert!(!answers(&mut Ports::with(Chip::Memory)));
+        let mut uart = Ports::with(Chip::Uart);
+        assert!(answers(&mut uart));
+        assert_eq!((uart.kept[4], uart.sent), (0, 0), "out of loopback, and nothing was sent");
+    }
+
+    #[test]
+    fn a_uart_whose_divisor_firmware_left_open_is_found() {
+        let mut uart = Ports::with(Chip::Uart);
+        uart.kept[3] = 0x80;
+        assert!(answers(&mut uart));
+        assert_eq!(uart.kept[3], 3);
+    }
+
+    #[test]
+    fn firmwares_word_is_tried_first_and_an_absent_port_is_passed_over() {
+        let found =
+            |there: &'static [u16], firmwares| find(firmwares, |base| there.contains(&base));
+        assert_eq!(found(&[0x3f8, 0x2f8], None), Some(0x3f8));
+        assert_eq!(found(&[0x2f8], None), Some(0x2f8));
+        assert_eq!(found(&[0x3f8, 0x3e8], Some(0x3e8)), Some(0x3e8));
+        assert_eq!(found(&[0x3f8], Some(0x3e8)), Some(0x3f8));
+        assert_eq!(found(&[], Some(0x3e8)), None);
+    }
+}
