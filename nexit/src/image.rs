@@ -20,7 +20,7 @@ const GRUB: &str = "/usr/lib/grub";
 const LABEL: &str = "NEXIT";
 /// Folder of all files, in both file systems.
 const FOLDER: &str = "nexit";
-/// What GRUB needs to find the files, read them and start the image.
+/// What GRUB needs to find the files, read them, set a screen's mode and start the image.
 const MODULES: &str = "normal configfile search search_fs_file search_label test echo \
                        part_gpt part_msdos iso9660 fat multiboot2 serial terminfo terminal boot";
 
@@ -82,7 +82,7 @@ fn write(contents: &Contents<'_>, scratch: &Path, output: &Path) -> Result<()> {
         Some(loader) => loader.to_path_buf(),
         None => {
             let path = scratch.join("grubx64.efi");
-            core("x86_64-efi", MODULES, &first, &path)?;
+            core("x86_64-efi", &format!("{MODULES} efi_gop"), &first, &path)?;
             path
         }
     };
