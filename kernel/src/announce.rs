@@ -103,9 +103,8 @@ pub(crate) fn machine(hardware: &Hardware, info: &BootInfo<'_>) {
 /// What this machine lacks, and what that costs.
 fn missing(hardware: &Hardware) {
     if hardware.iommu.is_none() {
-        logln!(
-            "missing: an IOMMU: no guest can have a device, unless unsafe_no_iommu trusts it with all"
-        );
+        let why = &hardware.no_iommu;
+        logln!("missing: an IOMMU ({why}): guests with devices need unsafe_no_iommu");
     }
     if hardware.hpet.is_none() && cpuid(0x8000_0001, 0).ecx >> 2 & 1 != 0 {
         logln!(
