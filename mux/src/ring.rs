@@ -39,11 +39,19 @@ impl Ring {
 
     /// The lines that are there in whole, the oldest first.
     pub fn lines(&self) -> impl Iterator<Item = RingLine<'_>> {
-        let (behind, before) = self.bytes.split_at(self.count % RING_BYTES);
-        let older = if self.count > RING_BYTES { before } else { &[] };
-        // The oldest line has lost its beginning, as a rule.
-        let whole = older.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let (mut old, mut new) = (older.get(whole..).unwrap_or_default(), behind);
+        let (mut new, before) = self.bytes.split_at(self.count % RING_BYTES);
+        let mut old: &[u8] = &[];
+        if self.count >= RING_BYTES {
+            // The oldest line has lost its beginning, as a rule: what is kept begins behind its end.
+            let first_end = |bytes: &[u8]| bytes.iter().position(|byte| *byte == b'\n');
+            match first_end(before) {
+                Some(end) => old = before.get(end + 1..).unwrap_or_default(),
+                None => {
+                    let end = first_end(new).map_or(new.len(), |end| end + 1);
+                    new = new.get(end..).unwrap_or_default();
+                }
+            }
+        }
         core::iter::from_fn(move || {
             let line = if let Some(end) = old.iter().position(|byte| *byte == b'\n') {
                 let (line, rest) = old.split_at(end);

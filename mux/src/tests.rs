@@ -169,7 +169,7 @@ fn help_lists_every_command_in_columns() {
     let help = line.sent();
     assert!(help.starts_with("#nexit: help              this list\r\n"), "{help}");
     assert!(help.contains("#nexit: regs GUEST [CPU]  registers of"), "{help}");
-    assert_eq!(help.lines().count(), 12);
+    assert_eq!(help.lines().count(), 13);
 }
 
 const NAMES: [&str; 3] = ["a", "b", "ab"];
