@@ -12,30 +12,64 @@ use super::registers::{self, Registers, command};
 
 /// RAM that the unit and the driver share.
 #[derive(Clone, Debug)]
-pub(super) struct Ram(Rc<RefCell<(BTreeMap<u64, u64>, u64)>>);
+pub(super) struct Ram(Rc<RefCell<Words>>);
+
+#[derive(Debug)]
+struct Words {
+    memory: BTreeMap<u64, u64>,
+    /// What the driver wrote and no unit sees yet; empty where nothing is held back.
+    buffer: BTreeMap<u64, u64>,
+    holds_back: bool,
+    next: u64,
+}
 
 impl Ram {
     pub(super) fn new() -> Self {
-        Self(Rc::new(RefCell::new((BTreeMap::new(), 0x10_0000))))
+        let (memory, buffer) = (BTreeMap::new(), BTreeMap::new());
+        Self(Rc::new(RefCell::new(Words { memory, buffer, holds_back: false, next: 0x10_0000 })))
+    }
+
+    /// From here on what the driver writes reaches no unit before a flush of the write buffer (VT-d
+    /// specification "Write Buffer Flushing").
+    fn hold_back(&self) {
+        self.0.borrow_mut().holds_back = true;
+    }
+
+    fn flush(&self) {
+        let words = &mut *self.0.borrow_mut();
+        words.memory.append(&mut words.buffer);
+    }
+
+    /// What a unit reads.
+    fn seen(&self, at: u64) -> u64 {
+        self.0.borrow().memory.get(&at).copied().unwrap_or(0)
+    }
+
+    /// What a unit writes.
+    fn answer(&self, at: u64, value: u64) {
+        self.0.borrow_mut().memory.insert(at, value);
     }
 }
 
 impl TableMemory for Ram {
     fn read(&self, at: Hpa) -> u64 {
-        self.0.borrow().0.get(&at.as_u64()).copied().unwrap_or(0)
+        let held = self.0.borrow().buffer.get(&at.as_u64()).copied();
+        held.unwrap_or_else(|| self.seen(at.as_u64()))
     }
     fn write(&mut self, at: Hpa, value: u64) {
-        self.0.borrow_mut().0.insert(at.as_u64(), value);
+        let words = &mut *self.0.borrow_mut();
+        let to = if words.holds_back { &mut words.buffer } else { &mut words.memory };
+        to.insert(at.as_u64(), value);
     }
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let next = &mut self.0.borrow_mut().1;
+        let next = &mut self.0.borrow_mut().next;
         let at = next.next_multiple_of(bytes.next_power_of_two());
         *next = at + bytes.next_multiple_of(4096);
         Some(Hpa::new(at))
     }
     fn give_back(&mut self, page: Hpa) {
         for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
-            self.0.borrow_mut().0.insert(at, u64::MAX);
+            self.write(Hpa::new(at), u64::MAX);
         }
     }
 }
@@ -48,11 +82,16 @@ pub(super) struct State {
     pub(super) fault_status: u32,
     pub(super) records: [(u64, u64); 2],
     pub(super) protected: u32,
+    pub(super) fault_control: u32,
     /// Command bits, in the order in which they were set.
     pub(super) commands: Vec<u32>,
     /// The unit ignores its commands, or its queue.
     pub(super) deaf: bool,
     pub(super) queue_stopped: bool,
+    /// So many reads of FSTS pass before the unit looks at its queue.
+    pub(super) slow: u32,
+    /// The tail that it has not looked at yet, and the reads that are left.
+    waiting: Option<(u64, u32)>,
     long: BTreeMap<u64, u64>,
     root: u64,
     remap_table: u64,
@@ -76,6 +115,13 @@ pub(super) const CAP: u64 =
 pub(super) const ECAP: u64 = 0x1b;
 
 impl Model {
+    /// Has what the driver writes held back where a unit says so ([`State::needs_write_buffer_flushing`]).
+    pub(super) fn start(&self) {
+        if self.state.borrow().cap & 1 << 4 != 0 {
+            self.ram.hold_back();
+        }
+    }
+
     pub(super) fn new(ram: &Ram) -> Self {
         let state = State {
             cap: CAP,
@@ -84,9 +130,12 @@ impl Model {
             fault_status: 0,
             records: [(0, 0); 2],
             protected: 0,
+            fault_control: 0,
             commands: Vec::new(),
             deaf: false,
             queue_stopped: false,
+            slow: 0,
+            waiting: None,
             long: BTreeMap::new(),
             root: 0,
             remap_table: 0,
@@ -103,7 +152,7 @@ impl Model {
     }
 
     fn pair(&self, at: u64) -> (u64, u64) {
-        (self.ram.read(Hpa::new(at)), self.ram.read(Hpa::new(at + 8)))
+        (self.ram.seen(at), self.ram.seen(at + 8))
     }
 
     /// A DMA request; the fault reason where it is refused.
@@ -146,7 +195,7 @@ impl Model {
     fn walk(&self, cap: u64, mut table: u64, levels: u64, iova: u64) -> u64 {
         for level in (0..levels).rev() {
             let shift = 12 + 9 * level;
-            let entry = self.ram.read(Hpa::new(table + (iova >> shift & 511) * 8));
+            let entry = self.ram.seen(table + (iova >> shift & 511) * 8);
             if entry & 3 != 3 {
                 return 0;
             }
@@ -199,13 +248,19 @@ impl Model {
         assert_ne!(state.status & command::QIE, 0, "the queue is off");
         assert_eq!(state.long[&registers::IQA] & 0xfff, 0, "one page of 128-bit descriptors");
         while state.head != tail {
-            let (low, high) = self.pair(state.long[&registers::IQA] + state.head);
+            // Only remapping structures are held back.
+            let at = Hpa::new(state.long[&registers::IQA] + state.head);
+            let (low, high) = (self.ram.read(at), self.ram.read(at.wrapping_add(8)));
             match low & 0xf {
                 1 if low >> 4 & 3 == 1 => state.contexts.clear(),
-                2 if low >> 4 & 3 == 1 => state.pages.clear(),
+                2 if low >> 4 & 3 == 1 => {
+                    // DW and DR, as far as the unit can (DWD and DRD of CAP).
+                    assert_eq!(low >> 6 & 3, state.cap >> 54 & 3, "DMA under way is not drained");
+                    state.pages.clear();
+                }
                 4 if low & 0x10 == 0 => state.entries.clear(),
                 4 => drop(state.entries.remove(&((low >> 32) as u16))),
-                5 => self.ram.clone().write(Hpa::new(high), low >> 32),
+                5 => self.ram.answer(high, low >> 32),
                 _ => panic!("descriptor {low:#x} is unknown"),
             }
             state.head = (state.head + 16) % 4096;
@@ -232,7 +287,13 @@ impl Model {
                 assert_eq!(state.status & command::IRE, 0, "remapping is still on");
                 state.remap_table = state.long[&registers::IRTA];
             }
-            command::QIE => state.head = 0,
+            command::QIE if value & command::QIE != 0 => state.head = 0,
+            command::QIE => {
+                let tail = state.long.get(&registers::IQT).copied().unwrap_or(0);
+                let stopped = state.fault_status & 0x30 != 0;
+                assert!(stopped || state.head == tail, "descriptors are still under way");
+            }
+            command::WBF => self.ram.flush(),
             _ => {}
         }
         // The write buffer is flushed at once.
@@ -241,8 +302,40 @@ impl Model {
     }
 }
 
+impl State {
+    /// What the unit keeps from the time before the driver came: all that `function` may and index 0 of the
+    /// interrupt-remapping table.
+    pub(super) fn remembers(&mut self, function: Bdf) {
+        self.contexts.insert(function.requester_id(), (1, 1 << 8 | 2));
+        self.pages.insert((1, 1), 0x6660_0001);
+        self.entries.insert(0, (0x66_0001, 0));
+    }
+
+    /// It cannot see what the driver wrote before its write buffer is flushed.
+    pub(super) fn needs_write_buffer_flushing(&mut self) {
+        self.cap |= 1 << 4;
+    }
+
+    /// The firmware's queue, with descriptors that are still under way.
+    pub(super) fn is_at_work(&mut self) {
+        self.status |= command::QIE;
+        self.long.insert(registers::IQT, 64);
+    }
+}
+
 impl Registers for Model {
     fn read_u32(&self, offset: u64) -> u32 {
+        let waiting = self.state.borrow().waiting;
+        match waiting {
+            Some((tail, 0)) if offset == registers::FSTS => {
+                self.state.borrow_mut().waiting = None;
+                self.run_queue(tail);
+            }
+            Some((tail, reads)) if offset == registers::FSTS => {
+                self.state.borrow_mut().waiting = Some((tail, reads - 1));
+            }
+            _ => {}
+        }
         let state = self.state.borrow();
         match offset {
             registers::GSTS => state.status,
@@ -257,7 +350,16 @@ impl Registers for Model {
         match offset {
             registers::CAP => state.cap,
             registers::ECAP => state.ecap,
-            registers::IQH => state.head,
+            registers::IQH => {
+                // The firmware's descriptors: one is done between two looks.
+                let tail = state.long.get(&registers::IQT).copied().unwrap_or(0);
+                let head = state.head;
+                if head < tail && state.waiting.is_none() {
+                    drop(state);
+                    self.state.borrow_mut().head = head + 16;
+                }
+                head
+            }
             0x220 => state.records[0].0,
             0x228 => state.records[0].1,
             0x230 => state.records[1].0,
@@ -270,7 +372,7 @@ impl Registers for Model {
         match offset {
             registers::GCMD => self.command(value),
             registers::FSTS => self.state.borrow_mut().fault_status &= !(value & 0x71),
-            registers::FECTL => assert_eq!(value, registers::INTERRUPT_MASK),
+            registers::FECTL => self.state.borrow_mut().fault_control = value,
             registers::PMEN => self.state.borrow_mut().protected = value,
             0x22c => self.state.borrow_mut().records[0].1 &= !(u64::from(value) << 32),
             0x23c => self.state.borrow_mut().records[1].1 &= !(u64::from(value) << 32),
@@ -290,7 +392,11 @@ impl Registers for Model {
             state.status & command::QIE != 0 && !stopped
         };
         if offset == registers::IQT && runs {
-            self.run_queue(value);
+            let slow = self.state.borrow().slow;
+            match slow {
+                0 => self.run_queue(value),
+                reads => self.state.borrow_mut().waiting = Some((value, reads)),
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ fn machine(prepare: impl Fn(&mut model::State)) -> Machine {
     let ram = Ram::new();
     let units = [Model::new(&ram), Model::new(&ram), Model::new(&ram)];
     units.iter().for_each(|unit| prepare(&mut unit.state.borrow_mut()));
+    units.iter().for_each(Model::start);
     let dmar = Dmar::parse(firmware_table()).unwrap();
     let window = |base: Hpa| units[base.as_u64() as usize / 0x1000 - 1].clone();
     let vtd = VtD::with_registers(dmar, &no_bridges, ram, window);
@@ -61,6 +62,7 @@ fn after_bring_up_nothing_reaches_memory_or_a_cpu() {
         let expected = [command::SRTP, command::QIE, command::SIRTP, command::TE, command::IRE];
         assert_eq!(unit.state.borrow().commands, expected);
         assert_eq!(unit.state.borrow().protected, 0);
+        assert_eq!(unit.state.borrow().fault_control, 1 << 31, "IM: no fault event interrupt");
         for id in [0, 0x20, 0xff00, 0xffff] {
             let function = Bdf::from_requester_id(id);
             assert_eq!(unit.dma(function, 0x1000), Err(2));
@@ -77,6 +79,53 @@ fn what_the_firmware_left_on_is_switched_off_first() {
     // The model refuses new tables while the old ones are in use.
     machine.vtd.unwrap();
     assert_eq!(machine.units[0].state.borrow().status & command::CFI, 0);
+}
+
+#[test]
+fn what_the_unit_kept_from_the_time_before_is_forgotten() {
+    let Machine { units, vtd } = machine(|unit| unit.remembers(NVME));
+    let vtd = vtd.unwrap();
+    for unit in &units {
+        assert_eq!(unit.dma(NVME, 0x1000), Err(2));
+        let message = vtd.remap_message(RemapIndex(0));
+        assert_eq!(unit.interrupt(NVME, message.address, 0), Err(0x22));
+    }
+}
+
+#[test]
+fn the_firmwares_queue_is_empty_before_it_is_switched_off() {
+    // The model refuses to be switched off while a descriptor is under way.
+    assert!(machine(model::State::is_at_work).vtd.is_ok());
+}
+
+#[test]
+fn a_unit_that_holds_writes_back_is_told_to_look() {
+    let Machine { units, vtd } = machine(model::State::needs_write_buffer_flushing);
+    let mut vtd = vtd.unwrap();
+    let domain = vtd.create_domain(&[NVME]).unwrap();
+    vtd.attach(NVME, domain).unwrap();
+    vtd.map(domain, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
+    assert_eq!(units[1].dma(NVME, 0x1000), Ok(GIB + 0x1000));
+    let index = vtd.allocate_remap(InterruptSource::Device(NVME), 1).unwrap();
+    vtd.set_remap(index, Some(TARGET)).unwrap();
+    let address = vtd.remap_message(index).address;
+    assert_eq!(units[1].interrupt(NVME, address, 0), Ok((0x31, 0x1_0002, false)));
+    vtd.detach(NVME).unwrap();
+    assert_eq!(units[1].dma(NVME, 0x1000), Err(2));
+}
+
+#[test]
+fn a_slow_unit_is_waited_for_each_time() {
+    let Machine { units, vtd } = machine(|unit| unit.slow = 3);
+    let mut vtd = vtd.unwrap();
+    let domain = vtd.create_domain(&[NVME]).unwrap();
+    vtd.map(domain, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
+    for _ in 0..3 {
+        vtd.attach(NVME, domain).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x1000), Ok(GIB + 0x1000));
+        vtd.detach(NVME).unwrap();
+        assert_eq!(units[1].dma(NVME, 0x1000), Err(2));
+    }
 }
 
 #[test]
