@@ -11,8 +11,18 @@ use mem::TableMemory;
 use super::registers::{self, Registers, command};
 
 /// RAM that the unit and the driver share.
-#[derive(Clone, Debug)]
-pub(super) struct Ram(Rc<RefCell<Words>>);
+#[derive(Clone)]
+pub(super) struct Ram {
+    words: Rc<RefCell<Words>>,
+    /// Is called after each of the driver's writes.
+    watcher: Rc<RefCell<Option<Box<dyn Fn()>>>>,
+}
+
+impl std::fmt::Debug for Ram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.words.fmt(f)
+    }
+}
 
 #[derive(Debug)]
 struct Words {
@@ -21,48 +31,61 @@ struct Words {
     buffer: BTreeMap<u64, u64>,
     holds_back: bool,
     next: u64,
+    returned: u64,
 }
 
 impl Ram {
     pub(super) fn new() -> Self {
-        let (memory, buffer) = (BTreeMap::new(), BTreeMap::new());
-        Self(Rc::new(RefCell::new(Words { memory, buffer, holds_back: false, next: 0x10_0000 })))
+        let words = Words {
+            memory: BTreeMap::new(),
+            buffer: BTreeMap::new(),
+            holds_back: false,
+            next: 0x10_0000,
+            returned: 0,
+        };
+        Self { words: Rc::new(RefCell::new(words)), watcher: Rc::new(RefCell::new(None)) }
     }
 
     /// From here on what the driver writes reaches no unit before a flush of the write buffer (VT-d
     /// specification "Write Buffer Flushing").
     fn hold_back(&self) {
-        self.0.borrow_mut().holds_back = true;
+        self.words.borrow_mut().holds_back = true;
     }
 
     fn flush(&self) {
-        let words = &mut *self.0.borrow_mut();
+        let words = &mut *self.words.borrow_mut();
         words.memory.append(&mut words.buffer);
     }
 
     /// What a unit reads.
     fn seen(&self, at: u64) -> u64 {
-        self.0.borrow().memory.get(&at).copied().unwrap_or(0)
+        self.words.borrow().memory.get(&at).copied().unwrap_or(0)
     }
 
     /// What a unit writes.
     fn answer(&self, at: u64, value: u64) {
-        self.0.borrow_mut().memory.insert(at, value);
+        self.words.borrow_mut().memory.insert(at, value);
     }
 }
 
 impl TableMemory for Ram {
     fn read(&self, at: Hpa) -> u64 {
-        let held = self.0.borrow().buffer.get(&at.as_u64()).copied();
+        let held = self.words.borrow().buffer.get(&at.as_u64()).copied();
         held.unwrap_or_else(|| self.seen(at.as_u64()))
     }
     fn write(&mut self, at: Hpa, value: u64) {
-        let words = &mut *self.0.borrow_mut();
-        let to = if words.holds_back { &mut words.buffer } else { &mut words.memory };
-        to.insert(at.as_u64(), value);
+        {
+            let words = &mut *self.words.borrow_mut();
+            let to = if words.holds_back { &mut words.buffer } else { &mut words.memory };
+            to.insert(at.as_u64(), value);
+        }
+        let watcher = self.watcher.borrow();
+        if let Some(watcher) = watcher.as_ref() {
+            watcher();
+        }
     }
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let next = &mut self.0.borrow_mut().next;
+        let next = &mut self.words.borrow_mut().next;
         let at = next.next_multiple_of(bytes.next_power_of_two());
         *next = at + bytes.next_multiple_of(4096);
         Some(Hpa::new(at))
@@ -71,6 +94,7 @@ impl TableMemory for Ram {
         for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
             self.write(Hpa::new(at), u64::MAX);
         }
+        self.words.borrow_mut().returned += 1;
     }
 }
 
@@ -145,6 +169,23 @@ impl Model {
             entries: BTreeMap::new(),
         };
         Self { state: Rc::new(RefCell::new(state)), ram: ram.clone() }
+    }
+
+    /// Has `watcher` called after each write of the driver.
+    pub(super) fn watch(&self, watcher: impl Fn() + 'static) {
+        *self.ram.watcher.borrow_mut() = Some(Box::new(watcher));
+    }
+
+    /// Forgets contexts and translations, as hardware may at any time.
+    pub(super) fn forget(&self) {
+        let mut state = self.state.borrow_mut();
+        state.contexts.clear();
+        state.pages.clear();
+    }
+
+    /// Pages that the driver gave back.
+    pub(super) fn returned(&self) -> u64 {
+        self.ram.words.borrow().returned
     }
 
     fn caches_absent(&self) -> bool {

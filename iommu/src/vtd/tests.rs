@@ -114,6 +114,45 @@ fn a_unit_that_holds_writes_back_is_told_to_look() {
     assert_eq!(units[1].dma(NVME, 0x1000), Err(2));
 }
 
+/// Another function behind the NVMe controller's unit.
+const NEIGHBOUR: Bdf = Bdf::new(0, 6, 0);
+
+/// A unit may read an entry between any two writes of the driver.
+#[test]
+fn between_two_writes_a_function_has_its_old_domain_its_new_one_or_none() {
+    let Machine { units, vtd } = machine(|_| {});
+    let mut vtd = vtd.unwrap();
+    let first = vtd.create_domain(&[NVME]).unwrap();
+    let second = vtd.create_domain(&[NVME, NEIGHBOUR]).unwrap();
+    vtd.map(first, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
+    vtd.map(second, Iova::new(0), Hpa::new(2 * GIB), 0x4000).unwrap();
+    vtd.attach(NEIGHBOUR, second).unwrap();
+    let unit = units[1].clone();
+    units[1].watch(move || {
+        unit.forget();
+        let seen = unit.dma(NVME, 0x1000);
+        let allowed = [Err(2), Ok(GIB + 0x1000), Ok(2 * GIB + 0x1000)];
+        assert!(allowed.contains(&seen), "{seen:x?}");
+        // What the unit has kept of the one is under the other's domain where an entry is half new.
+        assert_eq!(unit.dma(NEIGHBOUR, 0x1000), Ok(2 * GIB + 0x1000));
+    });
+    vtd.attach(NVME, first).unwrap();
+    vtd.attach(NVME, second).unwrap();
+    vtd.detach(NVME).unwrap();
+}
+
+#[test]
+fn no_address_is_mapped_that_a_unit_cannot_carry() {
+    // MGAW: 39 bits, though the tables have four levels.
+    let narrow = CAP & !(0x3f << 16) | 38 << 16;
+    let mut vtd = machine(|unit| unit.cap = narrow).vtd.unwrap();
+    let domain = vtd.create_domain(&[NVME]).unwrap();
+    let wide = 1 << 39;
+    let map = |vtd: &mut VtD<'_, _, _>, iova| vtd.map(domain, Iova::new(iova), Hpa::new(0), 0x1000);
+    assert_eq!(map(&mut vtd, wide), Err(IommuError::AddressTooWide(wide)));
+    assert_eq!(map(&mut vtd, wide - 0x1000), Ok(()));
+}
+
 #[test]
 fn a_slow_unit_is_waited_for_each_time() {
     let Machine { units, vtd } = machine(|unit| unit.slow = 3);
@@ -315,6 +354,7 @@ fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
     vtd.attach(NIC, gone).unwrap();
     vtd.detach(NIC).unwrap();
     vtd.destroy_domain(gone);
+    assert_eq!(units[0].returned(), 4, "a table of each level");
     assert_eq!(units[0].dma(NIC, 0x1000), Err(2));
     assert_eq!(units[1].dma(NVME, 0x1000), Ok(GIB + 0x1000));
     assert_eq!(vtd.attach(NIC, gone), Err(IommuError::UnknownDomain(gone)));
