@@ -10,12 +10,14 @@ use mem::TableMemory;
 
 use super::registers::{self, Registers, command};
 
+type Watcher = Box<dyn Fn()>;
+
 /// RAM that the unit and the driver share.
 #[derive(Clone)]
 pub(super) struct Ram {
     words: Rc<RefCell<Words>>,
     /// Is called after each of the driver's writes.
-    watcher: Rc<RefCell<Option<Box<dyn Fn()>>>>,
+    watcher: Rc<RefCell<Option<Watcher>>>,
 }
 
 impl std::fmt::Debug for Ram {
