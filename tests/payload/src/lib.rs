@@ -5,6 +5,7 @@
 #![no_std]
 #![feature(abi_x86_interrupt)]
 
+pub mod controller;
 pub mod pci;
 
 use core::fmt::{self, Write};

@@ -1,5 +1,5 @@
 //! From a device's write to the first instruction of its interrupt's handler: a message (MSI) of QEMU's
-//! device `edu`, and the line of the second UART. Each is left out where the machine does not have it.
+//! device `edu`, one (MSI-X) of the controller of `tests/machines`, and the line of the second UART. Each is left out where the machine does not have it.
 
 use core::arch::{asm, naked_asm};
 use core::hint::{black_box, spin_loop};
@@ -9,6 +9,7 @@ use arch::machine::Width;
 use arch::{Hpa, Vector};
 use cpu::instructions::{port_read, port_write, tsc};
 use cpu::physical::mmio_write;
+use payload::controller::Controller;
 use payload::pci::{bar, capability, config_read, config_write};
 use payload::say;
 use x86_64::structures::idt::InterruptStackFrame;
@@ -77,8 +78,21 @@ fn measure(name: &str, ready: impl Fn(), write: impl Fn()) {
     }
 }
 
-/// A message, by `edu` (QEMU, "EDU device"): what is written at 0x60 it raises.
-pub(crate) fn message() {
+/// A message: MSI in QEMU, MSI-X in Bochs.
+pub(crate) fn message(me: u32) {
+    edu();
+    if let Some(controller) = Controller::find() {
+        controller.route(0, me, VECTOR.0);
+        controller.send_in(1, 0);
+        let ready = || {
+            let _ = controller.finish();
+        };
+        measure("message-to-handler", ready, || controller.send_again_in(1));
+    }
+}
+
+/// By `edu` (QEMU, "EDU device"): what is written at 0x60 it raises.
+fn edu() {
     const EDU: u32 = 0x11e8_1234;
     const MSI: u32 = 5;
     let Some(device) = (0..32).find(|device| config_read(*device, 0) == EDU) else { return };

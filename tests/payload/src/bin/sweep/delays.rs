@@ -5,8 +5,8 @@ use cpu::instructions::{cpuid, port_read, tsc};
 use payload::{Counter, exits, say, verdict};
 use x86_64::instructions::interrupts;
 
-use crate::device::{Device, State};
 use crate::interrupts::{FIRST, SECOND, all_taken, taken};
+use payload::controller::{Controller, State};
 
 const LONGEST: u32 = 1500;
 /// A change of a vector takes thousands of ticks: the message comes before, in and behind it.
@@ -53,7 +53,7 @@ impl Tally {
 }
 
 /// A message for each delay, while the guest does `work` again and again.
-fn while_it(device: Device, what: &str, work: impl Fn()) {
+fn while_it(device: Controller, what: &str, work: impl Fn()) {
     let mut tally = Tally::default();
     let before_all = interrupt_exits();
     for ticks in 1..=LONGEST {
@@ -69,7 +69,7 @@ fn while_it(device: Device, what: &str, work: impl Fn()) {
     say!("exits by {LONGEST} messages while it {what}: {spent}");
 }
 
-pub(crate) fn every_delay(device: Device) {
+pub(crate) fn every_delay(device: Controller) {
     // 00:1e.7 writes where it may not.
     device.fault_in(1, 0xf7, 0x05, 0xdead_b000);
     device.finish();
@@ -89,7 +89,7 @@ pub(crate) fn every_delay(device: Device) {
 }
 
 /// A halted CPU wakes for each.
-fn sleeps(device: Device) {
+fn sleeps(device: Controller) {
     const STEP: usize = 7;
     let (mut slept, before_all) = (0, interrupt_exits());
     for ticks in (1..=LONGEST).step_by(STEP) {
@@ -109,7 +109,7 @@ fn sleeps(device: Device) {
 }
 
 /// Every message arrives by the old vector or by the new one, and once.
-pub(crate) fn every_change(device: Device) {
+pub(crate) fn every_change(device: Controller) {
     for (what, masked) in [("masked", true), ("in place", false)] {
         let mut tally = Tally::default();
         let mut vector = FIRST;
@@ -131,7 +131,7 @@ pub(crate) fn every_change(device: Device) {
 }
 
 /// The device may name any index of the remapping table, or none: only its own entries let it through.
-pub(crate) fn forged(device: Device) {
+pub(crate) fn forged(device: Controller) {
     const OWN: u32 = 2;
     device.route(1, 0, SECOND);
     let (mut passed, mut sent) = (0, 0);

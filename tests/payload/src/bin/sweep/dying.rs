@@ -8,8 +8,8 @@ use cpu::instructions::port_write;
 use payload::{say, verdict};
 use x86_64::instructions::interrupts;
 
-use crate::device::{Device, State};
 use crate::interrupts::{FIRST, LOWER, STAY, is_busy, taken};
+use payload::controller::{Controller, State};
 
 const LENGTH: usize = 16 << 10;
 
@@ -32,7 +32,7 @@ pub(crate) enum End {
     Reset,
 }
 
-fn copy(device: Device) -> bool {
+fn copy(device: Controller) -> bool {
     // SAFETY: a byte of the static, which no copy is under way to or from.
     unsafe { ROOM.0.get().cast::<u8>().write_volatile(0x5a) };
     device.copy_in(100, address(), address() + LENGTH as u64, LENGTH as u32);
@@ -42,7 +42,7 @@ fn copy(device: Device) -> bool {
 }
 
 /// From a fresh start to the end.
-pub(crate) fn life(device: Device, end: End) -> ! {
+pub(crate) fn life(device: Controller, end: End) -> ! {
     verdict("nothing is in service or requested at the start", !is_busy(), format_args!(""));
     let before = taken(0, FIRST);
     device.route(0, 0, FIRST);
@@ -63,13 +63,13 @@ pub(crate) fn life(device: Device, end: End) -> ! {
 }
 
 /// What the handler needs to know.
-struct Known(UnsafeCell<Option<(Device, End)>>);
+struct Known(UnsafeCell<Option<(Controller, End)>>);
 // SAFETY: written before the handler that reads it can run.
 unsafe impl Sync for Known {}
 static DEVICE: Known = Known(UnsafeCell::new(None));
 
 impl Known {
-    fn with(&self, device: Device, end: End) {
+    fn with(&self, device: Controller, end: End) {
         // SAFETY: nobody reads it before `STAY` is set.
         unsafe { *self.0.get() = Some((device, end)) };
     }

@@ -8,22 +8,21 @@
 #![feature(abi_x86_interrupt)]
 
 mod delays;
-mod device;
 mod dying;
 mod interrupts;
 mod pair;
 
 use payload::{loaded, power_off, say};
 
-use crate::device::Device;
 use crate::dying::End;
+use payload::controller::Controller;
 
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     // SAFETY: they are what this function was called with.
     let loaded = unsafe { loaded(magic, info) };
     let command_line = loaded.map_or("", |loaded| loaded.command_line);
-    let Some(device) = Device::find() else {
+    let Some(device) = Controller::find() else {
         say!("FAILED: no NVMe controller with MSI-X");
         power_off()
     };

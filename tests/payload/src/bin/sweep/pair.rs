@@ -11,8 +11,8 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr3;
 
 use crate::delays::{Tally, interrupt_exits};
-use crate::device::Device;
 use crate::interrupts::{FIRST, WAKE, all_taken, load, taken};
+use payload::controller::Controller;
 
 const START_PAGE: Hpa = Hpa::new(0x1_0000);
 const LONGEST: u32 = 24_000;
@@ -108,7 +108,7 @@ fn bring_up() -> bool {
     wait_until(|| ENTERED.load(Ordering::SeqCst) != 0)
 }
 
-pub(crate) fn every_move(device: Device) {
+pub(crate) fn every_move(device: Controller) {
     if !bring_up() {
         return say!("FAILED: the second CPU does not start");
     }

@@ -1,10 +1,10 @@
 //! The controller of `tests/machines`: its MSI-X entries, and the engine behind its registers, which sends a
 //! message, copies or writes so many ticks later.
 
+use crate::pci::{bar, capability, config_read, config_write};
 use arch::Hpa;
 use arch::machine::Width;
 use cpu::physical::{mmio_read, mmio_write};
-use payload::pci::{bar, capability, config_read, config_write};
 
 const NVME_CLASS: u32 = 0x01_0802;
 const MSIX: u32 = 0x11;
@@ -23,22 +23,26 @@ const FAULT: u32 = 3 << 28;
 
 /// What became of an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub enum State {
+    /// It is done, or none was begun.
     Done,
+    /// Not yet.
     UnderWay,
+    /// The unit, or the machine, refused it.
     Refused,
 }
 
 /// The controller.
 #[derive(Clone, Copy)]
-pub(crate) struct Device {
+pub struct Controller {
     registers: u64,
     table: u64,
 }
 
-impl Device {
+impl Controller {
     /// Finds it and switches MSI-X and bus mastering on.
-    pub(crate) fn find() -> Option<Self> {
+    #[must_use]
+    pub fn find() -> Option<Self> {
         let device = (0..32).find(|device| config_read(*device, 8) >> 8 == NVME_CLASS)?;
         let capability = capability(device, MSIX)?;
         let place = config_read(device, capability + 4);
@@ -54,7 +58,7 @@ impl Device {
     }
 
     /// Has the message of this number raise `vector` on `cpu`.
-    pub(crate) fn route(self, number: u64, cpu: u32, vector: u8) {
+    pub fn route(self, number: u64, cpu: u32, vector: u8) {
         let entry = self.table + 16 * number;
         self.write(entry + 12, 1);
         self.write(entry, 0xfee0_0000 | cpu << 12);
@@ -64,12 +68,12 @@ impl Device {
     }
 
     /// Changes message 0 while it is not masked: a word at a time, as it must be.
-    pub(crate) fn change_vector_in_place(self, vector: u8) {
+    pub fn change_vector_in_place(self, vector: u8) {
         self.write(self.table + 8, vector.into());
     }
 
     /// The same for its CPU.
-    pub(crate) fn change_cpu_in_place(self, cpu: u32) {
+    pub fn change_cpu_in_place(self, cpu: u32) {
         self.write(self.table, 0xfee0_0000 | cpu << 12);
     }
 
@@ -78,13 +82,18 @@ impl Device {
     }
 
     /// Sends a message so many ticks later.
-    pub(crate) fn send_in(self, ticks: u32, number: u32) {
+    pub fn send_in(self, ticks: u32, number: u32) {
         self.write(self.registers + ENGINE + LENGTH, number);
         self.start(0, ticks);
     }
 
+    /// The last message once more: one write.
+    pub fn send_again_in(self, ticks: u32) {
+        self.start(0, ticks);
+    }
+
     /// Writes four bytes, as a message is written.
-    pub(crate) fn write_in(self, ticks: u32, address: u64, data: u32) {
+    pub fn write_in(self, ticks: u32, address: u64, data: u32) {
         self.write(self.registers + ENGINE + DESTINATION, address as u32);
         self.write(self.registers + ENGINE + DESTINATION + 4, (address >> 32) as u32);
         self.write(self.registers + ENGINE + DATA, data);
@@ -92,7 +101,7 @@ impl Device {
     }
 
     /// Copies.
-    pub(crate) fn copy_in(self, ticks: u32, source: u64, destination: u64, length: u32) {
+    pub fn copy_in(self, ticks: u32, source: u64, destination: u64, length: u32) {
         for (at, address) in [(SOURCE, source), (DESTINATION, destination)] {
             self.write(self.registers + ENGINE + at, address as u32);
             self.write(self.registers + ENGINE + at + 4, (address >> 32) as u32);
@@ -102,7 +111,7 @@ impl Device {
     }
 
     /// Has the unit record a fault that nobody caused: of this requester and reason, at this page.
-    pub(crate) fn fault_in(self, ticks: u32, requester: u32, reason: u32, page: u32) {
+    pub fn fault_in(self, ticks: u32, requester: u32, reason: u32, page: u32) {
         self.write(self.registers + ENGINE + DESTINATION, page);
         self.write(self.registers + ENGINE + DESTINATION + 4, 0);
         self.write(self.registers + ENGINE + LENGTH, reason);
@@ -111,7 +120,8 @@ impl Device {
     }
 
     /// What became of it so far. Reading it costs no exit.
-    pub(crate) fn state(self) -> State {
+    #[must_use]
+    pub fn state(self) -> State {
         // SAFETY: a register of the guest's own device.
         let state = unsafe { mmio_read(Hpa::new(self.registers + ENGINE + STATE), Width::Dword) };
         match state {
@@ -122,7 +132,7 @@ impl Device {
     }
 
     /// Waits for its end.
-    pub(crate) fn finish(self) -> State {
+    pub fn finish(self) -> State {
         loop {
             match self.state() {
                 State::UnderWay => core::hint::spin_loop(),
