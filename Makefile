@@ -149,7 +149,7 @@ stats: image host
 plugin:
 	cargo build --locked --release -p bench-plugin
 
-bench: setup image payloads host programs plugin
+bench: setup image payloads host programs plugin machines
 	cargo build --locked -p nexit-bench
 	@run="$(BUILD)/debug/nexit-bench run $(if $(QUICK),--quick) --programs $(PROGRAMS) \
 	    --payload $(BUILD)/x86_64-hypervisor/release/micro \

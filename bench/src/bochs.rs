@@ -1,4 +1,4 @@
-//! One boot on VT-x in Bochs, whose TSC counts instructions. It has no plugins: the guest's programs say what
+//! One boot on VT-x in Bochs, whose TSC counts instructions. No plugin of it counts: the guest's programs say what
 //! they cost (`demo/guest-tools/src/busy.rs`, `tests/payload/src/bin/micro`).
 
 use std::fs::{self, File};
@@ -16,6 +16,7 @@ use nexit::demo::{Flavour, kernel};
 use nexit::failure::{Failure, OrFailed, Result};
 use nexit::machine::{Machine, Start};
 use nexit::tool::Tool;
+use nexit::vtd;
 
 use crate::cli::RunArgs;
 use crate::images;
@@ -23,11 +24,28 @@ use crate::mode::{GUEST_MEMORY, Mode, absolute};
 
 /// In front of the names of works: a machine of its own.
 pub(crate) const PREFIX: &str = "vt-x-";
-/// The works of `bench/guest/init` that its devices allow.
-pub(crate) const WORKS: [&str; 3] = ["ide", "wake", "process"];
+/// The machines.
+pub(crate) const KINDS: [Kind; 2] = [
+    Kind {
+        name: "bochs",
+        iommu: Iommu::None,
+        function: "00:01.1",
+        works: &["ide", "wake", "process"],
+        micro: false,
+        bare_words: "",
+    },
+    // Without DMA remapping, as the bare machine in QEMU is: at its best.
+    Kind {
+        name: "bochs-vtd",
+        iommu: Iommu::VtD,
+        function: "00:04.0",
+        works: &["nvme"],
+        micro: true,
+        bare_words: " intel_iommu=off",
+    },
+];
 /// Where the guest runs here.
 const MODES: [Mode; 4] = [Mode::Bare, Mode::Exitless, Mode::Exiting, Mode::Posted];
-const PROGRAM: &str = "bochs";
 /// As `nexit run`'s default. Linux' clock is right on it.
 const MODEL: &str = "corei7_haswell_4770";
 const GEOMETRY: &str = "mode=flat, cylinders=64, heads=16, spt=63";
@@ -44,6 +62,50 @@ const PATIENCE: u64 = 900;
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// The guest's last line.
 pub(crate) const END: &str = "bench: end status 0";
+
+/// A machine.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// In the names of its files.
+    pub(crate) name: &'static str,
+    iommu: Iommu,
+    /// The controller of the guest's disk.
+    function: &'static str,
+    /// The works of `bench/guest/init` that its devices allow.
+    pub(crate) works: &'static [&'static str],
+    /// Whether the payload runs here.
+    pub(crate) micro: bool,
+    /// More words for the kernel of the bare machine.
+    bare_words: &'static str,
+}
+
+impl Kind {
+    /// Bochs' lines for the guest's devices.
+    fn devices(&self, disk: &Path) -> [String; 2] {
+        let disk = disk.display();
+        let disk = match self.iommu {
+            Iommu::None => format!("ata0-master: type=disk, path=\"{disk}\", {GEOMETRY}"),
+            Iommu::VtD => format!("vtd: nvme=\"4:{disk}\""),
+        };
+        [disk, "com2: enabled=1, mode=null".to_owned()]
+    }
+
+    /// For `--iommu`.
+    const fn iommu(&self) -> &'static str {
+        match self.iommu {
+            Iommu::None => "none",
+            Iommu::VtD => "vt-d",
+        }
+    }
+
+    /// For the configuration.
+    const fn trust(&self) -> &'static str {
+        match self.iommu {
+            Iommu::None => "unsafe_no_iommu = true\n",
+            Iommu::VtD => "",
+        }
+    }
+}
 
 /// What boots.
 #[derive(Debug)]
@@ -72,6 +134,7 @@ pub(crate) fn images(folder: &Path, programs: &Path) -> Result<Images> {
 
 /// Boots the payload or, without one, Linux, to the end; returns what it said.
 pub(crate) fn boot(
+    kind: &Kind,
     args: &RunArgs,
     images: &Images,
     words: &str,
@@ -79,51 +142,43 @@ pub(crate) fn boot(
     payload: Option<&Path>,
 ) -> Result<String> {
     let what = if payload.is_some() { "-micro" } else { "" };
-    let log = args.folders.folder.join(format!("bochs-{}{what}.log", mode.name()));
-    let words = format!("{KERNEL_WORDS} {words} busy=1");
-    let devices = [
-        format!("ata0-master: type=disk, path=\"{}\", {GEOMETRY}", images.disk.display()),
-        "com2: enabled=1, mode=null".to_owned(),
-    ];
+    let log = args.folders.folder.join(format!("{}-{}{what}.log", kind.name, mode.name()));
+    let words = format!("{KERNEL_WORDS} {words} disk=any busy=1");
     let console = if mode == Mode::Bare {
-        bare(args, images, &words, payload, devices, &log)?
+        bare(kind, args, images, &(words + kind.bare_words), payload, &log)?
     } else {
-        under_nexit(args, images, &words, mode, payload, &devices, &log)?
+        under_nexit(kind, args, images, &words, mode, payload, &log)?
     };
     if console.contains(END) {
         return Ok(console);
     }
-    let text = format!("Bochs, {}: the guest did not come to its end", mode.name());
+    let text = format!("{}, {}: the guest did not come to its end", kind.name, mode.name());
     Err(Failure::Failed(format!("{text}: see {}", log.display())))
 }
 
 fn under_nexit(
+    kind: &Kind,
     args: &RunArgs,
     images: &Images,
     words: &str,
     mode: Mode,
     payload: Option<&Path>,
-    devices: &[String],
     log: &Path,
 ) -> Result<String> {
-    let config = args.folders.folder.join(format!("bochs-{}.toml", mode.name()));
-    // There is no IOMMU: what has no device need not lie in the guest as it does in the machine.
-    let (top, files) = match payload {
-        Some(payload) => {
-            ("", format!("kernel = \"{}\"\nuart = \"COM2\"", absolute(payload)?.display()))
-        }
-        None => (
-            "unsafe_no_iommu = true\n",
-            format!(
-                "kernel = \"{}\"\ninitrd = \"{}\"\ndevices = [\"00:01.1\"]",
-                absolute(&images.kernel)?.display(),
-                absolute(&images.initrd)?.display()
-            ),
+    let config = args.folders.folder.join(format!("{}-{}.toml", kind.name, mode.name()));
+    let files = match payload {
+        Some(payload) => format!("kernel = \"{}\"\nuart = \"COM2\"", absolute(payload)?.display()),
+        None => format!(
+            "kernel = \"{}\"\ninitrd = \"{}\"",
+            absolute(&images.kernel)?.display(),
+            absolute(&images.initrd)?.display()
         ),
     };
     let text = format!(
-        "{top}[[guest]]\nname = \"guest\"\ncpus = [0]\nmemory = \"256M\"\n{files}\n\
+        "{}[[guest]]\nname = \"guest\"\ncpus = [0]\nmemory = \"256M\"\n{files}\ndevices = [\"{}\"]\n\
          cmdline = \"{words}\"\ninterrupts = \"{}\"\non_reboot = \"stop\"\n",
+        kind.trust(),
+        kind.function,
         mode.name()
     );
     fs::write(&config, text).or_failed("write", &config)?;
@@ -134,12 +189,12 @@ fn under_nexit(
         "--emulator",
         "bochs",
         "--iommu",
-        "none",
+        kind.iommu(),
         "--timeout",
         &PATIENCE.to_string(),
         "--config",
     ]);
-    command.arg(config).arg("--").args(devices).stdin(Stdio::null());
+    command.arg(config).arg("--").args(kind.devices(&images.disk)).stdin(Stdio::null());
     let out = File::create(log).or_failed("create", log)?;
     command.stderr(out.try_clone().or_failed("write", log)?).stdout(out);
     let mut child = command
@@ -152,7 +207,7 @@ fn under_nexit(
             over = Some(Instant::now());
         }
         if over.is_some_and(|over| over.elapsed() > POWER_OFF) {
-            println!("nexit-bench: Bochs, {}: the guest does not power off", mode.name());
+            println!("nexit-bench: {}, {}: the guest does not power off", kind.name, mode.name());
             // By a signal, so that it takes Bochs along.
             Tool::new("kill").arg(child.id().to_string()).run()?;
             let _ = child.wait();
@@ -168,14 +223,15 @@ fn said(log: &Path) -> Result<String> {
 
 /// On the machine itself, by GRUB.
 fn bare(
+    kind: &Kind,
     args: &RunArgs,
     images: &Images,
     words: &str,
     payload: Option<&Path>,
-    devices: [String; 2],
     log: &Path,
 ) -> Result<String> {
-    let folder = args.folders.folder.join("bochs-bare");
+    let program = vtd::program(None, Some(kind.iommu))?.program;
+    let folder = args.folders.folder.join(format!("{}-bare", kind.name));
     let grub = folder.join("tree/boot/grub");
     fs::create_dir_all(&grub).or_failed("create", &grub)?;
     let mut menu = String::new();
@@ -200,9 +256,9 @@ fn bare(
         cpus: 1,
         memory: 1 << 30,
         accel: Accel::Tcg,
-        iommu: Iommu::None,
+        iommu: kind.iommu,
         start,
-        extra: devices.to_vec(),
+        extra: kind.devices(&images.disk).to_vec(),
     };
     let refused = |error| Failure::Failed(format!("cannot listen for Bochs' serial line: {error}"));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(refused)?;
@@ -215,9 +271,9 @@ fn bare(
     let commands = folder.join("commands");
     fs::write(&commands, "c\n").or_failed("write", &commands)?;
     let _ = fs::remove_file(images.disk.with_extension("img.lock"));
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(&program);
     command.arg("-q");
-    let help = Command::new(PROGRAM).arg("--help").output();
+    let help = Command::new(&program).arg("--help").output();
     // A build with the debugger stops at its prompt: this tells it to go on.
     if help.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("-rc ")) {
         command.arg("-rc").arg(&commands);
@@ -264,5 +320,28 @@ fn listen(listener: &TcpListener, child: &mut Child) -> Result<String> {
             }
             _ => return Ok(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_machines_measure_the_same() {
+        let works: Vec<&str> = KINDS.iter().flat_map(|kind| kind.works).copied().collect();
+        let different: std::collections::BTreeSet<&str> = works.iter().copied().collect();
+        // They would be taken for repetitions.
+        assert_eq!(works.len(), different.len(), "{works:?}");
+        assert_eq!(KINDS.iter().filter(|kind| kind.micro).count(), 1);
+    }
+
+    #[test]
+    fn the_guest_gets_the_controller_of_the_disk() {
+        let [ide, nvme] = KINDS.map(|kind| (kind.devices(Path::new("/d/a.img")), kind.function));
+        // The first channel of the IDE controller of the i440FX, which Bochs emulates, is of function 1.
+        assert!(ide.0[0].starts_with("ata0-master: type=disk, path=\"/d/a.img\", "), "{ide:?}");
+        assert_eq!(ide.1, "00:01.1");
+        assert_eq!((nvme.0[0].as_str(), nvme.1), ("vtd: nvme=\"4:/d/a.img\"", "00:04.0"));
     }
 }

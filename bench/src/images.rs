@@ -91,7 +91,9 @@ pub(crate) fn small_guest(modules: &Modules, programs: &Path) -> Result<Vec<Entr
     for name in PROGRAMS {
         archive.program(&format!("bin/{name}"), &programs.join(name))?;
     }
-    initramfs::add_part(&mut archive.0, modules, "ide", &["ata_piix", "sd_mod"])?;
+    for (part, drivers) in [("ide", ["ata_piix", "sd_mod"].as_slice()), ("nvme", &["nvme"])] {
+        initramfs::add_part(&mut archive.0, modules, part, drivers)?;
+    }
     Ok(archive.0)
 }
 

@@ -29,7 +29,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let repeat = args.repeat.unwrap_or(if args.quick { 1 } else { 3 });
     fs::create_dir_all(&args.folders.folder).or_failed("create", &args.folders.folder)?;
     let images = images::build(&args.folders.folder, &args.programs, modes.contains(&Mode::Kvm))?;
-    let words = words(args, &WORKS, if args.accel == Accel::Kvm { FASTER } else { 1 });
+    let faster = if args.accel == Accel::Kvm { FASTER } else { 1 };
+    let words = words(args, &wanted(args, &WORKS), faster);
     let mut results = results::about(&images.version);
     results.machine.insert("settings".to_owned(), format!("{words} repeat={repeat}"));
     if count == Count::Tsc {
@@ -118,7 +119,7 @@ fn modes(args: &RunArgs, count: Count) -> Vec<Mode> {
     Mode::ALL.into_iter().filter(|mode| !without_kvm || *mode != Mode::Kvm).collect()
 }
 
-/// VT-x in Bochs: each mode once, the payload and Linux.
+/// VT-x in Bochs: each mode once on each machine, the payload and Linux.
 fn vt_x(
     args: &RunArgs,
     modes: &[Mode],
@@ -126,32 +127,43 @@ fn vt_x(
     runs: &mut Vec<(Mode, Vec<Measured>)>,
 ) -> Result<()> {
     let images = bochs::images(&args.folders.folder, &args.programs)?;
-    let words = words(args, &bochs::WORKS, 1);
-    for mode in bochs::modes(modes) {
-        let start = std::time::Instant::now();
-        let boot = |payload, results: &mut Results| -> Result<Vec<Measured>> {
-            let console = bochs::boot(args, &images, &words, mode, payload)?;
-            keep_mix(results, "VT-x", mode, &console);
-            let mut works = reading::works(&console, None)?;
-            works.iter_mut().for_each(|work| work.work.insert_str(0, bochs::PREFIX));
-            Ok(works)
-        };
-        for payload in [Some(args.payload.as_path()), None] {
-            let notes = take(mode, boot(payload, results), runs);
-            results.notes.extend(notes.into_iter().map(|note| format!("VT-x: {note}")));
+    for kind in &bochs::KINDS {
+        let works = wanted(args, kind.works);
+        if works.is_empty() {
+            continue;
         }
-        let seconds = start.elapsed().as_secs();
-        println!("nexit-bench: VT-x, {}: {seconds} s", mode.name());
+        let words = words(args, &works, 1);
+        for mode in bochs::modes(modes) {
+            let start = std::time::Instant::now();
+            let boot = |payload, results: &mut Results| -> Result<Vec<Measured>> {
+                let console = bochs::boot(kind, args, &images, &words, mode, payload)?;
+                keep_mix(results, kind.name, mode, &console);
+                let mut works = reading::works(&console, None)?;
+                works.iter_mut().for_each(|work| work.work.insert_str(0, bochs::PREFIX));
+                Ok(works)
+            };
+            let payload = kind.micro.then_some(Some(args.payload.as_path()));
+            for payload in payload.into_iter().chain([None]) {
+                let notes = take(mode, boot(payload, results), runs);
+                results.notes.extend(notes.into_iter().map(|note| format!("VT-x: {note}")));
+            }
+            let seconds = start.elapsed().as_secs();
+            println!("nexit-bench: {}, {}: {seconds} s", kind.name, mode.name());
+        }
     }
     Ok(())
 }
 
+/// Those of `all` that shall run.
+fn wanted<'a>(args: &RunArgs, all: &[&'a str]) -> Vec<&'a str> {
+    let wanted = |work: &&str| args.works.is_empty() || args.works.iter().any(|w| w == work);
+    all.iter().copied().filter(wanted).collect()
+}
+
 /// `faster` is how much the machine does in an emulator's time.
-fn words(args: &RunArgs, all: &[&str], faster: u32) -> String {
+fn words(args: &RunArgs, works: &[&str], faster: u32) -> String {
     let usual = if args.quick { 5 } else { 20 };
     let scale = args.scale.unwrap_or(usual * faster);
-    let wanted = |work: &&str| args.works.is_empty() || args.works.iter().any(|w| w == work);
-    let works: Vec<&str> = all.iter().copied().filter(wanted).collect();
     let works = works.join(",");
     let idle = if args.quick { 2 } else { 10 };
     format!("works={works} n={scale} idle={idle}")

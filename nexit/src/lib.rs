@@ -25,7 +25,7 @@ mod terminal;
 pub mod tool;
 mod turn;
 mod verdict;
-mod vtd;
+pub mod vtd;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -16,18 +16,18 @@ const PLUGIN: &str = "plugins/libbx_vtd.so";
 
 /// A Bochs to start.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Program {
+pub struct Program {
     /// The program.
-    pub(crate) program: String,
+    pub program: String,
     /// Whether the machine in it has a VT-d unit.
-    pub(crate) has_unit: bool,
+    pub has_unit: bool,
 }
 
 /// The Bochs that the options ask for.
 ///
 /// # Errors
 /// There is none with a VT-d unit, and one was asked for.
-pub(crate) fn program(given: Option<&str>, iommu: Option<Iommu>) -> Result<Program> {
+pub fn program(given: Option<&str>, iommu: Option<Iommu>) -> Result<Program> {
     choose(given, iommu, &places())
 }
 
