@@ -23,14 +23,17 @@ fn main() -> ExitCode {
     }
     let chosen = all.iter().filter(|machine| names.is_empty() || names.contains(&machine.name));
     let mut table = Table::default();
-    chosen.for_each(|machine| table.add(machine));
-    println!("{} passed, {} failed", table.passed, table.failed);
-    if let Some(output) = output
-        && let Err(error) = std::fs::write(&output, table.text())
-    {
-        eprintln!("zoo: cannot write {output}: {error}");
-        return ExitCode::FAILURE;
+    for machine in chosen {
+        table.add(machine);
+        // After each: a run that is cut short leaves what it has seen.
+        if let Some(output) = &output
+            && let Err(error) = std::fs::write(output, table.text())
+        {
+            eprintln!("zoo: cannot write {output}: {error}");
+            return ExitCode::FAILURE;
+        }
     }
+    println!("{} passed, {} failed", table.passed, table.failed);
     if table.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
