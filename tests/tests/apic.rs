@@ -74,6 +74,11 @@ fn every_apic_mode_and_ipi_works_on_vt_x_and_no_nmi_goes_unheard() {
     assert_no_nmi_waits(Emulator::Bochs, &outcome);
 }
 
+#[test]
+fn every_apic_mode_and_ipi_works_on_vt_x_with_vt_d() {
+    let _ = every_mode_works(Emulator::BochsVtd);
+}
+
 /// None waits for the watchdog's next call.
 fn assert_no_nmi_waits(emulator: Emulator, outcome: &Outcome) {
     let longest = outcome.number("longest time to such an NMI");

@@ -107,6 +107,11 @@ fn a_guest_reaches_nothing_that_is_not_its_own_on_vt_x() {
     nothing_comes_through(Emulator::Bochs, "exitless");
 }
 
+#[test]
+fn a_guest_reaches_nothing_that_is_not_its_own_on_vt_x_with_vt_d() {
+    nothing_comes_through(Emulator::BochsVtd, "exitless");
+}
+
 /// Each of these can only end the guest that does it; all of them at once, each on a CPU of its own.
 /// The later half are the back end's to tell apart, and all that Bochs has time for.
 const ENDS: &[&str] = &["vector-load", "push", "call", "far", "stack", "idt", "tables", "rom"];

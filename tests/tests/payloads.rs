@@ -24,6 +24,11 @@ fn exitless_interrupts_cost_nothing_on_vt_x() {
 }
 
 #[test]
+fn exitless_interrupts_cost_nothing_on_vt_x_with_vt_d() {
+    gates::cost_nothing(Emulator::BochsVtd);
+}
+
+#[test]
 fn exiting_interrupts_work_and_are_counted_on_amd_v() {
     interrupts_show_in_the_counters(Emulator::Qemu);
 }

@@ -103,6 +103,17 @@ fn an_interrupt_that_moves_between_cpus_is_never_lost() {
     assert!(counters.get("remap_hits") >= 600, "{counters:?}");
 }
 
+#[test]
+fn a_cpu_goes_and_comes_back_while_others_work() {
+    let mut guest = linux("hackbench,nvme reads=300 quiet", "exitless");
+    guest.cpus = "[0, 1]";
+    let (outcome, _) = run("vtd-hotplug", &guest.toml(), &[], "");
+    let _ = outcome.result("hackbench-hotplug");
+    let line = outcome.result("nvme");
+    assert!(line.get("interrupts") >= 300, "{line:?}");
+    assert_eq!(line.interrupt_exits(), 0, "{line:?}");
+}
+
 /// Programs its controller to reach others' memory and CPUs, through a unit with these options.
 fn hostile_dma(name: &str, plugin: &str) -> Counters {
     let payload = Payload { further: "devices = [\"00:04.0\"]", ..Payload::new("dma") };
