@@ -148,9 +148,10 @@ fn errors_of_the_firmwares_own_queue_do_not_stop_ours() {
 
 fn refusal(name: &str, plugin: &str) -> String {
     let folder = Folder::new(name);
-    let devices = Devices::behind_vtd(&folder, plugin);
+    let devices = Devices::disk_behind_vtd(&folder, plugin);
     let options = [Emulator::BochsVtd.options(), &["--timeout", "120"]].concat();
-    let outcome = folder.run(&Payload::new("ends").toml(), &options, &devices);
+    let payload = Payload { further: "devices = [\"00:04.0\"]", ..Payload::new("ends") };
+    let outcome = folder.run(&payload.toml(), &options, &devices);
     outcome.refusal().to_owned()
 }
 
