@@ -7,7 +7,7 @@
 #   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
 #   make test, make check       everything but what is slow; only what is quick
 #   make test-all               what is slow, too: nested KVM
-#   make zoo                    the small guest on every machine of tests/zoo (half an hour)
+#   make zoo                    the small guest on every machine of tests/zoo (six minutes)
 #   make mutants                lines taken out, one at a time, and which test notices
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  lines of trusted code, size of the image
