@@ -1,7 +1,7 @@
 # A thin front to cargo and to the host program `nexit`. `make run` is all that a newcomer needs.
 #
-#   make run                    the demo: a stock Debian guest that owns PCI devices, in QEMU
-#   make run EMULATOR=bochs     the same on VT-x with VT-d, in Bochs 3
+#   make run                    the demo: a Debian guest that owns an NVMe controller, on VT-x with VT-d in Bochs 3
+#   make run EMULATOR=qemu      the same on AMD-V with VT-d in QEMU, with two network cards
 #   make run EMULATOR=bochs IOMMU=none    on VT-x alone, with an IDE disk
 #   make run EMULATOR=nested    the same on VT-x with VT-d, in nested KVM in Bochs: takes some minutes
 #   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
@@ -15,8 +15,9 @@
 #   make bench BENCH='--accel kvm'  the same by the TSC, in nested virtualization (never run)
 #   make growth                 the last part of it: 1, 2, 4, 8 CPUs and guests
 
-EMULATOR ?= qemu
 ACCEL    ?= tcg
+# The machine that the product is for; only QEMU has an accelerator.
+EMULATOR ?= $(if $(filter kvm,$(ACCEL)),qemu,bochs)
 IOMMU    ?= vt-d
 LOADER   ?= grub
 CONFIG   ?= demo/$(MACHINE).toml
