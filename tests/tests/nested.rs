@@ -44,3 +44,13 @@ fn a_thousand_nvme_interrupts_cost_no_exit_on_vt_x_with_vt_d() {
 fn exitless_interrupts_cost_nothing_in_nested_kvm() {
     gates::cost_nothing(Emulator::Nested);
 }
+
+/// Without HLT exiting while an interrupt waits for its window, KVM left Linux halted for up to a second each time
+/// (docs/known-issues.md).
+#[test]
+#[ignore = "slow: `make test-all`"]
+fn the_exiting_mode_reads_its_disk_in_nested_kvm() {
+    let outcome = linux("nested-exiting", "exiting");
+    let line = outcome.result("nvme");
+    assert!(line.get("external_interrupt") >= 1000 && line.get("eoi") >= 1000, "{line:?}");
+}
