@@ -200,3 +200,14 @@ fn a_device_of_a_segment_without_a_unit_is_refused_by_name() {
     });
     assert!(outcome.refusal().contains("no IOMMU unit covers 0001:00:04.0"), "{outcome}");
 }
+
+/// MADT entries of type 0, enabled, whose local APICs nobody has.
+#[test]
+fn cpus_that_do_not_start_are_named_and_left_out() {
+    let absent = |apic_id: u8| [0, 8, 7, apic_id, 1, 0, 0, 0];
+    let outcome = run("cpus-absent", "", |machine| {
+        machine.append("APIC", &[absent(6), absent(9)].concat());
+    });
+    assert_powered_off_and_said(&outcome, "CPU with APIC identifier 6 does not start");
+    assert_powered_off_and_said(&outcome, "CPU with APIC identifier 9 does not start");
+}
