@@ -6,6 +6,7 @@
 use core::fmt;
 
 use arch::Hpa;
+use arch::machine::CpuidResult;
 use arch::msr::{IA32_EFER, VM_CR, VM_HSAVE_PA};
 use arch::register::Efer;
 use cpu::instructions::{cpuid, read_msr, write_msr};
@@ -47,6 +48,15 @@ impl Capabilities {
     /// The caller runs at privilege level 0.
     #[must_use]
     pub unsafe fn read() -> Self {
+        Self::gather(cpuid, || {
+            // SAFETY: every CPU with SVM has VM_CR; the caller runs at privilege level 0.
+            unsafe { read_msr(VM_CR) }
+        })
+    }
+
+    /// The same, from CPUID and from VM_CR, which is read where there is SVM only.
+    #[must_use]
+    pub fn gather(cpuid: impl Fn(u32, u32) -> CpuidResult, vm_cr: impl Fn() -> u64) -> Self {
         let none = Self { extended_features: 0, asids: 0, svm_features: 0, vm_cr: 0 };
         if cpuid(0x8000_0000, 0).eax < 0x8000_000a {
             return none;
@@ -56,9 +66,7 @@ impl Capabilities {
             return Self { extended_features, ..none };
         }
         let leaf = cpuid(0x8000_000a, 0);
-        // SAFETY: every CPU with SVM has VM_CR; the caller runs at privilege level 0.
-        let vm_cr = unsafe { read_msr(VM_CR) };
-        Self { extended_features, asids: leaf.ebx, svm_features: leaf.edx, vm_cr }
+        Self { extended_features, asids: leaf.ebx, svm_features: leaf.edx, vm_cr: vm_cr() }
     }
 }
 

@@ -11,30 +11,8 @@ use arch::register::Cr4 as Cr4Bits;
 use cpu::instructions::{cpuid, read_msr, write_msr};
 use x86_64::registers::control::{Cr0, Cr4};
 
-use crate::capability::{
-    BASIC_TRUE_CONTROLS, Capabilities, FEATURE_CONTROL_LOCK, FEATURE_CONTROL_VMX, Features, check,
-};
-use crate::controls::{Primary, Secondary};
+use crate::capability::{Capabilities, FEATURE_CONTROL_LOCK, FEATURE_CONTROL_VMX, Features, check};
 use crate::{VmxError, vmcs};
-
-/// SDM "VMX Capability Reporting Facility".
-mod msr {
-    pub(super) const IA32_VMX_BASIC: u32 = 0x480;
-    pub(super) const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
-    pub(super) const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
-    pub(super) const IA32_VMX_EXIT_CTLS: u32 = 0x483;
-    pub(super) const IA32_VMX_ENTRY_CTLS: u32 = 0x484;
-    pub(super) const IA32_VMX_MISC: u32 = 0x485;
-    pub(super) const IA32_VMX_CR0_FIXED0: u32 = 0x486;
-    pub(super) const IA32_VMX_CR0_FIXED1: u32 = 0x487;
-    pub(super) const IA32_VMX_CR4_FIXED0: u32 = 0x488;
-    pub(super) const IA32_VMX_CR4_FIXED1: u32 = 0x489;
-    pub(super) const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
-    pub(super) const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
-    pub(super) const IA32_VMX_PROCBASED_CTLS3: u32 = 0x492;
-    /// From a control MSR (0x481 to 0x484) to its TRUE form.
-    pub(super) const TRUE_OFFSET: u32 = 0x48d - IA32_VMX_PINBASED_CTLS;
-}
 
 impl Capabilities {
     /// Takes the snapshot.
@@ -43,47 +21,10 @@ impl Capabilities {
     /// This runs in ring 0.
     #[must_use]
     pub unsafe fn read() -> Self {
-        const CPUID_1_ECX_VMX: u32 = 1 << 5;
-        if cpuid(1, 0).ecx & CPUID_1_ECX_VMX == 0 {
-            return Self::default();
-        }
-        let existing = |number: u32, exists: bool| {
-            // SAFETY: ring 0, says the caller; VMX is there, and with it every MSR that `exists`.
-            if exists { unsafe { read_msr(number) } } else { 0 }
-        };
-        let basic = existing(msr::IA32_VMX_BASIC, true);
-        let true_offset = if basic & BASIC_TRUE_CONTROLS != 0 { msr::TRUE_OFFSET } else { 0 };
-        let control = |number: u32| existing(number + true_offset, true);
-        let primary = control(msr::IA32_VMX_PROCBASED_CTLS);
-        let may = |capability: u64, bit: u32| (capability >> 32) as u32 & bit != 0;
-        let secondary = existing(
-            msr::IA32_VMX_PROCBASED_CTLS2,
-            may(primary, Primary::ACTIVATE_SECONDARY_CONTROLS.bits()),
-        );
-        Self {
-            vmx: true,
-            physical_address_bits: cpuid(0x8000_0008, 0).eax as u8,
-            feature_control: existing(IA32_FEATURE_CONTROL, true),
-            basic,
-            pin_based: control(msr::IA32_VMX_PINBASED_CTLS),
-            primary,
-            secondary,
-            tertiary: existing(
-                msr::IA32_VMX_PROCBASED_CTLS3,
-                may(primary, Primary::ACTIVATE_TERTIARY_CONTROLS.bits()),
-            ),
-            exit: control(msr::IA32_VMX_EXIT_CTLS),
-            entry: control(msr::IA32_VMX_ENTRY_CTLS),
-            misc: existing(msr::IA32_VMX_MISC, true),
-            cr0_fixed0: existing(msr::IA32_VMX_CR0_FIXED0, true),
-            cr0_fixed1: existing(msr::IA32_VMX_CR0_FIXED1, true),
-            cr4_fixed0: existing(msr::IA32_VMX_CR4_FIXED0, true),
-            cr4_fixed1: existing(msr::IA32_VMX_CR4_FIXED1, true),
-            ept_vpid: existing(
-                msr::IA32_VMX_EPT_VPID_CAP,
-                may(secondary, (Secondary::ENABLE_EPT | Secondary::ENABLE_VPID).bits()),
-            ),
-        }
+        Self::gather(cpuid, |number| {
+            // SAFETY: ring 0, says the caller; `gather` asks for what is there.
+            unsafe { read_msr(number) }
+        })
     }
 }
 
