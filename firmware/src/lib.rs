@@ -26,6 +26,7 @@ pub use fadt::{Pm1Control, PmTimer, Register, Reset, SoftOff};
 pub use madt::{InterruptOverride, IoApicEntry};
 pub use mcfg::EcamWindow;
 pub use platform::{FirmwareError, Platform};
+pub use tables::each_table;
 
 /// Physical memory: the bytes of a range, or `None` where they cannot all be read.
 pub type Memory<'a, 'm> = &'a dyn Fn(Hpa, usize) -> Option<&'m [u8]>;

@@ -140,6 +140,42 @@ impl<'m> Tables<'m> {
     }
 }
 
+/// Hands `each` the bytes of the RSDP, of the root tables, and of every table that they and the FADT lead
+/// to, with their addresses.
+pub fn each_table<'m>(
+    rsdp: Option<Hpa>,
+    memory: Memory<'_, 'm>,
+    each: &mut dyn FnMut(Hpa, &'m [u8]),
+) {
+    /// No machine has as many tables.
+    const MAX_ENTRIES: usize = 1024;
+    let Some(rsdp) = rsdp.or_else(|| search_bios_area(memory)) else { return };
+    let Some(first) = memory(rsdp, RSDP_FIRST) else { return };
+    let whole = memory(rsdp, RSDP_WHOLE).filter(|_| first.get(15).is_some_and(|it| *it >= 2));
+    each(rsdp, whole.unwrap_or(first));
+    let xsdt = whole.and_then(|whole| u64_at(whole, 24));
+    let rsdt = u32_at(first, 16).map(u64::from);
+    let mut known: Vec<Hpa> = Vec::new();
+    for (root, entry_size) in [(xsdt, 8), (rsdt, 4)] {
+        let root = Hpa::new(root.unwrap_or(0));
+        let Ok(table) = Table::at(root, memory) else { continue };
+        each(root, table.bytes);
+        let entries = table.bytes.get(HEADER..).unwrap_or(&[]).chunks_exact(entry_size);
+        for entry in entries.take(MAX_ENTRIES) {
+            let at = Hpa::new(u64_at(entry, 0).or(u32_at(entry, 0).map(u64::from)).unwrap_or(0));
+            let Ok(table) = Table::at(at, memory) else { continue };
+            let fadt = Some(table.bytes).filter(|_| table.signature() == *b"FACP");
+            let dsdt = fadt.and_then(crate::fadt::read).and_then(|fadt| fadt.dsdt);
+            for at in core::iter::once(at).chain(dsdt).filter(|at| !known.contains(at)) {
+                if let Ok(table) = Table::at(at, memory) {
+                    each(at, table.bytes);
+                }
+            }
+            known.extend(core::iter::once(at).chain(dsdt));
+        }
+    }
+}
+
 /// The XSDT, or where it cannot be used the RSDT; and the size of its entries.
 fn root<'m>(
     rsdp: Hpa,

@@ -291,3 +291,30 @@ proptest! {
         let _ = read(&Case::parse(&text));
     }
 }
+
+#[test]
+fn every_table_is_named_once_with_the_roots_and_the_dsdt() {
+    let ram = Ram::new(&Case::named("s5-in-ssdt.txt"), BASE);
+    let memory = |at: Hpa, length: usize| ram.bytes(at.as_u64(), length);
+    let mut found = Vec::new();
+    each_table(None, &memory, &mut |at, bytes| {
+        assert_eq!(memory(at, bytes.len()), Some(bytes));
+        found.push(String::from_utf8_lossy(&bytes[..4]).into_owned());
+    });
+    found.sort();
+    assert_eq!(found, ["APIC", "DSDT", "FACP", "RSD ", "RSDT", "SSDT", "XSDT"]);
+}
+
+#[test]
+fn tables_that_cannot_be_are_no_tables() {
+    for name in ["xsdt-null-first.txt", "xsdt-null-ivt.txt", "rsdp-rev2-no-xsdt.txt"] {
+        let ram = Ram::new(&Case::named(name), BASE);
+        let memory = |at: Hpa, length: usize| ram.bytes(at.as_u64(), length);
+        let mut found = 0;
+        each_table(None, &memory, &mut |at, bytes| {
+            assert!(at.as_u64() != 0 && bytes.len() >= 20);
+            found += 1;
+        });
+        assert!(found > 2, "{name}");
+    }
+}

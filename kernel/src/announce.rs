@@ -25,7 +25,7 @@ pub(crate) fn processor() {
 
 /// The microcode's revision (SDM "Microcode Update Resources": the signature is loaded by CPUID after
 /// IA32_BIOS_SIGN_ID was cleared; AMD has the patch level in the same MSR's low half).
-fn microcode() -> Option<u32> {
+pub(crate) fn microcode() -> Option<u32> {
     const IA32_BIOS_SIGN_ID: u32 = 0x8b;
     const GENUINE_INTEL_EBX: u32 = 0x756e_6547;
     const AUTHENTIC_AMD_EBX: u32 = 0x6874_7541;

@@ -181,6 +181,20 @@ impl Hardware {
         self.isa_lines.get(usize::from(irq)).copied().unwrap_or((u32::from(irq), false))
     }
 
+    /// Address, Capability and Extended Capability Register of each unit of the IOMMU.
+    pub(crate) fn iommu_units(&self) -> impl Iterator<Item = (Hpa, u64, u64)> {
+        let units = self.dmar.as_ref().map(Dmar::units);
+        units.into_iter().flatten().map(|unit| {
+            let read = |offset| {
+                // SAFETY: `bring_up_iommu` has mapped the registers, and reading these changes nothing.
+                unsafe {
+                    cpu::physical::mmio_read(unit.registers.wrapping_add(offset), Width::Qword)
+                }
+            };
+            (unit.registers, read(8), read(0x10))
+        })
+    }
+
     /// Memory to which the firmware keeps using this function for DMA.
     pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
         let space = self.config;

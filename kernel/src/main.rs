@@ -20,6 +20,7 @@ mod monitor;
 mod partition;
 mod post;
 mod power;
+mod probe;
 mod processors;
 mod ram;
 mod refusal;
@@ -88,7 +89,9 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
     let hardware = Hardware::bring_up(info, &config)?;
     announce::machine(&hardware, info);
     if config.probe {
-        return Err(announce::probe(&hardware));
+        let refusal = announce::probe(&hardware);
+        probe::print(&hardware, info);
+        return Err(refusal);
     }
     post::step(Step::Guests);
     match vendor {
