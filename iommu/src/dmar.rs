@@ -5,18 +5,23 @@
 //! ([`Dmar::left_out`]), unless a unit may hide in it: a unit that stays off lets every function behind
 //! it reach all memory.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
 
 use arch::address::HpaRange;
 use arch::bytes::{u16_at, u32_at, u64_at};
+use arch::iommu::IommuError;
 use arch::{Bdf, Hpa};
 
 /// Gives the buses behind a PCI bridge (secondary to subordinate), from its configuration space;
 /// `None` for what is no bridge.
 pub type Bridges<'a> = &'a (dyn Fn(Bdf) -> Option<RangeInclusive<u8>> + Sync);
 
+/// As far as a unit's fault records can lie ("Fault Recording Registers").
+pub const UNIT_REGISTERS: u64 = 0x5000;
 /// Length of the table before its first structure.
 const HEADER: usize = 48;
 const DRHD: u16 = 0;
@@ -221,6 +226,23 @@ impl<'a> Dmar<'a> {
     #[must_use]
     pub fn interrupt_remapping(&self) -> bool {
         self.table.get(37).is_some_and(|flags| flags & 1 != 0)
+    }
+
+    /// [`Dmar::interrupt_remapping`] as a question that can be answered with no.
+    ///
+    /// # Errors
+    /// The platform does not.
+    pub fn check_remapping(&self) -> Result<(), IommuError> {
+        let what = "interrupt remapping, says the firmware's DMAR table: enable it in setup";
+        if self.interrupt_remapping() { Ok(()) } else { Err(IommuError::Missing(what)) }
+    }
+
+    /// What is wrong with a unit whose registers would be where RAM is: the end of a sentence.
+    #[must_use]
+    pub fn unit_in_ram(&self, is_ram: impl Fn(HpaRange) -> bool) -> Option<String> {
+        let range = |unit: &Drhd<'_>| HpaRange { start: unit.registers, length: UNIT_REGISTERS };
+        let at = self.units().find(|unit| is_ram(range(unit)))?.registers;
+        Some(format!("the firmware's DMAR table names a unit at {at}, where RAM is"))
     }
 
     /// All remapping units, in the table's order.

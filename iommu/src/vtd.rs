@@ -29,6 +29,7 @@ use invalidation::Descriptor;
 use memory::WrittenThrough;
 pub use registers::{Mmio, Registers};
 use unit::Unit;
+pub use unit::check;
 
 /// More segments than this are refused: so many tables a [`RemapIndex`] tells apart.
 const MAX_SEGMENTS: usize = (1 << 16) / remapping::ENTRIES as usize;
@@ -93,10 +94,7 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         memory: M,
         window: impl Fn(Hpa) -> R,
     ) -> Result<Self, IommuError> {
-        if !dmar.interrupt_remapping() {
-            let what = "interrupt remapping, says the firmware's DMAR table: enable it in setup";
-            return Err(IommuError::Missing(what));
-        }
+        dmar.check_remapping()?;
         let mut units = Vec::new();
         for drhd in dmar.units() {
             match Unit::probe(window(drhd.registers), drhd.registers, drhd.segment) {

@@ -25,7 +25,7 @@ use cpu::segments::CpuTables;
 use cpu::start::StartPage;
 use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, SoftOff};
 use guest::memory_map::GpaRange;
-use iommu::dmar::Dmar;
+use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use iommu::vtd::VtD;
 use pci::header::HeaderType;
 use pci::usb;
@@ -510,8 +510,6 @@ fn bring_up_iommu(
     space: MachineConfigSpace,
     memory: Memory,
 ) -> Result<(SharedIommu, Dmar<'static>), String> {
-    /// As far as a unit's fault records can lie ("Fault Recording Registers").
-    const REGISTERS: u64 = 0x5000;
     let table = firmware.dmar.clone()?;
     let dmar = Dmar::parse(table.leak()).map_err(|error| error.to_string())?;
     if dmar.left_out() > 0 {
@@ -522,12 +520,11 @@ fn bring_up_iommu(
             "the DMAR table asks for no x2APIC mode (X2APIC_OPT_OUT): Nexit needs it and uses it"
         );
     }
+    if let Some(why) = dmar.unit_in_ram(|range| is_ram(info, range)) {
+        return Err(why);
+    }
     for unit in dmar.units() {
-        let registers = HpaRange { start: unit.registers, length: REGISTERS };
-        let at = unit.registers;
-        if is_ram(info, registers) {
-            return Err(format!("the firmware's DMAR table names a unit at {at}, where RAM is"));
-        }
+        let registers = HpaRange { start: unit.registers, length: UNIT_REGISTERS };
         memory::map_device(memory, registers).map_err(|why| {
             format!("the firmware's DMAR table names a unit that cannot be reached: {why}")
         })?;

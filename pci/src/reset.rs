@@ -18,10 +18,12 @@ use crate::capability::{self, find};
 use crate::header::{Command, EXPANSION_ROM, Function, HeaderType, VENDOR_ID};
 use crate::{power, quirks};
 pub(crate) use saved::Saved;
+pub use way::{Way, way};
 
 mod saved;
 #[cfg(test)]
 mod tests;
+mod way;
 
 /// How long transactions may be pending before a reset. The longest completion timeout that a device
 /// has by itself is 50 ms ("Completion Timeout Mechanism"); Linux waits as long as this.

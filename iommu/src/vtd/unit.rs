@@ -24,6 +24,28 @@ pub(super) struct Unit<R> {
     queue: Option<Queue>,
 }
 
+/// Whether a unit that says this in CAP and ECAP has what Nexit needs.
+///
+/// # Errors
+/// What it lacks.
+pub fn check(capability: u64, extended: u64) -> Result<(), IommuError> {
+    let words = (capability, extended);
+    let extended = ExtendedCapability(extended);
+    let missing = if [(0, 0), (u64::MAX, u64::MAX)].contains(&words) {
+        "registers: they read as all ones or all zeroes, so the firmware's DMAR table names a wrong \
+         address"
+    } else if !extended.queued_invalidation() {
+        "queued invalidation"
+    } else if !extended.interrupt_remapping() {
+        "interrupt remapping: enable VT-d in the firmware's setup"
+    } else if !extended.extended_interrupt_mode() {
+        "extended interrupt mode, which x2APIC needs"
+    } else {
+        return Ok(());
+    };
+    Err(IommuError::Missing(missing))
+}
+
 impl<R: Registers> Unit<R> {
     /// Reads what the unit can do and touches nothing.
     ///
@@ -32,19 +54,8 @@ impl<R: Registers> Unit<R> {
     pub(super) fn probe(registers: R, base: Hpa, segment: u16) -> Result<Self, IommuError> {
         let capability = Capability(registers.read_u64(CAP));
         let extended = ExtendedCapability(registers.read_u64(ECAP));
-        let missing = if [(0, 0), (u64::MAX, u64::MAX)].contains(&(capability.0, extended.0)) {
-            "registers: they read as all ones or all zeroes, so the firmware's DMAR table names a wrong \
-             address"
-        } else if !extended.queued_invalidation() {
-            "queued invalidation"
-        } else if !extended.interrupt_remapping() {
-            "interrupt remapping: enable VT-d in the firmware's setup"
-        } else if !extended.extended_interrupt_mode() {
-            "extended interrupt mode, which x2APIC needs"
-        } else {
-            return Ok(Self { registers, base, segment, capability, extended, queue: None });
-        };
-        Err(IommuError::Missing(missing))
+        check(capability.0, extended.0)?;
+        Ok(Self { registers, base, segment, capability, extended, queue: None })
     }
 
     /// Switches translation (with the root table at `root`) and interrupt remapping (with the value
