@@ -40,6 +40,9 @@ pub struct CpuKind {
         with = "crate::numbers::optional_hex"
     )]
     pub microcode: Option<u64>,
+    /// What `/proc/cpuinfo` lists as `flags` and `vmx flags`, in a row.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub flags: String,
     /// CPUID, where it could be read; a leaf that is all zero is left out.
     #[serde(default)]
     pub cpuid: Leaves,

@@ -53,10 +53,10 @@ impl TableMemory {
         firmware::Platform::read(Some(self.rsdp()), &|at, length| self.bytes(at, length))
     }
 
-    /// Each at its own place, if the RSDP leads to a root table there.
+    /// Each at its own place, if all have one and the RSDP leads to a root table there.
     fn as_found(tables: &[Table]) -> Option<Self> {
         let placed = |table: &Table| Some((table.address?, table.bytes.0.clone()));
-        let pieces: BTreeMap<u64, Vec<u8>> = tables.iter().filter_map(placed).collect();
+        let pieces: BTreeMap<u64, Vec<u8>> = tables.iter().map(placed).collect::<Option<_>>()?;
         let (rsdp, bytes) = pieces.iter().find(|(_, bytes)| bytes.starts_with(RSDP_SIGNATURE))?;
         let root = |at: Option<u64>| at.is_some_and(|at| pieces.contains_key(&at));
         let leads = root(u64_at(bytes, 24)) || root(u32_at(bytes, 16).map(u64::from));

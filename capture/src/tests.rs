@@ -121,6 +121,12 @@ fn tables_without_an_address_are_found_all_the_same() {
     let platform = capture.memory().platform().unwrap();
     assert_eq!(platform.cpus.iter().map(|id| id.0).collect::<Vec<_>>(), [0, 2]);
     assert_eq!(platform.io_apics.len(), 1);
+    // One table without an address, and the pointers of the others are not followed.
+    let ram = Ram::new(&case, 0x10_0000);
+    let mut some = everything(&ram);
+    some.iter_mut().filter(|it| it.signature == "APIC").for_each(|it| it.address = None);
+    let memory = Capture { tables: some, ..Capture::new("a test") }.memory();
+    assert_eq!(memory.platform().unwrap().cpus.len(), 2);
     // The DSDT is where the FADT says, although nothing says so of the DSDT.
     let case = Case::named("s5-in-ssdt.txt");
     let mut without = tables(&case);

@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Build a bootable image (ISO, or `dd` to a stick) of a configuration.
     Image(ImageArgs),
+    /// Say what a machine is, before Nexit is started on it, and write its machine file.
+    Probe(ProbeArgs),
     /// Make the demo's guest: a stock Debian kernel, an initramfs, a disk.
     Demo(DemoArgs),
     /// Count the trusted code, and say how large the image is.
@@ -155,6 +157,20 @@ pub(crate) struct ImageArgs {
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,
+}
+
+/// `nexit probe`. Without `--from` and `--from-log`: the machine that runs this.
+#[derive(Args, Debug)]
+pub(crate) struct ProbeArgs {
+    /// Write the machine file; JSON where its name ends in `.json`.
+    #[arg(long, value_name = "machine.toml")]
+    pub(crate) output: Option<PathBuf>,
+    /// A folder with a copy of another machine's /sys and /proc, or texts of `acpidump` and `lspci -xxxx -vvv`.
+    #[arg(long, value_name = "DIR", conflicts_with = "from_log")]
+    pub(crate) from: Option<PathBuf>,
+    /// The log of a machine that Nexit was started on with `probe = true`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_log: Option<PathBuf>,
 }
 
 /// `nexit demo`.

@@ -14,6 +14,7 @@ pub mod failure;
 mod image;
 pub mod machine;
 mod nested;
+mod probe;
 pub mod qemu;
 mod report;
 mod run;
@@ -52,6 +53,7 @@ fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image(args) => build_image(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Demo(args) => {
             demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
         }
