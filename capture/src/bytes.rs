@@ -18,7 +18,7 @@ impl Bytes {
     /// As text.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut text = String::from("\n");
+        let mut text = String::new();
         for (row, bytes) in self.0.chunks(ROW).enumerate() {
             if bytes.iter().any(|byte| *byte != 0) {
                 let _ = write!(text, "{:04x} ", row * ROW);

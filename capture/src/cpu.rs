@@ -137,7 +137,7 @@ fn rows<K: Ord, V>(
 
 impl Serialize for Leaves {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut text = String::from("\n");
+        let mut text = String::new();
         for ((leaf, subleaf), [eax, ebx, ecx, edx]) in &self.0 {
             let _ =
                 writeln!(text, "{leaf:08x} {subleaf:x} {eax:08x} {ebx:08x} {ecx:08x} {edx:08x}");
@@ -148,7 +148,7 @@ impl Serialize for Leaves {
 
 impl Serialize for Words {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut text = String::from("\n");
+        let mut text = String::new();
         for (number, value) in &self.0 {
             let _ = writeln!(text, "{number:x} {value:016x}");
         }

@@ -142,8 +142,10 @@ fn msrs(processor: u32, kind: &mut CpuKind) -> Result<(), String> {
 
 /// What is equal in all CPUs of a kind: without identifiers, and without what an operating system set up.
 fn general(kind: &CpuKind) -> CpuKind {
+    const EXTENDED_APIC_ID: u32 = 0x8000_001e;
     let mut general = kind.clone();
-    for ((leaf, _), [eax, ebx, ecx, edx]) in &mut general.cpuid.0 {
+    general.cpuid.0.retain(|(leaf, _), _| *leaf != EXTENDED_APIC_ID);
+    for ((leaf, _), [_, ebx, ecx, edx]) in &mut general.cpuid.0 {
         match leaf {
             1 => {
                 *ebx &= 0x00ff_ffff;
@@ -152,7 +154,6 @@ fn general(kind: &CpuKind) -> CpuKind {
             }
             0xb | 0x1f | 0x8000_0026 => *edx = 0,
             0xd => *ebx = 0,
-            0x8000_001e => (*eax, *ebx, *ecx) = (0, 0, 0),
             _ => {}
         }
     }
@@ -175,6 +176,8 @@ mod tests {
         kind.cpuid.0.insert((1, 0), [0x906ea, 0x0010_0800, 0x7ffa_fbff, 0xbfeb_fbff]);
         let mut other = kind.clone();
         other.cpuid.0.insert((1, 0), [0x906ea, 0x0210_0800, 0x77fa_fbff, 0xbfeb_fbff]);
+        // Of the first CPU it is all zero, and then left out.
+        other.cpuid.0.insert((0x8000_001e, 0), [1, 1, 0, 0]);
         assert_eq!(general(&kind), general(&other));
         other.cpuid.0.insert((0x1a, 0), [0x2000_0001, 0, 0, 0]);
         assert_ne!(general(&kind), general(&other));

@@ -42,7 +42,8 @@ impl Output {
                     return Err(refuse(format!("there is no folder {}", folder.display())));
                 }
                 let new = tempfile::Builder::new().permissions(readable()).tempfile_in(folder);
-                Some(new.map_err(|error| refuse(error.to_string()))?)
+                // The kind alone: the whole error names a file that nobody asked for.
+                Some(new.map_err(|error| refuse(error.kind().to_string()))?)
             }
         };
         Ok(Self { path: path.to_path_buf(), new })

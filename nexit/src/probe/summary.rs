@@ -54,7 +54,12 @@ fn cpus(out: &mut String, capture: &Capture, view: &View) {
         let of = if view.cpus().is_empty() { "as Linux counts them" } else { order };
         let _ = writeln!(out, "{INDENT}APIC identifiers, {of}: {}", list.join(" "));
     }
-    for kind in &capture.cpu_kinds {
+    for (index, kind) in capture.cpu_kinds.iter().enumerate() {
+        let has_kind = capture.cpus.iter().filter(|cpu| cpu.kind == index);
+        if capture.cpu_kinds.len() > 1 {
+            let list: Vec<String> = has_kind.map(|cpu| cpu.apic_id.to_string()).collect();
+            let _ = writeln!(out, "{INDENT}of a kind, APIC identifiers {}:", list.join(" "));
+        }
         kind_of_cpu(out, kind);
     }
 }
@@ -67,8 +72,13 @@ fn kind_of_cpu(out: &mut String, kind: &CpuKind) {
     } else if let Some(name) = &kind.name {
         let _ = writeln!(out, "{INDENT}{name}");
     }
-    let words: Vec<(u32, u64)> =
-        kind.msrs.0.iter().map(|(number, value)| (*number, *value)).collect();
+    let words: Vec<(u32, u64)> = kind
+        .msrs
+        .0
+        .iter()
+        .map(|(number, value)| (*number, *value))
+        .filter(|(_, value)| *value != 0)
+        .collect();
     if !words.is_empty() {
         let _ = writeln!(out, "{INDENT}MSRs: {}", Words(&words));
     }
@@ -76,6 +86,15 @@ fn kind_of_cpu(out: &mut String, kind: &CpuKind) {
         let _ = writeln!(out, "{INDENT}SVM: {}", SvmWords(kind.cpuid(0x8000_000a, 0)));
     }
     let _ = writeln!(out, "{INDENT}would Nexit run on it? {}", verdict(kind));
+}
+
+/// Whether it is a CPU of a maker that has AMD-V, or has it.
+fn svm_is_meant(kind: &CpuKind) -> bool {
+    const AUTHENTIC_AMD_EBX: u32 = 0x6874_7541;
+    const HYGON_GENUINE_EBX: u32 = 0x6f67_7948;
+    let vendor = kind.cpuid(0, 0).ebx;
+    kind.cpuid(0x8000_0001, 0).ecx >> 2 & 1 != 0
+        || [AUTHENTIC_AMD_EBX, HYGON_GENUINE_EBX].contains(&vendor)
 }
 
 /// Whether the hypervisor would run on such a CPU.
@@ -99,7 +118,7 @@ fn verdict(kind: &CpuKind) -> String {
     if kind.cpuid(1, 0).ecx >> 21 & 1 == 0 {
         return String::from("no: the CPU has no x2APIC (CPUID 1 ECX bit 21): enable it in setup");
     }
-    if kind.cpuid(0x8000_0001, 0).ecx >> 2 & 1 != 0 {
+    if svm_is_meant(kind) {
         return match svm::check(&kind.svm()) {
             Ok(_) if kind.msr(arch::msr::VM_CR).is_none() => String::from(
                 "yes, with AMD-V, if the firmware has not locked it off (VM_CR is not known)",
@@ -221,6 +240,10 @@ fn console(capture: &Capture) -> Option<String> {
 }
 
 fn iommu(out: &mut String, capture: &Capture, view: &View) {
+    if capture.tables.is_empty() {
+        out.push_str("\nIOMMU: not known, as the ACPI tables are not\n");
+        return;
+    }
     let dmar = match view.dmar() {
         Ok(dmar) => dmar,
         Err(why) => {
@@ -228,7 +251,7 @@ fn iommu(out: &mut String, capture: &Capture, view: &View) {
             return;
         }
     };
-    let _ = writeln!(out, "\nIOMMU: VT-d, {} units", dmar.units().count());
+    let _ = writeln!(out, "\nIOMMU: VT-d; number of units: {}", dmar.units().count());
     for unit in dmar.units() {
         let captured = capture.iommu_units.iter().find(|it| it.address == unit.registers.as_u64());
         let words = captured.map_or_else(
@@ -307,14 +330,15 @@ fn one(out: &mut String, capture: &Capture, view: &View, function: &Function) {
     if function.is_infrastructure() {
         return;
     }
-    let others: Vec<Bdf> =
-        view.groups.group(bdf).map(|it| it.bdf).filter(|it| *it != bdf).collect();
-    detail(match others.as_slice() {
-        [] => String::from("alone in its group"),
-        others => {
-            let list: Vec<String> = others.iter().map(ToString::to_string).collect();
-            format!("in a group with {}", list.join(", "))
-        }
+    let others = view.groups.group(bdf).filter(|it| it.bdf != bdf);
+    let (stays, comes): (Vec<&Function>, Vec<&Function>) =
+        others.partition(|it| it.may_stay_behind());
+    let list =
+        |of: &[&Function]| of.iter().map(|it| it.bdf.to_string()).collect::<Vec<_>>().join(", ");
+    detail(match (comes.is_empty(), stays.is_empty()) {
+        (true, true) => String::from("alone in its group"),
+        (true, false) => format!("in a group with {}, which may stay behind", list(&stays)),
+        (false, _) => format!("it goes to a guest only together with {}", list(&comes)),
     });
     let owned: Vec<Bdf> = view.groups.group(bdf).map(|it| it.bdf).collect();
     let way = pci::reset::way(&view.space, &view.functions, function, &owned);

@@ -198,6 +198,7 @@ impl Trees {
 pub(super) fn add_table(capture: &mut Capture, bytes: Vec<u8>, name: &str) {
     let length = arch::bytes::u32_at(&bytes, 4).map_or(0, |length| length as usize);
     if [b"MSDM", b"SLIC"].iter().any(|it| bytes.starts_with(*it)) {
+        capture.missing.push(format!("the table {name}: it holds a licence's key and is left out"));
         return;
     }
     if length < 36 || bytes.len() < length {
