@@ -153,6 +153,10 @@ fn verdict(kind: &CpuKind) -> String {
 }
 
 fn memory(out: &mut String, capture: &Capture) {
+    if capture.memory.is_empty() {
+        out.push_str("\nmemory: not known\n");
+        return;
+    }
     let usable = capture.memory.iter().filter(|range| range.kind == MemoryKind::Usable);
     let (bytes, count) =
         usable.fold((0_u64, 0), |(bytes, count), it| (bytes.saturating_add(it.length), count + 1));

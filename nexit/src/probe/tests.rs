@@ -166,6 +166,29 @@ proptest! {
         }
     }
 
+    /// Tables with right sums and any contents, functions with any bytes.
+    #[test]
+    fn a_machine_that_says_anything_has_a_summary(
+        name in prop::sample::select(MACHINES),
+        at in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..40),
+    ) {
+        let mut capture = machine(name);
+        for (index, offset, byte) in at {
+            let tables = capture.tables.iter_mut().map(|it| &mut it.bytes.0);
+            let functions = capture.functions.iter_mut().map(|it| &mut it.config.0);
+            let mut pieces: Vec<&mut Vec<u8>> = tables.chain(functions).collect();
+            let count = pieces.len();
+            let piece = &mut pieces[index.index(count)];
+            let offset = offset.index(piece.len());
+            piece[offset] = byte;
+        }
+        for table in &mut capture.tables {
+            let sum = table.bytes.0.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+            table.bytes.0[9] = table.bytes.0[9].wrapping_sub(sum);
+        }
+        let _ = summary::summary(&capture);
+    }
+
     #[test]
     fn lines_that_say_anything_are_read(words in proptest::collection::vec("(cpu|cpuid|msr|unit|memory|table|t|pci|c|end)( [0-9a-f]{1,17}| 00:04.0| usable){0,7}", 1..20)) {
         let mut log = String::new();
@@ -286,9 +309,13 @@ fn plain_lspci_says_less_and_that_is_said() {
         let capture = from_folder(folder.path()).unwrap();
         assert_eq!(capture.functions[0].config.0.len(), most);
         let text = summary::summary(&capture);
-        for words in
-            [words, "lspci's text has them with -vvv only", "there is no text of `acpidump`"]
-        {
+        for words in [
+            words,
+            "lspci's text has them with -vvv only",
+            "there is no text of `acpidump`",
+            "memory: not known",
+            "IOMMU: not known",
+        ] {
             assert!(text.contains(words), "{words}:\n{text}");
         }
     }
