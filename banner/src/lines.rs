@@ -12,22 +12,30 @@ pub const BYTES_OF_LINE: usize = 64;
 #[derive(Debug)]
 pub struct Lines<F> {
     count: u32,
+    length: usize,
     write: F,
 }
 
 impl<F: FnMut(fmt::Arguments<'_>)> Lines<F> {
     /// Begins. `write` takes a line.
     pub const fn new(write: F) -> Self {
-        Self { count: 0, write }
+        Self { count: 0, length: 0, write }
     }
 
     /// One line.
     pub fn line(&mut self, text: fmt::Arguments<'_>) {
         self.count += 1;
         let mut sum = Sum(0);
+        let mut counted = Counted { sum: &mut sum, length: &mut self.length };
         // A sum takes every text.
-        let _ = sum.write_fmt(text);
+        let _ = counted.write_fmt(text);
         (self.write)(format_args!("probe {} {:04x}: {text}", self.count, sum.0));
+    }
+
+    /// So many bytes of text were written, numbers and sums not counted.
+    #[must_use]
+    pub const fn length(&self) -> usize {
+        self.length
     }
 
     /// Bytes, the words `what` and the offset in front of each line. Lines that are all zero are left out,
@@ -70,6 +78,19 @@ impl fmt::Write for Sum {
     }
 }
 
+/// A sum, and the length of what went into it.
+struct Counted<'a> {
+    sum: &'a mut Sum,
+    length: &'a mut usize,
+}
+
+impl fmt::Write for Counted<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        *self.length += text.len();
+        self.sum.write_str(text)
+    }
+}
+
 /// The sum over a line's text.
 #[must_use]
 pub fn sum(text: &str) -> u16 {
@@ -90,6 +111,7 @@ mod tests {
         let mut bytes = [0; 4096];
         (bytes[0x41], bytes[0xfff]) = (0xab, 1);
         lines.bytes(format_args!("c {}", "00:04.0"), &bytes);
+        assert_eq!(lines.length(), "c 00:04.0 40 00ab".len() + "c 00:04.0 fc0 ".len() + 128);
         lines.end();
         let text = "c 00:04.0 40 00ab";
         assert_eq!(written[0], format!("probe 1 {:04x}: {text}", sum(text)));

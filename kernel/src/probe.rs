@@ -1,7 +1,8 @@
 //! `probe = true`: the machine in lines of which `nexit probe --from-log` makes a machine file.
 //!
 //! Invariant: what is printed is what the machine says, not what follows from it. On a slow line some
-//! 200 KiB are what one waits for, so zeroes are left out, and of the tables with AML only some are printed.
+//! 200 KiB are what one waits for, so zeroes are left out, and beyond limits tables with AML and extended
+//! configuration space.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -11,12 +12,16 @@ use arch::{Bdf, Hpa, Width};
 use banner::Lines;
 use boot::{BootInfo, MemoryKind};
 use cpu::instructions::{cpuid, read_msr};
+use pci::Function;
 use pci::header::HeaderType;
 
 use crate::announce;
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
 use crate::memory;
+
+/// From so many bytes on the extended configuration space of functions is left out.
+const MAX_LENGTH: usize = 100 << 10;
 
 /// The lines, and what is asked for them.
 struct Probe<'a, F> {
@@ -30,7 +35,7 @@ pub(crate) fn print(hardware: &Hardware, info: &BootInfo<'_>) {
         logln!("no serial line: what `nexit probe --from-log` reads is not printed");
         return;
     }
-    logln!("the machine in lines for `nexit probe --from-log`: this takes up to 20 seconds");
+    logln!("the machine in lines for `nexit probe --from-log`: this may take 20 seconds");
     let lines = Lines::new(|line: fmt::Arguments<'_>| logln!("{line}"));
     let mut probe = Probe { lines, hardware };
     probe.lines.line(format_args!("begin 1 {}", env!("CARGO_PKG_VERSION")));
@@ -55,6 +60,12 @@ const fn name(kind: MemoryKind) -> &'static str {
         MemoryKind::Mmio => "mmio",
         MemoryKind::Defective => "defective",
     }
+}
+
+/// Whether a function is of the kinds of which a server's processors have many: memory controllers, system
+/// peripherals, counters (PCI Code and ID Assignment Specification, "Class Codes").
+const fn is_of_a_processor(class: u32) -> bool {
+    matches!(class >> 16, 0x05 | 0x08 | 0x11)
 }
 
 impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
@@ -121,15 +132,18 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
         });
     }
 
-    /// Every function's configuration space and the sizes of its BARs. Bridges' BARs are not asked: a
-    /// bridge that decodes nothing meanwhile cuts off what is behind it.
+    /// Every function's configuration space and the sizes of its BARs; what no guest wants comes last.
+    /// Bridges' BARs are not asked: a bridge that decodes nothing meanwhile cuts off what is behind it.
     fn functions(&mut self) {
-        for function in &self.hardware.functions {
+        let (last, first): (Vec<&Function>, Vec<&Function>) =
+            self.hardware.functions.iter().partition(|it| is_of_a_processor(it.class));
+        for function in first.into_iter().chain(last) {
             let mut space = self.hardware.config;
             let at = function.bdf;
             let mut bytes = Vec::new();
             let extended = space.read(at, pci::capability::EXTENDED, Width::Dword) != u32::MAX;
-            let length: u16 = if extended { 0x1000 } else { 0x100 };
+            let room = self.lines.length() < MAX_LENGTH;
+            let length: u16 = if extended && room { 0x1000 } else { 0x100 };
             for offset in (0..length).step_by(4) {
                 bytes.extend(space.read(at, offset, Width::Dword).to_le_bytes());
             }
@@ -141,6 +155,9 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
                 self.function(at, length, sizes, &bytes);
             } else {
                 self.function(at, length, format_args!("?"), &bytes);
+            }
+            if extended && !room {
+                self.lines.line(format_args!("short {at}"));
             }
         }
     }

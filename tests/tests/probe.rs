@@ -32,8 +32,11 @@ fn known(name: &str) -> Capture {
     Capture::read(&path).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Address, identity, class and BARs' kinds and sizes of every function.
-fn functions(view: &View) -> Vec<(String, u16, u16, u32, Vec<(u8, BarKind, u64)>)> {
+/// Index, kind and size.
+type Bars = Vec<(u8, BarKind, u64)>;
+
+/// Address, vendor, device, class and BARs of every function.
+fn functions(view: &View) -> Vec<(String, u16, u16, u32, Bars)> {
     let bars = |it: &pci::Function| {
         let bars = view.bars(it);
         bars.iter().flatten().map(|bar| (bar.index, bar.kind, bar.size)).collect()

@@ -124,6 +124,8 @@ struct Parts {
     functions: BTreeMap<Bdf, Pci>,
     silent: Vec<String>,
     left_out: Vec<String>,
+    /// Functions whose extended configuration space was left out.
+    short: usize,
 }
 
 #[derive(Default)]
@@ -211,6 +213,7 @@ impl Parts {
                 let function = self.functions.entry(at.parse().ok()?).or_default();
                 place(&mut function.bytes, offset, digits)?;
             }
+            ["short", _] => self.short += 1,
             ["end"] => {}
             _ => return None,
         }
@@ -233,6 +236,13 @@ impl Parts {
             capture.missing.push(format!(
                 "tables that Nexit left out of the log: {}; `acpidump` on a Linux there has them",
                 self.left_out.join(", ")
+            ));
+        }
+        if self.short > 0 {
+            capture.missing.push(format!(
+                "extended configuration space (ACS, SR-IOV) of {} PCI functions: Nexit left it out of a \
+                 log that got long; `nexit probe` on a Linux there has it",
+                self.short
             ));
         }
         for (address, (length, mut bytes)) in self.tables {

@@ -144,6 +144,30 @@ fn a_line_that_is_garbled_or_lost_is_missed() {
 }
 
 #[test]
+fn what_the_image_left_out_is_said() {
+    let mut log = String::new();
+    let mut lines = Lines::new(|line| log.push_str(&format!("{line}\n")));
+    lines.line(format_args!("begin 1 9"));
+    lines.line(format_args!("cpu 4 0"));
+    lines.line(format_args!("cpuid 7 0 0 0 0 8000"));
+    lines.line(format_args!("table 7ff00000 10000 DSDT left out"));
+    lines.line(format_args!("pci 00:04.0 100 ?"));
+    lines.line(format_args!("short 00:04.0"));
+    lines.line(format_args!("news 1"));
+    lines.end();
+    let missing = read(&log).missing.join("\n");
+    for words in [
+        "1 lines of the log say what this version of nexit does not know",
+        "the CPUs are of several kinds",
+        "CPUs that did not start (APIC identifiers): 4",
+        "tables that Nexit left out of the log: DSDT (65536 bytes)",
+        "extended configuration space (ACS, SR-IOV) of 1 PCI functions",
+    ] {
+        assert!(missing.contains(words), "{words}\n{missing}");
+    }
+}
+
+#[test]
 fn a_log_without_a_probe_is_refused() {
     let error = log::read("nexit: Nexit 0.1.0\n", "x").unwrap_err();
     assert!(error.contains("boot the image with `probe = true`"), "{error}");
