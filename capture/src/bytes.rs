@@ -109,7 +109,7 @@ mod tests {
         let mut bytes = vec![0; 4096];
         bytes[0x48] = 7;
         let text = Bytes(bytes).to_text();
-        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(text.lines().count(), 2, "{text}");
         assert!(text.ends_with("\n1000\n"));
     }
 
