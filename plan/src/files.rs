@@ -31,9 +31,9 @@ pub(crate) fn check(
 ) {
     let before = refusals.len();
     let mut find = |key, index, path: &str| match files(key, path) {
-        Ok(file) if file.size == 0 && key == "initrd" => {
-            let sentence =
-                format!("{key} = \"{path}\": the file is empty: copy it again, or remove {key}");
+        Ok(file) if file.size == 0 && key != "modules" => {
+            let or = if key == "initrd" { ", or remove initrd" } else { "" };
+            let sentence = format!("{key} = \"{path}\": the file is empty: copy it again{or}");
             refusals.push(Refusal::guest(guest, key, sentence));
             None
         }

@@ -321,7 +321,7 @@ fn files_that_are_missing_empty_or_no_kernel_are_named_by_their_key() {
             "kernel = \"k\"",
             "kernel = \"empty\"",
             5,
-            "kernel = \"empty\": this is neither a Linux bzImage",
+            "kernel = \"empty\": the file is empty: copy it again",
         ),
         (
             "#",

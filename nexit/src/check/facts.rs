@@ -21,7 +21,8 @@ const IMAGE: HpaRange = HpaRange { start: Hpa::new(2 * MIB), length: 2 * MIB };
 /// What is known of a machine, whatever the configuration says.
 pub(crate) struct Facts {
     pub(crate) view: View,
-    pub(crate) vendor: Vendor,
+    /// Whose virtualization; `None` where no CPU is known to have any.
+    vendor: Option<Vendor>,
     pub(crate) cpus: Vec<Cpu>,
     /// Why there is no usable IOMMU.
     pub(crate) no_iommu: Option<String>,
@@ -44,15 +45,12 @@ impl Facts {
         let vendor = match &kind {
             None => {
                 unknown.push("what the CPUs can do: the machine file has no CPUID".to_owned());
-                Vendor::VtX
+                None
             }
             Some(kind) => {
                 let cpuid = |leaf| kind.cpuid(leaf, 0);
                 refusals.extend(platform::lacks(cpuid));
-                platform::vendor(cpuid).unwrap_or_else(|refusal| {
-                    refusals.push(refusal);
-                    if cpuid(0).ebx == AUTHENTIC_AMD { Vendor::AmdV } else { Vendor::VtX }
-                })
+                platform::vendor(cpuid).inspect_err(|refusal| refusals.push(refusal.clone())).ok()
             }
         };
         let usable = usable(capture);
@@ -60,7 +58,9 @@ impl Facts {
             unknown
                 .push("whether the memory is there: the machine file has no memory map".to_owned());
         }
-        let no_iommu = usable_iommu(capture, &view, &usable).err();
+        // Without tables nothing is known of it.
+        let no_iommu = view.platform.is_ok().then(|| usable_iommu(capture, &view, &usable));
+        let no_iommu = no_iommu.and_then(Result::err);
         let cpus = cpus(capture, &view, kind.as_ref());
         let facts = Self { view, vendor, cpus, no_iommu, usable, refusals, unknown };
         facts.judge_processor(kind.as_ref())
@@ -68,8 +68,8 @@ impl Facts {
 
     /// Refuses a CPU whose virtualization does not do, once; modes are a guest's to choose.
     fn judge_processor(mut self, kind: Option<&CpuKind>) -> Self {
-        let Some(kind) = kind.filter(|_| self.refusals.is_empty()) else { return self };
-        if self.vendor == Vendor::VtX && kind.vmx().is_none() {
+        let Some(kind) = kind else { return self };
+        if self.vendor == Some(Vendor::VtX) && kind.vmx().is_none() {
             let what = "whether VT-x has what is needed: the machine file has no VMX MSRs (`modprobe \
                         msr`, then probe again as root)";
             self.unknown.push(what.to_owned());
@@ -82,7 +82,7 @@ impl Facts {
     /// What the CPUs lack for a mode, as far as that is known.
     fn lacks(&self, mode: InterruptMode) -> Option<String> {
         let kind = self.view.kind.as_ref().filter(|kind| !kind.cpuid.0.is_empty())?;
-        match self.vendor {
+        match self.vendor? {
             Vendor::AmdV => svm::check(&kind.svm()).err().map(|error| error.to_string()),
             Vendor::VtX => {
                 let capabilities = kind.vmx()?;
@@ -133,7 +133,7 @@ impl Facts {
         let windows = platform.into_iter().flat_map(|platform| &platform.ecam);
         let windows = windows.map(|it| (it.segment, it.first_bus, it.last_bus, it.base));
         let machine = Machine {
-            vendor: self.vendor,
+            vendor: self.vendor.unwrap_or(Vendor::VtX),
             lacks: &|mode| self.lacks(mode),
             cpus: &self.cpus,
             free: self.free(files.sizes(), guests),
@@ -175,8 +175,6 @@ impl Facts {
         &self.view.unreached
     }
 }
-
-const AUTHENTIC_AMD: u32 = 0x6874_7541;
 
 /// As the boot's memory map has them.
 fn usable(capture: &Capture) -> Vec<HpaRange> {

@@ -5,7 +5,7 @@
 
 pub(crate) mod facts;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod verdict;
 
 use std::fmt;
