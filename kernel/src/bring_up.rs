@@ -196,6 +196,14 @@ impl Hardware {
         })
     }
 
+    /// Whether a unit of the IOMMU covers this function.
+    pub(crate) fn is_covered(&self, function: Bdf) -> bool {
+        let space = self.config;
+        self.dmar.is_some_and(|dmar| {
+            dmar.drhd_for(function, &move |bridge| buses_behind(&space, bridge)).is_some()
+        })
+    }
+
     /// Memory to which the firmware keeps using this function for DMA.
     pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
         let space = self.config;

@@ -8,6 +8,7 @@ use std::path::Path;
 use plan::File;
 
 use crate::failure::{Failure, Result};
+use crate::scenario::BootFile;
 
 /// Loaders put boot modules below 4 GiB, and FAT has no larger files.
 const MAX_BYTES: u64 = (4 << 30) - 1;
@@ -96,12 +97,21 @@ fn unreadable(path: &Path, error: &std::io::Error) -> String {
     }
 }
 
-/// Whether what `option` names can be written, which is not touched.
+/// Whether what `option` names can be written, which is not touched, and is none of the files that are
+/// still to be read.
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn check_writable(option: &str, path: &Path) -> Result<()> {
+pub(crate) fn check_writable(option: &str, path: &Path, inputs: &[BootFile]) -> Result<()> {
     let shown = path.display();
+    let place = fs::canonicalize(path).ok();
+    let same = |input: &&BootFile| place.is_some() && fs::canonicalize(&input.path).ok() == place;
+    if let Some(input) = inputs.iter().find(same) {
+        let input = &input.name;
+        let text =
+            format!("{option} {shown}: this is the {input} that is to be read: name another file");
+        return Err(Failure::Usage(text));
+    }
     if path.is_dir() {
         return Err(Failure::Usage(format!(
             "{option} {shown}: this is a folder: name a file in it"
@@ -140,15 +150,22 @@ mod tests {
     fn what_cannot_be_written_is_known_before_and_nothing_is_left_behind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("report.json");
-        assert_eq!(check_writable("--report", &path), Ok(()));
+        assert_eq!(check_writable("--report", &path, &[]), Ok(()));
         assert!(!path.exists());
         fs::write(&path, "old").unwrap();
-        assert_eq!(check_writable("--report", &path), Ok(()));
+        assert_eq!(check_writable("--report", &path, &[]), Ok(()));
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         for wrong in [folder.path().to_path_buf(), folder.path().join("no/such/report.json")] {
-            let refused = check_writable("--report", &wrong).unwrap_err();
+            let refused = check_writable("--report", &wrong, &[]).unwrap_err();
             assert_eq!(refused.status(), 2);
             assert!(refused.to_string().starts_with("--report "), "{refused}");
         }
+        let input = BootFile { name: "vmlinuz".into(), path: path.clone() };
+        let other = folder.path().join("../").join(folder.path().file_name().unwrap());
+        let refused = check_writable("--output", &other.join("report.json"), &[input]).unwrap_err();
+        assert!(
+            refused.to_string().contains("this is the vmlinuz that is to be read"),
+            "{refused}"
+        );
     }
 }

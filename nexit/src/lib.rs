@@ -80,7 +80,7 @@ fn explain_log(path: &Path) -> Result<()> {
 
 fn build_image(args: &ImageArgs) -> Result<()> {
     let scenario = Scenario::load(&args.config, args.unchecked)?;
-    files::check_writable("--output", &args.output)?;
+    files::check_writable("--output", &args.output, &scenario.files)?;
     image::build(&scenario, &args.images, args.loader, &args.output)?;
     println!("nexit: wrote {}", args.output.display());
     Ok(())

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
     let emulation = emulation(args, &scenario, &folder)?;
     if let Some(path) = &args.report {
-        files::check_writable("--report", path)?;
+        files::check_writable("--report", path, &scenario.files)?;
     }
     let names = scenario.config.guests.iter().map(|guest| guest.name.clone());
     let mut verdict = Verdict::new(names);

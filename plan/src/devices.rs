@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use arch::Bdf;
+use arch::iommu::IommuError;
 use arch::machine::ConfigSpace;
 use config::{Config, Devices, GuestConfig};
 use guest::pci::BusError;
@@ -107,6 +108,13 @@ pub(crate) fn check<C: ConfigSpace>(
                 refusals.push(at(guest, function, sentence));
             }
             None => {}
+        }
+        if machine.no_iommu.is_none() && !(machine.covered)(function) {
+            let error = IommuError::NoUnit(function);
+            let sentence = format!(
+                "devices: {function} cannot be assigned: {error}: remove it, or update the firmware"
+            );
+            refusals.push(at(guest, function, sentence));
         }
     }
     // The same for all of them.

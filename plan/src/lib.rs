@@ -65,6 +65,8 @@ pub struct Machine<'a, C> {
     pub groups: &'a Groups,
     /// Memory to which the firmware keeps using a function for DMA (RMRR).
     pub reserved: &'a dyn Fn(Bdf) -> Option<HpaRange>,
+    /// Whether a unit of the IOMMU covers a function.
+    pub covered: &'a dyn Fn(Bdf) -> bool,
     /// Why there is no usable IOMMU, where there is none.
     pub no_iommu: Option<&'a str>,
     /// Whether an input of an I/O APIC has this global system interrupt.

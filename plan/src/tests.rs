@@ -33,6 +33,7 @@ struct Fake {
     identity_ram: Option<Vec<GpaRange>>,
     space: Space,
     reserved: Vec<Bdf>,
+    uncovered: Vec<Bdf>,
     no_iommu: Option<&'static str>,
 }
 
@@ -53,6 +54,7 @@ fn machine() -> Fake {
         identity_ram: None,
         space: Space::default(),
         reserved: Vec::new(),
+        uncovered: Vec::new(),
         no_iommu: None,
     };
     for (device, function, class, multi) in [
@@ -90,6 +92,7 @@ impl Fake {
             functions: &functions,
             groups: &Groups::new(&self.space, &functions),
             reserved: &|bdf| self.reserved.contains(&bdf).then_some(range(0x7c00_0000, 0x1000)),
+            covered: &|bdf| !self.uncovered.contains(&bdf),
             no_iommu: self.no_iommu,
             has_line: &|gsi| gsi < 24,
             files: &|_, path| match path {
@@ -187,6 +190,16 @@ fn memory_of_the_firmware_keeps_a_device_back_but_not_a_usb_controller() {
     assert_eq!(
         remark.words().to_string(),
         "guest a: 00:05.0 is taken from the firmware, which used it for DMA to 0x7c000000 (an RMRR)"
+    );
+}
+
+#[test]
+fn a_device_that_no_unit_covers_cannot_be_kept_apart() {
+    let fake = Fake { uncovered: vec![Bdf::new(0, 4, 0)], ..machine() };
+    fake.says(
+        &guest("devices = [\"00:04.0\", \"00:05.0\"]"),
+        &["nexit.toml, line 6: guest a: devices: 00:04.0 cannot be assigned: no IOMMU unit covers 00:04.0: \
+           remove it, or update the firmware"],
     );
 }
 

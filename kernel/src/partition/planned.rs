@@ -36,6 +36,7 @@ pub(crate) fn planned<B: Backend>(
         functions: &hardware.functions,
         groups: &hardware.groups,
         reserved: &|function| hardware.reserved_memory(function),
+        covered: &|function| hardware.is_covered(function),
         no_iommu: hardware.iommu.is_none().then_some(&hardware.no_iommu),
         has_line: &|gsi| hardware.io_apics.iter().any(|io_apic| io_apic.input(gsi).is_some()),
         files: &|_, path| {

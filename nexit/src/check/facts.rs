@@ -143,6 +143,7 @@ impl Facts {
             functions: &self.view.functions,
             groups: &self.view.groups,
             reserved: &|function| self.view.reserved_memory(function),
+            covered: &|function| self.is_covered(function),
             no_iommu: self.no_iommu.as_deref(),
             has_line: &|gsi| self.has_line(gsi),
             files: &|_, path| files.get(path),
@@ -161,6 +162,11 @@ impl Facts {
             "memory" | "size" => self.usable.is_empty(),
             _ => false,
         }
+    }
+
+    fn is_covered(&self, function: Bdf) -> bool {
+        let Ok(dmar) = self.view.dmar() else { return true };
+        dmar.drhd_for(function, &|bridge| self.view.buses_behind(bridge)).is_some()
     }
 
     /// The tables tell where an I/O APIC's lines begin, not where they end.

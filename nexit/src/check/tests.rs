@@ -172,6 +172,9 @@ fn bad_machines() -> Vec<(&'static str, Capture, &'static str)> {
     fragmented.memory = (8..108).map(|n| ram(n << 22, 1 << 20)).collect();
     let mut small = pc();
     small.memory = vec![ram(0, 0x9_f000), ram(1 << 20, 31 << 20)];
+    let words = "table APIC\nd fee00000 1\nlapic 0 0 1\ntable DMAR\nhex 26 0\nzero a\nflags 1\n\
+                 drhd 0 0 fed91000\nscope 1 0 0 5.0\n";
+    let uncovered = with_tables(words);
     let mut far = pc();
     far.functions.iter_mut().filter(|it| it.at == Bdf::new(0, 4, 0)).for_each(|it| it.at = it.at.in_segment(1));
     vec![
@@ -207,6 +210,8 @@ fn bad_machines() -> Vec<(&'static str, Capture, &'static str)> {
              "c.toml:6: guest a: devices: 00:04.0 cannot be assigned: the machine has no usable IOMMU, so the device could reach all memory (the IOMMU lacks extended interrupt mode, which x2APIC needs). Repair that, or write unsafe_no_iommu = true to trust the guest with the whole machine"),
         ("firmware keeps the controller", with_reserved(&[(4, 0)]),
              "c.toml:6: guest a: devices: 00:04.0 cannot be assigned: the firmware keeps using it for DMA to 0x7b800000 (an RMRR of its DMAR table): remove it"),
+        ("no unit for the controller", uncovered,
+             "c.toml:6: guest a: devices: 00:04.0 cannot be assigned: no IOMMU unit covers 00:04.0: remove it, or update the firmware"),
         ("no MADT", with_tables("table MCFG\nq 0\nmcfg e0000000 0 0 ff\n"),
              "machine.toml: the firmware's tables name no usable CPU (MADT): update the firmware"),
         ("memory in pieces", fragmented,
