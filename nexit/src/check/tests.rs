@@ -146,6 +146,7 @@ const ON_THE_PC: &[(&str, &str, &str)] = &[
 
 /// What of the PC is changed; and what is then said of a guest with the NVMe controller.
 #[rustfmt::skip]
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn bad_machines() -> Vec<(&'static str, Capture, &'static str)> {
     let leaf = |leaf, register: usize, bit: u32| {
         let mut machine = pc();

@@ -10,6 +10,17 @@ fn proposal(machine: &Capture) -> String {
     propose(machine, Path::new(FILE)).unwrap()
 }
 
+/// The machines that were captured.
+fn captured() -> Vec<(String, Capture)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cases/data/machines");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|it| it == "toml"));
+    let machines: Vec<_> =
+        files.map(|path| (path.display().to_string(), Capture::read(&path).unwrap())).collect();
+    assert!(machines.len() >= 3, "the captured machines are gone");
+    machines
+}
+
 /// Machines of all kinds that can run a guest.
 fn machines() -> Vec<(&'static str, Capture)> {
     let mut small = pc();
@@ -43,7 +54,8 @@ fn machines() -> Vec<(&'static str, Capture)> {
 fn what_is_proposed_passes_the_check_but_for_the_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nexit.toml");
-    for (what, machine) in machines() {
+    let made = machines().into_iter().map(|(what, machine)| (what.to_owned(), machine));
+    for (what, machine) in made.chain(captured()) {
         let text = proposal(&machine);
         let findings = find(&path, &text, Some((&machine, Path::new(FILE))));
         let wrong: Vec<String> = findings.refusals.iter().map(ToString::to_string).collect();
