@@ -54,6 +54,12 @@ impl Topology {
         }
     }
 
+    /// The number of the core of the CPU with this APIC identifier, its package's included.
+    #[must_use]
+    pub fn core(self, id: u32) -> u32 {
+        id.checked_shr(self.core_shift).unwrap_or(0)
+    }
+
     /// Its cores are of several kinds.
     #[must_use]
     pub const fn hybrid(self) -> bool {

@@ -12,6 +12,7 @@ extern crate alloc;
 mod devices;
 mod error;
 mod lines;
+mod places;
 mod reader;
 mod shared;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use arch::vcpu::InterruptMode;
 pub use devices::Devices;
 pub use error::{ConfigError, Problem};
 pub use lines::{Console, IntxConfig, Uart};
+pub use places::Places;
 pub use reader::parse;
 pub use shared::{LEAST_SHARED, MOST_PEERS, SharedConfig};
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub probe: bool,
     /// The regions of memory that guests share, in the order of the file.
     pub shared: Vec<SharedConfig>,
+    /// Where the keys outside of tables stand.
+    pub places: Places,
 }
 
 /// One `[[guest]]`.
@@ -90,6 +94,8 @@ pub struct GuestConfig {
     /// `on_reboot`: what follows when the guest resets its machine; [`Afterwards::Restart`] where
     /// the key is missing.
     pub on_reboot: Afterwards,
+    /// Where its keys stand.
+    pub places: Places,
 }
 
 /// One entry of `modules`.

@@ -14,7 +14,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use crate::error::{ConfigError, Problem};
 use crate::{
     Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT,
-    ModuleConfig, Uart, value,
+    ModuleConfig, Places, Uart, value,
 };
 
 const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe and unsafe_no_iommu";
@@ -51,8 +51,15 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         line: error.span().map(|span| line(text, &span)),
         problem: Problem::Syntax(error.message().to_string()),
     })?;
-    Reader { text, guests: Vec::new(), unsafe_no_iommu: false, console: None, probe: false }
-        .file(document.get_ref())
+    Reader {
+        text,
+        guests: Vec::new(),
+        places: Places::default(),
+        unsafe_no_iommu: false,
+        console: None,
+        probe: false,
+    }
+    .file(document.get_ref())
 }
 
 /// The line, counted from 1, on which `span` begins.
@@ -65,6 +72,7 @@ pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 pub(crate) struct Reader<'a> {
     text: &'a str,
     pub(crate) guests: Vec<GuestConfig>,
+    places: Places,
     unsafe_no_iommu: bool,
     console: Option<Console>,
     probe: bool,
@@ -81,7 +89,10 @@ impl Reader<'_> {
                 }
                 // Names guests, which may stand behind it.
                 "shared" => {}
-                "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?,
+                "unsafe_no_iommu" => {
+                    self.places.add("unsafe_no_iommu", None, line(self.text, &key.span()));
+                    self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?;
+                }
                 "probe" => self.probe = self.flag("probe", item)?,
                 "console" => self.console = Some(self.console(item)?),
                 other => return Err(self.unknown(key.span(), other, "the file", TOP_KEYS)),
@@ -94,8 +105,8 @@ impl Reader<'_> {
             return Err(ConfigError { line: None, problem: Problem::NoIommuForMany });
         }
         let shared = self.shared(table)?;
-        let Self { guests, unsafe_no_iommu, console, probe, .. } = self;
-        let config = Config { guests, unsafe_no_iommu, console, probe, shared };
+        let Self { guests, places, unsafe_no_iommu, console, probe, .. } = self;
+        let config = Config { guests, unsafe_no_iommu, console, probe, shared, places };
         if let Some(Console::Port(base)) = console {
             config.check_console(base)?;
         }
@@ -106,12 +117,16 @@ impl Reader<'_> {
         let Some(table) = item.get_ref().as_table() else {
             return Err(self.wrong_type("guest", TAKES_GUESTS, item));
         };
+        let mut places = Places::default();
         for (key, value) in table {
-            match key.get_ref().as_ref() {
-                "unsafe_no_iommu" => self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?,
-                known if GUEST_KEYS.split(", ").any(|key| key == known) => {}
-                other => return Err(self.unknown(key.span(), other, "[[guest]]", GUEST_KEYS)),
+            let name = key.get_ref().as_ref();
+            match GUEST_KEYS.split(", ").find(|known| *known == name) {
+                Some(known) => self.place(&mut places, known, key, value),
+                None => return Err(self.unknown(key.span(), name, "[[guest]]", GUEST_KEYS)),
             }
+        }
+        if let Some(value) = table.get("unsafe_no_iommu") {
+            self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", value)?;
         }
         let needed = |key: &'static str, example| {
             let problem = Problem::MissingKey { table: "[[guest]]", key, example };
@@ -137,6 +152,7 @@ impl Reader<'_> {
             pit: table.get("pit").map_or(Ok(true), |v| self.flag("pit", v))?,
             on_crash: afterwards("on_crash", Afterwards::Stop)?,
             on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
+            places,
         };
         self.guests.push(guest);
         Ok(())
@@ -325,6 +341,20 @@ impl Reader<'_> {
 
 /// Types and errors.
 impl Reader<'_> {
+    /// Notes where a key stands, and the entries of its list.
+    pub(crate) fn place(
+        &self,
+        places: &mut Places,
+        known: &'static str,
+        key: &Spanned<impl Sized>,
+        value: &Value<'_>,
+    ) {
+        places.add(known, None, line(self.text, &key.span()));
+        for (index, entry) in value.get_ref().as_array().into_iter().flatten().enumerate() {
+            places.add(known, Some(index), line(self.text, &entry.span()));
+        }
+    }
+
     pub(crate) fn list<'v, 'd>(
         &self,
         key: &'static str,

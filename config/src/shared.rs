@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 
 use toml::de::DeTable;
 
+use crate::Places;
 use crate::error::{ConfigError, Problem};
 use crate::reader::{Reader, Value};
 use crate::value;
@@ -31,6 +32,8 @@ pub struct SharedConfig {
     /// `guests`: 2 to [`MOST_PEERS`] indices into [`crate::Config::guests`]. A guest's place in this
     /// list is its peer identifier.
     pub guests: Vec<usize>,
+    /// Where its keys stand.
+    pub places: Places,
 }
 
 impl Reader<'_> {
@@ -53,9 +56,13 @@ impl Reader<'_> {
         let Some(table) = item.get_ref().as_table() else {
             return Err(self.wrong_type("shared", TAKES_SHARED, item));
         };
-        for (key, _) in table {
-            if !SHARED_KEYS.split(", ").any(|known| known == key.get_ref().as_ref()) {
-                return Err(self.unknown(key.span(), key.get_ref(), "[[shared]]", SHARED_KEYS));
+        let mut places = Places::default();
+        for (key, value) in table {
+            match SHARED_KEYS.split(", ").find(|known| *known == key.get_ref().as_ref()) {
+                Some(known) => self.place(&mut places, known, key, value),
+                None => {
+                    return Err(self.unknown(key.span(), key.get_ref(), "[[shared]]", SHARED_KEYS));
+                }
             }
         }
         let needed = |key: &'static str, example| {
@@ -66,6 +73,7 @@ impl Reader<'_> {
             name: self.printable(needed("name", "name = \"pipe\"")?)?.to_string(),
             size: self.size(needed("size", "size = \"1M\"")?)?,
             guests: self.peers(needed("guests", "guests = [\"a\", \"b\"]")?)?,
+            places,
         })
     }
 

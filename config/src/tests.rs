@@ -34,6 +34,7 @@ fn linux() -> GuestConfig {
         pit: true,
         on_crash: Afterwards::Stop,
         on_reboot: Afterwards::Restart,
+        places: Places::default(),
     }
 }
 
@@ -49,6 +50,7 @@ fn the_documented_example_is_read() {
         console: None,
         probe: false,
         shared: vec![],
+        places: Places::default(),
     };
     assert_eq!(parse(LINUX), Ok(config));
 }
@@ -453,6 +455,7 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
                     pit: true,
                     on_crash: afterwards(crash),
                     on_reboot: afterwards(reboot),
+                    places: Places::default(),
                 }
             },
         )
@@ -462,7 +465,7 @@ proptest! {
     #[test]
     fn every_valid_configuration_round_trips(one in guest(0), two in guest(1), flag: bool) {
         for guests in [vec![one.clone()], vec![one, two]] {
-            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, console: None, probe: false, shared: vec![] };
+            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, console: None, probe: false, shared: vec![], places: Places::default() };
             prop_assert_eq!(parse(&write(&config)), Ok(config));
         }
     }
@@ -473,7 +476,7 @@ proptest! {
         two in guest(1),
         existing in proptest::collection::btree_set(0u16..0x200, 0..20),
     ) {
-        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, console: None, probe: false, shared: vec![] };
+        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, console: None, probe: false, shared: vec![], places: Places::default() };
         let existing: Vec<_> = existing.into_iter().map(Bdf::from_requester_id).collect();
         let [one, two] = [0, 1].map(|index| config.functions(&config.guests[index], &existing));
         prop_assert!(!one.iter().any(|function| two.contains(function)));
@@ -522,7 +525,12 @@ kernel = "k"
 #[test]
 fn a_shared_region_names_its_guests_in_the_order_of_their_peer_identifiers() {
     let config = parse(SHARED).unwrap();
-    let pipe = SharedConfig { name: "pipe".into(), size: 1 << 20, guests: vec![1, 0] };
+    let pipe = SharedConfig {
+        name: "pipe".into(),
+        size: 1 << 20,
+        guests: vec![1, 0],
+        places: Places::default(),
+    };
     assert_eq!(config.shared, [pipe]);
 }
 
@@ -553,4 +561,19 @@ fn a_shared_region_that_cannot_be_is_told_with_its_line() {
         let error = sentence(&SHARED.replacen(from, to, 1));
         assert!(error.starts_with(&format!("nexit.toml, {expected}")), "{to}: {error}");
     }
+}
+
+#[test]
+fn every_key_and_entry_knows_its_line() {
+    let text = "unsafe_no_iommu = true\n\n[[guest]]\nname = \"a\"\ncpus = [\n  0,\n  1,\n]\n\
+                memory = \"64M\"\nkernel = \"k\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.places.line("unsafe_no_iommu"), Some(1));
+    let places = &config.guests[0].places;
+    assert_eq!(
+        ["name", "cpus", "memory", "initrd"].map(|key| places.line(key)),
+        [Some(4), Some(5), Some(9), None]
+    );
+    assert_eq!([0, 1, 2].map(|index| places.entry("cpus", index)), [Some(6), Some(7), Some(5)]);
+    assert_eq!(places.entry("devices", 0), None);
 }

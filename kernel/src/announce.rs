@@ -7,8 +7,8 @@ use arch::machine::CpuidResult;
 use banner::{Cpu, SvmWords, Topology, Words};
 use boot::{BootInfo, MemoryKind};
 use cpu::instructions::{cpuid, read_msr, write_msr};
+use plan::Vendor;
 
-use crate::backend::Vendor;
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::monitor;

@@ -12,6 +12,7 @@ use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
+use plan::Vendor;
 use vmx::Posting;
 use vmx::controls::Controls;
 
@@ -38,6 +39,7 @@ pub(crate) struct VcpuParts {
 pub(crate) trait Backend: Sized + 'static {
     /// `"vmx"` or `"svm"`, as in reports.
     const NAME: &'static str;
+    const VENDOR: Vendor;
     /// Format of the nested page table.
     type Format: Format + Send;
     /// The virtual CPU.
@@ -86,26 +88,8 @@ pub(crate) trait Backend: Sized + 'static {
 }
 
 /// Which vendor's virtualization this CPU claims to have.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Vendor {
-    VtX,
-    AmdV,
-}
-
-/// Looks at CPUID (SDM "Discovering Support for VMX"; APM "Enabling SVM").
 pub(crate) fn vendor() -> Result<Vendor, Refusal> {
-    const VMX: u32 = 1 << 5;
-    const SVM: u32 = 1 << 2;
-    if cpuid(1, 0).ecx & VMX != 0 {
-        Ok(Vendor::VtX)
-    } else if cpuid(0x8000_0000, 0).eax >= 0x8000_0001 && cpuid(0x8000_0001, 0).ecx & SVM != 0 {
-        Ok(Vendor::AmdV)
-    } else {
-        Err(refuse!(
-            "the CPU shows neither VT-x (CPUID 1 ECX bit 5) nor AMD-V (CPUID 0x80000001 ECX bit 2): \
-             enable virtualization in the firmware's setup, or in the emulator"
-        ))
-    }
+    Ok(plan::platform::vendor(|leaf| cpuid(leaf, 0))?)
 }
 
 /// Where the I/O bitmaps lie in a guest's bitmaps: behind the MSR bitmap.
@@ -118,6 +102,7 @@ pub(crate) struct VtX(vmx::VmxOn);
 
 impl Backend for VtX {
     const NAME: &'static str = "vmx";
+    const VENDOR: Vendor = Vendor::VtX;
     type Format = EptFormat;
     type Cpu = vmx::VmxVcpu;
     /// VMXON region, VMCS, virtual-APIC page.
@@ -200,6 +185,7 @@ impl Drop for AmdV {
 
 impl Backend for AmdV {
     const NAME: &'static str = "svm";
+    const VENDOR: Vendor = Vendor::AmdV;
     type Format = NptFormat;
     type Cpu = svm::SvmVcpu;
     /// Host save area, VMCB.
@@ -211,13 +197,7 @@ impl Backend for AmdV {
         Ok(Self(unsafe { svm::enable(memory) }?))
     }
 
-    fn check(mode: InterruptMode) -> Result<NptFormat, Refusal> {
-        if mode == InterruptMode::Posted {
-            return Err(refuse!(
-                "nexit.toml: interrupts = \"posted\" is for VT-x: on this CPU, with AMD-V, choose \
-                 \"exitless\" or \"exiting\""
-            ));
-        }
+    fn check(_: InterruptMode) -> Result<NptFormat, Refusal> {
         // SAFETY: ring 0.
         svm::check(&unsafe { svm::Capabilities::read() })?;
         Ok(NptFormat { largest: memory::largest_host_page() })

@@ -29,10 +29,11 @@ use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use iommu::vtd::VtD;
 use pci::header::HeaderType;
 use pci::usb;
+use plan::Vendor;
 use spin::Mutex;
 
 use crate::acpi;
-use crate::backend::{self, Vendor};
+use crate::backend;
 use crate::console::{self, logln};
 use crate::machine::MachineClock;
 use crate::memory::{self, Memory, image};
@@ -84,7 +85,7 @@ impl Hardware {
         config: &Config,
     ) -> Result<Self, Refusal> {
         // Whether there is a usable IOMMU shows later: until then that guest's memory stays aside.
-        let identity_ram = identity_ram(info, config).transpose();
+        let identity_ram = plan::memory::identity(config, usable(info), image::whole()).transpose();
         let aside = config.guests.first().filter(|_| matches!(identity_ram, Ok(Some(_))));
         let spared = aside.map_or(0, |guest| guest.memory);
         let spared = HpaRange { start: Hpa::new(0), length: spared };
@@ -195,6 +196,14 @@ impl Hardware {
         })
     }
 
+    /// Whether a unit of the IOMMU covers this function.
+    pub(crate) fn is_covered(&self, function: Bdf) -> bool {
+        let space = self.config;
+        self.dmar.is_some_and(|dmar| {
+            dmar.drhd_for(function, &move |bridge| buses_behind(&space, bridge)).is_some()
+        })
+    }
+
     /// Memory to which the firmware keeps using this function for DMA.
     pub(crate) fn reserved_memory(&self, function: Bdf) -> Option<HpaRange> {
         let space = self.config;
@@ -227,45 +236,10 @@ fn without_iommu(
     identity_ram
 }
 
-/// The RAM of an identity-mapped guest: the machine's own below the guest's size, without the image.
-/// `None` where the configuration does not ask for it, should there be no IOMMU.
-fn identity_ram(info: &BootInfo<'_>, config: &Config) -> Option<Result<Vec<GpaRange>, Refusal>> {
-    const MIB: u64 = 1 << 20;
-    if !config.unsafe_no_iommu {
-        return None;
-    }
-    let [guest] = config.guests.as_slice() else {
-        return Some(Err(refuse!(
-            "nexit.toml: unsafe_no_iommu is for a single guest: remove the others, or use a machine \
-             with an IOMMU"
-        )));
-    };
-    let image = image::whole();
-    let (hole_start, hole_end) =
-        (image.start.as_u64(), image.end().as_u64().next_multiple_of(MIB * 2));
-    let mut runs = alloc::vec![GpaRange::between(0, MIB)];
-    for region in info.memory.iter().filter(|region| region.kind == boot::MemoryKind::Usable) {
-        let (start, end) = (region.range.start.as_u64().max(MIB), region.range.end().as_u64());
-        let (start, end) = (start.next_multiple_of(4096), end.min(guest.memory) & !4095);
-        for (start, end) in [(start, end.min(hole_start)), (start.max(hole_end), end)] {
-            match runs.last_mut() {
-                Some(last) if start < end && last.end() == start => last.length += end - start,
-                _ if start < end => runs.push(GpaRange::between(start, end)),
-                _ => {}
-            }
-        }
-    }
-    let found: u64 = runs.iter().map(|run| run.length).sum();
-    if found + 16 * MIB < guest.memory {
-        return Some(Err(refuse!(
-            "nexit.toml: guest {}: memory = {} MiB is not there: the machine has {} MiB below that \
-             address",
-            guest.name,
-            guest.memory / MIB,
-            found / MIB
-        )));
-    }
-    Some(Ok(runs))
+/// The memory that the loader says is usable.
+fn usable(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
+    let usable = info.memory.iter().filter(|region| region.kind == boot::MemoryKind::Usable);
+    usable.map(|region| region.range)
 }
 
 fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
@@ -333,12 +307,7 @@ fn take_over_processor(memory: Memory) -> Result<Processor, Refusal> {
     // SAFETY: ring 0.
     unsafe { cpu::host_state::enable_extended_state() };
     // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
-    let apic = unsafe { LocalApic::enable() }.ok_or_else(|| {
-        refuse!(
-            "the CPU has no x2APIC (CPUID 1 ECX bit 21): enable it in the firmware's setup; without \
-             it interrupts cannot be ended without an exit"
-        )
-    })?;
+    let apic = unsafe { LocalApic::enable() }.ok_or_else(plan::platform::no_x2apic)?;
     Ok(Processor { apic, tss_base })
 }
 
@@ -381,8 +350,7 @@ fn name_io_apics(io_apics: &mut [IoApic], dmar: &Dmar<'_>) {
 
 /// Whether a part of the range is RAM, where no device's registers can be.
 fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
-    let usable = |region: &&boot::MemoryRegion| region.kind == boot::MemoryKind::Usable;
-    info.memory.iter().filter(usable).any(|region| region.range.overlaps(range))
+    usable(info).any(|usable| usable.overlaps(range))
 }
 
 /// Says how fast the time-stamp counter runs, and who says so.

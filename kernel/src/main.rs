@@ -39,8 +39,9 @@ use config::Config;
 use cpu::exceptions::Frame;
 use cpu::instructions::tsc;
 use cpu::sleep;
+use plan::Vendor;
 
-use crate::backend::{AmdV, Backend, Vendor, VtX};
+use crate::backend::{AmdV, Backend, VtX};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::monitor::Watched;
@@ -108,7 +109,7 @@ fn start<B: Backend>(
 ) -> Result<Infallible, Refusal> {
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
-    let owned = partition::functions(hardware, config)?;
+    let owned = partition::planned::<B>(hardware, config)?;
     leave_screen(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();

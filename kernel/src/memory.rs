@@ -77,6 +77,11 @@ impl Memory {
         FRAMES.lock().as_ref().map_or(0, FrameAllocator::taken)
     }
 
+    /// What is free, as it is now.
+    pub(crate) fn snapshot(self) -> Option<FrameAllocator> {
+        FRAMES.lock().clone()
+    }
+
     /// A zeroed 4 KiB frame.
     pub(crate) fn frame(mut self) -> Result<Hpa, Refusal> {
         self.allocate_table().ok_or_else(out_of_memory)
@@ -85,6 +90,20 @@ impl Memory {
     /// Zeroed contiguous frames.
     pub(crate) fn frames(mut self, bytes: u64) -> Result<Hpa, Refusal> {
         self.allocate_contiguous(bytes).ok_or_else(out_of_memory)
+    }
+}
+
+impl plan::memory::Pool for Memory {
+    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
+        self.allocate(bytes, alignment)
+    }
+
+    fn put_back(&mut self, range: HpaRange) {
+        self.free(range.start, range.length);
+    }
+
+    fn available(&self) -> u64 {
+        Self::available(*self)
     }
 }
 
@@ -321,12 +340,8 @@ pub(crate) fn firmware_bytes(
 fn prepare_paging() -> Result<(), Refusal> {
     // SAFETY: ring 0, and the handlers are installed; the loader's and the start page's tables use PAT entry 0 alone
     // for what the hypervisor touches before it has its own.
-    unsafe { cpu::host_state::prepare_paging() }.map_err(|_| {
-        refuse!(
-            "the CPU has no execute disable (CPUID 0x80000001 EDX bit 20): switch it on in the firmware's setup \
-             (\"XD\", \"NX\" or \"no-execute memory protection\")"
-        )
-    })
+    unsafe { cpu::host_state::prepare_paging() }
+        .map_err(|_| plan::platform::no_execute_disable().into())
 }
 
 unsafe fn load_cr3(root: Hpa) {

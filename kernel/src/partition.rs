@@ -10,6 +10,7 @@ mod files;
 mod irqs;
 mod lives;
 mod memory;
+mod planned;
 mod seats;
 mod shared;
 
@@ -42,11 +43,11 @@ use crate::seat::Seat;
 use crate::watchdog;
 
 use build::Shared;
-pub(crate) use devices::functions;
-use devices::{check_function, check_ports, map_bars, reset_functions};
+use devices::{map_bars, reset_functions};
 use files::Files;
 use lives::NO_WISH;
 use memory::{allocate, memory_map};
+pub(crate) use planned::planned;
 use seats::seats;
 pub(crate) use shared::{Share, shared_bytes, shares};
 
@@ -119,8 +120,7 @@ impl<B: Backend> Partition<B> {
         functions: &[Bdf],
         shares: Vec<Share>,
     ) -> Result<Self, Refusal> {
-        let seats = seats(hardware, guest)?;
-        check_ports(guest)?;
+        let seats = seats(hardware, guest);
         let plan = Plan {
             hardware,
             index,
@@ -132,9 +132,6 @@ impl<B: Backend> Partition<B> {
             seats,
         };
         let ram = plan.allocate()?;
-        for function in functions {
-            check_function(hardware, guest, *function)?;
-        }
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
         map_bars(hardware, functions, &mut config)?;

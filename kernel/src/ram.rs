@@ -6,43 +6,31 @@ use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::{Gpa, Hpa};
 use arrayvec::ArrayVec;
 use cpu::physical;
+use plan::memory::{Block, MAX_BLOCKS};
 
 use crate::memory::Memory;
 
-/// A run of guest RAM that is contiguous in both spaces.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RamBlock {
-    pub(crate) gpa: Gpa,
-    pub(crate) hpa: Hpa,
-    pub(crate) length: u64,
-    /// It is from the free memory, and goes back there.
-    pub(crate) pooled: bool,
-}
-
-/// More pieces than this a guest's RAM is not made of.
-pub(crate) const MOST_BLOCKS: usize = 32;
-
 /// All of a guest's RAM.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct GuestRam(ArrayVec<RamBlock, MOST_BLOCKS>);
+pub(crate) struct GuestRam(ArrayVec<Block, MAX_BLOCKS>);
 
 impl GuestRam {
-    /// RAM of these blocks; `None` where they are more than [`MOST_BLOCKS`].
+    /// RAM of these blocks; `None` where they are more than [`MAX_BLOCKS`].
     ///
     /// # Safety
     /// The blocks are RAM, identity-mapped for the hypervisor, and belong to this guest alone.
-    pub(crate) unsafe fn new(blocks: &[RamBlock]) -> Option<Self> {
+    pub(crate) unsafe fn new(blocks: &[Block]) -> Option<Self> {
         ArrayVec::try_from(blocks).ok().map(Self)
     }
 
     /// The blocks.
-    pub(crate) fn blocks(&self) -> &[RamBlock] {
+    pub(crate) fn blocks(&self) -> &[Block] {
         &self.0
     }
 
     /// Where `length` bytes at `gpa` are, if all of them are this guest's.
     pub(crate) fn translate(&self, gpa: Gpa, length: u64) -> Result<Hpa, NotGuestMemory> {
-        let fits = |block: &&RamBlock| {
+        let fits = |block: &&Block| {
             let offset = gpa.as_u64().wrapping_sub(block.gpa.as_u64());
             offset < block.length && block.length - offset >= length
         };

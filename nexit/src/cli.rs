@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Image(ImageArgs),
     /// Say what a machine is, before Nexit is started on it, and write its machine file.
     Probe(ProbeArgs),
+    /// Say whether a configuration fits, and fits a machine: all that is wrong, before anything is started.
+    Check(CheckArgs),
+    /// Propose a configuration for a machine.
+    Init(InitArgs),
     /// Make the demo's guest: a stock Debian kernel, an initramfs, a disk.
     Demo(DemoArgs),
     /// Count the trusted code, and say how large the image is.
@@ -127,6 +131,9 @@ pub(crate) struct RunArgs {
     /// Write what the hypervisor reports (exits by reason …) as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Start what is known to be refused, too: then the hypervisor refuses it.
+    #[arg(long)]
+    pub(crate) unchecked: bool,
     /// The CPU model of Bochs.
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
     pub(crate) bochs_model: String,
@@ -151,6 +158,9 @@ pub(crate) struct ImageArgs {
     /// The image to write.
     #[arg(long, value_name = "FILE.iso")]
     pub(crate) output: PathBuf,
+    /// Build what is known to be refused, too: then the hypervisor refuses it.
+    #[arg(long)]
+    pub(crate) unchecked: bool,
     /// What UEFI starts. BIOS always starts GRUB.
     #[arg(long, value_enum, default_value = "grub")]
     pub(crate) loader: Loader,
@@ -171,6 +181,31 @@ pub(crate) struct ProbeArgs {
     /// The log of a machine that Nexit was started on with `probe = true`.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_log: Option<PathBuf>,
+}
+
+/// `nexit check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// The configuration; file names in it are relative to its folder, or absolute.
+    #[arg(value_name = "CONFIG")]
+    pub(crate) config: PathBuf,
+    /// The machine that it is for, as `nexit probe` wrote it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) machine: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `nexit init`.
+#[derive(Args, Debug)]
+pub(crate) struct InitArgs {
+    /// The machine, as `nexit probe` wrote it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) machine: PathBuf,
+    /// The configuration to write; a file that is there is not overwritten [default: print it].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// `nexit demo`.

@@ -7,11 +7,14 @@
 
 pub mod bochs;
 mod built;
+mod check;
 pub mod cli;
 mod console;
 pub mod demo;
 pub mod failure;
+mod files;
 mod image;
+mod init;
 pub mod machine;
 mod nested;
 mod probe;
@@ -54,6 +57,8 @@ fn execute(command: Command) -> Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Image(args) => build_image(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Init(args) => init::init(&args),
         Command::Demo(args) => {
             demo::build(args.kernel, &args.scripts, &args.programs, &args.output)
         }
@@ -74,7 +79,8 @@ fn explain_log(path: &Path) -> Result<()> {
 }
 
 fn build_image(args: &ImageArgs) -> Result<()> {
-    let scenario = Scenario::load(&args.config)?;
+    let scenario = Scenario::load(&args.config, args.unchecked)?;
+    files::check_writable("--output", &args.output, &scenario.files)?;
     image::build(&scenario, &args.images, args.loader, &args.output)?;
     println!("nexit: wrote {}", args.output.display());
     Ok(())

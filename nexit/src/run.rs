@@ -16,6 +16,7 @@ use crate::bochs;
 use crate::built;
 use crate::cli::{Accel, Boot, Emulator, Iommu, RunArgs};
 use crate::failure::{Failure, OrFailed, Result};
+use crate::files;
 use crate::image;
 use crate::machine::{self, MOST_CPUS, Machine, Start};
 use crate::nested;
@@ -32,7 +33,7 @@ const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// Runs the guests and says what became of them.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let scenario = Scenario::load(&args.config)?;
+    let scenario = Scenario::load(&args.config, args.unchecked)?;
     check_cpus(args, &scenario)?;
     check_memory(args, &scenario, machine::host_memory())?;
     let folder = tempfile::Builder::new()
@@ -40,6 +41,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         .tempdir()
         .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
     let emulation = emulation(args, &scenario, &folder)?;
+    if let Some(path) = &args.report {
+        files::check_writable("--report", path, &scenario.files)?;
+    }
     let names = scenario.config.guests.iter().map(|guest| guest.name.clone());
     let mut verdict = Verdict::new(names);
     let start = Instant::now();

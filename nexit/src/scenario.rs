@@ -6,10 +6,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use config::Config;
+use config::{Config, GuestConfig};
+use plan::Refusal;
 
 use crate::failure::{Failure, Result};
+use crate::files::Files;
 
+/// So many boot modules the hypervisor takes (`boot::info::MAX_MODULES`).
+const MAX_FILES: usize = 64;
 /// Name of the hypervisor image among the files of an image.
 pub(crate) const IMAGE_NAME: &str = "nexit.elf";
 
@@ -31,22 +35,44 @@ pub(crate) struct Scenario {
     pub(crate) files: Vec<BootFile>,
 }
 
+/// The text of a configuration.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    let shown = path.display();
+    if path.is_dir() {
+        return Err(Failure::Usage(format!(
+            "{shown}: this is a folder: name the configuration in it"
+        )));
+    }
+    let bytes = fs::read(path).map_err(|error| Failure::Usage(format!("{shown}: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::Usage(format!("{shown} is not text: byte {at} is no UTF-8"))
+    })
+}
+
 impl Scenario {
-    /// Reads and checks `path`, and finds the files that it names.
-    pub(crate) fn load(path: &Path) -> Result<Self> {
+    /// Reads and checks `path`, and finds the files that it names. What the hypervisor would refuse is
+    /// refused, unless it is `unchecked`.
+    pub(crate) fn load(path: &Path, unchecked: bool) -> Result<Self> {
+        let text = read(path)?;
         let usage =
             |text: &dyn std::fmt::Display| Failure::Usage(format!("{}: {text}", path.display()));
-        let text = fs::read_to_string(path).map_err(|error| usage(&error))?;
         let config = config::parse(&text).map_err(|error| usage(&error))?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let files = boot_files(&config, path, folder).map_err(|error| usage(&error))?;
-        for file in &files {
-            if !file.path.is_file() {
-                let missing = file.path.display();
-                return Err(usage(&format_args!("names {missing}, and there is no such file")));
-            }
+        let (files, mut refusals) = boot_files(&config, path, folder);
+        let found = Files::find(&config, folder);
+        let alone = plan::check_alone(&config, &|_, path| found.get(path));
+        // Without its files nothing can be started or built at all.
+        let counts = |refusal: &Refusal| !unchecked || is_missing(&found, &config, refusal);
+        refusals.extend(alone.into_iter().filter(counts));
+        if refusals.is_empty() {
+            return Ok(Self { config, files });
         }
-        Ok(Self { config, files })
+        let lines: Vec<String> = refusals.iter().map(|refusal| place(path, refusal)).collect();
+        Err(Failure::Usage(lines.join("\n")))
     }
 
     /// One more than the highest CPU that a guest owns.
@@ -63,27 +89,65 @@ impl Scenario {
     }
 }
 
-/// The configuration and the files that it names, under the names that they get in the image.
-fn boot_files(
+/// A refusal with its place: `nexit.toml:5: guest a: …`.
+pub(crate) fn place(path: &Path, refusal: &Refusal) -> String {
+    let line = refusal.line.map_or(String::new(), |line| format!(":{line}"));
+    format!("{}{line}: {}", path.display(), refusal.words())
+}
+
+/// Whether a file is not there.
+fn is_missing(found: &Files, config: &Config, refusal: &Refusal) -> bool {
+    matches!(refusal.key, "kernel" | "initrd" | "modules")
+        && named(config).any(|(guest, key, _, path)| {
+            let about = plan::About::Guest(guest.name.clone());
+            refusal.about == about && refusal.key == key && found.get(path).is_err()
+        })
+}
+
+/// What a configuration names: guest, key, index in it, and path.
+fn named(config: &Config) -> impl Iterator<Item = (&GuestConfig, &'static str, usize, &str)> {
+    config.guests.iter().flat_map(|guest| {
+        let kernel = [(guest, "kernel", 0, guest.kernel.as_str())];
+        let initrd = guest.initrd.iter().map(move |path| (guest, "initrd", 0, path.as_str()));
+        let modules = guest.modules.iter().enumerate();
+        let modules = modules.map(move |(index, it)| (guest, "modules", index, it.file.as_str()));
+        kernel.into_iter().chain(initrd).chain(modules)
+    })
+}
+
+/// The configuration and the files that it names, under the names that they get in the image; and what is
+/// wrong with those names.
+pub(crate) fn boot_files(
     config: &Config,
     path: &Path,
     folder: &Path,
-) -> std::result::Result<Vec<BootFile>, String> {
+) -> (Vec<BootFile>, Vec<Refusal>) {
     let mut files = vec![BootFile { name: config::FILE_NAME.to_owned(), path: path.to_path_buf() }];
-    let of_guest = |guest: &config::GuestConfig| {
-        let modules = guest.modules.iter().map(|module| module.file.clone());
-        let main = [Some(guest.kernel.clone()), guest.initrd.clone()];
-        main.into_iter().flatten().chain(modules).collect::<Vec<_>>()
-    };
-    for named in &config.guests.iter().flat_map(of_guest).collect::<Vec<_>>() {
-        let file = BootFile { name: image_name(named)?, path: folder.join(named) };
+    let mut refusals = Vec::new();
+    for (guest, key, index, named) in named(config) {
+        let mut refuse = |sentence| refusals.push(Refusal::entry(guest, (key, index), sentence));
+        let name = match image_name(named) {
+            Ok(name) => name,
+            Err(why) => {
+                refuse(why);
+                continue;
+            }
+        };
+        let file = BootFile { name, path: folder.join(named) };
         match files.iter().find(|other| other.name.eq_ignore_ascii_case(&file.name)) {
             Some(other) if other.path == file.path => {}
-            Some(other) => return Err(clash(&file, other)),
+            Some(other) => refuse(clash(&file, other)),
             None => files.push(file),
         }
     }
-    Ok(files)
+    // More than these the hypervisor does not take (`boot::info`), the configuration among them.
+    if files.len() > MAX_FILES {
+        let (count, most) = (files.len(), MAX_FILES);
+        let sentence =
+            format!("the configuration and its files are {count}, and {most} can be: name fewer");
+        refusals.push(Refusal::machine(sentence));
+    }
+    (files, refusals)
 }
 
 fn clash(file: &BootFile, other: &BootFile) -> String {
@@ -123,7 +187,12 @@ mod tests {
     }
 
     fn files(text: &str) -> std::result::Result<Vec<BootFile>, String> {
-        boot_files(&config::parse(text).unwrap(), Path::new("d/x.toml"), Path::new("d"))
+        let config = config::parse(text).unwrap();
+        let (files, refusals) = boot_files(&config, Path::new("d/x.toml"), Path::new("d"));
+        match refusals.first() {
+            None => Ok(files),
+            Some(refusal) => Err(place(Path::new("d/x.toml"), refusal)),
+        }
     }
 
     #[test]
@@ -160,7 +229,7 @@ mod tests {
         let error = files(&text).unwrap_err();
         assert_eq!(
             error,
-            "d/x/vmlinuz and d/y/VMLINUZ would both be called VMLINUZ in the image: rename one \
+            "d/x.toml:11: guest b: d/x/vmlinuz and d/y/VMLINUZ would both be called VMLINUZ in the image: rename one \
              of them"
         );
         assert!(files(&guest("a", 0, "other/nexit.toml", "i")).is_err());

@@ -246,6 +246,13 @@ impl Groups {
     /// # Errors
     /// The first function whose group is divided, and what would have to go with it.
     pub fn check(&self, assignment: &[impl AsRef<[Bdf]>]) -> Result<(), GroupError> {
+        self.divided(assignment).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The groups that [`Groups::check`] finds divided, each once.
+    #[must_use]
+    pub fn divided(&self, assignment: &[impl AsRef<[Bdf]>]) -> Vec<GroupError> {
+        let mut divided: Vec<GroupError> = Vec::new();
         for guest in assignment.iter().map(AsRef::as_ref) {
             let has = |bdf: Bdf| guest.contains(&bdf);
             let is_others = |bdf| !has(bdf) && assignment.iter().any(|o| o.as_ref().contains(&bdf));
@@ -254,12 +261,13 @@ impl Groups {
                     !member.may_stay_behind() || has(member.bdf) || is_others(member.bdf)
                 };
                 let together: Vec<Bdf> = self.group(function).filter(must).map(|m| m.bdf).collect();
-                if let Some(&other) = together.iter().find(|bdf| !has(**bdf)) {
-                    return Err(GroupError { function, other, together });
+                let known = divided.iter().any(|other| other.together == together);
+                if let Some(&other) = together.iter().find(|bdf| !has(**bdf) && !known) {
+                    divided.push(GroupError { function, other, together });
                 }
             }
         }
-        Ok(())
+        divided
     }
 }
 

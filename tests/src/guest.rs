@@ -250,7 +250,7 @@ impl Folder {
     pub fn run(&self, toml: &str, options: &[&str], devices: &Devices) -> Outcome {
         let config = self.write("config.toml", toml);
         let report = self.path("report.json").display().to_string();
-        let mut arguments = vec!["run", "--config", &config, "--report", &report];
+        let mut arguments = vec!["run", "--unchecked", "--config", &config, "--report", &report];
         arguments.extend(options);
         if !devices.0.is_empty() {
             arguments.push("--");

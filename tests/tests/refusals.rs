@@ -138,7 +138,10 @@ fn a_bridge() {
     let group = "devices = [\"00:1f.0\", \"00:1f.2\", \"00:1f.3\"]";
     for (name, further) in [("refuse-bridge", alone), ("refuse-bridge-in-group", group)] {
         let sentence = refusal(name, &Payload { further, ..ends() }.toml(), &[]);
-        assert_says(&sentence, &["nexit.toml: guest ends: ", "00:1f.0", "is a bridge"]);
+        assert_says(
+            &sentence,
+            &["nexit.toml, line 8: guest ends: devices: ", "00:1f.0", "is a bridge"],
+        );
     }
 }
 

@@ -107,6 +107,18 @@ impl fmt::Display for BusError {
 
 impl core::error::Error for BusError {}
 
+/// Whether a guest's bus has room for these functions, and for so many regions of shared memory.
+///
+/// # Errors
+/// The first for which it has none.
+pub fn check_places(functions: &[Bdf], shared: usize) -> Result<(), BusError> {
+    let mut places = slots::place(functions).map_err(BusError::NoSlot)?;
+    for _ in 0..shared {
+        places.push(slots::free(places.iter().copied()).ok_or(BusError::NoSlotForShared)?);
+    }
+    Ok(())
+}
+
 /// The bus of one guest.
 #[derive(Debug)]
 pub struct VirtualBus {

@@ -1,19 +1,17 @@
 //! A guest's PCI functions, interrupt lines and ports: checked against the machine, put into a DMA
 //! domain of their own, and routed.
 
-use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::fmt::Display;
 
 use arch::address::HpaRange;
 use arch::iommu::{DomainId, IommuError};
 use arch::msr::PortRange;
 use arch::{Bdf, Hpa, Iova};
-use config::{Config, Devices, GuestConfig, Uart};
+use config::{GuestConfig, Uart};
 use cpu::config_space::MachineConfigSpace;
 use guest::lines::Line;
 use guest::memory_map::{Ecam, MemoryMap};
-use guest::pci::{BusError, VirtualBus};
+use guest::pci::VirtualBus;
 
 use super::seats::processors;
 use super::{Share, address_bits};
@@ -21,36 +19,8 @@ use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::memory;
 use crate::ram::GuestRam;
-use crate::refusal::{Refusal, refuse};
+use crate::refusal::Refusal;
 use crate::routes::Routes;
-
-/// The functions of each guest, in the order of the file: they exist, and no group is divided.
-pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Bdf>>, Refusal> {
-    for guest in &config.guests {
-        let excepted = matches!(guest.devices, Devices::All { .. });
-        for function in guest.devices.named() {
-            let found = find(hardware, guest, *function)?;
-            if found.is_infrastructure() && !excepted {
-                return Err(refuse!(
-                    "nexit.toml: guest {}: {}",
-                    guest.name,
-                    BusError::NotADevice(*function)
-                ));
-            }
-        }
-    }
-    // "all" is the devices that a guest could want.
-    let stays = |it: &pci::Function| it.is_infrastructure() || it.is_of_the_platform();
-    let given = hardware.functions.iter().filter(|function| !stays(function));
-    let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
-    let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
-    let owned: Vec<Vec<Bdf>> = owned.collect();
-    // Without an IOMMU nothing keeps anything apart, and the one guest is trusted with all.
-    if hardware.iommu.is_some() {
-        hardware.groups.check(&owned).map_err(|error| refuse!("nexit.toml: {error}"))?;
-    }
-    Ok(owned)
-}
 
 /// Puts the guest's functions into a DMA domain of their own, if they and an IOMMU are there.
 pub(super) fn assign(
@@ -114,20 +84,18 @@ pub(super) fn virtual_bus(
     timer: Option<u32>,
     config: &mut MachineConfigSpace,
 ) -> Result<(VirtualBus, Vec<Line>), Refusal> {
-    let sentence = |error: &dyn Display| refuse!("nexit.toml: guest {}: {error}", guest.name);
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let mut bus = VirtualBus::new(config, functions, ecam, windows).map_err(|e| sentence(&e))?;
+    let mut bus = VirtualBus::new(config, functions, ecam, windows)?;
     for share in shares {
         bus.add_shared(share.memory, share.peer)?;
     }
     let isa = bus.legacy_ide().map(|channel| channel.gsi).chain(timer);
-    let lines = guest::lines::of(guest, isa).map_err(|error| sentence(&error))?;
+    let lines = guest::lines::of(guest, isa)?;
     for entry in &guest.intx {
         if let Some(line) = lines.iter().find(|line| line.gsi == entry.gsi) {
-            let wired = bus.wire(config, entry.function, line.input as u8);
-            wired.map_err(|error| sentence(&error))?;
+            bus.wire(config, entry.function, line.input as u8)?;
         }
     }
     Ok((bus, lines))
@@ -140,13 +108,7 @@ pub(super) fn quiet_uart(guest: &GuestConfig) -> Result<(), Refusal> {
     if unsafe { cpu::serial::quiet(uart.ports().first) } {
         return Ok(());
     }
-    Err(refuse!(
-        "nexit.toml: guest {}: the machine has no UART at {} (port {:#x}): remove uart, or enable it in \
-         the firmware's setup",
-        guest.name,
-        uart.name(),
-        uart.ports().first
-    ))
+    Err(plan::interrupts::no_uart(guest, uart).into())
 }
 
 /// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
@@ -162,60 +124,6 @@ pub(super) fn map_bars(
                 memory::map_device(hardware.memory, range)?;
             }
         }
-    }
-    Ok(())
-}
-
-/// The function of this address.
-fn find<'a>(
-    hardware: &'a Hardware,
-    guest: &GuestConfig,
-    function: Bdf,
-) -> Result<&'a pci::Function, Refusal> {
-    hardware.functions.iter().find(|found| found.bdf == function).ok_or_else(|| {
-        let list: Vec<_> = hardware.functions.iter().map(|found| found.bdf.to_string()).collect();
-        refuse!(
-            "nexit.toml: guest {}: devices names {function}, but the machine has no such PCI \
-             function; it has {}",
-            guest.name,
-            list.join(", ")
-        )
-    })
-}
-
-/// Whether the function can be given to a guest on this machine.
-pub(super) fn check_function(
-    hardware: &Hardware,
-    guest: &GuestConfig,
-    function: Bdf,
-) -> Result<(), Refusal> {
-    let name = &guest.name;
-    let relaxed = find(hardware, guest, function)?.outlives_reserved_memory();
-    let reserved = hardware.reserved_memory(function);
-    if let Some(range) = reserved.filter(|_| relaxed) {
-        logln!(
-            "guest {name}: {function} is taken from the firmware, which used it for DMA to {} (an RMRR)",
-            range.start
-        );
-    } else if let Some(range) = reserved {
-        return Err(refuse!(
-            "nexit.toml: guest {name}: {function} cannot be assigned: the firmware keeps using it \
-             for DMA to {} (an RMRR of its DMAR table)",
-            range.start
-        ));
-    }
-    check_iommu(hardware, guest, function)
-}
-
-fn check_iommu(hardware: &Hardware, guest: &GuestConfig, function: Bdf) -> Result<(), Refusal> {
-    let name = &guest.name;
-    if hardware.iommu.is_none() && hardware.identity_ram.is_none() {
-        return Err(refuse!(
-            "nexit.toml: guest {name}: {function} cannot be assigned: the machine has no usable IOMMU, \
-             so the device could reach all memory ({}). Repair that, or write unsafe_no_iommu = true to \
-             trust the guest with the whole machine",
-            hardware.no_iommu
-        ));
     }
     Ok(())
 }
@@ -260,23 +168,4 @@ pub(super) fn port_passes(
         ports.extend([channel.command, channel.control]);
     }
     ports
-}
-
-/// Raw ports must be nobody else's: not a device's that the guest gets anyway, nor what the
-/// hypervisor keeps for itself, such as PCI's configuration ports.
-pub(super) fn check_ports(guest: &GuestConfig) -> Result<(), Refusal> {
-    const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
-    for range in &guest.io_ports {
-        let claimed = (range.first..=range.last).find(|port| {
-            guest::devices::Devices::claims(*port) || PCI_CONFIGURATION.contains(*port)
-        });
-        if let Some(port) = claimed {
-            return Err(refuse!(
-                "nexit.toml: guest {}: io_ports names {port:#x}, which is a virtual device's or the \
-                 hypervisor's own: remove it",
-                guest.name
-            ));
-        }
-    }
-    Ok(())
 }

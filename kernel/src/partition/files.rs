@@ -1,5 +1,7 @@
 //! The files that a guest begins from, and how they get into its memory.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use arch::machine::GuestMemory;
@@ -17,7 +19,7 @@ use super::address_bits;
 use super::seats::virtual_ids;
 use crate::bring_up::Hardware;
 use crate::ram::GuestRam;
-use crate::refusal::{Refusal, refuse};
+use crate::refusal::Refusal;
 
 /// The files that a guest begins from.
 pub(super) struct Files {
@@ -28,38 +30,29 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn find(hardware: &Hardware, guest: &GuestConfig) -> Result<Self, Refusal> {
-        let initrd = guest.initrd.as_ref().map(|name| file(hardware, guest, "initrd", name));
-        let modules = guest.modules.iter();
-        let modules = modules.map(|module| file(hardware, guest, "modules", &module.file));
+        let file = |path: &str| Ok(module_bytes(module(hardware, path).map_err(Refusal::new)?));
+        let modules = guest.modules.iter().map(|module| file(&module.file));
         Ok(Self {
-            kernel: file(hardware, guest, "kernel", &guest.kernel)?,
-            initrd: initrd.transpose()?,
-            modules: modules.collect::<Result<_, _>>()?,
+            kernel: file(&guest.kernel)?,
+            initrd: guest.initrd.as_deref().map(file).transpose()?,
+            modules: modules.collect::<Result<_, Refusal>>()?,
         })
     }
 }
 
-/// The boot module that a key of the configuration names.
-fn file(
-    hardware: &Hardware,
-    guest: &GuestConfig,
-    key: &str,
+/// The boot module that a path in the configuration names; or why there is none.
+pub(super) fn module<'a>(
+    hardware: &'a Hardware,
     path: &str,
-) -> Result<&'static [u8], Refusal> {
+) -> Result<&'a Module<'static>, String> {
     let name = path.rsplit('/').next().unwrap_or(path);
-    let module = hardware.module(name).ok_or_else(|| {
+    hardware.module(name).ok_or_else(|| {
         let passed: Vec<&str> = hardware.modules.iter().map(|module| module.name).collect();
-        refuse!(
-            "nexit.toml: guest {}: {key} = \"{path}\": the loader passed no file {name}; it passed \
-             {}",
-            guest.name,
-            passed.join(", ")
-        )
-    })?;
-    Ok(module_bytes(module))
+        format!("the loader passed no file {name}; it passed {}", passed.join(", "))
+    })
 }
 
-fn module_bytes(module: &Module<'static>) -> &'static [u8] {
+pub(super) fn module_bytes(module: &Module<'static>) -> &'static [u8] {
     // SAFETY: modules are kept out of the free memory, and out of a guest's, as long as the
     // hypervisor runs.
     unsafe { physical::bytes(module.range.start, module.range.length as usize) }
@@ -77,9 +70,6 @@ pub(super) fn load(
 ) -> Result<StartState, Refusal> {
     let Files { kernel, initrd, modules } = files;
     let (kernel, initrd) = (*kernel, *initrd);
-    let sentence = |error: &dyn core::fmt::Display| {
-        refuse!("nexit.toml: guest {}: kernel = \"{}\": {error}", guest.name, guest.kernel)
-    };
     let requests = modules.iter().zip(&guest.modules);
     let requests: Vec<ModuleRequest<'_>> = requests
         .map(|(bytes, module)| ModuleRequest { size: bytes.len(), words: &module.args })
@@ -92,7 +82,7 @@ pub(super) fn load(
         memory: map,
         rsdp: ACPI_TABLES,
     };
-    let plan = guest::load::plan(request).map_err(|error| sentence(&error))?;
+    let plan = guest::load::plan(request)?;
     for copy in &plan.copies {
         let source = match copy.source {
             Source::Kernel => kernel,
@@ -100,7 +90,7 @@ pub(super) fn load(
             Source::Module(index) => modules.get(index).copied().unwrap_or_default(),
         };
         let bytes = source.get(copy.bytes.clone()).unwrap_or_default();
-        ram.write(copy.to, bytes).map_err(|error| sentence(&error))?;
+        ram.write(copy.to, bytes)?;
     }
     let apic_ids = virtual_ids(guest);
     let parameters = Parameters {
@@ -113,7 +103,7 @@ pub(super) fn load(
         pm_timer,
     };
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
-        ram.write(blob.at, &blob.bytes).map_err(|error| sentence(&error))?;
+        ram.write(blob.at, &blob.bytes)?;
     }
     Ok(plan.start)
 }

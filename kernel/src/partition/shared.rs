@@ -14,7 +14,7 @@ use guest::pci::SharedMemory;
 use super::seats::processors;
 use crate::bring_up::Hardware;
 use crate::console::logln;
-use crate::refusal::{Refusal, refuse};
+use crate::refusal::Refusal;
 
 const _: () = assert!(config::MOST_PEERS <= guest::pci::MOST_PEERS);
 
@@ -37,20 +37,9 @@ pub(crate) struct Share {
 
 /// The shares of each guest, in the order of the file.
 pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Share>>, Refusal> {
-    const LARGE_PAGE: u64 = 2 << 20;
     let mut shares = alloc::vec![Vec::new(); config.guests.len()];
     for region in &config.shared {
-        let free = hardware.memory.available();
-        let alignment = region.size.min(LARGE_PAGE);
-        let start = hardware.memory.allocate(region.size, alignment).ok_or_else(|| {
-            refuse!(
-                "nexit.toml: shared {}: size = {} KiB is not there in one piece: the machine has \
-                 {} MiB free",
-                region.name,
-                region.size >> 10,
-                free >> 20
-            )
-        })?;
+        let start = plan::memory::share(region, &mut { hardware.memory })?;
         // SAFETY: fresh memory of the pool, which nobody else has.
         unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
         let memory: &'static SharedMemory =
