@@ -419,12 +419,8 @@ fn take_over_devices(
     space: &mut MachineConfigSpace,
     tsc_khz: u64,
 ) -> Vec<pci::Function> {
-    let mut functions = Vec::new();
-    for segment in space.segments() {
-        let buses = (0..=u8::MAX).filter(|bus| space.reaches(segment, *bus));
-        functions.extend(pci::scan(space, segment, buses));
-    }
     let mut delay = |ms: u32| cpu::start::wait(tsc_khz, u64::from(ms) * 1000);
+    let functions = find_functions(space, &mut delay);
     for function in &functions {
         let map = |start: Hpa| {
             let range = HpaRange { start, length: usb::REGISTERS };
@@ -439,6 +435,40 @@ fn take_over_devices(
         logln!("{}: USB controller {how}", function.bdf);
     }
     pci::reset::quiesce(space, &functions);
+    functions
+}
+
+/// Finds every function, awake: one that sleeps would lose its BARs on the way to its guest, and what is
+/// behind a bridge that sleeps is found once that is awake.
+fn find_functions(
+    space: &mut MachineConfigSpace,
+    delay: &mut dyn FnMut(u32),
+) -> Vec<pci::Function> {
+    /// Bridges behind each other that sleep.
+    const MAX_DEPTH: u32 = 8;
+    let mut functions = Vec::new();
+    for _ in 0..MAX_DEPTH {
+        functions.clear();
+        for segment in space.segments() {
+            let buses = (0..=u8::MAX).filter(|bus| space.reaches(segment, *bus));
+            functions.extend(pci::scan(space, segment, buses));
+        }
+        let mut woken = false;
+        for function in &functions {
+            let (bdf, report) = (function.bdf, &mut |event| logln!("{event}"));
+            match pci::power::wake(space, function, delay, report) {
+                Ok(false) => {}
+                Ok(true) => {
+                    logln!("{bdf}: the firmware left it asleep: woken");
+                    woken |= matches!(function.header, HeaderType::Bridge { .. });
+                }
+                Err(error) => logln!("{error}"),
+            }
+        }
+        if !woken {
+            break;
+        }
+    }
     functions
 }
 

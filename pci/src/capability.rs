@@ -14,6 +14,8 @@ pub const POWER_MANAGEMENT: u16 = 0x01;
 pub const VITAL_PRODUCT_DATA: u16 = 0x03;
 /// Message Signalled Interrupts.
 pub const MSI: u16 = 0x05;
+/// PCI-X.
+pub const PCI_X: u16 = 0x07;
 /// Vendor-specific.
 pub const VENDOR_SPECIFIC: u16 = 0x09;
 /// PCI Express.
@@ -23,6 +25,8 @@ pub const MSI_X: u16 = 0x11;
 /// Advanced Features (conventional PCI).
 pub const ADVANCED_FEATURES: u16 = 0x13;
 
+/// Extended capability: Advanced Error Reporting.
+pub const ADVANCED_ERROR_REPORTING: u16 = 0x01;
 /// Extended capability: Device Serial Number.
 pub const DEVICE_SERIAL_NUMBER: u16 = 0x03;
 /// Extended capability: Vendor-Specific.
@@ -30,6 +34,12 @@ pub const EXTENDED_VENDOR_SPECIFIC: u16 = 0x0b;
 
 /// Extended capability: Access Control Services.
 pub const ACCESS_CONTROL_SERVICES: u16 = 0x0d;
+/// Extended capability: Resizable BAR.
+pub const RESIZABLE_BAR: u16 = 0x15;
+/// Extended capability: Latency Tolerance Reporting.
+pub const LATENCY_TOLERANCE: u16 = 0x18;
+/// Extended capability: Precision Time Measurement.
+pub const PRECISION_TIME: u16 = 0x1f;
 
 /// First offset of extended configuration space.
 pub const EXTENDED: u16 = 0x100;

@@ -5,7 +5,7 @@
 //! machine comes back as an [`view::Effect`] or as a decoded [`message::GuestInterrupt`]; the
 //! `guest` crate carries it out.
 //!
-//! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`reset`], [`acs`],
+//! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`power`], [`reset`], [`acs`],
 //!   [`usb`], [`groups`] (which functions go together)
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
@@ -23,6 +23,8 @@ pub mod header;
 pub mod message;
 pub mod msi;
 pub mod msix;
+pub mod power;
+mod quirks;
 pub mod reset;
 pub mod usb;
 pub mod view;

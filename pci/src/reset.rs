@@ -1,7 +1,9 @@
 //! Taking a function away from whoever had it: bus mastering off, and reset.
 //!
 //! Three ways, best first: Function Level Reset; the power states D3hot and D0; and where a bridge has
-//! nothing behind it but functions of one owner, the bridge's Secondary Bus Reset for all of them.
+//! nothing behind it but functions of one owner, the bridge's Secondary Bus Reset for all of them. Ways
+//! that are broken in a device are left out ([`crate::quirks`]), and where a function does not come back
+//! from its own way, its bus is tried.
 //!
 //! Invariant: a function that is reset has its BARs where they were, decoding and bus mastering off;
 //! for every other there is an error that says why. Nobody else's function is touched.
@@ -13,7 +15,30 @@ use arch::machine::ConfigSpace;
 use arch::{Bdf, Width};
 
 use crate::capability::{self, find};
-use crate::header::{BAR0, BAR5, CACHE_LINE_SIZE, Command, Function, HeaderType, VENDOR_ID};
+use crate::header::{Command, EXPANSION_ROM, Function, HeaderType, VENDOR_ID};
+use crate::{power, quirks};
+pub(crate) use saved::Saved;
+
+mod saved;
+#[cfg(test)]
+mod tests;
+
+/// How long transactions may be pending before a reset. The longest completion timeout that a device
+/// has by itself is 50 ms ("Completion Timeout Mechanism"); Linux waits as long as this.
+const MAX_PENDING_MS: u32 = 700;
+/// A Function Level Reset takes as long at most ("Function Level Reset"), and as much is left to a device
+/// behind a port ("Conventional Reset").
+const RESET_MS: u32 = 100;
+/// A conventional bus has as much after its reset: 2^25 clocks at 33 MHz (PCI Local Bus Specification,
+/// "Reset").
+const CONVENTIONAL_BUS_MS: u32 = 1000;
+/// From here on the log says that there is a wait.
+const LONG_WAIT_MS: u32 = 1000;
+/// A device may go on saying that it is not ready ("Configuration Request Retry Status"), NVMe controllers
+/// for many seconds. Linux gives up after as long.
+const MAX_READY_MS: u32 = 60_000;
+/// Between two questions.
+const POLL_MS: u32 = 10;
 
 /// Clears Bus Master of every function but bridges, and takes their INTx: a line that a guest gets may
 /// be another function's too. Bridges that lead to a bus forward what masters there: no guest sees them
@@ -39,8 +64,6 @@ pub fn quiesce<'a>(
 pub enum ResetError {
     /// It offers no way of its own, and shares its bus with others or is on a root bus.
     NotSupported(Bdf),
-    /// It still had transactions pending when the wait ended.
-    Busy(Bdf),
     /// It did not answer again.
     Lost(Bdf),
 }
@@ -53,19 +76,52 @@ impl fmt::Display for ResetError {
                 "{bdf} can be reset neither by Function Level Reset nor through its power states, \
                  nor its bus alone: power the machine off to give it to another guest"
             ),
-            Self::Busy(bdf) => write!(
+            Self::Lost(bdf) => write!(
                 f,
-                "{bdf} still has transactions pending after 100 ms and is not reset: \
-                 power the machine off to give it to another guest"
+                "{bdf} does not answer {} s after its reset: power the machine off and on",
+                MAX_READY_MS / 1000
             ),
-            Self::Lost(bdf) => {
-                write!(f, "{bdf} does not answer 1 s after its reset: power the machine off and on")
-            }
         }
     }
 }
 
 impl core::error::Error for ResetError {}
+
+/// What the log should say of a reset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Transactions are still pending: it is reset all the same.
+    Pending(Bdf),
+    /// It does not answer yet.
+    Waiting(Bdf),
+    /// It does not come back from its own reset: its bus is tried.
+    TryingBus(Bdf),
+    /// It was not reset.
+    Failed(ResetError),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pending(bdf) => write!(
+                f,
+                "{bdf} still has transactions pending after {MAX_PENDING_MS} ms: it is reset all the same"
+            ),
+            Self::Waiting(bdf) => write!(
+                f,
+                "{bdf} does not answer {LONG_WAIT_MS} ms after its reset: it is given {} s",
+                MAX_READY_MS / 1000
+            ),
+            Self::TryingBus(bdf) => {
+                write!(
+                    f,
+                    "{bdf} does not come back from its own reset: its bus is reset, if it is alone there"
+                )
+            }
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
 
 /// The ways to reset one function alone, best first.
 #[derive(Clone, Copy)]
@@ -84,7 +140,18 @@ struct Field {
     bit: u32,
 }
 
-fn method(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
+fn method(space: &impl ConfigSpace, function: &Function) -> Option<Method> {
+    let reset = function_level(space, function.bdf);
+    if reset.is_some() && !quirks::has_broken_function_reset(function) {
+        return reset;
+    }
+    const NO_SOFT_RESET: u32 = 1 << 3;
+    let at = power::control(space, function.bdf)?;
+    let soft = space.read(function.bdf, at, Width::Word) & NO_SOFT_RESET == 0;
+    (soft && !quirks::has_broken_power_reset(function)).then_some(Method::PowerState(at))
+}
+
+fn function_level(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
     let read = |offset, width| space.read(function, offset, width);
     if let Some(at) = find(space, function, capability::PCI_EXPRESS).map(|c| c.offset)
         && read(at + 4, Width::Dword) & 1 << 28 != 0
@@ -93,344 +160,190 @@ fn method(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
         let pending = Field { offset: at + 10, width: Width::Word, bit: 1 << 5 };
         return Some(Method::FunctionLevel { initiate, pending });
     }
-    if let Some(at) = find(space, function, capability::ADVANCED_FEATURES).map(|c| c.offset)
-        && read(at + 3, Width::Byte) & 3 == 3
-    {
-        let initiate = Field { offset: at + 4, width: Width::Byte, bit: 1 };
-        let pending = Field { offset: at + 5, width: Width::Byte, bit: 1 };
-        return Some(Method::FunctionLevel { initiate, pending });
-    }
-    const NO_SOFT_RESET: u32 = 1 << 3;
-    let at = find(space, function, capability::POWER_MANAGEMENT)?.offset + 4;
-    (read(at, Width::Word) & NO_SOFT_RESET == 0).then_some(Method::PowerState(at))
+    let at = find(space, function, capability::ADVANCED_FEATURES)?.offset;
+    let initiate = Field { offset: at + 4, width: Width::Byte, bit: 1 };
+    let pending = Field { offset: at + 5, width: Width::Byte, bit: 1 };
+    let offered = read(at + 3, Width::Byte) & 3 == 3;
+    offered.then_some(Method::FunctionLevel { initiate, pending })
 }
 
-/// Resets the functions `owned`, of `all` in the machine, and hands `failed` those that could not be.
+/// Resets the functions `owned`, of `all` in the machine, and tells `report` what went other than well.
 /// `delay` waits for so many milliseconds.
 pub fn reset_all(
     space: &mut impl ConfigSpace,
     all: &[Function],
     owned: &[Bdf],
     delay: &mut dyn FnMut(u32),
-    failed: &mut dyn FnMut(ResetError),
+    report: &mut dyn FnMut(Event),
 ) {
     let mut left = Vec::new();
-    for function in owned {
-        match reset(space, *function, delay) {
-            Ok(()) => {}
-            Err(ResetError::NotSupported(_)) => left.push(*function),
-            Err(error) => failed(error),
+    let owned_functions = || all.iter().filter(|function| owned.contains(&function.bdf));
+    let mut saved = Vec::new();
+    for function in owned_functions() {
+        // Asleep, it might not take a reset.
+        if let Err(error) = power::wake(space, function, delay, report) {
+            report(Event::Failed(error));
+        }
+        let decoding = quiet(space, function.bdf);
+        saved.push((function.bdf, decoding, Saved::read(space, function.bdf)));
+    }
+    let saved = |function: Bdf| saved.iter().filter(move |it| it.0 == function);
+    for function in owned_functions() {
+        match reset(space, function, delay, report) {
+            Ok(()) => saved(function.bdf).for_each(|(_, _, saved)| saved.restore(space)),
+            Err(error) => left.push((function.bdf, error)),
         }
     }
-    while let Some(function) = left.pop() {
+    while let Some((function, error)) = left.pop() {
         let Some((bridge, behind)) = bus_of(all, function, owned) else {
-            failed(ResetError::NotSupported(function));
+            // It is handed on as it is.
+            for (_, decoding, _) in saved(function) {
+                (*decoding | Command::INTERRUPT_DISABLE).write(space, function);
+            }
+            report(Event::Failed(error));
             continue;
         };
-        reset_bus(space, bridge, &behind, delay).unwrap_or_else(&mut *failed);
-        left.retain(|other| !behind.contains(other));
+        if error == ResetError::Lost(function) {
+            report(Event::TryingBus(function));
+        }
+        reset_bus(space, bridge, delay);
+        for function in &behind {
+            match until_ready(space, *function, delay, report) {
+                Ok(()) => saved(*function).for_each(|(_, _, saved)| saved.restore(space)),
+                Err(error) => report(Event::Failed(error)),
+            }
+        }
+        left.retain(|(other, _)| !behind.contains(other));
     }
 }
 
-/// The bridge above `function` and all that is behind it, if that are devices of `owned` only: a bridge
-/// there would lose its bus numbers.
+/// No decoding, no bus mastering, no interrupt, no ROM. Returns what it decoded.
+fn quiet(space: &mut impl ConfigSpace, function: Bdf) -> Command {
+    const MESSAGE_CONTROL: u16 = 2;
+    const ROM_ENABLE: u32 = 1;
+    let command = Command::read(space, function);
+    Command::INTERRUPT_DISABLE.write(space, function);
+    for (id, enable) in [(capability::MSI, 1), (capability::MSI_X, 1 << 15)] {
+        if let Some(capability) = find(space, function, id) {
+            let at = capability.offset + MESSAGE_CONTROL;
+            let control = space.read(function, at, Width::Word);
+            space.write(function, at, Width::Word, control & !enable);
+        }
+    }
+    let rom = space.read(function, EXPANSION_ROM, Width::Dword);
+    space.write(function, EXPANSION_ROM, Width::Dword, rom & !ROM_ENABLE);
+    command & (Command::IO_SPACE | Command::MEMORY_SPACE)
+}
+
+/// The bridge above `function` and all that is behind it, if that are devices of `owned` only, none of
+/// which is known not to come back: a bridge there would lose its bus numbers.
 fn bus_of(all: &[Function], function: Bdf, owned: &[Bdf]) -> Option<(Bdf, Vec<Bdf>)> {
     let bus = function.bus();
     let mut segment = all.iter().filter(|other| other.bdf.segment() == function.segment());
     let behind = segment.clone().filter(|other| other.bdf.bus() == bus);
     let header = HeaderType::Bridge { secondary: bus, subordinate: bus };
     let bridge = segment.find(|other| other.header == header)?;
-    let ours = |other: &Function| owned.contains(&other.bdf) && !other.is_infrastructure();
+    let ours = |other: &Function| {
+        owned.contains(&other.bdf)
+            && !other.is_infrastructure()
+            && !quirks::has_broken_bus_reset(other)
+    };
     behind.clone().all(ours).then(|| (bridge.bdf, behind.map(|other| other.bdf).collect()))
 }
 
 /// Resets everything behind a bridge (PCI-to-PCI Bridge Architecture Specification, "Bridge Control
-/// Register").
-fn reset_bus(
-    space: &mut impl ConfigSpace,
-    bridge: Bdf,
-    behind: &[Bdf],
-    delay: &mut dyn FnMut(u32),
-) -> Result<(), ResetError> {
+/// Register"), and waits until a link is up again (PCI Express Base Specification, "Conventional Reset").
+fn reset_bus(space: &mut impl ConfigSpace, bridge: Bdf, delay: &mut dyn FnMut(u32)) {
     const BRIDGE_CONTROL: u16 = 0x3e;
     const SECONDARY_BUS_RESET: u32 = 1 << 6;
-    let saved: Vec<Saved> = behind.iter().map(|function| Saved::quiet(space, *function)).collect();
     let control = space.read(bridge, BRIDGE_CONTROL, Width::Word);
     space.write(bridge, BRIDGE_CONTROL, Width::Word, control | SECONDARY_BUS_RESET);
     delay(2);
-    space.write(bridge, BRIDGE_CONTROL, Width::Word, control);
-    delay(100);
-    let mut result = Ok(());
-    for (function, saved) in behind.iter().zip(&saved) {
-        result = saved.restore(space, *function, delay).and(result);
+    space.write(bridge, BRIDGE_CONTROL, Width::Word, control & !SECONDARY_BUS_RESET);
+    let express = find(space, bridge, capability::PCI_EXPRESS);
+    let Some(at) = express.map(|c| c.offset).filter(|at| is_port(space, bridge, *at)) else {
+        return delay(CONVENTIONAL_BUS_MS);
+    };
+    delay(RESET_MS);
+    if space.read(bridge, at + LINK_CAPABILITIES, Width::Dword) & LINK_ACTIVE_REPORTING != 0 {
+        let up = || space.read(bridge, at + LINK_STATUS, Width::Word) & LINK_ACTIVE != 0;
+        let waited = wait(delay, LONG_WAIT_MS, up);
+        // A link that was not up at once is young: devices have their time from there on.
+        if waited > 0 {
+            delay(RESET_MS);
+        }
     }
-    result
+}
+
+const LINK_CAPABILITIES: u16 = 0x0c;
+/// Data Link Layer Link Active Reporting Capable.
+const LINK_ACTIVE_REPORTING: u32 = 1 << 20;
+const LINK_STATUS: u16 = 0x12;
+/// Data Link Layer Link Active.
+const LINK_ACTIVE: u32 = 1 << 13;
+
+/// A root port or the downstream port of a switch, whose secondary bus is a link.
+fn is_port(space: &impl ConfigSpace, bridge: Bdf, express: u16) -> bool {
+    matches!(space.read(bridge, express + 2, Width::Word) >> 4 & 0xf, 4 | 6)
 }
 
 /// Resets `function` alone (PCI Express Base Specification, "Function Level Reset"; PCI Power
-/// Management Interface Specification, "D3hot State"). `delay` waits for so many milliseconds.
-///
-/// # Errors
-/// When the function has no such reset, stays busy, or does not come back.
+/// Management Interface Specification, "D3hot State"), until it answers again.
 fn reset(
     space: &mut impl ConfigSpace,
-    function: Bdf,
+    function: &Function,
     delay: &mut dyn FnMut(u32),
+    report: &mut dyn FnMut(Event),
 ) -> Result<(), ResetError> {
-    let method = method(space, function).ok_or(ResetError::NotSupported(function))?;
-    let saved = Saved::quiet(space, function);
-    match method {
+    let bdf = function.bdf;
+    match method(space, function).ok_or(ResetError::NotSupported(bdf))? {
         Method::FunctionLevel { initiate, pending } => {
-            let idle = |space: &_| {
-                ConfigSpace::read(space, function, pending.offset, pending.width) & pending.bit == 0
-            };
-            if !wait(delay, 100, || idle(&*space)) {
-                return Err(ResetError::Busy(function));
+            let idle = || space.read(bdf, pending.offset, pending.width) & pending.bit == 0;
+            wait(delay, MAX_PENDING_MS, idle);
+            if space.read(bdf, pending.offset, pending.width) & pending.bit != 0 {
+                report(Event::Pending(bdf));
             }
-            let value = space.read(function, initiate.offset, initiate.width) | initiate.bit;
-            space.write(function, initiate.offset, initiate.width, value);
+            let value = space.read(bdf, initiate.offset, initiate.width) | initiate.bit;
+            space.write(bdf, initiate.offset, initiate.width, value);
+            delay(RESET_MS + quirks::rest_after_function_reset_ms(function));
         }
         Method::PowerState(at) => {
-            space.write(function, at, Width::Word, 3);
-            delay(10);
-            space.write(function, at, Width::Word, 0);
-        }
-    }
-    delay(100);
-    saved.restore(space, function, delay)
-}
-
-/// Asks `done` every 10 ms, for `limit` ms at most.
-fn wait(delay: &mut dyn FnMut(u32), limit: u32, done: impl Fn() -> bool) -> bool {
-    (0..limit / 10).any(|_| {
-        let is_done = done();
-        if !is_done {
-            delay(10);
-        }
-        is_done
-    })
-}
-
-/// What a reset loses and the firmware had set up.
-struct Saved {
-    bars: [u32; 6],
-    cache_line_and_latency: u32,
-    /// Offset and value of Device Control.
-    device_control: Option<(u16, u32)>,
-}
-
-fn bar_offsets() -> impl Iterator<Item = u16> {
-    (BAR0..=BAR5).step_by(4)
-}
-
-impl Saved {
-    /// Makes the function quiet, and reads it.
-    fn quiet(space: &mut impl ConfigSpace, function: Bdf) -> Self {
-        Command::INTERRUPT_DISABLE.write(space, function);
-        let mut bars = [0; 6];
-        for (bar, offset) in bars.iter_mut().zip(bar_offsets()) {
-            *bar = space.read(function, offset, Width::Dword);
-        }
-        let control = find(space, function, capability::PCI_EXPRESS).map(|c| c.offset + 8);
-        Self {
-            bars,
-            cache_line_and_latency: space.read(function, CACHE_LINE_SIZE, Width::Word),
-            device_control: control.map(|at| (at, space.read(function, at, Width::Word))),
-        }
-    }
-
-    /// Writes it back, once the function answers again.
-    fn restore(
-        &self,
-        space: &mut impl ConfigSpace,
-        function: Bdf,
-        delay: &mut dyn FnMut(u32),
-    ) -> Result<(), ResetError> {
-        let answers = || !matches!(space.read(function, VENDOR_ID, Width::Word), 0xffff | 1);
-        if !wait(delay, 1000, answers) {
-            return Err(ResetError::Lost(function));
-        }
-        for (bar, offset) in self.bars.iter().zip(bar_offsets()) {
-            space.write(function, offset, Width::Dword, *bar);
-        }
-        space.write(function, CACHE_LINE_SIZE, Width::Word, self.cache_line_and_latency);
-        if let Some((at, value)) = self.device_control {
-            space.write(function, at, Width::Word, value);
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fake::FakeSpace;
-    use crate::header::scan;
-    use std::vec;
-    use std::vec::Vec;
-
-    const AT: Bdf = Bdf::new(0, 4, 0);
-
-    /// A device whose BARs are lost when the bit is set.
-    struct Resettable {
-        inner: FakeSpace,
-        bit: (u16, u32),
-        dead_after: bool,
-        resets: u32,
-    }
-
-    impl ConfigSpace for Resettable {
-        fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
-            if self.dead_after && self.resets > 0 {
-                return width.mask() as u32;
+            for state in [power::POWER_STATE, 0] {
+                space.write(bdf, at, Width::Word, state);
+                delay(power::TRANSITION_MS);
             }
-            self.inner.read(function, offset, width)
-        }
-
-        fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
-            if offset == self.bit.0 && value & self.bit.1 == self.bit.1 {
-                self.resets += 1;
-                self.inner.write(function, BAR0, Width::Dword, 0);
-                assert_eq!(self.inner.read(function, 4, Width::Word), 0x400, "not quiet at reset");
-                return;
-            }
-            self.inner.write(function, offset, width, value);
         }
     }
+    until_ready(space, bdf, delay, report)
+}
 
-    fn device(id: u16, body: &[u8], bit: (u16, u32)) -> Resettable {
-        let mut inner = FakeSpace::default();
-        let device = inner.device(AT, 0x010802);
-        device.capability(0x40, id, body);
-        device.set(BAR0, 0xfebd_0000);
-        device.set_writable(BAR0, 0xffff_0000);
-        device.bytes[4] = 7;
-        Resettable { inner, bit, dead_after: false, resets: 0 }
+/// Waits until the function's registers can be read again.
+pub(crate) fn until_ready(
+    space: &impl ConfigSpace,
+    function: Bdf,
+    delay: &mut dyn FnMut(u32),
+    report: &mut dyn FnMut(Event),
+) -> Result<(), ResetError> {
+    /// Vendor ID while a device answers with Configuration Request Retry Status.
+    const NOT_YET: u32 = 1;
+    let ready = || {
+        let identity = space.read(function, VENDOR_ID, Width::Dword);
+        identity != u32::MAX && identity & 0xffff != NOT_YET
+    };
+    if wait(delay, LONG_WAIT_MS, ready) < LONG_WAIT_MS || ready() {
+        return Ok(());
     }
+    report(Event::Waiting(function));
+    wait(delay, MAX_READY_MS - LONG_WAIT_MS, ready);
+    if ready() { Ok(()) } else { Err(ResetError::Lost(function)) }
+}
 
-    fn express() -> Resettable {
-        device(capability::PCI_EXPRESS, &[2, 0, 0, 0, 0, 0x10, 0x20, 0x28, 0, 0], (0x48, 1 << 15))
+/// Asks `done` now and then, for `limit` ms at most. Returns how long it waited.
+fn wait(delay: &mut dyn FnMut(u32), limit: u32, done: impl Fn() -> bool) -> u32 {
+    let mut waited = 0;
+    while waited < limit && !done() {
+        delay(POLL_MS);
+        waited += POLL_MS;
     }
-
-    #[test]
-    fn every_method_resets_once_and_restores_the_bars() {
-        let advanced = device(capability::ADVANCED_FEATURES, &[6, 3, 0, 0], (0x44, 1));
-        let power = device(capability::POWER_MANAGEMENT, &[3, 0, 0, 0], (0x44, 3));
-        for mut space in [express(), advanced, power] {
-            let mut waited = 0;
-            assert_eq!(reset(&mut space, AT, &mut |ms| waited += ms), Ok(()));
-            assert_eq!(space.resets, 1);
-            assert!(waited >= 100);
-            assert_eq!(space.read(AT, BAR0, Width::Dword), 0xfebd_0000);
-            assert_eq!(space.read(AT, 4, Width::Word), 0x400);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_reset_says_so() {
-        let mut plain = device(capability::POWER_MANAGEMENT, &[3, 0, 8, 0], (0x44, 3));
-        assert_eq!(reset(&mut plain, AT, &mut |_| {}), Err(ResetError::NotSupported(AT)));
-        let mut busy = express();
-        busy.inner.functions.get_mut(&AT).unwrap().bytes[0x4a] = 0x20;
-        assert_eq!(reset(&mut busy, AT, &mut |_| {}), Err(ResetError::Busy(AT)));
-        let mut dead = express();
-        dead.dead_after = true;
-        assert_eq!(reset(&mut dead, AT, &mut |_| {}), Err(ResetError::Lost(AT)));
-    }
-
-    /// A root port at 00:01.0 with two functions behind it that have no reset of their own, and a
-    /// device on the root bus that has none either.
-    struct Bus {
-        inner: FakeSpace,
-        resets: u32,
-    }
-
-    const BRIDGE: Bdf = Bdf::new(0, 1, 0);
-    const PAIR: [Bdf; 2] = [Bdf::new(1, 0, 0), Bdf::new(1, 0, 1)];
-
-    impl ConfigSpace for Bus {
-        fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
-            self.inner.read(function, offset, width)
-        }
-
-        fn write(&mut self, function: Bdf, offset: u16, width: Width, value: u32) {
-            if (function, offset) == (BRIDGE, 0x3e) && value & 0x40 != 0 {
-                self.resets += 1;
-                for function in PAIR {
-                    assert_eq!(self.inner.read(function, 4, Width::Word), 0x400, "not quiet");
-                    self.inner.write(function, BAR0, Width::Dword, 0);
-                }
-            }
-            self.inner.write(function, offset, width, value);
-        }
-    }
-
-    fn bus() -> (Bus, Vec<Function>) {
-        let mut inner = FakeSpace::default();
-        inner.bridge(BRIDGE, 1);
-        inner.functions.get_mut(&BRIDGE).unwrap().set_writable(0x3c, 0xffff_0000);
-        for at in PAIR.into_iter().chain([AT]) {
-            let device = inner.device(at, 0x01_0802);
-            device.bytes[0x0e] = 0x80;
-            device.set(BAR0, 0xfebd_0000);
-            device.set_writable(BAR0, 0xffff_0000);
-            device.bytes[4] = 7;
-        }
-        let all = scan(&inner, 0, [0]).collect();
-        (Bus { inner, resets: 0 }, all)
-    }
-
-    fn failures(space: &mut impl ConfigSpace, all: &[Function], owned: &[Bdf]) -> Vec<ResetError> {
-        let mut failures = Vec::new();
-        reset_all(space, all, owned, &mut |_| {}, &mut |error| failures.push(error));
-        failures
-    }
-
-    #[test]
-    fn a_bus_of_one_owner_is_reset_once_for_all_its_functions() {
-        let (mut bus, all) = bus();
-        assert_eq!(failures(&mut bus, &all, &PAIR), []);
-        assert_eq!((bus.resets, bus.read(BRIDGE, 0x3e, Width::Word)), (1, 0));
-        for function in PAIR {
-            assert_eq!(bus.read(function, BAR0, Width::Dword), 0xfebd_0000);
-            assert_eq!(bus.read(function, 4, Width::Word), 0x400);
-        }
-    }
-
-    #[test]
-    fn a_namesake_in_another_segment_does_not_keep_a_bus_from_its_reset() {
-        let (mut bus, mut all) = bus();
-        let far = |bdf: Bdf| Function { bdf: bdf.in_segment(1), ..all[0] };
-        // The bridge and a device there come first.
-        all = [vec![far(BRIDGE), far(PAIR[1])], all.clone()].concat();
-        assert_eq!(failures(&mut bus, &all, &PAIR), []);
-        assert_eq!(bus.resets, 1);
-    }
-
-    #[test]
-    fn a_bus_is_not_reset_under_others_nor_where_there_is_no_bridge() {
-        let (mut bus, all) = bus();
-        let refused = |function| [ResetError::NotSupported(function)];
-        assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]));
-        assert_eq!(failures(&mut bus, &all, &[AT]), refused(AT));
-        bus.inner.functions.get_mut(&PAIR[1]).unwrap().set(8, 0x0604_0000);
-        let all: Vec<_> = scan(&bus.inner, 0, [0]).collect();
-        assert_eq!(failures(&mut bus, &all, &PAIR[..1]), refused(PAIR[0]), "beside a bridge");
-        assert_eq!(bus.resets, 0);
-    }
-
-    #[test]
-    fn quiesce_leaves_no_bus_master_but_bridges_that_lead_somewhere() {
-        let mut space = FakeSpace::default();
-        space.device(AT, 0).bytes[4] = 7;
-        let (bridge, unused) = (Bdf::new(0, 1, 0), Bdf::new(0, 2, 0));
-        space.bridge(bridge, 1);
-        space.bridge(unused, 0);
-        space.write(bridge, 4, Width::Word, 3);
-        let functions: Vec<_> = scan(&space, 0, [0]).collect();
-        quiesce(&mut space, &functions);
-        assert_eq!(space.read(AT, 4, Width::Word), 0x403);
-        assert_eq!(space.read(bridge, 4, Width::Word), 7);
-        assert_eq!(space.read(unused, 4, Width::Word), 0);
-    }
+    waited
 }

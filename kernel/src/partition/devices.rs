@@ -100,8 +100,8 @@ pub(super) fn reset_functions(
     config: &mut MachineConfigSpace,
 ) {
     let mut delay = |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
-    let mut failed = |error| logln!("guest {}: {error}", guest.name);
-    pci::reset::reset_all(config, &hardware.functions, functions, &mut delay, &mut failed);
+    let mut report = |event| logln!("guest {}: {event}", guest.name);
+    pci::reset::reset_all(config, &hardware.functions, functions, &mut delay, &mut report);
 }
 
 /// The guest's PCI bus with its functions, untouched, and its shared memory on it; and its interrupt
