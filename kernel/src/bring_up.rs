@@ -36,6 +36,7 @@ use crate::backend::{self, Vendor};
 use crate::console::{self, logln};
 use crate::machine::MachineClock;
 use crate::memory::{self, Memory, image};
+use crate::owners;
 use crate::partition;
 use crate::post::{self, Step};
 use crate::processors::{self, Processor};
@@ -60,6 +61,8 @@ pub(crate) struct Hardware {
     pub(crate) ecam: &'static [EcamWindow],
     pub(crate) config: MachineConfigSpace,
     pub(crate) functions: Vec<pci::Function>,
+    /// What their BARs said before any guest ran.
+    pub(crate) claims: pci::Claims,
     pub(crate) groups: pci::Groups,
     pub(crate) iommu: Option<SharedIommu>,
     dmar: Option<Dmar<'static>>,
@@ -106,13 +109,12 @@ impl Hardware {
         post::step(Step::Processors);
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
-        let isa_lines = core::array::from_fn(|irq| firmware.isa_line(irq as u8));
         let ecam = acpi::ecam(memory, &firmware);
-        let pm_timer = acpi::pm_timer(&firmware);
         post::step(Step::Devices);
         // SAFETY: the windows are the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
+        let claims = pci::Claims::record(&mut space, &functions, owners::of(info, &firmware, ecam));
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
         post::step(Step::Iommu);
@@ -134,6 +136,8 @@ impl Hardware {
         let modules = move_modules(memory, info, spared)?;
         let moved_modules = memory.taken() - before;
         Ok(Self {
+            isa_lines: core::array::from_fn(|irq| firmware.isa_line(irq as u8)),
+            pm_timer: acpi::pm_timer(&firmware),
             memory,
             modules,
             moved_modules,
@@ -147,15 +151,14 @@ impl Hardware {
             ecam,
             config: space,
             functions,
+            claims,
             groups,
             iommu,
             dmar,
             no_iommu,
             identity_ram,
             soft_off: firmware.soft_off,
-            pm_timer,
             guests_lines: guests_lines(config, &firmware.overrides),
-            isa_lines,
         })
     }
 
@@ -489,6 +492,9 @@ impl usb::Registers for UsbRegisters {
     }
 }
 
+/// As far as a unit's fault records can lie ("Fault Recording Registers").
+pub(crate) const UNIT_REGISTERS: u64 = 0x5000;
+
 /// Switches all VT-d units on; or says why there is no usable IOMMU.
 fn bring_up_iommu(
     info: &BootInfo<'_>,
@@ -496,8 +502,6 @@ fn bring_up_iommu(
     space: MachineConfigSpace,
     memory: Memory,
 ) -> Result<(SharedIommu, Dmar<'static>), String> {
-    /// As far as a unit's fault records can lie ("Fault Recording Registers").
-    const REGISTERS: u64 = 0x5000;
     let table = firmware.dmar.clone()?;
     let dmar = Dmar::parse(table.leak()).map_err(|error| error.to_string())?;
     if dmar.left_out() > 0 {
@@ -509,7 +513,7 @@ fn bring_up_iommu(
         );
     }
     for unit in dmar.units() {
-        let registers = HpaRange { start: unit.registers, length: REGISTERS };
+        let registers = HpaRange { start: unit.registers, length: UNIT_REGISTERS };
         let at = unit.registers;
         if is_ram(info, registers) {
             return Err(format!("the firmware's DMAR table names a unit at {at}, where RAM is"));

@@ -17,6 +17,7 @@ mod heap;
 mod machine;
 mod memory;
 mod monitor;
+mod owners;
 mod partition;
 mod post;
 mod power;

@@ -250,7 +250,8 @@ fn map_everything(
     map(at, FOUR_GIB.max(at), MemoryType::Uncached)
 }
 
-fn is_ram(kind: MemoryKind) -> bool {
+/// Whether the kind is memory, whoever may use it.
+pub(crate) fn is_ram(kind: MemoryKind) -> bool {
     matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
 }
 

@@ -120,7 +120,7 @@ impl<B: Backend> Partition<B> {
         shares: Vec<Share>,
     ) -> Result<Self, Refusal> {
         let seats = seats(hardware, guest)?;
-        check_ports(guest)?;
+        check_ports(hardware, guest, functions)?;
         let plan = Plan {
             hardware,
             index,
@@ -137,7 +137,7 @@ impl<B: Backend> Partition<B> {
         }
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
-        map_bars(hardware, functions, &mut config)?;
+        map_bars(hardware, functions)?;
         let shared = Shared::<B>::new(&plan, &ram)?;
         let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
         logln!("guest {}: nested table {mix}", guest.name);

@@ -21,5 +21,5 @@ pub use folder::{Folder, build_folder, project_folder};
 pub use guest::{Devices, Guest, Kernel, Payload};
 pub use outcome::{Outcome, ResultLine};
 pub use picture::Silent;
-pub use tables::{Stopped, Sum};
+pub use tables::{Stopped, Sum, config_write};
 pub use terminal::Session;

@@ -45,6 +45,13 @@ impl Folder {
     }
 }
 
+/// Commands of QEMU's monitor that write a register in configuration space, of a device on bus 0.
+#[must_use]
+pub fn config_write(device: u8, offset: u8, value: u32) -> [String; 2] {
+    let address = 1 << 31 | u32::from(device) << 11 | u32::from(offset);
+    [(0xcf8, address), (0xcfc, value)].map(|(port, value)| format!("o /w {port:#x} {value:#x}"))
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let address = listener.and_then(|listener| listener.local_addr());
@@ -204,13 +211,12 @@ impl Stopped {
         self.write(at, &bytes);
     }
 
-    /// Writes a register of the host bridge, by a command of QEMU's monitor.
+    /// Writes a register of a device on bus 0 (0: the host bridge), by commands of QEMU's monitor.
     ///
     /// # Panics
-    /// When the monitor does not know the command.
-    pub fn write_host_bridge(&mut self, offset: u8, value: u32) {
-        for (port, value) in [(0xcf8, 1 << 31 | u32::from(offset)), (0xcfc, value)] {
-            let command = format!("o /w {port:#x} {value:#x}");
+    /// When the monitor does not know a command.
+    pub fn write_device(&mut self, device: u8, offset: u8, value: u32) {
+        for command in config_write(device, offset, value) {
             let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
             // What it prints comes first, in packets of its own.
             let mut answer = self.ask(&format!("qRcmd,{hex}"));

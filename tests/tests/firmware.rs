@@ -175,8 +175,8 @@ fn assert_messages_arrive(name: &str, function: &str, change: impl FnOnce(&mut S
 fn configuration_space_above_4_gib_is_mapped_and_used() {
     assert_messages_arrive("mcfg-high", "00:04.0", |machine| {
         const PCIEXBAR: u8 = 0x60;
-        machine.write_host_bridge(PCIEXBAR + 4, 8);
-        machine.write_host_bridge(PCIEXBAR, 1);
+        machine.write_device(0, PCIEXBAR + 4, 8);
+        machine.write_device(0, PCIEXBAR, 1);
         let base = 0x8_0000_0000_u64.to_le_bytes();
         machine.change("MCFG", Sum::Right, |table| table[44..52].copy_from_slice(&base));
     });

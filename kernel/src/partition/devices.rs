@@ -12,11 +12,11 @@ use arch::{Bdf, Hpa, Iova};
 use config::{Config, Devices, GuestConfig, Uart};
 use cpu::config_space::MachineConfigSpace;
 use guest::lines::Line;
-use guest::memory_map::{Ecam, MemoryMap};
+use guest::memory_map::Ecam;
 use guest::pci::{BusError, VirtualBus};
 
 use super::seats::processors;
-use super::{Share, address_bits};
+use super::{Plan, address_bits};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::memory;
@@ -39,10 +39,15 @@ pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<
             }
         }
     }
-    // "all" is the devices that a guest could want.
+    // "all" is the devices that a guest could want, and have.
     let stays = |it: &pci::Function| it.is_infrastructure() || it.is_of_the_platform();
     let given = hardware.functions.iter().filter(|function| !stays(function));
-    let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
+    let given = given.map(|function| function.bdf).filter(|function| {
+        let any = || config.guests.iter().any(|it| matches!(it.devices, Devices::All { .. }));
+        let bad = hardware.claims.check(*function).err().filter(|_| any());
+        bad.inspect(|bad| logln!("devices = \"all\": {bad}")).is_none()
+    });
+    let given: Vec<Bdf> = given.collect();
     let owned = config.guests.iter().map(|guest| config.functions(guest, &given));
     let owned: Vec<Vec<Bdf>> = owned.collect();
     // Without an IOMMU nothing keeps anything apart, and the one guest is trusted with all.
@@ -102,23 +107,42 @@ pub(super) fn reset_functions(
     let mut delay = |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
     let mut report = |event| logln!("guest {}: {event}", guest.name);
     pci::reset::reset_all(config, &hardware.functions, functions, &mut delay, &mut report);
+    records(hardware, functions).for_each(|record| record.restore(config));
+}
+
+/// What was recorded of the functions at bring-up.
+fn records<'a>(hardware: &'a Hardware, functions: &[Bdf]) -> impl Iterator<Item = &'a pci::Record> {
+    functions.iter().filter_map(|function| hardware.claims.of(*function))
+}
+
+/// Refuses functions whose BARs are not where they were recorded: whatever is there now, it is not what a
+/// guest was given.
+pub(super) fn check_bars(
+    hardware: &Hardware,
+    functions: &[Bdf],
+    config: &MachineConfigSpace,
+) -> Result<(), Refusal> {
+    for record in records(hardware, functions) {
+        record.check(config).map_err(|changed| refuse!("{changed}"))?;
+    }
+    Ok(())
 }
 
 /// The guest's PCI bus with its functions, untouched, and its shared memory on it; and its interrupt
 /// lines.
 pub(super) fn virtual_bus(
-    guest: &GuestConfig,
-    map: &MemoryMap,
-    functions: &[Bdf],
-    shares: &[Share],
+    plan: &Plan,
     timer: Option<u32>,
-    config: &mut MachineConfigSpace,
+    config: &MachineConfigSpace,
 ) -> Result<(VirtualBus, Vec<Line>), Refusal> {
+    let Plan { hardware, guest, map, functions, shares, .. } = plan;
     let sentence = |error: &dyn Display| refuse!("nexit.toml: guest {}: {error}", guest.name);
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let mut bus = VirtualBus::new(config, functions, ecam, windows).map_err(|e| sentence(&e))?;
+    let sized: Vec<_> =
+        records(hardware, functions).map(|record| (record.function, record.bars)).collect();
+    let mut bus = VirtualBus::new(config, &sized, ecam, windows).map_err(|e| sentence(&e))?;
     for share in shares {
         bus.add_shared(share.memory, share.peer)?;
     }
@@ -150,18 +174,11 @@ pub(super) fn quiet_uart(guest: &GuestConfig) -> Result<(), Refusal> {
 }
 
 /// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
-pub(super) fn map_bars(
-    hardware: &Hardware,
-    functions: &[Bdf],
-    config: &mut MachineConfigSpace,
-) -> Result<(), Refusal> {
-    for function in functions {
-        for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
-            if bar.is_memory() && bar.base != 0 {
-                let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
-                memory::map_device(hardware.memory, range)?;
-            }
-        }
+pub(super) fn map_bars(hardware: &Hardware, functions: &[Bdf]) -> Result<(), Refusal> {
+    let bars = records(hardware, functions).flat_map(|record| record.bars).flatten();
+    for bar in bars.filter(|bar| bar.is_memory() && bar.base != 0) {
+        let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
+        memory::map_device(hardware.memory, range)?;
     }
     Ok(())
 }
@@ -204,6 +221,7 @@ pub(super) fn check_function(
             range.start
         ));
     }
+    hardware.claims.check(function).map_err(|bad| refuse!("nexit.toml: guest {name}: {bad}"))?;
     check_iommu(hardware, guest, function)
 }
 
@@ -263,8 +281,13 @@ pub(super) fn port_passes(
 }
 
 /// Raw ports must be nobody else's: not a device's that the guest gets anyway, nor what the
-/// hypervisor keeps for itself, such as PCI's configuration ports.
-pub(super) fn check_ports(guest: &GuestConfig) -> Result<(), Refusal> {
+/// hypervisor keeps for itself, such as PCI's configuration ports, nor those of a function that is not
+/// among its own `functions`.
+pub(super) fn check_ports(
+    hardware: &Hardware,
+    guest: &GuestConfig,
+    functions: &[Bdf],
+) -> Result<(), Refusal> {
     const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
     for range in &guest.io_ports {
         let claimed = (range.first..=range.last).find(|port| {
@@ -275,6 +298,18 @@ pub(super) fn check_ports(guest: &GuestConfig) -> Result<(), Refusal> {
                 "nexit.toml: guest {}: io_ports names {port:#x}, which is a virtual device's or the \
                  hypervisor's own: remove it",
                 guest.name
+            ));
+        }
+    }
+    for range in guest.io_ports.iter().copied().chain(guest.uart.map(Uart::ports)) {
+        if let Some((function, bar)) = hardware.claims.port_bar(range, functions) {
+            return Err(refuse!(
+                "nexit.toml: guest {}: the ports {:#x} to {:#x} are BAR {} of {function}, which is not the \
+                 guest's: assign that, or remove them",
+                guest.name,
+                range.first,
+                range.last,
+                bar.index
             ));
         }
     }
