@@ -23,7 +23,7 @@ use cpu::io_apic::IoApic;
 use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
-use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, SoftOff};
+use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, Reset, SoftOff};
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
@@ -72,6 +72,8 @@ pub(crate) struct Hardware {
     /// accepts that.
     pub(crate) identity_ram: Option<Vec<GpaRange>>,
     pub(crate) soft_off: Option<SoftOff>,
+    /// How to reset the machine.
+    pub(crate) resets: Vec<Reset>,
     /// The ACPI timer, which all guests read.
     pub(crate) pm_timer: Option<PortRange>,
     /// Global system interrupts that may be guests'.
@@ -118,8 +120,7 @@ impl Hardware {
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
         post::step(Step::Iommu);
-        let remapping = bring_up_iommu(info, &firmware, space, memory);
-        let (iommu, dmar, no_iommu) = match remapping {
+        let (iommu, dmar, no_iommu) = match bring_up_iommu(info, &firmware, space, memory) {
             Ok((iommu, dmar)) => (Some(iommu), Some(dmar), String::new()),
             Err(why) => (None, None, why),
         };
@@ -138,6 +139,7 @@ impl Hardware {
         Ok(Self {
             isa_lines: core::array::from_fn(|irq| firmware.isa_line(irq as u8)),
             pm_timer: acpi::pm_timer(&firmware),
+            resets: firmware.resets(),
             memory,
             modules,
             moved_modules,

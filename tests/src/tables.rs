@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::folder::{Folder, build_folder};
 use crate::guest::Devices;
 use crate::outcome::Outcome;
+use crate::terminal::Session;
 
 /// The memory of a machine that stands at the image's entry.
 #[derive(Debug)]
@@ -42,6 +43,23 @@ impl Folder {
             assert!(outcome.is_ok(), "the run panicked");
             outcome.unwrap_or_default()
         })
+    }
+}
+
+impl Session {
+    /// As [`Session::start`], of a machine in QEMU and with its tables changed.
+    ///
+    /// # Panics
+    /// As [`Session::start`], or when the machine cannot be stopped or its memory cannot be changed.
+    #[must_use]
+    pub fn start_with_tables(arguments: &[&str], change: impl FnOnce(&mut Stopped)) -> Self {
+        let port = free_port();
+        let listen = format!("tcp:127.0.0.1:{port}");
+        let session = Self::start(&[arguments, &["-S", "-gdb", &listen]].concat());
+        let mut machine = Stopped::at_entry(port);
+        change(&mut machine);
+        machine.go_on();
+        session
     }
 }
 
