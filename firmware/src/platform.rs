@@ -116,12 +116,12 @@ impl Platform {
         self.reset.into_iter().chain(chipset).collect()
     }
 
-    /// Which global system interrupt an interrupt of the ISA bus drives, and whether it is active when
-    /// low.
+    /// How an interrupt of the ISA bus is wired.
     #[must_use]
-    pub fn isa_line(&self, irq: u8) -> (u32, bool) {
-        let moved = self.overrides.iter().find(|entry| entry.irq == irq);
-        moved.map_or((u32::from(irq), false), |entry| (entry.gsi, entry.active_low))
+    pub fn isa_line(&self, irq: u8) -> InterruptOverride {
+        let moved = self.overrides.iter().find(|entry| entry.irq == irq).copied();
+        let gsi = u32::from(irq);
+        moved.unwrap_or(InterruptOverride { irq, gsi, active_low: false, level: false })
     }
 }
 

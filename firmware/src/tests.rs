@@ -221,10 +221,14 @@ fn the_hpet_is_where_memory_is() {
 #[test]
 fn interrupts_of_the_isa_bus_go_where_the_overrides_say() {
     let platform = with("");
-    assert_eq!(platform.isa_line(0), (0, false));
+    let wired = |platform: &Platform, irq| {
+        let line = platform.isa_line(irq);
+        (line.gsi, line.active_low)
+    };
+    assert_eq!(wired(&platform, 0), (0, false));
     let text = "table APIC\nd fee00000 1\nlapic 0 0 1\niso 0 2 0\niso 4 14 f\niso e 2e d\n";
     let platform = read(&Case::parse(text)).unwrap();
-    let lines: Vec<_> = [0, 3, 4, 14, 15].map(|irq| platform.isa_line(irq)).into();
+    let lines: Vec<_> = [0, 3, 4, 14, 15].map(|irq| wired(&platform, irq)).into();
     assert_eq!(lines, [(2, false), (3, false), (0x14, true), (0x2e, false), (15, false)]);
     assert!(platform.overrides[1].level && platform.overrides[2].level);
 }

@@ -24,6 +24,7 @@ use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
 use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, Reset, SoftOff};
+use guest::lines::Wired;
 use guest::memory_map::GpaRange;
 use iommu::dmar::Dmar;
 use iommu::vtd::VtD;
@@ -78,8 +79,8 @@ pub(crate) struct Hardware {
     pub(crate) pm_timer: Option<PortRange>,
     /// Global system interrupts that may be guests'.
     pub(crate) guests_lines: Vec<u32>,
-    /// For each interrupt of the ISA bus its global system interrupt, and whether that is active when low.
-    isa_lines: [(u32, bool); 16],
+    /// How each interrupt of the ISA bus is wired.
+    isa_lines: [InterruptOverride; 16],
 }
 
 impl Hardware {
@@ -181,9 +182,17 @@ impl Hardware {
         self.modules.iter().find(|module| module.name == name)
     }
 
-    /// The global system interrupt of an interrupt of the ISA bus, and whether it is active when low.
-    pub(crate) fn isa_line(&self, irq: u8) -> (u32, bool) {
-        self.isa_lines.get(usize::from(irq)).copied().unwrap_or((u32::from(irq), false))
+    /// How an interrupt of the ISA bus is wired.
+    pub(crate) fn isa_line(&self, irq: u8) -> Wired {
+        let wired = self.isa_lines.get(usize::from(irq));
+        wired.map_or(
+            Wired { gsi: u32::from(irq), active_low: false, level: false },
+            |InterruptOverride { gsi, active_low, level, .. }| Wired {
+                gsi: *gsi,
+                active_low: *active_low,
+                level: *level,
+            },
+        )
     }
 
     /// Memory to which the firmware keeps using this function for DMA.

@@ -107,6 +107,7 @@ fn start<B: Backend>(
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     let owned = partition::functions(hardware, config)?;
+    partition::check_lines(hardware, config, &owned)?;
     leave_screen(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();

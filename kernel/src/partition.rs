@@ -42,8 +42,8 @@ use crate::seat::Seat;
 use crate::watchdog;
 
 use build::Shared;
-pub(crate) use devices::functions;
 use devices::{check_function, check_ports, map_bars, reset_functions};
+pub(crate) use devices::{check_lines, functions};
 use files::Files;
 use lives::NO_WISH;
 use memory::{allocate, memory_map};

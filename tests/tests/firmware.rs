@@ -240,3 +240,15 @@ fn the_machine_is_reset_by_the_register_that_the_fadt_names() {
     folder.write("run.log", &screen);
     assert_eq!(std::fs::read(&written).unwrap_or_default(), b"R", "{screen}");
 }
+
+#[test]
+fn a_line_of_pci_to_which_the_firmware_has_moved_an_interrupt_of_the_isa_bus_is_refused() {
+    let further = "uart = \"COM2\"\ndevices = [\"00:04.0\"]\nintx = [\"00:04.0=20\"]";
+    let outcome = run("moved-onto-a-line", further, |machine| {
+        // Interrupt Source Override: interrupt 3 is line 20, level-triggered and active when low.
+        machine.append("APIC", &[2, 10, 0, 3, 20, 0, 0, 0, 0xf, 0]);
+    });
+    let sentence =
+        "intx names line 20, to which this machine's firmware has moved interrupt 3 of the ISA bus";
+    assert!(outcome.refusal().contains(sentence), "{outcome}");
+}

@@ -57,6 +57,32 @@ pub(crate) fn functions(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<
     Ok(owned)
 }
 
+/// Refuses lines of two devices that are one interrupt of this machine, because its firmware has moved an
+/// interrupt of the ISA bus.
+pub(crate) fn check_lines(
+    hardware: &Hardware,
+    config: &Config,
+    owned: &[Vec<Bdf>],
+) -> Result<(), Refusal> {
+    const CONSOLE: &str = "the hypervisor's console";
+    let mut lines = Vec::new();
+    let console = crate::console::uart().and_then(mux::uart::line).map(u32::from);
+    let isa = |gsi| Line { input: gsi, gsi, active_low: false };
+    lines.extend(console.map(|irq| (CONSOLE, isa(irq))));
+    for (index, (guest, functions)) in config.guests.iter().zip(owned).enumerate() {
+        let timer = (index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
+        let own = hardware.functions.iter().filter(|function| functions.contains(&function.bdf));
+        let channels = own.flat_map(pci::Function::legacy_ide).map(|channel| channel.gsi);
+        // Too many are refused where the guest is built.
+        let found = guest::lines::of(guest, channels.chain(timer)).unwrap_or_default();
+        lines.extend(found.into_iter().map(|line| (guest.name.as_str(), line)));
+    }
+    match guest::lines::clash(&lines, |irq| hardware.isa_line(irq)) {
+        Some(clash) => Err(refuse!("nexit.toml: {clash}")),
+        None => Ok(()),
+    }
+}
+
 /// Puts the guest's functions into a DMA domain of their own, if they and an IOMMU are there.
 pub(super) fn assign(
     hardware: &Hardware,
