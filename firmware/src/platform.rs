@@ -8,7 +8,7 @@ use core::fmt;
 use acpi::sdt::hpet::HpetTable;
 use arch::{ApicId, Hpa};
 
-use crate::fadt::{self, Fixed, PmTimer, Reset, SoftOff};
+use crate::fadt::{self, Fixed, PmTimer, Register, Reset, SoftOff};
 use crate::madt::{self, InterruptOverride, IoApicEntry};
 use crate::mcfg::{self, EcamWindow};
 use crate::structures::Structure;
@@ -102,12 +102,26 @@ impl Platform {
         })
     }
 
-    /// Which global system interrupt an interrupt of the ISA bus drives, and whether it is active when
-    /// low.
+    /// What to write where to reset the machine, one after the other until it is. Where the FADT names no
+    /// register, or that does nothing, a PC's chipset has one (PCH data sheet, "Reset Control Register"); a
+    /// hardware-reduced machine has no such ports.
     #[must_use]
-    pub fn isa_line(&self, irq: u8) -> (u32, bool) {
-        let moved = self.overrides.iter().find(|entry| entry.irq == irq);
-        moved.map_or((u32::from(irq), false), |entry| (entry.gsi, entry.active_low))
+    pub fn resets(&self) -> Vec<Reset> {
+        const RESET_CONTROL: Register = Register::Port(0xcf9);
+        const SYSTEM_RESET: u8 = 2;
+        const RESET_CPU: u8 = 4;
+        let chipset = [SYSTEM_RESET, SYSTEM_RESET | RESET_CPU];
+        let chipset = chipset.map(|value| Reset { register: RESET_CONTROL, value });
+        let chipset = chipset.into_iter().filter(|_| !self.hardware_reduced);
+        self.reset.into_iter().chain(chipset).collect()
+    }
+
+    /// How an interrupt of the ISA bus is wired.
+    #[must_use]
+    pub fn isa_line(&self, irq: u8) -> InterruptOverride {
+        let moved = self.overrides.iter().find(|entry| entry.irq == irq).copied();
+        let gsi = u32::from(irq);
+        moved.unwrap_or(InterruptOverride { irq, gsi, active_low: false, level: false })
     }
 }
 

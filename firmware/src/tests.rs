@@ -148,7 +148,10 @@ fn the_machine_is_switched_off_by_what_it_has() {
     assert_eq!(both.pm_timer, Some(PmTimer { port: 0x408, is_32_bit: true }));
     assert_eq!(both.reset, Some(Reset { register: Register::Port(0xcf9), value: 6 }));
     assert!(!both.has_rtc && both.has_8259 && !both.hardware_reduced);
+    let at = |register, value| Reset { register: Register::Port(register), value };
+    assert_eq!(both.resets()[..2], [at(0xcf9, 6), at(0xcf9, 2)]);
     let one = fadt(0, (0x404, 0), "zero 18");
+    assert_eq!(one.resets(), [at(0xcf9, 2), at(0xcf9, 6)], "none in the FADT: the chipset's");
     assert_eq!(one.soft_off, Some(SoftOff::Pm1 { a: pm1(0x404, 7), b: None }));
     assert_eq!((one.reset, one.pm_timer.unwrap().is_32_bit), (None, false));
     let reduced = fadt(1 << 20, (0x404, 0), "hex 1 8 0 1\nq 600\nhex 1 8 0 1\nq 601");
@@ -157,6 +160,7 @@ fn the_machine_is_switched_off_by_what_it_has() {
     assert_eq!((reduced.pm_timer, reduced.hardware_reduced), (None, true));
     let none = fadt(1 << 20, (0x404, 0), "zero 18");
     assert_eq!(none.soft_off, None);
+    assert_eq!(none.resets(), [], "hardware-reduced: no port is guessed");
     assert!(notes(&none).contains("neither PM1a_CNT nor SLEEP_CONTROL_REG"), "{}", notes(&none));
     let memory = fadt(1 << 20, (0, 0), "hex 0 8 0 1\nq fed00600\nzero c");
     let register = Register::Memory(Hpa::new(0xfed0_0600));
@@ -217,10 +221,14 @@ fn the_hpet_is_where_memory_is() {
 #[test]
 fn interrupts_of_the_isa_bus_go_where_the_overrides_say() {
     let platform = with("");
-    assert_eq!(platform.isa_line(0), (0, false));
+    let wired = |platform: &Platform, irq| {
+        let line = platform.isa_line(irq);
+        (line.gsi, line.active_low)
+    };
+    assert_eq!(wired(&platform, 0), (0, false));
     let text = "table APIC\nd fee00000 1\nlapic 0 0 1\niso 0 2 0\niso 4 14 f\niso e 2e d\n";
     let platform = read(&Case::parse(text)).unwrap();
-    let lines: Vec<_> = [0, 3, 4, 14, 15].map(|irq| platform.isa_line(irq)).into();
+    let lines: Vec<_> = [0, 3, 4, 14, 15].map(|irq| wired(&platform, irq)).into();
     assert_eq!(lines, [(2, false), (3, false), (0x14, true), (0x2e, false), (15, false)]);
     assert!(platform.overrides[1].level && platform.overrides[2].level);
 }

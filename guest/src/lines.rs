@@ -27,16 +27,61 @@ pub struct Line {
     pub active_low: bool,
 }
 
+/// How a line is wired in the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wired {
+    /// The machine's global system interrupt.
+    pub gsi: u32,
+    /// It is active when low.
+    pub active_low: bool,
+    /// It is level-triggered, whatever the guest takes it for.
+    pub level: bool,
+}
+
 impl Line {
-    /// The machine's global system interrupt and whether it is active when low, where `isa` says both of an
-    /// interrupt of the machine's ISA bus: firmware may have moved it.
-    pub fn wired(self, isa: impl Fn(u8) -> (u32, bool)) -> (u32, bool) {
+    /// How it is wired, where `isa` says so of an interrupt of the machine's ISA bus: firmware may have
+    /// moved it.
+    pub fn wired(self, isa: impl Fn(u8) -> Wired) -> Wired {
         match self.input {
             pit::GSI => isa(0),
             input if input < ISA_INPUTS => isa(input as u8),
-            _ => (self.gsi, self.active_low),
+            _ => Wired { gsi: self.gsi, active_low: self.active_low, level: false },
         }
     }
+}
+
+/// Two that would share an interrupt of the machine, because the firmware has moved one of the ISA bus to
+/// where `intx` names a line of PCI.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Clash<'a> {
+    /// Whose the interrupt of the ISA bus is, and its number there.
+    pub isa: (&'a str, u32),
+    /// Who names the line.
+    pub intx: &'a str,
+    /// The global system interrupt.
+    pub gsi: u32,
+}
+
+impl fmt::Display for Clash<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { isa: (owner, irq), gsi, .. } = self;
+        write!(
+            f,
+            "intx names line {gsi}, to which this machine's firmware has moved interrupt {irq} of \
+             the ISA bus, which is that of {owner}: the two cannot be told apart; give one of the devices up"
+        )
+    }
+}
+
+/// Finds the first of `lines`, each with its owner, that would share an interrupt with another.
+pub fn clash<'a>(lines: &[(&'a str, Line)], isa: impl Fn(u8) -> Wired) -> Option<Clash<'a>> {
+    let is_pci = |line: &Line| PCI_INPUTS.contains(&line.input);
+    lines.iter().filter(|(_, line)| !is_pci(line)).find_map(|(owner, line)| {
+        let gsi = line.wired(&isa).gsi;
+        let mut others = lines.iter().filter(|(_, other)| is_pci(other) && other.gsi == gsi);
+        let irq = if line.input == pit::GSI { 0 } else { line.input };
+        others.next().map(|(intx, _)| Clash { isa: (owner, irq), intx, gsi })
+    })
 }
 
 /// A guest has more lines of PCI than its I/O APIC has inputs for them.
@@ -113,19 +158,41 @@ mod tests {
         assert_eq!(lines(&[40, 23, 11, 17, 23], "uart=\"COM2\""), Ok(expected));
     }
 
+    /// A machine whose interrupts 3 and 14 of the ISA bus were moved.
+    fn moved(irq: u8) -> Wired {
+        let (gsi, active_low, level) = match irq {
+            0 => (2, false, false),
+            3 => (20, true, true),
+            14 => (46, true, false),
+            _ => (u32::from(irq), false, false),
+        };
+        Wired { gsi, active_low, level }
+    }
+
     #[test]
     fn lines_of_the_isa_bus_are_where_the_firmware_says() {
-        let moved = |irq| match irq {
-            0 => (2, false),
-            3 => (20, true),
-            14 => (46, true),
-            _ => (u32::from(irq), false),
+        let wired = |input, gsi| {
+            let wired = Line { input, gsi, active_low: input >= 16 }.wired(moved);
+            (wired.gsi, wired.active_low, wired.level)
         };
-        let wired = |input, gsi| Line { input, gsi, active_low: input >= 16 }.wired(moved);
-        assert_eq!([wired(2, 2), wired(3, 3)], [(2, false), (20, true)]);
-        assert_eq!([wired(14, 14), wired(15, 15)], [(46, true), (15, false)]);
-        assert_eq!([wired(16, 11), wired(20, 3)], [(11, true), (3, true)], "lines of PCI");
-        assert_eq!(Line { input: 2, gsi: 2, active_low: false }.wired(|_| (0, false)), (0, false));
+        assert_eq!([wired(2, 2), wired(3, 3)], [(2, false, false), (20, true, true)]);
+        assert_eq!([wired(14, 14), wired(15, 15)], [(46, true, false), (15, false, false)]);
+        let pci = [wired(16, 11), wired(20, 3)];
+        assert_eq!(pci, [(11, true, false), (3, true, false)], "lines of PCI");
+    }
+
+    #[test]
+    fn an_interrupt_that_was_moved_onto_a_line_of_pci_is_found() {
+        let uart = ("a", Line { input: 3, gsi: 3, active_low: false });
+        let ide = ("a", Line { input: 14, gsi: 14, active_low: false });
+        let intx = |name, gsi| (name, Line { input: 16, gsi, active_low: true });
+        assert_eq!(clash(&[uart, ide, intx("b", 16), intx("b", 3)], moved), None);
+        let found = clash(&[ide, intx("b", 20), uart], moved);
+        assert_eq!(found, Some(Clash { isa: ("a", 3), intx: "b", gsi: 20 }));
+        let sentence = format!("{}", found.unwrap());
+        assert!(sentence.starts_with("intx names line 20, to which"), "{sentence}");
+        let own = clash(&[uart, intx("a", 20)], moved);
+        assert_eq!(own, Some(Clash { isa: ("a", 3), intx: "a", gsi: 20 }), "one guest's own");
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub(crate) fn read(memory: Memory, info: &BootInfo<'_>) -> Result<Platform, Refu
             Register::Memory(at) => map("register that switches off", at, 2),
         })
     });
+    platform.reset = platform.reset.filter(|reset| match reset.register {
+        Register::Port(_) => true,
+        Register::Memory(at) => map("register that resets", at, 1),
+    });
     for note in &platform.notes {
         logln!("firmware's tables: {note}");
     }

@@ -23,13 +23,16 @@ use cpu::io_apic::IoApic;
 use cpu::local_apic::{ApicTimer, LocalApic};
 use cpu::segments::CpuTables;
 use cpu::start::StartPage;
-use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, SoftOff};
+use firmware::{InterruptOverride, IoApicEntry, Platform, PmTimer, Reset, SoftOff};
+use guest::lines::Wired;
 use guest::memory_map::GpaRange;
 use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use iommu::vtd::VtD;
+use pci::claims::Owners;
 use pci::header::HeaderType;
 use pci::usb;
 use plan::Vendor;
+use plan::owners::Others;
 use spin::Mutex;
 
 use crate::acpi;
@@ -61,6 +64,8 @@ pub(crate) struct Hardware {
     pub(crate) ecam: &'static [EcamWindow],
     pub(crate) config: MachineConfigSpace,
     pub(crate) functions: Vec<pci::Function>,
+    /// What their BARs said before any guest ran.
+    pub(crate) claims: pci::Claims,
     pub(crate) groups: pci::Groups,
     pub(crate) iommu: Option<SharedIommu>,
     dmar: Option<Dmar<'static>>,
@@ -70,12 +75,14 @@ pub(crate) struct Hardware {
     /// accepts that.
     pub(crate) identity_ram: Option<Vec<GpaRange>>,
     pub(crate) soft_off: Option<SoftOff>,
+    /// How to reset the machine.
+    pub(crate) resets: Vec<Reset>,
     /// The ACPI timer, which all guests read.
     pub(crate) pm_timer: Option<PortRange>,
     /// Global system interrupts that may be guests'.
     pub(crate) guests_lines: Vec<u32>,
-    /// For each interrupt of the ISA bus its global system interrupt, and whether that is active when low.
-    isa_lines: [(u32, bool); 16],
+    /// How each interrupt of the ISA bus is wired.
+    isa_lines: [InterruptOverride; 16],
 }
 
 impl Hardware {
@@ -107,18 +114,16 @@ impl Hardware {
         post::step(Step::Processors);
         let started =
             processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
-        let isa_lines = core::array::from_fn(|irq| firmware.isa_line(irq as u8));
         let ecam = acpi::ecam(memory, &firmware);
-        let pm_timer = acpi::pm_timer(&firmware);
         post::step(Step::Devices);
         // SAFETY: the windows are the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
         let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
+        let claims = pci::Claims::record(&mut space, &functions, owners(info, &firmware, ecam));
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
         post::step(Step::Iommu);
-        let remapping = bring_up_iommu(info, &firmware, space, memory);
-        let (iommu, dmar, no_iommu) = match remapping {
+        let (iommu, dmar, no_iommu) = match bring_up_iommu(info, &firmware, space, memory) {
             Ok((iommu, dmar)) => (Some(iommu), Some(dmar), String::new()),
             Err(why) => (None, None, why),
         };
@@ -135,6 +140,9 @@ impl Hardware {
         let modules = move_modules(memory, info, spared)?;
         let moved_modules = memory.taken() - before;
         Ok(Self {
+            isa_lines: core::array::from_fn(|irq| firmware.isa_line(irq as u8)),
+            pm_timer: acpi::pm_timer(&firmware),
+            resets: firmware.resets(),
             memory,
             modules,
             moved_modules,
@@ -148,15 +156,14 @@ impl Hardware {
             ecam,
             config: space,
             functions,
+            claims,
             groups,
             iommu,
             dmar,
             no_iommu,
             identity_ram,
             soft_off: firmware.soft_off,
-            pm_timer,
             guests_lines: guests_lines(config, &firmware.overrides),
-            isa_lines,
         })
     }
 
@@ -177,9 +184,17 @@ impl Hardware {
         self.modules.iter().find(|module| module.name == name)
     }
 
-    /// The global system interrupt of an interrupt of the ISA bus, and whether it is active when low.
-    pub(crate) fn isa_line(&self, irq: u8) -> (u32, bool) {
-        self.isa_lines.get(usize::from(irq)).copied().unwrap_or((u32::from(irq), false))
+    /// How an interrupt of the ISA bus is wired.
+    pub(crate) fn isa_line(&self, irq: u8) -> Wired {
+        let wired = self.isa_lines.get(usize::from(irq));
+        wired.map_or(
+            Wired { gsi: u32::from(irq), active_low: false, level: false },
+            |InterruptOverride { gsi, active_low, level, .. }| Wired {
+                gsi: *gsi,
+                active_low: *active_low,
+                level: *level,
+            },
+        )
     }
 
     /// Address, Capability and Extended Capability Register of each unit of the IOMMU.
@@ -210,6 +225,20 @@ impl Hardware {
         self.dmar
             .and_then(|dmar| dmar.rmrr_for(function, &move |bridge| buses_behind(&space, bridge)))
     }
+}
+
+/// Whose the addresses are that no BAR may claim.
+fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owners {
+    let dmar = firmware.dmar.as_ref().ok().and_then(|table| Dmar::parse(table).ok());
+    let units = dmar.iter().flat_map(Dmar::units);
+    let others = Others {
+        image: image::whole(),
+        ram: info.memory.iter().filter(|it| memory::is_ram(it.kind)).map(|it| it.range),
+        ecam: ecam.iter().map(EcamWindow::range),
+        units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
+        console: console::uart(),
+    };
+    plan::owners::of(Some(firmware), others)
 }
 
 /// Global system interrupts that may be guests': what the configuration names, and all of the ISA bus that
@@ -470,6 +499,8 @@ impl usb::Registers for UsbRegisters {
         }
     }
 }
+
+/// As far as a unit's fault records can lie ("Fault Recording Registers").
 
 /// Switches all VT-d units on; or says why there is no usable IOMMU.
 fn bring_up_iommu(

@@ -269,7 +269,8 @@ fn map_everything(
     map(at, FOUR_GIB.max(at), MemoryType::Uncached)
 }
 
-fn is_ram(kind: MemoryKind) -> bool {
+/// Whether the kind is memory, whoever may use it.
+pub(crate) fn is_ram(kind: MemoryKind) -> bool {
     matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
 }
 
@@ -293,25 +294,13 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
         .filter(|end| end.as_u64() <= 1 << physical_bits())
         .ok_or_else(|| refuse!("{} is beyond the CPU's physical addresses", range.start))?;
     let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?.as_u64();
+    let (to, length, access) = (Hpa::new(start), end - start, Access::READ_WRITE);
+    // The entries were absent, and absent entries are not cached (SDM "Caching Translation Information").
     with_own_table(|table| {
-        let mut at = start;
-        while at < end {
-            let absent = |page: &u64| table.translate(&memory, *page).is_none();
-            let pages = (at..end).step_by(PAGE_SIZE as usize).take_while(absent).count();
-            let length = pages as u64 * PAGE_SIZE;
-            if length > 0 {
-                // The entries were absent, and absent entries are not cached (SDM "Caching
-                // Translation Information").
-                let (to, access) = (Hpa::new(at), Access::READ_WRITE);
-                table
-                    .map(&mut memory, at, to, length, access, MemoryType::Uncached)?
-                    .nothing_cached();
-            }
-            // The page behind the run is there, if it is not the end.
-            at += length + PAGE_SIZE;
-        }
-        Ok(())
+        let kind = MemoryType::Uncached;
+        table.map_missing(&mut memory, start, to, length, access, kind)
     })
+    .map(Flush::nothing_cached)
 }
 
 /// Bytes that the firmware's tables claim, mapped where that is needed: below 4 GiB everything is, and

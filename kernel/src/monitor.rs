@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 
-use arch::machine::Width;
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::vm::Outcome;
@@ -11,6 +10,7 @@ use spin::Once;
 
 use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::power;
 use crate::seat::Seat;
 use crate::{heap, watchdog};
 
@@ -76,7 +76,7 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
         Command::Memory => memory(hardware),
         Command::Regs { guest, cpu } => with(guest, |guest| registers(own, guest, cpu)),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
-        Command::Reboot => reboot(),
+        Command::Reboot => power::reset(&hardware.resets),
         Command::Restart(guest) => with(guest, |guest| guest.restart(own)),
         Command::Start(guest) => with(guest, |guest| guest.start()),
     }
@@ -148,16 +148,5 @@ fn memory(hardware: &Hardware) {
     logln!("free: {} bytes", hardware.memory.available());
     if let Some(iommu) = hardware.iommu {
         logln!("remapping entries in use: {}", iommu.lock().remaps_in_use());
-    }
-}
-
-/// Resets the machine by the chipset's reset control register (port 0xCF9).
-fn reboot() {
-    const RESET_CONTROL: u16 = 0xcf9;
-    logln!("resetting the machine");
-    console::drain();
-    for value in [2, 6] {
-        // SAFETY: the end of everything is what was asked for.
-        unsafe { cpu::instructions::port_write(RESET_CONTROL, Width::Byte, value) };
     }
 }

@@ -36,8 +36,8 @@ use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::machine::GuestMachine;
 use crate::memory::out_of_memory;
-use crate::processors::Processor;
-use crate::ram::GuestRam;
+use crate::processors::{self, Processor};
+use crate::ram::{GuestRam, Scrubbing};
 use crate::refusal::Refusal;
 use crate::seat::Seat;
 use crate::watchdog;
@@ -90,6 +90,8 @@ pub(crate) struct Partition<B: Backend> {
     /// It has ended and stays so until it is started.
     pub(crate) over: AtomicBool,
     crashes: Mutex<Crashes>,
+    /// Its CPUs help with that between two lives.
+    scrubbing: Mutex<Option<Arc<Scrubbing>>>,
     /// Bytes of its RAM, and how many of them are from the free memory.
     ram_bytes: AtomicU64,
     pooled_bytes: AtomicU64,
@@ -103,10 +105,34 @@ impl Plan {
         watchdog::look_after(self.hardware, LocalApic::current());
     }
 
-    /// Memory for the guest, scrubbed.
+    /// Memory for the guest, scrubbed by all its CPUs, none of which has a job yet, and by the one that
+    /// calls.
     fn allocate(&self) -> Result<GuestRam, Refusal> {
-        let mut ram = allocate(self.hardware, &self.guest, &self.map)?;
-        ram.scrub(|| self.look_after());
+        let ram = allocate(self.hardware, &self.guest, &self.map)?;
+        let work = Arc::new(Scrubbing::new(ram.clone()));
+        let own = LocalApic::current().id();
+        let others = || self.seats.iter().map(|seat| seat.processor).filter(move |id| *id != own);
+        for id in others() {
+            let work = work.clone();
+            processors::assign(
+                id,
+                Box::new(move |_| {
+                    work.help(|| {});
+                    processors::set_busy(id, false);
+                }),
+            );
+        }
+        work.help(|| self.look_after());
+        for id in others() {
+            // One that has not begun need not.
+            if processors::take_job(id).is_some() {
+                processors::set_busy(id, false);
+            }
+            while processors::is_busy(id) {
+                core::hint::spin_loop();
+            }
+        }
+        work.wait(|| self.look_after());
         Ok(ram)
     }
 }
@@ -134,7 +160,7 @@ impl<B: Backend> Partition<B> {
         let ram = plan.allocate()?;
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
-        map_bars(hardware, functions, &mut config)?;
+        map_bars(hardware, functions)?;
         let shared = Shared::<B>::new(&plan, &ram)?;
         let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
         logln!("guest {}: nested table {mix}", guest.name);
@@ -152,6 +178,7 @@ impl<B: Backend> Partition<B> {
             wish: AtomicU32::new(NO_WISH),
             over: AtomicBool::new(false),
             crashes: Mutex::new(Crashes::default()),
+            scrubbing: Mutex::new(None),
             ram_bytes: AtomicU64::new(ram_bytes),
             pooled_bytes: AtomicU64::new(pooled_bytes),
             mix,

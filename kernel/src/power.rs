@@ -1,9 +1,9 @@
-//! The end of the run: the machine is switched off, or the CPU halts.
+//! The end of the run: the machine is switched off or reset, or the CPU halts.
 
 use arch::machine::Width;
 use cpu::instructions::{halt_forever, port_read, port_write};
 use cpu::physical::{mmio_read, mmio_write};
-use firmware::{Pm1Control, Register, SoftOff};
+use firmware::{Pm1Control, Register, Reset, SoftOff};
 
 use crate::console;
 
@@ -29,6 +29,20 @@ pub(crate) fn off(how: Option<SoftOff>) -> ! {
     console::logln!("the machine can be switched off now");
     console::drain();
     halt_forever()
+}
+
+/// Resets the machine by these writes, one after the other until it is; returns where none does.
+pub(crate) fn reset(ways: &[Reset]) {
+    console::logln!("resetting the machine");
+    console::drain();
+    for Reset { register, value } in ways {
+        write(*register, Width::Byte, u32::from(*value));
+        // The chipset takes its time.
+        for _ in 0..MOST_POLLS / 10 {
+            core::hint::spin_loop();
+        }
+    }
+    console::logln!("the machine is not reset: the firmware's FADT names no register that does");
 }
 
 /// ACPI Specification, "PM1 Control Registers": first SLP_TYP, then SLP_EN as well; a machine with two

@@ -78,7 +78,16 @@ pub(crate) fn start(
             .collect()
     });
     let mut answered = Vec::from([own]);
-    let Some(page) = page.filter(|_| ids.len() > 1) else { return Ok(answered) };
+    if ids.len() <= 1 {
+        return Ok(answered);
+    }
+    let Some(page) = page else {
+        logln!(
+            "the memory map has no two free pages below 640 KiB, at which other CPUs could start: {} are left out",
+            ids.len() - 1
+        );
+        return Ok(answered);
+    };
     // SAFETY: the page was kept out of the free memory for this.
     let mut start_page = unsafe { StartPage::new(page) };
     let root = memory::copy_root_below_4_gib(memory)?;

@@ -6,6 +6,7 @@ use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::{Gpa, Hpa};
 use arrayvec::ArrayVec;
 use cpu::physical;
+use mem::Pieces;
 use plan::memory::{Block, MAX_BLOCKS};
 
 use crate::memory::Memory;
@@ -38,19 +39,6 @@ impl GuestRam {
         Ok(block.hpa.wrapping_add(gpa.as_u64() - block.gpa.as_u64()))
     }
 
-    /// Fills all of it with zeros; `meanwhile` is called now and then, as this takes its time.
-    pub(crate) fn scrub(&mut self, mut meanwhile: impl FnMut()) {
-        const PIECE: usize = 16 << 20;
-        for block in &self.0 {
-            // SAFETY: `new`'s caller vouched for the block; the guest does not run.
-            let bytes = unsafe { physical::bytes_mut(block.hpa, block.length as usize) };
-            for piece in bytes.chunks_mut(PIECE) {
-                piece.fill(0);
-                meanwhile();
-            }
-        }
-    }
-
     /// Bytes of it, and how many of them are from the free memory.
     pub(crate) fn size(&self) -> (u64, u64) {
         let sum = |pooled: bool| {
@@ -63,6 +51,51 @@ impl GuestRam {
     pub(crate) fn give_back(self, memory: Memory) {
         for block in self.0.into_iter().filter(|block| block.pooled) {
             memory.free(block.hpa, block.length);
+        }
+    }
+}
+
+/// A guest's RAM that its CPUs fill with zeros, while the guest does not run.
+#[derive(Debug)]
+pub(crate) struct Scrubbing {
+    ram: GuestRam,
+    pieces: Pieces,
+}
+
+impl Scrubbing {
+    /// All of `ram` is to be filled.
+    pub(crate) fn new(ram: GuestRam) -> Self {
+        /// What takes a CPU well below a millisecond or two, so that no one waits long for the last.
+        const PIECE: u64 = 4 << 20;
+        let pieces = Pieces::new(ram.size().0, PIECE);
+        Self { ram, pieces }
+    }
+
+    /// Fills pieces until none is left; `meanwhile` is called after each.
+    pub(crate) fn help(&self, mut meanwhile: impl FnMut()) {
+        self.pieces.help(|piece| {
+            let mut before = 0;
+            for block in self.ram.blocks() {
+                let start = piece.start.max(before);
+                let end = piece.end.min(before + block.length);
+                if start < end {
+                    let (at, length) = (block.hpa.wrapping_add(start - before), end - start);
+                    // SAFETY: `GuestRam::new`'s caller vouched for the block; the guest does not run, and this
+                    // piece is nobody else's.
+                    unsafe { physical::bytes_mut(at, length as usize) }.fill(0);
+                }
+                before += block.length;
+            }
+            meanwhile();
+        });
+    }
+
+    /// Waits for the others; `meanwhile` is called now and then.
+    pub(crate) fn wait(&self, mut meanwhile: impl FnMut()) {
+        // Each of them is at one piece, and leaves it only done.
+        while !self.pieces.finished() {
+            meanwhile();
+            core::hint::spin_loop();
         }
     }
 }

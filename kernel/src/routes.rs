@@ -12,7 +12,7 @@ use arch::iommu::{InterruptSource, Iommu, RemapIndex};
 use arch::machine::{InterruptLine, RouteRefused};
 use arch::{ApicId, Bdf};
 use cpu::io_apic::IoApic;
-use guest::lines::Line;
+use guest::lines::{Line, Wired};
 use spin::Mutex;
 
 use crate::console::logln;
@@ -37,6 +37,7 @@ struct WiredLine {
     wired: (&'static IoApic, u32),
     entry: Option<RemapIndex>,
     active_low: bool,
+    level: bool,
     target: Option<InterruptTarget>,
 }
 
@@ -77,21 +78,17 @@ impl Routes {
         Ok(())
     }
 
-    /// Gives the guest a line, which is wired to the machine's global system interrupt `wired` and active
-    /// when low or not.
-    pub(crate) fn grant_line(
-        &mut self,
-        line: Line,
-        (wired, active_low): (u32, bool),
-    ) -> Result<(), Refusal> {
+    /// Gives the guest a line, which is wired so in the machine.
+    pub(crate) fn grant_line(&mut self, line: Line, wired: Wired) -> Result<(), Refusal> {
         let gsi = line.gsi;
-        let input = |io_apic: &'static IoApic| Some((io_apic, io_apic.input(wired)?));
+        let Wired { gsi: of_machine, active_low, level } = wired;
+        let input = |io_apic: &'static IoApic| Some((io_apic, io_apic.input(of_machine)?));
         let wired = self.io_apics.iter().find_map(input).ok_or_else(|| {
-            refuse!("no I/O APIC has interrupt line {wired}: name another one in intx")
+            refuse!("no I/O APIC has interrupt line {of_machine}: name another one in intx")
         })?;
         let source = InterruptSource::IoApic(wired.0.id);
         let entry = self.iommu.map(|iommu| iommu.lock().allocate_remap(source, 1)).transpose()?;
-        self.lines.insert(gsi, WiredLine { wired, entry, active_low, target: None });
+        self.lines.insert(gsi, WiredLine { wired, entry, active_low, level, target: None });
         Ok(())
     }
 
@@ -137,6 +134,12 @@ impl Routes {
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused> {
         let line = self.lines.get_mut(&gsi).ok_or(RouteRefused("the line is not the guest's"))?;
+        // The guest's tables say that the ISA bus has edges; of a line that is held up until its device is
+        // served, an edge would be lost while another device holds it.
+        let target = target.map(|target| match line.level {
+            true => InterruptTarget { trigger: TriggerMode::Level, ..target },
+            false => target,
+        });
         line.target = target;
         let WiredLine { wired: (io_apic, input), entry, active_low, .. } = *line;
         if target.is_none() {

@@ -118,6 +118,7 @@ fn run<B: Backend>(
             if partition.over.load(Ordering::Acquire) {
                 return processors::set_busy(processor.apic.id(), false);
             }
+            partition.help();
             rest(hardware, processor);
         }
     }

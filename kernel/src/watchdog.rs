@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
+use guest::lines::Wired;
 use spin::{Mutex, Once};
 
 use crate::bring_up::Hardware;
@@ -80,7 +81,7 @@ pub(crate) fn wait(own: LocalApic, seen: u32) {
 pub(crate) fn arm_console(hardware: &Hardware) {
     const NMI_ENTRY: u64 = 4 << 8;
     let Some(irq) = console::uart().and_then(mux::uart::line) else { return };
-    let (gsi, active_low) = hardware.isa_line(irq);
+    let Wired { gsi, active_low, .. } = hardware.isa_line(irq);
     let mut io_apics = hardware.io_apics.iter();
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
         return;

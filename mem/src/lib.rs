@@ -3,6 +3,7 @@
 //! * [`frames`]: which physical memory is free
 //! * [`table`]: map, replace, unmap and translate, for any [`table::Format`]
 //! * [`allowance`]: a limit to the frames that one table may take
+//! * [`pieces`]: one work for several CPUs
 //! * [`formats`]: what an entry looks like for each reader (CPU, EPT, NPT, VT-d)
 //!
 //! Nothing here touches memory: the walker reads and writes through [`table::TableMemory`], which
@@ -13,6 +14,7 @@
 pub mod allowance;
 pub mod formats;
 pub mod frames;
+pub mod pieces;
 pub mod table;
 #[cfg(test)]
 mod testing;
@@ -20,4 +22,5 @@ mod testing;
 pub use allowance::Allowance;
 pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
+pub use pieces::Pieces;
 pub use table::{Access, Flush, MapError, Mapping, MemoryType, Mix, Table, TableMemory};

@@ -99,6 +99,30 @@ impl<F: Format> Table<F> {
         self.set(memory, span, hpa, access, memory_type)
     }
 
+    /// As [`Table::map`], but leaves what is mapped already as it is.
+    ///
+    /// # Errors
+    /// As [`Table::map`], without the first.
+    pub fn map_missing(
+        &mut self,
+        memory: &mut impl TableMemory,
+        input: u64,
+        hpa: Hpa,
+        length: u64,
+        access: Access,
+        memory_type: MemoryType,
+    ) -> Result<Flush, MapError> {
+        let span = self.span(input, length)?;
+        let mut at = span.start;
+        while let Some(start) = self.first(memory, at..span.end, false) {
+            let end = self.first(memory, start..span.end, true).unwrap_or(span.end);
+            let to = Hpa::new(hpa.as_u64().wrapping_add(start - input));
+            self.set(memory, start..end, to, access, memory_type)?.nothing_cached();
+            at = end;
+        }
+        Ok(Flush { input, length })
+    }
+
     /// As [`Table::map`], for a range that is mapped already. Large pages that the range cuts are
     /// split.
     ///

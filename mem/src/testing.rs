@@ -17,6 +17,8 @@ pub(crate) struct TestMemory {
     pub(crate) frames: u64,
     /// Pages that were given back.
     pub(crate) given_back: Vec<Hpa>,
+    /// How often a word was read.
+    pub(crate) reads: std::cell::Cell<u64>,
     /// Every write, oldest first.
     pub(crate) log: Vec<(Hpa, u64)>,
 }
@@ -24,13 +26,15 @@ pub(crate) struct TestMemory {
 impl TestMemory {
     pub(crate) fn new() -> Self {
         let (words, log, given_back) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Self { words, next: 0x10_0000, frames: u64::MAX, log, given_back }
+        let reads = std::cell::Cell::new(0);
+        Self { words, next: 0x10_0000, frames: u64::MAX, log, given_back, reads }
     }
 }
 
 impl TableMemory for TestMemory {
     fn read(&self, at: Hpa) -> u64 {
         assert!(at.is_aligned(8) && (0x10_0000..self.next).contains(&at.as_u64()), "{at}");
+        self.reads.set(self.reads.get() + 1);
         self.words.get(&at.as_u64()).copied().unwrap_or(0)
     }
 

@@ -6,7 +6,8 @@
 //! `guest` crate carries it out.
 //!
 //! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`power`], [`reset`], [`acs`],
-//!   [`usb`], [`groups`] (which functions go together)
+//!   [`usb`], [`groups`] (which functions go together),
+//!   [`record`] and [`claims`] (what their BARs say, and whose that is)
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ extern crate alloc;
 pub mod acs;
 pub mod bar;
 pub mod capability;
+pub mod claims;
 #[cfg(test)]
 mod fake;
 pub mod groups;
@@ -25,12 +27,16 @@ pub mod msi;
 pub mod msix;
 pub mod power;
 mod quirks;
+pub mod record;
 pub mod reset;
 pub mod usb;
 pub mod view;
+mod window;
 
 pub use bar::{Bar, BarKind};
+pub use claims::Claims;
 pub use groups::{GroupError, Groups};
 pub use header::{Command, Function, scan};
 pub use message::GuestInterrupt;
+pub use record::Record;
 pub use view::{Effect, VirtualFunction};

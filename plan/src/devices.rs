@@ -11,7 +11,7 @@ use config::{Config, Devices, GuestConfig};
 use guest::pci::BusError;
 use pci::Function;
 
-use crate::{Machine, Refusal};
+use crate::{Machine, Plan, Refusal};
 
 /// The key by which a guest's file names functions.
 fn key(guest: &GuestConfig) -> &'static str {
@@ -38,8 +38,9 @@ pub fn stays(function: &Function) -> bool {
 pub(crate) fn functions<C: ConfigSpace>(
     config: &Config,
     machine: &Machine<'_, C>,
-    refusals: &mut Vec<Refusal>,
+    plan: &mut Plan,
 ) -> Vec<Vec<Bdf>> {
+    let Plan { refusals, remarks, .. } = plan;
     let found = |bdf: Bdf| machine.functions.iter().find(|found| found.bdf == bdf);
     let mut refused = Vec::new();
     for guest in &config.guests {
@@ -55,8 +56,19 @@ pub(crate) fn functions<C: ConfigSpace>(
             refusals.push(Refusal::entry(guest, (key(guest), index), sentence));
         }
     }
-    let given = machine.functions.iter().filter(|function| !stays(function));
-    let given: Vec<Bdf> = given.map(|function| function.bdf).collect();
+    let mut given: Vec<Bdf> =
+        machine.functions.iter().filter(|it| !stays(it)).map(|function| function.bdf).collect();
+    // "all" is the devices that a guest could want, and have.
+    let all = |guest: &&GuestConfig| matches!(guest.devices, Devices::All { .. });
+    if let Some(guest) = config.guests.iter().find(all) {
+        given.retain(|function| match machine.claims.check(*function) {
+            Ok(()) => true,
+            Err(bad) => {
+                remarks.push(Refusal::guest(guest, "devices", format!("devices = \"all\": {bad}")));
+                false
+            }
+        });
+    }
     let mut owned: Vec<Vec<Bdf>> =
         config.guests.iter().map(|guest| config.functions(guest, &given)).collect();
     owned.iter_mut().for_each(|own| own.retain(|function| !refused.contains(function)));
@@ -108,6 +120,9 @@ pub(crate) fn check<C: ConfigSpace>(
                 refusals.push(at(guest, function, sentence));
             }
             None => {}
+        }
+        if let Err(bad) = machine.claims.check(function) {
+            refusals.push(at(guest, function, format!("devices: {bad}")));
         }
         if machine.no_iommu.is_none() && !(machine.covered)(function) {
             let error = IommuError::NoUnit(function);

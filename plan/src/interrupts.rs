@@ -8,9 +8,11 @@ use arch::Bdf;
 use arch::machine::{ConfigSpace, Width};
 use arch::msr::PortRange;
 use arch::vcpu::InterruptMode;
-use config::{GuestConfig, Uart};
+use config::{Config, GuestConfig, Uart};
+use guest::lines::Line;
 use guest::pci::BusError;
 use pci::header::INTERRUPT_LINE;
+use pci::{Claims, Function};
 
 use crate::{Machine, Refusal, Vendor};
 
@@ -59,6 +61,56 @@ pub(crate) fn check_ports(guest: &GuestConfig, refusals: &mut Vec<Refusal>) {
             );
             refusals.push(Refusal::entry(guest, ("io_ports", index), sentence));
         }
+    }
+}
+
+/// Ports that the guest uses by itself must not be those of a function that is not its own.
+pub(crate) fn check_ports_of_functions(
+    guest: &GuestConfig,
+    own: &[Bdf],
+    claims: &Claims,
+    refusals: &mut Vec<Refusal>,
+) {
+    let listed = guest.io_ports.iter().enumerate();
+    let listed = listed.map(|(index, range)| (("io_ports", index), *range));
+    let uart = guest.uart.map(|uart| (("uart", 0), uart.ports()));
+    for (entry, range) in listed.chain(uart) {
+        if let Some((function, bar)) = claims.port_bar(range, own) {
+            let sentence = format!(
+                "the ports {:#x} to {:#x} are BAR {} of {function}, which is not the guest's: assign that, or \
+                 remove them",
+                range.first, range.last, bar.index
+            );
+            refusals.push(Refusal::entry(guest, entry, sentence));
+        }
+    }
+}
+
+/// Refuses lines of two devices that are one interrupt of this machine, because its firmware has moved an
+/// interrupt of the ISA bus.
+pub(crate) fn check_moved_lines<C: ConfigSpace>(
+    config: &Config,
+    owned: &[Vec<Bdf>],
+    machine: &Machine<'_, C>,
+    refusals: &mut Vec<Refusal>,
+) {
+    const CONSOLE: &str = "the hypervisor's console";
+    let mut lines = Vec::new();
+    let isa = |gsi| Line { input: gsi, gsi, active_low: false };
+    lines.extend(machine.console_irq.map(|irq| (CONSOLE, isa(irq.into()))));
+    for (index, (guest, functions)) in config.guests.iter().zip(owned).enumerate() {
+        let timer = (index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
+        let own = machine.functions.iter().filter(|function| functions.contains(&function.bdf));
+        let channels = own.flat_map(Function::legacy_ide).map(|channel| channel.gsi);
+        // Too many are refused where they are counted.
+        let found = guest::lines::of(guest, channels.chain(timer)).unwrap_or_default();
+        lines.extend(found.into_iter().map(|line| (guest.name.as_str(), line)));
+    }
+    if let Some(clash) = guest::lines::clash(&lines, machine.isa_line)
+        && let Some(guest) = config.guests.iter().find(|guest| guest.name == clash.intx)
+    {
+        let index = guest.intx.iter().position(|entry| entry.gsi == clash.gsi).unwrap_or_default();
+        refusals.push(Refusal::entry(guest, ("intx", index), clash));
     }
 }
 

@@ -7,7 +7,7 @@
 //! * [`devices`]: do they exist, can they be assigned, what goes together
 //! * [`memory`]: where a guest's RAM comes from, and what guests share
 //! * [`files`]: kernel, initrd and modules; [`processors`]; [`interrupts`]: mode, lines, ports
-//! * [`platform`]: what every CPU must have
+//! * [`platform`]: what every CPU must have; [`owners`]: whose addresses no BAR may claim
 //!
 //! Invariant: nothing here touches the machine, and nothing stops at the first thing that is wrong.
 #![cfg_attr(not(test), no_std)]
@@ -19,6 +19,7 @@ pub mod devices;
 pub mod files;
 pub mod interrupts;
 pub mod memory;
+pub mod owners;
 pub mod platform;
 pub mod processors;
 mod refusal;
@@ -33,6 +34,7 @@ use arch::address::HpaRange;
 use arch::machine::ConfigSpace;
 use arch::vcpu::InterruptMode;
 use config::{Config, GuestConfig};
+use guest::lines::Wired;
 use guest::memory_map::{Ecam, GpaRange};
 use mem::FrameAllocator;
 use pci::{Function, Groups};
@@ -71,6 +73,12 @@ pub struct Machine<'a, C> {
     pub no_iommu: Option<&'a str>,
     /// Whether an input of an I/O APIC has this global system interrupt.
     pub has_line: &'a dyn Fn(u32) -> bool,
+    /// What the BARs of all functions claim.
+    pub claims: &'a pci::Claims,
+    /// How an interrupt of the ISA bus is wired.
+    pub isa_line: &'a dyn Fn(u8) -> Wired,
+    /// The interrupt of the ISA bus that the hypervisor's console has.
+    pub console_irq: Option<u8>,
     /// The files that the configuration names.
     pub files: files::Source<'a>,
 }
@@ -89,7 +97,7 @@ pub struct Plan {
 /// Makes every refusal that can be made of `config` on `machine`.
 pub fn check<C: ConfigSpace>(config: &Config, machine: &Machine<'_, C>) -> Plan {
     let mut plan = Plan::default();
-    plan.functions = devices::functions(config, machine, &mut plan.refusals);
+    plan.functions = devices::functions(config, machine, &mut plan);
     let mut free = machine.free.clone();
     for region in &config.shared {
         plan.refusals.extend(memory::share(region, &mut free).err());
@@ -108,7 +116,9 @@ pub fn check<C: ConfigSpace>(config: &Config, machine: &Machine<'_, C>) -> Plan 
         let slots = guest::pci::check_places(own, shares);
         refusals.extend(slots.err().map(|error| Refusal::guest(guest, "devices", error)));
         interrupts::check_lines(guest, own, machine, refusals);
+        interrupts::check_ports_of_functions(guest, own, machine.claims, refusals);
     }
+    interrupts::check_moved_lines(config, &plan.functions, machine, &mut plan.refusals);
     devices::remark_left_out(config, machine.functions, &plan.functions, &mut plan.remarks);
     processors::remark_divided_cores(config, machine.cpus, &mut plan.remarks);
     plan

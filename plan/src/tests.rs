@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use arch::machine::{ConfigSpace, Width};
 use arch::{ApicId, Hpa};
 
+use guest::lines::Wired;
+use pci::claims::Owners;
+
 use super::*;
 use crate::memory::{MAX_BLOCKS, identity};
 
@@ -35,6 +38,9 @@ struct Fake {
     reserved: Vec<Bdf>,
     uncovered: Vec<Bdf>,
     no_iommu: Option<&'static str>,
+    owners: Owners,
+    /// An interrupt of the ISA bus, and where the firmware has moved it.
+    moved: Option<(u8, u32)>,
 }
 
 const MIB: u64 = 1 << 20;
@@ -56,6 +62,8 @@ fn machine() -> Fake {
         reserved: Vec::new(),
         uncovered: Vec::new(),
         no_iommu: None,
+        owners: Owners::default(),
+        moved: None,
     };
     for (device, function, class, multi) in [
         (0, 0, 0x06_0000_u32, false),
@@ -95,6 +103,13 @@ impl Fake {
             covered: &|bdf| !self.uncovered.contains(&bdf),
             no_iommu: self.no_iommu,
             has_line: &|gsi| gsi < 24,
+            claims: &pci::Claims::record(&mut self.space.clone(), &functions, self.owners.clone()),
+            isa_line: &|irq| Wired {
+                gsi: self.moved.filter(|moved| moved.0 == irq).map_or(irq.into(), |moved| moved.1),
+                active_low: false,
+                level: false,
+            },
+            console_irq: Some(4),
             files: &|_, path| match path {
                 "k" => Ok(File { size: kernel.len(), bytes: &kernel }),
                 "empty" => Ok(File { size: 0, bytes: &[] }),
@@ -443,4 +458,65 @@ fn a_guest_has_the_low_window_of_segment_0_only() {
         window(0, 0, 0xb000_0000),
     ]);
     assert_eq!(low.map(|ecam| (ecam.base.as_u64(), ecam.buses)), Some((0xb000_0000, 256)));
+}
+
+#[test]
+fn a_bar_that_claims_ram_is_refused_and_all_goes_without_it() {
+    let mut fake = machine();
+    // BAR 0 of the NVMe; this space does not answer sizing, so its size is what it says: one byte pattern.
+    let nvme = Bdf::new(0, 4, 0);
+    if let Some(bytes) = fake.space.0.get_mut(&nvme) {
+        bytes[0x10..0x14].copy_from_slice(&0xfff0_0000_u32.to_le_bytes());
+    }
+    fake.owners.memory.push((range(0xfff0_0000, 0x1000), "RAM"));
+    let text = |devices: &str| {
+        format!(
+            "[[guest]]\nname=\"a\"\ncpus=[0]\nmemory=\"64M\"\nkernel=\"k\"\ndevices={devices}\n"
+        )
+    };
+    fake.says(
+        &text("[\"00:04.0\"]"),
+        &["nexit.toml, line 6: guest a: devices: 00:04.0 cannot be assigned: its BAR 0 (memory 0xfff00000 to \
+           0xffffffff) overlaps RAM (0xfff00000 to 0xfff00fff): update the firmware, or leave the device out"],
+    );
+    let plan = fake.plan(&text("\"all\""));
+    assert!(plan.refusals.is_empty() && !plan.functions[0].contains(&nvme), "{plan:?}");
+    assert!(plan.remarks.iter().any(|remark| remark.to_string().contains("overlaps RAM")));
+}
+
+#[test]
+fn ports_of_anothers_function_are_refused() {
+    let mut fake = machine();
+    if let Some(bytes) = fake.space.0.get_mut(&Bdf::new(0, 5, 0)) {
+        bytes[0x10..0x14].copy_from_slice(&0xffe1_u32.to_le_bytes());
+    }
+    let text = |devices: &str| {
+        format!(
+            "[[guest]]\nname=\"a\"\ncpus=[0]\nmemory=\"64M\"\nkernel=\"k\"\nio_ports=[\"0xffe8\"]\n\
+             devices=[{devices}]\n"
+        )
+    };
+    let plan = fake.plan(&text(""));
+    let said = plan.refusals.iter().map(ToString::to_string).next().unwrap_or_default();
+    assert!(
+        said.contains("line 6: guest a: the ports 0xffe8 to 0xffe8 are BAR 0 of 00:05.0"),
+        "{said}"
+    );
+    assert!(fake.plan(&text("\"00:05.0\"")).refusals.is_empty());
+}
+
+#[test]
+fn an_interrupt_of_the_isa_bus_on_anothers_line_is_refused() {
+    let mut fake = machine();
+    fake.moved = Some((4, 20));
+    let text = "[[guest]]\nname=\"a\"\ncpus=[0]\nmemory=\"64M\"\nkernel=\"k\"\ndevices=[\"00:04.0\"]\n\
+                intx=[\"00:04.0=20\"]\n";
+    fake.says(
+        text,
+        &["nexit.toml, line 7: guest a: intx names line 20, to which this machine's firmware has moved \
+           interrupt 4 of the ISA bus, which is that of the hypervisor's console: the two cannot be told \
+           apart; give one of the devices up"],
+    );
+    fake.moved = None;
+    fake.says(text, &[]);
 }

@@ -23,5 +23,5 @@ pub use guest::{Devices, Guest, Kernel, Payload};
 pub use outcome::{Outcome, ResultLine};
 pub use picture::Silent;
 pub use q35::{Row, q35};
-pub use tables::{Stopped, Sum};
+pub use tables::{Stopped, Sum, config_write};
 pub use terminal::Session;

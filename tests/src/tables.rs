@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::folder::{Folder, build_folder};
 use crate::guest::Devices;
 use crate::outcome::Outcome;
+use crate::terminal::Session;
 
 /// The memory of a machine that stands at the image's entry.
 #[derive(Debug)]
@@ -43,6 +44,30 @@ impl Folder {
             outcome.unwrap_or_default()
         })
     }
+}
+
+impl Session {
+    /// As [`Session::start`], of a machine in QEMU and with its tables changed.
+    ///
+    /// # Panics
+    /// As [`Session::start`], or when the machine cannot be stopped or its memory cannot be changed.
+    #[must_use]
+    pub fn start_with_tables(arguments: &[&str], change: impl FnOnce(&mut Stopped)) -> Self {
+        let port = free_port();
+        let listen = format!("tcp:127.0.0.1:{port}");
+        let session = Self::start(&[arguments, &["-S", "-gdb", &listen]].concat());
+        let mut machine = Stopped::at_entry(port);
+        change(&mut machine);
+        machine.go_on();
+        session
+    }
+}
+
+/// Commands of QEMU's monitor that write a register in configuration space, of a device on bus 0.
+#[must_use]
+pub fn config_write(device: u8, offset: u8, value: u32) -> [String; 2] {
+    let address = 1 << 31 | u32::from(device) << 11 | u32::from(offset);
+    [(0xcf8, address), (0xcfc, value)].map(|(port, value)| format!("o /w {port:#x} {value:#x}"))
 }
 
 fn free_port() -> u16 {
@@ -204,13 +229,12 @@ impl Stopped {
         self.write(at, &bytes);
     }
 
-    /// Writes a register of the host bridge, by a command of QEMU's monitor.
+    /// Writes a register of a device on bus 0 (0: the host bridge), by commands of QEMU's monitor.
     ///
     /// # Panics
-    /// When the monitor does not know the command.
-    pub fn write_host_bridge(&mut self, offset: u8, value: u32) {
-        for (port, value) in [(0xcf8, 1 << 31 | u32::from(offset)), (0xcfc, value)] {
-            let command = format!("o /w {port:#x} {value:#x}");
+    /// When the monitor does not know a command.
+    pub fn write_device(&mut self, device: u8, offset: u8, value: u32) {
+        for command in config_write(device, offset, value) {
             let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
             // What it prints comes first, in packets of its own.
             let mut answer = self.ask(&format!("qRcmd,{hex}"));

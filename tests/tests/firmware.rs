@@ -1,7 +1,7 @@
 //! Machines whose firmware tables are damaged: what Nexit makes of them, in QEMU with its tables changed
 //! at the image's entry.
 
-use nexit_tests::{Devices, Folder, Guest, Outcome, Payload, Stopped, Sum};
+use nexit_tests::{Devices, Folder, Guest, Outcome, Payload, Session, Stopped, Sum};
 
 const OPTIONS: &[&str] = &["--timeout", "60", "--memory", "1G"];
 
@@ -175,8 +175,8 @@ fn assert_messages_arrive(name: &str, function: &str, change: impl FnOnce(&mut S
 fn configuration_space_above_4_gib_is_mapped_and_used() {
     assert_messages_arrive("mcfg-high", "00:04.0", |machine| {
         const PCIEXBAR: u8 = 0x60;
-        machine.write_host_bridge(PCIEXBAR + 4, 8);
-        machine.write_host_bridge(PCIEXBAR, 1);
+        machine.write_device(0, PCIEXBAR + 4, 8);
+        machine.write_device(0, PCIEXBAR, 1);
         let base = 0x8_0000_0000_u64.to_le_bytes();
         machine.change("MCFG", Sum::Right, |table| table[44..52].copy_from_slice(&base));
     });
@@ -210,4 +210,45 @@ fn cpus_that_do_not_start_are_named_and_left_out() {
     });
     assert_powered_off_and_said(&outcome, "CPU with APIC identifier 6 does not start");
     assert_powered_off_and_said(&outcome, "CPU with APIC identifier 9 does not start");
+}
+
+/// What is written to the register ends in a file; the machine is reset by the chipset's then.
+#[test]
+fn the_machine_is_reset_by_the_register_that_the_fadt_names() {
+    const RESET_REGISTER: std::ops::Range<usize> = 116..129;
+    let folder = Folder::new("reset-register");
+    let config =
+        folder.write("nexit.toml", Payload { command_line: "spin", ..Payload::new("ends") }.toml());
+    let written = folder.path("written");
+    let file = format!("file,id=written,path={}", written.display());
+    let device = "isa-debugcon,iobase=0x501,chardev=written";
+    let run = ["run", "--config", &config, "--timeout", "90", "--"];
+    let run = [&run[..], &["-chardev", &file, "-device", device]].concat();
+    let mut session = Session::start_with_tables(&run, |machine| {
+        machine.change("FACP", Sum::Right, |table| {
+            // A byte at port 0x501, and what to write.
+            let register = [1, 8, 0, 1, 1, 5, 0, 0, 0, 0, 0, 0, b'R'];
+            table[RESET_REGISTER].copy_from_slice(&register);
+        });
+    });
+    session.see("payload: ends by spin");
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("reboot\r");
+    session.see("resetting the machine");
+    let (screen, _) = session.end();
+    folder.write("run.log", &screen);
+    assert_eq!(std::fs::read(&written).unwrap_or_default(), b"R", "{screen}");
+}
+
+#[test]
+fn a_line_of_pci_to_which_the_firmware_has_moved_an_interrupt_of_the_isa_bus_is_refused() {
+    let further = "uart = \"COM2\"\ndevices = [\"00:04.0\"]\nintx = [\"00:04.0=20\"]";
+    let outcome = run("moved-onto-a-line", further, |machine| {
+        // Interrupt Source Override: interrupt 3 is line 20, level-triggered and active when low.
+        machine.append("APIC", &[2, 10, 0, 3, 20, 0, 0, 0, 0xf, 0]);
+    });
+    let sentence =
+        "intx names line 20, to which this machine's firmware has moved interrupt 3 of the ISA bus";
+    assert!(outcome.refusal().contains(sentence), "{outcome}");
 }

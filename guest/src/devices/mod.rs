@@ -85,6 +85,12 @@ impl Devices {
         owner(port) != Owner::Nobody
     }
 
+    /// The ports of all devices.
+    pub fn ranges() -> impl Iterator<Item = PortRange> {
+        let single = [uart::PORTS, rtc::PORTS].into_iter();
+        single.chain(power::PORTS).chain(pit::PORTS).chain(pic::PORTS)
+    }
+
     /// IN of `width` bytes at `port`.
     pub fn read(&mut self, port: u16, width: Width, machine: &impl Machine) -> u32 {
         match owner(port) {

@@ -92,7 +92,8 @@ impl World {
         config.1 = machine.order.clone();
         let windows = vec![GpaRange::between(0xf000_0000, 0xfec0_0000)];
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
-        let bus = VirtualBus::new(&mut config, &[NVME, NIC], Some(ecam), windows).unwrap();
+        let sized = [NVME, NIC].map(|bdf| (bdf, pci::bar::size_bars(&mut config, bdf, 6)));
+        let bus = VirtualBus::new(&config, &sized, Some(ecam), windows).unwrap();
         let cpuid = CpuidPolicy::new(vec![ApicId(0)], &machine);
         let guest = Guest::new("test".into(), mode, vec![CPU], cpuid);
         let mut world = Self {

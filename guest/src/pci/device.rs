@@ -72,12 +72,13 @@ impl MessageSlot {
 impl Device {
     /// Takes `identity` over; its BARs outside `windows` have no address in the guest at first.
     pub(super) fn new(
-        config: &mut impl ConfigSpace,
+        config: &impl ConfigSpace,
         identity: Function,
+        bars: [Option<Bar>; 6],
         address: Bdf,
         windows: &Windows,
     ) -> Self {
-        let mut view = VirtualFunction::new(config, identity.bdf);
+        let mut view = VirtualFunction::with_bars(config, identity.bdf, bars);
         for index in 0..6 {
             let outside = view.bar(index).is_some_and(|bar| {
                 let range = GpaRange { start: Gpa::new(bar.base), length: bar.size };

@@ -138,26 +138,27 @@ enum Place {
 }
 
 impl VirtualBus {
-    /// A bus with `functions` of the machine on it. Reads and sizes them; they must be quiet.
-    /// Memory BARs are reachable inside `windows` only, which hold no RAM.
+    /// A bus with `functions` of the machine on it, with the BARs that were recorded of them; they must be
+    /// quiet. Memory BARs are reachable inside `windows` only, which hold no RAM.
     ///
     /// # Errors
     /// When a function is absent, is a bridge, or finds no place.
     pub fn new(
-        config: &mut impl ConfigSpace,
-        functions: &[Bdf],
+        config: &impl ConfigSpace,
+        functions: &[(Bdf, [Option<Bar>; 6])],
         ecam: Option<GpaRange>,
         windows: Vec<GpaRange>,
     ) -> Result<Self, BusError> {
-        let places = slots::place(functions).map_err(BusError::NoSlot)?;
+        let addresses: Vec<Bdf> = functions.iter().map(|(bdf, _)| *bdf).collect();
+        let places = slots::place(&addresses).map_err(BusError::NoSlot)?;
         let windows = Windows::new(windows, functions.len() * 6);
         let mut devices = Vec::with_capacity(functions.len());
-        for (&bdf, &place) in functions.iter().zip(&places) {
+        for (&(bdf, bars), &place) in functions.iter().zip(&places) {
             let identity = Function::read(config, bdf).ok_or(BusError::Absent(bdf))?;
             if identity.is_infrastructure() {
                 return Err(BusError::NotADevice(bdf));
             }
-            let mut device = Device::new(config, identity, place, &windows);
+            let mut device = Device::new(config, identity, bars, place, &windows);
             let siblings = places.iter().filter(|other| other.device() == place.device()).count();
             device.view.set_multi_function(siblings > 1);
             devices.push(device);

@@ -211,16 +211,27 @@ fn machine() -> Space {
     config
 }
 
+/// The functions with the BARs that they have now.
+fn sized(config: &mut Space, functions: &[Bdf]) -> Vec<(Bdf, [Option<Bar>; 6])> {
+    functions.iter().map(|bdf| (*bdf, pci::bar::size_bars(config, *bdf, 6))).collect()
+}
+
 impl World {
     fn new() -> Self {
-        let mut config = machine();
+        let config = machine();
         let windows = vec![
             GpaRange::between(0x8000_0000, 0xe000_0000),
             GpaRange::between(0xf000_0000, 0xfec0_0000),
             GpaRange::between(1 << 32, 1 << 40),
         ];
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
-        let bus = VirtualBus::new(&mut config, &[NVME, NIC, IDE], Some(ecam), windows).unwrap();
+        let bus = VirtualBus::new(
+            &config,
+            &sized(&mut config.clone(), &[NVME, NIC, IDE]),
+            Some(ecam),
+            windows,
+        )
+        .unwrap();
         let machine = Recorder::default();
         let mut world = Self { machine, config, bus, grants: Vec::new() };
         world.with(|bus, host| bus.attach(host));
@@ -368,10 +379,29 @@ fn intx_is_on_while_the_guest_wants_it_and_only_where_a_line_is_wired() {
 }
 
 #[test]
+fn a_device_that_moves_its_bar_is_mapped_where_it_was_recorded() {
+    let mut config = machine();
+    let recorded = sized(&mut config, &[NVME]);
+    config.0.get_mut(&NVME).unwrap().0[0x10..0x14].copy_from_slice(&0x0010_0000_u32.to_le_bytes());
+    let windows = vec![GpaRange::between(0xf000_0000, 0xfec0_0000)];
+    let bus = VirtualBus::new(&config, &recorded, None, windows).unwrap();
+    let mut world = World { machine: Recorder::default(), config, bus, grants: Vec::new() };
+    world.with(|bus, host| bus.attach(host));
+    let mapped = world.mapped();
+    assert!(!mapped.is_empty() && mapped.iter().all(|(_, hpa)| *hpa >= BAR), "{mapped:x?}");
+}
+
+#[test]
 fn a_function_that_can_raise_no_interrupt_is_said_to_be_so() {
     let (mut config, machine) = (machine(), Recorder::default());
     config.device(OTHER, 0x020000, &[(0x3c, 0x0100, 0)]);
-    let bus = VirtualBus::new(&mut config, &[NVME, IDE, OTHER], None, Vec::new()).unwrap();
+    let bus = VirtualBus::new(
+        &config,
+        &sized(&mut config.clone(), &[NVME, IDE, OTHER]),
+        None,
+        Vec::new(),
+    )
+    .unwrap();
     let mut world = World { machine, config, bus, grants: Vec::new() };
     world.with(|bus, host| bus.attach(host));
     let mute: Vec<&String> =
@@ -476,18 +506,19 @@ fn compatibility_ide_reports_its_ports_and_lines() {
 #[test]
 fn what_cannot_be_assigned_is_named() {
     let mut config = machine();
-    let refused = |config: &mut Space, bdf| {
-        VirtualBus::new(config, &[NVME, bdf], None, Vec::new()).unwrap_err()
+    let refused = |config: &Space, bdf| {
+        VirtualBus::new(config, &sized(&mut config.clone(), &[NVME, bdf]), None, Vec::new())
+            .unwrap_err()
     };
     // A PCI-to-PCI bridge, a host bridge, an ISA bridge, an IOMMU: header type 1 or not.
     for (class, header) in [(0x060400, 1), (0x060000, 0), (0x060100, 0), (0x080600, 0)] {
         let machines_own = Bdf::new(0, 9, 0);
         config.device(machines_own, class, &[(0x0c, header << 16, 0)]);
-        let error = refused(&mut config, machines_own);
+        let error = refused(&config, machines_own);
         assert_eq!(error, BusError::NotADevice(machines_own), "{class:#x}");
     }
     let absent = Bdf::new(0, 10, 0);
-    assert_eq!(refused(&mut config, absent), BusError::Absent(absent));
+    assert_eq!(refused(&config, absent), BusError::Absent(absent));
 }
 
 proptest! {

@@ -17,7 +17,7 @@ use mem::{Table, TableMemory};
 
 use super::Plan;
 use super::devices::{
-    assign, port_passes, quiet_uart, release, reset_functions, routes, virtual_bus,
+    assign, check_bars, port_passes, quiet_uart, release, reset_functions, routes, virtual_bus,
 };
 use super::files::load;
 use super::memory::map_ram;
@@ -54,15 +54,16 @@ impl<B: Backend> Shared<B> {
     pub(super) fn new(plan: &Plan, ram: &GuestRam) -> Result<Box<Self>, Refusal> {
         let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
         let memory = hardware.memory;
+        let mut config = hardware.config;
+        check_bars(hardware, functions, &config)?;
         let mut ram = ram.clone();
         let mut nested = Table::new(B::check(guest.interrupts)?, &mut { memory })?;
         map_ram(&mut nested, memory, &ram)?;
         let domain = assign(hardware, functions, &ram)?;
-        let mut config = hardware.config;
         quiet_uart(guest)?;
         // The machine has one.
         let timer = (*index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
-        let (mut bus, lines) = virtual_bus(guest, map, functions, shares, timer, &mut config)?;
+        let (mut bus, lines) = virtual_bus(plan, timer, &config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
         let bitmaps = memory.frames(B::BITMAP_BYTES)?;
         let mut msr_passes = [guest::msr::passes(), eli::apic::passes(guest.interrupts)].concat();

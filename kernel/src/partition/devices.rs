@@ -10,16 +10,16 @@ use arch::{Bdf, Hpa, Iova};
 use config::{GuestConfig, Uart};
 use cpu::config_space::MachineConfigSpace;
 use guest::lines::Line;
-use guest::memory_map::{Ecam, MemoryMap};
+use guest::memory_map::Ecam;
 use guest::pci::VirtualBus;
 
 use super::seats::processors;
-use super::{Share, address_bits};
+use super::{Plan, address_bits};
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::memory;
 use crate::ram::GuestRam;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, refuse};
 use crate::routes::Routes;
 
 /// Puts the guest's functions into a DMA domain of their own, if they and an IOMMU are there.
@@ -72,22 +72,41 @@ pub(super) fn reset_functions(
     let mut delay = |ms: u32| cpu::start::wait(hardware.clock.tsc_khz, u64::from(ms) * 1000);
     let mut report = |event| logln!("guest {}: {event}", guest.name);
     pci::reset::reset_all(config, &hardware.functions, functions, &mut delay, &mut report);
+    records(hardware, functions).for_each(|record| record.restore(config));
+}
+
+/// What was recorded of the functions at bring-up.
+fn records<'a>(hardware: &'a Hardware, functions: &[Bdf]) -> impl Iterator<Item = &'a pci::Record> {
+    functions.iter().filter_map(|function| hardware.claims.of(*function))
+}
+
+/// Refuses functions whose BARs are not where they were recorded: whatever is there now, it is not what a
+/// guest was given.
+pub(super) fn check_bars(
+    hardware: &Hardware,
+    functions: &[Bdf],
+    config: &MachineConfigSpace,
+) -> Result<(), Refusal> {
+    for record in records(hardware, functions) {
+        record.check(config).map_err(|changed| refuse!("{changed}"))?;
+    }
+    Ok(())
 }
 
 /// The guest's PCI bus with its functions, untouched, and its shared memory on it; and its interrupt
 /// lines.
 pub(super) fn virtual_bus(
-    guest: &GuestConfig,
-    map: &MemoryMap,
-    functions: &[Bdf],
-    shares: &[Share],
+    plan: &Plan,
     timer: Option<u32>,
-    config: &mut MachineConfigSpace,
+    config: &MachineConfigSpace,
 ) -> Result<(VirtualBus, Vec<Line>), Refusal> {
+    let Plan { hardware, guest, map, functions, shares, .. } = plan;
     let mut windows = map.pci_windows();
     windows.push(map.high_pci_window(address_bits()));
     let ecam = map.ecam().map(Ecam::range);
-    let mut bus = VirtualBus::new(config, functions, ecam, windows)?;
+    let sized: Vec<_> =
+        records(hardware, functions).map(|record| (record.function, record.bars)).collect();
+    let mut bus = VirtualBus::new(config, &sized, ecam, windows)?;
     for share in shares {
         bus.add_shared(share.memory, share.peer)?;
     }
@@ -112,18 +131,11 @@ pub(super) fn quiet_uart(guest: &GuestConfig) -> Result<(), Refusal> {
 }
 
 /// Maps the functions' registers for the hypervisor: it programs their MSI-X tables.
-pub(super) fn map_bars(
-    hardware: &Hardware,
-    functions: &[Bdf],
-    config: &mut MachineConfigSpace,
-) -> Result<(), Refusal> {
-    for function in functions {
-        for bar in pci::bar::size_bars(config, *function, 6).into_iter().flatten() {
-            if bar.is_memory() && bar.base != 0 {
-                let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
-                memory::map_device(hardware.memory, range)?;
-            }
-        }
+pub(super) fn map_bars(hardware: &Hardware, functions: &[Bdf]) -> Result<(), Refusal> {
+    let bars = records(hardware, functions).flat_map(|record| record.bars).flatten();
+    for bar in bars.filter(|bar| bar.is_memory() && bar.base != 0) {
+        let range = HpaRange { start: Hpa::new(bar.base), length: bar.size };
+        memory::map_device(hardware.memory, range)?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A guest's lives: how one ends, what the user wishes, and how the next begins.
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use arch::Bdf;
@@ -13,7 +14,7 @@ use super::Partition;
 use super::build::Shared;
 use crate::backend::Backend;
 use crate::monitor::Watched;
-use crate::ram::GuestRam;
+use crate::ram::{GuestRam, Scrubbing};
 use crate::refusal::Refusal;
 use crate::run;
 use crate::seat::Seat;
@@ -55,9 +56,21 @@ impl<B: Backend> Partition<B> {
     /// The end of a life, once all its CPUs have left: everything is given back but the RAM, which
     /// is scrubbed.
     pub(crate) fn end_life(&self) -> GuestRam {
-        let mut ram = self.shared.lock().give_back(&self.plan);
-        ram.scrub(|| self.plan.look_after());
+        let ram = self.shared.lock().give_back(&self.plan);
+        let work = Arc::new(Scrubbing::new(ram.clone()));
+        *self.scrubbing.lock() = Some(work.clone());
+        work.help(|| self.plan.look_after());
+        work.wait(|| self.plan.look_after());
+        *self.scrubbing.lock() = None;
         ram
+    }
+
+    /// A CPU that waits for the next life helps with what is to be done before it.
+    pub(crate) fn help(&self) {
+        let work = self.scrubbing.lock().clone();
+        if let Some(work) = work {
+            work.help(|| self.plan.look_after());
+        }
     }
 
     /// Gives the RAM of an ended life back: the guest is over.

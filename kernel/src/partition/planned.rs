@@ -39,6 +39,9 @@ pub(crate) fn planned<B: Backend>(
         covered: &|function| hardware.is_covered(function),
         no_iommu: hardware.iommu.is_none().then_some(&hardware.no_iommu),
         has_line: &|gsi| hardware.io_apics.iter().any(|io_apic| io_apic.input(gsi).is_some()),
+        claims: &hardware.claims,
+        isa_line: &|irq| hardware.isa_line(irq),
+        console_irq: crate::console::uart().and_then(mux::uart::line),
         files: &|_, path| {
             let bytes = module_bytes(module(hardware, path)?);
             Ok(File { size: bytes.len(), bytes })

@@ -261,3 +261,31 @@ fn a_reader_without_large_pages_gets_none() {
     table.map(&mut memory, 0, Hpa::new(0), 4 << 20, access, kind).unwrap().nothing_cached();
     assert_eq!(table.mix(&memory), Mix { size_4k: 1024, size_2m: 0, size_1g: 0 });
 }
+
+#[test]
+fn a_big_bar_takes_big_pages_few_tables_and_few_looks() {
+    const GIB: u64 = 1 << 30;
+    for (largest, tables) in [(PageSize::Size1G, 2), (PageSize::Size2M, 66)] {
+        let mut memory = TestMemory::new();
+        let mut table = Table::new(HostFormat { largest }, &mut memory).unwrap();
+        let (at, length) = (1 << 37, 64 * GIB);
+        memory.frames = 1000;
+        let bar = Hpa::new(at);
+        // A page of it is there already, with registers of its own.
+        let (page, access) = (at + 5 * GIB, Access::READ_WRITE);
+        let kind = MemoryType::WriteBack;
+        table.map(&mut memory, page, Hpa::new(page), 4096, access, kind).unwrap().nothing_cached();
+        let kind = MemoryType::Uncached;
+        table.map_missing(&mut memory, at, bar, length, access, kind).unwrap().nothing_cached();
+        // Besides, two tables for that page.
+        assert!(1000 - memory.frames <= tables + 2, "{}", 1000 - memory.frames);
+        assert!(memory.reads.get() < 100_000, "{}", memory.reads.get());
+        for offset in [0, 5 * GIB - 4096, 5 * GIB + 4096, 64 * GIB - 4096] {
+            let mapping = table.translate(&memory, at + offset).unwrap();
+            assert_eq!(mapping.hpa, Hpa::new(at + offset));
+            assert_eq!(mapping.memory_type, MemoryType::Uncached);
+        }
+        let there = table.translate(&memory, page).unwrap();
+        assert_eq!(there.memory_type, MemoryType::WriteBack, "what was there stays");
+    }
+}

@@ -7,8 +7,12 @@ use arch::{Bdf, Hpa};
 use banner::Topology;
 use capture::{Capture, CpuKind, View};
 use config::Config;
+use guest::lines::Wired;
 use guest::memory_map::GpaRange;
+use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use mem::FrameAllocator;
+use pci::Claims;
+use plan::owners::Others;
 use plan::{Cpu, Machine, Plan, Refusal, Vendor, memory, platform};
 use vmx::controls::Controls;
 
@@ -24,6 +28,8 @@ pub(crate) struct Facts {
     /// Whose virtualization; `None` where no CPU is known to have any.
     vendor: Option<Vendor>,
     pub(crate) cpus: Vec<Cpu>,
+    /// What the BARs of all functions claim.
+    claims: Claims,
     /// Why there is no usable IOMMU.
     pub(crate) no_iommu: Option<String>,
     /// Usable memory, sorted.
@@ -62,7 +68,8 @@ impl Facts {
         let no_iommu = view.platform.is_ok().then(|| usable_iommu(capture, &view, &usable));
         let no_iommu = no_iommu.and_then(Result::err);
         let cpus = cpus(capture, &view, kind.as_ref());
-        let facts = Self { view, vendor, cpus, no_iommu, usable, refusals, unknown };
+        let claims = claims(&view, &usable);
+        let facts = Self { view, vendor, cpus, claims, no_iommu, usable, refusals, unknown };
         facts.judge_processor(kind.as_ref())
     }
 
@@ -132,6 +139,16 @@ impl Facts {
         let platform = self.view.platform.as_ref().ok();
         let windows = platform.into_iter().flat_map(|platform| &platform.ecam);
         let windows = windows.map(|it| (it.segment, it.first_bus, it.last_bus, it.base));
+        let moved = platform.map_or(&[][..], |platform| &platform.overrides);
+        let isa_line = |irq: u8| {
+            let gsi = u32::from(irq);
+            let moved = moved.iter().find(|moved| moved.irq == irq);
+            moved.map_or(Wired { gsi, active_low: false, level: false }, |it| Wired {
+                gsi: it.gsi,
+                active_low: it.active_low,
+                level: it.level,
+            })
+        };
         let machine = Machine {
             vendor: self.vendor.unwrap_or(Vendor::VtX),
             lacks: &|mode| self.lacks(mode),
@@ -146,6 +163,10 @@ impl Facts {
             covered: &|function| self.is_covered(function),
             no_iommu: self.no_iommu.as_deref(),
             has_line: &|gsi| self.has_line(gsi),
+            claims: &self.claims,
+            isa_line: &isa_line,
+            // Where the console would be found first.
+            console_irq: Some(4),
             files: &|_, path| files.get(path),
         };
         let mut plan = plan::check(config, &machine);
@@ -189,6 +210,24 @@ fn usable(capture: &Capture) -> Vec<HpaRange> {
         usable.map(|it| HpaRange { start: Hpa::new(it.start), length: it.length }).collect();
     ranges.sort_unstable_by_key(|range| range.start);
     ranges
+}
+
+fn claims(view: &View, usable: &[HpaRange]) -> Claims {
+    let platform = view.platform.as_ref().ok();
+    let dmar = view.dmar().ok();
+    let units = dmar.iter().flat_map(Dmar::units);
+    let others = Others {
+        image: IMAGE,
+        ram: usable.iter().copied(),
+        ecam: platform.into_iter().flat_map(|it| &it.ecam).map(|window| {
+            let (first, last) =
+                (u64::from(window.first_bus) << 20, u64::from(window.last_bus) << 20);
+            HpaRange { start: window.base.wrapping_add(first), length: last - first + MIB }
+        }),
+        units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
+        console: None,
+    };
+    Claims::record(&mut view.space.clone(), &view.functions, plan::owners::of(platform, others))
 }
 
 /// In the MADT's order; without tables in that of the file.

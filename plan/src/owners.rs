@@ -1,0 +1,72 @@
+//! Whose the machine's addresses are, for [`pci::Claims`]: no BAR of a guest's function may be there.
+
+use arch::Hpa;
+use arch::address::{HpaRange, PAGE_SIZE};
+use arch::msr::PortRange;
+use firmware::{Platform, Register};
+use guest::devices::Devices;
+use pci::claims::Owners;
+
+/// All writes to these addresses are interrupts (SDM "Message Signalled Interrupts").
+const INTERRUPTS: HpaRange = HpaRange { start: Hpa::new(0xfee0_0000), length: 1 << 20 };
+/// What the system board has, not the buses: interrupt controllers, timers, keyboard, DMA, clock.
+const SYSTEM_BOARD: PortRange = PortRange { first: 0, last: 0xff };
+const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
+
+/// What owns addresses and is not in a table of the firmware.
+#[derive(Clone, Debug)]
+pub struct Others<R, E, U> {
+    /// The hypervisor's image.
+    pub image: HpaRange,
+    /// RAM.
+    pub ram: R,
+    /// Windows to configuration space.
+    pub ecam: E,
+    /// Registers of the IOMMU's units.
+    pub units: U,
+    /// First port of the console's UART.
+    pub console: Option<u16>,
+}
+
+/// The owners of all that is known to be somebody's.
+pub fn of(
+    firmware: Option<&Platform>,
+    others: Others<
+        impl Iterator<Item = HpaRange>,
+        impl Iterator<Item = HpaRange>,
+        impl Iterator<Item = HpaRange>,
+    >,
+) -> Owners {
+    const SOFT_OFF: &str = "the register that switches the machine off";
+    let mut owners = Owners::default();
+    let page = |start| HpaRange { start, length: PAGE_SIZE };
+    let (memory, ports) = (&mut owners.memory, &mut owners.ports);
+    memory.push((others.image, "the hypervisor"));
+    memory.extend(others.ram.map(|range| (range, "RAM")));
+    memory.push((INTERRUPTS, "the local APICs"));
+    memory.extend(others.ecam.map(|range| (range, "PCI configuration space")));
+    memory.extend(others.units.map(|range| (range, "an IOMMU")));
+
+    ports.push((SYSTEM_BOARD, "the system board"));
+    ports.push((PCI_CONFIGURATION, "PCI's configuration ports"));
+    let uart = others.console.map(|first| PortRange { first, last: first | 7 });
+    ports.extend(uart.map(|range| (range, "the console's UART")));
+    // The hypervisor answers those itself, unless a BAR of the guest's is there.
+    ports.extend(Devices::ranges().map(|range| (range, "a virtual device of the guest")));
+
+    let Some(firmware) = firmware else { return owners };
+    memory.extend(firmware.io_apics.iter().map(|it| (page(it.address), "an I/O APIC")));
+    memory.extend(firmware.hpet.map(|at| (page(at), "the HPET")));
+    let timer = firmware.pm_timer.map(|timer| timer.port);
+    ports.extend(timer.map(|first| (PortRange { first, last: first | 3 }, "the ACPI timer")));
+    let off = firmware.soft_off.iter().flat_map(firmware::SoftOff::registers);
+    for register in off.chain(firmware.reset.map(|reset| reset.register)) {
+        match register {
+            Register::Port(first) => {
+                ports.push((PortRange { first, last: first.saturating_add(1) }, SOFT_OFF));
+            }
+            Register::Memory(at) => memory.push((page(at.page()), SOFT_OFF)),
+        }
+    }
+    owners
+}
