@@ -402,6 +402,20 @@ fn lines_and_ports_are_checked_against_the_machine() {
 }
 
 #[test]
+fn a_bus_that_is_full_has_no_room_for_shared_memory() {
+    let mut fake = machine();
+    let nvme = fake.space.0[&Bdf::new(0, 4, 0)];
+    fake.space.0 = (1..32).map(|device| (Bdf::new(0, device, 0), nvme)).collect();
+    let all = guest("devices = \"all\"");
+    fake.says(&all, &[]);
+    let shared = "[[shared]]\nname = \"s\"\nsize = \"1M\"\nguests = [\"a\", \"b\"]\n";
+    fake.says(
+        &(all + &other(2, "") + shared),
+        &["nexit.toml, line 6: guest a: no device number is left for shared memory: a guest's bus has 31"],
+    );
+}
+
+#[test]
 fn nothing_stops_at_the_first_thing_that_is_wrong() {
     let text =
         guest("devices = [\"00:09.0\", \"00:06.0\"]\ninitrd = \"empty\"\nio_ports = [\"0xcf8\"]")

@@ -103,6 +103,16 @@ fn a_cpu_that_the_machine_does_not_have() {
 }
 
 #[test]
+fn of_two_mistakes_the_second_is_in_the_log() {
+    let toml =
+        Payload { further: "devices = [\"00:09.0\"]\nio_ports = [\"0xcf8\"]", ..ends() }.toml();
+    let outcome = Folder::new("refuse-two").run(&toml, OPTIONS, &Devices::none());
+    assert_says(&refused(&outcome), &["nexit.toml, line 8: guest ends: devices names 00:09.0"]);
+    let other = "nexit: wrong, too: nexit.toml, line 9: guest ends: io_ports names 0xcf8";
+    assert!(outcome.own_lines().any(|line| line.starts_with(other)), "{outcome}");
+}
+
+#[test]
 fn a_kernel_that_the_loader_did_not_pass() {
     let toml = ends().toml();
     let modules: [(&str, &[u8]); 2] = [("nexit.toml", toml.as_bytes()), ("other", b"x")];
