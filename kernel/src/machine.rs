@@ -12,8 +12,9 @@ use arch::machine::{CpuRequest, CpuidResult, InterruptLine, Machine, RouteRefuse
 use arch::{ApicId, Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
+use mem::reserve::Frames;
 use mem::table::Format;
-use mem::{Access, Allowance, Flush, MapError, MemoryType, Table, TableMemory};
+use mem::{Access, Flush, MapError, MemoryType, Reserve, Table, TableMemory};
 use spin::Mutex;
 
 use crate::console;
@@ -22,9 +23,6 @@ use crate::ram::GuestRam;
 use crate::routes::Routes;
 use crate::seat::Seat;
 
-/// So many frames may a guest's nested table take once the guest runs, for the places to which it
-/// moves its BARs and IDTs. A BAR beyond is reached by exits.
-const MOST_FRAMES: u32 = 2048;
 /// So many failures to change it are logged.
 const MOST_FAILURES_LOGGED: u8 = 8;
 
@@ -47,8 +45,8 @@ struct ShadowPage {
 /// What the CPUs of a guest share of the machine.
 pub(crate) struct Tables<F> {
     pub(crate) nested: Table<F>,
-    /// Frames that the nested table may still take.
-    frames: u32,
+    /// Frames for what changes in the nested table.
+    frames: Frames,
     /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
     failures: u8,
     shadow: Vec<ShadowPage>,
@@ -56,10 +54,16 @@ pub(crate) struct Tables<F> {
 }
 
 impl<F: Format> Tables<F> {
-    /// `shadow`: zeroed frames, two for each of the guest's CPUs.
-    pub(crate) fn new(nested: Table<F>, shadow: Vec<Hpa>, routes: Routes) -> Arc<Mutex<Self>> {
+    /// `frames`: zeroed, for what changes in the nested table; `shadow`: zeroed, two for each of the guest's
+    /// CPUs.
+    pub(crate) fn new(
+        nested: Table<F>,
+        frames: Frames,
+        shadow: Vec<Hpa>,
+        routes: Routes,
+    ) -> Arc<Mutex<Self>> {
         let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
-        Arc::new(Mutex::new(Self { nested, frames: MOST_FRAMES, failures: 0, shadow, routes }))
+        Arc::new(Mutex::new(Self { nested, frames, failures: 0, shadow, routes }))
     }
 }
 
@@ -93,6 +97,9 @@ impl<F: Format> GuestMachine<F> {
         let mut tables = self.tables.lock();
         tables.routes.give_back();
         tables.nested.give_back(&mut self.memory);
+        while let Some(frame) = tables.frames.take(&mut self.memory) {
+            self.memory.give_back(frame);
+        }
         for page in tables.shadow.drain(..) {
             self.memory.give_back(page.frame);
         }
@@ -123,11 +130,11 @@ impl<F: Format> GuestMachine<F> {
     fn change(
         &mut self,
         what: &str,
-        work: impl FnOnce(&mut Table<F>, &mut Allowance<'_, Memory>) -> Result<Flush, MapError>,
+        work: impl FnOnce(&mut Table<F>, &mut Reserve<'_, Memory>) -> Result<Flush, MapError>,
     ) {
         let mut tables = self.tables.lock();
         let Tables { nested, frames, failures, .. } = &mut *tables;
-        match work(nested, &mut Allowance { memory: self.memory, frames }) {
+        match work(nested, &mut Reserve { memory: self.memory, frames }) {
             Ok(flush) => flush.nothing_cached(),
             Err(error) if *failures < MOST_FAILURES_LOGGED => {
                 *failures += 1;
@@ -270,7 +277,11 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn unmap(&mut self, gpa: Gpa, length: u64) {
-        self.change("unmapping a BAR", |nested, memory| nested.unmap(memory, gpa.as_u64(), length));
+        self.change("unmapping a BAR", |nested, memory| {
+            let flush = nested.unmap(memory, gpa.as_u64(), length)?;
+            nested.prune(memory, gpa.as_u64(), length);
+            Ok(flush)
+        });
     }
 
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {

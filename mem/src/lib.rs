@@ -2,7 +2,7 @@
 //!
 //! * [`frames`]: which physical memory is free
 //! * [`table`]: map, replace, unmap and translate, for any [`table::Format`]
-//! * [`allowance`]: a limit to the frames that one table may take
+//! * [`reserve`]: the frames that one table has for changes
 //! * [`pieces`]: one work for several CPUs
 //! * [`formats`]: what an entry looks like for each reader (CPU, EPT, NPT, VT-d)
 //!
@@ -11,16 +11,16 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
-pub mod allowance;
 pub mod formats;
 pub mod frames;
 pub mod pieces;
+pub mod reserve;
 pub mod table;
 #[cfg(test)]
 mod testing;
 
-pub use allowance::Allowance;
 pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
 pub use pieces::Pieces;
+pub use reserve::Reserve;
 pub use table::{Access, Flush, MapError, Mapping, MemoryType, Mix, Table, TableMemory};

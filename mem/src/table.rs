@@ -4,8 +4,8 @@
 //! the old mapping or the new one. Every entry is written once, as a whole; a table that takes the
 //! place of a large page is complete before it is linked.
 //!
-//! A range that is unmapped keeps its (empty) tables for the next one; they are given back all at once
-//! ([`Table::give_back`]).
+//! A range that is unmapped keeps its (empty) tables for the next one, until they are given back
+//! ([`Table::prune`], [`Table::give_back`]).
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
 mod answer;
@@ -158,6 +158,39 @@ impl<F: Format> Table<F> {
         let span = self.span(input, length)?;
         self.apply(memory, self.root, self.format.levels() - 1, span, None)?;
         Ok(Flush { input, length })
+    }
+
+    /// Gives tables back that are empty and cover a part of the range. A reader may still have where they
+    /// were in a cache: who takes them has to be one whom that does not harm (SDM "Caching Paging-Structure
+    /// Information"), such as this table for other ranges, as nothing is mapped where they were.
+    pub fn prune(&mut self, memory: &mut impl TableMemory, input: u64, length: u64) {
+        if let Ok(span) = self.span(input, length) {
+            self.prune_below(memory, self.root, self.format.levels() - 1, span);
+        }
+    }
+
+    /// As [`Table::prune`], of what is below one `table`. Returns whether nothing is left in it.
+    fn prune_below(
+        &self,
+        memory: &mut impl TableMemory,
+        table: Hpa,
+        level: u8,
+        span: Range<u64>,
+    ) -> bool {
+        let size = bytes(level);
+        let mut at = span.start;
+        while at < span.end {
+            let next = span.end.min((at | (size - 1)) + 1);
+            let slot = slot(table, level, at);
+            if let Entry::Table(lower) = self.format.decode(memory.read(slot), level)
+                && self.prune_below(memory, lower, level - 1, at..next)
+            {
+                memory.write(slot, 0);
+                memory.give_back(lower);
+            }
+            at = next;
+        }
+        (0..ENTRIES).all(|index| memory.read(table.wrapping_add(index * 8)) == 0)
     }
 
     /// Where `input` leads; `None` where nothing is mapped.

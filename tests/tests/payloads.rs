@@ -78,9 +78,8 @@ fn foreign_dma_is_refused_and_named_and_all_live_on() {
     }
     let nobody = "00:04.0: message 0 stays masked: no CPU of the guest is its destination";
     assert!(outcome.own_lines().any(|line| line.ends_with(nobody)), "{outcome}");
-    let full = "mapping a BAR: no memory is left for page tables";
-    let full = outcome.own_lines().filter(|line| line.ends_with(full)).count();
-    assert_eq!(full, 8, "it may take so many frames, and the log is not flooded\n{outcome}");
+    let full = "no memory is left for page tables";
+    assert!(!outcome.output.contains(full), "its reserve is enough for ever\n{outcome}");
     let dma = outcome.of_guest("dma");
     dma.assert_verdicts(&[
         "a device that is not assigned is invisible",

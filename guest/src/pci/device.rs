@@ -175,6 +175,13 @@ impl Device {
         })
     }
 
+    /// How long its memory BARs are, and whether the MSI-X table is cut out.
+    pub(super) fn mapped_bars(&self) -> impl Iterator<Item = (u64, bool)> {
+        let table = self.view.msix().map(|msix| msix.table.bar);
+        let bars = self.view.bars().filter(|bar| bar.is_memory() && bar.base != 0);
+        bars.map(move |bar| (bar.size, table == Some(bar.index)))
+    }
+
     /// What its memory BARs take in the guest at first.
     pub(super) fn reserved(&self) -> impl Iterator<Item = GpaRange> {
         self.view.bars().filter(|bar| bar.is_memory()).map(|bar| GpaRange {

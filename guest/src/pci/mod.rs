@@ -230,6 +230,17 @@ impl VirtualBus {
         self.devices.iter_mut().map(|device| (device.view.function(), device.messages()))
     }
 
+    /// How long each part of the machine is that a guest may have mapped where it wants: the functions'
+    /// memory BARs, and whether a part of one is left out.
+    pub fn mapped_bars(&self) -> impl Iterator<Item = (u64, bool)> {
+        self.devices.iter().flat_map(Device::mapped_bars)
+    }
+
+    /// The same of memory that guests share, which begins at any page.
+    pub fn mapped_memory(&self) -> impl Iterator<Item = u64> {
+        self.shared.iter().map(SharedFunction::mapped_memory)
+    }
+
     /// The interrupt pins that are wired, each of a device's once.
     pub fn pins(&self) -> Vec<InterruptPin> {
         let mut pins: Vec<InterruptPin> = Vec::new();

@@ -122,6 +122,11 @@ impl SharedFunction {
     }
 
     /// What its BARs take in the guest at first.
+    /// How long the memory is.
+    pub(super) const fn mapped_memory(&self) -> u64 {
+        self.memory.size()
+    }
+
     pub(super) fn reserved(&self) -> impl Iterator<Item = GpaRange> {
         self.view.bars().map(|bar| GpaRange {
             start: Gpa::new(self.view.bar_address(bar.index)),

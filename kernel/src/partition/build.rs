@@ -20,7 +20,7 @@ use super::devices::{
     assign, check_bars, port_passes, quiet_uart, release, reset_functions, routes, virtual_bus,
 };
 use super::files::load;
-use super::memory::map_ram;
+use super::memory::{map_ram, reserve};
 use super::seats::virtual_ids;
 use crate::backend::Backend;
 use crate::console::logln;
@@ -70,12 +70,13 @@ impl<B: Backend> Shared<B> {
         let virtual_ipis = B::virtualizes_ipis(guest.interrupts);
         msr_passes.extend(virtual_ipis.then_some(eli::apic::VIRTUAL_ICR));
         B::set_bitmaps(bitmaps, &msr_passes, &port_passes(hardware, guest, &bus));
+        let frames = reserve(memory, guest, &bus, seats.len())?;
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
         let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
         let mut machine = GuestMachine {
             memory,
             ram: ram.clone(),
-            tables: Tables::new(nested, shadow, routes),
+            tables: Tables::new(nested, frames, shadow, routes),
             nested_changed: false,
             apic: hardware.apic,
             clock: hardware.clock,

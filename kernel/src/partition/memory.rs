@@ -2,12 +2,14 @@
 
 use config::GuestConfig;
 use guest::memory_map::{Ecam, MemoryMap};
+use guest::pci::VirtualBus;
+use mem::reserve::Frames;
 use mem::{Access, MemoryType, Table};
 
 use crate::bring_up::Hardware;
 use crate::memory::{Memory, out_of_memory};
 use crate::ram::GuestRam;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, refuse};
 
 /// Where the guest's memory lies in its own address space.
 pub(super) fn memory_map(hardware: &Hardware, guest: &GuestConfig) -> MemoryMap {
@@ -43,4 +45,34 @@ pub(super) fn map_ram<F: mem::table::Format>(
         nested.map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?.nothing_cached();
     }
     Ok(())
+}
+
+/// Frames for all that may change in a guest's nested table in one life: its BARs, wherever it moves them,
+/// and the pages of its RAM that shadow pages stand for. Taken before its first instruction: no neighbour
+/// finds less memory because a guest moves its BARs.
+pub(super) fn reserve(
+    mut memory: Memory,
+    guest: &GuestConfig,
+    bus: &VirtualBus,
+    cpus: usize,
+) -> Result<Frames, Refusal> {
+    /// Two pages for each CPU, each in a page of 2 MiB in one of 1 GiB; and those that they were in before.
+    const SHADOW: usize = 4;
+    const SHADOW_BEFORE: usize = 64;
+    let bars = bus.mapped_bars().map(|(length, cut)| mem::reserve::tables_for(length, cut));
+    let shared = bus.mapped_memory().map(mem::reserve::tables_for_pages);
+    let count = bars.chain(shared).sum::<usize>() + cpus * SHADOW + SHADOW_BEFORE;
+    let free = memory.available() >> 10;
+    let mut frames = Frames::default();
+    for _ in 0..count {
+        let frame = memory.frame().map_err(|_| {
+            refuse!(
+                "nexit.toml: guest {}: {count} pages for the tables of its devices are not there: the machine has \
+                 {free} KiB free; give the guests less memory",
+                guest.name
+            )
+        })?;
+        frames.put(&mut memory, frame);
+    }
+    Ok(frames)
 }

@@ -160,6 +160,11 @@ fn devices() -> Vec<Function> {
     functions
 }
 
+/// Where the BARs of the functions of a bus are: a MiB each.
+fn window(bus: u8) -> u32 {
+    0xd000_0000 | u32::from(bus) << 20
+}
+
 fn function(at: Bdf, class: u32, multi: bool, kind: Kind) -> Function {
     let mut bytes = vec![0; 256];
     let mut put =
@@ -185,12 +190,16 @@ fn function(at: Bdf, class: u32, multi: bool, kind: Kind) -> Function {
             put(0x40, &[0x11, 0x60, 16, 0, 0, 0, 0, 0, 0, 8, 0, 0]);
             // PCI Express endpoint with Function Level Reset.
             put(0x60, &[0x10, 0, 2, 0, 0, 0, 0, 0x10]);
-            put(0x10, &0xfeb0_0000_u32.to_le_bytes());
+            let own = u32::from(at.device()) << 15 | u32::from(at.function() & 1) << 14;
+            put(0x10, &(window(at.bus()) | own).to_le_bytes());
             bar_sizes[0] = Some(0x4000);
         }
         Kind::Bridge(bus) => {
             put(0xe, &[1]);
             put(0x18, &[0, bus, bus]);
+            let memory = (window(bus) >> 16) as u16;
+            put(0x20, &memory.to_le_bytes());
+            put(0x22, &memory.to_le_bytes());
             put(0x06, &[0x10]);
             put(0x34, &[0x40]);
             put(0x40, &[0x10, 0, 0x42, 0]);
