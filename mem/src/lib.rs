@@ -20,4 +20,4 @@ mod testing;
 pub use allowance::Allowance;
 pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
-pub use table::{Access, Flush, MapError, Mapping, MemoryType, Mix, Table, TableMemory};
+pub use table::{Access, Flush, Leaf, MapError, Mapping, MemoryType, Mix, Table, TableMemory};
