@@ -69,6 +69,8 @@ pub struct VmxVcpu {
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
     ept_pointer: u64,
+    /// The next entry, or the last one, is a step.
+    stepping: bool,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
@@ -102,6 +104,7 @@ impl VmxVcpu {
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
+            stepping: false,
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
@@ -132,6 +135,7 @@ impl VmxVcpu {
 
     /// [`Vcpu::exit`].
     pub(crate) fn last_exit(&mut self) -> Option<Exit> {
+        self.end_step();
         if self.registers.status != run::status::EXITED {
             let status = core::mem::take(&mut self.registers.status);
             return Some(self.instruction_failure(status));
@@ -317,11 +321,32 @@ impl VmxVcpu {
         }
     }
 
+    /// [`Vcpu::step`]. The exit comes behind the delivery of an event, too, so that a guest is never in its handler
+    /// with the other table (SDM "Monitor Trap Flag").
+    pub(crate) fn begin_step(&mut self, root: Hpa) {
+        let pointer = ept_pointer(root);
+        self.stepping = true;
+        self.vmcs.write(field::EPT_POINTER, pointer);
+        self.invalidate(pointer);
+        self.set_primary(Primary::MONITOR_TRAP_FLAG, true);
+    }
+
+    fn end_step(&mut self) {
+        if core::mem::take(&mut self.stepping) {
+            self.vmcs.write(field::EPT_POINTER, self.ept_pointer);
+            self.set_primary(Primary::MONITOR_TRAP_FLAG, false);
+        }
+    }
+
     /// Drops this CPU's translations that came through the nested table.
     pub(crate) fn invalidate_nested(&mut self) {
+        self.invalidate(self.ept_pointer);
+    }
+
+    fn invalidate(&self, pointer: u64) {
         let kind = vmcs::invalidation_type(self.features.capabilities.invept_single());
         // SAFETY: `self.vmcs` proves root operation; `check` found INVEPT and one of its types.
-        unsafe { vmcs::invept(kind, self.ept_pointer) };
+        unsafe { vmcs::invept(kind, pointer) };
     }
 
     /// Drops the guest's linear translations. Without VPIDs every entry does it.
