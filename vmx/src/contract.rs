@@ -243,8 +243,8 @@ impl Vcpu for VmxVcpu {
         self.set_primary(Primary::HLT_EXITING, false);
     }
 
-    fn step(&mut self, root: Hpa, _: bool) {
-        self.begin_step(root);
+    fn step(&mut self, root: Hpa, one: bool) {
+        self.begin_step(root, one);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

@@ -60,8 +60,6 @@ bitflags! {
         const MOV_DR_EXITING = 1 << 23;
         /// Ports exit as the bitmaps say.
         const USE_IO_BITMAPS = 1 << 25;
-        /// Exit behind the next instruction, or behind the delivery of an event.
-        const MONITOR_TRAP_FLAG = 1 << 27;
         /// MSRs exit as the bitmaps say.
         const USE_MSR_BITMAPS = 1 << 28;
         /// MONITOR exits.
@@ -140,8 +138,7 @@ bitflags! {
 
 /// The controls that are switched on and off while the guest runs: the CPU must offer them, but they
 /// start off.
-pub(crate) const SWITCHED: Primary =
-    INTERRUPT_WINDOW.union(Primary::NMI_WINDOW_EXITING).union(Primary::MONITOR_TRAP_FLAG);
+pub(crate) const SWITCHED: Primary = INTERRUPT_WINDOW.union(Primary::NMI_WINDOW_EXITING);
 
 /// What is on while an interrupt waits for its window: see [`arch::vcpu::Vcpu::set_interrupt_window`].
 pub(crate) const INTERRUPT_WINDOW: Primary =

@@ -15,7 +15,6 @@ pub(crate) mod reason {
     pub(crate) const EXCEPTION_OR_NMI: u16 = 0;
     pub(crate) const NMI_WINDOW: u16 = 8;
     pub(crate) const CONTROL_REGISTER_ACCESS: u16 = 28;
-    pub(crate) const MONITOR_TRAP_FLAG: u16 = 37;
     pub(crate) const EPT_VIOLATION: u16 = 48;
 }
 
@@ -90,7 +89,6 @@ pub(crate) fn decode(snapshot: &Snapshot) -> Exit {
         30 => io(snapshot).map_or(unexpected, ExitReason::Io),
         31 => ExitReason::ReadMsr,
         32 => ExitReason::WriteMsr,
-        reason::MONITOR_TRAP_FLAG => ExitReason::Step,
         45 => ExitReason::EndOfInterrupt(Vector(snapshot.qualification as u8)),
         46 => ExitReason::DescriptorTable,
         47 => ExitReason::LocalDescriptorTable,

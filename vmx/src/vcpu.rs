@@ -19,6 +19,7 @@ use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection, interruptibility};
 use crate::field::{self, Readable};
 use crate::posted::Posting;
+use crate::step::Step;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -68,9 +69,9 @@ pub struct VmxVcpu {
     pub(crate) registers: run::Registers,
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
-    ept_pointer: u64,
+    pub(crate) ept_pointer: u64,
     /// The next entry, or the last one, is a step.
-    stepping: bool,
+    pub(crate) step: Option<Step>,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
@@ -104,7 +105,7 @@ impl VmxVcpu {
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
-            stepping: false,
+            step: None,
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
@@ -135,13 +136,14 @@ impl VmxVcpu {
 
     /// [`Vcpu::exit`].
     pub(crate) fn last_exit(&mut self) -> Option<Exit> {
-        self.end_step();
         if self.registers.status != run::status::EXITED {
+            self.end_step(None);
             let status = core::mem::take(&mut self.registers.status);
             return Some(self.instruction_failure(status));
         }
         let snapshot = self.snapshot();
         if snapshot.entry_failed() {
+            self.end_step(None);
             return Some(failure(EntryFailure {
                 code: u64::from(snapshot.exit_reason),
                 qualification: snapshot.qualification,
@@ -149,6 +151,9 @@ impl VmxVcpu {
             }));
         }
         self.restore_nmi_blocking(&snapshot);
+        if let Some(exit) = self.end_step(Some(&snapshot)) {
+            return Some(exit);
+        }
         if self.handle_inside(&snapshot) {
             return None;
         }
@@ -321,29 +326,12 @@ impl VmxVcpu {
         }
     }
 
-    /// [`Vcpu::step`]. The exit comes behind the delivery of an event, too, so that a guest is never in its handler
-    /// with the other table (SDM "Monitor Trap Flag").
-    pub(crate) fn begin_step(&mut self, root: Hpa) {
-        let pointer = ept_pointer(root);
-        self.stepping = true;
-        self.vmcs.write(field::EPT_POINTER, pointer);
-        self.invalidate(pointer);
-        self.set_primary(Primary::MONITOR_TRAP_FLAG, true);
-    }
-
-    fn end_step(&mut self) {
-        if core::mem::take(&mut self.stepping) {
-            self.vmcs.write(field::EPT_POINTER, self.ept_pointer);
-            self.set_primary(Primary::MONITOR_TRAP_FLAG, false);
-        }
-    }
-
     /// Drops this CPU's translations that came through the nested table.
     pub(crate) fn invalidate_nested(&mut self) {
         self.invalidate(self.ept_pointer);
     }
 
-    fn invalidate(&self, pointer: u64) {
+    pub(crate) fn invalidate(&self, pointer: u64) {
         let kind = vmcs::invalidation_type(self.features.capabilities.invept_single());
         // SAFETY: `self.vmcs` proves root operation; `check` found INVEPT and one of its types.
         unsafe { vmcs::invept(kind, pointer) };
