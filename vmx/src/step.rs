@@ -35,6 +35,9 @@ struct Before {
     /// Blocking by STI or MOV SS, with which the trap flag may not be entered (SDM "Checks on Guest Non-Register
     /// State").
     blocking: u32,
+    /// Debug exceptions that are pending. A single step is none of them: it would have come before the instruction that
+    /// exits. Bochs tells one all the same wherever the trap flag is set.
+    pending: u64,
     exceptions: u32,
 }
 
@@ -47,12 +50,14 @@ impl VmxVcpu {
         let before = Before {
             flags: self.rflags() & CHANGED,
             blocking: state & BLOCKING_BY_STI_OR_MOV_SS,
+            pending: self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS) & !SINGLE_STEP,
             exceptions: self.vmcs.read(field::EXCEPTION_BITMAP),
         };
         if one {
             self.set_rflags(self.rflags() & !CHANGED | Rflags::TF.bits());
             self.vmcs
                 .write(field::GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
             self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions | !NOT_INTERCEPTED);
         }
         self.step = Some(Step { one: one.then_some(before) });
@@ -90,6 +95,7 @@ impl VmxVcpu {
 
     /// The instruction is still to be done: what held interrupts back before it does so again.
     fn block_again(&mut self, before: Before, exit: Option<Exit>) -> Option<Exit> {
+        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
         if before.blocking != 0 {
             let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state | before.blocking);
