@@ -68,6 +68,8 @@ const CLAIMS: &[&str] = &[
     "15 bytes of prefixes are an instruction",
     "16 are a fault",
     "LOCK MOV is undefined",
+    "a device takes what SIDT and its kin store",
+    "code in a device runs to its end",
     "an interrupt for others comes to nobody",
     "NMIs to itself are its own",
     "interrupts to itself are its own",
