@@ -16,7 +16,7 @@ use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary, SWITCHED};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
-use crate::event::{InterruptionInformation, injection, interruptibility};
+use crate::event::{InterruptionInformation, injection, interruptibility, is_fault};
 use crate::field::{self, Readable};
 use crate::posted::Posting;
 use crate::step::Step;
@@ -300,6 +300,9 @@ impl VmxVcpu {
         let with = interruptibility(event, state);
         if with != state {
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, with);
+        }
+        if is_fault(event) {
+            self.set_rflags(self.rflags() | Rflags::RF.bits());
         }
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
         self.vmcs.write(field::VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
