@@ -180,19 +180,24 @@ pub(crate) fn prepare() {
     let task = TASK.0.get() as u64;
     let stack = STACK.0.get() as u64 + 16384;
     // SAFETY: IST1 of a TSS that is not loaded yet.
-    unsafe { TASK.0.get().cast::<u64>().byte_add(36).write_unaligned(stack) };
+    unsafe { TASK.0.get().cast::<u64>().wrapping_byte_add(36).write_unaligned(stack) };
     let low = 103 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
     let gdt = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, low, task >> 32];
     // SAFETY: not loaded yet.
     unsafe { GDT.0.get().write_volatile(gdt) };
     let pointer = |base: u64, limit| DescriptorTablePointer { limit, base: VirtAddr::new(base) };
     // SAFETY: the selectors are those that are in use; interrupts are off.
+    unsafe { x86_64::instructions::tables::lgdt(&pointer(GDT.0.get() as u64, 39)) };
+    // SAFETY: as above.
+    unsafe { x86_64::instructions::tables::lidt(&pointer(TABLE.0.get() as u64, 0xfff)) };
+    // SAFETY: as above; SSE and x87 instructions work from here on, and their exceptions come.
     unsafe {
-        x86_64::instructions::tables::lgdt(&pointer(GDT.0.get() as u64, 39));
-        x86_64::instructions::tables::lidt(&pointer(TABLE.0.get() as u64, 0xfff));
-        asm!("mov ds, {0:e}", "mov es, {0:e}", "mov ss, {0:e}", "ltr {1:x}", in(reg) 16, in(reg) 24);
-        asm!("mov {0}, cr4", "or {0}, 0x600", "mov cr4, {0}", out(reg) _);
-        asm!("mov {0}, cr0", "and {0}, ~0xc", "or {0}, 0x22", "mov cr0, {0}", out(reg) _);
+        asm!(
+            "mov ds, {data:e}", "mov es, {data:e}", "mov ss, {data:e}", "ltr {task:x}",
+            "mov {other}, cr4", "or {other}, 0x600", "mov cr4, {other}",
+            "mov {other}, cr0", "and {other}, ~0xc", "or {other}, 0x22", "mov cr0, {other}",
+            data = in(reg) 16, task = in(reg) 24, other = out(reg) _
+        );
     }
 }
 
@@ -235,12 +240,12 @@ pub(crate) fn at_cpl_0(code: &[u8], page: u64, offset: u64) -> Seen {
         control: 0,
         status: 0,
     };
-    // SAFETY: nobody else uses the registers; whatever the instruction does leads back.
-    let left = unsafe {
-        registers.write_volatile(start);
-        every_run(registers);
-        registers.read_volatile()
-    };
+    // SAFETY: nobody else uses the registers.
+    unsafe { registers.write_volatile(start) };
+    // SAFETY: whatever the instruction does leads back.
+    unsafe { every_run(registers) };
+    // SAFETY: as for the write.
+    let left = unsafe { registers.read_volatile() };
     let near = |value: u64| {
         let distance = value.wrapping_sub(page);
         if distance < 0x1_0000 { distance } else { value }
