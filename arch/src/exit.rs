@@ -106,6 +106,9 @@ pub enum ExitReason {
     /// A move to a control register that the CPU does not carry out: [`crate::vcpu::Vcpu::move_to_control_register`]
     /// may.
     ControlRegister(ControlRegisterWrite),
+    /// What [`crate::vcpu::Vcpu::step`] was for is over: the instruction is done, or an event came before it, which
+    /// the back end has delivered or left pending.
+    Step,
     /// INIT arrived at a CPU that runs a guest.
     Init,
     /// The CPU refused to enter the guest: the state that was loaded is not allowed.

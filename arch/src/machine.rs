@@ -151,6 +151,9 @@ pub enum CpuRequest {
     Nmi,
 }
 
+/// So many pages can stand in for others while a CPU makes a step: two operands, each across a page boundary.
+pub const MAX_STAND_INS: usize = 4;
+
 /// The physical machine, for one guest on the CPU that calls.
 pub trait Machine {
     /// The time-stamp counter.
@@ -216,6 +219,13 @@ pub trait Machine {
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);
     /// Has `work` write the bytes of shadow page `slot`.
     fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096]));
+
+    /// Has this CPU see a page of its own at `page`, full of ones, while it makes a step
+    /// ([`crate::vcpu::Vcpu::step`]); with `None` no more. `slot` is below [`MAX_STAND_INS`]. `false` where no nested
+    /// table reaches that far.
+    fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool;
+    /// Has `work` read or write the bytes of stand-in `slot`.
+    fn with_stand_in(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096]));
 
     /// Puts a byte of the guest's console on the shared serial line.
     fn console_write(&mut self, byte: u8);

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::address::Hpa;
 use crate::exit::{Exit, Frequent};
 use crate::interrupt::Vector;
 use crate::register::Gpr;
@@ -75,6 +76,8 @@ pub mod exception {
     pub const DF: u8 = 8;
     /// Segment not present: a gate that is not present raises it.
     pub const NP: u8 = 11;
+    /// Stack segment.
+    pub const SS: u8 = 12;
     /// General protection.
     pub const GP: u8 = 13;
     /// Page fault.
@@ -247,6 +250,8 @@ pub trait Vcpu {
     fn set_descriptor_table(&mut self, register: DescriptorTableRegister, table: DescriptorTable);
     /// Current privilege level, 0 to 3.
     fn cpl(&self) -> u8;
+    /// PKRU. The CPU has protection keys, as the guest has set CR4.PKE.
+    fn protection_keys(&self) -> u32;
 
     /// Moves RIP over an instruction of `length` bytes that the hypervisor has carried out, and ends
     /// the interrupt shadow of the instruction before it. With RFLAGS.TF a single-step trap (#DB)
@@ -272,6 +277,10 @@ pub trait Vcpu {
     }
     /// From here to the next call of [`Self::set_interrupt_window`] HLT does not exit: the CPU halts in the guest.
     fn let_halt(&mut self);
+    /// The next entry uses the nested page table at `root`, and the exit after it, which [`Self::exit`] must tell,
+    /// ends that. With `one` it comes behind the next instruction, as [`crate::ExitReason::Step`], if none came
+    /// before.
+    fn step(&mut self, root: Hpa, one: bool);
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while

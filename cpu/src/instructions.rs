@@ -113,6 +113,33 @@ pub unsafe fn write_xcr0_checked(value: u64) -> bool {
     unsafe { nexit_xsetbv_checked(0, value) == 1 }
 }
 
+/// PKRU.
+///
+/// # Safety
+/// Ring 0, and the CPU has protection keys.
+#[must_use]
+pub unsafe fn protection_keys() -> u32 {
+    let value;
+    // SAFETY: the caller vouches for it; CR4.PKE is as before behind it, and protects no page of the supervisor's.
+    unsafe {
+        asm!(
+            "mov {before}, cr4",
+            "mov {with}, {before}",
+            "bts {with}, 22",
+            "mov cr4, {with}",
+            "rdpkru",
+            "mov cr4, {before}",
+            before = out(reg) _,
+            with = out(reg) _,
+            in("ecx") 0,
+            out("eax") value,
+            out("edx") _,
+            options(nostack),
+        );
+    }
+    value
+}
+
 /// Writes a field of the current VMCS; nothing happens without one, or outside VMX operation.
 ///
 /// # Safety

@@ -53,6 +53,7 @@ counters! {
     Unexpected = "unexpected",
     Eoi = "eoi",
     ShadowGate = "shadow_gate",
+    Step = "step",
 }
 
 impl Counter {
@@ -79,6 +80,7 @@ impl Counter {
             ExitReason::VirtualizationInstruction => Self::VirtualizationInstruction,
             ExitReason::ControlRegister(_) => Self::ControlRegister,
             ExitReason::Init => Self::Init,
+            ExitReason::Step => Self::Step,
             ExitReason::EntryFailure(_) => Self::EntryFailure,
             ExitReason::Unexpected { .. } => Self::Unexpected,
         }
@@ -260,7 +262,7 @@ mod tests {
             assert_eq!(Counter::ALL[place].key(), key);
             assert_eq!(Counter::ALL[place] as usize, place);
         }
-        assert_eq!(COUNTERS, 21);
+        assert_eq!(COUNTERS, 22);
     }
 
     #[test]
@@ -298,6 +300,7 @@ mod tests {
             ExitReason::VirtualizationInstruction,
             ExitReason::ControlRegister(ControlRegisterWrite { register: 0, qualification: 0 }),
             ExitReason::Init,
+            ExitReason::Step,
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
@@ -321,6 +324,7 @@ mod tests {
             "virtualization_instruction",
             "control_register",
             "init",
+            "step",
             "entry_failure",
             "unexpected",
         ];

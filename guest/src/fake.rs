@@ -12,8 +12,8 @@ use std::vec::Vec;
 use arch::exit::{Exit, Frequent};
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
-    ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, Machine, NotGuestMemory,
-    RouteRefused,
+    ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
+    NotGuestMemory, RouteRefused,
 };
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
@@ -50,6 +50,9 @@ pub(crate) struct FakeMachine {
     /// Where the shadow pages are, and what they show.
     pub(crate) shadow_at: [Option<Gpa>; 2],
     pub(crate) shadow: [[u8; 4096]; 2],
+    /// Where pages stand in for others, and what they hold.
+    pub(crate) stand_in_at: [Option<Gpa>; MAX_STAND_INS],
+    pub(crate) stand_ins: [[u8; 4096]; MAX_STAND_INS],
     pub(crate) self_ipis: Vec<Vector>,
     pub(crate) eois: usize,
     /// What went to other CPUs of the guest.
@@ -77,6 +80,8 @@ impl Default for FakeMachine {
             xmm: [[0; 16]; 16],
             shadow_at: [None; 2],
             shadow: [[0; 4096]; 2],
+            stand_in_at: [None; MAX_STAND_INS],
+            stand_ins: [[0; 4096]; MAX_STAND_INS],
             self_ipis: Vec::new(),
             eois: 0,
             ipis: Vec::new(),
@@ -180,6 +185,17 @@ impl Machine for FakeMachine {
             self.did(Done::Shadow);
         }
     }
+    fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool {
+        let reached = page.is_none_or(|page| page.as_u64() < 1 << 48);
+        if reached && page.is_some() {
+            self.stand_ins[slot] = [0xff; 4096];
+        }
+        self.stand_in_at[slot] = page.filter(|_| reached);
+        reached
+    }
+    fn with_stand_in(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+        work(&mut self.stand_ins[slot]);
+    }
     fn vector_register(&self, register: u8) -> [u8; 16] {
         self.xmm[usize::from(register)]
     }
@@ -222,6 +238,7 @@ pub(crate) struct FakeVcpu {
     pub(crate) state: StartState,
     pub(crate) pat: u64,
     pub(crate) cr2: u64,
+    pub(crate) pkru: u32,
     pub(crate) injected: Option<Event>,
     /// The instruction before RIP holds interrupts back.
     pub(crate) interrupt_shadow: bool,
@@ -242,6 +259,7 @@ impl Default for FakeVcpu {
             state: StartState::after_sipi(0),
             pat: 0x0007_0406_0007_0406,
             cr2: 0,
+            pkru: 0,
             injected: None,
             interrupt_shadow: false,
             window: false,
@@ -334,6 +352,9 @@ impl Vcpu for FakeVcpu {
     fn cpl(&self) -> u8 {
         self.state.segments[SegmentRegister::Ss as usize].access.dpl()
     }
+    fn protection_keys(&self) -> u32 {
+        self.pkru
+    }
     fn skip_instruction(&mut self, length: u8) {
         self.state.rip += u64::from(length);
         self.interrupt_shadow = false;
@@ -353,6 +374,9 @@ impl Vcpu for FakeVcpu {
     }
     fn let_halt(&mut self) {
         self.halt_exits = false;
+    }
+    fn step(&mut self, _: Hpa, _: bool) {
+        panic!("the fake CPU does not run")
     }
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;

@@ -60,6 +60,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         | ExitReason::Xsetbv
         | ExitReason::CacheInvalidate
         | ExitReason::VirtualizationInstruction
+        | ExitReason::Step
         | ExitReason::Init => 0,
     })
 }

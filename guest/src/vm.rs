@@ -15,6 +15,7 @@ use crate::counters::ExitCounters;
 use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
+use crate::exits::step::Step;
 use crate::exits::tick::Standstill;
 use crate::lines::{self, Line};
 use crate::msr::{ClockBase, Msrs};
@@ -166,6 +167,10 @@ pub struct CpuState {
     pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
     pub(crate) idt_limit: Option<u16>,
+    /// What it does by itself, with other pages in place of those that exit.
+    pub step: Step,
+    /// Where it exited last with bytes that are not what exited, and these.
+    pub(crate) stuck: Option<(u64, [u8; insn::MAX_LENGTH])>,
 }
 
 impl CpuState {
@@ -184,6 +189,8 @@ impl CpuState {
             standstill: Standstill::default(),
             halting: false,
             idt_limit: None,
+            step: Step::default(),
+            stuck: None,
         }
     }
 }

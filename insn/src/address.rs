@@ -1,9 +1,9 @@
 //! Effective and linear addresses of an instruction's operands
 //! (SDM "Operand Addressing"; 16-, 32- and 64-bit forms).
 
-use arch::register::{Gpr, Rflags};
+use arch::register::{Cr0, Cr4, Gpr, Rflags};
 use arch::segment::SegmentRegister;
-use arch::vcpu::Vcpu;
+use arch::vcpu::{Event, Vcpu, exception};
 use arch::{Gva, Width};
 
 use crate::instruction::{Base, Instruction, Mode, Operation, Source};
@@ -13,6 +13,10 @@ impl Instruction {
     /// instruction. For string instructions take [`Self::source`] and [`Self::destination`].
     #[must_use]
     pub fn linear_address<V: Vcpu>(&self, vcpu: &V) -> Gva {
+        self.linear(vcpu, self.address.segment, self.offset(vcpu))
+    }
+
+    fn offset<V: Vcpu>(&self, vcpu: &V) -> u64 {
         let address = &self.address;
         let base = match address.base {
             Base::None => 0,
@@ -20,11 +24,56 @@ impl Instruction {
             Base::NextInstruction => vcpu.rip().wrapping_add(u64::from(self.length)),
         };
         let index = address.index.map_or(0, |register| vcpu.gpr(register));
-        let offset = base
-            .wrapping_add(index.wrapping_mul(u64::from(address.scale)))
+        base.wrapping_add(index.wrapping_mul(u64::from(address.scale)))
             .wrapping_add(address.displacement.cast_unsigned())
-            .wrapping_add(self.bit_displacement(vcpu));
-        self.linear(vcpu, address.segment, offset)
+            .wrapping_add(self.bit_displacement(vcpu))
+    }
+
+    /// Whether the segment of the memory operand has its `bytes` bytes, and lets them be read or written; else the
+    /// exception (SDM "Segment Limit Checking", "Type Checking", "Canonical Addressing"). The CPU has asked itself
+    /// before an access that exits, but not before an instruction that does.
+    ///
+    /// # Errors
+    /// The exception.
+    pub fn check_segment<V: Vcpu>(&self, vcpu: &V, bytes: u64, write: bool) -> Result<(), Event> {
+        const NOT_USABLE: u32 = 1 << 16;
+        const PRESENT: u32 = 1 << 7;
+        const CODE: u32 = 1 << 3;
+        const EXPAND_DOWN: u32 = 1 << 2;
+        const WRITABLE_OR_READABLE: u32 = 1 << 1;
+        let register = self.address.segment;
+        let stack = register == SegmentRegister::Ss;
+        let refused = if stack { exception::SS } else { exception::GP };
+        let refused = Err(Event::exception(refused, Some(0)));
+        let last = bytes.saturating_sub(1);
+        if self.mode == Mode::Bits64 {
+            let five_levels = vcpu.cr4() & Cr4::LA57.bits() != 0;
+            let first = self.linear_address(vcpu).as_u64();
+            let both = [first, first.wrapping_add(last)];
+            let canonical = both.into_iter().all(|at| crate::canonical(at, five_levels));
+            return if canonical { Ok(()) } else { refused };
+        }
+        let segment = vcpu.segment(register);
+        let access = segment.access.0;
+        if access & NOT_USABLE != 0 || access & PRESENT == 0 {
+            return refused;
+        }
+        let code = access & CODE != 0;
+        let real = vcpu.cr0() & Cr0::PE.bits() == 0 || vcpu.rflags() & Rflags::VM.bits() != 0;
+        let may = if write {
+            !code && access & WRITABLE_OR_READABLE != 0
+        } else {
+            !code || access & WRITABLE_OR_READABLE != 0
+        };
+        let first = self.offset(vcpu) & self.address.size.mask();
+        let (last, limit) = (first + last, u64::from(segment.limit));
+        let within = if !code && access & EXPAND_DOWN != 0 {
+            let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
+            first > limit && last <= top.mask()
+        } else {
+            last <= limit
+        };
+        if (may || real) && within { Ok(()) } else { refused }
     }
 
     /// BT and its kin with a register reach beyond the operand: the signed bit number selects
@@ -160,6 +209,58 @@ mod tests {
         for (number, at) in [(0, 0x1000), (31, 0x1000), (32, 0x1004), (-1, 0xffc), (-33, 0xff8)] {
             vcpu.gpr[Gpr::Rcx as usize] = i64::cast_unsigned(number);
             assert_eq!(linear(&vcpu, Mode::Bits64, &[0x0f, 0xab, 0x08]), at, "bit {number}");
+        }
+    }
+
+    #[test]
+    fn a_segment_refuses_what_it_does_not_hold() {
+        let mut vcpu = vcpu(Mode::Bits32);
+        let check = |vcpu: &FakeVcpu, bytes: &[u8], write| {
+            let instruction = decode(bytes, Mode::Bits32).unwrap();
+            instruction.check_segment(vcpu, 6, write).map_err(|event| event.vector.0)
+        };
+        let (sidt, on_stack, in_code): (&[u8], &[u8], &[u8]) =
+            (&[0x0f, 0x01, 0x08], &[0x0f, 0x01, 0x0c, 0x24], &[0x2e, 0x0f, 0x01, 0x08]);
+        vcpu.gpr[Gpr::Rax as usize] = 0xffff_fffa;
+        assert_eq!(check(&vcpu, sidt, true), Ok(()));
+        vcpu.gpr[Gpr::Rax as usize] += 1;
+        assert_eq!(check(&vcpu, sidt, true), Err(13), "it would wrap");
+        vcpu.gpr[Gpr::Rax as usize] = 0x10;
+        let ds = SegmentRegister::Ds as usize;
+        vcpu.segments[ds].limit = 0x15;
+        assert_eq!(check(&vcpu, sidt, true), Ok(()));
+        vcpu.segments[ds].limit = 0x14;
+        assert_eq!(check(&vcpu, sidt, true), Err(13));
+        vcpu.segments[ds].access.0 |= 1 << 2; // expand-down
+        assert_eq!(check(&vcpu, sidt, true), Err(13));
+        vcpu.segments[ds].limit = 0xf;
+        assert_eq!(check(&vcpu, sidt, true), Ok(()));
+        vcpu.segments[ds].access.0 &= !2; // read-only
+        assert_eq!((check(&vcpu, sidt, true), check(&vcpu, sidt, false)), (Err(13), Ok(())));
+        vcpu.segments[ds] = Segment::NULL;
+        assert_eq!(check(&vcpu, sidt, false), Err(13));
+        assert_eq!((check(&vcpu, in_code, true), check(&vcpu, in_code, false)), (Err(13), Ok(())));
+        vcpu.gpr[Gpr::Rsp as usize] = 0x100;
+        assert_eq!(check(&vcpu, on_stack, true), Ok(()));
+        vcpu.segments[SegmentRegister::Ss as usize].limit = 0x104;
+        assert_eq!(check(&vcpu, on_stack, true), Err(12));
+    }
+
+    #[test]
+    fn in_64_bit_mode_only_canonical_addresses_are_refused() {
+        let mut vcpu = vcpu(Mode::Bits64);
+        vcpu.segments[SegmentRegister::Ds as usize] = Segment::NULL;
+        let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
+            let instruction = decode(bytes, Mode::Bits64).unwrap();
+            instruction.check_segment(vcpu, 10, true).map_err(|event| event.vector.0)
+        };
+        let (sidt, on_stack): (&[u8], &[u8]) = (&[0x0f, 0x01, 0x08], &[0x0f, 0x01, 0x0c, 0x24]);
+        for (at, refused) in [(0x7fff_ffff_fff6, false), (0x7fff_ffff_fff7, true), (1 << 63, true)]
+        {
+            vcpu.gpr[Gpr::Rax as usize] = at;
+            vcpu.gpr[Gpr::Rsp as usize] = at;
+            assert_eq!(check(&vcpu, sidt), if refused { Err(13) } else { Ok(()) }, "{at:#x}");
+            assert_eq!(check(&vcpu, on_stack), if refused { Err(12) } else { Ok(()) }, "{at:#x}");
         }
     }
 

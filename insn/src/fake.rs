@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use arch::Gpa;
 use arch::exit::{Exit, Frequent};
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::register::Gpr;
@@ -11,6 +10,7 @@ use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
 use arch::vcpu::{Event, StartState, Vcpu};
+use arch::{Gpa, Hpa};
 
 use crate::Mode;
 
@@ -23,6 +23,7 @@ pub(crate) struct FakeVcpu {
     pub(crate) efer: u64,
     pub(crate) segments: [Segment; 8],
     pub(crate) cpl: u8,
+    pub(crate) pkru: u32,
 }
 
 impl FakeVcpu {
@@ -35,7 +36,8 @@ impl FakeVcpu {
         let segment = |access| Segment { selector: 8, base: 0, limit: u32::MAX, access };
         let mut segments = [segment(AccessRights::DATA32); 8];
         segments[SegmentRegister::Cs as usize] = segment(cs);
-        Self { gpr: [0; 16], rip: 0, rflags: 2, cr: [cr0, 0, 0, 0, 0], efer, segments, cpl: 0 }
+        let cr = [cr0, 0, 0, 0, 0];
+        Self { gpr: [0; 16], rip: 0, rflags: 2, cr, efer, segments, cpl: 0, pkru: 0 }
     }
 }
 
@@ -106,6 +108,9 @@ impl Vcpu for FakeVcpu {
     fn cpl(&self) -> u8 {
         self.cpl
     }
+    fn protection_keys(&self) -> u32 {
+        self.pkru
+    }
     fn skip_instruction(&mut self, length: u8) {
         self.rip += u64::from(length);
     }
@@ -118,6 +123,7 @@ impl Vcpu for FakeVcpu {
     }
     fn set_interrupt_window(&mut self, _: bool) {}
     fn let_halt(&mut self) {}
+    fn step(&mut self, _: Hpa, _: bool) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {

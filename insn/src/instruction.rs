@@ -249,6 +249,12 @@ impl Operation {
         )
     }
 
+    /// LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR.
+    #[must_use]
+    pub const fn is_of_table(&self) -> bool {
+        matches!(self, Self::DescriptorTable { .. } | Self::SystemSegment { .. })
+    }
+
     /// MOVS, STOS, INS or OUTS.
     #[must_use]
     pub const fn is_string(&self) -> bool {

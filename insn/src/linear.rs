@@ -1,8 +1,8 @@
 //! The guest's own page tables, read as its CPU would read them, and accesses by linear address.
 //!
 //! Covers no paging, 32-bit, PAE, 4-level and 5-level paging (SDM "Paging"). The walk only reads:
-//! it sets no accessed or dirty bit, and it does not apply protection keys, which no kernel page
-//! uses that the hypervisor looks at.
+//! it sets no accessed or dirty bit. A table where the guest has no memory reads as ones, as a bus does that nobody
+//! answers.
 
 use core::fmt;
 
@@ -17,6 +17,7 @@ use crate::instruction::{MAX_LENGTH, Mode};
 const CR4_PSE: u64 = 1 << 4;
 const CR4_SMEP: u64 = 1 << 20;
 const CR4_SMAP: u64 = 1 << 21;
+const CR4_PKE: u64 = 1 << 22;
 const RFLAGS_AC: u64 = 1 << 18;
 
 const PRESENT: u64 = 1 << 0;
@@ -34,6 +35,7 @@ mod error_code {
     pub(super) const USER: u32 = 1 << 2;
     pub(super) const RESERVED: u32 = 1 << 3;
     pub(super) const FETCH: u32 = 1 << 4;
+    pub(super) const PROTECTION_KEY: u32 = 1 << 5;
 }
 
 /// What is done at a linear address.
@@ -73,7 +75,7 @@ pub enum MemoryFault {
     },
     /// The address is not canonical: #GP (#SS for the stack segment).
     NotCanonical(Gva),
-    /// The data, or a page table on the way, is not the guest's RAM.
+    /// The data is not the guest's RAM.
     NotMemory(Gpa),
 }
 
@@ -136,6 +138,8 @@ struct Walk {
     smep: bool,
     /// Supervisor-mode access prevention, not lifted by RFLAGS.AC.
     smap: bool,
+    /// PKRU, where protection keys are on: two bits for each key.
+    protection_keys: u32,
 }
 
 impl Walk {
@@ -165,6 +169,11 @@ impl Walk {
             execute_disable: efer & Efer::NXE.bits() != 0 && paging != Paging::Bits32,
             smep: cr4 & CR4_SMEP != 0,
             smap: cr4 & CR4_SMAP != 0 && vcpu.rflags() & RFLAGS_AC == 0,
+            protection_keys: if cr4 & CR4_PKE != 0 && matches!(paging, Paging::Long { .. }) {
+                vcpu.protection_keys()
+            } else {
+                0
+            },
         }
     }
 
@@ -202,7 +211,7 @@ impl Walk {
         for level in (1..=levels).rev() {
             let shift = 12 + (level - 1) * index_bits;
             let index = linear >> shift & ((1 << index_bits) - 1);
-            let entry = self.entry(memory, table, index)?;
+            let entry = self.entry(memory, table, index);
             if entry & PRESENT == 0 {
                 return Err(self.fault(gva, access, 0));
             }
@@ -218,6 +227,10 @@ impl Walk {
             if level == 1 || self.maps_large_page(level, entry) {
                 if !self.allowed(rights, execute_disable, access) {
                     return Err(self.fault(gva, access, error_code::PRESENT));
+                }
+                if rights & USER != 0 && self.key_refuses(entry, access) {
+                    let why = error_code::PRESENT | error_code::PROTECTION_KEY;
+                    return Err(self.fault(gva, access, why));
                 }
                 let offset = linear & ((1 << shift) - 1);
                 return Ok(Gpa::new(self.page(level, entry) & !((1 << shift) - 1) | offset));
@@ -236,17 +249,22 @@ impl Walk {
         canonical.then_some(gva.as_u64()).ok_or(MemoryFault::NotCanonical(gva))
     }
 
-    fn entry<M: GuestMemory>(
-        &self,
-        memory: &M,
-        table: u64,
-        index: u64,
-    ) -> Result<u64, NotGuestMemory> {
+    fn entry<M: GuestMemory>(&self, memory: &M, table: u64, index: u64) -> u64 {
         if self.paging == Paging::Bits32 {
-            Ok(u64::from(memory.read_u32(Gpa::new(table + index * 4))?))
+            memory.read_u32(Gpa::new(table + index * 4)).map_or(u32::MAX.into(), u64::from)
         } else {
-            memory.read_u64(Gpa::new(table + index * 8))
+            memory.read_u64(Gpa::new(table + index * 8)).unwrap_or(u64::MAX)
         }
+    }
+
+    /// SDM "Protection Keys".
+    fn key_refuses(&self, entry: u64, access: Access) -> bool {
+        const ACCESS_DISABLE: u32 = 1;
+        const WRITE_DISABLE: u32 = 2;
+        let key = (entry >> 59) as u32 & 0xf;
+        let rights = self.protection_keys >> (2 * key);
+        let write = access.write && (access.user || self.write_protect);
+        !access.fetch && (rights & ACCESS_DISABLE != 0 || write && rights & WRITE_DISABLE != 0)
     }
 
     fn maps_large_page(&self, level: u32, entry: u64) -> bool {
@@ -260,8 +278,11 @@ impl Walk {
     }
 
     /// Whether a reserved bit is set. Bits above the CPU's physical-address width are not looked
-    /// at: such an address is not guest memory.
+    /// at, as such an address is not guest memory; but in an entry of ones some are always reserved.
     fn reserved(&self, level: u32, entry: u64) -> bool {
+        if entry == u64::MAX {
+            return true;
+        }
         let large = self.maps_large_page(level, entry);
         let mask = match (self.paging, level) {
             (Paging::Bits32, 2) if large => 1 << 21,

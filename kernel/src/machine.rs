@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::ram::GuestRam;
 use crate::routes::Routes;
 use crate::seat::Seat;
+use crate::stand_in::{StandInFrames, StandIns};
 
 /// So many failures to change it are logged.
 const MOST_FAILURES_LOGGED: u8 = 8;
@@ -50,6 +51,7 @@ pub(crate) struct Tables<F> {
     /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
     failures: u8,
     shadow: Vec<ShadowPage>,
+    stand_ins: StandInFrames,
     pub(crate) routes: Routes,
 }
 
@@ -60,10 +62,11 @@ impl<F: Format> Tables<F> {
         nested: Table<F>,
         frames: Frames,
         shadow: Vec<Hpa>,
+        stand_ins: StandInFrames,
         routes: Routes,
     ) -> Arc<Mutex<Self>> {
         let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
-        Arc::new(Mutex::new(Self { nested, frames, failures: 0, shadow, routes }))
+        Arc::new(Mutex::new(Self { nested, frames, failures: 0, shadow, stand_ins, routes }))
     }
 }
 
@@ -74,6 +77,7 @@ pub(crate) struct GuestMachine<F> {
     /// Locked where they change, mostly with the guest's own lock held.
     pub(crate) tables: Arc<Mutex<Tables<F>>>,
     pub(crate) nested_changed: bool,
+    pub(crate) stand_ins: StandIns,
     pub(crate) apic: LocalApic,
     pub(crate) clock: MachineClock,
     pub(crate) seats: &'static [Seat],
@@ -89,7 +93,20 @@ impl<F: Format> GuestMachine<F> {
         let Self { memory, clock, seats, guest, .. } = *self;
         let (ram, tables) = (self.ram.clone(), self.tables.clone());
         let ringable = self.ringable.clone();
-        Self { memory, ram, tables, nested_changed: false, apic, clock, seats, ringable, guest }
+        let (nested_changed, stand_ins) = (false, StandIns::default());
+        Self { memory, ram, tables, nested_changed, stand_ins, apic, clock, seats, ringable, guest }
+    }
+
+    /// The virtual CPU that this is the machine of.
+    fn index(&self) -> usize {
+        let own = |seat: &Seat| seat.processor == self.apic.id();
+        self.seats.iter().position(own).unwrap_or(usize::MAX)
+    }
+
+    /// Root of the nested table with this CPU's stand-ins in it; `None` where there are none.
+    pub(crate) fn step_root(&self) -> Option<Hpa> {
+        let tables = self.tables.lock();
+        self.stand_ins.root(&tables.stand_ins, self.index(), &tables.nested, self.memory)
     }
 
     /// Gives back all that the guest had of the machine but its RAM. Its CPUs have left for good.
@@ -103,6 +120,7 @@ impl<F: Format> GuestMachine<F> {
         for page in tables.shadow.drain(..) {
             self.memory.give_back(page.frame);
         }
+        tables.stand_ins.give_back(self.memory);
         self.ram = GuestRam::default();
     }
 
@@ -312,6 +330,18 @@ impl<F: Format> Machine for GuestMachine<F> {
         // SAFETY: the frame is this machine's own, nobody else holds its bytes while the tables are
         // locked, and the guest's view of it is read-only.
         work(unsafe { &mut *physical::pointer::<[u8; 4096]>(page.frame) });
+    }
+
+    fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool {
+        let (index, tables) = (self.index(), self.tables.lock());
+        let reached = page.is_none_or(|page| tables.nested.reaches(page.as_u64()));
+        self.stand_ins.set(&tables.stand_ins, index, slot, page.filter(|_| reached));
+        reached
+    }
+
+    fn with_stand_in(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+        let (index, tables) = (self.index(), self.tables.lock());
+        StandIns::with(&tables.stand_ins, index, slot, work);
     }
 
     fn console_write(&mut self, byte: u8) {

@@ -27,6 +27,7 @@ mod refusal;
 mod routes;
 mod run;
 mod seat;
+mod stand_in;
 mod watchdog;
 
 use alloc::boxed::Box;

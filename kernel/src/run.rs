@@ -291,7 +291,35 @@ impl<B: Backend> Running<B> {
 
     #[inline(never)]
     fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
-        let Some(exit) = self.vcpu.exit() else {
+        let exit = self.vcpu.exit();
+        let next = self.handle_exit(exit, seat, processor);
+        if self.cpu.step.wanted() { self.make_steps(next, seat, processor) } else { next }
+    }
+
+    /// Has the CPU do by itself what its last exit was about, with pages of its own in place of those that exit. Each
+    /// page that it needs beyond is one more exit.
+    #[cold]
+    #[inline(never)]
+    fn make_steps(&mut self, mut next: Next, seat: &Seat, processor: &Processor) -> Next {
+        while self.cpu.step.wanted() && next == Next::Resume && !seat.asked() {
+            let Some(root) = self.machine.step_root() else { break };
+            self.vcpu.step(root, self.cpu.step.one());
+            // What it is tells `exit` again.
+            let _ = self.vcpu.run();
+            if !self.policy.mode.is_exitless() {
+                self.context(()).take_virtual_interrupts();
+            }
+            let exit = self.vcpu.exit();
+            self.with_lock(|context| context.stepped(exit.as_ref()));
+            next = self.handle_exit(exit, seat, processor);
+        }
+        self.with_lock(|context| context.end_steps());
+        next
+    }
+
+    #[inline(always)]
+    fn handle_exit(&mut self, exit: Option<Exit>, seat: &Seat, processor: &Processor) -> Next {
+        let Some(exit) = exit else {
             self.cpu.counters.count(Counter::ControlRegister);
             return Next::Resume;
         };

@@ -10,6 +10,7 @@
 
 mod answer;
 mod entry;
+mod overlay;
 
 use core::ops::Range;
 

@@ -5,6 +5,7 @@
 
 use core::fmt;
 
+use arch::Hpa;
 use arch::exit::{Exit, Frequent};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
@@ -41,6 +42,9 @@ impl Vcpu for SvmVcpu {
     }
 
     fn exit(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.end_step() {
+            return Some(exit);
+        }
         let exitcode = self.vmcb().control.exitcode;
         let acknowledged = match exitcode {
             // An interrupt that was gone when the host opened its window is nobody's.
@@ -193,6 +197,11 @@ impl Vcpu for SvmVcpu {
         self.vmcb().save.cpl
     }
 
+    fn protection_keys(&self) -> u32 {
+        // SAFETY: ring 0, and the guest could set CR4.PKE only on a CPU that has it; PKRU stays the guest's.
+        unsafe { cpu::instructions::protection_keys() }
+    }
+
     fn skip_instruction(&mut self, length: u8) {
         let Vmcb { control, save } = self.vmcb_mut();
         save.rip = save.rip.wrapping_add(u64::from(length));
@@ -240,6 +249,10 @@ impl Vcpu for SvmVcpu {
 
     fn let_halt(&mut self) {
         controls::let_halt(&mut self.vmcb_mut().control);
+    }
+
+    fn step(&mut self, root: Hpa, one: bool) {
+        self.begin_step(root, one);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

@@ -27,6 +27,7 @@ pub mod decode;
 pub mod enable;
 mod run;
 pub mod segment;
+mod step;
 pub mod vcpu;
 pub mod vmcb;
 

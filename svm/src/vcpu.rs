@@ -15,6 +15,7 @@ use crate::cr4;
 use crate::decode;
 use crate::enable::Features;
 use crate::run;
+use crate::step::Step;
 use crate::vmcb::Vmcb;
 
 /// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
@@ -58,6 +59,8 @@ pub struct SvmVcpu {
     pub(crate) features: Features,
     pub(crate) cr4: GuestCr4,
     pub(crate) unswitched: Cell<Unswitched>,
+    pub(crate) nested_root: Hpa,
+    pub(crate) step: Option<Step>,
 }
 
 impl SvmVcpu {
@@ -80,6 +83,8 @@ impl SvmVcpu {
             features: setup.features,
             cr4: setup.cr4,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
+            nested_root: setup.nested_root,
+            step: None,
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
@@ -184,4 +189,4 @@ impl SvmVcpu {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
 use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
-use arch::{Exit, Gva, Vector};
+use arch::{Exit, Gva, Hpa, Vector};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
@@ -196,6 +196,11 @@ impl Vcpu for VmxVcpu {
         self.segment(SegmentRegister::Ss).access.dpl()
     }
 
+    fn protection_keys(&self) -> u32 {
+        // SAFETY: ring 0, and the guest could set CR4.PKE only on a CPU that has it; PKRU stays the guest's.
+        unsafe { cpu::instructions::protection_keys() }
+    }
+
     #[inline(always)]
     fn skip_instruction(&mut self, length: u8) {
         let (rip, length) = (self.rip(), u64::from(length));
@@ -236,6 +241,10 @@ impl Vcpu for VmxVcpu {
 
     fn let_halt(&mut self) {
         self.set_primary(Primary::HLT_EXITING, false);
+    }
+
+    fn step(&mut self, root: Hpa, one: bool) {
+        self.begin_step(root, one);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

@@ -4,7 +4,7 @@
 
 use arch::Vector;
 use arch::exit::Vectoring;
-use arch::vcpu::{Event, EventKind};
+use arch::vcpu::{Event, EventKind, exception};
 
 /// Bit 31 of every interruption-information field.
 const VALID: u32 = 1 << 31;
@@ -91,6 +91,14 @@ pub(crate) const fn interruptibility(event: Event, state: u32) -> u32 {
     }
 }
 
+/// Whether RFLAGS has RF = 1 in the frame that `event` leaves: a fault's has, so that an instruction breakpoint is not
+/// taken twice, and the CPU pushes for an injected event what the field holds (SDM "Resume Flag"; "Injected Event
+/// Delivery"). #DB, #DF and #MC are not faults here.
+pub(crate) const fn is_fault(event: Event) -> bool {
+    let kind = matches!(event.kind, EventKind::HardwareException);
+    kind && !matches!(event.vector.0, exception::DB | exception::DF | exception::MC)
+}
+
 /// VM-entry interruption information and error code for `event`. A hardware exception carries an
 /// error code exactly where the CPU wants one: never in real-address mode, else for the vectors that
 /// have one (SDM "Checks on VM-Entry Control Fields").
@@ -157,6 +165,14 @@ mod tests {
             assert_eq!(interruptibility(Event::interrupt(Vector(0x40)), state), with);
             assert_eq!(interruptibility(Event::exception(13, Some(0)), state), state);
         }
+    }
+
+    #[test]
+    fn a_fault_and_nothing_else_leaves_the_resume_flag_set() {
+        let fault = |vector| is_fault(Event::exception(vector, None));
+        assert_eq!([13, 14, 6, 11].map(fault), [true; 4]);
+        assert_eq!([1, 8, 18].map(fault), [false; 3]);
+        assert!(!is_fault(Event::nmi()) && !is_fault(Event::interrupt(Vector(0x40))));
     }
 
     #[test]

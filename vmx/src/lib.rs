@@ -31,6 +31,7 @@ pub mod posted;
 mod run;
 mod setup;
 mod state;
+mod step;
 pub mod vcpu;
 mod vmcs;
 

@@ -16,9 +16,10 @@ use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary, SWITCHED};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
-use crate::event::{InterruptionInformation, injection, interruptibility};
+use crate::event::{InterruptionInformation, injection, interruptibility, is_fault};
 use crate::field::{self, Readable};
 use crate::posted::Posting;
+use crate::step::Step;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -68,7 +69,9 @@ pub struct VmxVcpu {
     pub(crate) registers: run::Registers,
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
-    ept_pointer: u64,
+    pub(crate) ept_pointer: u64,
+    /// The next entry, or the last one, is a step.
+    pub(crate) step: Option<Step>,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
@@ -102,6 +105,7 @@ impl VmxVcpu {
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
+            step: None,
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
@@ -133,11 +137,13 @@ impl VmxVcpu {
     /// [`Vcpu::exit`].
     pub(crate) fn last_exit(&mut self) -> Option<Exit> {
         if self.registers.status != run::status::EXITED {
+            self.end_step(None);
             let status = core::mem::take(&mut self.registers.status);
             return Some(self.instruction_failure(status));
         }
         let snapshot = self.snapshot();
         if snapshot.entry_failed() {
+            self.end_step(None);
             return Some(failure(EntryFailure {
                 code: u64::from(snapshot.exit_reason),
                 qualification: snapshot.qualification,
@@ -145,6 +151,9 @@ impl VmxVcpu {
             }));
         }
         self.restore_nmi_blocking(&snapshot);
+        if let Some(exit) = self.end_step(Some(&snapshot)) {
+            return Some(exit);
+        }
         if self.handle_inside(&snapshot) {
             return None;
         }
@@ -292,6 +301,9 @@ impl VmxVcpu {
         if with != state {
             self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, with);
         }
+        if is_fault(event) {
+            self.set_rflags(self.rflags() | Rflags::RF.bits());
+        }
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, information.0);
         self.vmcs.write(field::VM_ENTRY_EXCEPTION_ERROR_CODE, error_code);
         self.vmcs.write(field::VM_ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_length));
@@ -319,9 +331,13 @@ impl VmxVcpu {
 
     /// Drops this CPU's translations that came through the nested table.
     pub(crate) fn invalidate_nested(&mut self) {
+        self.invalidate(self.ept_pointer);
+    }
+
+    pub(crate) fn invalidate(&self, pointer: u64) {
         let kind = vmcs::invalidation_type(self.features.capabilities.invept_single());
         // SAFETY: `self.vmcs` proves root operation; `check` found INVEPT and one of its types.
-        unsafe { vmcs::invept(kind, self.ept_pointer) };
+        unsafe { vmcs::invept(kind, pointer) };
     }
 
     /// Drops the guest's linear translations. Without VPIDs every entry does it.

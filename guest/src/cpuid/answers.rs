@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use arch::machine::{CpuidResult, Machine};
 
-use super::bits::{OSPKE, OSXSAVE, PKU};
+use super::bits::{APIC, OSPKE, OSXSAVE, PKU};
 use super::{CpuidPolicy, EXTENDED_STATE, KVM_BASE, NEXIT_BASE};
 
 /// The first 32 leaves of each range have a row.
@@ -83,6 +83,14 @@ impl Answers {
         };
         if let Some(further) = further {
             *further = [1, 2, 3, 4].map(|subleaf| policy.answer(leaf, subleaf, vcpu, machine));
+        }
+    }
+
+    /// Whether leaf 1 shows a local APIC: not while the guest has switched it off in IA32_APIC_BASE (SDM "Enabling or
+    /// Disabling the Local APIC"; APM "Local APIC Enable").
+    pub fn show_apic(&mut self, on: bool) {
+        if let Some(row) = self.rows.get_mut(row(1) as usize) {
+            row.answer.edx = row.answer.edx & !APIC | if on { APIC } else { 0 };
         }
     }
 

@@ -20,6 +20,7 @@ pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX, hidden: MCE, MCA, PSN, DS, ACPI, HTT (set anew), TM, PBE.
 pub(super) const HIDDEN_1_EDX: u32 = bits([7, 14, 18, 21, 22, 28, 29, 31]);
+pub(super) const APIC: u32 = 1 << 9;
 pub(super) const MTRR: u32 = 1 << 12;
 pub(super) const HTT: u32 = 1 << 28;
 /// Leaf 6 EAX, shown: ARAT.

@@ -37,8 +37,10 @@ pub(crate) enum Refused {
     Fault(Event, Option<Gva>),
     /// The decoder does not know the instruction.
     Unknown(DecodeError),
-    /// Its bytes or operands are not in the guest's memory.
+    /// Its bytes are not in the guest's memory.
     Unreachable(MemoryFault),
+    /// It is none that exits so.
+    Another,
 }
 
 impl From<MemoryFault> for Refused {
@@ -122,6 +124,48 @@ fn store_vector<S: AddressSpace>(
         let place = Place::find(space, gva, Width::Dword, true)?;
         let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         place.write(space, word);
+    }
+    Ok(())
+}
+
+/// Stores `bytes`, the memory operand of an instruction that has exited, to RAM or a device.
+pub(crate) fn store_bytes<S: AddressSpace>(
+    space: &mut S,
+    instruction: &Instruction,
+    bytes: &[u8],
+) -> Result<(), Refused> {
+    let check = instruction.check_segment(space.vcpu(), bytes.len() as u64, true);
+    check.map_err(|event| Refused::Fault(event, None))?;
+    let at = instruction.linear_address(space.vcpu());
+    // A fault in the second page comes before a write to the first.
+    for write in [false, true] {
+        for (offset, part) in (0..).step_by(4).zip(bytes.chunks(4)) {
+            let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);
+            let place = Place::find(space, at.wrapping_add(offset), width, true)?;
+            if write {
+                let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                place.write(space, word);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Loads such an operand.
+pub(crate) fn load_bytes<S: AddressSpace>(
+    space: &mut S,
+    instruction: &Instruction,
+    bytes: &mut [u8],
+) -> Result<(), Refused> {
+    let check = instruction.check_segment(space.vcpu(), bytes.len() as u64, false);
+    check.map_err(|event| Refused::Fault(event, None))?;
+    let at = instruction.linear_address(space.vcpu());
+    for (offset, part) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
+        let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);
+        let value = Place::find(space, at.wrapping_add(offset), width, false)?.read(space);
+        for (byte, from) in part.iter_mut().zip(value.to_le_bytes()) {
+            *byte = from;
+        }
     }
     Ok(())
 }

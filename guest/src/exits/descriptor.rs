@@ -21,6 +21,7 @@ use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
 
 use super::access::{self, Refused};
+use super::memory::Space;
 use super::system_segment;
 use crate::vm::{Context, Next, Platform};
 
@@ -28,7 +29,10 @@ impl<P: Platform> Context<'_, P> {
     /// An intercepted LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR.
     pub(super) fn descriptor_table(&mut self) -> Next {
         let fetched = access::fetch(self.vcpu, self.memory);
-        let done = fetched.and_then(|instruction| self.table_instruction(&instruction));
+        let done = fetched.and_then(|instruction| {
+            let of_table = instruction.operation.is_of_table();
+            if of_table { self.table_instruction(&instruction) } else { Err(Refused::Another) }
+        });
         self.done(done)
     }
 
@@ -38,27 +42,24 @@ impl<P: Platform> Context<'_, P> {
             return self.load_table(instruction, register, form);
         }
         if let Operation::DescriptorTable { register, store: true, form } = instruction.operation {
-            self.store_table(instruction, register, form)?;
+            self.check_umip()?;
+            let bytes = form.encode(self.guest_table(register));
+            let bytes = bytes.get(..form.bytes()).unwrap_or(&bytes);
+            access::store_bytes(&mut Space(self), instruction, bytes)?;
+            self.vcpu.skip_instruction(instruction.length);
         } else {
-            system_segment::carry_out(self.vcpu, self.memory, instruction)?;
+            self.system_segment(instruction)?;
         }
         // What was stored, or the TSS that was marked busy, may share the IDT's page.
         self.refresh_shadow();
         Ok(())
     }
 
-    fn store_table(
-        &mut self,
-        instruction: &Instruction,
-        register: DescriptorTableRegister,
-        form: PseudoDescriptor,
-    ) -> Result<(), Refused> {
-        let bytes = form.encode(self.guest_table(register));
-        let bytes = bytes.get(..form.bytes()).unwrap_or(&bytes);
-        let (at, access) = (instruction.linear_address(self.vcpu), Access::write(self.vcpu));
-        insn::write_linear(self.vcpu, self.memory, at, access, bytes)?;
-        self.vcpu.skip_instruction(instruction.length);
-        Ok(())
+    /// User-mode instruction prevention: not every CPU looks before the exit.
+    pub(super) fn check_umip(&self) -> Result<(), Refused> {
+        const UMIP: u64 = 1 << 11;
+        let prevented = self.vcpu.cpl() != 0 && self.vcpu.cr4() & UMIP != 0;
+        if prevented { Err(system_segment::fault(exception::GP, Some(0))) } else { Ok(()) }
     }
 
     fn load_table(
@@ -73,8 +74,7 @@ impl<P: Platform> Context<'_, P> {
         }
         let mut bytes = [0; 10];
         let part = bytes.get_mut(..form.bytes()).unwrap_or_default();
-        let (at, access) = (instruction.linear_address(self.vcpu), Access::read(self.vcpu));
-        insn::read_linear(self.vcpu, self.memory, at, access, part)?;
+        access::load_bytes(&mut Space(self), instruction, part)?;
         let table = form.parse(bytes);
         let five_levels = self.vcpu.cr4() & Cr4::LA57.bits() != 0;
         if !insn::canonical(table.base.as_u64(), five_levels) {

@@ -7,7 +7,6 @@ use arch::machine::{GuestMemory, InterruptLine, Machine};
 use arch::vcpu::InterruptMode;
 use arch::{Gpa, Width};
 use eli::{ApicRead, Reason};
-use insn::Operation;
 use pci::GuestInterrupt;
 
 use super::access::{self, AddressSpace, Refused};
@@ -22,41 +21,28 @@ impl<P: Platform> Context<'_, P> {
     /// descriptor), and not that of the instruction at RIP.
     pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault, delivering: bool) -> Next {
         let gpa = fault.gpa;
-        if fault.fetch {
-            return self.crash(format_args!("it ran into {gpa}, where it has no memory"));
-        }
         let shadowed = self.vm.shadows.covers(gpa);
-        if fault.table_walk || delivering {
-            if shadowed {
-                return self.show_real_table(gpa);
-            }
-            let cause =
-                if delivering { "delivering an event leads" } else { "its page tables lead" };
-            return self.crash(format_args!("{cause} to {gpa}, where it has no memory"));
+        if fault.fetch || fault.table_walk || delivering {
+            return if shadowed {
+                self.show_real_table(gpa)
+            } else {
+                self.begin_step(gpa, delivering)
+            };
         }
         match self.access() {
             Ok(()) => Next::Resume,
-            Err(Refused::Unknown(_)) if shadowed => self.show_real_table(gpa),
-            Err(refused) => {
-                let next = self.refused(refused);
-                if next != Next::Resume {
-                    let (name, kind) =
-                        (&self.guest.name, if fault.write { "write" } else { "read" });
-                    self.machine.log(format_args!("guest {name}: … at a {kind} of {gpa}"));
-                }
-                next
-            }
+            Err(refused @ Refused::Fault(..)) => self.refused(refused),
+            Err(_) if shadowed => self.show_real_table(gpa),
+            // RAM by now, as another CPU of the guest has changed the table.
+            Err(_) if self.memory.read(gpa, &mut [0]).is_ok() => Next::Resume,
+            Err(_) => self.begin_step(gpa, false),
         }
     }
 
     /// Carries out the instruction at RIP, which the CPU could not.
     fn access(&mut self) -> Result<(), Refused> {
         let instruction = access::fetch(self.vcpu, self.memory)?;
-        let of_table = matches!(
-            instruction.operation,
-            Operation::DescriptorTable { .. } | Operation::SystemSegment { .. }
-        );
-        if of_table {
+        if instruction.operation.is_of_table() {
             self.table_instruction(&instruction)
         } else {
             access::carry_out(&mut Space(self), &instruction)
@@ -173,6 +159,20 @@ fn in_page(page: Gpa, gpa: Gpa) -> bool {
     gpa.page() == page
 }
 
+impl<P: Platform> Space<'_, '_, P> {
+    /// Reads a device's register; `None` where there is none.
+    pub(super) fn device_read(&mut self, gpa: Gpa, width: Width) -> Option<u64> {
+        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
+            return Some(self.0.apic_page_read(offset) & width.mask());
+        }
+        if in_page(Gpa::new(ioapic::BASE), gpa) {
+            return Some(self.0.vm.io_apic.read(gpa.page_offset()).into());
+        }
+        let (bus, mut host) = self.0.bus();
+        bus.mmio_read(&mut host, gpa, width)
+    }
+}
+
 impl<P: Platform> AddressSpace for Space<'_, '_, P> {
     type Platform = P;
 
@@ -193,19 +193,12 @@ impl<P: Platform> AddressSpace for Space<'_, '_, P> {
     }
 
     fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
-        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
-            return self.0.apic_page_read(offset) & width.mask();
-        }
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or_default();
         if self.0.memory.read(gpa, part).is_ok() {
             return u64::from_le_bytes(bytes);
         }
-        if in_page(Gpa::new(ioapic::BASE), gpa) {
-            return self.0.vm.io_apic.read(gpa.page_offset()).into();
-        }
-        let (bus, mut host) = self.0.bus();
-        bus.mmio_read(&mut host, gpa, width).unwrap_or_else(|| {
+        self.device_read(gpa, width).unwrap_or_else(|| {
             self.0.stray(gpa, false);
             width.mask()
         })

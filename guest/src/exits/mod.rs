@@ -12,6 +12,7 @@ mod interrupt;
 mod memory;
 mod port;
 mod register;
+pub(crate) mod step;
 mod system_segment;
 pub(crate) mod tick;
 
@@ -52,7 +53,7 @@ impl<P: Platform> Context<'_, P, ()> {
             ExitReason::VirtualizationInstruction => {
                 self.raise(Event::exception(exception::UD, None));
             }
-            ExitReason::Init => {}
+            ExitReason::Init | ExitReason::Step => {}
             _ => return None,
         }
         Some(Next::Resume)
@@ -93,6 +94,10 @@ impl<P: Platform> Context<'_, P> {
                 self.machine.log(format_args!("guest {}: {state}", self.guest.name));
                 next
             }
+            ExitReason::Unexpected { .. } if self.vcpu.cpl() == 3 => {
+                self.raise_general_protection();
+                Next::Resume
+            }
             ExitReason::Unexpected { code, qualification } => self.crash(format_args!(
                 "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
             )),
@@ -106,6 +111,7 @@ impl<P: Platform> Context<'_, P> {
             | ExitReason::Xsetbv
             | ExitReason::CacheInvalidate
             | ExitReason::VirtualizationInstruction
+            | ExitReason::Step
             | ExitReason::Init => Next::Resume,
         }
     }
@@ -179,9 +185,29 @@ impl<P: Platform> Context<'_, P> {
                 self.raise(event);
                 Next::Resume
             }
-            Refused::Unknown(error) => self.crash(format_args!("{error}")),
-            Refused::Unreachable(fault) => self.crash(format_args!("{fault}")),
+            Refused::Unknown(error) => self.stuck(format_args!("{error}")),
+            Refused::Unreachable(fault) => self.stuck(format_args!("{fault}")),
+            Refused::Another => {
+                self.stuck(format_args!("the instruction is none that exits as it did"))
+            }
         }
+    }
+
+    /// The bytes at RIP are not the instruction that exited. Another CPU of the guest may have changed them since, so
+    /// it is executed again. If the same happens with the same bytes once more, no CPU knows them either: from CPL 3
+    /// they are an exception, as a program must never end its guest; else the guest cannot go on.
+    fn stuck(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
+        let bytes = insn::fetch_instruction(self.vcpu, self.memory).map(|(bytes, _)| bytes);
+        let here = Some((self.vcpu.rip(), bytes.unwrap_or_default()));
+        if core::mem::replace(&mut self.cpu.stuck, here) != here {
+            return Next::Resume;
+        }
+        self.cpu.stuck = None;
+        if self.vcpu.cpl() == 3 {
+            self.raise(Event::exception(exception::UD, None));
+            return Next::Resume;
+        }
+        self.crash(sentence)
     }
 
     fn triple_fault(&mut self) -> Next {

@@ -5,6 +5,7 @@ use arch::exit::IoAccess;
 use arch::machine::Machine;
 use arch::register::Gpr;
 use arch::vcpu::Vcpu;
+use insn::Operation;
 
 use super::access::{self, Place, Refused};
 use super::memory::Space;
@@ -34,6 +35,10 @@ impl<P: Platform> Context<'_, P> {
     /// looked at first: a port that was read before a page fault would have lost its byte.
     fn port_string(&mut self, access: IoAccess) -> Result<Next, Refused> {
         let instruction = access::fetch(self.vcpu, self.memory)?;
+        let own = if access.input { Operation::Ins } else { Operation::Outs };
+        if instruction.operation != own {
+            return Err(Refused::Another);
+        }
         let mut effect = PortEffect::None;
         let elements = instruction.iterations(self.vcpu).min(1);
         if elements > 0 && access.input {

@@ -5,8 +5,8 @@ use arch::machine::{CpuidResult, GuestMemory, Machine};
 use arch::msr::{
     IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_SIVR, IA32_X2APIC_TPR,
 };
-use arch::register::Gpr;
-use arch::vcpu::{InterruptMode, Vcpu};
+use arch::register::{Cr4, Gpr};
+use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::icr::IcrRequest;
 use eli::{ApicAction, ApicRead, Reason};
@@ -215,6 +215,9 @@ impl<P: Platform, V> Context<'_, P, V> {
     pub(super) fn xsetbv(&mut self, length: Option<u8>) {
         const XSETBV: u8 = 3;
         let (register, value) = self.msr_and_value();
+        if self.vcpu.cr4() & Cr4::OSXSAVE.bits() == 0 {
+            return self.raise(Event::exception(exception::UD, None));
+        }
         let allowed = self.vcpu.cpl() == 0 && register == 0;
         if allowed && self.machine.write_xcr0(value) {
             let policy = &self.guest.cpuid;
@@ -246,6 +249,7 @@ impl<P: Platform> Context<'_, P> {
         let allowed = self.cpu.apic.write_base(value, bits.eax as u8).is_ok();
         let is_on = self.cpu.apic.globally_enabled();
         self.publish_addressing();
+        self.cpu.cpuid.show_apic(is_on);
         if is_on == was_on {
             return allowed;
         }

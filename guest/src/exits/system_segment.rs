@@ -10,9 +10,11 @@ use arch::machine::GuestMemory;
 use arch::register::{Cr0, Cr4, Efer, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, Vcpu, exception};
-use insn::{Access, Instruction, Mode, Operation, Register, canonical};
+use insn::{Access, Instruction, MemoryFault, Mode, Operation, Register, canonical};
 
-use super::access::Refused;
+use super::access::{self, Refused};
+use super::memory::Space;
+use crate::vm::{Context, Platform};
 
 /// Table indicator of a selector: LDT.
 const TABLE_INDICATOR: u16 = 1 << 2;
@@ -22,64 +24,52 @@ const RPL: u16 = 3;
 /// The CPU reads descriptors with its own rights, whoever made it do so.
 const SUPERVISOR: Access = Access { write: false, fetch: false, user: false };
 
-/// Carries out the LLDT, LTR, SLDT or STR at RIP and moves on, or says why not; nothing has changed
-/// then.
-pub(super) fn carry_out<V: Vcpu, M: GuestMemory>(
-    vcpu: &mut V,
-    memory: &mut M,
-    instruction: &Instruction,
-) -> Result<(), Refused> {
-    let protected = vcpu.cr0() & Cr0::PE.bits() != 0 && vcpu.rflags() & Rflags::VM.bits() == 0;
-    let Operation::SystemSegment { register, store, operand } = instruction.operation else {
-        return Err(fault(exception::UD, None));
-    };
-    if !protected {
-        return Err(fault(exception::UD, None));
-    }
-    if store {
-        store_selector(vcpu, memory, instruction, register, operand)?;
-    } else {
-        if vcpu.cpl() != 0 {
-            return Err(fault(exception::GP, Some(0)));
+impl<P: Platform> Context<'_, P> {
+    /// Carries out the LLDT, LTR, SLDT or STR at RIP and moves on, or says why not; nothing has changed
+    /// then.
+    pub(super) fn system_segment(&mut self, instruction: &Instruction) -> Result<(), Refused> {
+        let protected =
+            self.vcpu.cr0() & Cr0::PE.bits() != 0 && self.vcpu.rflags() & Rflags::VM.bits() == 0;
+        let Operation::SystemSegment { register, store, operand } = instruction.operation else {
+            return Err(Refused::Another);
+        };
+        if !protected {
+            return Err(fault(exception::UD, None));
         }
-        let selector = selector_operand(vcpu, memory, instruction, operand)?;
-        let segment = load(vcpu, memory, register, selector, instruction.mode == Mode::Bits64)?;
-        vcpu.set_segment(register, segment);
+        if store {
+            self.check_umip()?;
+            let selector = self.vcpu.segment(register).selector;
+            if let Some(gpr) = operand {
+                let register = Register { gpr, high: false };
+                register.set(self.vcpu, instruction.width, selector.into());
+            } else {
+                access::store_bytes(&mut Space(self), instruction, &selector.to_le_bytes())?;
+            }
+        } else {
+            if self.vcpu.cpl() != 0 {
+                return Err(fault(exception::GP, Some(0)));
+            }
+            let selector = self.selector_operand(instruction, operand)?;
+            let long = instruction.mode == Mode::Bits64;
+            let segment = load(self.vcpu, self.memory, register, selector, long)?;
+            self.vcpu.set_segment(register, segment);
+        }
+        self.vcpu.skip_instruction(instruction.length);
+        Ok(())
     }
-    vcpu.skip_instruction(instruction.length);
-    Ok(())
-}
 
-fn store_selector<V: Vcpu, M: GuestMemory>(
-    vcpu: &mut V,
-    memory: &mut M,
-    instruction: &Instruction,
-    register: SegmentRegister,
-    operand: Option<Gpr>,
-) -> Result<(), Refused> {
-    let selector = vcpu.segment(register).selector;
-    if let Some(gpr) = operand {
-        Register { gpr, high: false }.set(vcpu, instruction.width, selector.into());
-    } else {
-        let (at, access) = (instruction.linear_address(vcpu), Access::write(vcpu));
-        insn::write_linear(vcpu, memory, at, access, &selector.to_le_bytes())?;
+    fn selector_operand(
+        &mut self,
+        instruction: &Instruction,
+        operand: Option<Gpr>,
+    ) -> Result<u16, Refused> {
+        if let Some(gpr) = operand {
+            return Ok(self.vcpu.gpr(gpr) as u16);
+        }
+        let mut bytes = [0; 2];
+        access::load_bytes(&mut Space(self), instruction, &mut bytes)?;
+        Ok(u16::from_le_bytes(bytes))
     }
-    Ok(())
-}
-
-fn selector_operand<V: Vcpu, M: GuestMemory>(
-    vcpu: &V,
-    memory: &M,
-    instruction: &Instruction,
-    operand: Option<Gpr>,
-) -> Result<u16, Refused> {
-    if let Some(gpr) = operand {
-        return Ok(vcpu.gpr(gpr) as u16);
-    }
-    let mut bytes = [0; 2];
-    let (at, access) = (instruction.linear_address(vcpu), Access::read(vcpu));
-    insn::read_linear(vcpu, memory, at, access, &mut bytes)?;
-    Ok(u16::from_le_bytes(bytes))
 }
 
 /// What LDTR or TR holds after a load of `selector`. A TSS is marked busy in the GDT.
@@ -141,7 +131,11 @@ fn read_descriptor<V: Vcpu, M: GuestMemory>(
     let at = table.base.wrapping_add(offset.into());
     let mut bytes = [0; 16];
     let part = bytes.get_mut(..length.into()).unwrap_or_default();
-    insn::read_linear(vcpu, memory, at, SUPERVISOR, part)?;
+    match insn::read_linear(vcpu, memory, at, SUPERVISOR, part) {
+        // Nobody answers there.
+        Err(MemoryFault::NotMemory(_)) => part.fill(0xff),
+        read => read?,
+    }
     Ok(Some((at, Descriptor(u128::from_le_bytes(bytes)))))
 }
 

@@ -1,5 +1,6 @@
 //! The exit policy on a scripted CPU and machine: the world that the tests share, and the dispatch.
 
+mod ends;
 mod hostile;
 mod interrupts;
 mod memory;
@@ -8,6 +9,7 @@ mod ports;
 mod processors;
 mod registers;
 mod standstill;
+mod steps;
 mod tables;
 
 use arch::exit::{ControlRegisterWrite, NestedPageFault};
@@ -16,13 +18,13 @@ use arch::msr::IA32_X2APIC_SIVR;
 use arch::register::{Cr4, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTable, Segment, SegmentRegister};
 use arch::vcpu::InterruptMode;
-use arch::{ApicId, Bdf, Gpa, Gva, Vector};
+use arch::{ApicId, Bdf, Gpa, Gva, Hpa, Vector};
 
 use eli::VirtualApic;
 
 use super::*;
 use crate::cpuid::CpuidPolicy;
-use crate::fake::{FakeConfig, FakeMachine, FakeMemory, FakeVcpu};
+use crate::fake::{Done, FakeConfig, FakeMachine, FakeMemory, FakeVcpu};
 use crate::lines::Line;
 use crate::memory_map::GpaRange;
 use crate::pci::VirtualBus;
@@ -53,7 +55,7 @@ const LINES: [Line; 2] =
 const OPEN: u8 = 0x8e;
 const CLOSED: u8 = 0x0e;
 
-struct Edge;
+pub(super) struct Edge;
 
 impl Platform for Edge {
     type Vcpu = FakeVcpu;
@@ -62,19 +64,19 @@ impl Platform for Edge {
     type Config = FakeConfig;
 }
 
-struct World {
+pub(super) struct World {
     guest: Guest,
     vm: Vm,
     cpu: CpuState,
-    vcpu: FakeVcpu,
+    pub(super) vcpu: FakeVcpu,
     machine: FakeMachine,
-    memory: FakeMemory,
+    pub(super) memory: FakeMemory,
     config: FakeConfig,
 }
 
 impl World {
     /// A guest in 64-bit mode with interrupts on, before its first LIDT.
-    fn new(mode: InterruptMode) -> Self {
+    pub(super) fn new(mode: InterruptMode) -> Self {
         let mut machine = FakeMachine::default();
         let address_sizes = CpuidResult { eax: 39, ..CpuidResult::default() };
         machine.cpuid.insert((0x8000_0008, 0), address_sizes);
@@ -196,7 +198,10 @@ impl World {
         next
     }
 
-    fn context<'a, V>(&'a mut self, lock: impl FnOnce(&'a mut Vm) -> V) -> Context<'a, Edge, V> {
+    pub(super) fn context<'a, V>(
+        &'a mut self,
+        lock: impl FnOnce(&'a mut Vm) -> V,
+    ) -> Context<'a, Edge, V> {
         Context {
             guest: &self.guest,
             vm: lock(&mut self.vm),
@@ -233,6 +238,16 @@ impl World {
         *self.gpr(Gpr::Rax) = value & 0xffff_ffff;
         *self.gpr(Gpr::Rdx) = value >> 32;
         self.handle(ExitReason::WriteMsr, None);
+    }
+
+    fn at_cpl(&mut self, cpl: u32) {
+        let stack = &mut self.vcpu.state.segments[SegmentRegister::Ss as usize];
+        stack.access.0 = stack.access.0 & !0x60 | cpl << 5;
+    }
+
+    /// What was done to the machine since the last call.
+    fn order(&mut self) -> Vec<Done> {
+        self.machine.order.take()
     }
 
     /// The byte that the guest's CPU sees at `gpa`.

@@ -78,7 +78,7 @@ pub fn is_bzimage(image: &[u8]) -> bool {
 }
 
 /// The setup header, checked.
-struct Header {
+pub(super) struct Header {
     /// Offset of the protected-mode kernel in the image.
     payload: usize,
     /// Its size in bytes.
@@ -92,7 +92,7 @@ struct Header {
 }
 
 impl Header {
-    fn read(image: &[u8]) -> Result<Self, LoadError> {
+    pub(super) fn read(image: &[u8]) -> Result<Self, LoadError> {
         let version = u16_at(image, offset::VERSION)?;
         if version < LEAST_PROTOCOL {
             return Err(LoadError::OldProtocol(version));
@@ -106,7 +106,14 @@ impl Header {
             sectors => usize::from(sectors),
         };
         let payload = (sectors + 1) * SECTOR;
+        // In paragraphs of 16 bytes, of which the file need not have the last whole.
         let payload_size = u32_at(image, offset::SYSSIZE)? as usize * 16;
+        let there = image.len().saturating_sub(payload);
+        let payload_size = if payload_size.saturating_sub(there) < 16 {
+            payload_size.min(there)
+        } else {
+            payload_size
+        };
         let header = Self {
             payload,
             payload_size,
@@ -120,6 +127,11 @@ impl Header {
         bytes(image, "kernel", payload, payload_size)?;
         header.check()?;
         Ok(header)
+    }
+
+    #[cfg(test)]
+    pub(super) const fn payload_size(&self) -> usize {
+        self.payload_size
     }
 
     fn check(&self) -> Result<(), LoadError> {

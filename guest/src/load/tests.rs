@@ -332,3 +332,16 @@ proptest! {
         let _ = plan_in(&image, 16, None);
     }
 }
+
+#[test]
+fn a_kernel_whose_last_paragraph_is_not_whole_is_loaded() {
+    let whole = bzimage();
+    for (less, taken) in [(0, true), (1, true), (15, true), (16, false)] {
+        let image = &whole[..whole.len() - less];
+        let read = super::linux::Header::read(image);
+        assert_eq!(read.is_ok(), taken, "{less} bytes less");
+        if let Ok(header) = read {
+            assert_eq!(header.payload_size(), 0x1_0000 - less);
+        }
+    }
+}

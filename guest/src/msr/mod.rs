@@ -28,6 +28,10 @@ const IA32_PRED_CMD: u32 = 0x49;
 const IA32_FLUSH_CMD: u32 = 0x10b;
 const IA32_XFD: u32 = 0x1c4;
 const IA32_XFD_ERR: u32 = 0x1c5;
+/// PerfEvtSel0 to 3 and PerfCtr0 to 3: no bit of CPUID announces them (APM "Core Performance Monitor Counters"), so a guest
+/// may touch them on any CPU. Nothing is counted.
+const PERF_EVT_SEL0: u32 = 0xc001_0000;
+const PERF_CTR3: u32 = 0xc001_0007;
 const SYSCFG: u32 = 0xc001_0010;
 const HWCR: u32 = 0xc001_0015;
 const NB_CFG: u32 = 0xc001_001f;
@@ -146,7 +150,7 @@ impl Msrs {
             (Vendor::Intel, IA32_MISC_ENABLE) => {
                 MISC_ENABLE | machine.read_msr(msr).unwrap_or(0) & FAST_STRINGS
             }
-            (Vendor::Amd, SYSCFG | INTERRUPT_PENDING) => 0,
+            (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | PERF_EVT_SEL0..=PERF_CTR3) => 0,
             (Vendor::Amd, HWCR) => self.hwcr,
             (Vendor::Amd, NB_CFG) => self.nb_cfg,
             // Whether LFENCE is serializing must be the truth.
@@ -187,7 +191,7 @@ impl Msrs {
     fn write_of_vendor(&mut self, msr: u32, value: u64) -> MsrOutcome {
         match (self.vendor, msr) {
             (Vendor::Intel, IA32_MISC_ENABLE)
-            | (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | DE_CFG) => {}
+            | (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | DE_CFG | PERF_EVT_SEL0..=PERF_CTR3) => {}
             (Vendor::Amd, HWCR) => self.hwcr = value,
             (Vendor::Amd, NB_CFG) => self.nb_cfg = value,
             (Vendor::Intel, IA32_FEATURE_CONTROL) => return MsrOutcome::GeneralProtection,

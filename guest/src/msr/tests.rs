@@ -166,3 +166,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_every_amd_cpu_has_without_saying_so_reads_0_and_takes_writes() {
+    let (mut amd, mut intel) = (Rig::new(Vendor::Amd), Rig::new(Vendor::Intel));
+    for msr in 0xc001_0000..=0xc001_0007 {
+        assert_eq!((amd.write(msr, 0x53_0076), amd.read(msr)), (Done, Value(0)), "{msr:#x}");
+        assert_eq!((intel.write(msr, 0), intel.read(msr)), (Unknown, Unknown), "{msr:#x}");
+    }
+    assert_eq!((amd.read(0xc001_0008), amd.read(0xc000_ffff)), (Unknown, Unknown));
+}

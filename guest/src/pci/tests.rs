@@ -103,6 +103,10 @@ impl Machine for Recorder {
     fn write_xcr0(&mut self, _: u64) -> bool {
         false
     }
+    fn set_stand_in(&mut self, _: usize, _: Option<Gpa>) -> bool {
+        false
+    }
+    fn with_stand_in(&mut self, _: usize, _: impl FnOnce(&mut [u8; 4096])) {}
     fn port_read(&mut self, port: u16, _: Width) -> u32 {
         panic!("port {port:#x} touched")
     }

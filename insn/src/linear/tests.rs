@@ -132,11 +132,42 @@ fn pae_directory_pointers_carry_no_rights() {
 }
 
 #[test]
-fn tables_outside_memory_are_named() {
+fn tables_where_there_is_no_memory_read_as_ones() {
     let (vcpu, mut memory) = long(4);
     memory.size = 0x2000;
     let fault = translate(&vcpu, &memory, Gva::new(0x1000), READ);
-    assert_eq!(fault, Err(MemoryFault::NotMemory(Gpa::new(0x2000))));
+    assert_eq!(fault, page_fault(0x1000, 9), "of which some are reserved");
+    let mut vcpu = FakeVcpu::new(Mode::Bits32);
+    vcpu.cr = [0x8001_0011, 0, 0, 0x7000, 0];
+    let last = translate(&vcpu, &memory, Gva::new(0x1000), READ);
+    assert_eq!(last, Ok(Gpa::new(0xffff_f000)), "a page, where nothing is either");
+}
+
+#[test]
+fn protection_keys_guard_the_pages_of_programs() {
+    let (mut vcpu, mut memory) = long(4);
+    let at = |vcpu: &FakeVcpu, memory: &FakeMemory, access| {
+        translate(vcpu, memory, Gva::new(0x1000), access).map_err(|fault| match fault {
+            MemoryFault::Page { error_code, .. } => error_code,
+            MemoryFault::NotCanonical(_) | MemoryFault::NotMemory(_) => u32::MAX,
+        })
+    };
+    let page = Ok(Gpa::new(0x1_2345_6000));
+    memory.set_u64(leaf(4), 0x1_2345_6000 | ALL | 5 << 59);
+    vcpu.pkru = 1 << 10;
+    assert_eq!(at(&vcpu, &memory, READ), page, "they are off");
+    vcpu.cr[4] |= CR4_PKE;
+    assert_eq!(at(&vcpu, &memory, READ), Err(0x21));
+    assert_eq!(at(&vcpu, &memory, USER_READ), Err(0x25));
+    assert_eq!(at(&vcpu, &memory, FETCH), page);
+    vcpu.pkru = 2 << 10;
+    assert_eq!(at(&vcpu, &memory, USER_READ), page);
+    assert_eq!(at(&vcpu, &memory, WRITE), Err(0x23));
+    vcpu.cr[0] &= !Cr0::WP.bits();
+    assert_eq!(at(&vcpu, &memory, WRITE), page);
+    assert_eq!(at(&vcpu, &memory, Access { user: true, ..WRITE }), Err(0x27));
+    memory.set_u64(leaf(4), 0x1_2345_6000 | PRESENT | WRITABLE | 5 << 59);
+    assert_eq!(at(&vcpu, &memory, WRITE), page, "not those of the kernel");
 }
 
 #[test]

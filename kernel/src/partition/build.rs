@@ -28,6 +28,7 @@ use crate::machine::{GuestMachine, Tables};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::seat::Seat;
+use crate::stand_in::{StandInFrames, StandIns};
 
 /// What a guest has for one life, behind its lock. All of it is given back at the life's end.
 pub(crate) struct Shared<B: Backend> {
@@ -72,12 +73,14 @@ impl<B: Backend> Shared<B> {
         B::set_bitmaps(bitmaps, &msr_passes, &port_passes(hardware, guest, &bus));
         let frames = reserve(memory, guest, &bus, seats.len())?;
         let shadow = (0..2 * seats.len()).map(|_| memory.frame()).collect::<Result<_, _>>()?;
+        let stand_ins = StandInFrames::new(&nested, seats.len(), memory)?;
         let cpus = seats.iter().map(|_| memory.frames(B::CPU_BYTES)).collect::<Result<_, _>>()?;
         let mut machine = GuestMachine {
             memory,
             ram: ram.clone(),
-            tables: Tables::new(nested, frames, shadow, routes),
+            tables: Tables::new(nested, frames, shadow, stand_ins, routes),
             nested_changed: false,
+            stand_ins: StandIns::default(),
             apic: hardware.apic,
             clock: hardware.clock,
             seats,

@@ -32,7 +32,7 @@ fn vcpu_with(features: Features) -> SvmVcpu {
     unsafe { SvmVcpu::new(&setup(InterruptMode::Exitless, features)) }
 }
 
-fn vcpu() -> SvmVcpu {
+pub(crate) fn vcpu() -> SvmVcpu {
     vcpu_with(PLAIN)
 }
 

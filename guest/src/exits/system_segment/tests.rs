@@ -5,6 +5,7 @@ use arch::segment::DescriptorTable;
 use proptest::prelude::*;
 
 use super::*;
+use crate::exits::tests::World;
 use crate::fake::{FakeMemory, FakeVcpu};
 
 const GDT: u64 = 0x1000;
@@ -60,7 +61,12 @@ fn descriptor(memory: &FakeMemory, selector: u16) -> u128 {
 fn run(vcpu: &mut FakeVcpu, memory: &mut FakeMemory, bytes: &[u8]) -> Result<(), Refused> {
     let instruction = insn::decode(bytes, Mode::of(vcpu)).unwrap();
     let (before, ram) = (vcpu.state, memory.0.clone());
-    let done = carry_out(vcpu, memory, &instruction);
+    let mut world = World::new(arch::vcpu::InterruptMode::Exiting);
+    core::mem::swap(&mut world.vcpu, vcpu);
+    core::mem::swap(&mut world.memory, memory);
+    let done = world.context(|vm| vm).system_segment(&instruction);
+    core::mem::swap(&mut world.vcpu, vcpu);
+    core::mem::swap(&mut world.memory, memory);
     if done.is_ok() {
         assert_eq!(vcpu.state.rip, before.rip + bytes.len() as u64);
     } else {
@@ -287,7 +293,7 @@ fn another_instruction_is_not_taken_for_one_of_the_four() {
     let (mut vcpu, mut memory) = machine(Mode::Bits64);
     // mov [rbx], al
     let done = run(&mut vcpu, &mut memory, &[0x88, 0x03]);
-    assert_eq!(done, Err(fault(exception::UD, None)));
+    assert_eq!(done, Err(Refused::Another));
 }
 
 /// SDM "Checks on Guest Segment Registers", for LDTR and TR.

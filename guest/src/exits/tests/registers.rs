@@ -101,6 +101,7 @@ fn the_clock_is_seen_even_in_the_page_of_the_idt() {
 fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
     let mut world = World::with_idt();
     let rip = world.vcpu.state.rip;
+    world.vcpu.state.cr4 |= Cr4::OSXSAVE.bits();
     let xsetbv = |world: &mut World, index, value, ring: u32| {
         world.vcpu.state.segments[SegmentRegister::Ss as usize].access =
             AccessRights(AccessRights::DATA32.0 | ring << 5);
@@ -123,4 +124,30 @@ fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
     (*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rcx)) = (0xd, 0);
     world.handle(ExitReason::Cpuid, None);
     assert_eq!((*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rbx)), (7, 832));
+}
+
+#[test]
+fn without_osxsave_there_is_no_xsetbv() {
+    let mut world = World::with_idt();
+    world.handle(ExitReason::Xsetbv, None);
+    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::UD, None)));
+    assert_eq!(world.machine.xcr0, 1);
+}
+
+#[test]
+fn cpuid_shows_the_local_apic_while_it_is_on() {
+    const APIC: u64 = 1 << 9;
+    let mut world = World::with_idt();
+    world.machine.cpuid.insert((1, 0), CpuidResult { edx: APIC as u32, ..CpuidResult::default() });
+    world.cpu = CpuState::new(0, &world.guest, 0, &world.machine);
+    let shown = |world: &mut World| {
+        *world.gpr(Gpr::Rax) = 1;
+        world.handle(ExitReason::Cpuid, None);
+        *world.gpr(Gpr::Rdx) & APIC != 0
+    };
+    assert!(shown(&mut world));
+    for (base, on) in [(0xfee0_0100, false), (0xfee0_0900, true), (0xfee0_0d00, true)] {
+        world.wrmsr(arch::msr::IA32_APIC_BASE, base);
+        assert_eq!(shown(&mut world), on, "{base:#x}");
+    }
 }

@@ -168,15 +168,44 @@ fn a_tss_is_loaded_from_a_gdt_in_the_page_of_the_idt() {
 }
 
 #[test]
-fn another_instruction_is_not_taken_for_one_of_these() {
+fn user_mode_instruction_prevention_holds_for_what_exits() {
+    for code in [[0x0f, 0x01, 0x0b], [0x0f, 0x01, 0x03], [0x0f, 0x00, 0x03], [0x0f, 0x00, 0xc8]] {
+        for (cpl, umip, refused) in [(3, 1 << 11, true), (3, 0, false), (0, 1 << 11, false)] {
+            let mut world = World::with_idt();
+            world.at_cpl(cpl);
+            world.vcpu.state.cr4 |= umip;
+            *world.gpr(Gpr::Rbx) = OPERAND;
+            world.execute(&code, ExitReason::DescriptorTable);
+            assert_eq!(world.vcpu.injected, gp().filter(|_| refused), "{code:x?} {cpl} {umip:#x}");
+        }
+    }
+}
+
+#[test]
+fn what_is_stored_reaches_a_device_as_any_store_does() {
     let mut world = World::with_idt();
-    let rip = world.vcpu.state.rip;
-    world.execute(&[0x88, 0x03], ExitReason::DescriptorTable);
-    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::UD, None)));
-    assert_eq!(world.vcpu.state.rip, rip);
-    world.put(rip, &[0x90]);
-    let next = world.exit(ExitReason::DescriptorTable, None);
-    assert_eq!(next, Next::End(Outcome::Crash));
+    world.vcpu.state.gdtr = table(0x7766_5544_3322_1100, 0x6003);
+    world.order();
+    *world.gpr(Gpr::Rbx) = BAR + 0x10;
+    world.execute(&[0x0f, 0x01, 0x03], ExitReason::DescriptorTable); // sgdt [rbx]
+    let written = [(0x10, 0x1100_6003), (0x14, 0x5544_3322), (0x18, 0x7766)];
+    let written = written.map(|(at, value)| Done::Mmio(Hpa::new(BAR + at), value));
+    assert_eq!(world.order(), written);
+    world.execute(&[0x0f, 0x00, 0x0b], ExitReason::LocalDescriptorTable); // str [rbx]
+    assert_eq!(world.order(), [Done::Mmio(Hpa::new(BAR + 0x10), 8)]);
+}
+
+#[test]
+fn a_table_register_that_is_loaded_from_nowhere_is_loaded_with_ones() {
+    let mut world = World::with_idt();
+    *world.gpr(Gpr::Rbx) = 0xfed9_0000;
+    world.execute(&[0x0f, 0x01, 0x13], ExitReason::DescriptorTable); // lgdt [rbx]
+    assert_eq!(world.vcpu.state.gdtr, table(u64::MAX, 0xffff));
+    // The GDT is where nothing is now, and a descriptor of ones is no TSS.
+    world.vcpu.state.gdtr = table(0xfed9_0000, 0xffff);
+    *world.gpr(Gpr::Rax) = 0x40;
+    world.execute(&[0x0f, 0x00, 0xd8], ExitReason::LocalDescriptorTable);
+    assert_eq!(world.vcpu.injected, Some(Event::exception(exception::GP, Some(0x40))));
 }
 
 /// What #GP of a shortened IDTR is, for an interrupt and for anything else.

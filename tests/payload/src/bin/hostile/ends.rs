@@ -1,10 +1,12 @@
-//! Attempts that can only end the guest: each is a life of its own.
+//! Attempts at what is nowhere: each is a life of its own, which goes on as on hardware, or ends by the guest's own
+//! triple fault.
 
 use core::arch::asm;
+use core::sync::atomic::Ordering;
 
 use payload::{power_off, say};
 
-use crate::trap;
+use crate::trap::{self, fault_of};
 
 macro_rules! run {
     ($($operands:tt)*) => {{
@@ -13,26 +15,39 @@ macro_rules! run {
     }};
 }
 
-/// Tries `attempt`; it comes back only if the hypervisor let it live.
+/// Tries `attempt`; after a triple fault it does not come back.
 pub(crate) fn end(attempt: &str) {
     const NOWHERE: u64 = 0xfed9_0000;
+    const UD: u32 = 6;
+    const PF: u32 = 14;
     trap::load();
     crate::cpu_state::enable_vector_registers();
+    let mut expected = trap::NONE;
+    let mut seen = trap::NONE;
     match attempt {
         "vector-load" => run!("movups xmm0, [{}]", in(reg) NOWHERE, out("xmm0") _),
         "push" => run!("push qword ptr [{}]", "pop rax", in(reg) NOWHERE, out("rax") _),
-        "call" => run!("call [{}]", in(reg) NOWHERE),
+        "call" => {
+            trap::FAULT.store(trap::NONE, Ordering::Relaxed);
+            // It has pushed where it came from.
+            run!(
+                "mov r10, rsp", "lea r11, [rip + 77f]", "mov [rip + {resume}], r11", "call [rax]",
+                "77:", "mov rsp, r10", resume = sym trap::RESUME, in("rax") NOWHERE,
+                out("r10") _, out("r11") _
+            );
+            (expected, seen) = (PF, trap::FAULT.load(Ordering::Relaxed));
+        }
+        "rom" => (expected, seen) = (UD, fault_of!("jmp rax", in("rax") 0xffff_fff0_u64)),
         "far" => run!("lgdt [{}]", "push 8", "push 0", "retfq", in(reg) NOWHERE),
-        "stack" => run!("mov rsp, {}", "int3", in(reg) NOWHERE, options(noreturn)),
         "idt" => {
             trap::point_at(NOWHERE, 0xfff);
             run!("int3");
         }
         "tables" => run!("mov cr3, {}", "mov rax, [0]", in(reg) NOWHERE, options(noreturn)),
-        "rom" => run!("jmp {}", in(reg) 0xffff_fff0_u64, options(noreturn)),
         _ => say!("FAILED: no such attempt"),
     }
     trap::point_at(trap::page(), 0xfff);
-    say!("{attempt} lived");
+    let word = if seen == expected { "lived" } else { "FAILED" };
+    say!("{attempt} {word} (fault {seen})");
     power_off()
 }

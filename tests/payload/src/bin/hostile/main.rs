@@ -46,6 +46,7 @@ fn all(two_cpus: bool) {
     reach::ports();
     reach::configuration();
     reach::instruction_bytes();
+    reach::device_registers();
     others::interrupts_of_others();
     others::floods();
     if two_cpus {

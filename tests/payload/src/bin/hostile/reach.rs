@@ -234,3 +234,21 @@ pub(crate) fn instruction_bytes() {
     let fault = fault_of!("lock mov [rax], eax", inout("rax") at => _);
     verdict("LOCK MOV is undefined", fault == 6, format_args!("{fault}"));
 }
+
+/// Table registers stored to a device's registers, and code there.
+pub(crate) fn device_registers() {
+    let at = window(0xfec0_0000);
+    let faults = [
+        fault_of!("sidt [rax]", in("rax") at),
+        fault_of!("sgdt [rax]", in("rax") at + 0x20),
+        fault_of!("sldt [rax]", in("rax") at),
+        fault_of!("str [rax]", in("rax") at + 0xffe),
+    ];
+    let stored = faults.iter().all(|fault| *fault == NONE);
+    verdict("a device takes what SIDT and its kin store", stored, format_args!("{faults:?}"));
+    // It reads as zeros, ADD [RAX], AL, up to its last byte; behind it nothing is.
+    let mut scratch = [0_u8; 8];
+    let code = at + 0xfe0;
+    let fault = fault_of!("jmp rcx", in("rcx") code, inout("rax") scratch.as_mut_ptr() => _);
+    verdict("code in a device runs to its end", fault == 6, format_args!("{fault}"));
+}

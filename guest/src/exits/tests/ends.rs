@@ -1,0 +1,118 @@
+//! Which refusals may end a guest: of what a program does, none.
+
+use arch::exit::{EntryFailure, IoAccess};
+
+use super::*;
+
+const NOWHERE: u64 = 0xfed9_0000;
+const UNKNOWN: [u8; 3] = [0x0f, 0x58, 0x03]; // addps xmm0, [rbx]
+
+const PORT_STRING: ExitReason = ExitReason::Io(IoAccess {
+    port: 0x80,
+    width: arch::Width::Byte,
+    input: true,
+    string: true,
+    repeat: false,
+    instruction_length: 1,
+});
+
+/// An access that the nested table has stopped: a fetch, or a walk of the guest's tables.
+fn stopped(fetch: bool, table_walk: bool) -> ExitReason {
+    let gpa = Gpa::new(NOWHERE);
+    ExitReason::NestedPageFault(NestedPageFault { gpa, write: false, fetch, table_walk })
+}
+
+/// What a refused exit comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Then {
+    /// The CPU does it by itself, with a page in place of nothing.
+    Step,
+    /// It is executed again.
+    Again,
+    /// The guest has this exception.
+    Raised(u8),
+    Ends,
+}
+
+const UNEXPECTED: ExitReason = ExitReason::Unexpected { code: 9, qualification: 0 };
+const FAILURE: EntryFailure = EntryFailure { code: 33, qualification: 0, meaning: "" };
+const CONTROL: ControlRegisterWrite = ControlRegisterWrite { register: 4, qualification: 0 };
+
+/// The exit, the bytes at RIP, and what it comes to the first and the second time in a row, from CPL 0 and from CPL 3.
+type Row = (&'static str, ExitReason, &'static [u8], [Then; 2], [Then; 2]);
+
+fn rows() -> Vec<Row> {
+    use Then::{Again, Ends, Raised, Step};
+    let (step, at_once) = ([Step; 2], [Ends; 2]);
+    let (kernel, program) = ([Again, Ends], [Again, Raised(exception::UD)]);
+    let tables = ExitReason::DescriptorTable;
+    let local = ExitReason::LocalDescriptorTable;
+    vec![
+        ("unknown at nothing", fault(NOWHERE, false), &UNKNOWN, step, step),
+        ("unknown at a register", fault(0xfec0_0000, true), &UNKNOWN, step, step),
+        ("port string at nothing", fault(NOWHERE, true), &[0x6c], step, step),
+        ("a fetch from nowhere", stopped(true, false), &[], step, step),
+        ("a fetch from a BAR", stopped(true, false), &[], step, step),
+        ("tables nowhere", stopped(false, true), &[], step, step),
+        ("a table instruction no more", tables, &[0x90], kernel, program),
+        ("another known instruction", tables, &[0x88, 0x03], kernel, program),
+        ("the same of the other kind", local, &[0x90], kernel, program),
+        ("INS no more", PORT_STRING, &[0x90], kernel, program),
+        ("INS become OUTS", PORT_STRING, &[0x6e], kernel, program),
+        ("never asked for", UNEXPECTED, &[], at_once, [Raised(exception::GP); 2]),
+        // Only CPL 0 has these.
+        ("CR4 not told", ExitReason::ControlRegister(CONTROL), &[], at_once, at_once),
+        ("entry refused", ExitReason::EntryFailure(FAILURE), &[], at_once, at_once),
+    ]
+}
+
+fn what_comes(world: &mut World, reason: ExitReason) -> Then {
+    let next = world.exit(reason, None);
+    let step = core::mem::take(&mut world.cpu.step);
+    match (next, world.vcpu.injected) {
+        (Next::End(_), _) => Then::Ends,
+        (Next::Resume, Some(event)) => Then::Raised(event.vector.0),
+        (Next::Resume, None) if step.wanted() => Then::Step,
+        (Next::Resume, None) => Then::Again,
+    }
+}
+
+#[test]
+fn no_exit_of_a_program_ends_its_guest_and_of_a_kernel_only_what_repeats() {
+    for (what, reason, code, kernel, program) in rows() {
+        for (cpl, expected) in [(0, kernel), (3, program)] {
+            let mut world = World::with_idt();
+            world.at_cpl(cpl);
+            world.put(world.vcpu.state.rip, code);
+            *world.gpr(Gpr::Rbx) = NOWHERE;
+            *world.gpr(Gpr::Rdi) = NOWHERE;
+            let rip = world.vcpu.state.rip;
+            let seen = [(); 2].map(|()| what_comes(&mut world, reason));
+            assert_eq!(seen, expected, "{what} at CPL {cpl}");
+            assert_eq!(world.vcpu.state.rip, rip, "{what}");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_change_again_and_again_are_tried_again_and_again() {
+    let mut world = World::with_idt();
+    for turn in 0..100_u8 {
+        world.put(world.vcpu.state.rip, &[0x90, turn]);
+        assert_eq!(what_comes(&mut world, ExitReason::DescriptorTable), Then::Again);
+    }
+    world.put(world.vcpu.state.rip, &[0x0f, 0x01, 0x0b]);
+    *world.gpr(Gpr::Rbx) = OPERAND;
+    world.handle(ExitReason::DescriptorTable, None);
+    assert_eq!(world.vcpu.state.rip, CODE + 6, "SIDT is carried out at last");
+}
+
+#[test]
+fn code_where_there_is_no_memory_is_no_table_instruction() {
+    let mut world = World::with_idt();
+    world.at_cpl(3);
+    world.map(0xf000, NOWHERE | 7);
+    world.vcpu.state.rip = 0xf000;
+    let seen = [(); 2].map(|()| what_comes(&mut world, ExitReason::DescriptorTable));
+    assert_eq!(seen, [Then::Again, Then::Raised(exception::UD)]);
+}

@@ -1,0 +1,100 @@
+//! Steps: what the page of a CPU's own holds, and what of it reaches a device.
+
+use super::*;
+
+const NOWHERE: u64 = 0xfed9_0000;
+const UNKNOWN: [u8; 3] = [0x0f, 0x58, 0x03]; // addps xmm0, [rbx]
+
+/// An instruction that only the CPU knows, at `gpa`.
+fn begin(world: &mut World, gpa: u64) {
+    world.put(CODE, &UNKNOWN);
+    world.vcpu.state.rip = CODE;
+    *world.gpr(Gpr::Rbx) = gpa;
+    world.handle(fault(gpa, true), None);
+    assert!(world.cpu.step.wanted() && world.cpu.step.one());
+}
+
+fn end(world: &mut World) {
+    let exit = Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None };
+    world.context(|vm| vm).stepped(Some(&exit));
+    assert!(!world.cpu.step.wanted());
+    assert_eq!(world.machine.stand_in_at, [None; 4]);
+}
+
+fn page(world: &World, slot: usize) -> &[u8; 4096] {
+    &world.machine.stand_ins[slot]
+}
+
+#[test]
+fn nothing_is_a_page_of_ones_and_what_is_written_to_it_is_lost() {
+    let mut world = World::with_idt();
+    world.order();
+    begin(&mut world, NOWHERE + 0x123);
+    assert_eq!(world.machine.stand_in_at[0], Some(Gpa::new(NOWHERE)));
+    assert!(page(&world, 0).iter().all(|byte| *byte == 0xff));
+    world.machine.stand_ins[0] = [0; 4096];
+    end(&mut world);
+    assert_eq!((world.order(), world.machine.log.len()), (vec![], 1));
+}
+
+#[test]
+fn registers_read_as_they_are_and_only_what_has_changed_is_written() {
+    let mut world = World::with_idt();
+    // The MSI-X table: virtual, and masked at first.
+    let entry = BAR + 0x2010;
+    begin(&mut world, entry + 4);
+    let at = 0x10;
+    assert_eq!(page(&world, 0)[at..at + 16], [[0; 12].as_slice(), &[1, 0, 0, 0]].concat()[..]);
+    assert_eq!(page(&world, 0)[at + 64..][..4], [0xff; 4], "64 bytes of it");
+    world.machine.stand_ins[0][at..at + 4].copy_from_slice(&0xfee0_0000_u32.to_le_bytes());
+    world.machine.stand_ins[0][at + 8] = 0x61;
+    end(&mut world);
+    assert_eq!(super::memory::devices::load(&mut world, entry), 0xfee0_0000);
+    assert_eq!(super::memory::devices::load(&mut world, entry + 8), 0x61);
+    assert_eq!(super::memory::devices::load(&mut world, entry + 12), 1);
+}
+
+#[test]
+fn a_second_page_joins_the_first_and_a_fault_leaves_the_device_alone() {
+    let mut world = World::with_idt();
+    begin(&mut world, 0xfec0_0000);
+    world.machine.stand_ins[0][0] = 0x55;
+    let more = Exit { reason: fault(NOWHERE, false), vectoring: None, instruction_length: None };
+    world.context(|vm| vm).stepped(Some(&more));
+    assert!(!world.cpu.step.wanted());
+    begin(&mut world, NOWHERE);
+    let both = [Some(Gpa::new(0xfec0_0000)), Some(Gpa::new(NOWHERE)), None, None];
+    assert_eq!(world.machine.stand_in_at, both);
+    end(&mut world);
+    assert_eq!(super::memory::devices::load(&mut world, 0xfec0_0000), 0x55, "written at the end");
+    begin(&mut world, 0xfec0_0000);
+    world.machine.stand_ins[0][0] = 0x66;
+    world.context(|vm| vm).end_steps();
+    assert_eq!(super::memory::devices::load(&mut world, 0xfec0_0000), 0x55);
+}
+
+#[test]
+fn an_instruction_with_more_pages_than_there_are_gets_them_by_turns() {
+    let mut world = World::with_idt();
+    for turn in 0..5 {
+        begin(&mut world, NOWHERE + 0x1000 * turn);
+    }
+    let at = [4, 1, 2, 3].map(|turn| Some(Gpa::new(NOWHERE + 0x1000 * turn)));
+    assert_eq!(world.machine.stand_in_at, at);
+}
+
+#[test]
+fn an_event_that_leads_nowhere_is_delivered_with_a_page_in_its_way() {
+    let mut world = World::with_idt();
+    world.handle(fault(NOWHERE, true), cut_short(0x40, EXTERNAL));
+    assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
+    assert!(world.cpu.step.wanted() && !world.cpu.step.one());
+}
+
+#[test]
+fn an_address_beyond_all_tables_is_a_general_protection_fault() {
+    let mut world = World::with_idt();
+    world.put(CODE + 3, &UNKNOWN);
+    world.handle(fault(1 << 48, false), None);
+    assert_eq!((world.vcpu.injected, world.cpu.step.wanted()), (gp(), false));
+}

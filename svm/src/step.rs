@@ -1,0 +1,106 @@
+//! One entry with another nested page table, and one instruction in it ([`arch::vcpu::Vcpu::step`]).
+//!
+//! AMD-V has no exit behind an instruction of its own: the trap flag makes one, with #DB intercepted. The guest must
+//! never see that flag. So whatever would push RFLAGS before the instruction is done exits, too: exceptions are given
+//! to the guest after the flag is gone again, and an interrupt waits for the next entry.
+
+use arch::Hpa;
+use arch::exit::{Exit, ExitReason};
+use arch::register::Rflags;
+use arch::vcpu::{Event, Vcpu, exception};
+
+use crate::controls::Intercepts3;
+use crate::decode::{VMEXIT_EXCP0, VMEXIT_EXCP31, VMEXIT_INTR, decode};
+use crate::vcpu::SvmVcpu;
+use crate::vmcb::Vmcb;
+
+/// BS and B0 to B3 of DR6.
+const SINGLE_STEP: u64 = 1 << 14;
+const BREAKPOINTS: u64 = 0xf;
+/// NMI is none, INT3 and INTO push what is behind them, and a machine check is delivered as ever.
+const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << exception::MC;
+
+/// What was changed for a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// The words that a step behind one instruction replaces.
+    one: Option<Before>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    trap_flag: u64,
+    dr6: u64,
+    exceptions: u32,
+    intercept_3: u32,
+}
+
+impl SvmVcpu {
+    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) {
+        let Vmcb { control, save } = self.vmcb_mut();
+        control.n_cr3 = root.as_u64();
+        let before = Before {
+            trap_flag: save.rflags & Rflags::TF.bits(),
+            dr6: save.dr6,
+            exceptions: control.intercept_exceptions,
+            intercept_3: control.intercept_3,
+        };
+        if one {
+            save.rflags |= Rflags::TF.bits();
+            save.dr6 &= !(SINGLE_STEP | BREAKPOINTS);
+            control.intercept_exceptions |= !NOT_INTERCEPTED;
+            control.intercept_3 |= Intercepts3::INTR.bits();
+        }
+        self.step = Some(Step { one: one.then_some(before) });
+        self.flush();
+    }
+
+    /// Ends a step, if one was made. What exited only for its sake is dealt with, and [`ExitReason::Step`] is told.
+    pub(crate) fn end_step(&mut self) -> Option<Exit> {
+        let step = self.step.take()?;
+        let root = self.nested_root.as_u64();
+        self.vmcb_mut().control.n_cr3 = root;
+        self.flush();
+        let before = step.one?;
+        let Vmcb { control, save } = self.vmcb_mut();
+        let exitcode = control.exitcode;
+        control.intercept_exceptions = before.exceptions;
+        control.intercept_3 = before.intercept_3;
+        // An instruction that has cleared the flag has loaded it.
+        if before.trap_flag == 0 {
+            save.rflags &= !Rflags::TF.bits();
+        }
+        let hit = save.dr6 & BREAKPOINTS;
+        save.dr6 =
+            save.dr6 & !(SINGLE_STEP | BREAKPOINTS) | before.dr6 & (SINGLE_STEP | BREAKPOINTS);
+        let done = Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None };
+        match exitcode {
+            VMEXIT_INTR if before.intercept_3 & Intercepts3::INTR.bits() == 0 => Some(done),
+            VMEXIT_EXCP0..=VMEXIT_EXCP31 => {
+                let vector = (exitcode - VMEXIT_EXCP0) as u8;
+                if before.exceptions >> vector & 1 != 0 {
+                    return None;
+                }
+                if vector == exception::DB {
+                    let trap = if before.trap_flag == 0 { 0 } else { SINGLE_STEP };
+                    save.dr6 = save.dr6 & !BREAKPOINTS | hit | before.dr6 & BREAKPOINTS | trap;
+                    if hit | trap != 0 {
+                        self.inject(Event::exception(vector, None));
+                    }
+                } else if let ExitReason::Exception { error_code, qualification, .. } =
+                    decode(self.vmcb(), false, None).reason
+                {
+                    if vector == exception::PF {
+                        self.set_cr2(qualification);
+                    }
+                    self.inject(Event::exception(vector, error_code));
+                }
+                Some(done)
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! One entry with another nested page table, and one instruction in it ([`arch::vcpu::Vcpu::step`]).
+//!
+//! The trap flag makes the exit behind the instruction, with #DB intercepted, as in `svm`: the monitor trap flag would
+//! be VT-x's own way, but not every hypervisor beneath has it, nor Bochs 2.7. The guest must never see that flag. So
+//! an exception exits and is given to the guest after the flag is gone again, and interrupts wait.
+
+use arch::exit::{Exit, ExitReason};
+use arch::register::Rflags;
+use arch::vcpu::{Event, Vcpu, exception};
+use arch::{Hpa, Vector};
+
+use crate::capability::ept_pointer;
+use crate::decode::{Snapshot, decode};
+use crate::field;
+use crate::vcpu::{BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
+
+const SINGLE_STEP: u64 = 1 << 14;
+const BREAKPOINTS: u64 = 0xf;
+const ENABLED_BREAKPOINT: u64 = 1 << 12;
+/// NMI is none, INT3 and INTO push what is behind them, and a machine check is delivered as ever.
+const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << exception::MC;
+/// What a step changes of RFLAGS.
+const CHANGED: u64 = Rflags::TF.union(Rflags::IF).bits();
+
+/// What was changed for a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// What a step behind one instruction replaces.
+    one: Option<Before>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    flags: u64,
+    /// Blocking by STI or MOV SS, with which the trap flag may not be entered (SDM "Checks on Guest Non-Register
+    /// State").
+    blocking: u32,
+    /// Debug exceptions that are pending. A single step is none of them: it would have come before the instruction that
+    /// exits. Bochs tells one all the same wherever the trap flag is set.
+    pending: u64,
+    exceptions: u32,
+}
+
+impl VmxVcpu {
+    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) {
+        let pointer = ept_pointer(root);
+        self.vmcs.write(field::EPT_POINTER, pointer);
+        self.invalidate(pointer);
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
+        let before = Before {
+            flags: self.rflags() & CHANGED,
+            blocking: state & BLOCKING_BY_STI_OR_MOV_SS,
+            pending: self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS) & !SINGLE_STEP,
+            exceptions: self.vmcs.read(field::EXCEPTION_BITMAP),
+        };
+        if one {
+            self.set_rflags(self.rflags() & !CHANGED | Rflags::TF.bits());
+            self.vmcs
+                .write(field::GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
+            self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions | !NOT_INTERCEPTED);
+        }
+        self.step = Some(Step { one: one.then_some(before) });
+    }
+
+    /// Ends a step, if one was made; `snapshot` is its exit, if the entry was one. What exited only for its sake is
+    /// dealt with, and [`ExitReason::Step`] is told.
+    pub(crate) fn end_step(&mut self, snapshot: Option<&Snapshot>) -> Option<Exit> {
+        let step = self.step.take()?;
+        self.vmcs.write(field::EPT_POINTER, self.ept_pointer);
+        let before = step.one?;
+        self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions);
+        let flags = self.rflags();
+        self.set_rflags(flags & !Rflags::TF.bits() | before.flags);
+        let reason = snapshot.map(|snapshot| decode(snapshot).reason);
+        let Some(ExitReason::Exception { vector: Vector(vector), error_code, qualification }) =
+            reason
+        else {
+            return self.block_again(before, None);
+        };
+        if vector == exception::DB {
+            let pending = pending(qualification, before.flags & Rflags::TF.bits() != 0);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending);
+            return Some(done());
+        }
+        if before.exceptions >> vector & 1 != 0 {
+            return self.block_again(before, None);
+        }
+        if vector == exception::PF {
+            self.set_cr2(qualification);
+        }
+        self.inject(Event::exception(vector, error_code));
+        self.block_again(before, Some(done()))
+    }
+
+    /// The instruction is still to be done: what held interrupts back before it does so again.
+    fn block_again(&mut self, before: Before, exit: Option<Exit>) -> Option<Exit> {
+        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
+        if before.blocking != 0 {
+            let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
+            self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state | before.blocking);
+        }
+        exit
+    }
+}
+
+const fn done() -> Exit {
+    Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None }
+}
+
+/// The debug exceptions that the guest still has to get, of those that a #DB was for (SDM "Guest Non-Register State").
+const fn pending(qualification: u64, stepped_by_itself: bool) -> u64 {
+    let hit = qualification & BREAKPOINTS;
+    let enabled = if hit == 0 { 0 } else { ENABLED_BREAKPOINT };
+    hit | enabled | if stepped_by_itself { SINGLE_STEP } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_gets_its_own_debug_exceptions_and_not_ours() {
+        for (qualification, own, left) in
+            [(0x4000, false, 0), (0x4000, true, 0x4000), (0x4002, false, 0x1002), (2, true, 0x5002)]
+        {
+            assert_eq!(pending(qualification, own), left, "{qualification:#x}");
+        }
+    }
+}
