@@ -26,7 +26,9 @@ ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the image's own code grow to. The design wants 10000.
 MOST_LINES := 24600
-RESULTS  ?= $(if $(QUICK),target/bench/results,bench/results)
+# What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
+KEPT     := bench/results
+KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
 
 # The demo's configuration and devices are chosen by this.
 MACHINE  := $(EMULATOR)$(if $(filter bochs-none,$(EMULATOR)-$(IOMMU)),-ide)
@@ -154,15 +156,16 @@ bench: setup image payloads host programs plugin machines
 	cargo build --locked -p nexit-bench
 	@run="$(BUILD)/debug/nexit-bench run $(if $(QUICK),--quick) --programs $(PROGRAMS) \
 	    --payload $(BUILD)/x86_64-hypervisor/release/micro \
-	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS) $(BENCH)"; \
+	    --plugin $(BUILD)/release/libnexit_count.so $(KEEP) $(BENCH)"; \
 	$$run || { .ci/setup update && $$run; }
 	$(if $(QUICK)$(BENCH),,$(MAKE) growth)
-	-@$(BUILD)/debug/nexit-bench compare $(RESULTS)
+	$(if $(KEEP),$(BUILD)/debug/nexit-bench report --pictures docs/pictures/bench)
+	-@$(BUILD)/debug/nexit-bench compare
 
 growth: image payloads host plugin
 	cargo build --locked -p nexit-bench
 	$(BUILD)/debug/nexit-bench growth --payloads $(BUILD)/x86_64-hypervisor/release \
-	    --plugin $(BUILD)/release/libnexit_count.so --results $(RESULTS)/growth
+	    --plugin $(BUILD)/release/libnexit_count.so --results target/bench/results/growth $(KEEP)
 
 setup:
 	@.ci/setup
