@@ -10,7 +10,7 @@
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
 #   make mutants                lines taken out, one at a time, and which test notices
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
-#   make stats                  lines of trusted code, size of the image
+#   make stats                  five measures of the trusted code, size of the image
 #   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
 #   make bench BENCH='--accel kvm'  the same by the TSC, in nested virtualization (never run)
 #   make growth                 the last part of it: 1, 2, 4, 8 CPUs and guests
@@ -24,8 +24,9 @@ CONFIG   ?= demo/$(MACHINE).toml
 TIMEOUT  ?= $(if $(filter nested,$(EMULATOR)),1800,600)
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
-# What `make test` lets the image's own code grow to. The design wants 10000.
-MOST_LINES := 24600
+# What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
+MOST     := reached-vt-x=7650 reached-amd-v=7450 foreign-linked=6100 foreign-whole=72000 \
+            code-bytes=720000 unsafe-blocks=268 untested-lines=4150
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
 KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
@@ -124,7 +125,7 @@ test: setup all demo payloads plugin machines
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools -p nexit-bench -p bench-plugin || status=1; \
 	cargo test --locked --no-fail-fast -p nexit-tests $(SLOW) || status=1; \
-	$(NEXIT) stats --most-lines $(MOST_LINES) || status=1; \
+	$(NEXIT) stats $(addprefix --most ,$(MOST)) || status=1; \
 	exit $$status
 
 # The small guest on every machine of tests/zoo/machines.toml, by every road: docs/zoo.md.
@@ -146,7 +147,7 @@ check: setup
 	cargo test --locked -p guest-tools -p nexit-bench -p bench-plugin
 
 stats: image host
-	$(NEXIT) stats --most-lines $(MOST_LINES) $(if $(wildcard $(REPORT)),--report $(REPORT))
+	$(NEXIT) stats $(addprefix --most ,$(MOST)) $(if $(wildcard $(REPORT)),--report $(REPORT))
 
 # Counts instructions in QEMU: for `bench` and the tests.
 plugin:

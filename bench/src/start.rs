@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nexit::failure::{Failure, OrFailed, Result};
-use nexit::tool::Tool;
 
 use crate::bochs::PREFIX;
 use crate::mode::{Mode, absolute};
@@ -59,8 +59,12 @@ fn boot(technology: Technology, toml: &str, folder: &Path) -> Result<f64> {
         Technology::AmdV => &["--emulator", "qemu"],
         Technology::VtX => &["--emulator", "bochs", "--iommu", "none"],
     };
-    let tool = Tool::new(&program.to_string_lossy()).args(["run", "--timeout", "600"]);
-    let console = tool.args(machine).arg("--config").arg(&config).output()?;
+    let mut command = Command::new(program);
+    command.args(["run", "--timeout", "600"]).args(machine).arg("--config").arg(&config);
+    // Its first program ends, so the kernel panics and the run fails: the line was said before.
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| Failure::Failed(format!("cannot start nexit: {error}")))?;
+    let console = String::from_utf8_lossy(&output.stdout).into_owned();
     let log = folder.join(format!("start-{}.log", technology.file()));
     fs::write(&log, &console).or_failed("write", &log)?;
     let missing =
