@@ -11,6 +11,7 @@
 #   make mutants                lines taken out, one at a time, and which test notices
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  five measures of the trusted code, size of the image
+#   make docs                   the book, in target/book
 #   make bench [QUICK=1]        what it costs: bare, exitless, exiting, KVM with VFIO (bench/README.md)
 #   make bench BENCH='--accel kvm'  the same by the TSC, in nested virtualization (never run)
 #   make growth                 the last part of it: 1, 2, 4, 8 CPUs and guests
@@ -33,6 +34,9 @@ KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
 
 # The demo's configuration and devices are chosen by this.
 MACHINE  := $(EMULATOR)$(if $(filter bochs-none,$(EMULATOR)-$(IOMMU)),-ide)
+
+MDBOOK   := target/tools/bin/mdbook
+MDBOOK_VERSION := 0.5.4
 
 BUILD    := $(or $(CARGO_TARGET_DIR),target)
 NEXIT    := $(BUILD)/debug/nexit
@@ -71,7 +75,7 @@ MODELS       := $(BUILD)/release/libbochs_devices.a
 CXXFLAGS     ?= -O2 -g
 CXXFLAGS     += -std=c++17 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -Wno-unused-parameter
 
-.PHONY: all run demo image payloads uefi host programs machines iso test test-all zoo mutants check stats plugin bench growth setup clean
+.PHONY: all docs editor run demo image payloads uefi host programs machines iso test test-all zoo mutants check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -145,6 +149,19 @@ check: setup
 	cargo clippy --locked $(UEFI) -- -Dwarnings
 	cargo test --locked
 	cargo test --locked -p guest-tools -p nexit-bench -p bench-plugin
+
+# What rust-analyzer calls (.vscode/settings.json): messages for it, not for people.
+editor:
+	@cargo clippy --quiet --locked --all-targets --message-format=json
+	@RUSTC_BOOTSTRAP=1 cargo clippy --quiet --locked --message-format=json $(IMAGE)
+
+# The book, in target/book. A warning is an error.
+docs: $(MDBOOK)
+	@log=$$($(MDBOOK) build 2>&1) || { echo "$$log"; exit 1; }; echo "$$log"; \
+	case "$$log" in *WARN*|*ERROR*) exit 1 ;; esac
+
+$(MDBOOK):
+	cargo install --locked --root target/tools mdbook@$(MDBOOK_VERSION) --no-default-features --features search
 
 stats: image host
 	$(NEXIT) stats $(addprefix --most ,$(MOST)) $(if $(wildcard $(REPORT)),--report $(REPORT))
