@@ -27,7 +27,7 @@ ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
 MOST     := reached-vt-x=7650 reached-amd-v=7450 foreign-linked=6100 foreign-whole=72000 \
-            code-bytes=720000 unsafe-blocks=268 untested-lines=4150
+            code-bytes=785000 unsafe-blocks=270 untested-lines=4150
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
 KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
