@@ -110,8 +110,10 @@ impl Kind {
 /// What boots.
 #[derive(Debug)]
 pub(crate) struct Images {
-    kernel: PathBuf,
-    initrd: PathBuf,
+    /// Debian's kernel for clouds.
+    pub(crate) kernel: PathBuf,
+    /// The benchmark's initramfs, without what needs libraries.
+    pub(crate) initrd: PathBuf,
     disk: PathBuf,
 }
 

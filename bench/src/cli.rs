@@ -29,18 +29,30 @@ pub(crate) enum Command {
     Read(ReadArgs),
     /// What grows with CPUs and with guests: memory, boot, exits; counts, with 1, 2, 4 and 8 of them.
     Growth(GrowthArgs),
-    /// Make the page of a file of results.
+    /// Make the page of files of results, and the pictures of it.
     Report {
-        /// The results.
-        results: PathBuf,
+        /// The results, of one machine each.
+        #[arg(default_values = ["bench/results/vt-x.json", "bench/results/amd-v.json"])]
+        results: Vec<PathBuf>,
         /// The page to write.
         #[arg(long, value_name = "FILE.html", default_value = "target/bench/report.html")]
         output: PathBuf,
+        /// A folder to write each picture into, as an SVG file.
+        #[arg(long, value_name = "DIR")]
+        pictures: Option<PathBuf>,
+    },
+    /// Keep a file of results in the tree: as the newest of its machine, and as lines of the history.
+    Keep {
+        /// What `run`, `read` or `growth` wrote.
+        results: PathBuf,
+        /// The folder.
+        #[arg(long, value_name = "DIR", default_value = "bench/results")]
+        folder: PathBuf,
     },
     /// Say which exact counts got worse in the history of results; status 1 if any did.
     Compare {
         /// Files, or folders with such files; each figure's last value is held against the one before.
-        #[arg(default_value = "bench/results")]
+        #[arg(default_values = ["bench/results/history.csv", "target/bench/results"])]
         results: Vec<PathBuf>,
     },
     /// Show the windows of a file of the counting plugin, with `profile=` by function.
@@ -61,6 +73,9 @@ pub(crate) struct Folders {
     /// Folder for the file of results.
     #[arg(long, value_name = "DIR", default_value = "target/bench/results")]
     pub(crate) results: PathBuf,
+    /// Keep the results in this folder of the tree, too, as `nexit-bench keep` does.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
 }
 
 /// `nexit-bench growth`.
@@ -113,7 +128,7 @@ pub(crate) struct RunArgs {
     /// The machines: AMD-V in QEMU, VT-x in Bochs [default: both; by the TSC QEMU alone].
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) machines: Vec<MachineKind>,
-    /// The works of bench/guest/init [default: all].
+    /// The works of bench/guest/init, or start [default: all].
     #[arg(long, value_delimiter = ',')]
     pub(crate) works: Vec<String>,
     /// How often, the modes of AMD-V interleaved [default: 3, with --quick 1].

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nexit::failure::{Failure, Result};
 
 use crate::mode::Mode;
-use crate::results::{EXITS, EXITS_PER_INTERRUPT, Figure, HYPERVISOR, Results};
+use crate::results::{EXITS, EXITS_PER_INTERRUPT, EXITS_TO_INIT, Figure, HYPERVISOR, Results};
 
 /// The works of `tests/payload`, whose counts are the same in each run.
 const MICRO: &str = "micro-";
@@ -14,7 +14,7 @@ const MICRO: &str = "micro-";
 ///
 /// With a guest's own timing in it (how often it is interrupted, how often a CPU halts) a count is not
 /// exact. Of such works only what no timing can explain is looked at: an interrupt that begins to exit.
-fn tolerance(figure: &Figure, before: f64) -> Option<f64> {
+pub(crate) fn tolerance(figure: &Figure, before: f64) -> Option<f64> {
     let name = figure.figure.as_str();
     let micro = figure.work.contains(MICRO);
     match figure.mode {
@@ -24,6 +24,8 @@ fn tolerance(figure: &Figure, before: f64) -> Option<f64> {
         {
             Some(0.02 * before)
         }
+        // How often a clock is read follows the host's time a little.
+        _ if name == EXITS_TO_INIT => Some(0.02 * before),
         // Programs that start ask CPUID, and how many start between two interrupts is the host's time.
         Mode::Exitless if figure.work.contains("process") => None,
         Mode::Exitless if !micro && name == EXITS_PER_INTERRUPT => Some(0.5),

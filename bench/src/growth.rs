@@ -13,6 +13,7 @@ use nexit::tool::Tool;
 use serde_json::Value;
 
 use crate::cli::GrowthArgs;
+use crate::history;
 use crate::mode::{Mode, absolute};
 use crate::reading::{self, reason};
 use crate::results::{self, Figure, How};
@@ -23,6 +24,9 @@ const STEPS: [usize; 4] = [1, 2, 4, 8];
 const REASONS: [&str; 3] = ["cpuid", "msr", "io"];
 /// Exits that an interrupt or its end would cost; the payload `gates` takes thousands.
 const INTERRUPT_REASONS: [&str; 2] = ["external_interrupt", "eoi"];
+
+/// What such results say that they are.
+pub(crate) const GROWTH: &str = "growth";
 
 /// What the machine is divided into.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +39,7 @@ enum Kind {
 pub(crate) fn run(args: &GrowthArgs) -> Result<()> {
     fs::create_dir_all(&args.folders.folder).or_failed("create", &args.folders.folder)?;
     let mut results = results::about("none: payloads");
-    results.machine.insert("settings".to_owned(), "growth".to_owned());
+    results.machine.insert("settings".to_owned(), GROWTH.to_owned());
     for (kind, name) in [(Kind::OneGuest, "CPUs of one guest"), (Kind::Guests, "guests of one CPU")]
     {
         for n in STEPS {
@@ -49,6 +53,7 @@ pub(crate) fn run(args: &GrowthArgs) -> Result<()> {
         }
     }
     print!("{}", table(&results.figures));
+    args.folders.keep.as_ref().map_or(Ok(()), |folder| history::keep(&results, folder))?;
     println!("\nnexit-bench: {}", results::save(&results, &args.folders.results)?.display());
     Ok(())
 }

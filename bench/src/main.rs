@@ -12,27 +12,33 @@
 #![forbid(unsafe_code)]
 
 mod bochs;
+mod chart;
 mod cli;
 mod compare;
 mod growth;
 mod hardware;
+mod history;
 mod images;
 mod mode;
 mod model;
 mod page;
 mod profile;
+mod question;
 mod reading;
 mod results;
 mod run;
+mod start;
 mod table;
 mod vectors;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use nexit::failure::Result;
 
 use cli::{Cli, Command};
+use results::Results;
 
 fn main() -> ExitCode {
     match execute(Cli::parse().command) {
@@ -44,13 +50,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// The page, from the results of several machines.
+fn report(files: &[PathBuf], output: &Path, pictures: Option<&Path>) -> Result<()> {
+    let mut all = Results::default();
+    for file in files {
+        all.merge(results::load(file)?);
+    }
+    page::write(&all, output)?;
+    pictures.map_or(Ok(()), |folder| page::pictures(&all, folder))
+}
+
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
         Command::Image(args) => hardware::image(&args),
         Command::Read(args) => hardware::read(&args),
         Command::Growth(args) => growth::run(&args),
-        Command::Report { results, output } => page::write(&results::load(&results)?, &output),
+        Command::Report { results, output, pictures } => {
+            report(&results, &output, pictures.as_deref())
+        }
+        Command::Keep { results, folder } => history::keep(&results::load(&results)?, &folder),
         Command::Compare { results } => compare::print(&results::history(&results)?),
         Command::Profile { counts, image } => profile::print(&counts, &image),
     }

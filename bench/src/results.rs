@@ -9,6 +9,8 @@ use nexit::tool::Tool;
 use serde::{Deserialize, Serialize};
 
 use crate::bochs::PREFIX;
+use crate::growth::GROWTH;
+use crate::history;
 use crate::mode::Mode;
 use crate::reading::{Measured, facts, reason};
 
@@ -27,6 +29,21 @@ pub(crate) enum How {
     Timed,
 }
 
+impl How {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Counted, Self::Tsc, Self::Reported, Self::Timed];
+
+    /// As the files of results call it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Counted => "counted",
+            Self::Tsc => "tsc",
+            Self::Reported => "reported",
+            Self::Timed => "timed",
+        }
+    }
+}
+
 /// Instructions of all levels for each operation.
 pub(crate) const INSTRUCTIONS: &str = "instructions";
 /// Of these, the first CPU's: the second one's background is not the work.
@@ -42,6 +59,8 @@ pub(crate) const HYPERVISOR_TICKS: &str = "hypervisor TSC ticks";
 pub(crate) const EXITS: &str = "exits";
 /// World switches for each interrupt that the guest's kernel counted.
 pub(crate) const EXITS_PER_INTERRUPT: &str = "exits per interrupt";
+/// From the guest's first instruction to its kernel's first program, but the watchdog's.
+pub(crate) const EXITS_TO_INIT: &str = "exits to init";
 /// Interrupts for each operation.
 pub(crate) const INTERRUPTS: &str = "interrupts";
 /// Hypervisor instructions for each exit.
@@ -119,6 +138,33 @@ impl Results {
     /// Whether some of it is in ticks of the TSC: of a machine where nothing is exact.
     pub(crate) fn in_ticks(&self) -> bool {
         self.figures.iter().any(|figure| figure.how == How::Tsc)
+    }
+
+    /// Whether they are of `nexit-bench growth`.
+    pub(crate) fn is_growth(&self) -> bool {
+        self.machine.get("settings").is_some_and(|settings| settings == GROWTH)
+    }
+
+    /// Takes the figures of another run in, and says of what they are.
+    pub(crate) fn merge(&mut self, other: Self) {
+        let Self { date, revision, modified, machine, notes, figures } = other;
+        if self.date.is_empty() {
+            (self.date, self.revision, self.modified) = (date, revision, modified);
+        } else if (&self.date, &self.revision) != (&date, &revision) {
+            self.date = format!("{}; {date}", self.date);
+            self.revision = format!("{}; {revision}", self.revision);
+            self.modified |= modified;
+        }
+        for (key, value) in machine {
+            let said = self.machine.entry(key).or_default();
+            if said.is_empty() {
+                *said = value;
+            } else if *said != value {
+                *said += &format!("; {value}");
+            }
+        }
+        self.notes.extend(notes);
+        self.figures.extend(figures);
     }
 
     /// A figure's median.
@@ -293,7 +339,7 @@ pub(crate) fn load(path: &Path) -> Result<Results> {
         .map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }
 
-/// The results in these files and folders, the earliest first.
+/// The results in these files and folders, the earliest first. A file may hold a history.
 pub(crate) fn history(paths: &[PathBuf]) -> Result<Vec<Results>> {
     let mut files = Vec::new();
     for path in paths {
@@ -305,8 +351,14 @@ pub(crate) fn history(paths: &[PathBuf]) -> Result<Vec<Results>> {
             files.push(path.clone());
         }
     }
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let mut all: Vec<Results> = files.iter().map(|path| load(path)).collect::<Result<_>>()?;
+    let mut all = Vec::new();
+    for path in files {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => all.push(load(&path)?),
+            Some("csv") => all.extend(history::read(&path)?),
+            _ => {}
+        }
+    }
     all.sort_by(|a, b| a.date.cmp(&b.date));
     Ok(all)
 }
@@ -316,10 +368,20 @@ pub(crate) fn save(results: &Results, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).or_failed("create", folder)?;
     let day: String = results.date.chars().filter(|c| !"-:".contains(*c)).collect();
     let path = folder.join(format!("{day}-{}.json", results.revision));
-    let text = serde_json::to_string_pretty(results)
-        .map_err(|error| Failure::Failed(format!("cannot write results: {error}")))?;
-    fs::write(&path, text + "\n").or_failed("write", &path)?;
+    write(results, &path)?;
     Ok(path)
+}
+
+/// Writes a file of results: a line for each figure.
+pub(crate) fn write(results: &Results, path: &Path) -> Result<()> {
+    let unwritable = |error| Failure::Failed(format!("cannot write {}: {error}", path.display()));
+    let without = Results { figures: Vec::new(), ..results.clone() };
+    let head = serde_json::to_string_pretty(&without).map_err(unwritable)?;
+    let lines: std::result::Result<Vec<String>, _> =
+        results.figures.iter().map(serde_json::to_string).collect();
+    let lines = lines.map_err(unwritable)?.join(",\n    ");
+    let text = head.replace("\"figures\": []", &format!("\"figures\": [\n    {lines}\n  ]"));
+    fs::write(path, text + "\n").or_failed("write", path)
 }
 
 #[cfg(test)]
@@ -367,6 +429,19 @@ mod tests {
         assert_eq!((find(TICKS).how, find(TICKS).median), (How::Tsc, 25.0));
         assert_eq!((find(HYPERVISOR_TICKS).how, find(HYPERVISOR_TICKS).median), (How::Tsc, 15.0));
         assert_eq!((results.principal("micro-eoi", Mode::Bare), find(EXITS).median), (TICKS, 2.0));
+    }
+
+    #[test]
+    fn a_file_of_results_has_a_line_for_each_figure_and_reads_back() {
+        let figures = aggregate(&[(Mode::Exiting, vec![measured(5)])]);
+        let results =
+            Results { notes: vec!["\"figures\" : none".to_owned()], figures, ..Results::default() };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(&results, file.path()).unwrap();
+        assert_eq!(load(file.path()).unwrap(), results);
+        let text = fs::read_to_string(file.path()).unwrap();
+        let lines = text.lines().filter(|line| line.contains("\"work\"")).count();
+        assert_eq!(lines, results.figures.len());
     }
 
     #[test]

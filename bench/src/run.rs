@@ -10,9 +10,10 @@ use nexit::qemu;
 use crate::cli::{Count, Folders, MachineKind, RunArgs};
 use crate::images::{self, Images};
 use crate::mode::{Boot, Mode, Output};
+use crate::question::Technology;
 use crate::reading::{self, Measured};
-use crate::results::Results;
-use crate::{bochs, page, results, table, vectors};
+use crate::results::{Figure, Results};
+use crate::{bochs, history, page, results, start, table, vectors};
 
 /// The works of `bench/guest/init`.
 const WORKS: [&str; 8] = ["nvme", "slow", "e1000e", "igb", "timer", "ipi", "process", "idle"];
@@ -38,6 +39,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         results.machine.insert("accelerator".to_owned(), accel.to_owned());
     }
     let mut runs = Vec::new();
+    let starts = starts(args, &modes, count, &images, &mut results)?;
     if on(MachineKind::VtX) {
         // Once: Bochs does the same each time.
         vt_x(args, &modes, &mut results, &mut runs)?;
@@ -75,6 +77,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             break;
         }
     }
+    results.figures.extend(starts);
     if results.figures.is_empty() {
         let text = format!("nothing was measured: {}", results.notes.join("; "));
         return Err(Failure::Failed(text));
@@ -82,11 +85,55 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     finish(&mut results, &args.folders)
 }
 
+/// The exits of a guest's start, in the modes of Nexit.
+fn starts(
+    args: &RunArgs,
+    modes: &[Mode],
+    count: Count,
+    images: &Images,
+    results: &mut Results,
+) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    if wanted(args, &[start::WORK]).is_empty() || args.accel == Accel::Kvm {
+        return Ok(figures);
+    }
+    for (machine, technology) in
+        [(MachineKind::VtX, Technology::VtX), (MachineKind::AmdV, Technology::AmdV)]
+    {
+        let small;
+        let (kernel, initrd) = match technology {
+            _ if !args.on(machine, count) => continue,
+            Technology::AmdV => (&images.kernel, &images.initrd),
+            Technology::VtX => {
+                small = bochs::images(&args.folders.folder, &args.programs)?;
+                (&small.kernel, &small.initrd)
+            }
+        };
+        let there = |mode: &&Mode| match mode {
+            Mode::Exitless | Mode::Exiting => true,
+            Mode::Posted => technology == Technology::VtX,
+            Mode::Bare | Mode::Kvm => false,
+        };
+        for mode in modes.iter().filter(there) {
+            match start::measure(technology, *mode, kernel, initrd, &args.folders.folder) {
+                Ok(measured) => figures.extend(measured),
+                Err(failure) => {
+                    let note = format!("{}, {}: start: {failure}", technology.name(), mode.name());
+                    results.notes.push(note);
+                }
+            }
+            println!("nexit-bench: {}, {}: start", technology.name(), mode.name());
+        }
+    }
+    Ok(figures)
+}
+
 /// The last figures, the table, the file of results and the page.
 pub(crate) fn finish(results: &mut Results, folders: &Folders) -> Result<()> {
     results.figures.extend(results::beyond_bare(results));
     print!("{}", table::text(results));
     let path = results::save(results, &folders.results)?;
+    folders.keep.as_ref().map_or(Ok(()), |folder| history::keep(results, folder))?;
     fs::create_dir_all(&folders.folder).or_failed("create", &folders.folder)?;
     let report = folders.folder.join("report.html");
     page::write(results, &report)?;

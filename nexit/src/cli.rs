@@ -242,9 +242,19 @@ pub(crate) struct StatsArgs {
     /// A report of `nexit run`, to say how much memory the hypervisor took.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Fail if the image has more lines of Nexit's own than this.
-    #[arg(long, value_name = "LINES")]
-    pub(crate) most_lines: Option<usize>,
+    /// Print the functions that a guest's exit can reach, too.
+    #[arg(long)]
+    pub(crate) functions: bool,
+    /// Fail if a measure is above this; then each measure needs one.
+    #[arg(long, value_name = "MEASURE=NUMBER", value_parser = limit)]
+    pub(crate) most: Vec<(String, usize)>,
+}
+
+fn limit(text: &str) -> Result<(String, usize), String> {
+    let (measure, number) =
+        text.split_once('=').ok_or("MEASURE=NUMBER, such as unsafe-blocks=10")?;
+    let number = number.parse().map_err(|_| format!("{number} is no number"))?;
+    Ok((measure.to_owned(), number))
 }
 
 #[cfg(test)]

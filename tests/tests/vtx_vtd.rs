@@ -56,7 +56,7 @@ fn the_exiting_mode_shows_in_the_counters() {
     assert!(line.get("eoi") >= 300, "{line:?}");
 }
 
-/// Linux in the posted mode does not always switch off here (README, "Limits"): the run ends by a key.
+/// Linux in the posted mode does not always switch off here (docs/limits.md): the run ends by a key.
 #[test]
 fn a_device_interrupt_in_the_posted_mode_exits_once_and_its_end_never() {
     let folder = Folder::new("vtd-posted");

@@ -3,15 +3,67 @@
 //! A small lexer blanks out comments and the insides of literals, so that neither can look like
 //! code; then items under `#[cfg(test)]` are taken away with whatever they hold.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 
 use crate::failure::{OrFailed, Result};
 
 const TEST_ATTRIBUTE: &str = "#[cfg(test)]";
 
-/// Lines of code of all Rust and assembly files below `folder`.
-pub(crate) fn count_folder(folder: &Path) -> Result<usize> {
+/// A source file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Source {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Its text line by line, comments, tests and the insides of literals taken away.
+    code: String,
+}
+
+impl Source {
+    /// Lines of code.
+    pub(crate) fn count(&self) -> usize {
+        count(&self.code)
+    }
+
+    /// `unsafe { … }` blocks.
+    pub(crate) fn unsafe_blocks(&self) -> usize {
+        let rests = words(&self.code, "unsafe").map(|at| self.code.get(at..).unwrap_or_default());
+        rests.filter(|rest| rest.trim_start().starts_with('{')).count()
+    }
+
+    /// Lines of code of the functions that `touched` lines are in, the whole of each, and of lines outside of all
+    /// functions that are touched themselves (a macro's).
+    pub(crate) fn count_touched(&self, touched: &BTreeSet<usize>) -> usize {
+        let functions = functions(&self.code);
+        let mut all = BTreeSet::new();
+        for line in touched {
+            match functions.iter().find(|function| function.contains(line)) {
+                Some(function) => all.extend(function.clone()),
+                None => _ = all.insert(*line),
+            }
+        }
+        let lines = self.code.lines().zip(1..);
+        lines.filter(|(text, line)| all.contains(line) && !text.trim().is_empty()).count()
+    }
+}
+
+/// Whether a test stands below `folder`, in tests' files or beside what it tests.
+pub(crate) fn has_tests(folder: &Path) -> Result<bool> {
+    let mut files = Vec::new();
+    collect(folder, &mut files)?;
+    for path in files {
+        let text = fs::read_to_string(&path).or_failed("read", &path)?;
+        if code_of(&text).contains("#[test]") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All Rust and assembly files below `folder`, without tests.
+pub(crate) fn sources(folder: &Path) -> Result<Vec<Source>> {
     let mut files = Vec::new();
     collect(folder, &mut files)?;
     let mut sources = Vec::new();
@@ -21,10 +73,42 @@ pub(crate) fn count_folder(folder: &Path) -> Result<usize> {
     }
     // `#[cfg(test)] mod tests;` takes its file away.
     let excluded: Vec<_> = sources.iter().flat_map(|(path, code)| test_files(path, code)).collect();
-    let counted = sources.iter().filter(|(path, _)| {
+    sources.retain(|(path, _)| {
         !excluded.iter().any(|test| path.with_extension("") == *test || path.starts_with(test))
     });
-    Ok(counted.map(|(_, code)| count(&without_tests(code))).sum())
+    let source = |(path, code): (PathBuf, String)| Source { path, code: without_tests(&code) };
+    Ok(sources.into_iter().map(source).collect())
+}
+
+/// The places behind a word.
+fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let in_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    code.match_indices(word).filter_map(move |(at, _)| {
+        let end = at + word.len();
+        let before = code.get(..at).and_then(|text| text.chars().next_back());
+        let after = code.get(end..).and_then(|text| text.chars().next());
+        (!before.is_some_and(in_word) && !after.is_some_and(in_word)).then_some(end)
+    })
+}
+
+/// The lines of each function that has a body and is in no other one, the first line being 1.
+fn functions(code: &str) -> Vec<RangeInclusive<usize>> {
+    let line = |at: usize| 1 + code.get(..at).map_or(0, |text| text.matches('\n').count());
+    let mut functions = Vec::new();
+    let mut end = 0;
+    for at in words(code, "fn") {
+        let rest = code.get(at..).unwrap_or_default();
+        let named =
+            rest.trim_start().starts_with(|letter: char| letter.is_alphabetic() || letter == '_');
+        if at < end || !named {
+            continue;
+        }
+        end = at + item_length(rest);
+        if code.get(..end).is_some_and(|text| text.ends_with('}')) {
+            functions.push(line(at)..=line(end));
+        }
+    }
+    functions
 }
 
 fn collect(folder: &Path, files: &mut Vec<std::path::PathBuf>) -> Result<()> {
@@ -67,11 +151,14 @@ fn without_tests(code: &str) -> String {
     if code.contains("#![cfg(test)]") {
         return String::new();
     }
+    // What is taken away leaves its empty lines: a line keeps its number.
     let mut kept = String::new();
     let mut rest = code;
     while let Some((before, item)) = rest.split_once(TEST_ATTRIBUTE) {
         kept.push_str(before);
-        rest = item.get(item_length(item)..).unwrap_or_default();
+        let (item, tail) = item.split_at(item_length(item));
+        kept.extend(item.chars().filter(|letter| *letter == '\n'));
+        rest = tail;
     }
     kept + rest
 }
@@ -233,6 +320,33 @@ mod tests {
         assert_eq!(lines("#[cfg(test)]\n#[allow(x)]\nuse a;\nfn c() {}\n"), 1);
         assert_eq!(lines("#[cfg(test)]\nfn f(a: [u8; 2]) {\n x;\n}\nfn c() {}\n"), 1);
         assert_eq!(lines("#![cfg(test)]\nfn c() {}\n"), 0);
+    }
+
+    fn source(text: &str) -> Source {
+        Source { path: PathBuf::new(), code: without_tests(&code_of(text)) }
+    }
+
+    #[test]
+    fn a_function_that_is_touched_counts_with_all_its_lines() {
+        let source = source(
+            "struct A {\n  b: u8,\n}\n#[cfg(test)]\nfn t() {\n}\nimpl A {\n  fn a(&self) -> [u8; 2] {\n\n    \
+             fn inner() { x }\n    x\n  }\n  fn b(f: fn(u8)) -> u8;\n  fn c() {\n    y\n  }\n}\n",
+        );
+        let touched = |lines: &[usize]| source.count_touched(&lines.iter().copied().collect());
+        assert_eq!(functions(&source.code), [8..=12, 14..=16]);
+        assert_eq!((touched(&[11]), touched(&[10, 8]), touched(&[15])), (4, 4, 3));
+        assert_eq!(
+            (touched(&[2]), touched(&[5, 9]), touched(&[])),
+            (1, 4, 0),
+            "a blank line is none"
+        );
+    }
+
+    #[test]
+    fn unsafe_blocks_are_counted_and_unsafe_functions_are_not() {
+        let text = "unsafe fn a() {}\nlet b = unsafe { c() };\nlet d = unsafe\n{ e() };\n// unsafe { }\n\
+                    #[unsafe(no_mangle)]\nunsafe impl Send for X {}\n";
+        assert_eq!(source(text).unsafe_blocks(), 2);
     }
 
     #[test]

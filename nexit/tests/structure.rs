@@ -1,0 +1,202 @@
+//! The structure that `docs/architecture.md` draws is the one that the code has: crates and the modules of `kernel`
+//! name only what stands below them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests: a panic is the failure
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Imports that go up, or sideways, and shall go: taken out of the code, taken out of here.
+const KNOWN: [(&str, &str); 5] = [
+    ("bring_up", "partition"),
+    ("memory", "console"),
+    ("monitor", "watchdog"),
+    ("partition", "run"),
+    ("processors", "bring_up"),
+];
+
+type Imports = BTreeSet<(String, String)>;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// The layers of the block that begins with this line, the uppermost first.
+fn layers(page: &str, block: &str) -> Vec<Vec<String>> {
+    let (_, rest) =
+        page.split_once(&format!("```text\n{block}\n")).expect("the page has that block");
+    let (block, _) = rest.split_once("```").unwrap();
+    let names = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+    block.lines().map(names).collect()
+}
+
+/// Those that do not go down, and those of names that stand in no layer or in two.
+fn wrong(layers: &[Vec<String>], imports: &Imports) -> Imports {
+    let mut level = BTreeMap::new();
+    let mut wrong = Imports::new();
+    for (depth, name) in layers.iter().enumerate().flat_map(|(d, l)| l.iter().map(move |n| (d, n)))
+    {
+        if level.insert(name, depth).is_some() {
+            wrong.insert((name.clone(), "stands in two layers".to_owned()));
+        }
+    }
+    for (from, to) in imports {
+        for name in [from, to].into_iter().filter(|name| !level.contains_key(name)) {
+            wrong.insert((name.clone(), "stands in no layer".to_owned()));
+        }
+        if let (Some(above), Some(below)) = (level.get(from), level.get(to))
+            && above >= below
+        {
+            wrong.insert((from.clone(), to.clone()));
+        }
+    }
+    wrong
+}
+
+/// The first names behind each `crate::` of a source text.
+fn named(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
+        .collect();
+    let word = |text: &str| -> String {
+        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut names = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            names.insert(word(rest));
+            continue;
+        };
+        let mut depth = 1;
+        let mut at_start = true;
+        for (at, letter) in list.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => at_start = true,
+                _ if at_start && !letter.is_whitespace() => {
+                    names.insert(word(&list[at..]));
+                    at_start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    names
+}
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Between the modules right below `main.rs`. What a module's folder holds is part of it.
+fn kernel_imports() -> (BTreeSet<String>, Imports) {
+    let source = root().join("kernel/src");
+    let mut all = Vec::new();
+    files(&source, &mut all);
+    let module = |path: &Path| {
+        let first = path.strip_prefix(&source).unwrap().components().next().unwrap();
+        first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+    };
+    let modules: BTreeSet<String> = all.iter().map(|path| module(path)).collect();
+    let mut imports = Imports::new();
+    for path in &all {
+        let from = module(path);
+        for name in named(&fs::read_to_string(path).unwrap()) {
+            // What is no module is an item of the root.
+            let to = if modules.contains(&name) { name } else { "main".to_owned() };
+            if to != from {
+                imports.insert((from.clone(), to));
+            }
+        }
+    }
+    (modules, imports)
+}
+
+#[test]
+fn modules_of_kernel_name_only_what_is_below_them() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let layers = layers(&page, "layers of kernel");
+    let (modules, imports) = kernel_imports();
+    let drawn: BTreeSet<String> = layers.iter().flatten().cloned().collect();
+    assert_eq!(
+        drawn, modules,
+        "docs/architecture.md, \"layers of kernel\", has other modules than kernel/src"
+    );
+    let known: Imports = KNOWN.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+    let wrong = wrong(&layers, &imports);
+    let new: Vec<_> = wrong.difference(&known).collect();
+    assert!(
+        new.is_empty(),
+        "these imports of `kernel` do not go down (docs/architecture.md): {new:?}"
+    );
+    let gone: Vec<_> = known.difference(&wrong).collect();
+    assert!(gone.is_empty(), "these imports are no more: take them out of KNOWN, {gone:?}");
+}
+
+#[test]
+fn crates_depend_only_on_what_is_below_them() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let layers = layers(&page, "layers of crates");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]).current_dir(root());
+    let output = cargo.output().unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let name = |value: &serde_json::Value| value["name"].as_str().unwrap().to_owned();
+    let ours: BTreeSet<String> = packages.iter().map(name).collect();
+    let mut imports = Imports::new();
+    for package in packages {
+        let needed = package["dependencies"].as_array().unwrap().iter();
+        // Tests may use anything.
+        for to in
+            needed.filter(|needed| needed["kind"] != "dev").map(name).filter(|to| ours.contains(to))
+        {
+            imports.insert((name(package), to));
+        }
+    }
+    let drawn: BTreeSet<String> = layers.iter().flatten().cloned().collect();
+    assert_eq!(
+        drawn, ours,
+        "docs/architecture.md, \"layers of crates\", has other crates than the workspace"
+    );
+    let wrong = wrong(&layers, &imports);
+    assert!(
+        wrong.is_empty(),
+        "these dependencies do not go down (docs/architecture.md): {wrong:?}"
+    );
+}
+
+fn pairs(text: &str) -> Imports {
+    let pair = |pair: &str| pair.split_once('>').map(|(a, b)| (a.to_owned(), b.to_owned()));
+    text.split(' ').filter_map(pair).collect()
+}
+
+#[test]
+fn an_import_upward_or_sideways_or_from_nowhere_is_found() {
+    let layers = layers("x\n```text\nlayers\na\nb c\nd\n```\n", "layers");
+    assert!(wrong(&layers, &pairs("a>b a>d b>d c>d")).is_empty());
+    assert_eq!(wrong(&layers, &pairs("a>b d>a b>c")), pairs("d>a b>c"));
+    let nowhere = [("e".to_owned(), "stands in no layer".to_owned())];
+    assert_eq!(wrong(&layers, &pairs("a>e")), Imports::from(nowhere));
+}
+
+#[test]
+fn all_ways_to_name_a_module_are_seen() {
+    let text = "use crate::a::B;\nuse crate::{c, d::{E, f::G},\n  h as i};\n// use crate::x;\nlet y = crate::j::k();\n";
+    let names: Vec<String> = named(text).into_iter().collect();
+    assert_eq!(names, ["a", "c", "d", "h", "j"]);
+}
