@@ -12,7 +12,6 @@ pub mod acpi;
 mod aml;
 pub mod counters;
 pub mod cpuid;
-pub mod crashes;
 pub mod devices;
 pub mod exits;
 pub mod lines;
@@ -23,6 +22,7 @@ mod mtrr;
 pub mod pci;
 pub mod recent;
 mod shadows;
+pub mod short_lives;
 pub mod vm;
 
 #[cfg(test)]

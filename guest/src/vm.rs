@@ -23,6 +23,9 @@ use crate::pci::VirtualBus;
 use crate::recent::RecentExits;
 use crate::shadows::Shadows;
 
+/// So many of the things that a guest can repeat at will are logged in one life.
+pub(crate) const MAX_NOTES: u8 = 8;
+
 /// The edge types of one back end, named once.
 pub trait Platform {
     /// The virtual CPU.
@@ -127,7 +130,7 @@ pub struct Vm {
     /// So many of the things that the guest can repeat at will have been logged.
     pub(crate) notes: u8,
     /// A crash is worth a sentence only: the log has the state of the same crash already.
-    pub terse: bool,
+    pub crash_told: bool,
 }
 
 impl Vm {
@@ -145,8 +148,16 @@ impl Vm {
             lines,
             uart_line: false,
             notes: 0,
-            terse: false,
+            crash_told: false,
         }
+    }
+
+    /// This life follows a row of short ones, in which the log has said what there was to say: it says
+    /// how the life ends, and nothing else that the guest can have it say.
+    pub fn be_terse(&mut self) {
+        self.xapic_said = true;
+        self.notes = MAX_NOTES;
+        self.bus.be_terse();
     }
 }
 

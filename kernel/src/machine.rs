@@ -124,6 +124,11 @@ impl<F: Format> GuestMachine<F> {
         self.ram = GuestRam::default();
     }
 
+    /// Logs no more failures to change the nested table.
+    pub(crate) fn be_terse(&self) {
+        self.tables.lock().failures = MOST_FAILURES_LOGGED;
+    }
+
     /// Whether the nested table has changed since the last call.
     pub(crate) fn take_nested_changed(&mut self) -> bool {
         core::mem::take(&mut self.nested_changed)

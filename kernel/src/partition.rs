@@ -25,8 +25,8 @@ use config::GuestConfig;
 use cpu::config_space::MachineConfigSpace;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
-use guest::crashes::Crashes;
 use guest::memory_map::MemoryMap;
+use guest::short_lives::ShortLives;
 use guest::vm::{CpuState, Guest, Outcome, Platform};
 use mem::Mix;
 use spin::Mutex;
@@ -89,7 +89,7 @@ pub(crate) struct Partition<B: Backend> {
     wish: AtomicU32,
     /// It has ended and stays so until it is started.
     pub(crate) over: AtomicBool,
-    crashes: Mutex<Crashes>,
+    short_lives: Mutex<ShortLives>,
     /// Its CPUs help with that between two lives.
     scrubbing: Mutex<Option<Arc<Scrubbing>>>,
     /// Bytes of its RAM, and how many of them are from the free memory.
@@ -177,7 +177,7 @@ impl<B: Backend> Partition<B> {
             lives: AtomicU32::new(1),
             wish: AtomicU32::new(NO_WISH),
             over: AtomicBool::new(false),
-            crashes: Mutex::new(Crashes::default()),
+            short_lives: Mutex::new(ShortLives::default()),
             scrubbing: Mutex::new(None),
             ram_bytes: AtomicU64::new(ram_bytes),
             pooled_bytes: AtomicU64::new(pooled_bytes),

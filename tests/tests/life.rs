@@ -114,24 +114,36 @@ fn a_processor_without_a_job_wakes_for_one_on_vt_x() {
     a_processor_without_a_job_wakes_for_one(Emulator::Bochs);
 }
 
-/// Only the first crash of a row is told in full, and the waits grow.
-#[test]
-fn a_guest_that_crashes_in_a_row_waits_longer_each_time() {
-    let folder = Folder::new("crashes");
+/// Short lives of a guest that end in `way`: the waits grow. What the screen shows.
+fn short_lives(way: &str, outcome: &str) -> String {
+    let folder = Folder::new(&format!("short-lives-{outcome}"));
     let further = "on_crash = \"restart\"";
-    let payload = Payload { command_line: "triple-fault", further, ..Payload::new("ends") };
+    let payload =
+        Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
     let config = folder.write("nexit.toml", payload.toml());
     let mut session = Session::start(&["run", "--config", &config, "--timeout", "300"]);
     session.see("guest ends: entering");
     session.keys("\u{1}m");
     for wait in ["", " in 1 ms", " in 2 ms", " in 4 ms", " in 8 ms", " in 16 ms"] {
-        session.see(&format!("guest ends: triple_fault: it begins anew{wait}\n"));
+        session.see(&format!("guest ends: {outcome}: it begins anew{wait}\n"));
     }
     session.keys("stop ends\r");
     let (screen, _) = session.end();
     folder.write("run.log", &screen);
+    assert!(screen.contains("guest ends: stopped after"), "{screen}");
+    screen
+}
+
+#[test]
+fn a_guest_that_reboots_in_a_row_waits_longer_each_time() {
+    short_lives("reset-register", "reboot");
+}
+
+/// Only the first crash of a row is told in full.
+#[test]
+fn a_guest_that_crashes_in_a_row_waits_longer_each_time() {
+    let screen = short_lives("triple-fault", "triple_fault");
     for part in ["registers in encoding order", "last exits: ", "code ["] {
         assert_eq!(screen.matches(part).count(), 1, "{part}\n{screen}");
     }
-    assert!(screen.contains("guest ends: stopped after"), "{screen}");
 }

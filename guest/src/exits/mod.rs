@@ -24,7 +24,7 @@ use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{Exit, ExitReason};
 
 use crate::counters::Counter;
-use crate::vm::{Context, Next, Outcome, Platform};
+use crate::vm::{Context, MAX_NOTES, Next, Outcome, Platform};
 use access::Refused;
 
 impl<P: Platform> Context<'_, P, ()> {
@@ -218,8 +218,7 @@ impl<P: Platform> Context<'_, P> {
 
     /// Logs what a guest can make happen again and again, a few times.
     fn note(&mut self, sentence: core::fmt::Arguments<'_>) {
-        const MOST_NOTES: u8 = 8;
-        if self.vm.notes < MOST_NOTES {
+        if self.vm.notes < MAX_NOTES {
             self.vm.notes += 1;
             self.machine.log(format_args!("guest {}: {sentence}", self.guest.name));
         }
@@ -233,7 +232,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn last_words(&mut self) {
-        if !self.vm.terse {
+        if !self.vm.crash_told {
             self.dump();
         }
     }

@@ -103,6 +103,11 @@ impl Device {
         }
     }
 
+    /// Logs no more refusals.
+    pub(super) fn be_terse(&mut self) {
+        self.refusals = MOST_REFUSALS_LOGGED;
+    }
+
     /// IDE channels in compatibility mode.
     pub(super) fn legacy_ide(&self) -> impl Iterator<Item = LegacyIde> + use<> {
         self.identity.legacy_ide().into_iter()

@@ -181,6 +181,12 @@ impl VirtualBus {
         Ok(())
     }
 
+    /// What is refused from here on is not logged: the log has it from the lives before.
+    pub(crate) fn be_terse(&mut self) {
+        self.devices.iter_mut().for_each(Device::be_terse);
+        self.shared.iter_mut().for_each(SharedFunction::be_terse);
+    }
+
     /// Takes the functions over, once they are in the guest's DMA domain: quiet, decoding, and
     /// their BARs mapped.
     pub fn attach<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {

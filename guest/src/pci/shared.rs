@@ -262,6 +262,11 @@ impl SharedFunction {
 
     /// Lets a doorbell ring that was due. `None`: it is no interrupt of the guest's own, and stays
     /// masked.
+    /// Logs no more refusals.
+    pub(super) fn be_terse(&mut self) {
+        self.refusals = MOST_REFUSALS_LOGGED;
+    }
+
     pub(super) fn program(
         &mut self,
         machine: &mut impl Machine,

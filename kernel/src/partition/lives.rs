@@ -7,7 +7,7 @@ use arch::Bdf;
 use config::Afterwards;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
-use guest::crashes::Crashes;
+use guest::short_lives::{LifeEnd, ShortLives};
 use guest::vm::Outcome;
 
 use super::Partition;
@@ -46,11 +46,15 @@ impl<B: Backend> Partition<B> {
 
     /// Milliseconds to wait before it begins anew, after a life that ended so.
     pub(crate) fn pause(&self, outcome: Outcome) -> u64 {
-        let crashed = matches!(outcome, Outcome::TripleFault | Outcome::Crash)
-            && self.wish.load(Ordering::Acquire) != RESTART;
+        let end = match outcome {
+            _ if self.wish.load(Ordering::Acquire) == RESTART => LifeEnd::User,
+            Outcome::TripleFault | Outcome::Crash => LifeEnd::Crash,
+            Outcome::Reboot => LifeEnd::Reboot,
+            Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => LifeEnd::User,
+        };
         let life = instructions::tsc().wrapping_sub(self.clock_base.load(Ordering::Relaxed));
         let life_ms = life / self.plan.hardware.clock.tsc_khz.max(1);
-        self.crashes.lock().life_ended(crashed, life_ms)
+        self.short_lives.lock().life_ended(end, life_ms)
     }
 
     /// The end of a life, once all its CPUs have left: everything is given back but the RAM, which
@@ -90,7 +94,12 @@ impl<B: Backend> Partition<B> {
                 return Err(refusal);
             }
         };
-        shared.vm.terse = self.crashes.lock().in_a_row();
+        let row = *self.short_lives.lock();
+        shared.vm.crash_told = row.crash_told();
+        if row.told() {
+            shared.vm.be_terse();
+            shared.machine.be_terse();
+        }
         *self.shared.lock() = shared;
         let (ram_bytes, pooled_bytes) = ram.size();
         self.ram_bytes.store(ram_bytes, Ordering::Relaxed);
@@ -113,7 +122,7 @@ impl<B: Backend> Partition<B> {
 
     /// It shall be started: `false` where that was asked for already.
     pub(crate) fn shall_start(&self) -> bool {
-        *self.crashes.lock() = Crashes::default();
+        *self.short_lives.lock() = ShortLives::default();
         self.wish.swap(START, Ordering::AcqRel) != START
     }
 
