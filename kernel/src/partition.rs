@@ -106,8 +106,19 @@ impl Plan {
     /// Memory for the guest, scrubbed.
     fn allocate(&self) -> Result<GuestRam, Refusal> {
         let mut ram = allocate(self.hardware, &self.guest, &self.map)?;
-        ram.scrub(|| self.look_after());
+        self.scrub(&mut ram);
         Ok(ram)
+    }
+
+    /// Fills the guest's memory with zeros; says so where that may take longer than a second.
+    fn scrub(&self, ram: &mut GuestRam) {
+        /// What any machine writes in a second.
+        const QUICK: u64 = 1 << 30;
+        let (bytes, _) = ram.size();
+        if bytes > QUICK {
+            logln!("guest {}: its {} MiB of memory are cleared", self.guest.name, bytes >> 20);
+        }
+        ram.scrub(|| self.look_after());
     }
 }
 

@@ -56,7 +56,7 @@ impl<B: Backend> Partition<B> {
     /// is scrubbed.
     pub(crate) fn end_life(&self) -> GuestRam {
         let mut ram = self.shared.lock().give_back(&self.plan);
-        ram.scrub(|| self.plan.look_after());
+        self.plan.scrub(&mut ram);
         ram
     }
 
