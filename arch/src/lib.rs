@@ -23,6 +23,7 @@ pub mod machine;
 pub mod msr;
 pub mod register;
 pub mod segment;
+pub mod uart;
 pub mod vcpu;
 
 pub use address::{Gpa, Gva, Hpa, Iova, PageSize};

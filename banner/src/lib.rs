@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod cpu;
+mod kind;
 mod leaves;
 mod lines;
 mod topology;
 mod words;
 
 pub use cpu::Cpu;
+pub use kind::{Kinds, kind};
 pub use leaves::leaves;
 pub use lines::{BYTES_OF_LINE, Lines, sum};
 pub use topology::{Counts, Topology};

@@ -31,6 +31,14 @@ impl Devices {
         }
     }
 
+    /// Whether the file gives this function away, should it exist.
+    pub(crate) fn has(&self, function: Bdf) -> bool {
+        match self {
+            Self::Listed(functions) => functions.contains(&function),
+            Self::All { except } => !except.contains(&function),
+        }
+    }
+
     /// The functions, where `all` is what there is to give: a list as it stands in the file, whether
     /// it exists or not, or what is left of `all`, in its order.
     #[must_use]

@@ -4,6 +4,8 @@
 use alloc::string::String;
 use core::fmt;
 
+use arch::Bdf;
+
 use crate::{FILE_NAME, LEAST_MEMORY, MEMORY_UNIT};
 
 /// A problem and its place in the file.
@@ -107,6 +109,13 @@ pub enum Problem {
         /// The guest's name.
         guest: String,
     },
+    /// A guest has the serial card that is to be the console.
+    ConsoleCardTaken {
+        /// The card.
+        function: Bdf,
+        /// The guest's name.
+        guest: String,
+    },
     /// `except` without `devices = "all"`.
     ExceptWithoutAll,
     /// `unsafe_no_iommu` with more than one guest.
@@ -158,6 +167,12 @@ impl fmt::Display for Problem {
                 "guest \"{guest}\" has the UART at port {base:#x} or its interrupt line, and it is the \
                  console: take it from the guest (uart, io_ports), or write console = \"none\" or \
                  another UART's port at the top of the file"
+            ),
+            Self::ConsoleCardTaken { function, guest } => write!(
+                f,
+                "guest \"{guest}\" has the serial card {function}, and it is the console: take it from the \
+                 guest (devices, or except where that is \"all\"), or write another console at the top of \
+                 the file"
             ),
             Self::ExceptWithoutAll => f.write_str(
                 "except takes functions out of devices = \"all\", which does not stand here: write \

@@ -17,12 +17,17 @@ pub enum Console {
     None,
     /// To the UART whose first port this is.
     Port(u16),
+    /// To the serial card that is this PCI function.
+    Card(Bdf),
 }
 
 impl Console {
-    /// `COM1` to `COM4`, a port, or `none`.
+    /// `COM1` to `COM4`, a port, a card such as `pci:05:00.0`, or `none`.
     pub(crate) fn named(text: &str) -> Option<Self> {
         const PCI_CONFIG_PORTS: u16 = 0xcf8;
+        if let Some(function) = text.strip_prefix("pci:") {
+            return function.parse().ok().map(Self::Card);
+        }
         let base = match text {
             "none" => return Some(Self::None),
             "COM1" => 0x3f8,
@@ -50,6 +55,20 @@ impl Config {
         };
         let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
         let problem = Problem::ConsoleTaken { base, guest: guest.name.to_owned() };
+        Err(ConfigError { line: None, problem })
+    }
+}
+
+impl Config {
+    /// Whether the serial card that `console` names can be the console: no guest has it.
+    ///
+    /// # Errors
+    /// A guest has; the sentence names it.
+    pub(crate) fn check_card(&self) -> Result<(), ConfigError> {
+        let Some(Console::Card(function)) = self.console else { return Ok(()) };
+        let has = |guest: &&GuestConfig| guest.devices.has(function);
+        let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
+        let problem = Problem::ConsoleCardTaken { function, guest: guest.name.to_owned() };
         Err(ConfigError { line: None, problem })
     }
 }

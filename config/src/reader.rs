@@ -38,7 +38,8 @@ const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
 const TAKES_INTX: &str = "a list of PCI functions, each with the global system interrupt that its \
                           pin is wired to (5, 9 to 11, or from 16 up), such as [\"00:05.0=21\"]";
 const TAKES_CONSOLE: &str = "\"COM1\" to \"COM4\", the first port of a UART such as \"0x3e8\" (a \
-                             multiple of 8 from 0x100 on), or \"none\"";
+                             multiple of 8 from 0x100 on), a serial card such as \"pci:05:00.0\", or \
+                             \"none\"";
 const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles, and \
                           COM3 has the same interrupt line)";
 
@@ -110,6 +111,7 @@ impl Reader<'_> {
         if let Some(Console::Port(base)) = console {
             config.check_console(base)?;
         }
+        config.check_card()?;
         Ok(config)
     }
 

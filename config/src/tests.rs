@@ -129,6 +129,23 @@ fn a_uart_is_one_guests_and_never_the_consoles() {
 }
 
 #[test]
+fn a_serial_card_is_the_consoles_or_a_guests() {
+    let with = |devices: &str| {
+        let guest = LINUX.lines().filter(|line| !line.starts_with("devices"));
+        let guest: String = guest.flat_map(|line| [line, "\n"]).collect();
+        parse(&format!("console = \"pci:05:00.0\"\n{guest}{devices}\n"))
+    };
+    for refused in ["devices = [\"05:00.0\"]", "devices = \"all\""] {
+        let error = with(refused).unwrap_err().to_string();
+        assert!(error.contains("guest \"linux\" has the serial card 05:00.0"), "{error}");
+    }
+    let free = "devices = \"all\"\nexcept = [\"05:00.0\"]";
+    for accepted in ["devices = [\"04:00.0\"]", free] {
+        assert!(with(accepted).is_ok(), "{accepted}");
+    }
+}
+
+#[test]
 fn a_file_that_only_asks_what_the_machine_is_needs_no_guest() {
     let probe = parse("probe = true\n").unwrap();
     assert!(probe.probe && probe.guests.is_empty());
@@ -163,6 +180,11 @@ fn the_console_is_a_uart_or_none_and_no_guests() {
     }
     let ports = with("0x3e8").replace("io_ports = []", "io_ports = [\"0x3ef\"]");
     assert!(sentence(&ports).contains("has the UART at port 0x3e8"));
+    let card = Console::Card("0001:05:00.2".parse().unwrap());
+    assert_eq!(read("pci:0001:05:00.2"), Some(card));
+    for refused in ["pci:", "pci:5", "pci:05:20.0", "PCI:05:00.0"] {
+        assert!(sentence(&with(refused)).contains("a serial card such as"), "{refused}");
+    }
     for free in ["none", "COM1", "COM3"] {
         assert!(parse(&format!("{}uart = \"COM2\"\n", with(free))).is_ok(), "{free}");
     }

@@ -9,9 +9,10 @@ use arch::register::{Cr4, Efer};
 
 use crate::instructions::{cpuid, read_msr, read_msr_checked, write_msr, write_msr_checked};
 
-/// WB, WT, UC- and UC, twice: the PAT of a CPU after reset (SDM "IA32_PAT MSR"; APM "PAT Register"). The
-/// hypervisor's tables, nested ones on AMD-V included, use entry 0 for write-back and entry 3 for uncached.
-const PAT: u64 = 0x0007_0406_0007_0406;
+/// WB, WC, UC- and UC, twice: the PAT of a CPU after reset (SDM "IA32_PAT MSR"; APM "PAT Register") with write
+/// combining where that has write-through, which nobody uses. The hypervisor's tables, nested ones on AMD-V
+/// included, use entry 0 for write-back and entry 3 for uncached, and the own one entry 1 for the framebuffer.
+const PAT: u64 = 0x0007_0106_0007_0106;
 
 /// IA32_MISC_ENABLE: "XD bit disable" (SDM volume 4). With it CPUID shows no execute disable, and a write of
 /// IA32_EFER.NXE raises #GP.
@@ -122,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn the_entries_that_the_page_tables_name_are_write_back_and_uncached() {
+    fn the_entries_that_the_page_tables_name_are_write_back_write_combining_and_uncached() {
         let types = PAT.to_le_bytes();
-        assert_eq!((types[0], types[3]), (6, 0));
+        assert_eq!((types[0], types[1], types[3]), (6, 1, 0));
     }
 }

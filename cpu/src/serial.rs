@@ -1,16 +1,49 @@
-//! The UART of the console: driven where `mux::uart` found one.
+//! The registers of UARTs, at ports and in memory.
 
-use core::fmt;
-
-use arch::Width;
-use uart_16550::backend::PioBackend;
-use uart_16550::{BaudRate, Config, Uart16550};
+use arch::uart::{UartBase, UartPlace};
+use arch::{Hpa, Width};
 
 use crate::instructions::{port_read, port_write};
+use crate::physical::{mmio_read, mmio_write};
 
-/// A UART that accepts nothing for this many polls is not there: the byte is dropped, so that a
-/// machine without a serial line still boots.
-const MOST_POLLS: u32 = 1_000_000;
+/// Reads the register at `offset` (0 to 7) of the UART at `place`.
+///
+/// # Safety
+/// Ring 0; the place's eight registers are a UART's or nobody's, nobody else drives them, and what is in
+/// memory is mapped uncached.
+#[must_use]
+pub unsafe fn read(place: UartPlace, offset: u16) -> u8 {
+    let value = match place.base {
+        // SAFETY: the caller vouches for the ports.
+        UartBase::Port(first) => unsafe { port_read(first.wrapping_add(offset), Width::Byte) },
+        // SAFETY: the caller vouches for the memory.
+        UartBase::Memory(start) => unsafe {
+            mmio_read(at(place, start, offset), place.width) as u32
+        },
+    };
+    value as u8
+}
+
+/// Writes the register at `offset`.
+///
+/// # Safety
+/// As for [`read`].
+pub unsafe fn write(place: UartPlace, offset: u16, value: u8) {
+    match place.base {
+        // SAFETY: the caller vouches for the ports.
+        UartBase::Port(first) => unsafe {
+            port_write(first.wrapping_add(offset), Width::Byte, value.into());
+        },
+        // SAFETY: the caller vouches for the memory.
+        UartBase::Memory(start) => unsafe {
+            mmio_write(at(place, start, offset), place.width, value.into());
+        },
+    }
+}
+
+const fn at(place: UartPlace, start: Hpa, offset: u16) -> Hpa {
+    start.wrapping_add(place.stride as u64 * offset as u64)
+}
 
 /// Makes the UART whose first port is `base` raise no interrupt; `false` where none is.
 ///
@@ -22,86 +55,40 @@ pub unsafe fn quiet(base: u16) -> bool {
     const LINE_CONTROL: u16 = 3;
     const MODEM_CONTROL: u16 = 4;
     const SCRATCH: u16 = 7;
-    const PATTERN: u32 = 0xa5;
+    const PATTERN: u8 = 0xa5;
+    let place = UartPlace::port(base);
     // Line Control comes first: its highest bit shows other registers at the first two ports.
     for (register, value) in
         [(LINE_CONTROL, 3), (INTERRUPT_ENABLE, 0), (MODEM_CONTROL, 0), (SCRATCH, PATTERN)]
     {
         // SAFETY: the caller vouches for the ports.
-        unsafe { port_write(base + register, Width::Byte, value) };
+        unsafe { write(place, register, value) };
     }
     // SAFETY: as above.
-    unsafe { port_read(base + SCRATCH, Width::Byte) == PATTERN }
+    unsafe { read(place, SCRATCH) == PATTERN }
 }
 
-/// The serial line.
-pub struct Serial {
-    uart: Option<Uart16550<PioBackend>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Serial {
-    /// No line: everything written is dropped.
-    #[must_use]
-    pub const fn absent() -> Self {
-        Self { uart: None }
-    }
-
-    /// The UART whose first port is `base`, at 115,200 baud, 8N1, FIFOs on; absent where none answers.
-    ///
-    /// # Safety
-    /// Ring 0, and nobody else drives what is at the eight ports from `base`.
-    #[must_use]
-    pub unsafe fn at(base: u16) -> Self {
-        // SAFETY: the caller vouches for the ports.
-        let Ok(mut uart) = (unsafe { Uart16550::new_port(base) }) else { return Self::absent() };
-        let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
-        Self { uart: uart.init(config).is_ok().then_some(uart) }
-    }
-
-    /// Sends one byte.
-    pub fn send(&mut self, byte: u8) {
-        let Some(uart) = &mut self.uart else { return };
-        for _ in 0..MOST_POLLS {
-            if uart.try_send_byte(byte).is_ok() {
-                return;
+    /// Registers in memory, 4 bytes apart, as bytes and as dwords: a fake of a card that has its UART there.
+    #[test]
+    fn registers_in_memory_are_reached_with_their_stride_and_width() {
+        for width in [Width::Byte, Width::Word, Width::Dword] {
+            let mut memory = [0_u32; 8];
+            let start = Hpa::new(memory.as_mut_ptr() as u64);
+            let place = UartPlace { base: UartBase::Memory(start), stride: 4, width };
+            for offset in 0..8 {
+                // SAFETY: the registers are the array's.
+                unsafe { write(place, offset, 0xa0 | offset as u8) };
             }
-            core::hint::spin_loop();
+            let seen: Vec<u8> = (0..8)
+                // SAFETY: as above.
+                .map(|offset| unsafe { read(place, offset) })
+                .collect();
+            assert_eq!(seen, [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7], "{width:?}");
+            assert_eq!(memory[7], 0xa7);
         }
-        self.uart = None;
-    }
-
-    /// Raises the UART's line when a byte arrives (a PC gates it with OUT2).
-    pub fn interrupt_on_receive(&mut self) {
-        if let Some(uart) = &mut self.uart {
-            uart.enable_interrupts(uart_16550::spec::registers::IER::DATA_READY);
-        }
-    }
-
-    /// A byte that has arrived.
-    pub fn receive(&mut self) -> Option<u8> {
-        self.uart.as_mut()?.try_receive_byte().ok()
-    }
-
-    /// Waits until the last byte has left the UART.
-    pub fn drain(&mut self) {
-        let Some(uart) = &mut self.uart else { return };
-        for _ in 0..MOST_POLLS {
-            if uart.lsr().contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY) {
-                return;
-            }
-            core::hint::spin_loop();
-        }
-    }
-}
-
-impl fmt::Write for Serial {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
-            if byte == b'\n' {
-                self.send(b'\r');
-            }
-            self.send(byte);
-        }
-        Ok(())
     }
 }

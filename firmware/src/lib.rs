@@ -1,7 +1,8 @@
 //! What the firmware's ACPI tables say about the machine, as one [`Platform`].
 //!
 //! * `tables`: from the RSDP to every table whose pointer and length hold; nothing else is read
-//! * `madt`, `mcfg`, `fadt`, `aml`: what they say; `structures` is where the `acpi` crate reads them
+//! * `madt`, `mcfg`, `fadt`, `aml`, `serial`: what they say; `structures` is where the `acpi` crate reads them
+//! * `origin`: who made them
 //!
 //! Invariant: the tables are claims. The `acpi` crate believes lengths and pointers, so it is given
 //! only tables that were checked here, and of the MADT and the MCFG only whole entries. What does not
@@ -16,7 +17,9 @@ mod aml;
 mod fadt;
 mod madt;
 mod mcfg;
+mod origin;
 mod platform;
+mod serial;
 mod structures;
 mod tables;
 
@@ -25,7 +28,9 @@ use arch::Hpa;
 pub use fadt::{Pm1Control, PmTimer, Register, Reset, SoftOff};
 pub use madt::{InterruptOverride, IoApicEntry};
 pub use mcfg::EcamWindow;
+pub use origin::Origin;
 pub use platform::{FirmwareError, Platform};
+pub use serial::SerialPort;
 pub use tables::each_table;
 
 /// Physical memory: the bytes of a range, or `None` where they cannot all be read.

@@ -11,6 +11,8 @@ use arch::{ApicId, Hpa};
 use crate::fadt::{self, Fixed, PmTimer, Register, Reset, SoftOff};
 use crate::madt::{self, InterruptOverride, IoApicEntry};
 use crate::mcfg::{self, EcamWindow};
+use crate::origin::Origin;
+use crate::serial::{self, SerialPort};
 use crate::structures::Structure;
 use crate::tables::{Table, Tables};
 use crate::{Memory, aml};
@@ -43,6 +45,10 @@ pub struct Platform {
     pub hpet: Option<Hpa>,
     /// The ACPI timer.
     pub pm_timer: Option<PmTimer>,
+    /// Serial ports that the firmware names, its console first.
+    pub serial: Vec<SerialPort>,
+    /// Who made the tables.
+    pub origins: Vec<Origin>,
     /// How to switch the machine off.
     pub soft_off: Option<SoftOff>,
     /// How to reset the machine.
@@ -82,12 +88,15 @@ impl Platform {
         if fixed.is_none() {
             notes.push(String::from("the machine cannot be switched off: it has no FADT"));
         }
+        let dsdt = fixed.as_ref().and_then(|fixed| fixed.dsdt);
         let types =
             fixed.as_ref().and_then(|fixed| sleep_types(fixed, &tables, memory, &mut notes));
         let ecam = tables.sound(*b"MCFG", &mut notes);
         Ok(Self {
             ecam: ecam.map(|mcfg| mcfg::read(mcfg.bytes, &mut notes)).unwrap_or_default(),
             hpet: tables.sound(*b"HPET", &mut notes).and_then(|table| hpet(table, &mut notes)),
+            serial: serial_ports(&tables, &mut notes),
+            origins: Origin::of(&tables, dsdt, memory),
             pm_timer: fixed.as_ref().and_then(|fixed| fixed.pm_timer),
             soft_off: fixed.as_ref().and_then(|fixed| fixed.soft_off(types, &mut notes)),
             reset: fixed.as_ref().and_then(|fixed| fixed.reset),
@@ -152,6 +161,19 @@ fn sleep_types(
     });
     let ssdts = tables.all(*b"SSDT").filter(Table::adds_up);
     dsdt.into_iter().chain(ssdts).find_map(|table| aml::soft_off_types(table.bytes))
+}
+
+/// Ports that several tables name come once.
+fn serial_ports(tables: &Tables<'_>, notes: &mut Vec<String>) -> Vec<SerialPort> {
+    let spcr = tables.sound(*b"SPCR", notes).and_then(|table| serial::spcr(table.bytes, notes));
+    let mut ports = Vec::from_iter(spcr);
+    let dbg2 = tables.sound(*b"DBG2", notes).map(|table| serial::dbg2(table.bytes, notes));
+    for port in dbg2.into_iter().flatten() {
+        if ports.iter().all(|known| known.place != port.place) {
+            ports.push(port);
+        }
+    }
+    ports
 }
 
 fn hpet(table: Table<'_>, notes: &mut Vec<String>) -> Option<Hpa> {

@@ -260,8 +260,28 @@ fn everything() -> Case {
          table FACP\nrevision 6\nzero f0\ntable DSDT\nhex 08 5f 53 35 5f 12 07 04 0a 07 0a 06 00 00\n\
          table SSDT\nhex 08 5f 53 35 5f 12 06 04 0a 07 00 00 00\n\
          table MCFG\nq 0\nmcfg e0000000 0 0 ff\ntable HPET\nd 1\nhex 0 40 0 0\nq fed00000\nhex 0 0 0 0\n\
-         table DMAR\nhex 26 1\nzero a\ndrhd 1 0 fed91000\n",
+         table DMAR\nhex 26 1\nzero a\ndrhd 1 0 fed91000\n\
+         table SPCR\nrevision 2\nhex 0 0 0 0 1 8 0 1\nq 2f8\nzero 1c\n\
+         table DBG2\nd 2c 1\nhex 0 22 0 1 2 0 20 0 0 0 0 0 0 80 0 0 0 0 16 0 0 0 1 8 0 1\nq 2e8\n",
     )
+}
+
+#[test]
+fn the_serial_ports_that_tables_name_come_once_the_consoles_first() {
+    let platform = read(&everything()).unwrap();
+    let ports: Vec<_> =
+        platform.serial.iter().map(|port| (port.table, port.place.first_port())).collect();
+    assert_eq!(ports, [("SPCR", Some(0x2f8)), ("DBG2", Some(0x2e8))]);
+    let twice = with(
+        "table SPCR\nhex 0 0 0 0 1 8 0 1\nq 2e8\nzero 1c\n\
+         table DBG2\nd 2c 1\nhex 0 22 0 1 2 0 20 0 0 0 0 0 0 80 0 0 0 0 16 0 0 0 1 8 0 1\nq 2e8\n",
+    );
+    assert_eq!(twice.serial.len(), 1);
+    let damaged = with("table SPCR\nbadsum\nhex 0 0 0 0 1 8 0 1\nq 2e8\nzero 1c\n");
+    assert_eq!(damaged.serial, []);
+    assert!(notes(&damaged).contains("the SPCR is left out: its checksum is wrong"));
+    let makers: Vec<_> = platform.origins.iter().map(|origin| origin.table.as_str()).collect();
+    assert_eq!(makers, ["FADT", "DSDT", "DMAR"]);
 }
 
 proptest! {
@@ -289,7 +309,9 @@ proptest! {
 
     #[test]
     fn tables_of_any_bytes_never_panic(
-        signature in proptest::sample::select(vec!["APIC", "FACP", "MCFG", "HPET", "DSDT", "SSDT"]),
+        signature in proptest::sample::select(vec![
+            "APIC", "FACP", "MCFG", "HPET", "DSDT", "SSDT", "SPCR", "DBG2"
+        ]),
         body in proptest::collection::vec(any::<u8>(), 0..300),
     ) {
         let body: Vec<String> = body.iter().map(|byte| format!("{byte:x}")).collect();

@@ -7,19 +7,25 @@ use arch::Hpa;
 use arch::address::HpaRange;
 use arch::msr::PortRange;
 use boot::BootInfo;
+use config::Config;
 use cpu::config_space::EcamWindow;
 use firmware::{Platform, Register};
 use guest::devices::{Devices, power};
 
-use crate::console::logln;
+use crate::bring_up::is_ram;
+use crate::console::{self, logln};
 use crate::memory::{self, Memory};
 use crate::refusal::Refusal;
 
 const FOUR_GIB: u64 = 1 << 32;
 
 /// Reads the tables that the loader's RSDP leads to, or else the one in the BIOS area; what they name
-/// above 4 GiB is mapped.
-pub(crate) fn read(memory: Memory, info: &BootInfo<'_>) -> Result<Platform, Refusal> {
+/// above 4 GiB is mapped. The console goes on where they have it.
+pub(crate) fn read(
+    memory: Memory,
+    info: &BootInfo<'_>,
+    config: &Config,
+) -> Result<Platform, Refusal> {
     let bytes = |at: Hpa, length: usize| memory::firmware_bytes(memory, info, at, length);
     let mut platform = Platform::read(info.rsdp, &bytes)?;
     let mut map = |what: &str, start: Hpa, length: u64| {
@@ -43,6 +49,7 @@ pub(crate) fn read(memory: Memory, info: &BootInfo<'_>) -> Result<Platform, Refu
     for note in &platform.notes {
         logln!("firmware's tables: {note}");
     }
+    console::follow_firmware(&platform.serial, config, |range| is_ram(info, range), memory);
     Ok(platform)
 }
 

@@ -4,7 +4,7 @@ use alloc::string::String;
 use core::fmt::Write as _;
 
 use arch::machine::CpuidResult;
-use banner::{Cpu, SvmWords, Topology, Words};
+use banner::{Cpu, Kinds, SvmWords, Topology, Words};
 use boot::{BootInfo, MemoryKind};
 use cpu::instructions::{cpuid, read_msr, write_msr};
 use plan::Vendor;
@@ -12,6 +12,7 @@ use plan::Vendor;
 use crate::bring_up::Hardware;
 use crate::console::logln;
 use crate::monitor;
+use crate::processors;
 use crate::refusal::{Refusal, refuse};
 
 fn read_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
@@ -81,9 +82,12 @@ pub(crate) fn machine(hardware: &Hardware, info: &BootInfo<'_>) {
     let mut cpus = String::new();
     if let Some(topology) = Topology::read(read_cpuid) {
         let counts = topology.count(hardware.started.iter().map(|id| id.0));
-        let hybrid = if topology.hybrid() { ", of several kinds" } else { "" };
         // Writing to a string never fails.
-        let _ = write!(cpus, ": {counts}{hybrid}");
+        let _ = write!(cpus, ": {counts}");
+        if topology.hybrid() {
+            let kinds = processors::kinds(&hardware.started);
+            let _ = write!(cpus, "; of several kinds: {}", Kinds(&kinds));
+        }
     }
     logln!("CPUs: {found} found, {started} started{cpus}");
     let usable = info.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
@@ -91,10 +95,13 @@ pub(crate) fn machine(hardware: &Hardware, info: &BootInfo<'_>) {
         usable.fold((0, 0), |(bytes, count), region| (bytes + region.range.length, count + 1));
     let free = hardware.memory.available();
     logln!("memory: {} MiB usable in {regions} regions, {} MiB free", bytes >> 20, free >> 20);
-    logln!(
-        "firmware: {}",
-        if info.uefi { "UEFI" } else { "BIOS, or none that the loader speaks of" }
-    );
+    let mut firmware =
+        String::from(if info.uefi { "UEFI" } else { "BIOS, or none that the loader speaks of" });
+    for origin in &hardware.origins {
+        // As above.
+        let _ = write!(firmware, "; {origin}");
+    }
+    logln!("firmware: {firmware}");
     let bridges = hardware.functions.iter().filter(|it| it.is_infrastructure()).count();
     logln!("PCI: {} functions, of these {bridges} bridges and alike", hardware.functions.len());
     missing(hardware);

@@ -77,6 +77,8 @@ pub(crate) struct Hardware {
     pub(crate) soft_off: Option<SoftOff>,
     /// How to reset the machine.
     pub(crate) resets: Vec<Reset>,
+    /// Who made the firmware's tables.
+    pub(crate) origins: Vec<firmware::Origin>,
     /// The ACPI timer, which all guests read.
     pub(crate) pm_timer: Option<PortRange>,
     /// Global system interrupts that may be guests'.
@@ -101,8 +103,7 @@ impl Hardware {
         memory::build_own_tables(memory, info)?;
         console::map_screen(memory);
         post::step(Step::Firmware);
-        let firmware = acpi::read(memory, info)?;
-        let start_page = start_page(info);
+        let firmware = acpi::read(memory, info, config)?;
         // SAFETY: ring 0 with interrupts off; nobody else is there.
         unsafe { cpu::pic::disable() };
         let Processor { apic, tss_base } = take_over_processor(memory)?;
@@ -113,12 +114,12 @@ impl Hardware {
         let clock = read_clocks(hpet, firmware.pm_timer, apic)?;
         post::step(Step::Processors);
         let started =
-            processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
+            processors::start(memory, start_page(info), &firmware.cpus, apic.id(), clock.tsc_khz)?;
         let ecam = acpi::ecam(memory, &firmware);
         post::step(Step::Devices);
         // SAFETY: the windows are the firmware's; from here on configuration space is ours.
         let mut space = unsafe { MachineConfigSpace::new(ecam) };
-        let functions = take_over_devices(info, memory, &mut space, clock.tsc_khz);
+        let functions = take_over_devices(info, config, memory, &mut space, clock.tsc_khz);
         let claims = pci::Claims::record(&mut space, &functions, owners(info, &firmware, ecam));
         pci::acs::enable(&mut space, &functions);
         let groups = pci::Groups::new(&space, &functions);
@@ -163,6 +164,7 @@ impl Hardware {
             no_iommu,
             identity_ram,
             soft_off: firmware.soft_off,
+            origins: firmware.origins,
             guests_lines: guests_lines(config, &firmware.overrides),
         })
     }
@@ -236,7 +238,7 @@ fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owne
         ram: info.memory.iter().filter(|it| memory::is_ram(it.kind)).map(|it| it.range),
         ecam: ecam.iter().map(EcamWindow::range),
         units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
-        console: console::uart(),
+        console: console::uart().and_then(|place| place.first_port()),
     };
     plan::owners::of(Some(firmware), others)
 }
@@ -292,6 +294,11 @@ fn move_modules(
         if range.start.as_u64() >= spared || range.length == 0 {
             continue;
         }
+        logln!(
+            "{}: its {} KiB are moved out of the guest's memory",
+            module.name,
+            range.length >> 10
+        );
         let to = memory.allocate(range.length, 4096).ok_or_else(memory::out_of_memory)?;
         // SAFETY: the loader's module, which nobody writes.
         let from = unsafe { cpu::physical::bytes(range.start, range.length as usize) };
@@ -378,7 +385,7 @@ fn name_io_apics(io_apics: &mut [IoApic], dmar: &Dmar<'_>) {
 }
 
 /// Whether a part of the range is RAM, where no device's registers can be.
-fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
+pub(crate) fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
     usable(info).any(|usable| usable.overlaps(range))
 }
 
@@ -405,6 +412,8 @@ fn read_clocks(
         },
         Clock { name: "PIT", hz: Pit::HZ, counter: Some(&mut pit) },
     ];
+    // Half a second for each clock at most.
+    logln!("the clocks are measured");
     let found = clock::tsc_frequency(&|leaf| cpuid(leaf, 0), &mut clocks)
         .map_err(|refused| refuse!("{refused}"))?;
     found.remarks.iter().for_each(|remark| logln!("{remark}"));
@@ -426,12 +435,17 @@ fn read_clocks(
 /// before that.
 fn take_over_devices(
     info: &BootInfo<'_>,
+    config: &Config,
     memory: Memory,
     space: &mut MachineConfigSpace,
     tsc_khz: u64,
 ) -> Vec<pci::Function> {
     let mut delay = |ms: u32| cpu::start::wait(tsc_khz, u64::from(ms) * 1000);
     let functions = find_functions(space, &mut delay);
+    let controllers = functions.iter().filter(|it| it.class >> 8 == usb::CLASS).count();
+    if controllers > 0 {
+        logln!("USB controllers are taken from the firmware: {controllers}, a second each at most");
+    }
     for function in &functions {
         let map = |start: Hpa| {
             let range = HpaRange { start, length: usb::REGISTERS };
@@ -446,6 +460,7 @@ fn take_over_devices(
         logln!("{}: USB controller {how}", function.bdf);
     }
     pci::reset::quiesce(space, &functions);
+    console::find_card(config, space, &functions, |range| is_ram(info, range), memory);
     functions
 }
 
@@ -528,6 +543,8 @@ fn bring_up_iommu(
             format!("the firmware's DMAR table names a unit that cannot be reached: {why}")
         })?;
     }
+    // Each waits for what it was told, for a good part of a second at most.
+    logln!("IOMMU units are switched on: {}", dmar.units().count());
     let bridges = Box::leak(Box::new(move |bridge| buses_behind(&space, bridge)));
     // SAFETY: the table is this machine's; its units are mapped uncached; no function masters the bus.
     let vtd = unsafe { VtD::new(dmar, bridges, memory) }.map_err(|error| error.to_string())?;

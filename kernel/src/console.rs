@@ -7,18 +7,21 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use arch::machine::Width;
+use arch::Bdf;
+use arch::uart::UartPlace;
 use boot::Framebuffer;
-use cpu::instructions::{port_read, port_write};
-use cpu::serial::Serial;
 use mem::Mix;
-use mux::uart::{self, Registers};
+use mux::line::Line;
+use mux::uart::Registers;
 use mux::{Command, Input, Mux, Ring};
 use spin::Mutex;
 
+pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 use crate::display::{self, Display};
 use crate::memory::Memory;
 use crate::seat::Seat;
+
+mod place;
 
 /// Bytes typed for a guest that wait until it takes them; what comes beyond is lost, as on a real
 /// line.
@@ -53,9 +56,11 @@ impl Typed {
 }
 
 struct Console {
-    serial: Serial,
-    /// The UART's first port.
-    base: Option<u16>,
+    line: Option<Line<Uart>>,
+    /// Where its UART is.
+    place: Option<UartPlace>,
+    /// The PCI function that its UART is on.
+    card: Option<Bdf>,
     mux: Mux,
     log: Ring,
     display: Option<Display>,
@@ -63,8 +68,9 @@ struct Console {
 }
 
 static CONSOLE: Mutex<Console> = Mutex::new(Console {
-    serial: Serial::absent(),
-    base: None,
+    line: None,
+    place: None,
+    card: None,
     mux: Mux::new(),
     log: Ring::new(),
     display: None,
@@ -74,87 +80,48 @@ static CONSOLE: Mutex<Console> = Mutex::new(Console {
 /// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
-/// The ports from this one on.
-struct Ports(u16);
+/// A UART's registers.
+struct Uart(UartPlace);
 
-impl Registers for Ports {
+impl Registers for Uart {
     fn read(&mut self, offset: u16) -> u8 {
-        // SAFETY: where PCs have UARTs, or where the configuration says that one is.
-        unsafe { port_read(self.0 + offset, Width::Byte) as u8 }
+        // SAFETY: where PCs have UARTs, or where the configuration, the firmware or a card's BAR says that
+        // one is; memory there was mapped uncached.
+        unsafe { cpu::serial::read(self.0, offset) }
     }
 
     fn write(&mut self, offset: u16, value: u8) {
         // SAFETY: as for `read`.
-        unsafe { port_write(self.0 + offset, Width::Byte, value.into()) };
+        unsafe { cpu::serial::write(self.0, offset, value) };
     }
-}
-
-fn answers(base: u16) -> bool {
-    uart::answers(&mut Ports(base))
-}
-
-/// Looks for the UART that has the serial line.
-///
-/// # Safety
-/// Ring 0, once, before anything is logged.
-pub(crate) unsafe fn initialise() {
-    // The firmware's own word (SPCR) would go in here; its table is read later than the first line
-    // of the log is written.
-    let base = uart::find(None, answers);
-    // SAFETY: the caller vouches that nobody else drives it.
-    unsafe { move_to(base) };
 }
 
 /// Goes on at another UART, or at none.
 ///
 /// # Safety
 /// Nobody else drives it.
-unsafe fn move_to(base: Option<u16>) {
+unsafe fn move_to(place: Option<UartPlace>, divisor: Option<u16>, card: Option<Bdf>) {
     let mut console = CONSOLE.lock();
-    // SAFETY: the caller vouches for it.
-    console.serial = base.map_or(Serial::absent(), |base| unsafe { Serial::at(base) });
-    console.base = base;
+    console.line = place.map(|place| Line::new(Uart(place), divisor));
+    console.place = place;
+    console.card = card;
 }
 
-/// Does what the configuration says of the console; the log so far is repeated where it goes on.
-pub(crate) fn configure(wanted: Option<config::Console>) {
-    let found = uart();
-    let base = match wanted {
-        None => return say_where(),
-        Some(config::Console::None) => {
-            logln!("nexit.toml: console = \"none\": the serial line falls silent here");
-            None
-        }
-        Some(config::Console::Port(base)) if Some(base) == found || answers(base) => Some(base),
-        Some(config::Console::Port(base)) => {
-            logln!("nexit.toml: console: no UART answers at port {base:#x}: the console stays");
-            return say_where();
-        }
-    };
-    if base != found {
-        if let Some(base) = base {
-            logln!("console: goes on at {}, port {base:#x}", uart::name(base));
-        }
-        drain();
-        // SAFETY: one answers there, and no guest has it: `config` has seen to that.
-        unsafe { move_to(base) };
-        if base.is_some() {
-            show_log();
-        }
-    }
-    say_where();
+/// Where the console's UART is.
+pub(crate) fn uart() -> Option<UartPlace> {
+    CONSOLE.lock().place
 }
 
-fn say_where() {
-    match uart() {
-        Some(base) => logln!("console: {} at port {base:#x}", uart::name(base)),
-        None => logln!("console: no UART: there are no keys and no monitor"),
-    }
+/// The PCI function that the console's UART is on.
+pub(crate) fn card() -> Option<Bdf> {
+    CONSOLE.lock().card
 }
 
-/// The first port of the console's UART.
-pub(crate) fn uart() -> Option<u16> {
-    CONSOLE.lock().base
+/// Leaves the card's UART to the guest that has the card now.
+pub(crate) fn leave_card() {
+    drain();
+    // SAFETY: nothing is driven any more.
+    unsafe { move_to(None, None, None) };
 }
 
 /// From now on the log is shown on the screen too, with what it has so far.
@@ -203,7 +170,11 @@ pub(crate) fn map_screen(memory: Memory) {
 
 /// Shows nothing more on the screen.
 pub(crate) fn leave_screen() {
-    CONSOLE.lock().display = None;
+    // Taken out, as for mapping.
+    let display = CONSOLE.lock().display.take();
+    if let Some(display) = display {
+        display.leave(Memory::handle());
+    }
 }
 
 /// Whether the log is shown on the screen.
@@ -218,21 +189,33 @@ pub(crate) fn add_guest(name: &str) {
 
 /// From now on the UART raises its line when a key comes.
 pub(crate) fn interrupt_on_receive() {
-    CONSOLE.lock().serial.interrupt_on_receive();
+    if let Some(line) = &mut CONSOLE.lock().line {
+        line.interrupt_on_receive();
+    }
+}
+
+/// Where the line's bytes go; nowhere without a UART.
+fn sink(line: &mut Option<Line<Uart>>) -> impl FnMut(u8) + '_ {
+    move |byte| {
+        if let Some(line) = line {
+            line.send(byte);
+        }
+    }
 }
 
 fn with_line<T>(work: impl FnOnce(&mut Mux, &mut dyn FnMut(u8)) -> T) -> T {
     let mut console = CONSOLE.lock();
-    let Console { serial, mux, .. } = &mut *console;
-    work(mux, &mut |byte| serial.send(byte))
+    let Console { line, mux, .. } = &mut *console;
+    work(mux, &mut sink(line))
 }
 
 /// Writes one line of the hypervisor's log: on the serial line, in memory and on the screen.
-pub(crate) fn log(line: fmt::Arguments<'_>) {
+pub(crate) fn log(text: fmt::Arguments<'_>) {
     let mut console = CONSOLE.lock();
-    let Console { serial, mux, log, display, .. } = &mut *console;
-    mux.log_line(line, &mut |byte| {
-        serial.send(byte);
+    let Console { line, mux, log, display, .. } = &mut *console;
+    let mut send = sink(line);
+    mux.log_line(text, &mut |byte| {
+        send(byte);
         log.push(byte);
         if let Some(display) = display {
             display.put(byte);
@@ -243,9 +226,10 @@ pub(crate) fn log(line: fmt::Arguments<'_>) {
 /// Writes the lines that are kept in memory on the serial line.
 pub(crate) fn show_log() {
     let mut console = CONSOLE.lock();
-    let Console { serial, mux, log, .. } = &mut *console;
+    let Console { line, mux, log, .. } = &mut *console;
+    let mut send = sink(line);
     for line in log.lines() {
-        mux.log_line(format_args!("| {line}"), &mut |byte| serial.send(byte));
+        mux.log_line(format_args!("| {line}"), &mut send);
     }
 }
 
@@ -296,9 +280,9 @@ pub(crate) fn guest_byte(guest: usize, byte: u8) {
 /// Takes what was typed off the line; returns a command for the monitor, if one is complete.
 pub(crate) fn listen() -> Option<Command> {
     let mut console = CONSOLE.lock();
-    let Console { serial, mux, typed, .. } = &mut *console;
-    while let Some(byte) = serial.receive() {
-        match mux.typed(byte, &mut |byte| serial.send(byte)) {
+    let Console { line, mux, typed, .. } = &mut *console;
+    while let Some(byte) = line.as_mut().and_then(Line::receive) {
+        match mux.typed(byte, &mut sink(line)) {
             Input::None => {}
             Input::ToGuest(guest, byte) => {
                 if let Some(typed) = typed.get_mut(guest) {
@@ -344,7 +328,9 @@ pub(crate) fn has_typed() -> bool {
 
 /// Waits until the last byte is out.
 pub(crate) fn drain() {
-    CONSOLE.lock().serial.drain();
+    if let Some(line) = &mut CONSOLE.lock().line {
+        line.drain();
+    }
 }
 
 /// Breaks the console's lock: only for a CPU that will never go on, so that its last words are seen
@@ -357,7 +343,7 @@ pub(crate) unsafe fn break_lock() {
     unsafe { CONSOLE.force_unlock() };
     if display::failed() {
         // What is said about that must not fail again.
-        leave_screen();
+        CONSOLE.lock().display = None;
     }
 }
 

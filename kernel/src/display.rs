@@ -49,12 +49,26 @@ impl Display {
     pub(crate) fn put(&mut self, byte: u8) {
         WRITING.store(true, Ordering::Relaxed);
         self.screen.put(byte, &mut self.memory);
+        if byte == b'\n' {
+            // Lets go of what was gathered (SDM "Store Fence"): the CPU may halt next.
+            // SAFETY: orders memory, and does nothing else.
+            unsafe { core::arch::asm!("sfence", options(nostack, preserves_flags)) };
+        }
         WRITING.store(false, Ordering::Relaxed);
     }
 
-    /// Maps the framebuffer in the hypervisor's own page table; `false` where that fails.
+    /// Maps the framebuffer in the hypervisor's own page table, its writes gathered; `false` where that
+    /// fails.
     pub(crate) fn map(&self, memory: Memory) -> bool {
+        // It stays uncached where there is no memory for small pages: slow, but seen.
         memory::map_device(memory, self.range).is_ok()
+            && memory::gather_writes(memory, self.range, true).is_ok()
+    }
+
+    /// Gathers writes no longer: a guest that has the device decides on that for itself.
+    pub(crate) fn leave(&self, memory: Memory) {
+        // What fails leaves a mapping that nobody uses.
+        let _ = memory::gather_writes(memory, self.range, false);
     }
 }
 

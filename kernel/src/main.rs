@@ -85,7 +85,7 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
     post::step(Step::Configuration);
     let config = configuration(info)?;
     console::configure(config.console);
-    if let Some(base) = console::uart() {
+    if let Some(base) = console::uart().and_then(|place| place.first_port()) {
         config.check_console(base)?;
     }
     let hardware = Hardware::bring_up(info, &config)?;
@@ -111,7 +111,7 @@ fn start<B: Backend>(
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     let owned = partition::planned::<B>(hardware, config)?;
-    leave_screen(hardware, config, &owned);
+    leave_devices(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
     for (index, ((guest, functions), shares)) in guests {
@@ -148,8 +148,9 @@ fn start<B: Backend>(
     }
 }
 
-/// Leaves the screen to the guest that has its device, before that is reset.
-fn leave_screen(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>]) {
+/// Leaves the screen, and the card that the console's UART is on, to the guest that has the device, before
+/// that is reset.
+fn leave_devices(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>]) {
     const DISPLAY: u32 = 0x03;
     let is_display = |bdf: &&arch::Bdf| {
         hardware.functions.iter().any(|it| it.bdf == **bdf && it.class >> 16 == DISPLAY)
@@ -161,6 +162,10 @@ fn leave_screen(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>]) 
                 guest.name
             );
             console::leave_screen();
+        }
+        if let Some(card) = console::card().filter(|card| functions.contains(card)) {
+            logln!("the serial card {card} is guest {}'s: its line falls silent here", guest.name);
+            console::leave_card();
         }
     }
 }

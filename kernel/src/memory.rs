@@ -303,6 +303,28 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
     .map(Flush::nothing_cached)
 }
 
+/// Gathers writes to the whole pages of a mapped range before they go out (write combining), or not.
+pub(crate) fn gather_writes(
+    mut memory: Memory,
+    range: HpaRange,
+    gathered: bool,
+) -> Result<(), Refusal> {
+    let start = range.start.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let end = range.end().page().as_u64();
+    let Some(length) = end.checked_sub(start.as_u64()).filter(|length| *length > 0) else {
+        return Ok(());
+    };
+    let kind = if gathered { MemoryType::WriteCombining } else { MemoryType::Uncached };
+    let (at, access) = (start.as_u64(), Access::READ_WRITE);
+    with_own_table(|table| {
+        let Flush { .. } = table.replace(&mut memory, at, start, length, access, kind)?;
+        // Of what is replaced this CPU alone has a translation: no other has shown anything.
+        // SAFETY: the table that is in use already; loading it again drops its cached translations.
+        unsafe { load_cr3(table.root()) };
+        Ok(())
+    })
+}
+
 /// Bytes that the firmware's tables claim, mapped where that is needed: below 4 GiB everything is, and
 /// above what the loader's memory map names. `None` for what is no memory, and for the image.
 pub(crate) fn firmware_bytes(

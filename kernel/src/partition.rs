@@ -109,6 +109,7 @@ impl Plan {
     /// calls.
     fn allocate(&self) -> Result<GuestRam, Refusal> {
         let ram = allocate(self.hardware, &self.guest, &self.map)?;
+        self.say_scrubbing(&ram);
         let work = Arc::new(Scrubbing::new(ram.clone()));
         let own = LocalApic::current().id();
         let others = || self.seats.iter().map(|seat| seat.processor).filter(move |id| *id != own);
@@ -134,6 +135,16 @@ impl Plan {
         }
         work.wait(|| self.look_after());
         Ok(ram)
+    }
+
+    /// Says that the guest's memory is cleared now, where that may take longer than a second.
+    fn say_scrubbing(&self, ram: &GuestRam) {
+        /// What any machine writes in a second.
+        const QUICK: u64 = 1 << 30;
+        let (bytes, _) = ram.size();
+        if bytes > QUICK {
+            logln!("guest {}: its {} MiB of memory are cleared", self.guest.name, bytes >> 20);
+        }
     }
 }
 

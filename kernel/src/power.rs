@@ -12,6 +12,9 @@ const MOST_POLLS: u32 = 100_000_000;
 
 /// Switches the machine off; halts where the firmware did not say how.
 pub(crate) fn off(how: Option<SoftOff>) -> ! {
+    if how.is_some() {
+        console::logln!("the machine is switched off");
+    }
     console::drain();
     if let Some(how) = how {
         match how {

@@ -19,8 +19,6 @@ use crate::refusal::Refusal;
 /// A stack's size, its guard page apart.
 const STACK: u64 = 32 << 10;
 
-/// More processors than this may take more than a second to start, which then is said before.
-const MAX_UNTOLD: usize = 32;
 /// So long a processor may be silent …
 const LONG_MS: u32 = 500;
 /// … and so long once this many have been: firmware may name processors that are not there.
@@ -51,6 +49,8 @@ struct Desk {
     id: ApicId,
     /// How far its start has come.
     state: AtomicU8,
+    /// Which kind of core it is.
+    kind: AtomicU8,
     job: Mutex<Option<Job>>,
     /// It has a job, or runs one.
     busy: AtomicBool,
@@ -72,11 +72,13 @@ pub(crate) fn start(
             .map(|id| Desk {
                 id: *id,
                 state: AtomicU8::new(SILENT),
+                kind: AtomicU8::new(0),
                 job: Mutex::new(None),
                 busy: AtomicBool::new(false),
             })
             .collect()
     });
+    say_kind(desks.iter().find(|desk| desk.id == own));
     let mut answered = Vec::from([own]);
     if ids.len() <= 1 {
         return Ok(answered);
@@ -92,9 +94,8 @@ pub(crate) fn start(
     let mut start_page = unsafe { StartPage::new(page) };
     let root = memory::copy_root_below_4_gib(memory)?;
     memory::make_executable(memory, start_page.code())?;
-    if ids.len() > MAX_UNTOLD {
-        logln!("starting {} CPUs, one by one", ids.len());
-    }
+    // Each that is silent takes its time, and none says beforehand that it will be.
+    logln!("other CPUs are started, one by one: {}", ids.len().saturating_sub(1));
     let mut silent = 0;
     for (index, desk) in desks.iter().enumerate().filter(|(_, desk)| desk.id != own) {
         let stack = memory::stack(memory, STACK)?;
@@ -113,6 +114,19 @@ pub(crate) fn start(
     memory::make_writable(memory, start_page.code())?;
     logln!("{} CPUs", answered.len());
     Ok(answered)
+}
+
+/// Has the processor that calls say at its desk which kind of core it is.
+fn say_kind(desk: Option<&Desk>) {
+    if let Some(desk) = desk {
+        let kind = banner::kind(cpu::instructions::cpuid);
+        desk.kind.store(kind, Ordering::Relaxed);
+    }
+}
+
+/// The kinds of the processors with these identifiers.
+pub(crate) fn kinds(ids: &[ApicId]) -> Vec<u8> {
+    ids.iter().filter_map(|id| desk(*id)).map(|desk| desk.kind.load(Ordering::Relaxed)).collect()
 }
 
 /// Waits until the processor is ready (`true`) or left out, or has been silent for so long.
@@ -151,6 +165,7 @@ extern "C" fn entry(index: u64) -> ! {
     }
     match bring_up::this_cpu() {
         Ok(processor) => {
+            say_kind(Some(desk));
             desk.state.store(READY, Ordering::Release);
             work(&processor);
         }

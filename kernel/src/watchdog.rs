@@ -80,7 +80,8 @@ pub(crate) fn wait(own: LocalApic, seen: u32) {
 /// where that has an interrupt of the ISA bus.
 pub(crate) fn arm_console(hardware: &Hardware) {
     const NMI_ENTRY: u64 = 4 << 8;
-    let Some(irq) = console::uart().and_then(mux::uart::line) else { return };
+    let port = console::uart().and_then(|place| place.first_port());
+    let Some(irq) = port.and_then(mux::uart::line) else { return };
     let Wired { gsi, active_low, .. } = hardware.isa_line(irq);
     let mut io_apics = hardware.io_apics.iter();
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {

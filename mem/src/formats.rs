@@ -29,8 +29,10 @@ fn present(entry: u64, level: u8, leaf: impl FnOnce(Hpa) -> Leaf) -> Entry {
 
 const PRESENT: u64 = 1 << 0;
 const USER: u64 = 1 << 2;
-/// PCD and PWT: PAT entry 3, which is UC in the PAT of a reset CPU.
+/// PCD and PWT: PAT entry 3, which is UC.
 const UNCACHED: u64 = 1 << 4 | 1 << 3;
+/// PWT alone: PAT entry 1, which is WC in the PAT that `cpu::host_state` writes.
+const WRITE_COMBINING: u64 = 1 << 3;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// The hypervisor's own page table: four levels, supervisor, not global. Only the lower half of the address space
@@ -61,15 +63,22 @@ impl<const ALWAYS: u64> Format for Paging<ALWAYS> {
             | ALWAYS
             | if leaf.access.write { WRITE } else { 0 }
             | if leaf.access.execute { 0 } else { NO_EXECUTE }
-            | if leaf.memory_type == MemoryType::Uncached { UNCACHED } else { 0 }
+            | match leaf.memory_type {
+                MemoryType::WriteBack => 0,
+                MemoryType::WriteCombining => WRITE_COMBINING,
+                MemoryType::Uncached => UNCACHED,
+            }
     }
     fn decode(&self, entry: u64, level: u8) -> Entry {
         if entry & PRESENT == 0 {
             return Entry::Absent;
         }
         let access = Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
-        let uncached = entry & UNCACHED != 0;
-        let memory_type = if uncached { MemoryType::Uncached } else { MemoryType::WriteBack };
+        let memory_type = match entry & UNCACHED {
+            0 => MemoryType::WriteBack,
+            WRITE_COMBINING => MemoryType::WriteCombining,
+            _ => MemoryType::Uncached,
+        };
         present(entry, level, |hpa| Leaf { hpa, access, memory_type })
     }
 }
@@ -164,6 +173,9 @@ mod tests {
         let bar = leaf(0xfebf_0000, Access::READ_WRITE, MemoryType::Uncached);
         assert_eq!(host.leaf_entry(code, 0), 0x1234_5001);
         assert_eq!(host.leaf_entry(bar, 0), 1 << 63 | 0xfebf_001b);
+        let pixels = leaf(0xfd00_0000, Access::READ_WRITE, MemoryType::WriteCombining);
+        assert_eq!(host.leaf_entry(pixels, 0), 1 << 63 | 0xfd00_000b);
+        assert_eq!(host.decode(1 << 63 | 0xfd00_000b, 0), Entry::Leaf(pixels));
         assert_eq!(host.leaf_entry(ram, 1), 0x4020_0083);
         assert_eq!(host.table_entry(Hpa::new(0x7000)), 0x7003);
         assert_eq!(npt.leaf_entry(ram, 1), 0x4020_0087);

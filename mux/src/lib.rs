@@ -15,6 +15,7 @@
 extern crate alloc;
 
 mod editor;
+pub mod line;
 mod monitor;
 mod mux;
 mod ring;

@@ -4,8 +4,7 @@
 //! the bus last; a chip that is no UART keeps a byte in its last register, too. Only a UART shows
 //! its own outputs at its inputs in loopback.
 
-/// Where PCs have their first two UARTs, in the order in which they are tried. Firmware's word on it
-/// (the table SPCR), where it is known, goes before them in [`find`].
+/// Where PCs have their first two UARTs, in the order in which they are tried.
 pub const CANDIDATES: [u16; 2] = [0x3f8, 0x2f8];
 
 /// The eight registers of what may be a UART.
@@ -16,12 +15,14 @@ pub trait Registers {
     fn write(&mut self, offset: u16, value: u8);
 }
 
-const INTERRUPT_ENABLE: u16 = 1;
-const LINE_CONTROL: u16 = 3;
-const MODEM_CONTROL: u16 = 4;
+pub(crate) const INTERRUPT_ENABLE: u16 = 1;
+pub(crate) const LINE_CONTROL: u16 = 3;
+pub(crate) const MODEM_CONTROL: u16 = 4;
 const MODEM_STATUS: u16 = 6;
 const SCRATCH: u16 = 7;
 
+/// Line Control: the divisor is shown at the first two registers.
+pub(crate) const DIVISOR_LATCH: u8 = 1 << 7;
 /// Modem Control: loopback.
 const LOOPBACK: u8 = 1 << 4;
 
@@ -47,10 +48,9 @@ pub fn answers(registers: &mut impl Registers) -> bool {
     loops
 }
 
-/// The first port of the first UART that answers: the one that firmware names, or one of
-/// [`CANDIDATES`].
-pub fn find(firmwares: Option<u16>, mut answers: impl FnMut(u16) -> bool) -> Option<u16> {
-    firmwares.into_iter().chain(CANDIDATES).find(|base| answers(*base))
+/// The first port of the first of [`CANDIDATES`] that answers.
+pub fn find(mut answers: impl FnMut(u16) -> bool) -> Option<u16> {
+    CANDIDATES.into_iter().find(|base| answers(*base))
 }
 
 /// The ISA interrupt of the UART at `base`, where a PC has a fixed one.
@@ -147,13 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn firmwares_word_is_tried_first_and_an_absent_port_is_passed_over() {
-        let found =
-            |there: &'static [u16], firmwares| find(firmwares, |base| there.contains(&base));
-        assert_eq!(found(&[0x3f8, 0x2f8], None), Some(0x3f8));
-        assert_eq!(found(&[0x2f8], None), Some(0x2f8));
-        assert_eq!(found(&[0x3f8, 0x3e8], Some(0x3e8)), Some(0x3e8));
-        assert_eq!(found(&[0x3f8], Some(0x3e8)), Some(0x3f8));
-        assert_eq!(found(&[], Some(0x3e8)), None);
+    fn a_port_where_nothing_answers_is_passed_over() {
+        let found = |there: &'static [u16]| find(|base| there.contains(&base));
+        assert_eq!(found(&[0x3f8, 0x2f8]), Some(0x3f8));
+        assert_eq!(found(&[0x2f8, 0x3e8]), Some(0x2f8));
+        assert_eq!(found(&[0x3e8]), None);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the guests of a configuration in an emulator.
     Run(RunArgs),
-    /// Build a bootable image (ISO, or `dd` to a stick) of a configuration.
+    /// Build a bootable image of a configuration: an ISO or a stick, a system partition, a folder for GRUB or iPXE.
     Image(ImageArgs),
     /// Say what a machine is, before Nexit is started on it, and write its machine file.
     Probe(ProbeArgs),
@@ -85,6 +85,19 @@ pub(crate) enum Loader {
     Grub,
     /// Nexit's own BOOTX64.EFI.
     Native,
+}
+
+/// What an image is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Format {
+    /// One file: a CD, or by `dd` a stick; BIOS and UEFI.
+    Iso,
+    /// A folder to copy to an EFI system partition.
+    Esp,
+    /// A folder for /boot of an installed Linux, with an entry for its GRUB's menu.
+    Directory,
+    /// A folder for a TFTP or HTTP server, with a script for iPXE on BIOS.
+    Pxe,
 }
 
 /// Where the built images are.
@@ -155,15 +168,18 @@ pub(crate) struct ImageArgs {
     /// The configuration; file names in it are relative to its folder, or absolute.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// The image to write.
-    #[arg(long, value_name = "FILE.iso")]
+    /// What to write.
+    #[arg(long, value_enum, default_value = "iso")]
+    pub(crate) format: Format,
+    /// The image to write: a file, or a new or empty folder.
+    #[arg(long, value_name = "FILE.iso|FOLDER")]
     pub(crate) output: PathBuf,
     /// Build what is known to be refused, too: then the hypervisor refuses it.
     #[arg(long)]
     pub(crate) unchecked: bool,
-    /// What UEFI starts. BIOS always starts GRUB.
-    #[arg(long, value_enum, default_value = "grub")]
-    pub(crate) loader: Loader,
+    /// What UEFI starts [default: native for esp, else grub]. BIOS always starts GRUB.
+    #[arg(long, value_enum)]
+    pub(crate) loader: Option<Loader>,
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::built;
 use crate::cli::{ImagePaths, Loader};
 use crate::failure::{Failure, OrFailed, Result};
+use crate::output;
 use crate::scenario::{BootFile, IMAGE_NAME, Scenario};
 use crate::tool::Tool;
 
@@ -19,7 +20,7 @@ const GRUB: &str = "/usr/lib/grub";
 /// Volume label of the UEFI system partition.
 const LABEL: &str = "NEXIT";
 /// Folder of all files, in both file systems.
-const FOLDER: &str = "nexit";
+pub(crate) const FOLDER: &str = "nexit";
 /// What GRUB needs to find the files, read them, set a screen's mode and start the image.
 const MODULES: &str = "normal configfile search search_fs_file search_label test echo \
                        part_gpt part_msdos iso9660 fat multiboot2 serial terminfo terminal boot";
@@ -50,6 +51,8 @@ pub(crate) fn build(
     output: &Path,
 ) -> Result<()> {
     let image = built::image(paths)?;
+    // The files stand twice in it.
+    output::check_file(output, 2 * output::bytes(&image, &scenario.files)?)?;
     let uefi_loader = match loader {
         Loader::Native => Some(built::uefi_image(paths)?),
         Loader::Grub => None,
@@ -82,7 +85,7 @@ fn write(contents: &Contents<'_>, scratch: &Path, output: &Path) -> Result<()> {
         Some(loader) => loader.to_path_buf(),
         None => {
             let path = scratch.join("grubx64.efi");
-            core("x86_64-efi", &format!("{MODULES} efi_gop"), &first, &path)?;
+            uefi_core(&first, &path)?;
             path
         }
     };
@@ -102,8 +105,13 @@ pub(crate) fn core(format: &str, modules: &str, first: &Path, output: &Path) -> 
         .run()
 }
 
+/// The same for UEFI.
+pub(crate) fn uefi_core(first: &Path, output: &Path) -> Result<()> {
+    core("x86_64-efi", &format!("{MODULES} efi_gop"), first, output)
+}
+
 /// Finds the volume: the FAT one of a stick before the ISO one, as only FAT can be edited.
-fn first_script() -> String {
+pub(crate) fn first_script() -> String {
     format!(
         "search --no-floppy --set=root --file /{FOLDER}/{IMAGE_NAME}\n\
          search --no-floppy --set=root --label {LABEL}\n\
@@ -114,7 +122,7 @@ fn first_script() -> String {
 
 /// GRUB's menu. Messages go to the screen and, with a BIOS, to the serial line too, as plain text
 /// (UEFI firmware with a serial line repeats its screen there by itself).
-fn grub_menu(files: &[BootFile]) -> String {
+pub(crate) fn grub_menu(files: &[BootFile]) -> String {
     let mut text = format!(
         "if [ \"$grub_platform\" = pc ]; then\n\
          serial --unit=0 --speed=115200\n\
@@ -125,6 +133,8 @@ fn grub_menu(files: &[BootFile]) -> String {
          multiboot2 /{FOLDER}/{IMAGE_NAME}\n"
     );
     for BootFile { name, .. } in files {
+        // From a slow stick a file may take seconds.
+        text.push_str(&format!("echo \"Nexit: loading {name}\"\n"));
         text.push_str(&format!("module2 /{FOLDER}/{name} {name}\n"));
     }
     text.push_str("boot\n");
@@ -198,7 +208,7 @@ mod tests {
         let menu = grub_menu(&files());
         assert!(menu.contains("multiboot2 /nexit/nexit.elf\n"));
         assert!(menu.contains("module2 /nexit/nexit.toml nexit.toml\n"));
-        assert!(menu.ends_with("module2 /nexit/vmlinuz vmlinuz\nboot\n"));
+        assert!(menu.ends_with("loading vmlinuz\"\nmodule2 /nexit/vmlinuz vmlinuz\nboot\n"));
     }
 
     #[test]

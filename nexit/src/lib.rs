@@ -13,10 +13,12 @@ mod console;
 pub mod demo;
 pub mod failure;
 mod files;
+mod folders;
 mod image;
 mod init;
 pub mod machine;
 mod nested;
+mod output;
 mod probe;
 pub mod qemu;
 mod report;
@@ -36,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, ImageArgs};
+use cli::{Cli, Command, Format, ImageArgs, Loader};
 use failure::{Failure, OrFailed as _, Result};
 use scenario::Scenario;
 
@@ -80,8 +82,23 @@ fn explain_log(path: &Path) -> Result<()> {
 
 fn build_image(args: &ImageArgs) -> Result<()> {
     let scenario = Scenario::load(&args.config, args.unchecked)?;
-    files::check_writable("--output", &args.output, &scenario.files)?;
-    image::build(&scenario, &args.images, args.loader, &args.output)?;
+    let (images, output) = (&args.images, args.output.as_path());
+    match args.format {
+        Format::Iso => {
+            files::check_writable("--output", output, &scenario.files)?;
+            image::build(&scenario, images, args.loader.unwrap_or(Loader::Grub), output)?;
+        }
+        Format::Esp => {
+            let loader = args.loader.unwrap_or(Loader::Native);
+            folders::system_partition(&scenario, images, loader, output)?;
+        }
+        Format::Directory | Format::Pxe if args.loader.is_some() => {
+            let text = "--loader is for iso and esp: leave it out";
+            return Err(Failure::Usage(text.to_owned()));
+        }
+        Format::Directory => folders::for_grub(&scenario, images, output)?,
+        Format::Pxe => folders::for_ipxe(&scenario, images, output)?,
+    }
     println!("nexit: wrote {}", args.output.display());
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! `guest` crate carries it out.
 //!
 //! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`power`], [`reset`], [`acs`],
-//!   [`usb`], [`groups`] (which functions go together),
+//!   [`usb`], [`serial`], [`groups`] (which functions go together),
 //!   [`record`] and [`claims`] (what their BARs say, and whose that is)
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
@@ -29,6 +29,7 @@ pub mod power;
 mod quirks;
 pub mod record;
 pub mod reset;
+pub mod serial;
 pub mod usb;
 pub mod view;
 mod window;

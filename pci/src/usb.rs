@@ -32,6 +32,8 @@ pub enum HandOff {
     Taken,
 }
 
+/// Base class and sub-class of USB controllers.
+pub const CLASS: u32 = 0x0c_03;
 /// Programming interfaces of USB controllers (PCI Code and ID Assignment Specification, "Class Codes").
 const UHCI: u32 = 0x0c_0300;
 const OHCI: u32 = 0x0c_0310;

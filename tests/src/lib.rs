@@ -9,6 +9,7 @@ mod emulator;
 mod folder;
 pub mod gates;
 mod guest;
+pub mod line;
 mod outcome;
 mod picture;
 mod q35;

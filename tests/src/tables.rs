@@ -161,6 +161,24 @@ impl Stopped {
         self.change(name, Sum::Right, |_| {});
     }
 
+    /// Adds a table of this name, with this body behind its header, in the place of one that nobody reads.
+    ///
+    /// # Panics
+    /// When the machine has none to spare.
+    pub fn add(&mut self, name: &str, revision: u8, body: &[u8]) {
+        const FREE_PAGE: u64 = 0x7000;
+        let length = (36 + body.len() as u32).to_le_bytes();
+        let mut table = name.as_bytes().to_vec();
+        table.extend(length);
+        table.extend([revision, 0]);
+        table.resize(36, b' ');
+        table.extend(body);
+        seal(&mut table, 9);
+        self.write(FREE_PAGE, &table);
+        self.point("WAET", FREE_PAGE as u32);
+        self.find(name);
+    }
+
     /// Copies all tables to `to`, which may be above 4 GiB, and leads there by an XSDT alone.
     ///
     /// # Panics

@@ -1,38 +1,9 @@
 //! Machines without a serial line at COM1: the log is on the screen, on another UART, or in POST codes.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Duration;
-
+use nexit_tests::line::{Line, disc, firmware, image};
 use nexit_tests::{Devices, Folder, Outcome, Payload, Silent};
 
 const PROBE: &str = "probe = true\n";
-
-/// Builds a bootable image of this configuration.
-fn image(folder: &Folder, toml: &str, loader: &str) -> String {
-    let config = folder.write("nexit.toml", toml);
-    let output = folder.path("nexit.iso").display().to_string();
-    let options = ["image", "--config", &config, "--loader", loader, "--output", &output];
-    let outcome = folder.nexit("image", &options);
-    assert_eq!(outcome.status, Some(0), "{outcome}");
-    output
-}
-
-fn disc(iso: &str) -> [String; 4] {
-    [
-        "-drive".into(),
-        format!("if=none,id=cd,media=cdrom,format=raw,readonly=on,file={iso}"),
-        "-device".into(),
-        "ide-cd,drive=cd,bus=ide.0,bootindex=0".into(),
-    ]
-}
-
-fn firmware() -> [String; 2] {
-    [
-        "-drive".into(),
-        "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
-    ]
-}
 
 /// Boots an image that only looks at the machine; what stands on the screen at the end.
 fn probe(name: &str, loader: &str, uefi: bool) -> Vec<String> {
@@ -70,6 +41,38 @@ fn without_a_serial_line_uefis_screen_shows_the_log() {
     let rows = probe("silent-uefi-native", "native", true);
     is_whole(&rows);
     assert!(has(&rows, "nexit: firmware: UEFI"), "{}", rows.join("\n"));
+}
+
+/// QEMU caches nothing, but says what the page table asks for: `T` is PWT, entry 1 of the PAT, and `C` PCD.
+#[test]
+fn writes_to_the_screen_are_gathered_and_no_other_devices_are() {
+    let folder = Folder::new("silent-gathered");
+    let iso = disc(&image(&folder, PROBE, "native"));
+    let firmware = firmware();
+    let mut arguments: Vec<&str> = iso.iter().chain(&firmware).map(String::as_str).collect();
+    arguments.extend(["-device", "VGA,addr=3"]);
+    let mut machine = Silent::start(&folder, &arguments);
+    machine.see("nexit: halted");
+    let screen = machine.monitor("info pci");
+    let bar = screen
+        .split("VGA controller")
+        .nth(1)
+        .and_then(|it| it.split("prefetchable memory at ").nth(1));
+    let address = bar.and_then(|it| it.split(' ').next()).map(|it| it.trim_start_matches("0x"));
+    let address = address.and_then(|it| u64::from_str_radix(it, 16).ok()).unwrap();
+    let pages = machine.monitor("info tlb");
+    let flags = |at: u64| {
+        let start = format!("{at:016x}: ");
+        let line = pages.split("\\r\\n").find(|line| {
+            line.trim_start_matches(|c: char| !c.is_ascii_hexdigit()).contains(&start)
+        });
+        line.and_then(|line| line.split(' ').next_back()).unwrap_or_default().to_owned()
+    };
+    let screen = flags(address);
+    assert!(screen.contains('T') && !screen.contains('C'), "{screen} at {address:#x}");
+    // The first I/O APIC's page, or the large page that it is in.
+    let others = [flags(0xfec0_0000), flags(0xc000_0000)];
+    assert!(others.iter().any(|it| it.contains('C') && it.contains('T')), "{others:?}");
 }
 
 #[test]
@@ -149,45 +152,43 @@ fn each_step_of_the_boot_shows_its_post_code() {
     // The firmware's own come first.
     let steps: Vec<u8> = (0x01..=0x0c).collect();
     assert!(seen.ends_with(&steps), "{seen:x?}");
-    // A refusal says in which step.
-    let (_, outcome) = run("silent-post-refused", "unsafe_no_iommu = 1\n", "", &qemu);
-    assert_ne!(outcome.status, Some(0), "{outcome}");
 }
 
-/// The other end of a serial line.
-struct Line {
-    stream: UnixStream,
-    said: String,
+/// The port's last code of a machine that has neither a serial line nor a screen, once it has said `code`.
+fn last_code(name: &str, code: u8, machine: &[&str]) -> Vec<u8> {
+    let folder = Folder::new(name);
+    let iso = disc(&image(&folder, PROBE, "native"));
+    let firmware = firmware();
+    let codes = folder.path("codes");
+    let file = format!("file,id=post,path={}", codes.display());
+    let port = "isa-debugcon,iobase=0x80,chardev=post";
+    let mut arguments: Vec<&str> = iso.iter().chain(&firmware).map(String::as_str).collect();
+    arguments.extend(["-chardev", &file, "-device", port]);
+    arguments.extend(machine);
+    let _machine = Silent::start(&folder, &arguments);
+    let seen = || std::fs::read(&codes).unwrap_or_default();
+    // The firmware has codes of its own, which end where the image begins.
+    let said = |seen: &[u8]| seen.ends_with(&[code & 0xf, code]);
+    let pause = |_| std::thread::sleep(std::time::Duration::from_millis(300));
+    let tries = (0..300).take_while(|_| !said(&seen())).map(pause).count();
+    assert!(tries < 300, "{:x?}", seen());
+    seen()
 }
 
-impl Line {
-    /// Reads until `text` has come.
-    fn hear(&mut self, text: &str) {
-        while !self.said.contains(text) {
-            let mut bytes = [0; 4096];
-            let read = self.stream.read(&mut bytes).unwrap_or_default();
-            assert!(read > 0, "{text:?} does not come\n{}", self.said);
-            self.said.push_str(&String::from_utf8_lossy(bytes.get(..read).unwrap_or_default()));
-        }
-    }
+#[test]
+fn a_refusal_that_nobody_sees_shows_in_which_step_it_was() {
+    let seen = last_code("silent-post-probe", 0x8a, &[]);
+    let steps: Vec<u8> = (0x01..=0x0a).chain([0x8a]).collect();
+    assert!(seen.ends_with(&steps), "{seen:x?}");
+    let seen = last_code("silent-post-cpu", 0x83, &["-cpu", "EPYC-v4,-svm"]);
+    assert!(seen.ends_with(&[1, 2, 3, 0x83]), "{seen:x?}");
 }
 
 /// Boots a machine that has no UART but COM2, with a payload that spins.
-#[expect(clippy::unwrap_used, reason = "only tests call it")]
 fn with_com2_alone(name: &str, further: &str) -> (Silent, Line) {
-    let folder = Folder::new(name);
     let payload = Payload { command_line: "spin", further, ..Payload::new("ends") };
-    let iso = disc(&image(&folder, &payload.toml(), "grub"));
-    let socket = folder.path("com2");
-    let listener = UnixListener::bind(&socket).unwrap();
-    let line = format!("socket,id=line,path={}", socket.display());
-    let mut arguments: Vec<&str> = iso.iter().map(String::as_str).collect();
     let uart = "isa-serial,iobase=0x2f8,irq=3,chardev=line";
-    arguments.extend(["-chardev", &line, "-device", uart]);
-    let machine = Silent::start(&folder, &arguments);
-    let (stream, _) = listener.accept().unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
-    (machine, Line { stream, said: String::new() })
+    Line::alone(&Folder::new(name), &payload.toml(), uart, &[])
 }
 
 #[test]
@@ -195,10 +196,10 @@ fn a_machine_with_com2_alone_speaks_and_listens_there_and_keeps_its_log() {
     let (_machine, mut line) = with_com2_alone("silent-com2-alone", "");
     line.hear("nexit: console: COM2 at port 0x2f8");
     line.hear("payload: ends by spin");
-    line.stream.write_all(b"\x01mlog\r").unwrap();
+    line.keys("\x01mlog\r");
     line.hear("nexit: | nexit: Nexit ");
     line.hear("nexit: | nexit: guest ends: entering");
-    assert!(!line.said.contains("| payload"), "{}", line.said);
+    assert!(!line.said().contains("| payload"), "{}", line.said());
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(crate) fn open_folder() -> Result<Directory, LoadError> {
 pub(crate) fn read_image(folder: &mut Directory) -> Result<Pages, LoadError> {
     let file = folder.open(cstr16!("nexit.elf"), FileMode::Read, FileAttribute::empty());
     let file = file.ok().and_then(|file| file.into_regular_file());
+    // From a slow stick a file may take seconds.
+    uefi::println!("Nexit: reading {IMAGE}");
     read(file.ok_or(LoadError::Missing(IMAGE))?, &(0..0))
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn read_modules(
         if name.eq_ignore_ascii_case(IMAGE) {
             continue;
         }
+        uefi::println!("Nexit: reading {name}");
         let pages = read(file, avoid)?;
         files.try_push(BootFile { name, pages }).map_err(|_| LoadError::TooManyFiles)?;
     }

@@ -61,6 +61,7 @@ impl<B: Backend> Partition<B> {
     /// is scrubbed.
     pub(crate) fn end_life(&self) -> GuestRam {
         let ram = self.shared.lock().give_back(&self.plan);
+        self.plan.say_scrubbing(&ram);
         let work = Arc::new(Scrubbing::new(ram.clone()));
         *self.scrubbing.lock() = Some(work.clone());
         work.help(|| self.plan.look_after());

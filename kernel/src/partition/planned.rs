@@ -16,7 +16,7 @@ use super::files::{module, module_bytes};
 use super::memory::low_window;
 use crate::backend::Backend;
 use crate::bring_up::Hardware;
-use crate::console::logln;
+use crate::console::{self, logln};
 use crate::refusal::Refusal;
 
 /// The functions of each guest, in the order of the file. Of several things that are wrong the first is
@@ -41,7 +41,7 @@ pub(crate) fn planned<B: Backend>(
         has_line: &|gsi| hardware.io_apics.iter().any(|io_apic| io_apic.input(gsi).is_some()),
         claims: &hardware.claims,
         isa_line: &|irq| hardware.isa_line(irq),
-        console_irq: crate::console::uart().and_then(mux::uart::line),
+        console_irq: console::uart().and_then(|it| it.first_port()).and_then(mux::uart::line),
         files: &|_, path| {
             let bytes = module_bytes(module(hardware, path)?);
             Ok(File { size: bytes.len(), bytes })

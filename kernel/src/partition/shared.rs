@@ -40,6 +40,9 @@ pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Sha
     let mut shares = alloc::vec![Vec::new(); config.guests.len()];
     for region in &config.shared {
         let start = plan::memory::share(region, &mut { hardware.memory })?;
+        if region.size > 1 << 30 {
+            logln!("shared {}: its {} MiB of memory are cleared", region.name, region.size >> 20);
+        }
         // SAFETY: fresh memory of the pool, which nobody else has.
         unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
         let memory: &'static SharedMemory =

@@ -29,6 +29,9 @@ pub enum MemoryType {
     WriteBack,
     /// Uncached: device registers.
     Uncached,
+    /// Uncached, writes gathered: a framebuffer. The hypervisor's own table alone has it; in an EPT it is
+    /// uncached.
+    WriteCombining,
 }
 
 /// The content of an entry that maps a page.
