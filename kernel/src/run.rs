@@ -290,8 +290,11 @@ impl<B: Backend> Running<B> {
 
     #[inline(never)]
     fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
-        let exit = self.vcpu.exit();
-        let next = self.handle_exit(exit, seat, processor);
+        let Some(exit) = self.vcpu.exit() else {
+            self.cpu.counters.count(Counter::ControlRegister);
+            return Next::Resume;
+        };
+        let next = self.handle_exit(&exit, seat, processor);
         if self.cpu.step.wanted() { self.make_steps(next, seat, processor) } else { next }
     }
 
@@ -310,23 +313,19 @@ impl<B: Backend> Running<B> {
             }
             let exit = self.vcpu.exit();
             self.with_lock(|context| context.stepped(exit.as_ref()));
-            next = self.handle_exit(exit, seat, processor);
+            next = exit.map_or(Next::Resume, |exit| self.handle_exit(&exit, seat, processor));
         }
         self.with_lock(|context| context.end_steps());
         next
     }
 
     #[inline(always)]
-    fn handle_exit(&mut self, exit: Option<Exit>, seat: &Seat, processor: &Processor) -> Next {
-        let Some(exit) = exit else {
-            self.cpu.counters.count(Counter::ControlRegister);
-            return Next::Resume;
-        };
+    fn handle_exit(&mut self, exit: &Exit, seat: &Seat, processor: &Processor) -> Next {
         if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
             *seat.counters.lock() = self.cpu.counters;
             watchdog::look_after(self.hardware, processor.apic);
         }
-        self.handle(&exit)
+        self.handle(exit)
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
