@@ -291,45 +291,52 @@ impl<B: Backend> Running<B> {
         self.handle_instruction(ExitReason::WriteMsr, length)
     }
 
+    /// One place for all of these exits, those of steps too: what is called once is inlined.
     #[inline(never)]
     fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
-        let exit = self.vcpu.exit();
-        let next = self.handle_exit(exit, seat, processor);
-        if self.cpu.step.wanted() { self.make_steps(next, seat, processor) } else { next }
+        loop {
+            let exit = self.vcpu.exit();
+            if self.cpu.step.wanted() {
+                self.step_has_ended(exit.as_ref());
+            }
+            let Some(exit) = exit else {
+                self.cpu.counters.count(Counter::ControlRegister);
+                return Next::Resume;
+            };
+            if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+                *seat.counters.lock() = self.cpu.counters;
+                watchdog::look_after(self.hardware, processor.apic);
+            }
+            let next = self.handle(&exit);
+            if !self.cpu.step.wanted() || !self.make_step(seat) {
+                return next;
+            }
+        }
     }
 
     /// Has the CPU do by itself what its last exit was about, with pages of its own in place of those that exit. Each
-    /// page that it needs beyond is one more exit.
+    /// page that it needs beyond is one more exit. `false`: there is something else to do first, and it exits again.
     #[cold]
     #[inline(never)]
-    fn make_steps(&mut self, mut next: Next, seat: &Seat, processor: &Processor) -> Next {
-        while self.cpu.step.wanted() && next == Next::Resume && !seat.asked() {
-            let Some(root) = self.machine.step_root() else { break };
-            self.vcpu.step(root, self.cpu.step.one());
-            // What it is tells `exit` again.
-            let _ = self.vcpu.run();
-            if !self.policy.mode.is_exitless() {
-                self.context(()).take_virtual_interrupts();
-            }
-            let exit = self.vcpu.exit();
-            self.with_lock(|context| context.stepped(exit.as_ref()));
-            next = self.handle_exit(exit, seat, processor);
+    fn make_step(&mut self, seat: &Seat) -> bool {
+        let root = self.machine.step_root().filter(|_| !seat.asked());
+        let Some(root) = root else {
+            self.with_lock(|context| context.end_steps());
+            return false;
+        };
+        self.vcpu.step(root, self.cpu.step.one());
+        // What it is tells `exit` again.
+        let _ = self.vcpu.run();
+        if !self.policy.mode.is_exitless() {
+            self.context(()).take_virtual_interrupts();
         }
-        self.with_lock(|context| context.end_steps());
-        next
+        true
     }
 
-    #[inline(always)]
-    fn handle_exit(&mut self, exit: Option<Exit>, seat: &Seat, processor: &Processor) -> Next {
-        let Some(exit) = exit else {
-            self.cpu.counters.count(Counter::ControlRegister);
-            return Next::Resume;
-        };
-        if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-            *seat.counters.lock() = self.cpu.counters;
-            watchdog::look_after(self.hardware, processor.apic);
-        }
-        self.handle(&exit)
+    #[cold]
+    #[inline(never)]
+    fn step_has_ended(&mut self, exit: Option<&Exit>) {
+        self.with_lock(|context| context.stepped(exit));
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
@@ -363,6 +370,7 @@ impl<B: Backend> Running<B> {
         self.with_lock(|context| context.handle(exit))
     }
 
+    #[inline(always)]
     fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
         let mut shared = self.partition.shared.lock();
         let result = work(&mut self.context(&mut shared.vm));

@@ -42,7 +42,9 @@ impl Vcpu for SvmVcpu {
     }
 
     fn exit(&mut self) -> Option<Exit> {
-        if let Some(exit) = self.end_step() {
+        if self.step.is_some()
+            && let Some(exit) = self.end_step()
+        {
             return Some(exit);
         }
         let exitcode = self.vmcb().control.exitcode;

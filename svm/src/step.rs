@@ -56,6 +56,8 @@ impl SvmVcpu {
     }
 
     /// Ends a step, if one was made. What exited only for its sake is dealt with, and [`ExitReason::Step`] is told.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn end_step(&mut self) -> Option<Exit> {
         let step = self.step.take()?;
         let root = self.nested_root.as_u64();

@@ -65,6 +65,8 @@ impl VmxVcpu {
 
     /// Ends a step, if one was made; `snapshot` is its exit, if the entry was one. What exited only for its sake is
     /// dealt with, and [`ExitReason::Step`] is told.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn end_step(&mut self, snapshot: Option<&Snapshot>) -> Option<Exit> {
         let step = self.step.take()?;
         self.vmcs.write(field::EPT_POINTER, self.ept_pointer);

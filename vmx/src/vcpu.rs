@@ -151,7 +151,9 @@ impl VmxVcpu {
             }));
         }
         self.restore_nmi_blocking(&snapshot);
-        if let Some(exit) = self.end_step(Some(&snapshot)) {
+        if self.step.is_some()
+            && let Some(exit) = self.end_step(Some(&snapshot))
+        {
             return Some(exit);
         }
         if self.handle_inside(&snapshot) {

@@ -196,6 +196,8 @@ impl<P: Platform> Context<'_, P> {
     /// The bytes at RIP are not the instruction that exited. Another CPU of the guest may have changed them since, so
     /// it is executed again. If the same happens with the same bytes once more, no CPU knows them either: from CPL 3
     /// they are an exception, as a program must never end its guest; else the guest cannot go on.
+    #[cold]
+    #[inline(never)]
     fn stuck(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
         let bytes = insn::fetch_instruction(self.vcpu, self.memory).map(|(bytes, _)| bytes);
         let here = Some((self.vcpu.rip(), bytes.unwrap_or_default()));

@@ -8,6 +8,7 @@
 
 use arch::exit::{Exit, ExitReason};
 use arch::machine::{MAX_STAND_INS, Machine};
+use arch::vcpu::Vcpu;
 use arch::{Gpa, Width};
 
 use super::access::AddressSpace;
@@ -35,6 +36,8 @@ pub struct Step {
     /// The slot that is used next; an instruction with more operands than slots gets on by its own restarts.
     next: usize,
     wanted: bool,
+    /// The instruction that the pages are for.
+    rip: u64,
     /// It is not an instruction but the delivery of an event.
     delivering: bool,
 }
@@ -57,8 +60,14 @@ impl Step {
 impl<P: Platform> Context<'_, P> {
     /// Has the CPU do by itself what was stopped at `gpa`. `delivering`: it was delivering an event, which is delivered
     /// again.
+    #[cold]
+    #[inline(never)]
     pub(super) fn begin_step(&mut self, gpa: Gpa, delivering: bool) -> Next {
         let page = gpa.page();
+        if self.cpu.step.rip != self.vcpu.rip() {
+            self.end_steps();
+            self.cpu.step.rip = self.vcpu.rip();
+        }
         let has = |stand_in: &Option<StandIn>| stand_in.is_some_and(|own| own.page == page);
         let slot = self.cpu.step.pages.iter().position(has).unwrap_or(self.cpu.step.next);
         if !self.machine.set_stand_in(slot, Some(page)) {
