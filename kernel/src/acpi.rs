@@ -12,7 +12,6 @@ use cpu::config_space::EcamWindow;
 use firmware::{Platform, Register};
 use guest::devices::{Devices, power};
 
-use crate::bring_up::is_ram;
 use crate::console::{self, logln};
 use crate::memory::{self, Memory};
 use crate::refusal::Refusal;
@@ -49,7 +48,7 @@ pub(crate) fn read(
     for note in &platform.notes {
         logln!("firmware's tables: {note}");
     }
-    console::follow_firmware(&platform.serial, config, |range| is_ram(info, range), memory);
+    console::follow_firmware(&platform.serial, config, |range| memory::is_ram(info, range), memory);
     Ok(platform)
 }
 

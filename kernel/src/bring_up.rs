@@ -235,7 +235,7 @@ fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owne
     let units = dmar.iter().flat_map(Dmar::units);
     let others = Others {
         image: image::whole(),
-        ram: info.memory.iter().filter(|it| memory::is_ram(it.kind)).map(|it| it.range),
+        ram: memory::ram(info),
         ecam: ecam.iter().map(EcamWindow::range),
         units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
         console: console::uart().and_then(|place| place.first_port()),
@@ -356,7 +356,7 @@ fn io_apics(info: &BootInfo<'_>, entries: &[IoApicEntry]) -> Vec<IoApic> {
         // SAFETY: the firmware names this as an I/O APIC, and it is no RAM; below 4 GiB everything else is
         // mapped uncached.
         let new = || unsafe { IoApic::new(entry.address, entry.id, entry.first_gsi) };
-        match if is_ram(info, registers) { None } else { new() } {
+        match if memory::is_ram(info, registers) { None } else { new() } {
             Some(io_apic) => found.push(io_apic),
             None => {
                 logln!("there is no I/O APIC {} at {}: it is left out", entry.id, entry.address)
@@ -382,11 +382,6 @@ fn name_io_apics(io_apics: &mut [IoApic], dmar: &Dmar<'_>) {
             Some(_) => {}
         }
     }
-}
-
-/// Whether a part of the range is RAM, where no device's registers can be.
-pub(crate) fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
-    usable(info).any(|usable| usable.overlaps(range))
 }
 
 /// Says how fast the time-stamp counter runs, and who says so.
@@ -449,7 +444,8 @@ fn take_over_devices(
     for function in &functions {
         let map = |start: Hpa| {
             let range = HpaRange { start, length: usb::REGISTERS };
-            let reachable = !is_ram(info, range) && memory::map_device(memory, range).is_ok();
+            let reachable =
+                !memory::is_ram(info, range) && memory::map_device(memory, range).is_ok();
             reachable.then_some(UsbRegisters(start))
         };
         let how = match usb::take(space, function, map, &mut delay) {
@@ -460,7 +456,7 @@ fn take_over_devices(
         logln!("{}: USB controller {how}", function.bdf);
     }
     pci::reset::quiesce(space, &functions);
-    console::find_card(config, space, &functions, |range| is_ram(info, range), memory);
+    console::find_card(config, space, &functions, |range| memory::is_ram(info, range), memory);
     functions
 }
 
@@ -532,7 +528,7 @@ fn bring_up_iommu(
             "the DMAR table asks for no x2APIC mode (X2APIC_OPT_OUT): Nexit needs it and uses it"
         );
     }
-    if let Some(why) = dmar.unit_in_ram(|range| is_ram(info, range)) {
+    if let Some(why) = dmar.unit_in_ram(|range| memory::is_ram(info, range)) {
         return Err(why);
     }
     for unit in dmar.units() {

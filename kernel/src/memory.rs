@@ -259,9 +259,9 @@ fn map_everything(
         }
         Ok(())
     };
-    for region in info.memory.iter().filter(|region| is_ram(region.kind)) {
-        let start = region.range.start.page().as_u64().max(at);
-        let end = region.range.end().align_up(PAGE_SIZE).map_or(u64::MAX, Hpa::as_u64);
+    for range in ram(info) {
+        let start = range.start.page().as_u64().max(at);
+        let end = range.end().align_up(PAGE_SIZE).map_or(u64::MAX, Hpa::as_u64);
         map(at.min(FOUR_GIB), start.min(FOUR_GIB), MemoryType::Uncached)?;
         map(start, end.max(start), MemoryType::WriteBack)?;
         at = end.max(at);
@@ -269,9 +269,17 @@ fn map_everything(
     map(at, FOUR_GIB.max(at), MemoryType::Uncached)
 }
 
-/// Whether the kind is memory, whoever may use it.
-pub(crate) fn is_ram(kind: MemoryKind) -> bool {
-    matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
+/// The machine's memory, whoever may use it.
+pub(crate) fn ram(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
+    let is_memory = |kind| {
+        matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
+    };
+    info.memory.iter().filter(move |region| is_memory(region.kind)).map(|region| region.range)
+}
+
+/// Whether a part of the range is RAM, where no device's registers can be.
+pub(crate) fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
+    ram(info).any(|ram| ram.overlaps(range))
 }
 
 fn protect(
