@@ -519,8 +519,6 @@ impl usb::Registers for UsbRegisters {
     }
 }
 
-/// As far as a unit's fault records can lie ("Fault Recording Registers").
-
 /// Switches all VT-d units on; or says why there is no usable IOMMU.
 fn bring_up_iommu(
     info: &BootInfo<'_>,

@@ -143,7 +143,7 @@ mod tests {
         let (mut table, mut frames) = table(&mut memory, PageSize::Size2M, count);
         for step in 0..1000_u64 {
             let mut reserve = Reserve { memory: &mut memory, frames: &mut frames };
-            let at = step * 0x4_4321_3000 & 0xffff_ffff_f000;
+            let at = (step * 0x4_4321_3000) & 0xffff_ffff_f000;
             map(&mut table, &mut reserve, at, 0..4096).unwrap();
             assert_eq!(table.translate(&reserve, at).unwrap().hpa, BAR);
             table.unmap(&mut reserve, at, 4096).unwrap().nothing_cached();
@@ -193,7 +193,7 @@ mod tests {
                 let index = index.index(bars.len());
                 let (bits, cut, hole) = bars[index];
                 let (length, mut reserve) = (1 << bits, Reserve { memory: &mut memory, frames: &mut frames });
-                let hole = if cut { hole % length & !0xfff } else { length };
+                let hole = if cut { (hole % length) & !0xfff } else { length };
                 let parts = [0..hole, (hole + 4096).min(length)..length];
                 let parts = || parts.iter().filter(|part| !part.is_empty()).cloned();
                 if let Some(at) = places[index].take() {
