@@ -238,7 +238,11 @@ fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owne
         ram: memory::ram(info),
         ecam: ecam.iter().map(EcamWindow::range),
         units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
-        console: console::uart().and_then(|place| place.first_port()),
+        // A card's ports are its own BAR's, which goes with it.
+        console: match console::card() {
+            Some(_) => None,
+            None => console::uart().and_then(|place| place.first_port()),
+        },
     };
     plan::owners::of(Some(firmware), others)
 }
