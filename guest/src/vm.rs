@@ -180,8 +180,8 @@ pub struct CpuState {
     pub(crate) idt_limit: Option<u16>,
     /// What it does by itself, with other pages in place of those that exit.
     pub step: Step,
-    /// Where it exited last with bytes that are not what exited, and these.
-    pub(crate) stuck: Option<(u64, [u8; insn::MAX_LENGTH])>,
+    /// Where it exited last with bytes that are not what exited, these, and how often.
+    pub(crate) stuck: Option<(u64, [u8; insn::MAX_LENGTH], u8)>,
 }
 
 impl CpuState {

@@ -172,7 +172,13 @@ impl<P: Platform, V> Context<'_, P, V> {
 impl<P: Platform> Context<'_, P> {
     /// Goes on behind an instruction that was carried out, or tells the guest why it was not.
     fn done(&mut self, result: Result<(), Refused>) -> Next {
-        result.map_or_else(|refused| self.refused(refused), |()| Next::Resume)
+        match result {
+            Ok(()) => {
+                self.cpu.stuck = None;
+                Next::Resume
+            }
+            Err(refused) => self.refused(refused),
+        }
     }
 
     /// An instruction could not be carried out on the guest's behalf.
@@ -194,14 +200,19 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// The bytes at RIP are not the instruction that exited. Another CPU of the guest may have changed them since, so
-    /// it is executed again. If the same happens with the same bytes once more, no CPU knows them either: from CPL 3
-    /// they are an exception, as a program must never end its guest; else the guest cannot go on.
+    /// it is executed again. If the same happens with the same bytes again and again, and nothing else between, no CPU
+    /// knows them either: from CPL 3 they are an exception, as a program must never end its guest; else the guest cannot
+    /// go on. That another CPU hits the moment each time is not to be expected.
     #[cold]
     #[inline(never)]
     fn stuck(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
+        const MAX_TRIES: u8 = 64;
         let bytes = insn::fetch_instruction(self.vcpu, self.memory).map(|(bytes, _)| bytes);
-        let here = Some((self.vcpu.rip(), bytes.unwrap_or_default()));
-        if core::mem::replace(&mut self.cpu.stuck, here) != here {
+        let here = (self.vcpu.rip(), bytes.unwrap_or_default());
+        let before = self.cpu.stuck.filter(|(rip, bytes, _)| (*rip, *bytes) == here);
+        let tries = before.map_or(1, |(_, _, tries)| tries + 1);
+        if tries < MAX_TRIES {
+            self.cpu.stuck = Some((here.0, here.1, tries));
             return Next::Resume;
         }
         self.cpu.stuck = None;

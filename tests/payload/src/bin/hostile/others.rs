@@ -84,16 +84,6 @@ pub(crate) fn second_cpu() {
         core::hint::spin_loop();
     }
     changed_instructions();
-    let program = cpu::physical::pointer::<u8>(Hpa::new(PROGRAM));
-    for (immediate, byte) in [(9, 0x01), (14, 0x0d)] {
-        // SAFETY: an immediate of the program that the other CPU runs, which takes either.
-        unsafe { program.wrapping_add(immediate).write_volatile(byte) };
-    }
-    let seen = flips();
-    while flips().wrapping_sub(seen) < 1000 {
-        core::hint::spin_loop();
-    }
-    changed_table_instructions();
     let flips = flips().wrapping_sub(before);
     verdict("its own second CPU runs after all this", flips > 0, format_args!("{flips} flips"));
     icr(1, INIT);
@@ -111,20 +101,6 @@ fn changed_instructions() {
         unsafe {
             asm!("call {}", in(reg) CHANGED, inout("rax") 0_u64 => _, in("rcx") 0xfed9_0000_u64);
         }
-    }
-}
-
-/// SIDT, turned into a prefetch and back by the other CPU between exit and decoding.
-fn changed_table_instructions() {
-    // `0f 01 09`: sidt [rcx]; `0f 0d 09`: prefetchw [rcx]; then `ret`.
-    let code = cpu::physical::pointer::<u8>(Hpa::new(CHANGED - 1));
-    for (index, byte) in [0x0f, 0x01, 0x09, 0xc3].into_iter().enumerate() {
-        // SAFETY: as for the program.
-        unsafe { code.wrapping_add(index).write_volatile(byte) };
-    }
-    for _ in 0..20_000 {
-        // SAFETY: the code is there, whatever its second byte, and returns.
-        unsafe { asm!("call {}", in(reg) CHANGED - 1, in("rcx") CHANGED + 64) };
     }
 }
 
