@@ -39,6 +39,7 @@ impl View {
             let buses = (0..=u8::MAX).filter(|bus| reaches(&platform, segment, *bus));
             functions.extend(pci::scan(&space, segment, buses));
         }
+        pci::header::leave_out_twins(&space, &mut functions);
         let found = |at: Bdf| functions.iter().any(|function| function.bdf == at);
         let unreached = capture.functions.iter().map(|it| it.at).filter(|at| !found(*at)).collect();
         pci::acs::enable(&mut space, &functions);

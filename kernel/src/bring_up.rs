@@ -479,6 +479,7 @@ fn find_functions(
             let buses = (0..=u8::MAX).filter(|bus| space.reaches(segment, *bus));
             functions.extend(pci::scan(space, segment, buses));
         }
+        pci::header::leave_out_twins(space, &mut functions);
         let mut woken = false;
         for function in &functions {
             let (bdf, report) = (function.bdf, &mut |event| logln!("{event}"));

@@ -4,6 +4,8 @@
 //! "Configuration Space Header"; PCI-to-PCI Bridge Architecture Specification for type 1).
 //! Invariant: the scan visits a bus once, however the bridges lie.
 
+use alloc::vec::Vec;
+
 use arch::machine::ConfigSpace;
 use arch::msr::PortRange;
 use arch::{Bdf, Width};
@@ -214,6 +216,32 @@ pub fn scan<C: ConfigSpace>(
     Scan { space, segment, possible, wanted, claimed, done, next: None }
 }
 
+/// Leaves out of `functions` those of segment 0 that are another segment's, seen a second time: the ports
+/// lead to the first segment of the machine, whatever the MCFG calls it. A BAR at the same address is the
+/// same BAR.
+pub fn leave_out_twins(space: &impl ConfigSpace, functions: &mut Vec<Function>) {
+    const FIRST_BAR: u16 = 0x10;
+    const BARS: u16 = 6;
+    let bars = |function: &Function| {
+        let at = function.bdf;
+        core::array::from_fn::<u32, { BARS as usize }, _>(|index| {
+            space.read(at, FIRST_BAR + 4 * index as u16, Width::Dword)
+        })
+    };
+    let place = |bdf: Bdf| (bdf.bus(), bdf.device(), bdf.function());
+    let elsewhere = functions.iter().filter(|it| it.bdf.segment() != 0);
+    let elsewhere: Vec<Function> = elsewhere.copied().collect();
+    functions.retain(|it| {
+        it.bdf.segment() != 0
+            || !elsewhere.iter().any(|other| {
+                place(it.bdf) == place(other.bdf)
+                    && (it.vendor, it.device) == (other.vendor, other.device)
+                    && bars(it).iter().any(|bar| bar & !0xf != 0)
+                    && bars(it) == bars(other)
+            })
+    });
+}
+
 /// A set of bus numbers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Buses([u64; 4]);
@@ -311,6 +339,24 @@ mod tests {
         let expected = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 2, 3), (3, 31, 0)]
             .map(|(b, d, f)| Bdf::new(b, d, f));
         assert_eq!(bdfs(&space), expected);
+    }
+
+    #[test]
+    fn what_the_ports_show_of_another_segment_is_left_out() {
+        let mut space = FakeSpace::default();
+        let at = |segment, device| Bdf::new(0, device, 0).in_segment(segment);
+        for segment in [0, 1] {
+            for device in [3, 4, 5] {
+                // The same BAR; no BAR; BARs of their own.
+                let bar = [0xfe, 0, 0xe0 + segment as u8][device as usize - 3];
+                space.device(at(segment, device), 0x010802).bytes[0x13] = bar;
+            }
+        }
+        let mut functions: Vec<Function> =
+            [0, 1].into_iter().flat_map(|segment| scan(&space, segment, [0])).collect();
+        leave_out_twins(&space, &mut functions);
+        let left: Vec<Bdf> = functions.iter().map(|it| it.bdf).collect();
+        assert_eq!(left, [at(0, 4), at(0, 5), at(1, 3), at(1, 4), at(1, 5)]);
     }
 
     /// A machine with root buses 0, 0x40 and 0x80, of which only the first has function 0 at device 0.
