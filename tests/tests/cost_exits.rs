@@ -17,7 +17,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("an ICR write to one CPU", 138, 141),
     ("a write of the timer's LVT entry", 312, 332),
     ("a read of IA32_EFER", 148, 148),
-    ("a read of a port where nothing is", 460, 535),
+    ("a read of a port where nothing is", 465, 540),
 ];
 
 fn frequent_exits_are_short(emulator: Emulator) {
