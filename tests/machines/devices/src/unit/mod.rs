@@ -64,7 +64,8 @@ pub struct Counters {
     pub stale_contexts: u64,
     /// Uses of a translation that is not what memory says.
     pub stale_translations: u64,
-    /// Uses of a remapping entry that is not what memory says.
+    /// Uses of a remapping entry that is not what memory says, but those before the driver's next wait ends if it has
+    /// the entry invalidated by then: between the two either is right.
     pub stale_remaps: u64,
     /// Misuses of registers and queue.
     pub driver_errors: u64,
@@ -101,6 +102,8 @@ pub struct Unit {
     pages: HashMap<(u16, u64), Page>,
     /// By index.
     entries: HashMap<u16, Entry>,
+    /// Indices of stale entries that were used since the last wait.
+    lately_stale: Vec<u16>,
     /// What happened.
     pub counters: Counters,
 }
@@ -121,6 +124,7 @@ impl Unit {
             contexts: HashMap::new(),
             pages: HashMap::new(),
             entries: HashMap::new(),
+            lately_stale: Vec::new(),
             counters: Counters::default(),
         };
         unit.reset();
@@ -146,6 +150,7 @@ impl Unit {
         self.contexts.clear();
         self.pages.clear();
         self.entries.clear();
+        self.lately_stale.clear();
     }
 
     /// The firmware hands the machine over, and leaves the unit as the options say.

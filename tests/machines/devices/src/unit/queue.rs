@@ -116,6 +116,7 @@ impl Unit {
     fn wait(&mut self, host: &mut dyn Host, low: u64, high: u64) -> Result<(), Invalid> {
         const INTERRUPT: u64 = 1 << 4;
         const STATUS_WRITE: u64 = 1 << 5;
+        self.lately_stale.clear();
         if low & STATUS_WRITE != 0 && !host.write(high, &((low >> 32) as u32).to_le_bytes()) {
             return Err(Invalid);
         }
@@ -186,8 +187,11 @@ impl Unit {
             self.owed.entries = false;
         }
         let shift = order.min(16);
-        self.entries
-            .retain(|index, _| !(all || u32::from(*index) >> shift == u32::from(first) >> shift));
+        let covered = |index: &u16| all || u32::from(*index) >> shift == u32::from(first) >> shift;
+        self.entries.retain(|index, _| !covered(index));
+        let before = self.lately_stale.len();
+        self.lately_stale.retain(|index| !covered(index));
+        self.counters.stale_remaps -= (before - self.lately_stale.len()) as u64;
     }
 }
 

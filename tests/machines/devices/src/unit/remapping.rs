@@ -150,6 +150,7 @@ impl Unit {
     fn compare_entry(&mut self, host: &mut dyn Host, index: u16, kept: Entry, now: Entry) {
         if kept != now {
             self.counters.stale_remaps += 1;
+            self.lately_stale.push(index);
             if self.counters.stale_remaps <= MAX_LINES {
                 host.log(&format!("STALE remapping entry {index:#x}: {kept:x?}, not {now:x?}"));
             }

@@ -225,6 +225,11 @@ fn a_message_is_remapped_for_its_source_alone() {
     assert!(machine.send(SOURCE, index), "the entry is kept");
     assert_eq!(machine.stale(), [0, 0, 1]);
     assert!(machine.queue(&[[4 | 1 << 4 | 3 << 32, 0]]));
+    assert_eq!(
+        machine.stale(),
+        [0, 0, 0],
+        "it was told to forget it, and either was right meanwhile"
+    );
     assert!(!machine.send(SOURCE, index));
     assert_eq!((machine.reason(), machine.host.delivered.len()), (0x24, 2));
 }
