@@ -1,23 +1,27 @@
 //! The serial line of a 16550 (National Semiconductor PC16550D, "Line Control Register",
 //! "Line Status Register", "FIFO Control Register", "Programmable Baud Generator"), wherever its registers are.
 
+use uart_16550::spec::registers::{FCR, IER, LCR, LSR, MCR, offsets};
+
 use crate::uart::{DIVISOR_LATCH, INTERRUPT_ENABLE, LINE_CONTROL, MODEM_CONTROL, Registers};
 
 /// Receiver and Transmitter; with the divisor latch shown, the divisor's low byte.
-const DATA: u16 = 0;
-const FIFO_CONTROL: u16 = 2;
-const LINE_STATUS: u16 = 5;
+const DATA: u16 = offsets::DATA as u16;
+const FIFO_CONTROL: u16 = offsets::FCR as u16;
+const LINE_STATUS: u16 = offsets::LSR as u16;
 
-/// Line Control: 8 data bits, no parity, 1 stop bit.
-const EIGHT_NONE_ONE: u8 = 3;
-/// Line Status: a byte has come.
-const DATA_READY: u8 = 1;
-/// Line Status: a byte can be given.
-const HOLDING_EMPTY: u8 = 1 << 5;
-/// Line Status: nothing is left to send.
-const TRANSMITTER_EMPTY: u8 = 1 << 6;
-/// Modem Control: DTR, RTS, and OUT2, by which a PC lets the interrupt out.
-const READY: u8 = 0b1011;
+/// 8 data bits, no parity, 1 stop bit.
+const EIGHT_NONE_ONE: u8 = LCR::WORD_LENGTH0.union(LCR::WORD_LENGTH1).bits();
+/// A byte has come.
+const DATA_READY: u8 = LSR::DATA_READY.bits();
+/// A byte can be given.
+const HOLDING_EMPTY: u8 = LSR::THR_EMPTY.bits();
+/// Nothing is left to send.
+const TRANSMITTER_EMPTY: u8 = LSR::TRANSMITTER_EMPTY.bits();
+/// A PC lets the interrupt out by OUT2.
+const READY: u8 = MCR::DTR.union(MCR::RTS).union(MCR::OUT_2_INT_ENABLE).bits();
+/// Both FIFOs on and empty; an interrupt for each byte.
+const EMPTY_FIFOS: u8 = FCR::FIFO_ENABLE.union(FCR::RX_FIFO_RESET).union(FCR::TX_FIFO_RESET).bits();
 /// What makes 115,200 baud of a PC's clock.
 const FASTEST: u16 = 1;
 
@@ -45,8 +49,7 @@ impl<R: Registers> Line<R> {
             registers.write(INTERRUPT_ENABLE, high);
         }
         registers.write(LINE_CONTROL, EIGHT_NONE_ONE);
-        // Both FIFOs on and empty; an interrupt for each byte.
-        registers.write(FIFO_CONTROL, 7);
+        registers.write(FIFO_CONTROL, EMPTY_FIFOS);
         registers.write(MODEM_CONTROL, READY);
         Self { registers, silent: false }
     }
@@ -71,7 +74,7 @@ impl<R: Registers> Line<R> {
 
     /// Raises the UART's line when a byte arrives.
     pub fn interrupt_on_receive(&mut self) {
-        self.registers.write(INTERRUPT_ENABLE, 1);
+        self.registers.write(INTERRUPT_ENABLE, IER::DATA_READY.bits());
     }
 
     /// A byte that has arrived. A UART that has gone reads as ones and sends nothing.

@@ -4,6 +4,8 @@
 //! the bus last; a chip that is no UART keeps a byte in its last register, too. Only a UART shows
 //! its own outputs at its inputs in loopback.
 
+use uart_16550::spec::registers::{LCR, MCR, offsets};
+
 /// Where PCs have their first two UARTs, in the order in which they are tried.
 pub const CANDIDATES: [u16; 2] = [0x3f8, 0x2f8];
 
@@ -15,16 +17,15 @@ pub trait Registers {
     fn write(&mut self, offset: u16, value: u8);
 }
 
-pub(crate) const INTERRUPT_ENABLE: u16 = 1;
-pub(crate) const LINE_CONTROL: u16 = 3;
-pub(crate) const MODEM_CONTROL: u16 = 4;
-const MODEM_STATUS: u16 = 6;
-const SCRATCH: u16 = 7;
+pub(crate) const INTERRUPT_ENABLE: u16 = offsets::IER as u16;
+pub(crate) const LINE_CONTROL: u16 = offsets::LCR as u16;
+pub(crate) const MODEM_CONTROL: u16 = offsets::MCR as u16;
+const MODEM_STATUS: u16 = offsets::MSR as u16;
+const SCRATCH: u16 = offsets::SPR as u16;
 
 /// Line Control: the divisor is shown at the first two registers.
-pub(crate) const DIVISOR_LATCH: u8 = 1 << 7;
-/// Modem Control: loopback.
-const LOOPBACK: u8 = 1 << 4;
+pub(crate) const DIVISOR_LATCH: u8 = LCR::DLAB.bits();
+const LOOPBACK: u8 = MCR::LOOP_BACK.bits();
 
 /// Whether a 16550 answers (National Semiconductor PC16550D, "Scratchpad Register" and "Modem
 /// Control Register"). Nothing is sent; interrupts and the modem's outputs are off afterwards.
