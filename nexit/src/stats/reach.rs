@@ -89,20 +89,28 @@ impl<'a> Graph<'a> {
                     entries.insert(index);
                 }
             }
-            let nodes = addresses(&instruction).into_iter().filter_map(|at| self.node(at));
+            let nodes = addresses(&instruction).into_iter().filter_map(|named| match named {
+                Named::Branch(at) => self.function_around(at).map(Node::Function),
+                Named::Value(at) => self.node(at),
+            });
             named.extend(nodes.filter(|node| *node != Node::Function(index)));
         }
         named
     }
 
-    /// What is at an address.
-    fn node(&self, at: u64) -> Option<Node> {
+    /// The function that has the instruction at an address.
+    fn function_around(&self, at: u64) -> Option<usize> {
         let functions = &self.image.functions;
         let before = functions.partition_point(|function| function.start <= at).checked_sub(1);
-        if let Some(index) =
-            before.filter(|index| functions.get(*index).is_some_and(|f| at < f.end))
-        {
-            return Some(Node::Function(index));
+        before.filter(|index| functions.get(*index).is_some_and(|f| at < f.end))
+    }
+
+    /// What a value is the address of. A pointer to a function is its first byte's: a number that is an
+    /// address in its midst is a number.
+    fn node(&self, at: u64) -> Option<Node> {
+        if let Some(index) = self.function_around(at) {
+            let start = self.image.functions.get(index).map(|function| function.start);
+            return (start == Some(at)).then_some(Node::Function(index));
         }
         let held = |at| self.image.data.iter().any(|piece| piece.holds(at));
         held(at).then_some(Node::Data(at))
@@ -180,20 +188,28 @@ const fn function(node: &Node) -> Option<usize> {
     }
 }
 
+/// An address in an instruction.
+enum Named {
+    /// It goes on there.
+    Branch(u64),
+    /// What may be an address.
+    Value(u64),
+}
+
 /// Those that an instruction names.
-fn addresses(instruction: &Instruction) -> Vec<u64> {
+fn addresses(instruction: &Instruction) -> Vec<Named> {
     let mut named = Vec::new();
     for operand in 0..instruction.op_count() {
         let kind = instruction.op_kind(operand);
         if matches!(kind, OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64) {
-            named.push(instruction.near_branch_target());
+            named.push(Named::Branch(instruction.near_branch_target()));
         } else if kind == OpKind::Memory {
-            named.push(instruction.memory_displacement64());
+            named.push(Named::Value(instruction.memory_displacement64()));
         } else if matches!(
             kind,
             OpKind::Immediate64 | OpKind::Immediate32 | OpKind::Immediate32to64
         ) {
-            named.push(instruction.immediate(operand));
+            named.push(Named::Value(instruction.immediate(operand)));
         }
     }
     if instruction.mnemonic() == Mnemonic::Nop {
@@ -217,12 +233,13 @@ mod tests {
     ];
 
     /// Functions of 16 bytes from 0x1000: the loop enters by VMRUN, calls the second and loads the address of a
-    /// table that holds the third; the last calls the loop.
+    /// table that holds the third; the second has a number that is an address in the fourth; the last calls the loop.
     fn image() -> Image {
         let mut code = vec![0x90; 16 * NAMES.len()];
         code[..3].copy_from_slice(&[0x0F, 0x01, 0xD8]);
         code[3..8].copy_from_slice(&[0xE8, 8, 0, 0, 0]);
         code[8..15].copy_from_slice(&[0x48, 0xC7, 0xC0, 0x08, 0x20, 0, 0]);
+        code[16..21].copy_from_slice(&[0xB8, 0x38, 0x10, 0, 0]);
         code[80..85].copy_from_slice(&[0xE8, 0xAB, 0xFF, 0xFF, 0xFF]);
         let mut data = vec![0; 32];
         data[..8].copy_from_slice(&0x1030_u64.to_le_bytes());
