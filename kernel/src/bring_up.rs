@@ -32,6 +32,7 @@ use pci::claims::Owners;
 use pci::header::HeaderType;
 use pci::usb;
 use plan::Vendor;
+use plan::interrupts::wired;
 use plan::owners::Others;
 use spin::Mutex;
 
@@ -84,7 +85,7 @@ pub(crate) struct Hardware {
     /// Global system interrupts that may be guests'.
     pub(crate) guests_lines: Vec<u32>,
     /// How each interrupt of the ISA bus is wired.
-    isa_lines: [InterruptOverride; 16],
+    isa_lines: [Wired; 16],
 }
 
 impl Hardware {
@@ -141,7 +142,7 @@ impl Hardware {
         let modules = move_modules(memory, info, spared)?;
         let moved_modules = memory.taken() - before;
         Ok(Self {
-            isa_lines: core::array::from_fn(|irq| firmware.isa_line(irq as u8)),
+            isa_lines: core::array::from_fn(|irq| wired(firmware.isa_line(irq as u8))),
             pm_timer: acpi::pm_timer(&firmware),
             resets: firmware.resets(),
             memory,
@@ -188,15 +189,8 @@ impl Hardware {
 
     /// How an interrupt of the ISA bus is wired.
     pub(crate) fn isa_line(&self, irq: u8) -> Wired {
-        let wired = self.isa_lines.get(usize::from(irq));
-        wired.map_or(
-            Wired { gsi: u32::from(irq), active_low: false, level: false },
-            |InterruptOverride { gsi, active_low, level, .. }| Wired {
-                gsi: *gsi,
-                active_low: *active_low,
-                level: *level,
-            },
-        )
+        let straight = Wired { gsi: irq.into(), active_low: false, level: false };
+        self.isa_lines.get(usize::from(irq)).copied().unwrap_or(straight)
     }
 
     /// Address, Capability and Extended Capability Register of each unit of the IOMMU.
@@ -238,10 +232,10 @@ fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owne
         ram: memory::ram(info),
         ecam: ecam.iter().map(EcamWindow::range),
         units: units.map(|unit| HpaRange { start: unit.registers, length: UNIT_REGISTERS }),
-        // A card's ports are its own BAR's, which goes with it.
+        // A card's registers are its own BAR's, which goes with it.
         console: match console::card() {
             Some(_) => None,
-            None => console::uart().and_then(|place| place.first_port()),
+            None => console::uart(),
         },
     };
     plan::owners::of(Some(firmware), others)

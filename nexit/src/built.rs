@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::ImagePaths;
+use crate::cli::{ImagePaths, Loader};
 use crate::failure::{Failure, Result};
 
 /// The hypervisor image, below the build folder.
@@ -15,9 +15,10 @@ pub(crate) fn image(paths: &ImagePaths) -> Result<PathBuf> {
     find(paths.image.as_deref(), IMAGE, "hypervisor image", "--image")
 }
 
-/// The UEFI loader.
-pub(crate) fn uefi_image(paths: &ImagePaths) -> Result<PathBuf> {
-    find(paths.uefi_image.as_deref(), UEFI_IMAGE, "UEFI loader", "--uefi-image")
+/// The UEFI loader, where the image is started by it.
+pub(crate) fn uefi_image(paths: &ImagePaths, loader: Loader) -> Result<Option<PathBuf>> {
+    let find = || find(paths.uefi_image.as_deref(), UEFI_IMAGE, "UEFI loader", "--uefi-image");
+    (loader == Loader::Native).then(find).transpose()
 }
 
 /// The build folder.

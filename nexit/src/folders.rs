@@ -22,10 +22,7 @@ pub(crate) fn system_partition(
     output: &Path,
 ) -> Result<()> {
     let image = built::image(paths)?;
-    let uefi = match loader {
-        Loader::Native => Some(built::uefi_image(paths)?),
-        Loader::Grub => None,
-    };
+    let uefi = built::uefi_image(paths, loader)?;
     output::check_folder(output, output::bytes(&image, &scenario.files)?)?;
     copy_files(&output.join(FOLDER), &image, &scenario.files)?;
     let boot = output.join("EFI/BOOT");

@@ -53,10 +53,7 @@ pub(crate) fn build(
     let image = built::image(paths)?;
     // The files stand twice in it.
     output::check_file(output, 2 * output::bytes(&image, &scenario.files)?)?;
-    let uefi_loader = match loader {
-        Loader::Native => Some(built::uefi_image(paths)?),
-        Loader::Grub => None,
-    };
+    let uefi_loader = built::uefi_image(paths, loader)?;
     let contents =
         Contents { image: &image, uefi_loader: uefi_loader.as_deref(), files: &scenario.files };
     let scratch = tempfile::tempdir()

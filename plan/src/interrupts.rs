@@ -9,12 +9,20 @@ use arch::machine::{ConfigSpace, Width};
 use arch::msr::PortRange;
 use arch::vcpu::InterruptMode;
 use config::{Config, GuestConfig, Uart};
-use guest::lines::Line;
+use firmware::InterruptOverride;
+use guest::lines::{Line, Wired};
 use guest::pci::BusError;
 use pci::header::INTERRUPT_LINE;
 use pci::{Claims, Function};
 
 use crate::{Machine, Refusal, Vendor};
+
+/// How an interrupt of the ISA bus is wired, by the firmware's word.
+#[must_use]
+pub const fn wired(line: InterruptOverride) -> Wired {
+    let InterruptOverride { gsi, active_low, level, .. } = line;
+    Wired { gsi, active_low, level }
+}
 
 /// Whether the CPUs can run the guest in its mode.
 pub(crate) fn check_mode(

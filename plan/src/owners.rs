@@ -3,6 +3,7 @@
 use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::msr::PortRange;
+use arch::uart::UartPlace;
 use firmware::{Platform, Register};
 use guest::devices::Devices;
 use pci::claims::Owners;
@@ -24,8 +25,8 @@ pub struct Others<R, E, U> {
     pub ecam: E,
     /// Registers of the IOMMU's units.
     pub units: U,
-    /// First port of the console's UART.
-    pub console: Option<u16>,
+    /// The console's UART.
+    pub console: Option<UartPlace>,
 }
 
 /// The owners of all that is known to be somebody's.
@@ -49,8 +50,12 @@ pub fn of(
 
     ports.push((SYSTEM_BOARD, "the system board"));
     ports.push((PCI_CONFIGURATION, "PCI's configuration ports"));
-    let uart = others.console.map(|first| PortRange { first, last: first | 7 });
-    ports.extend(uart.map(|range| (range, "the console's UART")));
+    if let Some(uart) = others.console {
+        let first = uart.first_port();
+        let range = first.map(|first| PortRange { first, last: first.saturating_add(7) });
+        ports.extend(range.map(|range| (range, "the console's UART")));
+        memory.extend(uart.range().map(|range| (range, "the console's UART")));
+    }
     // The hypervisor answers those itself, unless a BAR of the guest's is there.
     ports.extend(Devices::ranges().map(|range| (range, "a virtual device of the guest")));
 
@@ -69,4 +74,29 @@ pub fn of(
         }
     }
     owners
+}
+
+#[cfg(test)]
+mod tests {
+    use arch::Width;
+    use arch::uart::UartBase;
+
+    use super::*;
+
+    fn with(console: UartPlace) -> Owners {
+        let none = || core::iter::empty();
+        let image = HpaRange { start: Hpa::new(0x20_0000), length: PAGE_SIZE };
+        of(None, Others { image, ram: none(), ecam: none(), units: none(), console: Some(console) })
+    }
+
+    #[test]
+    fn the_consoles_registers_are_its_own_wherever_they_are() {
+        const WHO: &str = "the console's UART";
+        let ports = with(UartPlace::port(0x2f8)).ports;
+        assert!(ports.contains(&(PortRange { first: 0x2f8, last: 0x2ff }, WHO)), "{ports:?}");
+        let start = Hpa::new(0xfe03_4000);
+        let place = UartPlace { base: UartBase::Memory(start), stride: 4, width: Width::Dword };
+        let memory = with(place).memory;
+        assert!(memory.contains(&(HpaRange { start, length: 32 }, WHO)), "{memory:?}");
+    }
 }

@@ -13,7 +13,7 @@ use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use mem::FrameAllocator;
 use pci::Claims;
 use plan::owners::Others;
-use plan::{Cpu, Machine, Plan, Refusal, Vendor, memory, platform};
+use plan::{Cpu, Machine, Plan, Refusal, Vendor, interrupts, memory, platform};
 use vmx::controls::Controls;
 
 use crate::files::Files;
@@ -139,15 +139,9 @@ impl Facts {
         let platform = self.view.platform.as_ref().ok();
         let windows = platform.into_iter().flat_map(|platform| &platform.ecam);
         let windows = windows.map(|it| (it.segment, it.first_bus, it.last_bus, it.base));
-        let moved = platform.map_or(&[][..], |platform| &platform.overrides);
         let isa_line = |irq: u8| {
-            let gsi = u32::from(irq);
-            let moved = moved.iter().find(|moved| moved.irq == irq);
-            moved.map_or(Wired { gsi, active_low: false, level: false }, |it| Wired {
-                gsi: it.gsi,
-                active_low: it.active_low,
-                level: it.level,
-            })
+            let straight = Wired { gsi: irq.into(), active_low: false, level: false };
+            platform.map_or(straight, |platform| interrupts::wired(platform.isa_line(irq)))
         };
         let machine = Machine {
             vendor: self.vendor.unwrap_or(Vendor::VtX),
