@@ -196,6 +196,14 @@ fn nothing_reads_as_ones_and_swallows_writes_and_is_said_a_few_times() {
     assert_eq!(world.machine.log.len(), 8);
 }
 
+#[test]
+fn in_a_row_of_short_lives_it_is_said_no_more() {
+    let mut world = World::with_idt();
+    world.vm.be_terse();
+    world.touch(&LOAD, 0xfed0_0000, false);
+    assert_eq!(world.machine.log, Vec::<String>::new());
+}
+
 pub(super) mod devices {
     use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
     use arch::machine::InterruptLine;

@@ -134,6 +134,22 @@ fn an_msi_message_that_is_refused_is_said_only_while_it_is_unmasked_and_enabled(
 }
 
 #[test]
+fn in_a_row_of_short_lives_a_refused_message_is_not_said() {
+    for terse in [false, true] {
+        let mut world = World::with_idt();
+        if terse {
+            world.vm.be_terse();
+        }
+        for (offset, value) in
+            [(0x54, 0xfee0_0000), (0x58, 0), (0x5c, 0x0e), (0x60, LIVE), (0x50, 0x0001_0005)]
+        {
+            store(&mut world, config(NIC, offset), value);
+        }
+        assert_eq!(world.machine.log.is_empty(), terse, "{:?}", world.machine.log);
+    }
+}
+
+#[test]
 fn a_lines_vector_is_granted_before_the_line_is_routed() {
     let mut world = World::with_idt();
     store(&mut world, ioapic::BASE, 0x10 + 2 * 14);

@@ -235,3 +235,15 @@ fn a_ring_that_races_with_the_unmasking_is_heard_exactly_once() {
     });
     assert!(rung.iter().zip(&unmasked).all(|(rung, unmasked)| rung != unmasked));
 }
+
+#[test]
+fn in_a_row_of_short_lives_such_a_message_is_said_no_more() {
+    let memory = region();
+    let mut other = World::sharing(memory, 1);
+    other.bus.be_terse();
+    other.listen(ON);
+    other.set_entry(0, 0x1000, 0x41, 0);
+    other.set_entry(0, 0x1000, 0x41, 1);
+    assert!(World::sharing(memory, 0).ring(1, 0).is_empty());
+    assert_eq!(other.machine.log, Vec::<String>::new());
+}
