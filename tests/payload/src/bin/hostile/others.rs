@@ -25,6 +25,11 @@ const ALL_BUT_SELF: u64 = 3 << 18;
 /// A page below 1 MiB for the second CPU's program, and one for what it changes.
 const PROGRAM: u64 = 0x9000;
 const CHANGED: u64 = 0xa000;
+/// And one for its second program.
+const TABLE_PROGRAM: u64 = 0xb000;
+/// What counts the changes of each: the first goes on until the INIT has come.
+const FLIPS: u64 = CHANGED + 16;
+const TABLE_FLIPS: u64 = CHANGED + 32;
 
 fn icr(destination: u64, command: u64) -> bool {
     wrmsr(msr::IA32_X2APIC_ICR, destination << 32 | command) == NONE
@@ -54,15 +59,7 @@ pub(crate) fn interrupts_of_others() {
 
 /// Interrupts, resets and starts of its own second CPU, and instructions that it changes.
 pub(crate) fn second_cpu() {
-    // Real mode: `cli`, DS = 0, then the byte at 0xA000 turns from 8B to 89 and back for ever, and the
-    // dword at 0xA010 counts.
-    const FLIP: [u8; 22] = [
-        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0xa0, 0x8b, 0xc6, 0x06, 0x00, 0xa0, 0x89,
-        0x66, 0xff, 0x06, 0x10, 0xa0, 0xeb, 0xef,
-    ];
-    let program = cpu::physical::pointer::<[u8; 22]>(Hpa::new(PROGRAM));
-    // SAFETY: low memory that nobody uses once the loader is done.
-    unsafe { program.write_volatile(FLIP) };
+    put_program(PROGRAM, 0x8b, 0x89, FLIPS);
     // The CPU waits for its start meanwhile: vectors of exceptions, and others. Not the spurious one:
     // Bochs' local APIC would never end it.
     for vector in (16..64).chain([0xf0, 0xfe]) {
@@ -75,19 +72,44 @@ pub(crate) fn second_cpu() {
         }
         icr(0, ALL_BUT_SELF | FIXED | u64::from(TIMER));
     }
-    let flips = || {
-        // SAFETY: low memory that only the other CPU uses.
-        unsafe { cpu::physical::pointer::<u32>(Hpa::new(CHANGED + 16)).read_volatile() }
-    };
-    let before = flips();
-    while flips() == before {
-        core::hint::spin_loop();
-    }
+    let before = flips(FLIPS);
+    wait_for_flips(FLIPS);
     changed_instructions();
-    let flips = flips().wrapping_sub(before);
+    // A program of its own in a page of its own. QEMU's CPUs may execute for ever what one of them has changed: the one
+    // that writes drops the translation first and writes then, and the other may translate the old bytes between.
+    icr(1, INIT);
+    put_program(TABLE_PROGRAM, 0x01, 0x0d, TABLE_FLIPS);
+    icr(1, STARTUP | TABLE_PROGRAM >> 12);
+    wait_for_flips(TABLE_FLIPS);
+    changed_table_instructions();
+    let flips = flips(FLIPS).wrapping_sub(before);
     verdict("its own second CPU runs after all this", flips > 0, format_args!("{flips} flips"));
     icr(1, INIT);
     icr(1, FIXED | 0x12);
+}
+
+/// Real mode: `cli`, DS = 0, then the byte at 0xA000 turns from `one` to `other` and back for ever, and the dword at
+/// `counter` counts.
+fn put_program(page: u64, one: u8, other: u8, counter: u64) {
+    let [low, high, ..] = counter.to_le_bytes();
+    let bytes = [
+        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0xa0, one, 0xc6, 0x06, 0x00, 0xa0, other,
+        0x66, 0xff, 0x06, low, high, 0xeb, 0xef,
+    ];
+    // SAFETY: low memory that nobody uses once the loader is done.
+    unsafe { cpu::physical::pointer::<[u8; 22]>(Hpa::new(page)).write_volatile(bytes) };
+}
+
+fn flips(counter: u64) -> u32 {
+    // SAFETY: low memory that only the other CPU uses.
+    unsafe { cpu::physical::pointer::<u32>(Hpa::new(counter)).read_volatile() }
+}
+
+fn wait_for_flips(counter: u64) {
+    let before = flips(counter);
+    while flips(counter) == before {
+        core::hint::spin_loop();
+    }
 }
 
 /// MOV from and to where nothing is, turned into each other by the other CPU between exit and decoding.
@@ -101,6 +123,20 @@ fn changed_instructions() {
         unsafe {
             asm!("call {}", in(reg) CHANGED, inout("rax") 0_u64 => _, in("rcx") 0xfed9_0000_u64);
         }
+    }
+}
+
+/// SIDT, turned into a prefetch and back by the other CPU between exit and decoding.
+fn changed_table_instructions() {
+    // `0f 01 09`: sidt [rcx]; `0f 0d 09`: prefetchw [rcx]; then `ret`.
+    let code = cpu::physical::pointer::<u8>(Hpa::new(CHANGED - 1));
+    for (index, byte) in [(0, 0x0f), (2, 0x09), (3, 0xc3)] {
+        // SAFETY: as for the program.
+        unsafe { code.wrapping_add(index).write_volatile(byte) };
+    }
+    for _ in 0..20_000 {
+        // SAFETY: the code is there, whatever its second byte, and returns.
+        unsafe { asm!("call {}", in(reg) CHANGED - 1, in("rcx") CHANGED + 64) };
     }
 }
 
