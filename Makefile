@@ -5,6 +5,7 @@
 #   make run EMULATOR=bochs IOMMU=none    on VT-x alone, with an IDE disk
 #   make run EMULATOR=nested    the same on VT-x with VT-d, in nested KVM in Bochs: takes some minutes
 #   make run ACCEL=kvm          on an Intel host with nested VT-x (never run by the makers)
+#   make gdb                    the hypervisor in QEMU, stopped at its entry, under gdb (docs/debugging.md)
 #   make test, make check       everything but what is slow; only what is quick
 #   make test-all               what is slow, too: nested KVM
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
@@ -75,13 +76,24 @@ MODELS       := $(BUILD)/release/libbochs_devices.a
 CXXFLAGS     ?= -O2 -g
 CXXFLAGS     += -std=c++17 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -Wno-unused-parameter
 
-.PHONY: all docs editor run demo image payloads uefi host programs machines iso test test-all zoo mutants check stats plugin bench growth setup clean
+.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo mutants check stats plugin bench growth setup clean
 
 all: image uefi host
 
 run: setup all demo $(if $(filter bochs,$(EMULATOR)),machines)
 	$(NEXIT) run --config $(CONFIG) --emulator $(EMULATOR) --iommu $(IOMMU) --accel $(ACCEL) \
 	    --timeout $(TIMEOUT) --report $(REPORT) -- $(DEVICES_$(MACHINE))
+
+# The machine runs as long as gdb does; its console is in target/gdb.log.
+GDB_SOCKET := target/gdb.socket
+gdb: EMULATOR := qemu
+gdb: setup all demo
+	@rm -f $(GDB_SOCKET); \
+	$(NEXIT) run --config $(CONFIG) --iommu $(IOMMU) -- $(DEVICES_qemu) -S \
+	    -chardev socket,id=gdb,path=$(GDB_SOCKET),server=on,wait=off -gdb chardev:gdb \
+	    < /dev/null > target/gdb.log 2>&1 & run=$$!; trap 'kill $$run' EXIT; \
+	for _ in $$(seq 100); do [ -S $(GDB_SOCKET) ] && break; sleep 0.1; done; \
+	gdb -q -x demo/hypervisor.gdb $(BUILD)/x86_64-hypervisor/release/kernel
 
 image:
 	RUSTC_BOOTSTRAP=1 cargo build --locked $(IMAGE)

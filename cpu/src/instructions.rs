@@ -184,6 +184,16 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
 
+/// The stack pointer.
+#[must_use]
+#[inline(always)]
+pub fn stack_pointer() -> u64 {
+    let pointer;
+    // SAFETY: it only reads a register.
+    unsafe { asm!("mov {}, rsp", out(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
 /// The time-stamp counter.
 #[must_use]
 #[inline]

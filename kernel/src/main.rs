@@ -10,6 +10,7 @@ extern crate alloc;
 mod acpi;
 mod announce;
 mod backend;
+mod backtrace;
 mod bring_up;
 mod console;
 mod display;
@@ -191,22 +192,28 @@ fn fatal_exception(frame: &Frame) -> ! {
     let cr2: u64;
     // SAFETY: reading CR2 changes nothing.
     unsafe { core::arch::asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack)) };
-    last_words(format_args!(
-        "raised exception {} (error code {:#x}) at {:#x}, CR2 {cr2:#x}\nregisters: {frame:#x?}",
-        frame.vector, frame.error_code, frame.rip
-    ))
+    last_words(
+        format_args!(
+            "raised exception {} (error code {:#x}) at {:#x}, CR2 {cr2:#x}\nregisters: {frame:#x?}",
+            frame.vector, frame.error_code, frame.rip
+        ),
+        Some(frame.rip),
+        frame.rsp,
+    )
 }
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    last_words(format_args!("failed: {info}"))
+    last_words(format_args!("failed: {info}"), None, cpu::instructions::stack_pointer())
 }
 
-fn last_words(what: core::fmt::Arguments<'_>) -> ! {
+/// `at`: the instruction that failed, where it is known; `stack`: the stack pointer then.
+fn last_words(what: core::fmt::Arguments<'_>, at: Option<u64>, stack: u64) -> ! {
     // SAFETY: this CPU never goes on.
     unsafe { console::break_lock() };
     post::failed();
     logln!("error: the hypervisor itself {what}");
+    backtrace::log(at, stack);
     logln!("halted");
     console::drain();
     cpu::instructions::halt_forever()

@@ -3,6 +3,8 @@
 //! Invariant: the hypervisor runs on an identity map in which nothing is both writable and
 //! executable, only the image's text is executable, and no stack can run into its neighbour.
 
+use alloc::vec::Vec;
+
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Hpa, PageSize};
 use arrayvec::ArrayVec;
@@ -17,6 +19,8 @@ use crate::refusal::{Refusal, refuse};
 
 static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
 static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
+/// Those of the other processors.
+static STACKS: Mutex<Vec<HpaRange>> = Mutex::new(Vec::new());
 
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -135,7 +139,17 @@ pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
     // No other CPU has touched that page yet, and this one never does again.
     with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
         .nothing_cached();
-    Ok(guard.as_u64() + PAGE_SIZE + bytes)
+    let stack = HpaRange { start: guard.wrapping_add(PAGE_SIZE), length: bytes };
+    STACKS.lock().push(stack);
+    Ok(stack.end().as_u64())
+}
+
+/// The stack that `pointer` points into. Takes no lock that the CPU that calls may hold for ever.
+pub(crate) fn stack_of(pointer: u64) -> Option<HpaRange> {
+    let holds = |stack: &HpaRange| (stack.start.as_u64()..stack.end().as_u64()).contains(&pointer);
+    let others = STACKS.try_lock();
+    let others = others.iter().flat_map(|stacks| stacks.iter().copied());
+    others.chain([image::boot_stack()]).find(holds)
 }
 
 fn with_own_table<T>(
@@ -380,6 +394,8 @@ pub(crate) mod image {
         static __rodata_start: u8;
         static __rodata_end: u8;
         static __stack_guard: u8;
+        static __stack_bottom: u8;
+        static __stack_top: u8;
     }
 
     fn range(start: *const u8, end: *const u8) -> HpaRange {
@@ -392,10 +408,20 @@ pub(crate) mod image {
         range(&raw const __image_start, &raw const __image_end)
     }
 
+    /// The code.
+    pub(crate) fn text() -> HpaRange {
+        range(&raw const __text_start, &raw const __text_end)
+    }
+
+    /// The boot processor's stack.
+    pub(super) fn boot_stack() -> HpaRange {
+        range(&raw const __stack_bottom, &raw const __stack_top)
+    }
+
     /// What is not plain data.
     pub(super) fn sections() -> [(HpaRange, Access); 2] {
         [
-            (range(&raw const __text_start, &raw const __text_end), Access::READ_EXECUTE),
+            (text(), Access::READ_EXECUTE),
             (range(&raw const __rodata_start, &raw const __rodata_end), Access::READ),
         ]
     }

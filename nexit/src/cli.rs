@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Say why a CPU refused to enter a guest, by what the hypervisor logged of it.
     Explain(ExplainArgs),
+    /// Name the functions in the backtraces of a log: where the hypervisor itself failed.
+    Symbolize(SymbolizeArgs),
 }
 
 /// Which emulator.
@@ -247,6 +249,17 @@ pub(crate) struct ExplainArgs {
     /// The hypervisor's log, as it came over the serial line.
     #[arg(value_name = "FILE")]
     pub(crate) log: PathBuf,
+}
+
+/// `nexit symbolize`.
+#[derive(Args, Debug)]
+pub(crate) struct SymbolizeArgs {
+    /// The hypervisor's log, as it came over the serial line.
+    #[arg(value_name = "FILE")]
+    pub(crate) log: PathBuf,
+    /// Where the images are: the image must be the one that wrote the log.
+    #[command(flatten)]
+    pub(crate) images: ImagePaths,
 }
 
 /// `nexit stats`.

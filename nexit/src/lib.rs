@@ -27,6 +27,7 @@ mod scenario;
 mod session;
 mod size;
 mod stats;
+mod symbolize;
 mod terminal;
 pub mod tool;
 mod turn;
@@ -66,6 +67,7 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Stats(args) => stats::print(&args),
         Command::Explain(args) => explain_log(&args.log),
+        Command::Symbolize(args) => symbolize::print(&args),
     }
 }
 
