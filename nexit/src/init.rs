@@ -145,7 +145,11 @@ fn about_cpus(facts: &Facts, first: &[u32]) -> String {
         return "EDIT: the machine file does not say how many CPUs there are".to_owned();
     }
     let rest = facts.cpus.len() - first.len();
-    let kept = if rest > 0 { format!(", {rest} are left") } else { String::new() };
+    let kept = match rest {
+        0 => String::new(),
+        1 => ", 1 is left".to_owned(),
+        _ => format!(", {rest} are left"),
+    };
     format!(
         "The machine has {} CPUs, counted from 0 in the MADT's order; threads of one core are together{kept}",
         facts.cpus.len()

@@ -105,6 +105,10 @@ fn threads_of_one_core_stay_together_and_the_last_core_is_for_a_second_guest() {
     let text = proposal(&pc());
     assert!(text.contains("\ncpus = [0, 1, 2, 3, 4, 5]\n"), "{text}");
     assert!(text.contains("\n# cpus = [6, 7]\n"), "{text}");
+    assert!(text.contains("threads of one core are together, 2 are left\n"), "{text}");
+    let two = "table APIC\nd fee00000 1\nlapic 0 0 1\nlapic 1 2 1\nioapic 2 fec00000 0\n";
+    let text = proposal(&with_tables(two));
+    assert!(text.contains("threads of one core are together, 1 is left\n"), "{text}");
     let text = proposal(&machines().pop().unwrap().1);
     let first = config::parse(&text).unwrap().guests[0].cpus.len();
     assert_eq!(first, MAX_CPUS, "no more than a guest can have");
