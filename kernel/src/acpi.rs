@@ -48,7 +48,8 @@ pub(crate) fn read(
     for note in &platform.notes {
         logln!("firmware's tables: {note}");
     }
-    console::follow_firmware(&platform.serial, config, |range| memory::is_ram(info, range), memory);
+    let map = |range| memory::map_device(memory, range).is_ok();
+    console::follow_firmware(&platform.serial, config, |range| memory::is_ram(info, range), map);
     Ok(platform)
 }
 

@@ -9,8 +9,8 @@ use boot::{BootInfo, MemoryKind};
 use cpu::instructions::{cpuid, read_msr, write_msr};
 use plan::Vendor;
 
-use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::hardware::Hardware;
 use crate::monitor;
 use crate::processors;
 use crate::refusal::{Refusal, refuse};

@@ -8,6 +8,7 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::Bdf;
+use arch::address::HpaRange;
 use arch::uart::UartPlace;
 use boot::Framebuffer;
 use mem::Mix;
@@ -18,7 +19,6 @@ use spin::Mutex;
 
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 use crate::display::{self, Display};
-use crate::memory::Memory;
 use crate::seat::Seat;
 
 mod place;
@@ -160,20 +160,20 @@ impl Write for Shown<'_> {
     }
 }
 
-/// Goes on to show the log, now in the hypervisor's own page table.
-pub(crate) fn map_screen(memory: Memory) {
+/// Goes on to show the log, now in the hypervisor's own page table, where `map` maps the screen.
+pub(crate) fn map_screen(map: impl FnOnce(HpaRange) -> bool) {
     // Taken out, as mapping may log.
     let display = CONSOLE.lock().display.take();
-    let display = display.filter(|display| display.map(memory));
+    let display = display.filter(|display| map(display.range()));
     CONSOLE.lock().display = display;
 }
 
-/// Shows nothing more on the screen.
-pub(crate) fn leave_screen() {
+/// Shows nothing more on the screen, which `leave` may then map otherwise.
+pub(crate) fn leave_screen(leave: impl FnOnce(HpaRange)) {
     // Taken out, as for mapping.
     let display = CONSOLE.lock().display.take();
     if let Some(display) = display {
-        display.leave(Memory::handle());
+        leave(display.range());
     }
 }
 

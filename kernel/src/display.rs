@@ -6,8 +6,6 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use cpu::physical;
 use screen::{Geometry, Pixels, Screen};
 
-use crate::memory::{self, Memory};
-
 /// Pixels are being written. Who finds this set after a fault knows what the fault's cause was.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
@@ -57,18 +55,9 @@ impl Display {
         WRITING.store(false, Ordering::Relaxed);
     }
 
-    /// Maps the framebuffer in the hypervisor's own page table, its writes gathered; `false` where that
-    /// fails.
-    pub(crate) fn map(&self, memory: Memory) -> bool {
-        // It stays uncached where there is no memory for small pages: slow, but seen.
-        memory::map_device(memory, self.range).is_ok()
-            && memory::gather_writes(memory, self.range, true).is_ok()
-    }
-
-    /// Gathers writes no longer: a guest that has the device decides on that for itself.
-    pub(crate) fn leave(&self, memory: Memory) {
-        // What fails leaves a mapping that nobody uses.
-        let _ = memory::gather_writes(memory, self.range, false);
+    /// Where the framebuffer is.
+    pub(crate) const fn range(&self) -> HpaRange {
+        self.range
     }
 }
 

@@ -1,6 +1,6 @@
 //! The hypervisor image.
 //!
-//! [`bring_up`] is the order of the boot as a table of contents; after it the CPU is in the run loop
+//! [`boot_order`] is the order of the boot as a table of contents; after it the CPU is in the run loop
 //! of `run` and comes back only for exits.
 #![no_std]
 #![no_main]
@@ -11,10 +11,13 @@ mod acpi;
 mod announce;
 mod backend;
 mod backtrace;
-mod bring_up;
+mod boot_order;
 mod console;
 mod display;
+mod faults;
+mod hardware;
 mod heap;
+mod housekeeping;
 mod machine;
 mod memory;
 mod monitor;
@@ -40,16 +43,14 @@ use boot::BootInfo;
 use config::Config;
 use cpu::exceptions::Frame;
 use cpu::instructions::tsc;
-use cpu::sleep;
 use plan::Vendor;
 
 use crate::backend::{AmdV, Backend, VtX};
-use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::hardware::Hardware;
 use crate::monitor::Watched;
 use crate::partition::Partition;
 use crate::post::Step;
-use crate::processors::Processor;
 use crate::refusal::{Refusal, refuse};
 
 /// Where `boot`'s entry code jumps to, in long mode on the boot stack.
@@ -63,13 +64,13 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     unsafe { console::initialise() };
     // SAFETY: as above.
     unsafe { heap::initialise() };
-    match bring_up(magic, info, started) {
+    match boot(magic, info, started) {
         Ok(never) => match never {},
         Err(refusal) => power::refuse(&refusal),
     }
 }
 
-fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
+fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
     // Judged once there is a screen to say it on.
     let vendor = backend::vendor();
@@ -89,7 +90,7 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
     if let Some(base) = console::uart().and_then(|place| place.first_port()) {
         config.check_console(base)?;
     }
-    let hardware = Hardware::bring_up(info, &config)?;
+    let hardware = boot_order::take_over(info, &config)?;
     announce::machine(&hardware, info);
     if config.probe {
         let refusal = announce::probe(&hardware);
@@ -105,13 +106,15 @@ fn bring_up(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> 
 
 /// Builds the guests, and gives each of their CPUs its processor.
 fn start<B: Backend>(
-    hardware: Hardware,
+    mut hardware: Hardware,
     config: &Config,
     started: u64,
 ) -> Result<Infallible, Refusal> {
+    let owned = partition::planned::<B>(&hardware, config)?;
+    let names = config.guests.iter().map(|guest| guest.name.clone());
+    hardware.owned = names.zip(owned.iter().cloned()).collect();
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
-    let owned = partition::planned::<B>(hardware, config)?;
     leave_devices(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
@@ -126,7 +129,7 @@ fn start<B: Backend>(
          \"free_bytes\":{}}}",
         B::NAME,
         tsc() - started,
-        hardware.own_memory(partitions.iter().map(|partition| partition.pooled_bytes()).sum()),
+        hardware.memory.own(),
         hardware.memory.available()
     ));
     monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
@@ -137,16 +140,7 @@ fn start<B: Backend>(
         logln!("guest {}: entering", partition.name());
         run::assign(hardware, partition, 0);
     }
-    let processor = Processor { apic: hardware.apic, tss_base: hardware.tss_base };
-    loop {
-        let seen = sleep::nmis();
-        watchdog::look_after(hardware, processor.apic);
-        if let Some(job) = processors::take_job(hardware.apic.id()) {
-            job(&processor);
-        } else {
-            watchdog::wait(processor.apic, seen);
-        }
-    }
+    processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
 }
 
 /// Leaves the screen, and the card that the console's UART is on, to the guest that has the device, before
@@ -162,7 +156,7 @@ fn leave_devices(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>])
                 "the screen is guest {}'s, with {function}: the log goes on elsewhere",
                 guest.name
             );
-            console::leave_screen();
+            console::leave_screen(|range| memory::show_no_more(hardware.memory, range));
         }
         if let Some(card) = console::card().filter(|card| functions.contains(card)) {
             logln!("the serial card {card} is guest {}'s: its line falls silent here", guest.name);

@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use boot::{BootInfo, MemoryKind};
 use cpu::instructions::cpuid;
 use cpu::physical;
+use mem::frames::NotTaken;
 use mem::{Access, Flush, FrameAllocator, HostFormat, MapError, MemoryType, Table, TableMemory};
 use spin::Mutex;
 
@@ -66,7 +67,21 @@ impl Memory {
     /// Gives memory back; its content stays in it.
     pub(crate) fn free(self, start: Hpa, bytes: u64) {
         let range = HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) };
-        if let Some(Err(error)) = FRAMES.lock().as_mut().map(|frames| frames.free(range)) {
+        Self::give(range, FrameAllocator::free);
+    }
+
+    /// Takes contiguous memory for others than the hypervisor; its content is whatever was there.
+    pub(crate) fn lend(self, bytes: u64, alignment: u64) -> Option<Hpa> {
+        FRAMES.lock().as_mut()?.lend(bytes, alignment)
+    }
+
+    /// Gives memory back that was lent; its content stays in it.
+    pub(crate) fn take_back(self, range: HpaRange) {
+        Self::give(range, FrameAllocator::take_back);
+    }
+
+    fn give(range: HpaRange, how: fn(&mut FrameAllocator, HpaRange) -> Result<(), NotTaken>) {
+        if let Some(Err(error)) = FRAMES.lock().as_mut().map(|frames| how(frames, range)) {
             logln!("{error}");
         }
     }
@@ -76,9 +91,9 @@ impl Memory {
         FRAMES.lock().as_ref().map_or(0, FrameAllocator::available)
     }
 
-    /// Bytes handed out so far.
-    pub(crate) fn taken(self) -> u64 {
-        FRAMES.lock().as_ref().map_or(0, FrameAllocator::taken)
+    /// Bytes that the hypervisor itself has, the image included.
+    pub(crate) fn own(self) -> u64 {
+        image::whole().length + FRAMES.lock().as_ref().map_or(0, FrameAllocator::own)
     }
 
     /// What is free, as it is now.
@@ -99,11 +114,11 @@ impl Memory {
 
 impl plan::memory::Pool for Memory {
     fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
-        self.allocate(bytes, alignment)
+        self.lend(bytes, alignment)
     }
 
     fn put_back(&mut self, range: HpaRange) {
-        self.free(range.start, range.length);
+        self.take_back(range);
     }
 
     fn available(&self) -> u64 {
@@ -325,12 +340,20 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
     .map(Flush::nothing_cached)
 }
 
+/// Maps a framebuffer, its writes gathered; `false` where that fails. It stays uncached where there is no memory for
+/// small pages: slow, but seen.
+pub(crate) fn show(memory: Memory, range: HpaRange) -> bool {
+    map_device(memory, range).is_ok() && gather_writes(memory, range, true).is_ok()
+}
+
+/// Gathers a framebuffer's writes no longer: a guest that has the device decides on that for itself.
+pub(crate) fn show_no_more(memory: Memory, range: HpaRange) {
+    // What fails leaves a mapping that nobody uses.
+    let _ = gather_writes(memory, range, false);
+}
+
 /// Gathers writes to the whole pages of a mapped range before they go out (write combining), or not.
-pub(crate) fn gather_writes(
-    mut memory: Memory,
-    range: HpaRange,
-    gathered: bool,
-) -> Result<(), Refusal> {
+fn gather_writes(mut memory: Memory, range: HpaRange, gathered: bool) -> Result<(), Refusal> {
     let start = range.start.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
     let end = range.end().page().as_u64();
     let Some(length) = end.checked_sub(start.as_u64()).filter(|length| *length > 0) else {

@@ -8,11 +8,11 @@ use guest::vm::Outcome;
 use mux::{Command, GuestRef};
 use spin::Once;
 
-use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::hardware::Hardware;
 use crate::power;
 use crate::seat::Seat;
-use crate::{heap, watchdog};
+use crate::{faults, heap};
 
 /// A guest as the monitor sees it, whatever its back end.
 pub(crate) trait Watched: Sync {
@@ -30,10 +30,6 @@ pub(crate) trait Watched: Sync {
     fn restart(&'static self, own: LocalApic);
     /// Bytes of RAM; none when it has ended.
     fn ram_bytes(&self) -> u64;
-    /// How many of them are from the free memory.
-    fn pooled_bytes(&self) -> u64;
-    /// The PCI functions that it owns.
-    fn functions(&self) -> &[arch::Bdf];
     /// Logs its vectors and what raises them.
     fn irqs(&self);
 }
@@ -68,7 +64,7 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
         Command::Iommu => match hardware.iommu {
             Some(iommu) => {
                 let name = iommu.lock().name();
-                watchdog::show_faults(name);
+                faults::show(hardware, name);
             }
             None => logln!("the machine has no IOMMU"),
         },
@@ -128,20 +124,13 @@ pub(crate) fn devices(hardware: &Hardware) {
             function.vendor,
             function.device,
             function.class,
-            owner(function.bdf)
+            hardware.owner(function.bdf)
         );
     }
 }
 
-/// The name of the guest that has a function, or `-`.
-pub(crate) fn owner(function: arch::Bdf) -> &'static str {
-    let owner = guests().iter().find(|guest| guest.functions().contains(&function));
-    owner.map_or("-", |guest| guest.name())
-}
-
 fn memory(hardware: &Hardware) {
-    let pooled: u64 = guests().iter().map(|guest| guest.pooled_bytes()).sum();
-    logln!("hypervisor: {} bytes, of its heap {}", hardware.own_memory(pooled), heap::used());
+    logln!("hypervisor: {} bytes, of its heap {}", hardware.memory.own(), heap::used());
     for guest in guests() {
         logln!("{}: {} bytes", guest.name(), guest.ram_bytes());
     }

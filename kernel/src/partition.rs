@@ -32,15 +32,15 @@ use mem::Mix;
 use spin::Mutex;
 
 use crate::backend::{Backend, VcpuParts};
-use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::hardware::Hardware;
+use crate::housekeeping;
 use crate::machine::GuestMachine;
 use crate::memory::out_of_memory;
 use crate::processors::{self, Processor};
 use crate::ram::{GuestRam, Scrubbing};
 use crate::refusal::Refusal;
 use crate::seat::Seat;
-use crate::watchdog;
 
 use build::Shared;
 use devices::{map_bars, reset_functions};
@@ -49,7 +49,7 @@ use lives::NO_WISH;
 use memory::{allocate, memory_map};
 pub(crate) use planned::planned;
 use seats::seats;
-pub(crate) use shared::{Share, shared_bytes, shares};
+pub(crate) use shared::{Share, shares};
 
 /// The edge types of a back end, for policy.
 pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
@@ -92,9 +92,8 @@ pub(crate) struct Partition<B: Backend> {
     short_lives: Mutex<ShortLives>,
     /// Its CPUs help with that between two lives.
     scrubbing: Mutex<Option<Arc<Scrubbing>>>,
-    /// Bytes of its RAM, and how many of them are from the free memory.
+    /// Bytes of its RAM.
     ram_bytes: AtomicU64,
-    pooled_bytes: AtomicU64,
     /// The pages that its nested table began with.
     pub(crate) mix: Mix,
 }
@@ -102,7 +101,7 @@ pub(crate) struct Partition<B: Backend> {
 impl Plan {
     /// What the CPU that works on a guest's memory for a while does now and then.
     fn look_after(&self) {
-        watchdog::look_after(self.hardware, LocalApic::current());
+        housekeeping::attend(self.hardware, LocalApic::current());
     }
 
     /// Memory for the guest, scrubbed by all its CPUs, none of which has a job yet, and by the one that
@@ -141,7 +140,7 @@ impl Plan {
     fn say_scrubbing(&self, ram: &GuestRam) {
         /// What any machine writes in a second.
         const QUICK: u64 = 1 << 30;
-        let (bytes, _) = ram.size();
+        let bytes = ram.size();
         if bytes > QUICK {
             logln!("guest {}: its {} MiB of memory are cleared", self.guest.name, bytes >> 20);
         }
@@ -178,7 +177,6 @@ impl<B: Backend> Partition<B> {
         if shared.virtual_ipis {
             logln!("guest {}: IPI virtualization: used", guest.name);
         }
-        let (ram_bytes, pooled_bytes) = ram.size();
         Ok(Self {
             plan,
             shared: Mutex::new(shared),
@@ -190,8 +188,7 @@ impl<B: Backend> Partition<B> {
             over: AtomicBool::new(false),
             short_lives: Mutex::new(ShortLives::default()),
             scrubbing: Mutex::new(None),
-            ram_bytes: AtomicU64::new(ram_bytes),
-            pooled_bytes: AtomicU64::new(pooled_bytes),
+            ram_bytes: AtomicU64::new(ram.size()),
             mix,
         })
     }

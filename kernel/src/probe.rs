@@ -16,8 +16,8 @@ use pci::Function;
 use pci::header::HeaderType;
 
 use crate::announce;
-use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::hardware::Hardware;
 use crate::memory;
 
 /// From so many bytes on the extended configuration space of functions is left out.

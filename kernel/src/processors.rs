@@ -1,5 +1,5 @@
-//! The other processors: started one by one at bring-up, each then waits for the one job that it
-//! will ever have, a virtual CPU.
+//! The processors: each is taken over, the others are started one by one, and all then wait for jobs, which are
+//! virtual CPUs.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -7,11 +7,11 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use arch::{ApicId, Hpa};
 use cpu::local_apic::LocalApic;
+use cpu::segments::CpuTables;
 use cpu::sleep;
 use cpu::start::{StartPage, wait};
 use spin::{Mutex, Once};
 
-use crate::bring_up;
 use crate::console::logln;
 use crate::memory::{self, Memory};
 use crate::refusal::Refusal;
@@ -33,6 +33,37 @@ pub(crate) struct Processor {
     pub(crate) apic: LocalApic,
     /// Linear address of its TSS.
     pub(crate) tss_base: u64,
+}
+
+impl Processor {
+    /// Makes the processor that calls the hypervisor's: descriptor tables, local APIC in x2APIC mode, extended
+    /// state usable.
+    pub(crate) fn take_over(memory: Memory) -> Result<Self, Refusal> {
+        let tss_base = load_cpu_tables(memory)?;
+        // SAFETY: ring 0.
+        unsafe { cpu::host_state::enable_extended_state() };
+        // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
+        let apic = unsafe { LocalApic::enable() }.ok_or_else(plan::platform::no_x2apic)?;
+        Ok(Self { apic, tss_base })
+    }
+
+    /// The same of a processor that has just been started.
+    fn arrive() -> Result<Self, Refusal> {
+        cpu::exceptions::load();
+        memory::use_own_table()?;
+        // SAFETY: ring 0; this CPU has taken no time yet.
+        unsafe { cpu::clock::take_tsc_adjustment_off() };
+        Self::take_over(Memory::handle())
+    }
+}
+
+fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
+    const DOUBLE_FAULT_STACK: u64 = 8 << 10;
+    let stack = memory.frames(DOUBLE_FAULT_STACK)?;
+    let tables = Box::leak(Box::new(CpuTables::new(stack.as_u64() + DOUBLE_FAULT_STACK)));
+    let tss_base = tables.tss_base();
+    tables.load();
+    Ok(tss_base)
 }
 
 /// Nothing has been heard of a processor.
@@ -163,11 +194,14 @@ extern "C" fn entry(index: u64) -> ! {
     if arrived.is_err() {
         cpu::instructions::halt_forever()
     }
-    match bring_up::this_cpu() {
+    match Processor::arrive() {
         Ok(processor) => {
             say_kind(Some(desk));
             desk.state.store(READY, Ordering::Release);
-            work(&processor);
+            work(&processor, |seen| {
+                // SAFETY: the handlers are installed, interrupts are off, and no guest runs here now.
+                unsafe { sleep::sleep(seen, false) };
+            })
         }
         Err(refusal) => {
             logln!("CPU {index}: {refusal}");
@@ -177,15 +211,14 @@ extern "C" fn entry(index: u64) -> ! {
     }
 }
 
-/// Waits for jobs, for ever. There is nothing else that this processor has to look after.
-fn work(processor: &Processor) -> ! {
+/// Does jobs, for ever, and waits for the next. `wait` returns no later than with the next NMI after as many as it is
+/// told have come.
+pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
     loop {
         let seen = sleep::nmis();
-        if let Some(job) = take_job(processor.apic.id()) {
-            job(processor);
-        } else {
-            // SAFETY: the handlers are installed, interrupts are off, and no guest runs here now.
-            unsafe { sleep::sleep(seen, false) };
+        match take_job(processor.apic.id()) {
+            Some(job) => job(processor),
+            None => wait(seen),
         }
     }
 }
@@ -211,6 +244,12 @@ pub(crate) fn take_job(id: ApicId) -> Option<Job> {
 /// Whether the processor with this identifier has a job.
 pub(crate) fn is_busy(id: ApicId) -> bool {
     desk(id).is_some_and(|desk| desk.busy.load(Ordering::Acquire))
+}
+
+/// The processors that have a job.
+pub(crate) fn busy() -> impl Iterator<Item = ApicId> {
+    let busy = |desk: &&Desk| desk.busy.load(Ordering::Acquire);
+    DESKS.get().into_iter().flatten().filter(busy).map(|desk| desk.id)
 }
 
 /// Says whether it has.

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a guest names is a claim; only bytes inside its own blocks are ever touched.
 
+use arch::address::HpaRange;
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::{Gpa, Hpa};
 use arrayvec::ArrayVec;
@@ -39,18 +40,15 @@ impl GuestRam {
         Ok(block.hpa.wrapping_add(gpa.as_u64() - block.gpa.as_u64()))
     }
 
-    /// Bytes of it, and how many of them are from the free memory.
-    pub(crate) fn size(&self) -> (u64, u64) {
-        let sum = |pooled: bool| {
-            self.0.iter().filter(|block| block.pooled || !pooled).map(|block| block.length).sum()
-        };
-        (sum(false), sum(true))
+    /// Bytes of it.
+    pub(crate) fn size(&self) -> u64 {
+        self.0.iter().map(|block| block.length).sum()
     }
 
     /// Gives it back to the free memory.
     pub(crate) fn give_back(self, memory: Memory) {
         for block in self.0.into_iter().filter(|block| block.pooled) {
-            memory.free(block.hpa, block.length);
+            memory.take_back(HpaRange { start: block.hpa, length: block.length });
         }
     }
 }
@@ -67,7 +65,7 @@ impl Scrubbing {
     pub(crate) fn new(ram: GuestRam) -> Self {
         /// What takes a CPU well below a millisecond or two, so that no one waits long for the last.
         const PIECE: u64 = 4 << 20;
-        let pieces = Pieces::new(ram.size().0, PIECE);
+        let pieces = Pieces::new(ram.size(), PIECE);
         Self { ram, pieces }
     }
 

@@ -14,8 +14,8 @@ use guest::counters::Counter;
 use guest::vm::{Context, CpuState, Guest, Next, Outcome};
 
 use crate::backend::Backend;
-use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::hardware::Hardware;
 use crate::machine::GuestMachine;
 use crate::monitor::Watched;
 use crate::partition::{Edge, Partition};
@@ -23,7 +23,7 @@ use crate::processors::{self, Processor};
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::seat::{self, Requests, Seat};
-use crate::{power, watchdog};
+use crate::{faults, housekeeping, power, watchdog};
 
 /// Guests that have not ended.
 static GUESTS: AtomicUsize = AtomicUsize::new(0);
@@ -64,7 +64,7 @@ pub(crate) fn start<B: Backend>(hardware: &'static Hardware, partition: &'static
             let mut others = partition.seats().iter().skip(1);
             while others.any(|seat| processors::is_busy(seat.processor)) {
                 // They are on their way back from the guest's last life.
-                rest(hardware, processor);
+                housekeeping::idle(hardware, processor);
             }
             match partition.begin_life(None) {
                 Ok(()) => {
@@ -119,7 +119,7 @@ fn run<B: Backend>(
                 return processors::set_busy(processor.apic.id(), false);
             }
             partition.help();
-            rest(hardware, processor);
+            housekeeping::idle(hardware, processor);
         }
     }
 }
@@ -159,7 +159,7 @@ fn live<B: Backend>(
 
 /// The last CPU to leave takes back what the guest had, and decides what comes next.
 fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, processor: &Processor) {
-    watchdog::last_look(hardware);
+    faults::last_look(hardware);
     let mut outcome = partition.ended().unwrap_or(Outcome::Crash);
     let name = partition.name();
     let pause_ms = partition.pause(outcome);
@@ -169,7 +169,7 @@ fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, proce
         logln!("guest {name}: {}: it begins anew{pause}", outcome.key());
         let (start, ticks) = (tsc(), pause_ms * hardware.clock.tsc_khz);
         while tsc().wrapping_sub(start) < ticks && partition.restarts_after(outcome) {
-            rest(hardware, processor);
+            housekeeping::idle(hardware, processor);
         }
     }
     if partition.may_restart_after(outcome) && !partition.restarts_after(outcome) {
@@ -186,14 +186,6 @@ fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, proce
     console::report_guest(partition.index(), name, outcome.key(), partition.mix, partition.seats());
     partition.over.store(true, Ordering::Release);
     expect_one_less(hardware);
-}
-
-/// Sleeps for a moment, with virtualization off; what the boot processor has to do for all is done
-/// meanwhile.
-pub(crate) fn rest(hardware: &Hardware, processor: &Processor) {
-    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
-    unsafe { processor.apic.nap() };
-    watchdog::look_after(hardware, processor.apic);
 }
 
 impl<B: Backend> Running<B> {
@@ -305,7 +297,7 @@ impl<B: Backend> Running<B> {
             };
             if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
                 *seat.counters.lock() = self.cpu.counters;
-                watchdog::look_after(self.hardware, processor.apic);
+                housekeeping::attend(self.hardware, processor.apic);
             }
             let next = self.handle(&exit);
             if !self.cpu.step.wanted() || !self.make_step(seat) {
@@ -397,6 +389,6 @@ impl<B: Backend> Running<B> {
     /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.
     fn nap(&self, processor: &Processor) {
         B::nap(processor.apic);
-        watchdog::look_after(self.hardware, processor.apic);
+        housekeeping::attend(self.hardware, processor.apic);
     }
 }

@@ -1,37 +1,22 @@
 //! The host's way back to a CPU whose guest never exits: the preemption timer on VT-x, on AMD-V the
-//! HPET through an I/O APIC input whose remapping entry has delivery mode NMI.
-//!
-//! Each call also reads the IOMMU's fault records and gives the log what it finds.
+//! HPET through an I/O APIC input whose remapping entry has delivery mode NMI. And a key on the serial line, as an
+//! NMI too. What is done then is `housekeeping`.
 
 use arch::interrupt::{DeliveryMode, InterruptTarget, TriggerMode};
-use arch::iommu::{Fault, InterruptSource, IommuError};
+use arch::iommu::{InterruptSource, IommuError};
 use arch::vcpu::Vcpu;
 use arch::{ApicId, Vector};
-use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use cpu::instructions::tsc;
-use cpu::local_apic::LocalApic;
+use core::sync::atomic::{AtomicBool, Ordering};
 use guest::lines::Wired;
-use spin::{Mutex, Once};
+use spin::Once;
 
-use crate::bring_up::Hardware;
 use crate::console::{self, logln};
-use crate::monitor;
+use crate::hardware::Hardware;
+use crate::routes::SharedIommu;
 
-/// So many faults are logged one by one; the rest is counted.
-const MOST_FAULTS_LOGGED: u32 = 16;
-
-/// So many functions are told apart in what the monitor shows.
-const MOST_FAULTING: usize = 16;
-
-static FAULTS: AtomicU32 = AtomicU32::new(0);
-/// The last fault of each function, and how many it had.
-static FAULTING: Mutex<ArrayVec<(Fault, u32), MOST_FAULTING>> = Mutex::new(ArrayVec::new_const());
 static HPET: Once<()> = Once::new();
 /// A key on the serial line calls the boot processor.
 static KEYS_CALL: AtomicBool = AtomicBool::new(false);
-/// TSC at the last call.
-static LAST_CALL: AtomicU64 = AtomicU64::new(0);
 
 /// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
 /// calls the boot processor, which passes the call on.
@@ -60,20 +45,11 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
         .rev()
         .find(free)
         .ok_or("the HPET drives no I/O APIC input that is not a guest's")?;
-    let target = nmi(hardware.apic.id());
+    let target = nmi(hardware.boot_processor.apic.id());
     let entry =
         route(iommu, io_apic.id, target, false).map_err(|_| "the IOMMU has no entry for it")?;
     io_apic.set_redirection(input, entry);
     if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
-}
-
-/// The boot processor waits, without a job, for what calls it, or for the next time to look after what does not call:
-/// IOMMU faults and, on a machine where keys do not call, keys. `seen`: NMIs before it looked.
-pub(crate) fn wait(own: LocalApic, seen: u32) {
-    // About a tenth of a second, or a thousandth. A slower timer is no harm.
-    let ticks = if KEYS_CALL.load(Ordering::Relaxed) { 100_000_000 } else { 1_000_000 };
-    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
-    unsafe { own.sleep(seen, ticks) };
 }
 
 /// Has a key on the serial line call the boot processor: the line of the console's UART as an NMI,
@@ -87,7 +63,7 @@ pub(crate) fn arm_console(hardware: &Hardware) {
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
         return;
     };
-    let target = nmi(hardware.apic.id());
+    let target = nmi(hardware.boot_processor.apic.id());
     let entry = match hardware.iommu {
         Some(iommu) => route(iommu, io_apic.id, target, active_low).ok(),
         None => Some(
@@ -111,7 +87,7 @@ fn nmi(destination: ApicId) -> InterruptTarget {
 }
 
 fn route(
-    iommu: crate::routes::SharedIommu,
+    iommu: SharedIommu,
     io_apic: u8,
     target: InterruptTarget,
     active_low: bool,
@@ -122,73 +98,12 @@ fn route(
     Ok(iommu.remap_redirection(index, target, active_low))
 }
 
-/// What the host does when the watchdog, a key on the serial line or another CPU calls.
-pub(crate) fn look_after(hardware: &Hardware, own: LocalApic) {
-    monitor::listen(hardware, own);
-    if own.id() == hardware.apic.id() {
-        call(hardware, own);
-    }
+/// Whether the boot processor is called for all and passes the call on: the HPET is the watchdog.
+pub(crate) fn calls_boot_processor() -> bool {
+    HPET.is_completed()
 }
 
-/// At most every half second: reads the IOMMU's fault records, and on AMD-V passes the call on to
-/// the other processors.
-pub(crate) fn call(hardware: &Hardware, own: LocalApic) {
-    if console::has_typed() {
-        // The key came to this CPU; who is typed to may run on another.
-        for id in hardware.busy().filter(|id| *id != own.id()) {
-            own.send_nmi(id);
-        }
-    }
-    let (now, last) = (tsc(), LAST_CALL.load(Ordering::Relaxed));
-    if now.wrapping_sub(last) < hardware.clock.tsc_khz * 500 {
-        return;
-    }
-    LAST_CALL.store(now, Ordering::Relaxed);
-    read_faults(hardware);
-    if HPET.is_completed() {
-        for id in hardware.busy().filter(|id| *id != own.id()) {
-            own.send_nmi(id);
-        }
-    }
-}
-
-fn read_faults(hardware: &Hardware) {
-    let Some(iommu) = hardware.iommu else { return };
-    let lost = iommu.lock().poll_faults(&mut log_fault);
-    if lost > 0 {
-        logln!("IOMMU: its fault records overflowed {lost} times");
-    }
-}
-
-fn log_fault(fault: Fault) {
-    let before = FAULTS.fetch_add(1, Ordering::Relaxed);
-    let mut faulting = FAULTING.lock();
-    match faulting.iter_mut().find(|(known, _)| known.source == fault.source) {
-        Some((known, count)) => (*known, *count) = (fault, count.saturating_add(1)),
-        // What finds no room is in the sum.
-        None => drop(faulting.try_push((fault, 1))),
-    }
-    if before < MOST_FAULTS_LOGGED {
-        logln!("IOMMU fault: {fault}; guest: {}", monitor::owner(fault.source));
-    } else if before == MOST_FAULTS_LOGGED {
-        logln!("IOMMU fault: more follow and are counted only");
-    }
-}
-
-/// Says how many faults there were, and which function and guest had them.
-pub(crate) fn show_faults(iommu: &str) {
-    logln!("{iommu}: {} faults", FAULTS.load(Ordering::Relaxed));
-    for (last, count) in FAULTING.lock().iter() {
-        let (function, guest) = (last.source, monitor::owner(last.source));
-        logln!("{function}, guest {guest}: {count} faults, the last: {last}");
-    }
-}
-
-/// Reads the fault records once more, and says how many faults there were.
-pub(crate) fn last_look(hardware: &Hardware) {
-    read_faults(hardware);
-    let faults = FAULTS.load(Ordering::Relaxed);
-    if faults > 0 {
-        logln!("IOMMU faults: {faults}");
-    }
+/// Whether a key on the serial line calls the boot processor.
+pub(crate) fn keys_call() -> bool {
+    KEYS_CALL.load(Ordering::Relaxed)
 }

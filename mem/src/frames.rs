@@ -19,6 +19,8 @@ const CAPACITY: usize = 128;
 pub struct FrameAllocator {
     free: ArrayVec<HpaRange, CAPACITY>,
     taken: u64,
+    /// How many of the bytes taken are not for the hypervisor itself.
+    lent: u64,
 }
 
 /// A range was given back of which a part is free already, or which is not page-aligned.
@@ -39,7 +41,7 @@ impl FrameAllocator {
     /// overlap, as firmware's maps do.
     #[must_use]
     pub fn new(usable: &[HpaRange], reserved: &[HpaRange]) -> Self {
-        let mut frames = Self { free: ArrayVec::new_const(), taken: 0 };
+        let mut frames = Self { free: ArrayVec::new_const(), taken: 0, lent: 0 };
         for range in usable {
             if let Some(start) = range.start.align_up(PAGE_SIZE) {
                 frames.insert(start.as_u64(), range.end().page().as_u64());
@@ -96,16 +98,36 @@ impl FrameAllocator {
         Ok(())
     }
 
+    /// Takes memory likewise for others than the hypervisor: the RAM of guests, what they share, their files.
+    #[must_use]
+    pub fn lend(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
+        let before = self.taken;
+        let start = self.allocate(bytes, alignment, None)?;
+        self.lent += self.taken - before;
+        Some(start)
+    }
+
+    /// Gives back what `lend` handed out (a part of it will do).
+    ///
+    /// # Errors
+    /// As [`FrameAllocator::free`].
+    pub fn take_back(&mut self, range: HpaRange) -> Result<(), NotTaken> {
+        let left = self.lent.checked_sub(range.length).ok_or(NotTaken(range))?;
+        self.free(range)?;
+        self.lent = left;
+        Ok(())
+    }
+
     /// Free bytes.
     #[must_use]
     pub fn available(&self) -> u64 {
         self.free.iter().map(|range| range.length).sum()
     }
 
-    /// Bytes handed out and not given back.
+    /// Bytes that the hypervisor itself has: handed out, not given back, and not lent.
     #[must_use]
-    pub const fn taken(&self) -> u64 {
-        self.taken
+    pub const fn own(&self) -> u64 {
+        self.taken - self.lent
     }
 
     /// Adds `start..end`, merged with what it overlaps or touches.
@@ -162,7 +184,7 @@ mod tests {
         assert_eq!(frames.allocate(PAGE_SIZE, PAGE_SIZE, None), Some(Hpa::new(0x1_2345_5000)));
         let low = frames.allocate(1, 1, Some(Hpa::new(0x10_0000)));
         assert_eq!(low, Some(Hpa::new(0x9_e000)));
-        assert_eq!(frames.taken(), (1 << 30) + 0x2000);
+        assert_eq!(frames.own(), (1 << 30) + 0x2000);
     }
 
     #[test]
@@ -179,8 +201,23 @@ mod tests {
         let block = HpaRange { start: block, length: 0x4000 };
         assert_eq!(frames.free(block), Ok(()));
         assert_eq!(frames.free(block), Err(NotTaken(block)));
-        assert_eq!((frames.available(), frames.taken()), (0x8000, 0));
+        assert_eq!((frames.available(), frames.own()), (0x8000, 0));
         assert_eq!(frames.allocate(0x8000, 0x1000, None), Some(Hpa::new(0x1000)));
+    }
+
+    #[test]
+    fn what_is_lent_is_not_the_hypervisors_own() {
+        let mut frames = FrameAllocator::new(&[range(0x1000, 0x9000)], &[]);
+        let own = frames.allocate(PAGE_SIZE, PAGE_SIZE, None).unwrap();
+        let lent = HpaRange { start: frames.lend(0x1001, 0x1000).unwrap(), length: 0x2000 };
+        assert_eq!((frames.own(), frames.available()), (0x1000, 0x5000));
+        let more = HpaRange { length: 0x3000, ..lent };
+        assert_eq!(frames.take_back(more), Err(NotTaken(more)));
+        assert_eq!(frames.take_back(lent), Ok(()));
+        assert_eq!((frames.own(), frames.available()), (0x1000, 0x7000));
+        let own = HpaRange { start: own, length: PAGE_SIZE };
+        assert_eq!(frames.take_back(own), Err(NotTaken(own)), "it was not lent");
+        assert_eq!((frames.free(own), frames.own()), (Ok(()), 0));
     }
 
     #[test]
@@ -189,7 +226,7 @@ mod tests {
         let mut frames = FrameAllocator::new(&usable, &[range(0, 0x6000)]);
         assert_eq!(frames.allocate(0x1000, 0x1000, None), Some(Hpa::new(0x8000)));
         frames.add(&[range(0x1000, 0x6000)], &[range(0x2000, 0x2800)]);
-        assert_eq!((frames.available(), frames.taken()), (0x6000, 0x1000));
+        assert_eq!((frames.available(), frames.own()), (0x6000, 0x1000));
         assert_eq!(frames.allocate(0x5000, 0x1000, None), Some(Hpa::new(0x3000)));
     }
 
@@ -273,7 +310,7 @@ mod tests {
                     Step::Free(_) => {}
                 }
                 let sum: u64 = taken.iter().map(|range| range.length).sum();
-                prop_assert_eq!(frames.taken(), sum);
+                prop_assert_eq!(frames.own(), sum);
                 prop_assert!(frames.available() + sum <= total.len() as u64 * PAGE_SIZE);
             }
         }

@@ -9,13 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Imports that go up, or sideways, and shall go: taken out of the code, taken out of here.
-const KNOWN: [(&str, &str); 5] = [
-    ("bring_up", "partition"),
-    ("memory", "console"),
-    ("monitor", "watchdog"),
-    ("partition", "run"),
-    ("processors", "bring_up"),
-];
+const KNOWN: [(&str, &str); 1] = [("partition", "run")];
 
 type Imports = BTreeSet<(String, String)>;
 

@@ -28,12 +28,12 @@ pub trait Pool {
 
 impl Pool for FrameAllocator {
     fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
-        self.allocate(bytes, alignment, None)
+        self.lend(bytes, alignment)
     }
 
     fn put_back(&mut self, range: HpaRange) {
         // What was taken can be put back.
-        let _ = self.free(range);
+        let _ = self.take_back(range);
     }
 
     fn available(&self) -> u64 {

@@ -9,7 +9,6 @@ use firmware::SerialPort;
 use mux::uart;
 
 use super::{Uart, drain, logln, move_to, show_log};
-use crate::memory::{self, Memory};
 
 /// 115,200 baud of a PC's clock.
 const FASTEST: Option<u16> = Some(1);
@@ -81,7 +80,7 @@ pub(crate) fn follow_firmware(
     ports: &[SerialPort],
     config: &Config,
     is_ram: impl Fn(HpaRange) -> bool + Copy,
-    memory: Memory,
+    map: impl Fn(HpaRange) -> bool,
 ) {
     if config.console.is_some() {
         return;
@@ -99,7 +98,7 @@ pub(crate) fn follow_firmware(
             logln!("the {table} names the serial port at {place}, which is a guest's");
         } else if port.is_in_ram(is_ram) {
             logln!("the {table} names a serial port at {place}, where RAM is: left out");
-        } else if !is_mapped(place, memory) || !answers(place) {
+        } else if !place.range().is_none_or(&map) || !answers(place) {
             logln!("the {table} names a serial port at {place}, where no UART answers: left out");
         } else {
             return go_on(
@@ -115,10 +114,6 @@ pub(crate) fn follow_firmware(
     }
 }
 
-fn is_mapped(place: UartPlace, memory: Memory) -> bool {
-    place.range().is_none_or(|range| memory::map_device(memory, range).is_ok())
-}
-
 /// Goes on at the serial card that the configuration names, or where there is no UART at the first that
 /// answers.
 pub(crate) fn find_card(
@@ -126,7 +121,7 @@ pub(crate) fn find_card(
     space: &mut MachineConfigSpace,
     functions: &[pci::Function],
     is_ram: impl Fn(HpaRange) -> bool + Copy,
-    memory: Memory,
+    map: impl Fn(HpaRange) -> bool,
 ) {
     let wanted = match config.console {
         Some(Console::Card(function)) => Some(function),
@@ -136,7 +131,7 @@ pub(crate) fn find_card(
     let cards = functions.iter().filter(|it| pci::serial::is_card(it));
     for card in cards.filter(|card| wanted.is_none_or(|wanted| card.bdf == wanted)) {
         let found = pci::serial::find(space, card, |place| {
-            !place.range().is_some_and(is_ram) && is_mapped(place, memory) && answers(place)
+            !place.range().is_some_and(is_ram) && place.range().is_none_or(&map) && answers(place)
         });
         if let Some(place) = found {
             logln!("console: a serial card at {}", card.bdf);

@@ -81,7 +81,7 @@ impl<B: Backend> Shared<B> {
             tables: Tables::new(nested, frames, shadow, stand_ins, routes),
             nested_changed: false,
             stand_ins: StandIns::default(),
-            apic: hardware.apic,
+            apic: hardware.boot_processor.apic,
             clock: hardware.clock,
             seats,
             ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),

@@ -15,8 +15,8 @@ use guest::pci::VirtualBus;
 
 use super::seats::processors;
 use super::{Plan, address_bits};
-use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::hardware::Hardware;
 use crate::memory;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};

@@ -17,7 +17,7 @@ use guest::pci::VirtualBus;
 
 use super::address_bits;
 use super::seats::virtual_ids;
-use crate::bring_up::Hardware;
+use crate::hardware::Hardware;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 

@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use arch::Bdf;
 use config::Afterwards;
 use cpu::instructions;
 use cpu::local_apic::LocalApic;
@@ -82,7 +81,6 @@ impl<B: Backend> Partition<B> {
     pub(crate) fn give_back(&self, ram: GuestRam) {
         ram.give_back(self.plan.hardware.memory);
         self.ram_bytes.store(0, Ordering::Relaxed);
-        self.pooled_bytes.store(0, Ordering::Relaxed);
     }
 
     /// Begins a new life, in the RAM of the last one or in new RAM.
@@ -102,9 +100,7 @@ impl<B: Backend> Partition<B> {
             shared.machine.be_terse();
         }
         *self.shared.lock() = shared;
-        let (ram_bytes, pooled_bytes) = ram.size();
-        self.ram_bytes.store(ram_bytes, Ordering::Relaxed);
-        self.pooled_bytes.store(pooled_bytes, Ordering::Relaxed);
+        self.ram_bytes.store(ram.size(), Ordering::Relaxed);
         for seat in self.seats() {
             seat.forget_requests();
         }
@@ -188,14 +184,6 @@ impl<B: Backend> Watched for Partition<B> {
 
     fn ram_bytes(&self) -> u64 {
         self.ram_bytes.load(Ordering::Relaxed)
-    }
-
-    fn pooled_bytes(&self) -> u64 {
-        self.pooled_bytes.load(Ordering::Relaxed)
-    }
-
-    fn functions(&self) -> &[Bdf] {
-        &self.plan.functions
     }
 
     fn irqs(&self) {

@@ -6,7 +6,7 @@ use guest::pci::VirtualBus;
 use mem::reserve::Frames;
 use mem::{Access, MemoryType, Table};
 
-use crate::bring_up::Hardware;
+use crate::hardware::Hardware;
 use crate::memory::{Memory, out_of_memory};
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};

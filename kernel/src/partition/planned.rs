@@ -15,8 +15,8 @@ use plan::{Cpu, File, Machine};
 use super::files::{module, module_bytes};
 use super::memory::low_window;
 use crate::backend::Backend;
-use crate::bring_up::Hardware;
 use crate::console::{self, logln};
+use crate::hardware::Hardware;
 use crate::refusal::Refusal;
 
 /// The functions of each guest, in the order of the file. Of several things that are wrong the first is

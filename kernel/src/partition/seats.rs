@@ -8,7 +8,7 @@ use arch::vcpu::InterruptMode;
 use config::GuestConfig;
 use vmx::{PidPointers, PostedInterrupts, Posting};
 
-use crate::bring_up::Hardware;
+use crate::hardware::Hardware;
 use crate::seat::Seat;
 
 /// APIC identifiers as the guest sees them.

@@ -4,7 +4,6 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::ApicId;
 use config::Config;
@@ -12,19 +11,11 @@ use cpu::physical;
 use guest::pci::SharedMemory;
 
 use super::seats::processors;
-use crate::bring_up::Hardware;
 use crate::console::logln;
+use crate::hardware::Hardware;
 use crate::refusal::Refusal;
 
 const _: () = assert!(config::MOST_PEERS <= guest::pci::MOST_PEERS);
-
-/// What all regions take.
-static BYTES: AtomicU64 = AtomicU64::new(0);
-
-/// Bytes of the machine's free memory that guests share.
-pub(crate) fn shared_bytes() -> u64 {
-    BYTES.load(Ordering::Relaxed)
-}
 
 /// A guest's share in a region.
 #[derive(Clone)]
@@ -47,7 +38,6 @@ pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Sha
         unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
         let memory: &'static SharedMemory =
             Box::leak(Box::new(SharedMemory::new(start, region.size)));
-        BYTES.fetch_add(region.size, Ordering::Relaxed);
         let members = || region.guests.iter().filter_map(|guest| config.guests.get(*guest));
         let cpus: Vec<ApicId> = members().flat_map(|guest| processors(hardware, guest)).collect();
         for (peer, guest) in region.guests.iter().enumerate() {

@@ -1,0 +1,63 @@
+//! What the host does beside running guests: when it is called, and where a CPU has nothing else to do.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use cpu::instructions::tsc;
+use cpu::local_apic::LocalApic;
+
+use crate::hardware::Hardware;
+use crate::processors::{self, Processor};
+use crate::{console, faults, monitor, watchdog};
+
+/// TSC at the boot processor's last look at what does not call.
+static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
+
+/// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
+pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
+    monitor::listen(hardware, own);
+    if own.id() == hardware.boot_processor.apic.id() {
+        attend_all(hardware, own);
+    }
+}
+
+/// What the boot processor does for all: at most every half second it reads the IOMMU's fault records, and on AMD-V
+/// passes the call on to the other processors.
+fn attend_all(hardware: &Hardware, own: LocalApic) {
+    if console::has_typed() {
+        // The key came to this CPU; who is typed to may run on another.
+        call_others(own);
+    }
+    let (now, last) = (tsc(), LAST_LOOK.load(Ordering::Relaxed));
+    if now.wrapping_sub(last) < hardware.clock.tsc_khz * 500 {
+        return;
+    }
+    LAST_LOOK.store(now, Ordering::Relaxed);
+    faults::read(hardware);
+    if watchdog::calls_boot_processor() {
+        call_others(own);
+    }
+}
+
+fn call_others(own: LocalApic) {
+    for id in processors::busy().filter(|id| *id != own.id()) {
+        own.send_nmi(id);
+    }
+}
+
+/// Sleeps for a moment, with virtualization off, and attends.
+pub(crate) fn idle(hardware: &Hardware, processor: &Processor) {
+    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
+    unsafe { processor.apic.nap() };
+    attend(hardware, processor.apic);
+}
+
+/// Attends on the boot processor, which has no job, and waits for what calls it or for the next time to look after what
+/// does not call: IOMMU faults and, on a machine where keys do not call, keys. `seen`: NMIs before.
+pub(crate) fn wait(hardware: &Hardware, seen: u32) {
+    let own = hardware.boot_processor.apic;
+    attend(hardware, own);
+    // About a tenth of a second, or a thousandth. A slower timer is no harm.
+    let ticks = if watchdog::keys_call() { 100_000_000 } else { 1_000_000 };
+    // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
+    unsafe { own.sleep(seen, ticks) };
+}
