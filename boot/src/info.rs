@@ -5,9 +5,9 @@
 
 use crate::error::BootError;
 use crate::framebuffer::Framebuffer;
-use crate::memory_map::MemoryMap;
+use crate::memory_map::{MemoryKind, MemoryMap, MemoryRegion};
 use arch::Hpa;
-use arch::address::HpaRange;
+use arch::address::{HpaRange, PAGE_SIZE};
 use arrayvec::ArrayVec;
 
 /// How many boot modules there is room for.
@@ -64,6 +64,26 @@ impl<'m> BootInfo<'m> {
         self.modules.iter().map(|module| module.range).chain(self.loader_data.iter().copied())
     }
 
+    /// The highest `bytes` of whole pages below 640 KiB, page 0 apart, that are RAM and in which nothing lies: where
+    /// code can run that begins in real mode.
+    #[must_use]
+    pub fn conventional(&self, bytes: u64) -> Option<Hpa> {
+        const END: u64 = 0xa_0000;
+        let free = |range: &HpaRange| {
+            let inside = |region: &MemoryRegion| {
+                region.kind == MemoryKind::Usable
+                    && region.range.start <= range.start
+                    && range.end() <= region.range.end()
+            };
+            self.memory.iter().any(inside) && !self.occupied().any(|taken| taken.overlaps(*range))
+        };
+        let starts = (1..END / PAGE_SIZE).rev().map(|page| Hpa::new(page * PAGE_SIZE));
+        let mut ranges = starts
+            .map(|start| HpaRange { start, length: bytes })
+            .filter(|range| range.end() <= Hpa::new(END));
+        ranges.find(free).map(|range| range.start)
+    }
+
     /// The module with this file name.
     #[must_use]
     pub fn module(&self, name: &str) -> Option<&Module<'m>> {
@@ -113,5 +133,27 @@ mod tests {
             info.add_module((0x2000, 0x1fff), "x"),
             Err(BootError::ModuleRange { start: 0x2000, end: 0x1fff })
         );
+    }
+
+    #[test]
+    fn code_that_begins_in_real_mode_gets_whole_free_pages_below_640_kib() {
+        let with = |usable: &[(u64, u64)], module: (u32, u32)| {
+            let mut info = BootInfo::new();
+            for (start, end) in usable {
+                info.memory.add(*start, end - start, MemoryKind::Usable).unwrap();
+            }
+            info.add_module(module, "file").unwrap();
+            info.conventional(2 * PAGE_SIZE)
+        };
+        let pc = [(0, 0x9_fc00), (0x10_0000, 0x80_0000)];
+        assert_eq!(with(&pc, (0x10_0000, 0x20_0000)), Some(Hpa::new(0x9_d000)));
+        assert_eq!(
+            with(&pc, (0x9_d000, 0x9_d001)),
+            Some(Hpa::new(0x9_b000)),
+            "something lies there"
+        );
+        assert_eq!(with(&pc, (0x2000, 0x9_f000)), None, "page 0 is not for it");
+        assert_eq!(with(&[(0, 0x20_0000)], (0, 0)), Some(Hpa::new(0x9_e000)), "below 640 KiB");
+        assert_eq!(with(&[(0x10_0000, 0x20_0000)], (0, 0)), None);
     }
 }

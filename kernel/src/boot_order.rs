@@ -56,8 +56,8 @@ pub(crate) fn take_over(
     post::step(Step::Clocks);
     let clock = clocks::read(hpet, firmware.pm_timer, apic)?;
     post::step(Step::Processors);
-    let started =
-        processors::start(memory, start_page(info), &firmware.cpus, apic.id(), clock.tsc_khz)?;
+    let start_page = info.conventional(StartPage::BYTES);
+    let started = processors::start(memory, start_page, &firmware.cpus, apic.id(), clock.tsc_khz)?;
     let ecam = acpi::ecam(memory, &firmware);
     post::step(Step::Devices);
     // SAFETY: the windows are the firmware's; from here on configuration space is ours.
@@ -138,22 +138,4 @@ fn without_iommu(
 fn usable(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
     let usable = info.memory.iter().filter(|region| region.kind == boot::MemoryKind::Usable);
     usable.map(|region| region.range)
-}
-
-/// Two pages below 640 KiB that nothing lies in, for the code at which other processors start.
-fn start_page(info: &BootInfo<'_>) -> Option<Hpa> {
-    const CONVENTIONAL_END: u64 = 0xa_0000;
-    let free = |range: HpaRange| {
-        let inside = |region: &boot::MemoryRegion| {
-            region.kind == boot::MemoryKind::Usable
-                && region.range.start <= range.start
-                && range.end() <= region.range.end()
-        };
-        info.memory.iter().any(inside) && !info.occupied().any(|taken| taken.overlaps(range))
-    };
-    (1..CONVENTIONAL_END >> 12)
-        .rev()
-        .map(|page| HpaRange { start: Hpa::new(page << 12), length: StartPage::BYTES })
-        .find(|range| free(*range))
-        .map(|range| range.start)
 }
