@@ -14,6 +14,7 @@ pub mod counters;
 pub mod cpuid;
 pub mod devices;
 pub mod exits;
+pub mod lifecycle;
 pub mod lines;
 pub mod load;
 pub mod memory_map;

@@ -12,13 +12,13 @@ use arch::machine::{CpuRequest, CpuidResult, InterruptLine, Machine, RouteRefuse
 use arch::{ApicId, Gpa, Hpa, Vector, msr};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
-use mem::reserve::Frames;
 use mem::table::Format;
-use mem::{Access, Flush, MapError, MemoryType, Reserve, Table, TableMemory};
+use mem::{Access, Flush, MapError, MemoryType, Reserve, Table};
 use spin::Mutex;
 
 use crate::console;
 use crate::memory::Memory;
+use crate::owned::{OwnFrames, OwnTable, Pages};
 use crate::ram::GuestRam;
 use crate::routes::Routes;
 use crate::seat::Seat;
@@ -39,39 +39,40 @@ pub(crate) struct MachineClock {
 
 /// A page that stands in for a page of guest RAM.
 struct ShadowPage {
-    frame: Hpa,
+    frame: Pages,
     at: Option<Gpa>,
 }
 
 /// What the CPUs of a guest share of the machine.
-pub(crate) struct Tables<F> {
-    pub(crate) nested: Table<F>,
+pub(crate) struct Tables<F: Format> {
+    // Dropped first: nothing of the machine reaches the guest then.
+    pub(crate) routes: Routes,
+    pub(crate) nested: OwnTable<F>,
     /// Frames for what changes in the nested table.
-    frames: Frames,
+    frames: OwnFrames,
     /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
     failures: u8,
     shadow: Vec<ShadowPage>,
     stand_ins: StandInFrames,
-    pub(crate) routes: Routes,
 }
 
 impl<F: Format> Tables<F> {
     /// `frames`: zeroed, for what changes in the nested table; `shadow`: zeroed, two for each of the guest's
     /// CPUs.
     pub(crate) fn new(
-        nested: Table<F>,
-        frames: Frames,
-        shadow: Vec<Hpa>,
+        nested: OwnTable<F>,
+        frames: OwnFrames,
+        shadow: Vec<Pages>,
         stand_ins: StandInFrames,
         routes: Routes,
     ) -> Arc<Mutex<Self>> {
         let shadow = shadow.into_iter().map(|frame| ShadowPage { frame, at: None }).collect();
-        Arc::new(Mutex::new(Self { nested, frames, failures: 0, shadow, stand_ins, routes }))
+        Arc::new(Mutex::new(Self { routes, nested, frames, failures: 0, shadow, stand_ins }))
     }
 }
 
 /// The machine as one guest may use it, on one CPU.
-pub(crate) struct GuestMachine<F> {
+pub(crate) struct GuestMachine<F: Format> {
     pub(crate) memory: Memory,
     pub(crate) ram: GuestRam,
     /// Locked where they change, mostly with the guest's own lock held.
@@ -109,21 +110,6 @@ impl<F: Format> GuestMachine<F> {
         self.stand_ins.root(&tables.stand_ins, self.index(), &tables.nested, self.memory)
     }
 
-    /// Gives back all that the guest had of the machine but its RAM. Its CPUs have left for good.
-    pub(crate) fn give_back(&mut self) {
-        let mut tables = self.tables.lock();
-        tables.routes.give_back();
-        tables.nested.give_back(&mut self.memory);
-        while let Some(frame) = tables.frames.take(&mut self.memory) {
-            self.memory.give_back(frame);
-        }
-        for page in tables.shadow.drain(..) {
-            self.memory.give_back(page.frame);
-        }
-        tables.stand_ins.give_back(self.memory);
-        self.ram = GuestRam::default();
-    }
-
     /// Logs no more failures to change the nested table.
     pub(crate) fn be_terse(&self) {
         self.tables.lock().failures = MOST_FAILURES_LOGGED;
@@ -157,7 +143,7 @@ impl<F: Format> GuestMachine<F> {
     ) {
         let mut tables = self.tables.lock();
         let Tables { nested, frames, failures, .. } = &mut *tables;
-        match work(nested, &mut Reserve { memory: self.memory, frames }) {
+        match work(nested, &mut Reserve { memory: self.memory, frames: &mut frames.0 }) {
             Ok(flush) => flush.nothing_cached(),
             Err(error) if *failures < MOST_FAILURES_LOGGED => {
                 *failures += 1;
@@ -310,7 +296,7 @@ impl<F: Format> Machine for GuestMachine<F> {
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         let mut tables = self.tables.lock();
         let Some(page) = tables.shadow.get_mut(slot) else { return };
-        let (frame, before) = (page.frame, core::mem::replace(&mut page.at, gpa));
+        let (frame, before) = (page.frame.start(), core::mem::replace(&mut page.at, gpa));
         drop(tables);
         if before == gpa {
             return;
@@ -334,7 +320,7 @@ impl<F: Format> Machine for GuestMachine<F> {
         let Some(page) = tables.shadow.get(slot) else { return };
         // SAFETY: the frame is this machine's own, nobody else holds its bytes while the tables are
         // locked, and the guest's view of it is read-only.
-        work(unsafe { &mut *physical::pointer::<[u8; 4096]>(page.frame) });
+        work(unsafe { &mut *physical::pointer::<[u8; 4096]>(page.frame.start()) });
     }
 
     fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool {

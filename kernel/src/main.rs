@@ -18,9 +18,11 @@ mod faults;
 mod hardware;
 mod heap;
 mod housekeeping;
+mod lifecycle;
 mod machine;
 mod memory;
 mod monitor;
+mod owned;
 mod partition;
 mod post;
 mod power;
@@ -120,7 +122,8 @@ fn start<B: Backend>(
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
     for (index, ((guest, functions), shares)) in guests {
         console::add_guest(&guest.name);
-        let partition = Partition::<B>::build(hardware, index, guest, functions, shares)?;
+        let attend = || housekeeping::attend(hardware, hardware.boot_processor.apic);
+        let partition = Partition::build(hardware, index, guest, functions, shares, attend)?;
         partitions.push(&*Box::leak(Box::new(partition)));
     }
     let iommu = hardware.iommu.map_or("none", |iommu| iommu.lock().name());
@@ -135,11 +138,7 @@ fn start<B: Backend>(
     monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
     watchdog::arm_console(hardware);
     post::step(Step::Running);
-    partitions.iter().for_each(|_| run::expect_guest());
-    for partition in partitions {
-        logln!("guest {}: entering", partition.name());
-        run::assign(hardware, partition, 0);
-    }
+    lifecycle::enter(&partitions);
     processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
 }
 

@@ -1,55 +1,50 @@
-//! A partition: one guest with the CPUs, memory and devices that the configuration gives it, from
-//! its building over each new beginning to its end.
+//! A partition: one guest with the CPUs, memory and devices that the configuration gives it.
 //!
 //! Invariant: by the time that a function may master the bus, its DMA domain is the guest's memory
 //! and nothing else, and by the first entry everything that passes without an exit is the guest's.
 
-mod build;
-mod devices;
-mod files;
-mod irqs;
-mod lives;
-mod memory;
-mod planned;
-mod seats;
-mod shared;
-
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::Bdf;
-use arch::vcpu::{InterruptMode, StartState};
 use config::GuestConfig;
 use cpu::config_space::MachineConfigSpace;
-use cpu::instructions;
+use cpu::instructions::{self, tsc};
 use cpu::local_apic::LocalApic;
+use guest::lifecycle::Lifecycle;
 use guest::memory_map::MemoryMap;
 use guest::short_lives::ShortLives;
-use guest::vm::{CpuState, Guest, Outcome, Platform};
+use guest::vm::{Outcome, Platform};
 use mem::Mix;
 use spin::Mutex;
 
-use crate::backend::{Backend, VcpuParts};
+use crate::backend::Backend;
 use crate::console::logln;
 use crate::hardware::Hardware;
-use crate::housekeeping;
 use crate::machine::GuestMachine;
 use crate::memory::out_of_memory;
-use crate::processors::{self, Processor};
-use crate::ram::{GuestRam, Scrubbing};
+use crate::processors;
+use crate::ram::{GuestRam, OwnedRam, Scrubbing};
 use crate::refusal::Refusal;
 use crate::seat::Seat;
 
-use build::Shared;
 use devices::{map_bars, reset_functions};
 use files::Files;
-use lives::NO_WISH;
+pub(crate) use instance::Instance;
 use memory::{allocate, memory_map};
 pub(crate) use planned::planned;
 use seats::seats;
 pub(crate) use shared::{Share, shares};
+
+mod devices;
+mod files;
+mod instance;
+mod irqs;
+mod memory;
+mod planned;
+mod seats;
+mod shared;
 
 /// The edge types of a back end, for policy.
 pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
@@ -74,65 +69,43 @@ struct Plan {
     seats: &'static [Seat],
 }
 
-/// A guest, from its first life to its last.
+/// A guest: what it is, and what it has while it lives.
 pub(crate) struct Partition<B: Backend> {
-    plan: Plan,
-    pub(crate) shared: Mutex<Box<Shared<B>>>,
-    outcome: Mutex<Option<Outcome>>,
-    /// Virtual CPUs that have not left.
-    present: AtomicUsize,
-    /// TSC at its beginning.
-    clock_base: AtomicU64,
-    /// How often it has begun.
-    pub(crate) lives: AtomicU32,
-    /// What the user wants of it: the values are in [`lives`].
-    wish: AtomicU32,
-    /// It has ended and stays so until it is started.
-    pub(crate) over: AtomicBool,
-    short_lives: Mutex<ShortLives>,
+    plan: &'static Plan,
+    /// None once it is over.
+    ram: Mutex<Option<OwnedRam>>,
+    /// None between two lives.
+    instance: Mutex<Option<Arc<Instance<B>>>>,
+    /// Where it is between its first generation and its last.
+    pub(crate) lifecycle: Mutex<Lifecycle>,
     /// Its CPUs help with that between two lives.
     scrubbing: Mutex<Option<Arc<Scrubbing>>>,
-    /// Bytes of its RAM.
-    ram_bytes: AtomicU64,
     /// The pages that its nested table began with.
     pub(crate) mix: Mix,
 }
 
 impl Plan {
-    /// What the CPU that works on a guest's memory for a while does now and then.
-    fn look_after(&self) {
-        housekeeping::attend(self.hardware, LocalApic::current());
-    }
-
     /// Memory for the guest, scrubbed by all its CPUs, none of which has a job yet, and by the one that
-    /// calls.
-    fn allocate(&self) -> Result<GuestRam, Refusal> {
+    /// calls, which does `attend` now and then.
+    fn allocate(&self, mut attend: impl FnMut()) -> Result<OwnedRam, Refusal> {
         let ram = allocate(self.hardware, &self.guest, &self.map)?;
-        self.say_scrubbing(&ram);
-        let work = Arc::new(Scrubbing::new(ram.clone()));
+        self.say_scrubbing(&ram.0);
+        let work = Arc::new(Scrubbing::new(ram.0.clone()));
         let own = LocalApic::current().id();
         let others = || self.seats.iter().map(|seat| seat.processor).filter(move |id| *id != own);
         for id in others() {
             let work = work.clone();
-            processors::assign(
-                id,
-                Box::new(move |_| {
-                    work.help(|| {});
-                    processors::set_busy(id, false);
-                }),
-            );
+            processors::assign(id, Box::new(move |_| work.help(|| {})));
         }
-        work.help(|| self.look_after());
+        work.help(&mut attend);
         for id in others() {
             // One that has not begun need not.
-            if processors::take_job(id).is_some() {
-                processors::set_busy(id, false);
-            }
+            processors::withdraw(id);
             while processors::is_busy(id) {
                 core::hint::spin_loop();
             }
         }
-        work.wait(|| self.look_after());
+        work.wait(attend);
         Ok(ram)
     }
 
@@ -155,9 +128,9 @@ impl<B: Backend> Partition<B> {
         guest: &GuestConfig,
         functions: &[Bdf],
         shares: Vec<Share>,
+        attend: impl FnMut(),
     ) -> Result<Self, Refusal> {
-        let seats = seats(hardware, guest);
-        let plan = Plan {
+        let plan = &*Box::leak(Box::new(Plan {
             hardware,
             index,
             guest: guest.clone(),
@@ -165,30 +138,28 @@ impl<B: Backend> Partition<B> {
             shares,
             files: Files::find(hardware, guest)?,
             map: memory_map(hardware, guest),
-            seats,
-        };
-        let ram = plan.allocate()?;
+            seats: seats(hardware, guest),
+        }));
+        let ram = plan.allocate(attend)?;
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
         map_bars(hardware, functions)?;
-        let shared = Shared::<B>::new(&plan, &ram)?;
-        let mix = shared.machine.tables.lock().nested.mix(&hardware.memory);
+        let instance = Instance::<B>::new(plan, &ram.0, ShortLives::default())?;
+        let mix = instance.mix();
         logln!("guest {}: nested table {mix}", guest.name);
-        if shared.virtual_ipis {
+        if instance.virtual_ipis {
             logln!("guest {}: IPI virtualization: used", guest.name);
         }
         Ok(Self {
             plan,
-            shared: Mutex::new(shared),
-            outcome: Mutex::new(None),
-            present: AtomicUsize::new(seats.len()),
-            clock_base: AtomicU64::new(instructions::tsc()),
-            lives: AtomicU32::new(1),
-            wish: AtomicU32::new(NO_WISH),
-            over: AtomicBool::new(false),
-            short_lives: Mutex::new(ShortLives::default()),
+            ram: Mutex::new(Some(ram)),
+            instance: Mutex::new(Some(instance)),
+            lifecycle: Mutex::new(Lifecycle::new(
+                plan.seats.len(),
+                guest.on_reboot,
+                guest.on_crash,
+            )),
             scrubbing: Mutex::new(None),
-            ram_bytes: AtomicU64::new(ram.size()),
             mix,
         })
     }
@@ -203,50 +174,104 @@ impl<B: Backend> Partition<B> {
         self.plan.index
     }
 
-    /// How its interrupts come.
-    pub(crate) fn interrupts(&self) -> InterruptMode {
-        self.plan.guest.interrupts
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        &self.plan.guest.name
     }
 
-    /// Switches virtualization on on the processor that calls, and makes virtual CPU `index` there.
-    pub(crate) fn vcpu(&self, index: usize, processor: &Processor) -> Result<(B, B::Cpu), Refusal> {
-        let shared = self.shared.lock();
-        let memory = *shared.cpus.get(index).ok_or_else(out_of_memory)?;
-        let backend = B::enable(memory)?;
-        let parts = VcpuParts {
-            mode: self.plan.guest.interrupts,
-            nested_root: shared.machine.tables.lock().nested.root(),
-            virtual_ipis: shared.virtual_ipis,
-            bitmaps: shared.bitmaps,
-            memory,
-            host_tss_base: processor.tss_base,
-            posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
-            cr4: shared.policy.cpuid.cr4(&shared.machine),
-        };
-        let vcpu = backend.vcpu(&parts)?;
-        Ok((backend, vcpu))
+    /// The machine that it is on.
+    pub(crate) fn hardware(&self) -> &'static Hardware {
+        self.plan.hardware
     }
 
-    /// Where its first CPU begins.
-    pub(crate) fn start_state(&self) -> StartState {
-        self.shared.lock().start
+    /// Bytes of its RAM; none once it is over.
+    pub(crate) fn ram_bytes(&self) -> u64 {
+        self.ram.lock().as_ref().map_or(0, |ram| ram.0.size())
     }
 
-    /// What the CPU with local APIC `apic` handles its exits with, the lock aside.
-    pub(crate) fn own(
-        &self,
-        apic: LocalApic,
-    ) -> (Arc<Guest>, GuestMachine<B::Format>, MachineConfigSpace) {
-        let shared = self.shared.lock();
-        (shared.policy.clone(), shared.machine.on(apic), shared.config)
+    fn blocks(&self) -> Option<GuestRam> {
+        self.ram.lock().as_ref().map(|ram| ram.0.clone())
     }
 
-    /// What policy keeps of virtual CPU `index`.
-    pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
-        let shared = self.shared.lock();
-        // The same on all its CPUs.
-        let now = self.clock_base.load(Ordering::Relaxed);
-        CpuState::new(index, &shared.policy, now, &shared.machine)
+    /// What it has for this life; only its CPUs hold it.
+    pub(crate) fn instance(&self) -> Option<Arc<Instance<B>>> {
+        self.instance.lock().clone()
+    }
+
+    /// How long ago it has begun.
+    pub(crate) fn run_ms(&self) -> u64 {
+        let began = self.instance.lock().as_ref().map(|instance| instance.began);
+        let ticks = began.map_or(0, |began| tsc().wrapping_sub(began));
+        ticks / self.plan.hardware.clock.tsc_khz.max(1)
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        self.lifecycle.lock().outcome()
+    }
+
+    /// It ends so, unless it has ended already; its CPUs leave.
+    pub(crate) fn end(&self, outcome: Outcome, own: LocalApic) {
+        let mut lifecycle = self.lifecycle.lock();
+        lifecycle.end(outcome);
+        self.ask_to_stop(own);
+    }
+
+    /// Has its CPUs leave. With the lock on `lifecycle` held, so that it is this generation that they leave.
+    pub(crate) fn ask_to_stop(&self, own: LocalApic) {
+        for seat in self.plan.seats {
+            seat.ask_to_stop(own);
+        }
+    }
+
+    /// Takes everything back but the RAM, which is scrubbed. All its CPUs have left. The one that calls does `attend`
+    /// now and then.
+    pub(crate) fn take_back(&self, mut attend: impl FnMut()) {
+        // The lock is not held while it is given back.
+        let instance = self.instance.lock().take();
+        drop(instance);
+        let Some(ram) = self.blocks() else { return };
+        self.plan.say_scrubbing(&ram);
+        let work = Arc::new(Scrubbing::new(ram));
+        *self.scrubbing.lock() = Some(work.clone());
+        work.help(&mut attend);
+        work.wait(attend);
+        *self.scrubbing.lock() = None;
+    }
+
+    /// A CPU that waits for the next life helps with what is to be done before it.
+    pub(crate) fn help(&self, attend: impl FnMut()) {
+        let work = self.scrubbing.lock().clone();
+        if let Some(work) = work {
+            work.help(attend);
+        }
+    }
+
+    /// Gives its RAM back: it is over.
+    pub(crate) fn give_ram_back(&self) {
+        *self.ram.lock() = None;
+    }
+
+    /// Begins anew as it was before its first instruction, in the RAM of its last generation or in new RAM. The one that
+    /// calls, the processor with `own`, does `attend` now and then.
+    pub(crate) fn begin(&self, own: LocalApic, attend: impl FnMut()) -> Result<(), Refusal> {
+        if self.ram.lock().is_none() {
+            // The lock is not held meanwhile: the monitor may ask for its size.
+            let ram = self.plan.allocate(attend)?;
+            *self.ram.lock() = Some(ram);
+        }
+        let ram = self.blocks().ok_or_else(out_of_memory)?;
+        let row = self.lifecycle.lock().row();
+        let instance = Instance::new(self.plan, &ram, row).inspect_err(|_| self.give_ram_back())?;
+        *self.instance.lock() = Some(instance);
+        let mut lifecycle = self.lifecycle.lock();
+        for seat in self.plan.seats {
+            seat.forget_requests();
+        }
+        if !lifecycle.begun() {
+            self.ask_to_stop(own);
+        }
+        Ok(())
     }
 }
 

@@ -25,7 +25,7 @@ const LONG_MS: u32 = 500;
 const SHORT_MS: u32 = 50;
 const MAX_AWAITED: u32 = 4;
 
-/// What a processor does for the rest of the run.
+/// What a processor is given to do.
 pub(crate) type Job = Box<dyn FnOnce(&Processor) + Send>;
 
 /// The processor that runs this.
@@ -83,8 +83,14 @@ struct Desk {
     /// Which kind of core it is.
     kind: AtomicU8,
     job: Mutex<Option<Job>>,
-    /// It has a job, or runs one.
-    busy: AtomicBool,
+    /// It does a job. Set with the lock on `job` held, so that no job is seen nowhere.
+    works: AtomicBool,
+}
+
+impl Desk {
+    fn is_busy(&self) -> bool {
+        self.job.lock().is_some() || self.works.load(Ordering::Acquire)
+    }
 }
 
 static DESKS: Once<Vec<Desk>> = Once::new();
@@ -105,7 +111,7 @@ pub(crate) fn start(
                 state: AtomicU8::new(SILENT),
                 kind: AtomicU8::new(0),
                 job: Mutex::new(None),
-                busy: AtomicBool::new(false),
+                works: AtomicBool::new(false),
             })
             .collect()
     });
@@ -214,9 +220,14 @@ extern "C" fn entry(index: u64) -> ! {
 /// Does jobs, for ever, and waits for the next. `wait` returns no later than with the next NMI after as many as it is
 /// told have come.
 pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
+    let Some(desk) = desk(processor.apic.id()) else { cpu::instructions::halt_forever() };
     loop {
         let seen = sleep::nmis();
-        match take_job(processor.apic.id()) {
+        let mut waiting = desk.job.lock();
+        let job = waiting.take();
+        desk.works.store(job.is_some(), Ordering::Release);
+        drop(waiting);
+        match job {
             Some(job) => job(processor),
             None => wait(seen),
         }
@@ -230,31 +241,25 @@ fn desk(id: ApicId) -> Option<&'static Desk> {
 /// Gives the processor with this identifier its job, and wakes it.
 pub(crate) fn assign(id: ApicId, job: Job) {
     if let Some(desk) = desk(id) {
-        desk.busy.store(true, Ordering::Release);
         *desk.job.lock() = Some(job);
         LocalApic::current().send_nmi(id);
     }
 }
 
-/// Takes the job that the processor with this identifier was given.
-pub(crate) fn take_job(id: ApicId) -> Option<Job> {
-    desk(id)?.job.lock().take()
+/// Takes back the job that the processor with this identifier was given and has not begun.
+pub(crate) fn withdraw(id: ApicId) {
+    if let Some(desk) = desk(id) {
+        let job = desk.job.lock().take();
+        drop(job);
+    }
 }
 
 /// Whether the processor with this identifier has a job.
 pub(crate) fn is_busy(id: ApicId) -> bool {
-    desk(id).is_some_and(|desk| desk.busy.load(Ordering::Acquire))
+    desk(id).is_some_and(Desk::is_busy)
 }
 
 /// The processors that have a job.
 pub(crate) fn busy() -> impl Iterator<Item = ApicId> {
-    let busy = |desk: &&Desk| desk.busy.load(Ordering::Acquire);
-    DESKS.get().into_iter().flatten().filter(busy).map(|desk| desk.id)
-}
-
-/// Says whether it has.
-pub(crate) fn set_busy(id: ApicId, busy: bool) {
-    if let Some(desk) = desk(id) {
-        desk.busy.store(busy, Ordering::Release);
-    }
+    DESKS.get().into_iter().flatten().filter(|desk| desk.is_busy()).map(|desk| desk.id)
 }

@@ -13,7 +13,7 @@ use plan::memory::{Block, MAX_BLOCKS};
 use crate::memory::Memory;
 
 /// All of a guest's RAM.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct GuestRam(ArrayVec<Block, MAX_BLOCKS>);
 
 impl GuestRam {
@@ -44,11 +44,16 @@ impl GuestRam {
     pub(crate) fn size(&self) -> u64 {
         self.0.iter().map(|block| block.length).sum()
     }
+}
 
-    /// Gives it back to the free memory.
-    pub(crate) fn give_back(self, memory: Memory) {
-        for block in self.0.into_iter().filter(|block| block.pooled) {
-            memory.take_back(HpaRange { start: block.hpa, length: block.length });
+/// A guest's RAM, which goes back to the free memory when this is dropped.
+pub(crate) struct OwnedRam(pub(crate) GuestRam);
+
+impl Drop for OwnedRam {
+    fn drop(&mut self) {
+        for block in self.0.blocks().iter().filter(|block| block.pooled) {
+            let range = HpaRange { start: block.hpa, length: block.length };
+            Memory::handle().take_back(range);
         }
     }
 }

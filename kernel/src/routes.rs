@@ -160,20 +160,6 @@ impl Routes {
         Ok(MsiMessage { address: 0, data: 0 })
     }
 
-    /// Cuts every line off and gives the remapping entries back.
-    pub(crate) fn give_back(&mut self) {
-        self.mask_lines();
-        let messages = core::mem::take(&mut self.messages).into_values();
-        let messages = messages.map(|messages| (messages.first, messages.targets.len() as u16));
-        let lines = core::mem::take(&mut self.lines).into_values();
-        for (first, count) in messages.chain(lines.map(|line| (line.entry, 1))) {
-            let (Some(iommu), Some(first)) = (self.iommu, first) else { continue };
-            if let Err(error) = iommu.lock().free_remap(first, count) {
-                logln!("{error}: its remapping entries stay taken");
-            }
-        }
-    }
-
     /// Cuts off the lines of the I/O APICs: one that is level-triggered and still up would raise its
     /// interrupt again as soon as that is ended.
     pub(crate) fn mask_lines(&mut self) {
@@ -196,6 +182,22 @@ impl Routes {
         for (gsi, WiredLine { entry, target, .. }) in &self.lines {
             if let Some(target) = target {
                 show(InterruptLine::Gsi(*gsi), *target, entry.map(|entry| entry.0));
+            }
+        }
+    }
+}
+
+impl Drop for Routes {
+    /// Cuts every line off and gives the remapping entries back.
+    fn drop(&mut self) {
+        self.mask_lines();
+        let messages = core::mem::take(&mut self.messages).into_values();
+        let messages = messages.map(|messages| (messages.first, messages.targets.len() as u16));
+        let lines = core::mem::take(&mut self.lines).into_values();
+        for (first, count) in messages.chain(lines.map(|line| (line.entry, 1))) {
+            let (Some(iommu), Some(first)) = (self.iommu, first) else { continue };
+            if let Err(error) = iommu.lock().free_remap(first, count) {
+                logln!("{error}: its remapping entries stay taken");
             }
         }
     }

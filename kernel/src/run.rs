@@ -1,96 +1,30 @@
 //! The run loop of one virtual CPU: enter the guest, handle the exit, again. Between two exits
 //! nothing here runs.
 
-use alloc::boxed::Box;
-use alloc::sync::Arc;
-use core::sync::atomic::{AtomicUsize, Ordering};
-
 use arch::exit::Frequent;
 use arch::vcpu::{Event, StartState, Vcpu};
 use arch::{Exit, ExitReason};
 use cpu::config_space::MachineConfigSpace;
-use cpu::instructions::tsc;
 use guest::counters::Counter;
-use guest::vm::{Context, CpuState, Guest, Next, Outcome};
+use guest::vm::{Context, CpuState, Next, Outcome};
 
 use crate::backend::Backend;
-use crate::console::{self, logln};
-use crate::hardware::Hardware;
 use crate::machine::GuestMachine;
-use crate::monitor::Watched;
-use crate::partition::{Edge, Partition};
-use crate::processors::{self, Processor};
+use crate::partition::{Edge, Instance, Partition};
+use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::seat::{self, Requests, Seat};
-use crate::{faults, housekeeping, power, watchdog};
-
-/// Guests that have not ended.
-static GUESTS: AtomicUsize = AtomicUsize::new(0);
-
-/// Has every CPU of the guest, but those before `first`, run it.
-pub(crate) fn assign<B: Backend>(
-    hardware: &'static Hardware,
-    partition: &'static Partition<B>,
-    first: usize,
-) {
-    for (index, seat) in partition.seats().iter().enumerate().skip(first) {
-        let job = move |processor: &Processor| run(hardware, partition, index, processor);
-        processors::assign(seat.processor, Box::new(job));
-    }
-}
-
-/// There is one more guest that has not ended.
-pub(crate) fn expect_guest() {
-    GUESTS.fetch_add(1, Ordering::AcqRel);
-}
-
-/// After the last guest the machine is switched off.
-fn expect_one_less(hardware: &Hardware) {
-    if GUESTS.fetch_sub(1, Ordering::AcqRel) == 1 {
-        logln!("all guests have ended");
-        power::off(hardware.soft_off)
-    }
-}
-
-/// Starts a guest that has ended. Its first CPU does the work.
-pub(crate) fn start<B: Backend>(hardware: &'static Hardware, partition: &'static Partition<B>) {
-    let Some(first) = partition.seats().first() else { return };
-    if !partition.over.load(Ordering::Acquire) {
-        logln!("{} has not ended: `restart` stops it and starts it afresh", partition.name());
-    } else if partition.shall_start() {
-        expect_guest();
-        let job = move |processor: &Processor| {
-            let mut others = partition.seats().iter().skip(1);
-            while others.any(|seat| processors::is_busy(seat.processor)) {
-                // They are on their way back from the guest's last life.
-                housekeeping::idle(hardware, processor);
-            }
-            match partition.begin_life(None) {
-                Ok(()) => {
-                    logln!("guest {}: started", partition.name());
-                    assign(hardware, partition, 1);
-                    run(hardware, partition, 0, processor);
-                }
-                Err(refusal) => {
-                    logln!("guest {}: not started: {refusal}", partition.name());
-                    partition.not_started();
-                    processors::set_busy(processor.apic.id(), false);
-                    expect_one_less(hardware);
-                }
-            }
-        };
-        processors::assign(first.processor, Box::new(job));
-    }
-}
+use crate::{housekeeping, watchdog};
 
 /// A virtual CPU on the processor that calls.
-struct Running<B: Backend> {
-    hardware: &'static Hardware,
-    partition: &'static Partition<B>,
-    policy: Arc<Guest>,
+struct Running<'a, B: Backend> {
+    partition: &'a Partition<B>,
+    instance: &'a Instance<B>,
     cpu: CpuState,
     vcpu: B::Cpu,
+    /// Virtualization is on until this is dropped, after the virtual CPU.
+    _backend: B,
     machine: GuestMachine<B::Format>,
     ram: GuestRam,
     config: MachineConfigSpace,
@@ -98,54 +32,34 @@ struct Running<B: Backend> {
     waiting: bool,
 }
 
-/// Runs virtual CPU `index` of a guest until the guest has ended for good.
-fn run<B: Backend>(
-    hardware: &'static Hardware,
-    partition: &'static Partition<B>,
-    index: usize,
-    processor: &Processor,
-) {
-    loop {
-        let life = partition.lives.load(Ordering::Acquire);
-        if let Err(refusal) = live(hardware, partition, index, processor) {
-            logln!("guest {}: stopped: {refusal}", partition.name());
-            partition.end(Outcome::Crash, processor.apic);
-        }
-        if partition.one_has_left() {
-            last_one_out(hardware, partition, processor);
-        }
-        while partition.lives.load(Ordering::Acquire) == life {
-            if partition.over.load(Ordering::Acquire) {
-                return processors::set_busy(processor.apic.id(), false);
-            }
-            partition.help();
-            housekeeping::idle(hardware, processor);
-        }
-    }
-}
-
-/// One life of a virtual CPU. Virtualization is off before and after. Not inlined: what it holds
-/// would lie on the stack between the lives too, where much is done.
+/// Runs virtual CPU `index` until its guest's life ends. Virtualization is off before and after. Not inlined: what it
+/// holds would lie on the stack between the lives too, where much is done.
 #[inline(never)]
-fn live<B: Backend>(
-    hardware: &'static Hardware,
-    partition: &'static Partition<B>,
+pub(crate) fn run<B: Backend>(
+    partition: &Partition<B>,
     index: usize,
     processor: &Processor,
 ) -> Result<(), Refusal> {
-    let cpu = partition.cpu_state(index);
-    // `vcpu` is dropped before `_backend`.
-    let (_backend, mut vcpu) = partition.vcpu(index, processor)?;
+    let Some(instance) = partition.instance() else { return Ok(()) };
+    let cpu = instance.cpu_state(index);
+    let (mut vcpu, backend) = instance.vcpu(index, processor)?;
     // What came after the last life's end, such as a neighbour's doorbell.
     B::drain(processor.apic);
-    watchdog::arm(hardware, &mut vcpu);
-    let waiting = index != 0;
-    let (policy, machine, config) = partition.own(processor.apic);
-    let ram = machine.ram.clone();
-    let mut running =
-        Running { hardware, partition, policy, cpu, vcpu, machine, ram, config, waiting };
-    if !waiting {
-        running.enter(&partition.start_state(), processor);
+    watchdog::arm(partition.hardware(), &mut vcpu);
+    let machine = instance.machine_on(processor);
+    let mut running = Running {
+        partition,
+        instance: &instance,
+        cpu,
+        vcpu,
+        _backend: backend,
+        ram: machine.ram.clone(),
+        machine,
+        config: partition.hardware().config,
+        waiting: index != 0,
+    };
+    if !running.waiting {
+        running.enter(&instance.start, processor);
     }
     running.until_the_end(processor);
     // Its interrupts are gone from this processor.
@@ -157,41 +71,10 @@ fn live<B: Backend>(
     Ok(())
 }
 
-/// The last CPU to leave takes back what the guest had, and decides what comes next.
-fn last_one_out<B: Backend>(hardware: &Hardware, partition: &Partition<B>, processor: &Processor) {
-    faults::last_look(hardware);
-    let mut outcome = partition.ended().unwrap_or(Outcome::Crash);
-    let name = partition.name();
-    let pause_ms = partition.pause(outcome);
-    let ram = partition.end_life();
-    if partition.restarts_after(outcome) {
-        let pause = if pause_ms == 0 { "" } else { &alloc::format!(" in {pause_ms} ms") };
-        logln!("guest {name}: {}: it begins anew{pause}", outcome.key());
-        let (start, ticks) = (tsc(), pause_ms * hardware.clock.tsc_khz);
-        while tsc().wrapping_sub(start) < ticks && partition.restarts_after(outcome) {
-            housekeeping::idle(hardware, processor);
-        }
-    }
-    if partition.may_restart_after(outcome) && !partition.restarts_after(outcome) {
-        outcome = partition.stopped_instead();
-    }
-    if partition.restarts_after(outcome) {
-        match partition.begin_life(Some(ram)) {
-            Ok(()) => return,
-            Err(refusal) => logln!("guest {name}: {refusal}"),
-        }
-    } else {
-        partition.give_back(ram);
-    }
-    console::report_guest(partition.index(), name, outcome.key(), partition.mix, partition.seats());
-    partition.over.store(true, Ordering::Release);
-    expect_one_less(hardware);
-}
-
-impl<B: Backend> Running<B> {
+impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
-        B::hand_over(processor.apic, self.partition.interrupts());
+        B::hand_over(processor.apic, self.instance.policy.mode);
     }
 
     /// Not inlined: `nexit stats` measures from here what an exit can reach.
@@ -216,7 +99,7 @@ impl<B: Backend> Running<B> {
                 continue;
             }
             // A loop each: nothing is asked about the mode between two exits.
-            if self.policy.mode.is_exitless() {
+            if self.instance.policy.mode.is_exitless() {
                 self.run_until_asked(seat, processor, Self::run_once);
             } else {
                 self.run_until_asked(seat, processor, Self::run_once_delivering);
@@ -297,7 +180,7 @@ impl<B: Backend> Running<B> {
             };
             if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
                 *seat.counters.lock() = self.cpu.counters;
-                housekeeping::attend(self.hardware, processor.apic);
+                housekeeping::attend(self.partition.hardware(), processor.apic);
             }
             let next = self.handle(&exit);
             if !self.cpu.step.wanted() || !self.make_step(seat) {
@@ -319,7 +202,7 @@ impl<B: Backend> Running<B> {
         self.vcpu.step(root, self.cpu.step.one());
         // What it is tells `exit` again.
         let _ = self.vcpu.run();
-        if !self.policy.mode.is_exitless() {
+        if !self.instance.policy.mode.is_exitless() {
             self.context(()).take_virtual_interrupts();
         }
         true
@@ -364,8 +247,8 @@ impl<B: Backend> Running<B> {
 
     #[inline(always)]
     fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
-        let mut shared = self.partition.shared.lock();
-        let result = work(&mut self.context(&mut shared.vm));
+        let mut vm = self.instance.vm.lock();
+        let result = work(&mut self.context(&mut *vm));
         if self.machine.take_nested_changed() {
             self.vcpu.flush_nested();
             self.machine.ask_others_to_flush();
@@ -376,7 +259,7 @@ impl<B: Backend> Running<B> {
     #[inline(always)]
     fn context<V>(&mut self, vm: V) -> Context<'_, Edge<B>, V> {
         Context {
-            guest: &self.policy,
+            guest: &self.instance.policy,
             vm,
             cpu: &mut self.cpu,
             vcpu: &mut self.vcpu,
@@ -389,6 +272,6 @@ impl<B: Backend> Running<B> {
     /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.
     fn nap(&self, processor: &Processor) {
         B::nap(processor.apic);
-        housekeeping::attend(self.hardware, processor.apic);
+        housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 }

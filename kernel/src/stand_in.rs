@@ -28,27 +28,23 @@ impl StandInFrames {
         memory: Memory,
     ) -> Result<Self, Refusal> {
         let for_each_cpu = nested.overlay_frames(MAX_STAND_INS) + MAX_STAND_INS;
-        let mut frames = Vec::with_capacity(cpus * for_each_cpu);
+        let mut own = Self { frames: Vec::with_capacity(cpus * for_each_cpu), for_each_cpu };
         for _ in 0..cpus * for_each_cpu {
-            match memory.frame() {
-                Ok(frame) => frames.push(frame),
-                Err(refusal) => {
-                    Self { frames, for_each_cpu }.give_back(memory);
-                    return Err(refusal);
-                }
-            }
+            own.frames.push(memory.frame()?);
         }
-        Ok(Self { frames, for_each_cpu })
+        Ok(own)
     }
 
     /// The pages of one CPU, and the frames of its overlay.
     fn of_cpu(&self, cpu: usize) -> Option<(&[Hpa], &[Hpa])> {
         self.frames.chunks(self.for_each_cpu).nth(cpu)?.split_at_checked(MAX_STAND_INS)
     }
+}
 
-    pub(crate) fn give_back(&mut self, mut memory: Memory) {
+impl Drop for StandInFrames {
+    fn drop(&mut self) {
         for frame in self.frames.drain(..) {
-            mem::TableMemory::give_back(&mut memory, frame);
+            mem::TableMemory::give_back(&mut Memory::handle(), frame);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A guest's PCI functions, interrupt lines and ports: checked against the machine, put into a DMA
 //! domain of their own, and routed.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use arch::address::HpaRange;
@@ -20,44 +21,59 @@ use crate::hardware::Hardware;
 use crate::memory;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};
-use crate::routes::Routes;
+use crate::routes::{Routes, SharedIommu};
 
-/// Puts the guest's functions into a DMA domain of their own, if they and an IOMMU are there.
-pub(super) fn assign(
-    hardware: &Hardware,
-    functions: &[Bdf],
-    ram: &GuestRam,
-) -> Result<Option<DomainId>, Refusal> {
-    let Some(iommu) = hardware.iommu.filter(|_| !functions.is_empty()) else { return Ok(None) };
-    let mut iommu = iommu.lock();
-    let requesters: Vec<Bdf> =
-        functions.iter().flat_map(|function| hardware.groups.requesters(*function)).collect();
-    let domain = iommu.create_domain(&requesters)?;
-    for block in ram.blocks() {
-        iommu.map(domain, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
-    }
-    for requester in requesters {
-        iommu.attach(requester, domain)?;
-    }
-    Ok(Some(domain))
+/// A guest's DMA domain, with its functions in it until this is dropped.
+pub(super) struct Domain {
+    iommu: SharedIommu,
+    id: DomainId,
+    requesters: Vec<Bdf>,
+    guest: String,
 }
 
-/// Takes the functions out of their domain, and gives it back. Where a unit does not answer, it stays
-/// as it is: the functions master no bus.
-pub(super) fn release(
-    hardware: &Hardware,
-    functions: &[Bdf],
-    domain: DomainId,
-) -> Result<(), IommuError> {
-    let Some(iommu) = hardware.iommu else { return Ok(()) };
-    let mut iommu = iommu.lock();
-    for function in functions {
-        for requester in hardware.groups.requesters(*function) {
-            iommu.detach(requester)?;
+impl Domain {
+    /// A domain of the guest's memory for its functions, if they and an IOMMU are there.
+    pub(super) fn new(
+        hardware: &Hardware,
+        guest: &GuestConfig,
+        functions: &[Bdf],
+        ram: &GuestRam,
+    ) -> Result<Option<Self>, Refusal> {
+        let Some(shared) = hardware.iommu.filter(|_| !functions.is_empty()) else {
+            return Ok(None);
+        };
+        let requesters: Vec<Bdf> =
+            functions.iter().flat_map(|function| hardware.groups.requesters(*function)).collect();
+        let id = shared.lock().create_domain(&requesters)?;
+        let domain = Self { iommu: shared, id, requesters, guest: guest.name.clone() };
+        let mut iommu = shared.lock();
+        for block in ram.blocks() {
+            iommu.map(id, Iova::new(block.gpa.as_u64()), block.hpa, block.length)?;
+        }
+        for requester in &domain.requesters {
+            iommu.attach(*requester, id)?;
+        }
+        drop(iommu);
+        Ok(Some(domain))
+    }
+
+    /// Takes the functions out. Where a unit does not answer, the domain stays as it is: the functions master no bus.
+    fn release(&self) -> Result<(), IommuError> {
+        let mut iommu = self.iommu.lock();
+        for requester in &self.requesters {
+            iommu.detach(*requester)?;
+        }
+        iommu.destroy_domain(self.id);
+        Ok(())
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        if let Err(error) = self.release() {
+            logln!("guest {}: its DMA domain is kept: {error}", self.guest);
         }
     }
-    iommu.destroy_domain(domain);
-    Ok(())
 }
 
 /// Resets the functions, so that nothing of who had them before is left in them. One that cannot be

@@ -16,27 +16,21 @@ use guest::counters::Counter;
 use guest::vm::Vm;
 
 use super::Partition;
-use super::build::Shared;
 use crate::backend::Backend;
 use crate::console::logln;
 use crate::routes::Routes;
 
 impl<B: Backend> Partition<B> {
     /// Logs the guest's vectors, in order, each with what raises it.
-    pub(super) fn log_irqs(&self) {
-        let shared = self.shared.lock();
-        let Shared { policy, vm, machine, .. } = &**shared;
-        let mut sources = self.physical(&machine.tables.lock().routes);
-        sources.extend(virtual_lines(vm));
-        sources.extend(other_grants(&policy.grants, &sources));
-        let mode = policy.mode;
-        drop(shared);
+    pub(crate) fn log_irqs(&self) {
+        let mut sources = self.sources();
         sources.sort_unstable();
         let sum = |counter| -> u64 {
             self.seats().iter().map(|seat| seat.counters.lock().get(counter)).sum()
         };
         let (taken, ended) = (sum(Counter::ExternalInterrupt), sum(Counter::Eoi));
         let name = &self.plan.guest.name;
+        let mode = self.plan.guest.interrupts;
         match mode {
             InterruptMode::Exitless => logln!(
                 "{name}: exitless: interrupts go past the hypervisor, which cannot count them; exits by \
@@ -53,6 +47,18 @@ impl<B: Backend> Partition<B> {
         for (vector, source) in sources {
             logln!("{name}: vector {vector:#04x}: {source}");
         }
+    }
+
+    /// What raises its vectors in this life.
+    fn sources(&self) -> Vec<(u8, String)> {
+        // Held meanwhile: only its CPUs may have it when it is given back.
+        let instance = self.instance.lock();
+        let Some(instance) = instance.as_deref() else { return Vec::new() };
+        let vm = instance.vm.lock();
+        let mut sources = self.physical(&instance.tables().lock().routes);
+        sources.extend(virtual_lines(&vm));
+        sources.extend(other_grants(&instance.policy.grants, &sources));
+        sources
     }
 
     fn physical(&self, routes: &Routes) -> Vec<(u8, String)> {

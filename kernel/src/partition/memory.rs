@@ -3,12 +3,12 @@
 use config::GuestConfig;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::VirtualBus;
-use mem::reserve::Frames;
 use mem::{Access, MemoryType, Table};
 
 use crate::hardware::Hardware;
 use crate::memory::{Memory, out_of_memory};
-use crate::ram::GuestRam;
+use crate::owned::OwnFrames;
+use crate::ram::{GuestRam, OwnedRam};
 use crate::refusal::{Refusal, refuse};
 
 /// Where the guest's memory lies in its own address space.
@@ -28,11 +28,11 @@ pub(super) fn allocate(
     hardware: &Hardware,
     guest: &GuestConfig,
     map: &MemoryMap,
-) -> Result<GuestRam, Refusal> {
+) -> Result<OwnedRam, Refusal> {
     let identity_ram = hardware.identity_ram.as_deref();
     let blocks = plan::memory::find(guest, map, identity_ram, &mut { hardware.memory })?;
     // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
-    unsafe { GuestRam::new(&blocks) }.ok_or_else(out_of_memory)
+    unsafe { GuestRam::new(&blocks) }.map(OwnedRam).ok_or_else(out_of_memory)
 }
 
 pub(super) fn map_ram<F: mem::table::Format>(
@@ -55,7 +55,7 @@ pub(super) fn reserve(
     guest: &GuestConfig,
     bus: &VirtualBus,
     cpus: usize,
-) -> Result<Frames, Refusal> {
+) -> Result<OwnFrames, Refusal> {
     /// Two pages for each CPU, each in a page of 2 MiB in one of 1 GiB; and those that they were in before.
     const SHADOW: usize = 4;
     const SHADOW_BEFORE: usize = 64;
@@ -63,7 +63,7 @@ pub(super) fn reserve(
     let shared = bus.mapped_memory().map(mem::reserve::tables_for_pages);
     let count = bars.chain(shared).sum::<usize>() + cpus * SHADOW + SHADOW_BEFORE;
     let free = memory.available() >> 10;
-    let mut frames = Frames::default();
+    let mut frames = OwnFrames::default();
     for _ in 0..count {
         let frame = memory.frame().map_err(|_| {
             refuse!(
@@ -72,7 +72,7 @@ pub(super) fn reserve(
                 guest.name
             )
         })?;
-        frames.put(&mut memory, frame);
+        frames.0.put(&mut memory, frame);
     }
     Ok(frames)
 }

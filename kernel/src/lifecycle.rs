@@ -1,0 +1,185 @@
+//! A guest from its first generation to its last: what its CPUs do between two. What comes next `guest::lifecycle` says.
+
+use alloc::boxed::Box;
+use alloc::format;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use cpu::instructions::tsc;
+use cpu::local_apic::LocalApic;
+use guest::lifecycle::{AfterEnd, Start};
+use guest::vm::Outcome;
+
+use crate::backend::Backend;
+use crate::console::{self, logln};
+use crate::hardware::Hardware;
+use crate::monitor::Watched;
+use crate::partition::Partition;
+use crate::processors::{self, Processor};
+use crate::seat::Seat;
+use crate::{faults, housekeeping, power, run};
+
+/// Guests that have not ended.
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Has the CPUs of all guests run them.
+pub(crate) fn enter<B: Backend>(partitions: &[&'static Partition<B>]) {
+    ALIVE.store(partitions.len(), Ordering::Release);
+    for partition in partitions {
+        logln!("guest {}: entering", partition.name());
+        assign(partition, 0);
+    }
+}
+
+/// Has every CPU of the guest, but those before `first`, run it.
+fn assign<B: Backend>(partition: &'static Partition<B>, first: usize) {
+    for (index, seat) in partition.seats().iter().enumerate().skip(first) {
+        let job = move |processor: &Processor| live(partition, index, processor);
+        processors::assign(seat.processor, Box::new(job));
+    }
+}
+
+/// The job of virtual CPU `index`: runs it generation after generation, until the guest is over.
+fn live<B: Backend>(partition: &Partition<B>, index: usize, processor: &Processor) {
+    let hardware = partition.hardware();
+    loop {
+        let generation = partition.lifecycle.lock().generation();
+        if let Err(refusal) = run::run(partition, index, processor) {
+            logln!("guest {}: stopped: {refusal}", partition.name());
+            partition.end(Outcome::Crash, processor.apic);
+        }
+        let last = partition.lifecycle.lock().leave();
+        if last {
+            last_one_out(partition, processor);
+        }
+        loop {
+            let after = partition.lifecycle.lock().after(generation);
+            match after {
+                AfterEnd::Next => break,
+                AfterEnd::Over => return,
+                AfterEnd::Wait => {}
+            }
+            partition.help(attend(hardware, processor));
+            housekeeping::idle(hardware, processor);
+        }
+    }
+}
+
+/// The last CPU to leave takes back what the guest had, and does what comes next.
+fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
+    let (name, hardware) = (partition.name(), partition.hardware());
+    let lifecycle = || partition.lifecycle.lock();
+    faults::last_look(hardware);
+    let outcome = partition.outcome().unwrap_or(Outcome::Crash);
+    let run_ms = partition.run_ms();
+    let pause_ms = lifecycle().pause_ms(run_ms);
+    partition.take_back(attend(hardware, processor));
+    if lifecycle().restarts() {
+        let pause = if pause_ms == 0 { "" } else { &format!(" in {pause_ms} ms") };
+        logln!("guest {name}: {}: it begins anew{pause}", outcome.key());
+        let (start, ticks) = (tsc(), pause_ms * hardware.clock.tsc_khz);
+        while tsc().wrapping_sub(start) < ticks && lifecycle().restarts() {
+            housekeeping::idle(hardware, processor);
+        }
+    }
+    if lifecycle().restarts() {
+        match partition.begin(processor.apic, attend(hardware, processor)) {
+            Ok(()) => return,
+            Err(refusal) => logln!("guest {name}: {refusal}"),
+        }
+    } else {
+        partition.give_ram_back();
+    }
+    let (key, seats) = (lifecycle().last_outcome().key(), partition.seats());
+    console::report_guest(partition.index(), name, key, partition.mix, seats);
+    stay_over(partition);
+}
+
+/// The guest is over; after the last one the machine is switched off.
+fn stay_over<B: Backend>(partition: &Partition<B>) {
+    partition.lifecycle.lock().stay_over();
+    if ALIVE.fetch_sub(1, Ordering::AcqRel) == 1 {
+        logln!("all guests have ended");
+        power::off(partition.hardware().soft_off)
+    }
+}
+
+/// The job of the first CPU of a guest that is started after its end.
+fn start<B: Backend>(partition: &'static Partition<B>, processor: &Processor) {
+    let (name, hardware) = (partition.name(), partition.hardware());
+    let mut others = partition.seats().iter().skip(1);
+    while others.any(|seat| processors::is_busy(seat.processor)) {
+        // They are on their way back from the last generation.
+        housekeeping::idle(hardware, processor);
+    }
+    match partition.begin(processor.apic, attend(hardware, processor)) {
+        Ok(()) => {
+            logln!("guest {name}: started");
+            assign(partition, 1);
+            live(partition, 0, processor);
+        }
+        Err(refusal) => {
+            logln!("guest {name}: not started: {refusal}");
+            stay_over(partition);
+        }
+    }
+}
+
+/// What a CPU that works on a guest for a while does now and then.
+fn attend(hardware: &Hardware, processor: &Processor) -> impl FnMut() {
+    || housekeeping::attend(hardware, processor.apic)
+}
+
+impl<B: Backend> Watched for Partition<B> {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn seats(&self) -> &[Seat] {
+        self.seats()
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.outcome()
+    }
+
+    fn start(&'static self) {
+        let Some(first) = self.seats().first() else { return };
+        let asked = self.lifecycle.lock().start();
+        match asked {
+            Start::Now => {
+                ALIVE.fetch_add(1, Ordering::AcqRel);
+                let job = move |processor: &Processor| start(self, processor);
+                processors::assign(first.processor, Box::new(job));
+            }
+            Start::Already => {}
+            Start::Alive => {
+                let name = self.name();
+                logln!("{name} has not ended: `restart` stops it and starts it afresh");
+            }
+        }
+    }
+
+    fn stop(&self, own: LocalApic) {
+        let mut lifecycle = self.lifecycle.lock();
+        if lifecycle.stop() {
+            self.ask_to_stop(own);
+        }
+    }
+
+    fn restart(&'static self, own: LocalApic) {
+        let mut lifecycle = self.lifecycle.lock();
+        if lifecycle.restart() {
+            return self.ask_to_stop(own);
+        }
+        drop(lifecycle);
+        Watched::start(self);
+    }
+
+    fn ram_bytes(&self) -> u64 {
+        self.ram_bytes()
+    }
+
+    fn irqs(&self) {
+        self.log_irqs();
+    }
+}

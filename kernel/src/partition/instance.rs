@@ -1,0 +1,173 @@
+//! What a guest has for one life: made before its first instruction, given back when it is dropped.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use arch::address::PAGE_SIZE;
+use arch::vcpu::StartState;
+use cpu::instructions::tsc;
+use guest::cpuid::CpuidPolicy;
+use guest::pci::Host;
+use guest::short_lives::ShortLives;
+use guest::vm::{CpuState, Guest, Vm};
+use mem::Mix;
+use spin::Mutex;
+
+use super::Plan;
+use super::devices::{
+    Domain, check_bars, port_passes, quiet_uart, reset_functions, routes, virtual_bus,
+};
+use super::files::load;
+use super::memory::{map_ram, reserve};
+use super::seats::virtual_ids;
+use crate::backend::{Backend, VcpuParts};
+use crate::machine::{GuestMachine, Tables};
+use crate::memory::out_of_memory;
+use crate::owned::{OwnTable, Pages};
+use crate::processors::Processor;
+use crate::ram::GuestRam;
+use crate::refusal::Refusal;
+use crate::stand_in::{StandInFrames, StandIns};
+
+/// What a guest has for one life.
+pub(crate) struct Instance<B: Backend> {
+    plan: &'static Plan,
+    /// What its CPUs look at without the lock.
+    pub(crate) policy: Guest,
+    pub(crate) vm: Mutex<Vm>,
+    /// Where its boot processor begins.
+    pub(crate) start: StartState,
+    /// TSC at its beginning.
+    pub(super) began: u64,
+    /// ICR writes pass in the bitmaps.
+    pub(super) virtual_ipis: bool,
+    // What follows is given back in this order, once its functions are quiet.
+    _domain: Option<Domain>,
+    machine: GuestMachine<B::Format>,
+    /// The bitmaps of all its virtual CPUs.
+    bitmaps: Pages,
+    /// Each virtual CPU's memory.
+    cpus: Vec<Pages>,
+}
+
+impl<B: Backend> Instance<B> {
+    /// Makes a guest as it is before its first instruction, in `ram`, which is scrubbed, after this row of short
+    /// lives. On the heap: it is too large for a processor's stack.
+    pub(super) fn new(
+        plan: &'static Plan,
+        ram: &GuestRam,
+        row: ShortLives,
+    ) -> Result<Arc<Self>, Refusal> {
+        let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
+        let memory = hardware.memory;
+        let mut config = hardware.config;
+        check_bars(hardware, functions, &config)?;
+        let mut ram = ram.clone();
+        let mut nested = OwnTable::new(B::check(guest.interrupts)?, memory)?;
+        map_ram(&mut nested, memory, &ram)?;
+        let domain = Domain::new(hardware, guest, functions, &ram)?;
+        quiet_uart(guest)?;
+        // The machine has one.
+        let timer = (*index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
+        let (mut bus, lines) = virtual_bus(plan, timer, &config)?;
+        let routes = routes(hardware, guest, &mut bus, &lines)?;
+        let bitmaps = Pages::take(memory, B::BITMAP_BYTES)?;
+        let mut msr_passes = [guest::msr::passes(), eli::apic::passes(guest.interrupts)].concat();
+        let virtual_ipis = B::virtualizes_ipis(guest.interrupts);
+        msr_passes.extend(virtual_ipis.then_some(eli::apic::VIRTUAL_ICR));
+        B::set_bitmaps(bitmaps.start(), &msr_passes, &port_passes(hardware, guest, &bus));
+        let frames = reserve(memory, guest, &bus, seats.len())?;
+        let pages = |count: usize, bytes| -> Result<Vec<Pages>, Refusal> {
+            (0..count).map(|_| Pages::take(memory, bytes)).collect()
+        };
+        let shadow = pages(2 * seats.len(), PAGE_SIZE)?;
+        let stand_ins = StandInFrames::new(&nested, seats.len(), memory)?;
+        let cpus = pages(seats.len(), B::CPU_BYTES)?;
+        let legacy = guest::lines::legacy(&lines);
+        let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
+        let mut machine = GuestMachine {
+            memory,
+            ram,
+            tables: Tables::new(nested, frames, shadow, stand_ins, routes),
+            nested_changed: false,
+            stand_ins: StandIns::default(),
+            apic: hardware.boot_processor.apic,
+            clock: hardware.clock,
+            seats,
+            ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
+            guest: *index,
+        };
+        let processors = seats.iter().map(|seat| seat.processor).collect();
+        let cpuid =
+            CpuidPolicy::new(virtual_ids(guest), &machine).without(B::withheld(guest.interrupts));
+        let mut vm = Vm::new(seats.len(), bus, lines);
+        vm.bus.attach(&mut Host { machine: &mut machine, config: &mut config });
+        vm.crash_told = row.crash_told();
+        if row.told() {
+            vm.be_terse();
+            machine.be_terse();
+        }
+        Ok(Arc::new(Self {
+            plan,
+            policy: Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid),
+            vm: Mutex::new(vm),
+            start,
+            began: tsc(),
+            virtual_ipis,
+            _domain: domain,
+            machine,
+            bitmaps,
+            cpus,
+        }))
+    }
+
+    /// Switches virtualization on on the processor that calls, and makes virtual CPU `index` there. The virtual CPU is
+    /// to be dropped first.
+    pub(crate) fn vcpu(&self, index: usize, processor: &Processor) -> Result<(B::Cpu, B), Refusal> {
+        let memory = self.cpus.get(index).ok_or_else(out_of_memory)?.start();
+        let backend = B::enable(memory)?;
+        let parts = VcpuParts {
+            mode: self.policy.mode,
+            nested_root: self.machine.tables.lock().nested.root(),
+            virtual_ipis: self.virtual_ipis,
+            bitmaps: self.bitmaps.start(),
+            memory,
+            host_tss_base: processor.tss_base,
+            posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
+            cr4: self.policy.cpuid.cr4(&self.machine),
+        };
+        Ok((backend.vcpu(&parts)?, backend))
+    }
+
+    /// What policy keeps of virtual CPU `index`.
+    pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
+        // The same beginning on all its CPUs.
+        CpuState::new(index, &self.policy, self.began, &self.machine)
+    }
+
+    /// The machine as the guest may use it on the processor that calls.
+    pub(crate) fn machine_on(&self, processor: &Processor) -> GuestMachine<B::Format> {
+        self.machine.on(processor.apic)
+    }
+
+    /// What the guest's CPUs share of the machine.
+    pub(super) fn tables(&self) -> &Mutex<Tables<B::Format>> {
+        &self.machine.tables
+    }
+
+    /// The pages of its nested table.
+    pub(super) fn mix(&self) -> Mix {
+        self.tables().lock().nested.mix(&self.plan.hardware.memory)
+    }
+}
+
+impl<B: Backend> Drop for Instance<B> {
+    /// Has its functions quiet before anything of it is given back.
+    fn drop(&mut self) {
+        let Plan { hardware, guest, functions, .. } = self.plan;
+        let mut config = hardware.config;
+        let mut host = Host { machine: &mut self.machine, config: &mut config };
+        self.vm.get_mut().bus.detach(&mut host);
+        reset_functions(hardware, guest, functions, &mut config);
+    }
+}
