@@ -65,7 +65,7 @@ fn read(register: Register, width: Width) -> u32 {
     match register {
         // SAFETY: the register is the one that the firmware's FADT names for this.
         Register::Port(port) => unsafe { port_read(port, width) },
-        // SAFETY: as above, and `Hardware::bring_up` has mapped it.
+        // SAFETY: as above, and the boot order has mapped it.
         Register::Memory(at) => unsafe { mmio_read(at, width) as u32 },
     }
 }
@@ -74,7 +74,7 @@ fn write(register: Register, width: Width, value: u32) {
     match register {
         // SAFETY: the register is the one that the firmware's FADT names for this.
         Register::Port(port) => unsafe { port_write(port, width, value) },
-        // SAFETY: as above, and `Hardware::bring_up` has mapped it.
+        // SAFETY: as above, and the boot order has mapped it.
         Register::Memory(at) => unsafe { mmio_write(at, width, u64::from(value)) },
     }
 }

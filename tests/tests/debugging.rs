@@ -63,7 +63,7 @@ fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
     let log = folder.write("run.log", &screen);
     let named = folder.nexit("symbolize", &["symbolize", &log]);
     for caller in
-        ["kernel::bring_up at kernel/src/", "kernel_main at kernel/src/main.rs:", "long_mode"]
+        ["kernel::boot at kernel/src/", "kernel_main at kernel/src/main.rs:", "long_mode"]
     {
         assert!(named.output.contains(caller), "{caller}: {named}");
     }
