@@ -57,13 +57,14 @@ fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
         ),
     );
     assert!(said.contains("#0  kernel_main () at kernel/src/main.rs:"), "{said}");
-    assert!(said.contains("hit Breakpoint 2, read () at firmware/src/fadt.rs:"), "{said}");
+    // Inlined at several places it is 2.1 or 2.2.
+    assert!(said.contains("hit Breakpoint 2"), "{said}");
+    assert!(said.contains(", read () at firmware/src/fadt.rs:"), "{said}");
     let (screen, _) = session.end();
     assert!(screen.contains("itself raised exception 14 (error code 0x11) at 0x10"), "{screen}");
     let log = folder.write("run.log", &screen);
     let named = folder.nexit("symbolize", &["symbolize", &log]);
-    for caller in
-        ["kernel::boot at kernel/src/", "kernel_main at kernel/src/main.rs:", "long_mode"]
+    for caller in ["kernel::boot at kernel/src/", "kernel_main at kernel/src/main.rs:", "long_mode"]
     {
         assert!(named.output.contains(caller), "{caller}: {named}");
     }
