@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod bochs;
+#[cfg(test)]
+mod book;
 mod built;
 mod check;
 pub mod cli;
