@@ -173,6 +173,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn the_ports_that_are_claimed_are_those_that_are_listed() {
+        for port in 0..=u16::MAX {
+            let listed = Devices::ranges().any(|range| range.contains(port));
+            assert_eq!(Devices::claims(port), listed, "{port:#x}");
+        }
+    }
+
+    #[test]
     fn an_empty_port_reads_as_ones_and_takes_writes() {
         let (mut devices, machine) = (Devices::new(true), FakeMachine::default());
         for width in [Width::Byte, Width::Word, Width::Dword] {
