@@ -24,17 +24,17 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Build a bootable image of a configuration: an ISO or a stick, a system partition, a folder for GRUB or iPXE.
     Image(ImageArgs),
-    /// Say what a machine is, before Nexit is started on it, and write its machine file.
+    /// Describe a machine before Nexit runs on it, and write its machine file.
     Probe(ProbeArgs),
-    /// Say whether a configuration fits, and fits a machine: all that is wrong, before anything is started.
+    /// Check a configuration, alone or for a machine: report everything that is wrong with it.
     Check(CheckArgs),
     /// Propose a configuration for a machine.
     Init(InitArgs),
     /// Make the demo's guest: a stock Debian kernel, an initramfs, a disk.
     Demo(DemoArgs),
-    /// Count the trusted code, and say how large the image is.
+    /// Measure the trusted code and the image's size.
     Stats(StatsArgs),
-    /// Say why a CPU refused to enter a guest, by what the hypervisor logged of it.
+    /// Explain from the hypervisor's log why a CPU refused to enter a guest.
     Explain(ExplainArgs),
     /// Name the functions in the backtraces of a log: where the hypervisor itself failed.
     Symbolize(SymbolizeArgs),
@@ -43,11 +43,11 @@ pub(crate) enum Command {
 /// Which emulator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Emulator {
-    /// QEMU: AMD-V and VT-d by its own emulation, or nested VT-x with `--accel kvm`.
+    /// QEMU: emulated AMD-V and VT-d, or nested VT-x with `--accel kvm`.
     Qemu,
-    /// Bochs: VT-x, and VT-d where version 3 and the project's plugin are there.
+    /// Bochs: VT-x; also VT-d with version 3 and the project's plugin.
     Bochs,
-    /// QEMU with KVM's nested VT-x and VT-d, in a Linux that runs in Bochs: no VT-x of this machine is needed.
+    /// QEMU with KVM's nested VT-x and VT-d, in a Linux in Bochs. Needs no VT-x on the host.
     Nested,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Emulator {
 pub enum Accel {
     /// QEMU's own emulation.
     Tcg,
-    /// An Intel host with nested VT-x (never run by the makers of Nexit).
+    /// An Intel host with nested VT-x (never run yet).
     Kvm,
 }
 
@@ -69,7 +69,7 @@ pub enum Iommu {
     None,
 }
 
-/// How the machine starts the image.
+/// How the machine boots the image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Boot {
     /// The emulator loads it (QEMU's `-kernel`).
@@ -122,10 +122,10 @@ pub(crate) struct RunArgs {
     /// The emulator to run it in.
     #[arg(long, value_enum, default_value = "qemu")]
     pub(crate) emulator: Emulator,
-    /// The machine's IOMMU [default: vt-d; none in a Bochs that has no plugin for it].
+    /// The machine's IOMMU [default: vt-d; none in a Bochs without the plugin].
     #[arg(long, value_enum)]
     pub(crate) iommu: Option<Iommu>,
-    /// How QEMU executes; nested, it is always KVM.
+    /// How QEMU executes; always KVM with `--emulator nested`.
     #[arg(long, value_enum, default_value = "tcg")]
     pub(crate) accel: Accel,
     /// How the machine boots [default: kernel in QEMU, nested too, iso in Bochs].
@@ -146,7 +146,7 @@ pub(crate) struct RunArgs {
     /// Write what the hypervisor reports (exits by reason …) as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Start what is known to be refused, too: then the hypervisor refuses it.
+    /// Start even what `nexit check` refuses, to see the hypervisor refuse it.
     #[arg(long)]
     pub(crate) unchecked: bool,
     /// The CPU model of Bochs.
@@ -159,7 +159,7 @@ pub(crate) struct RunArgs {
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,
-    /// Arguments for QEMU, nested too, or lines of the configuration of Bochs.
+    /// Arguments for QEMU (also nested), or lines of Bochs' configuration.
     #[arg(last = true, value_name = "EMULATOR ARGS")]
     pub(crate) emulator_args: Vec<String>,
 }
@@ -176,7 +176,7 @@ pub(crate) struct ImageArgs {
     /// The image to write: a file, or a new or empty folder.
     #[arg(long, value_name = "FILE.iso|FOLDER")]
     pub(crate) output: PathBuf,
-    /// Build what is known to be refused, too: then the hypervisor refuses it.
+    /// Build even what `nexit check` refuses.
     #[arg(long)]
     pub(crate) unchecked: bool,
     /// What UEFI starts [default: native for esp, else grub]. BIOS always starts GRUB.
@@ -196,7 +196,7 @@ pub(crate) struct ProbeArgs {
     /// A folder with a copy of another machine's /sys and /proc, or texts of `acpidump` and `lspci -xxxx -vvv`.
     #[arg(long, value_name = "DIR", conflicts_with = "from_log")]
     pub(crate) from: Option<PathBuf>,
-    /// The log of a machine that Nexit was started on with `probe = true`.
+    /// The log of a machine on which Nexit ran with `probe = true`.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_log: Option<PathBuf>,
 }
@@ -207,7 +207,7 @@ pub(crate) struct CheckArgs {
     /// The configuration; file names in it are relative to its folder, or absolute.
     #[arg(value_name = "CONFIG")]
     pub(crate) config: PathBuf,
-    /// The machine that it is for, as `nexit probe` wrote it.
+    /// The machine file of the target, from `nexit probe`.
     #[arg(long, value_name = "FILE")]
     pub(crate) machine: Option<PathBuf>,
     /// Print JSON.
@@ -218,10 +218,10 @@ pub(crate) struct CheckArgs {
 /// `nexit init`.
 #[derive(Args, Debug)]
 pub(crate) struct InitArgs {
-    /// The machine, as `nexit probe` wrote it.
+    /// The machine file, from `nexit probe`.
     #[arg(long, value_name = "FILE")]
     pub(crate) machine: PathBuf,
-    /// The configuration to write; a file that is there is not overwritten [default: print it].
+    /// The configuration to write; an existing file is not overwritten [default: print it].
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 }
@@ -268,13 +268,13 @@ pub(crate) struct StatsArgs {
     /// Where the images are.
     #[command(flatten)]
     pub(crate) images: ImagePaths,
-    /// A report of `nexit run`, to say how much memory the hypervisor took.
+    /// A report of `nexit run`: also print the memory that the hypervisor took.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Print the functions that a guest's exit can reach, too.
+    /// Also print the functions that a guest's exit can reach.
     #[arg(long)]
     pub(crate) functions: bool,
-    /// Fail if a measure is above this; then each measure needs one.
+    /// Fail if a measure exceeds this limit. Every measure then needs one.
     #[arg(long, value_name = "MEASURE=NUMBER", value_parser = limit)]
     pub(crate) most: Vec<(String, usize)>,
 }
