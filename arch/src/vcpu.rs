@@ -130,6 +130,24 @@ pub struct Withheld {
     pub xsaves: bool,
 }
 
+/// The debug registers (SDM "Debug Registers"; APM "Debug Registers").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DebugRegisters {
+    /// DR0 to DR3: where breakpoints are.
+    pub addresses: [u64; 4],
+    /// DR6: what has happened.
+    pub status: u64,
+    /// DR7: which of them are on, and for what.
+    pub control: u64,
+}
+
+impl Default for DebugRegisters {
+    /// As after a reset.
+    fn default() -> Self {
+        Self { addresses: [0; 4], status: 0xffff_0ff0, control: 0x400 }
+    }
+}
+
 /// A page laid out as the local APIC's registers are in memory (SDM "APIC Register Address Space").
 pub type ApicPage = [u32; 1024];
 
@@ -283,6 +301,20 @@ pub trait Vcpu {
     fn step(&mut self, root: Hpa, one: bool);
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
+    /// Which exceptions exit.
+    fn exception_intercepts(&self) -> u32 {
+        0
+    }
+    /// The guest's debug registers.
+    fn debug_registers(&self) -> DebugRegisters {
+        DebugRegisters::default()
+    }
+    /// Sets them.
+    fn set_debug_registers(&mut self, _: &DebugRegisters) {}
+    /// Where the last exit was a debug exception: its conditions, as in DR6.
+    fn debug_exception(&self) -> Option<u64> {
+        None
+    }
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while
     /// the guest runs.
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {

@@ -184,6 +184,39 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
 
+/// DR0 to DR3, and DR6.
+///
+/// # Safety
+/// Ring 0, and DR7.GD is clear.
+#[must_use]
+pub unsafe fn debug_registers() -> ([u64; 4], u64) {
+    let (first, second, third, fourth, status);
+    // SAFETY: ring 0, says the caller; reading them changes nothing.
+    unsafe {
+        asm!(
+            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3", "mov {}, dr6",
+            out(reg) first, out(reg) second, out(reg) third, out(reg) fourth, out(reg) status,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    ([first, second, third, fourth], status)
+}
+
+/// Sets DR0 to DR3, and DR6.
+///
+/// # Safety
+/// Ring 0, DR7.GD is clear and no breakpoint on; the bits of DR6 that have to be 0 are.
+pub unsafe fn set_debug_registers([first, second, third, fourth]: [u64; 4], status: u64) {
+    // SAFETY: ring 0, says the caller, who has no breakpoint on.
+    unsafe {
+        asm!(
+            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", "mov dr6, {}",
+            in(reg) first, in(reg) second, in(reg) third, in(reg) fourth, in(reg) status,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
 /// The stack pointer.
 #[must_use]
 #[inline(always)]

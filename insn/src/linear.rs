@@ -142,9 +142,43 @@ struct Walk {
     protection_keys: u32,
 }
 
+/// The registers that say where a guest's tables are, and of which kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)]
+pub struct PagingRegisters {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
+impl PagingRegisters {
+    /// The guest-physical address behind a linear one, whoever may reach it.
+    ///
+    /// # Errors
+    /// When the guest's tables have no such page.
+    pub fn translate(self, memory: &impl GuestMemory, gva: Gva) -> Result<Gpa, MemoryFault> {
+        Walk::new(self).translate(memory, gva, Access::default())
+    }
+}
+
 impl Walk {
     fn of<V: Vcpu>(vcpu: &V) -> Self {
-        let (cr0, cr4, efer) = (vcpu.cr0(), vcpu.cr4(), vcpu.efer());
+        let (cr0, cr3, cr4, efer) = (vcpu.cr0(), vcpu.cr3(), vcpu.cr4(), vcpu.efer());
+        let walk = Self::new(PagingRegisters { cr0, cr3, cr4, efer });
+        Self {
+            smap: cr4 & CR4_SMAP != 0 && vcpu.rflags() & RFLAGS_AC == 0,
+            protection_keys: if cr4 & CR4_PKE != 0 && matches!(walk.paging, Paging::Long { .. }) {
+                vcpu.protection_keys()
+            } else {
+                0
+            },
+            ..walk
+        }
+    }
+
+    /// Without what keeps a supervisor from a user's pages.
+    fn new(PagingRegisters { cr0, cr3, cr4, efer }: PagingRegisters) -> Self {
         let paging = if cr0 & Cr0::PG.bits() == 0 {
             Paging::None
         } else if efer & Efer::LMA.bits() != 0 {
@@ -162,18 +196,14 @@ impl Walk {
         };
         Self {
             paging,
-            root: vcpu.cr3() & root_mask,
+            root: cr3 & root_mask,
             large_pages_32: cr4 & CR4_PSE != 0,
             write_protect: cr0 & Cr0::WP.bits() != 0,
             // 32-bit paging has no execute-disable bit.
             execute_disable: efer & Efer::NXE.bits() != 0 && paging != Paging::Bits32,
             smep: cr4 & CR4_SMEP != 0,
-            smap: cr4 & CR4_SMAP != 0 && vcpu.rflags() & RFLAGS_AC == 0,
-            protection_keys: if cr4 & CR4_PKE != 0 && matches!(paging, Paging::Long { .. }) {
-                vcpu.protection_keys()
-            } else {
-                0
-            },
+            smap: false,
+            protection_keys: 0,
         }
     }
 

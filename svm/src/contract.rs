@@ -9,10 +9,10 @@ use arch::Hpa;
 use arch::exit::{Exit, Frequent};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
+use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -255,6 +255,30 @@ impl Vcpu for SvmVcpu {
 
     fn step(&mut self, root: Hpa, one: bool) {
         self.begin_step(root, one);
+    }
+
+    fn exception_intercepts(&self) -> u32 {
+        self.vmcb().control.intercept_exceptions
+    }
+
+    /// DR6 and DR7 are the VMCB's. An exit leaves the others as the guest had them, and DR7 with nothing on (APM "#VMEXIT").
+    fn debug_registers(&self) -> DebugRegisters {
+        // SAFETY: AMD-V is on, so this is ring 0; DR7 is as an exit leaves it.
+        let (addresses, _) = unsafe { cpu::instructions::debug_registers() };
+        let StateSaveArea { dr6, dr7, .. } = self.vmcb().save;
+        DebugRegisters { addresses, status: dr6, control: dr7 }
+    }
+
+    fn set_debug_registers(&mut self, registers: &DebugRegisters) {
+        let save = &mut self.vmcb_mut().save;
+        (save.dr6, save.dr7) = (registers.status, registers.control);
+        // SAFETY: as above; DR6 is as after a reset.
+        unsafe { cpu::instructions::set_debug_registers(registers.addresses, DR6_RESET) };
+    }
+
+    fn debug_exception(&self) -> Option<u64> {
+        let vmcb = self.vmcb();
+        (vmcb.control.exitcode == VMEXIT_EXCP0 + u64::from(exception::DB)).then_some(vmcb.save.dr6)
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {

@@ -10,11 +10,14 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{ApicPage, Event, StartState, Vcpu, VirtualInterrupts};
+use arch::vcpu::{
+    ApicPage, DebugRegisters, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception,
+};
 use arch::{Exit, Gva, Hpa, Vector};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
+use crate::decode::reason;
 use crate::event::InterruptionInformation;
 use crate::field::{self, Field, Natural, W32};
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
@@ -249,6 +252,36 @@ impl Vcpu for VmxVcpu {
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.vmcs.write(field::EXCEPTION_BITMAP, bitmap);
+    }
+
+    fn exception_intercepts(&self) -> u32 {
+        self.vmcs.read(field::EXCEPTION_BITMAP)
+    }
+
+    /// DR7 is the VMCS's. An exit leaves the others as the guest had them, and DR7 with nothing on (SDM "Loading Host
+    /// Control Registers, Debug Registers, MSRs").
+    fn debug_registers(&self) -> DebugRegisters {
+        // SAFETY: ring 0 follows from the VMCS; DR7 is as an exit leaves it.
+        let (addresses, status) = unsafe { cpu::instructions::debug_registers() };
+        DebugRegisters { addresses, status, control: self.vmcs.read(field::GUEST_DR7) }
+    }
+
+    fn set_debug_registers(&mut self, registers: &DebugRegisters) {
+        const STATUS: u64 = 0xffff_ffff;
+        let DebugRegisters { addresses, status, control } = *registers;
+        // SAFETY: as above.
+        unsafe { cpu::instructions::set_debug_registers(addresses, status & STATUS) };
+        self.vmcs.write(field::GUEST_DR7, control);
+    }
+
+    fn debug_exception(&self) -> Option<u64> {
+        let information =
+            InterruptionInformation(self.vmcs.read(field::VM_EXIT_INTERRUPTION_INFORMATION));
+        let exception = self.vmcs.read(field::EXIT_REASON) == u32::from(reason::EXCEPTION_OR_NMI)
+            && information.valid()
+            && information.kind() != Some(EventKind::Nmi)
+            && information.vector().0 == exception::DB;
+        exception.then(|| self.vmcs.read(field::EXIT_QUALIFICATION))
     }
 
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
