@@ -1,7 +1,25 @@
-//! What it takes to look into what runs: where the hypervisor was when it failed.
+//! What it takes to look into what runs: gdb's stub for a guest, and where the hypervisor was when it failed.
 //!
-//! Pure. The edges read stacks and registers; what they mean is decided here.
+//! Pure. The edges move bytes and registers; what they mean is decided here. The way of a byte from gdb: [`frame`] makes
+//! whole packets of bytes, [`session`] has the guest stop and hands them to the crate `gdbstub`, which calls [`target`];
+//! that reads and writes what each CPU has left on its [`desk`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod backtrace;
+pub mod breakpoints;
+pub mod desk;
+#[cfg(test)]
+mod fake;
+pub mod frame;
+pub mod registers;
+pub mod session;
+pub mod step;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use desk::{Desk, Order, Stop};
+pub use session::{Guest, Session};

@@ -1,0 +1,112 @@
+//! A guest for tests: desks, memory, and CPUs that do what a test says.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use arch::Gpa;
+use arch::machine::{GuestMemory, NotGuestMemory};
+use insn::PagingRegisters;
+
+use crate::desk::{Desk, Order, Stop};
+use crate::registers::Registers;
+use crate::session::{Guest, Line, Session};
+
+/// Memory from address 0 on.
+#[derive(Debug)]
+pub(crate) struct Memory(pub(crate) Vec<u8>);
+
+impl Memory {
+    fn range(&self, gpa: Gpa, length: usize) -> Result<core::ops::Range<usize>, NotGuestMemory> {
+        let start = gpa.as_u64() as usize;
+        let end = start.checked_add(length).filter(|end| *end <= self.0.len());
+        end.map(|end| start..end).ok_or(NotGuestMemory(gpa))
+    }
+}
+
+impl GuestMemory for Memory {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+        bytes.copy_from_slice(&self.0[self.range(gpa, bytes.len())?]);
+        Ok(())
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
+        let range = self.range(gpa, bytes.len())?;
+        self.0[range].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// What a test and a session share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) desks: Vec<Desk>,
+    /// So often the CPUs were called.
+    pub(crate) calls: usize,
+    /// What went to gdb.
+    pub(crate) sent: Vec<u8>,
+}
+
+pub(crate) type Shared = Rc<RefCell<World>>;
+
+pub(crate) struct Occupant {
+    world: Shared,
+    memory: Memory,
+}
+
+impl Guest for Occupant {
+    type Memory = Memory;
+
+    fn cpus(&self) -> usize {
+        self.world.borrow().desks.len()
+    }
+
+    fn desk<T>(&mut self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T> {
+        self.world.borrow_mut().desks.get_mut(cpu).map(work)
+    }
+
+    fn call(&mut self) {
+        self.world.borrow_mut().calls += 1;
+    }
+
+    fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Wire(Shared);
+
+impl Line for Wire {
+    fn send(&mut self, byte: u8) {
+        self.0.borrow_mut().sent.push(byte);
+    }
+}
+
+/// A session of a guest of two CPUs that run, without paging, in 64 KiB.
+pub(crate) fn session() -> (Session<Occupant, Wire>, Shared) {
+    let mut desks = vec![Desk::new(), Desk::new()];
+    desks.iter_mut().for_each(|desk| assert_eq!(desk.arrive(), Order::Leave));
+    let memory = Memory((0..0x1_0000).map(|at| at as u8).collect());
+    let world = World { desks, calls: 0, sent: Vec::new() };
+    let world = Rc::new(RefCell::new(world));
+    let occupant = Occupant { world: world.clone(), memory };
+    (Session::new(occupant, Wire(world.clone())), world)
+}
+
+/// The registers of a CPU that has come to `rip`.
+pub(crate) fn at(rip: u64) -> Registers {
+    Registers {
+        rip,
+        paging: PagingRegisters { cr0: 0x11, ..PagingRegisters::default() },
+        ..Registers::default()
+    }
+}
+
+/// Each CPU that is wanted stands.
+pub(crate) fn heed(world: &Shared) {
+    for (cpu, desk) in world.borrow_mut().desks.iter_mut().enumerate() {
+        if desk.wanted() {
+            desk.stand(Stop::Asked, at(0x1000 + cpu as u64));
+        }
+    }
+}

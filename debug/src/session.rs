@@ -1,0 +1,243 @@
+//! gdb at a guest: from the first packet, for which the guest stops, to the last, with which it goes on as before.
+//!
+//! Invariant: as long as nobody has sent a whole packet, nothing is asked of the guest.
+
+use alloc::vec::Vec;
+use core::convert::Infallible;
+
+use arch::machine::GuestMemory;
+use gdbstub::common::Signal;
+use gdbstub::conn::Connection;
+use gdbstub::stub::MultiThreadStopReason;
+use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{BaseStopReason, GdbStubBuilder};
+use gdbstub::target::ext::breakpoints::WatchKind;
+
+use crate::breakpoints::{Breakpoint, Kind};
+use crate::desk::{Desk, Stop};
+use crate::frame::{Event, Framer, MAX_PACKET};
+use crate::target::{Debugged, thread};
+
+/// The guest, as the machine has it.
+pub trait Guest {
+    /// Its RAM.
+    type Memory: GuestMemory;
+    /// How many virtual CPUs it has: at most 64.
+    fn cpus(&self) -> usize;
+    /// Has `work` see the desk of one.
+    fn desk<T>(&mut self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T>;
+    /// Has each of its CPUs look at its desk.
+    fn call(&mut self);
+    /// Its RAM.
+    fn memory(&mut self) -> &mut Self::Memory;
+}
+
+/// The line to gdb. Writing never fails: what nobody takes is lost.
+pub trait Line: Clone {
+    /// Sends a byte.
+    fn send(&mut self, byte: u8);
+}
+
+/// Sends, and remembers the last answer for a gdb that has not understood it.
+struct Answers<L> {
+    line: L,
+    last: Vec<u8>,
+}
+
+impl<L: Line> Connection for Answers<L> {
+    type Error = Infallible;
+
+    fn write(&mut self, byte: u8) -> Result<(), Infallible> {
+        if byte == b'$' {
+            self.last.clear();
+        }
+        if byte == b'$' || !self.last.is_empty() {
+            self.last.push(byte);
+        }
+        self.line.send(byte);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+type Stub<G, L> = GdbStubStateMachine<'static, Debugged<G>, Answers<L>>;
+
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// A packet of a gdb that nobody knows yet.
+    Alone,
+    /// That the guest stands, for the first packet.
+    Attaching,
+    /// The next packet; the guest stands.
+    Standing,
+    /// That a CPU stands, or that gdb wants it to; the guest runs.
+    Running,
+    /// That all CPUs stand, as one does or gdb wants it.
+    Stopping,
+}
+
+/// One guest's.
+pub struct Session<G: Guest, L: Line> {
+    guest: Debugged<G>,
+    line: L,
+    framer: Framer,
+    phase: Phase,
+    stub: Option<Stub<G, L>>,
+}
+
+impl<G: Guest, L: Line> Session<G, L> {
+    /// With nobody attached.
+    pub fn new(guest: G, line: L) -> Self {
+        let guest = Debugged::new(guest);
+        Self { guest, line, framer: Framer::new(), phase: Phase::Alone, stub: None }
+    }
+
+    /// Takes a byte that has come over the line.
+    pub fn receive(&mut self, byte: u8) {
+        let Some(event) = self.framer.push(byte) else { return };
+        match (self.phase, event) {
+            (Phase::Alone, Event::Packet) => {
+                self.guest.call();
+                self.phase = Phase::Attaching;
+            }
+            (Phase::Alone | Phase::Attaching, _) => {}
+            (_, Event::Packet) => self.feed(),
+            (_, Event::Interrupt) => self.feed_byte(3),
+            (_, Event::Damaged) => self.line.send(b'-'),
+            (_, Event::Again) => self.answer_again(),
+        }
+    }
+
+    /// Goes on where something was waited for. Whether somebody is attached.
+    pub fn work(&mut self) -> bool {
+        match self.phase {
+            Phase::Alone | Phase::Standing => {}
+            Phase::Attaching => match self.guest.all_stand() {
+                Some(true) => self.attach(),
+                Some(false) => {}
+                // It has ended: there is nobody to talk about.
+                None => self.phase = Phase::Alone,
+            },
+            Phase::Running => {
+                if self.guest.stopped().is_some() {
+                    self.guest.call();
+                    self.phase = Phase::Stopping;
+                }
+            }
+            Phase::Stopping => {
+                if self.guest.all_stand() == Some(true) {
+                    self.report();
+                }
+            }
+        }
+        self.phase != Phase::Alone
+    }
+
+    fn attach(&mut self) {
+        let answers = Answers { line: self.line.clone(), last: Vec::new() };
+        let built = GdbStubBuilder::new(answers).packet_buffer_size(MAX_PACKET).build();
+        let stub = built.ok().map(|stub| stub.run_state_machine(&mut self.guest));
+        self.stub = stub.and_then(Result::ok);
+        self.phase = Phase::Standing;
+        self.feed();
+    }
+
+    /// Gives the stub the packet that has come.
+    fn feed(&mut self) {
+        for at in 0..self.framer.packet().len() {
+            if let Some(byte) = self.framer.packet().get(at) {
+                self.feed_byte(*byte);
+            }
+        }
+    }
+
+    fn feed_byte(&mut self, byte: u8) {
+        let guest = &mut self.guest;
+        let next = match self.stub.take() {
+            Some(Stub::Idle(stub)) => stub.incoming_data(guest, byte),
+            Some(Stub::Running(stub)) => stub.incoming_data(guest, byte),
+            Some(other) => Ok(other),
+            None => return,
+        };
+        self.settle(next.ok());
+    }
+
+    /// The stub is in this state now; `None` where it has failed.
+    fn settle(&mut self, stub: Option<Stub<G, L>>) {
+        let next = match stub {
+            Some(stub @ Stub::Idle(_)) => (Phase::Standing, Some(stub)),
+            Some(stub @ Stub::Running(_)) => (Phase::Running, Some(stub)),
+            // Only now is it known whether the guest stands already.
+            Some(Stub::CtrlCInterrupt(stub)) if self.phase == Phase::Standing => {
+                let none = None::<MultiThreadStopReason<u64>>;
+                (Phase::Standing, stub.interrupt_handled(&mut self.guest, none).ok())
+            }
+            Some(stub @ Stub::CtrlCInterrupt(_)) => {
+                self.guest.call();
+                (Phase::Stopping, Some(stub))
+            }
+            Some(Stub::Disconnected(_)) | None => (Phase::Alone, None),
+        };
+        (self.phase, self.stub) = next;
+        if self.stub.is_none() {
+            self.phase = Phase::Alone;
+            self.guest.release();
+        }
+    }
+
+    /// Says why the guest stands.
+    fn report(&mut self) {
+        let why = self.guest.stopped();
+        let reason = why.map_or(BaseStopReason::Signal(Signal::SIGINT), |why| self.reason(why));
+        let guest = &mut self.guest;
+        let next = match self.stub.take() {
+            Some(Stub::Running(stub)) => stub.report_stop(guest, reason),
+            Some(Stub::CtrlCInterrupt(stub)) => stub.interrupt_handled(guest, Some(reason)),
+            Some(other) => Ok(other),
+            None => return,
+        };
+        self.settle(next.ok());
+    }
+
+    fn reason(&self, (cpu, why): (usize, Stop)) -> MultiThreadStopReason<u64> {
+        let tid = thread(cpu);
+        let Stop::Breakpoint(slots) = why else {
+            let signal = if why == Stop::Asked { Signal::SIGINT } else { Signal::SIGTRAP };
+            return BaseStopReason::SignalWithThread { tid, signal };
+        };
+        match self.guest.met(slots) {
+            Some(Breakpoint { kind: Kind::Execute { software: true }, .. }) => {
+                BaseStopReason::SwBreak(tid)
+            }
+            Some(Breakpoint { kind: Kind::Execute { software: false }, .. }) => {
+                BaseStopReason::HwBreak(tid)
+            }
+            Some(Breakpoint { address: addr, kind, .. }) => {
+                let kind = match kind {
+                    Kind::Access { read: true } => WatchKind::Read,
+                    Kind::Access { read: false } => WatchKind::ReadWrite,
+                    Kind::Write | Kind::Execute { .. } => WatchKind::Write,
+                };
+                BaseStopReason::Watch { tid, kind, addr }
+            }
+            None => BaseStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP },
+        }
+    }
+
+    fn answer_again(&mut self) {
+        let answers = match &mut self.stub {
+            Some(Stub::Idle(stub)) => stub.borrow_conn(),
+            Some(Stub::Running(stub)) => stub.borrow_conn(),
+            Some(Stub::CtrlCInterrupt(stub)) => stub.borrow_conn(),
+            Some(Stub::Disconnected(stub)) => stub.borrow_conn(),
+            None => return,
+        };
+        for byte in answers.last.iter() {
+            self.line.send(*byte);
+        }
+    }
+}

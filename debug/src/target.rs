@@ -1,0 +1,371 @@
+//! What gdb asks for, by the traits of `gdbstub`.
+
+use core::convert::Infallible;
+
+use arch::machine::GuestMemory as _;
+use arch::{Gpa, Gva};
+use gdbstub::common::{Signal, Tid};
+use gdbstub::target::ext::base::BaseOps;
+use gdbstub::target::ext::base::multithread::{
+    MultiThreadBase, MultiThreadResume, MultiThreadResumeOps, MultiThreadSchedulerLocking,
+    MultiThreadSchedulerLockingOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
+};
+use gdbstub::target::ext::breakpoints::{
+    Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps,
+    SwBreakpoint, SwBreakpointOps, WatchKind,
+};
+use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps, outputln};
+use gdbstub::target::{Target, TargetError, TargetResult};
+
+use crate::breakpoints::{Breakpoint, Breakpoints as All, Kind};
+use crate::desk::{Order, Stop};
+use crate::registers::{Registers, X86_64};
+use crate::session::Guest;
+
+/// A guest as gdb may use it.
+pub(crate) struct Debugged<G> {
+    pub(crate) guest: G,
+    breakpoints: All,
+    /// CPUs that do one instruction when the guest goes on (bit n for CPU n).
+    stepping: u64,
+    /// CPUs that gdb has said anything about.
+    named: u64,
+    /// The others stay where they are.
+    only_named: bool,
+    /// CPUs that went on last.
+    released: u64,
+}
+
+impl<G: Guest> Debugged<G> {
+    pub(crate) fn new(guest: G) -> Self {
+        let (stepping, named, only_named, released) = (0, 0, false, u64::MAX);
+        Self { guest, breakpoints: All::default(), stepping, named, only_named, released }
+    }
+
+    /// Has all CPUs stand.
+    pub(crate) fn call(&mut self) {
+        for cpu in 0..self.guest.cpus() {
+            self.guest.desk(cpu, crate::Desk::want);
+        }
+        self.guest.call();
+    }
+
+    /// Whether all that are there stand; `None` where none is there.
+    pub(crate) fn all_stand(&mut self) -> Option<bool> {
+        let desks = (0..self.guest.cpus()).filter_map(|cpu| {
+            self.guest.desk(cpu, |desk| desk.present().then_some(desk.stop().is_some()))?
+        });
+        desks.reduce(|all, one| all && one)
+    }
+
+    /// The first CPU that stands after it went on, and why: one that was not just asked to, if there is one.
+    pub(crate) fn stopped(&mut self) -> Option<(usize, Stop)> {
+        let mut asked = None;
+        let released = self.released;
+        for cpu in (0..self.guest.cpus()).filter(|cpu| has(released, *cpu)) {
+            match self.guest.desk(cpu, |desk| desk.stop()).flatten() {
+                Some(Stop::Asked) => asked = asked.or(Some((cpu, Stop::Asked))),
+                Some(why) => return Some((cpu, why)),
+                None => {}
+            }
+        }
+        asked
+    }
+
+    /// What a CPU that has met these breakpoints has met, as gdb knows it.
+    pub(crate) fn met(&self, slots: u8) -> Option<Breakpoint> {
+        self.breakpoints.first(slots)
+    }
+
+    /// All CPUs leave gdb, and nothing of it stays.
+    pub(crate) fn release(&mut self) {
+        self.breakpoints.clear();
+        self.order(u64::MAX, |_| Order::Leave);
+    }
+
+    fn order(&mut self, released: u64, order: impl Fn(usize) -> Order) {
+        self.released = released;
+        for cpu in (0..self.guest.cpus()).filter(|cpu| has(released, *cpu)) {
+            self.guest.desk(cpu, |desk| desk.give(order(cpu)));
+        }
+    }
+
+    fn read_register<T>(&mut self, tid: Tid, read: impl FnOnce(&Registers) -> T) -> Option<T> {
+        self.guest.desk(index(tid), |desk| desk.registers().map(read)).flatten()
+    }
+
+    /// Where `length` bytes from a linear address are, as far as they are in its page.
+    fn place(&mut self, tid: Tid, at: u64, length: usize) -> Option<(Gpa, usize)> {
+        let gva = Gva::new(at);
+        let in_page = length.min((arch::address::PAGE_SIZE - gva.page_offset()) as usize);
+        let paging = self.read_register(tid, |registers| registers.paging)?;
+        Some((paging.translate(self.guest.memory(), gva).ok()?, in_page))
+    }
+}
+
+fn index(tid: Tid) -> usize {
+    tid.get() - 1
+}
+
+const fn bit(cpu: usize) -> u64 {
+    1 << (cpu & 63)
+}
+
+const fn has(cpus: u64, cpu: usize) -> bool {
+    cpus & bit(cpu) != 0
+}
+
+/// The thread that a virtual CPU is.
+pub(crate) fn thread(cpu: usize) -> Tid {
+    Tid::MIN.saturating_add(cpu)
+}
+
+impl<G: Guest> Target for Debugged<G> {
+    type Arch = X86_64;
+    type Error = Infallible;
+
+    fn base_ops(&mut self) -> BaseOps<'_, X86_64, Infallible> {
+        BaseOps::MultiThread(self)
+    }
+
+    fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
+        Some(self)
+    }
+
+    /// What follows is for other debuggers and for systems with processes.
+    fn use_lldb_register_info(&self) -> bool {
+        false
+    }
+
+    fn use_fork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vfork_stop_reason(&self) -> bool {
+        false
+    }
+
+    fn use_vforkdone_stop_reason(&self) -> bool {
+        false
+    }
+
+    /// A serial line may lose bytes.
+    fn use_no_ack_mode(&self) -> bool {
+        false
+    }
+}
+
+impl<G: Guest> MultiThreadBase for Debugged<G> {
+    fn read_registers(&mut self, to: &mut Registers, tid: Tid) -> TargetResult<(), Self> {
+        *to = self.read_register(tid, |own| *own).ok_or(TargetError::NonFatal)?;
+        Ok(())
+    }
+
+    fn write_registers(&mut self, from: &Registers, tid: Tid) -> TargetResult<(), Self> {
+        let write = |desk: &mut crate::Desk| {
+            let own = desk.registers_mut()?;
+            (own.general, own.rip, own.rflags) = (from.general, from.rip, from.rflags);
+            Some(())
+        };
+        self.guest.desk(index(tid), write).flatten().ok_or(TargetError::NonFatal)
+    }
+
+    fn read_addrs(&mut self, start: u64, to: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
+        let mut done = 0;
+        while let Some(rest) = to.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = start.wrapping_add(done as u64);
+            let Some((gpa, length)) = self.place(tid, at, rest.len()) else { break };
+            let Some(part) = rest.get_mut(..length) else { break };
+            if self.guest.memory().read(gpa, part).is_err() {
+                break;
+            }
+            done += length;
+        }
+        if done == 0 && !to.is_empty() { Err(TargetError::NonFatal) } else { Ok(done) }
+    }
+
+    fn write_addrs(&mut self, start: u64, from: &[u8], tid: Tid) -> TargetResult<(), Self> {
+        let mut done = 0;
+        while let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = start.wrapping_add(done as u64);
+            let (gpa, length) = self.place(tid, at, rest.len()).ok_or(TargetError::NonFatal)?;
+            let part = rest.get(..length).unwrap_or_default();
+            self.guest.memory().write(gpa, part).map_err(|_| TargetError::NonFatal)?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    fn list_active_threads(&mut self, active: &mut dyn FnMut(Tid)) -> Result<(), Infallible> {
+        for cpu in 0..self.guest.cpus() {
+            if self.guest.desk(cpu, |desk| desk.stop().is_some()) == Some(true) {
+                active(thread(cpu));
+            }
+        }
+        Ok(())
+    }
+
+    fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl<G: Guest> MultiThreadResume for Debugged<G> {
+    fn resume(&mut self) -> Result<(), Infallible> {
+        let (breakpoints, stepping) = (self.breakpoints.registers(), self.stepping);
+        let released = if self.only_named { self.named } else { u64::MAX };
+        self.order(released, |cpu| Order::Go { step: has(stepping, cpu), breakpoints });
+        Ok(())
+    }
+
+    fn clear_resume_actions(&mut self) -> Result<(), Infallible> {
+        (self.stepping, self.named, self.only_named) = (0, 0, false);
+        Ok(())
+    }
+
+    fn set_resume_action_continue(
+        &mut self,
+        tid: Tid,
+        _: Option<Signal>,
+    ) -> Result<(), Infallible> {
+        self.named |= bit(index(tid));
+        self.stepping &= !bit(index(tid));
+        Ok(())
+    }
+
+    fn support_single_step(&mut self) -> Option<MultiThreadSingleStepOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+impl<G: Guest> MultiThreadSchedulerLocking for Debugged<G> {
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Infallible> {
+        self.only_named = true;
+        Ok(())
+    }
+}
+
+impl<G: Guest> MultiThreadSingleStep for Debugged<G> {
+    fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), Infallible> {
+        self.named |= bit(index(tid));
+        self.stepping |= bit(index(tid));
+        Ok(())
+    }
+}
+
+impl<G: Guest> Breakpoints for Debugged<G> {
+    fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
+        Some(self)
+    }
+}
+
+const fn execute(address: u64, software: bool) -> Breakpoint {
+    Breakpoint { address, length: 1, kind: Kind::Execute { software } }
+}
+
+/// No byte of the guest's code is changed: these are of the hardware too.
+impl<G: Guest> SwBreakpoint for Debugged<G> {
+    fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.add(execute(address, true)))
+    }
+
+    fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.remove(execute(address, true)))
+    }
+}
+
+impl<G: Guest> HwBreakpoint for Debugged<G> {
+    fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.add(execute(address, false)))
+    }
+
+    fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.remove(execute(address, false)))
+    }
+}
+
+fn data(address: u64, length: u64, kind: WatchKind) -> Breakpoint {
+    let kind = match kind {
+        WatchKind::Write => Kind::Write,
+        WatchKind::Read => Kind::Access { read: true },
+        WatchKind::ReadWrite => Kind::Access { read: false },
+    };
+    Breakpoint { address, length: u8::try_from(length).unwrap_or(0), kind }
+}
+
+impl<G: Guest> HwWatchpoint for Debugged<G> {
+    fn add_hw_watchpoint(
+        &mut self,
+        address: u64,
+        length: u64,
+        kind: WatchKind,
+    ) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.add(data(address, length, kind)))
+    }
+
+    fn remove_hw_watchpoint(
+        &mut self,
+        address: u64,
+        length: u64,
+        kind: WatchKind,
+    ) -> TargetResult<bool, Self> {
+        Ok(self.breakpoints.remove(data(address, length, kind)))
+    }
+}
+
+/// `monitor phys ADDRESS [BYTES]`.
+impl<G: Guest> MonitorCmd for Debugged<G> {
+    fn handle_monitor_cmd(
+        &mut self,
+        command: &[u8],
+        mut out: ConsoleOutput<'_>,
+    ) -> Result<(), Infallible> {
+        const LINE: u64 = 16;
+        const MAX_BYTES: u64 = 1024;
+        let text = core::str::from_utf8(command).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let name = words.next();
+        let mut number = || words.next().map(number);
+        let (Some("phys"), Some(Some(at)), bytes @ (None | Some(Some(1..=MAX_BYTES)))) =
+            (name, number(), number())
+        else {
+            outputln!(out, "monitor phys ADDRESS [BYTES]: bytes at a guest-physical address");
+            return Ok(());
+        };
+        let bytes = bytes.flatten().unwrap_or(LINE);
+        for offset in (0..bytes).step_by(LINE as usize) {
+            let mut line = [0; LINE as usize];
+            let gpa = Gpa::new(at.wrapping_add(offset));
+            let part = line.get_mut(..(bytes - offset).min(LINE) as usize).unwrap_or_default();
+            match self.guest.memory().read(gpa, part) {
+                Ok(()) => outputln!(out, "{gpa}: {part:02x?}"),
+                Err(error) => outputln!(out, "{error}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decimal, or hexadecimal with `0x`.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}

@@ -1,0 +1,241 @@
+//! gdb's side of the line, byte by byte.
+
+use proptest::prelude::*;
+
+use crate::desk::{Order, Stop};
+use crate::fake::{Occupant, Shared, Wire, at, heed, session};
+use crate::session::Session;
+
+fn packet(text: &str) -> Vec<u8> {
+    let sum = text.bytes().fold(0_u8, u8::wrapping_add);
+    format!("${text}#{sum:02x}").into_bytes()
+}
+
+/// Without run-length encoding: `0*"` is six zeros.
+fn expanded(text: &str) -> String {
+    let mut plain = String::new();
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        match (letter, plain.chars().last()) {
+            ('*', Some(last)) => {
+                let more = letters.next().unwrap() as usize - 29;
+                plain.extend(core::iter::repeat_n(last, more));
+            }
+            _ => plain.push(letter),
+        }
+    }
+    plain
+}
+
+/// gdb and its guest.
+struct Talk {
+    session: Session<Occupant, Wire>,
+    world: Shared,
+}
+
+impl Talk {
+    fn new() -> Self {
+        let (session, world) = session();
+        Self { session, world }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.session.receive(*byte));
+    }
+
+    fn work(&mut self) -> bool {
+        for _ in 0..3 {
+            heed(&self.world);
+            self.session.work();
+        }
+        self.session.work()
+    }
+
+    /// What comes back for a packet, acknowledgement and sum apart.
+    fn ask(&mut self, text: &str) -> String {
+        self.send(&packet(text));
+        self.work();
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
+        let sent = std::mem::take(&mut self.world.borrow_mut().sent);
+        let text = String::from_utf8_lossy(&sent).into_owned();
+        let Some((_, rest)) = text.split_once('$') else { return String::new() };
+        expanded(rest.split('#').next().unwrap())
+    }
+
+    /// What the CPUs do next.
+    fn orders(&self) -> Vec<Option<Order>> {
+        let mut world = self.world.borrow_mut();
+        world.desks.iter_mut().map(|desk| desk.take().map(|(order, _)| order)).collect()
+    }
+
+    fn attached() -> Self {
+        let mut talk = Self::new();
+        assert!(talk.ask("qSupported:multiprocess+;hwbreak+;swbreak+").contains("PacketSize="));
+        talk
+    }
+}
+
+const GO: Option<Order> = Some(Order::Go { step: false, breakpoints: None });
+
+#[test]
+fn the_guest_stops_for_the_first_whole_packet_and_for_nothing_less() {
+    let mut talk = Talk::new();
+    talk.send(b"\x03+-$qSupported#00$qSup");
+    assert!(!talk.work());
+    assert_eq!(talk.world.borrow().calls, 0);
+    assert_eq!(talk.answer(), "");
+    talk.send(&packet("?"));
+    assert!(talk.work());
+    assert_eq!(talk.world.borrow().calls, 1);
+    assert!(talk.answer().starts_with('T'), "it stands");
+}
+
+#[test]
+fn a_guest_that_has_ended_stops_for_nobody() {
+    let mut talk = Talk::new();
+    talk.world.borrow_mut().desks.iter_mut().for_each(|desk| desk.leave());
+    assert_eq!(talk.ask("?"), "");
+    assert!(!talk.session.work());
+}
+
+#[test]
+fn all_cpus_are_threads_with_registers_and_memory() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("qfThreadInfo"), "mp01.01,p01.02");
+    assert_eq!(talk.ask("Hg2"), "OK");
+    let registers = talk.ask("g");
+    assert_eq!(registers.get(16 * 16..16 * 17), Some("0110000000000000"), "{registers}");
+    assert_eq!(talk.ask("m100,4"), "00010203");
+    assert_eq!(talk.ask("mfffe,4"), "feff", "as far as there is memory");
+    assert!(talk.ask("m20000,4").starts_with('E'));
+    assert_eq!(talk.ask("M100,2:abcd"), "OK");
+    assert_eq!(talk.ask("m100,4"), "abcd0203");
+}
+
+#[test]
+fn a_register_that_was_written_is_the_cpus_when_it_goes_on() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("Hg1"), "OK");
+    let mut registers = talk.ask("g").replace('x', "0");
+    registers.replace_range(0..4, "3412");
+    assert_eq!(talk.ask(&format!("G{registers}")), "OK");
+    assert_eq!(talk.ask("D"), "OK");
+    let (order, changed) = talk.world.borrow_mut().desks[0].take().unwrap();
+    assert_eq!((order, changed.unwrap().general[0]), (Order::Leave, 0x1234));
+    assert_eq!(talk.world.borrow_mut().desks[1].take().unwrap().1, None, "the other is as it was");
+}
+
+#[test]
+fn a_breakpoint_is_in_the_debug_registers_and_its_cpu_stops_all() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("Z0,2000,1"), "OK", "a software breakpoint is one of the hardware");
+    assert_eq!(talk.ask("Z2,3000,4"), "OK");
+    assert_eq!(talk.ask("vCont;c"), "");
+    for order in talk.orders() {
+        let Some(Order::Go { step: false, breakpoints: Some(registers) }) = order else {
+            panic!("{order:?}");
+        };
+        assert_eq!(registers.addresses, [0x2000, 0x3000, 0, 0]);
+    }
+    talk.world.borrow_mut().desks[1].stand(Stop::Breakpoint(1), at(0x2000));
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.02;swbreak:;");
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    talk.world.borrow_mut().desks[0].stand(Stop::Breakpoint(2), at(0x2004));
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.01;watch:3000;");
+    for slot in 0..2 {
+        assert_eq!(talk.ask(&format!("Z1,400{slot},1")), "OK");
+    }
+    assert!(talk.ask("Z1,5000,1").starts_with('E'), "a CPU has four");
+    assert_eq!(talk.ask("D"), "OK");
+    assert_eq!(talk.orders(), [Some(Order::Leave); 2]);
+}
+
+#[test]
+fn one_cpu_steps_and_the_others_stop_with_it() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;s:p1.2;c"), "");
+    assert_eq!(talk.orders(), [GO, Some(Order::Go { step: true, breakpoints: None })]);
+    assert!(talk.answer().is_empty(), "an order that no CPU has taken yet is no stop");
+    talk.world.borrow_mut().desks[1].stand(Stop::Step, at(0x1002));
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.02;");
+}
+
+#[test]
+fn a_cpu_that_gdb_does_not_name_stays_where_it_is() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;s:p1.1"), "");
+    assert_eq!(talk.orders(), [Some(Order::Go { step: true, breakpoints: None }), None]);
+    talk.world.borrow_mut().desks[0].stand(Stop::Step, at(0x1001));
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.01;");
+    assert_eq!(talk.ask("vCont;c"), "");
+    assert_eq!(talk.orders(), [GO, GO]);
+}
+
+#[test]
+fn a_guest_that_runs_is_stopped_by_a_byte() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;c"), "");
+    assert_eq!(talk.orders(), [GO, GO]);
+    talk.send(&[3]);
+    talk.work();
+    assert_eq!(talk.answer(), "T02thread:p01.01;");
+}
+
+#[test]
+fn an_answer_that_was_not_understood_is_sent_again() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("m100,2"), "0001");
+    talk.send(b"-");
+    assert_eq!(talk.answer(), "0001");
+    talk.send(b"$m100,2#00");
+    assert_eq!(talk.world.borrow().sent, b"-", "what is damaged is asked for again");
+}
+
+#[test]
+fn the_monitor_reads_physical_memory() {
+    let mut talk = Talk::attached();
+    let hex: String = "phys 0x20 2".bytes().map(|byte| format!("{byte:02x}")).collect();
+    talk.send(&packet(&format!("qRcmd,{hex}")));
+    let sent = talk.world.borrow().sent.clone();
+    let line: String = "0x20: [20, 21]\n".bytes().map(|byte| format!("{byte:02x}")).collect();
+    let sent = String::from_utf8_lossy(&sent).into_owned();
+    assert!(sent.contains(&format!("$O{line}#")), "{sent}");
+}
+
+proptest! {
+    /// Whatever comes, the guest is left running in the end, as gdb would leave it.
+    #[test]
+    fn garbage_and_cut_packets_do_no_harm(
+        parts in prop::collection::vec(prop_oneof![
+            any::<Vec<u8>>(),
+            "[a-zA-Z?!][0-9a-f,:;]{0,20}".prop_map(|text| packet(&text)),
+            ("[a-zA-Z?!][0-9a-f,:;]{0,20}", 0..20_usize).prop_map(|(text, cut)| {
+                let mut bytes = packet(&text);
+                bytes.truncate(cut);
+                bytes
+            }),
+        ], 0..20)
+    ) {
+        let mut talk = Talk::new();
+        for part in parts {
+            talk.send(&part);
+            talk.work();
+        }
+        talk.send(&[3]);
+        talk.work();
+        talk.answer();
+        talk.send(&packet("D"));
+        talk.work();
+        prop_assert!(!talk.session.work(), "nobody is attached");
+        let orders = talk.orders();
+        prop_assert!(orders.iter().all(|order| *order == Some(Order::Leave)), "{:?}", orders);
+    }
+}
