@@ -86,6 +86,8 @@ pub struct GuestConfig {
     pub intx: Vec<IntxConfig>,
     /// `uart`: a UART of the machine, no other guest's.
     pub uart: Option<Uart>,
+    /// `gdb`: the UART at which a gdb of the guest is, nobody else's.
+    pub gdb: Option<Uart>,
     /// `pit`: the first guest has the line of the machine's PIT; `true` where the key is missing.
     pub pit: bool,
     /// `on_crash`: what follows when the guest ends by a fault of its own or is stopped for a

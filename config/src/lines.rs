@@ -51,7 +51,8 @@ impl Config {
         let ports = PortRange { first: base, last: base + 7 };
         let line = matches!(base, 0x2f8 | 0x2e8).then_some(3);
         let has = |guest: &&GuestConfig| {
-            guest.has_ports(ports) || guest.lines().any(|own| Some(own) == line)
+            guest.has_ports(ports)
+                || guest.lines().chain(guest.gdb.map(Uart::gsi)).any(|own| Some(own) == line)
         };
         let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
         let problem = Problem::ConsoleTaken { base, guest: guest.name.to_owned() };
@@ -60,6 +61,24 @@ impl Config {
 }
 
 impl Config {
+    /// Whether the UARTs of gdb are nobody else's.
+    ///
+    /// # Errors
+    /// A guest has one, or its interrupt line; the sentence names it.
+    pub(crate) fn check_gdb(&self) -> Result<(), ConfigError> {
+        for uart in self.guests.iter().filter_map(|guest| guest.gdb) {
+            let has = |guest: &&GuestConfig| {
+                guest.has_ports(uart.ports()) || guest.lines().any(|line| line == uart.gsi())
+            };
+            if let Some(owner) = self.guests.iter().find(has) {
+                let (which, owner) = (uart.name().to_owned(), owner.name.clone());
+                let problem = Problem::Twice { what: "gdb's", which, owner };
+                return Err(ConfigError { line: None, problem });
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the serial card that `console` names can be the console: no guest has it.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::{
 
 const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
-                          interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, \
+                          interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
                           unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
 const TAKES_FLAG: &str = "true or false";
@@ -40,6 +40,7 @@ const TAKES_INTX: &str = "a list of PCI functions, each with the global system i
 const TAKES_CONSOLE: &str = "\"COM1\" to \"COM4\", the first port of a UART such as \"0x3e8\" (a \
                              multiple of 8 from 0x100 on), a serial card such as \"pci:05:00.0\", or \
                              \"none\"";
+const TAKES_GDB: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles)";
 const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles, and \
                           COM3 has the same interrupt line)";
 
@@ -112,6 +113,7 @@ impl Reader<'_> {
             config.check_console(base)?;
         }
         config.check_card()?;
+        config.check_gdb()?;
         Ok(config)
     }
 
@@ -151,6 +153,7 @@ impl Reader<'_> {
             io_ports: table.get("io_ports").map_or(Ok(Vec::new()), |v| self.io_ports(v))?,
             intx: table.get("intx").map_or(Ok(Vec::new()), |v| self.intx(v))?,
             uart: table.get("uart").map(|v| self.uart(v)).transpose()?,
+            gdb: table.get("gdb").map(|v| self.gdb(v)).transpose()?,
             pit: table.get("pit").map_or(Ok(true), |v| self.flag("pit", v))?,
             on_crash: afterwards("on_crash", Afterwards::Stop)?,
             on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
@@ -327,6 +330,14 @@ impl Reader<'_> {
     fn console(&self, item: &Value<'_>) -> Result<Console, ConfigError> {
         let text = self.string("console", TAKES_CONSOLE, item)?;
         Console::named(text).ok_or_else(|| self.bad_value("console", TAKES_CONSOLE, item, text))
+    }
+
+    /// Nobody gets its ports or its line.
+    fn gdb(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {
+        let name = self.string("gdb", TAKES_GDB, item)?;
+        let uart = Uart::named(name).ok_or_else(|| self.bad_value("gdb", TAKES_GDB, item, name))?;
+        self.not_twice("UART", name, item, |guest| guest.gdb == Some(uart))?;
+        Ok(uart)
     }
 
     fn uart(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {

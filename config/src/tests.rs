@@ -31,6 +31,7 @@ fn linux() -> GuestConfig {
         io_ports: vec![],
         intx: vec![],
         uart: None,
+        gdb: None,
         pit: true,
         on_crash: Afterwards::Stop,
         on_reboot: Afterwards::Restart,
@@ -105,6 +106,24 @@ fn interrupt_lines_are_read_and_belong_to_one_guest() {
     }
     let error = sentence(&format!("{LINUX}intx = [\"00:05.0=21\", \"00:05.0=22\"]\n"));
     assert!(error.contains("for the second time"), "{error}");
+}
+
+#[test]
+fn the_line_of_gdb_is_nobody_elses() {
+    let with = |key: &str| format!("{LINUX}{key}\n");
+    assert_eq!(parse(&with("gdb = \"COM2\"")).unwrap().guests[0].gdb, Some(Uart::Com2));
+    for refused in ["COM1", "COM3", "com2", "0x2f8"] {
+        let error = sentence(&with(&format!("gdb = \"{refused}\"")));
+        assert!(error.contains("COM1 is the hypervisor's own"), "{error}");
+    }
+    let error = sentence(&format!("{}{OTHER}gdb = \"COM2\"\n", with("gdb = \"COM2\"")));
+    assert!(error.contains("UART COM2 already belongs to guest \"linux\""), "{error}");
+    for taken in ["uart = \"COM2\"", "uart = \"COM4\"", "io_ports = [\"0x2f8\"]"] {
+        let error = sentence(&format!("{LINUX}gdb = \"COM2\"\n{OTHER}{taken}\n"));
+        assert!(error.contains("gdb's COM2 already belongs to guest \"a\""), "{taken}: {error}");
+    }
+    let error = sentence(&format!("console = \"COM2\"\n{}", with("gdb = \"COM2\"")));
+    assert!(error.contains("0x2f8 or its interrupt line"), "{error}");
 }
 
 #[test]
@@ -241,7 +260,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "kernel =",
         "kernl =",
         "line 5: unknown key \"kernl\" in [[guest]]: the keys are name, cpus, memory, kernel, \
-         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, \
+         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
          unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
@@ -474,6 +493,7 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
                         .collect(),
                     intx: vec![],
                     uart: None,
+                    gdb: None,
                     pit: true,
                     on_crash: afterwards(crash),
                     on_reboot: afterwards(reboot),

@@ -81,7 +81,7 @@ static CONSOLE: Mutex<Console> = Mutex::new(Console {
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
 /// A UART's registers.
-struct Uart(UartPlace);
+pub(crate) struct Uart(pub(crate) UartPlace);
 
 impl Registers for Uart {
     fn read(&mut self, offset: u16) -> u8 {

@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
+use spin::Once;
 
 use crate::hardware::Hardware;
 use crate::processors::{self, Processor};
@@ -12,9 +13,20 @@ use crate::{console, faults, monitor, watchdog};
 /// TSC at the boot processor's last look at what does not call.
 static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
 
+/// Takes what a gdb has sent, where a guest has a line for one.
+static DEBUGGER: Once<fn()> = Once::new();
+
+/// From now on `listen` is called whenever the host attends.
+pub(crate) fn attend_debugger(listen: fn()) {
+    DEBUGGER.call_once(|| listen);
+}
+
 /// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
 pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
     monitor::listen(hardware, own);
+    if let Some(listen) = DEBUGGER.get() {
+        listen();
+    }
     if own.id() == hardware.boot_processor.apic.id() {
         attend_all(hardware, own);
     }

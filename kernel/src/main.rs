@@ -15,6 +15,7 @@ mod boot_order;
 mod console;
 mod display;
 mod faults;
+mod gdb;
 mod hardware;
 mod heap;
 mod housekeeping;
@@ -137,9 +138,27 @@ fn start<B: Backend>(
     ));
     monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
     watchdog::arm_console(hardware);
+    for (guest, partition) in config.guests.iter().zip(&partitions) {
+        if let Some(uart) = guest.gdb {
+            let_gdb_in(hardware, partition, uart);
+        }
+    }
     post::step(Step::Running);
     lifecycle::enter(&partitions);
     processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
+}
+
+/// Lets a gdb of a guest in at a UART.
+fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, uart: config::Uart) {
+    let (name, base) = (partition.name(), uart.ports().first);
+    if gdb::open(partition.index(), partition.seats(), base) {
+        let called = watchdog::arm_uart(hardware, base);
+        gdb::interrupt_on_receive(called);
+        housekeeping::attend_debugger(gdb::listen);
+        logln!("guest {name}: gdb at {}", uart.name());
+    } else {
+        logln!("guest {name}: no gdb: no UART answers at {}", uart.name());
+    }
 }
 
 /// Leaves the screen, and the card that the console's UART is on, to the guest that has the device, before

@@ -8,6 +8,7 @@ use cpu::config_space::MachineConfigSpace;
 use guest::counters::Counter;
 use guest::vm::{Context, CpuState, Next, Outcome};
 
+use self::debugged::Debugger;
 use crate::backend::Backend;
 use crate::machine::GuestMachine;
 use crate::partition::{Edge, Instance, Partition};
@@ -16,6 +17,8 @@ use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::seat::{self, Requests, Seat};
 use crate::{housekeeping, watchdog};
+
+mod debugged;
 
 /// A virtual CPU on the processor that calls.
 struct Running<'a, B: Backend> {
@@ -30,6 +33,7 @@ struct Running<'a, B: Backend> {
     config: MachineConfigSpace,
     /// It waits for a start-up IPI.
     waiting: bool,
+    debugger: Debugger,
 }
 
 /// Runs virtual CPU `index` until its guest's life ends. Virtualization is off before and after. Not inlined: what it
@@ -57,11 +61,13 @@ pub(crate) fn run<B: Backend>(
         machine,
         config: partition.hardware().config,
         waiting: index != 0,
+        debugger: Debugger::of(partition.index(), index),
     };
     if !running.waiting {
         running.enter(&instance.start, processor);
     }
     running.until_the_end(processor);
+    running.debugger.leave();
     // Its interrupts are gone from this processor.
     running.machine.tables.lock().routes.mask_lines();
     B::drain(processor.apic);
@@ -75,6 +81,7 @@ impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
         B::hand_over(processor.apic, self.instance.policy.mode);
+        self.arrive(processor);
     }
 
     /// Not inlined: `nexit stats` measures from here what an exit can reach.
@@ -98,8 +105,13 @@ impl<B: Backend> Running<'_, B> {
                 }
                 continue;
             }
+            if requests.has(seat::DEBUGGER) {
+                self.look_at_desk(seat, processor);
+            }
             // A loop each: nothing is asked about the mode between two exits.
-            if self.instance.policy.mode.is_exitless() {
+            if self.debugger.attached() {
+                self.run_until_asked(seat, processor, Self::run_once_debugged);
+            } else if self.instance.policy.mode.is_exitless() {
                 self.run_until_asked(seat, processor, Self::run_once);
             } else {
                 self.run_until_asked(seat, processor, Self::run_once_delivering);
@@ -222,6 +234,7 @@ impl<B: Backend> Running<'_, B> {
             B::drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
+            self.debugger.leave();
         }
         if requests.has(seat::REGISTERS) {
             self.with_lock(|context| context.dump());

@@ -26,6 +26,8 @@ pub(crate) const STOP: u32 = 1 << 3;
 pub(crate) const REGISTERS: u32 = 1 << 4;
 /// A start-up IPI came after the last INIT; its vector is in the top byte.
 const START: u32 = 1 << 5;
+/// A debugger wants it to look at its desk.
+pub(crate) const DEBUGGER: u32 = 1 << 6;
 const START_VECTOR: u32 = 24;
 
 /// One virtual CPU's seat.
@@ -116,6 +118,16 @@ impl Seat {
     /// Has it log its registers.
     pub(crate) fn ask_for_registers(&self, own: LocalApic) {
         self.call(own, 0, REGISTERS);
+    }
+
+    /// Has it look at its desk (`gdb`).
+    pub(crate) fn ask_to_its_desk(&self, own: LocalApic) {
+        self.call(own, 0, DEBUGGER);
+    }
+
+    /// Whether it shall leave the guest for good.
+    pub(crate) fn shall_stop(&self) -> bool {
+        self.requests.load(Ordering::Acquire) & STOP != 0
     }
 
     /// Has it leave the guest for good.

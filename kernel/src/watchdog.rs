@@ -55,13 +55,21 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
 /// Has a key on the serial line call the boot processor: the line of the console's UART as an NMI,
 /// where that has an interrupt of the ISA bus.
 pub(crate) fn arm_console(hardware: &Hardware) {
-    const NMI_ENTRY: u64 = 4 << 8;
     let port = console::uart().and_then(|place| place.first_port());
-    let Some(irq) = port.and_then(mux::uart::line) else { return };
+    if port.is_some_and(|base| arm_uart(hardware, base)) {
+        console::interrupt_on_receive();
+        KEYS_CALL.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has the line of the UART at `base` call the boot processor by NMI, where that has an interrupt of the ISA bus.
+pub(crate) fn arm_uart(hardware: &Hardware, base: u16) -> bool {
+    const NMI_ENTRY: u64 = 4 << 8;
+    let Some(irq) = mux::uart::line(base) else { return false };
     let Wired { gsi, active_low, .. } = hardware.isa_line(irq);
     let mut io_apics = hardware.io_apics.iter();
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
-        return;
+        return false;
     };
     let target = nmi(hardware.boot_processor.apic.id());
     let entry = match hardware.iommu {
@@ -72,9 +80,8 @@ pub(crate) fn arm_console(hardware: &Hardware) {
     };
     if let Some(entry) = entry {
         io_apic.set_redirection(input, entry);
-        console::interrupt_on_receive();
-        KEYS_CALL.store(true, Ordering::Relaxed);
     }
+    entry.is_some()
 }
 
 fn nmi(destination: ApicId) -> InterruptTarget {

@@ -256,6 +256,7 @@ impl<P: Platform, V> Context<'_, P, V> {
 
     /// Before each entry of the posted mode: shows what is due to the CPU. Before each entry of the
     /// exiting mode: injects it, or asks for the moment to.
+    #[inline(always)]
     pub fn prepare_entry(&mut self) {
         if let Some(page) = self.vcpu.virtual_apic() {
             let shown = self.cpu.apic.pending.store(page);

@@ -1,0 +1,336 @@
+//! A virtual CPU whose guest gdb looks at: where it stands, and how it goes on. Nothing of this is on the way of an exit
+//! while nobody is attached: the run loop has a loop of its own for it.
+
+use arch::Gva;
+use arch::machine::GuestMemory as _;
+use arch::register::Gpr;
+use arch::segment::SegmentRegister;
+use arch::vcpu::{DebugRegisters, Vcpu, exception};
+use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
+use debug::registers::Registers;
+use debug::step::{Effect, effect, flags_after, flags_for, pushed};
+use debug::{Order, Stop};
+use guest::vm::Next;
+use insn::PagingRegisters;
+
+use super::Running;
+use crate::backend::Backend;
+use crate::console::logln;
+use crate::gdb::{self, Room};
+use crate::housekeeping;
+use crate::processors::Processor;
+use crate::seat::Seat;
+
+/// What goes on between a virtual CPU and gdb.
+#[derive(Default)]
+pub(super) struct Debugger {
+    room: Option<&'static Room>,
+    cpu: usize,
+    attached: bool,
+    /// gdb's breakpoints, if they are in the debug registers, and what the guest had there.
+    breakpoints: Option<(DebugRegisters, DebugRegisters)>,
+    step: Step,
+}
+
+/// How it goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Step {
+    /// As far as it comes.
+    #[default]
+    None,
+    /// For one instruction.
+    One,
+    /// To this address, in place of one instruction.
+    To(u64),
+}
+
+impl Debugger {
+    /// That of virtual CPU `cpu` of a guest.
+    pub(super) fn of(guest: usize, cpu: usize) -> Self {
+        Self { room: gdb::room(guest), cpu, ..Self::default() }
+    }
+
+    /// Whether a gdb is attached.
+    #[inline]
+    pub(super) fn attached(&self) -> bool {
+        self.attached
+    }
+
+    fn at_desk<T>(&self, work: impl FnOnce(&mut debug::Desk) -> T) -> Option<T> {
+        self.room?.at_desk(self.cpu, work)
+    }
+
+    /// The CPU does not run the guest any more.
+    pub(super) fn leave(&mut self) {
+        self.at_desk(debug::Desk::leave);
+        if let Some(room) = self.room {
+            room.forget_ram();
+        }
+        (self.attached, self.breakpoints, self.step) = (false, None, Step::None);
+    }
+}
+
+impl<B: Backend> Running<'_, B> {
+    /// The CPU is about to run the guest: what gdb has ordered is for it, too.
+    pub(super) fn arrive(&mut self, processor: &Processor) {
+        match self.debugger.at_desk(debug::Desk::arrive) {
+            None | Some(Order::Leave) => {}
+            Some(Order::Go { breakpoints, .. }) => {
+                self.go_on(Order::Go { step: false, breakpoints })
+            }
+            Some(Order::Stay) => {
+                self.debugger.at_desk(debug::Desk::want);
+                if let Some(seat) = self.partition.seats().get(self.debugger.cpu) {
+                    seat.ask_to_its_desk(processor.apic);
+                }
+            }
+        }
+    }
+
+    /// gdb may want it to stand.
+    #[cold]
+    pub(super) fn look_at_desk(&mut self, seat: &Seat, processor: &Processor) {
+        if self.debugger.at_desk(|desk| desk.wanted()) == Some(true) {
+            self.stand(Stop::Asked, seat, processor);
+        }
+    }
+
+    /// Stands until gdb, or the guest's end, says otherwise. Interrupts are off here: what comes waits in the local APIC.
+    fn stand(&mut self, why: Stop, seat: &Seat, processor: &Processor) {
+        self.keep_the_guests_own();
+        let registers = self.registers();
+        if let Some(room) = self.debugger.room {
+            room.show(&self.ram);
+        }
+        self.debugger.at_desk(|desk| desk.stand(why, registers));
+        while !seat.shall_stop() {
+            housekeeping::attend(self.partition.hardware(), processor.apic);
+            if let Some((order, changed)) = self.debugger.at_desk(debug::Desk::take).flatten() {
+                if let Some(registers) = changed {
+                    self.set_registers(&registers);
+                }
+                return self.go_on(order);
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    fn go_on(&mut self, order: Order) {
+        let (step, breakpoints) = match order {
+            Order::Stay => return,
+            Order::Go { step, breakpoints } => {
+                self.debugger.attached = true;
+                (step, breakpoints)
+            }
+            Order::Leave => {
+                self.debugger.attached = false;
+                let intercepts = self.vcpu.exception_intercepts();
+                self.vcpu.set_exception_intercepts(intercepts & !(1 << exception::DB));
+                (false, None)
+            }
+        };
+        self.debugger.step = if step { self.choose_step() } else { Step::None };
+        match self.debugger.step {
+            Step::None => self.place(breakpoints),
+            // Its own #DB is told from others by there being none.
+            Step::One => self.place(None),
+            Step::To(address) => {
+                let kind = Kind::Execute { software: false };
+                let mut only = Breakpoints::default();
+                only.add(Breakpoint { address, length: 1, kind });
+                self.place(only.registers());
+            }
+        }
+    }
+
+    /// Puts gdb's breakpoints in the debug registers, or the guest's own back.
+    fn place(&mut self, breakpoints: Option<DebugRegisters>) {
+        let own = self.debugger.breakpoints.map(|(_, own)| own);
+        match breakpoints {
+            Some(registers) => {
+                let own = own.unwrap_or_else(|| self.vcpu.debug_registers());
+                self.vcpu.set_debug_registers(&registers);
+                self.debugger.breakpoints = Some((registers, own));
+            }
+            None => {
+                if let Some(own) = own {
+                    self.vcpu.set_debug_registers(&own);
+                }
+                self.debugger.breakpoints = None;
+            }
+        }
+    }
+
+    /// Where the guest has written debug registers over gdb's breakpoints: they are its own now.
+    fn keep_the_guests_own(&mut self) {
+        let Some((breakpoints, own)) = &mut self.debugger.breakpoints else { return };
+        let now = self.vcpu.debug_registers();
+        if (now.addresses, now.control) != (breakpoints.addresses, breakpoints.control) {
+            (*breakpoints, *own) = (now, DebugRegisters { status: own.status, ..now });
+            logln!(
+                "guest {}: CPU {} has written its debug registers: gdb's breakpoints were gone there",
+                self.instance.policy.name,
+                self.debugger.cpu
+            );
+        }
+    }
+
+    /// How one instruction is done without the guest's noticing.
+    fn choose_step(&mut self) -> Step {
+        let rip = self.vcpu.rip();
+        if self.vcpu.injecting() {
+            // A fault: where its handler comes back.
+            return Step::To(rip);
+        }
+        match self.effect() {
+            Effect::Leaves(length) => Step::To(rip.wrapping_add(length.into())),
+            Effect::Plain | Effect::Clears | Effect::Loads | Effect::Pushes => Step::One,
+        }
+    }
+
+    /// What the instruction at RIP does with the flags.
+    fn effect(&self) -> Effect {
+        let bits64 = insn::Mode::of(&self.vcpu) == insn::Mode::Bits64;
+        match insn::fetch_instruction(&self.vcpu, &self.ram) {
+            Ok((bytes, length)) => effect(bytes.get(..length).unwrap_or_default(), bits64),
+            Err(_) => Effect::Plain,
+        }
+    }
+
+    /// As [`Running::run_once`], and looks at each exit whether it is gdb's.
+    #[inline(never)]
+    pub(super) fn run_once_debugged(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        match self.debugger.step {
+            Step::One => self.step_once(seat, processor),
+            Step::None | Step::To(_) => self.run_to_breakpoint(seat, processor),
+        }
+    }
+
+    fn run_to_breakpoint(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        let intercepts = self.vcpu.exception_intercepts();
+        self.vcpu.set_exception_intercepts(intercepts | 1 << exception::DB);
+        self.enter_and_exit();
+        if let Some(conditions) = self.vcpu.debug_exception() {
+            let met = self.met(conditions);
+            if met != 0 {
+                let to = matches!(self.debugger.step, Step::To(_));
+                let why = if to { Stop::Step } else { Stop::Breakpoint(met) };
+                self.stand(why, seat, processor);
+                return Next::Resume;
+            }
+            // The guest's own. VT-x leaves DR6 to us.
+            let registers = self.vcpu.debug_registers();
+            let status = registers.status | conditions;
+            self.vcpu.set_debug_registers(&DebugRegisters { status, ..registers });
+        }
+        self.handle_rare(seat, processor)
+    }
+
+    /// Which of gdb's breakpoints a debug exception is for, bit n for DRn.
+    fn met(&self, conditions: u64) -> u8 {
+        let Some((breakpoints, _)) = self.debugger.breakpoints else { return 0 };
+        let on = (0..4).filter(|slot| breakpoints.control >> (2 * slot) & 3 != 0);
+        on.fold(0, |met, slot| met | (conditions as u8 & 1 << slot))
+    }
+
+    fn enter_and_exit(&mut self) {
+        let exitless = self.instance.policy.mode.is_exitless();
+        if !exitless {
+            self.context(()).prepare_entry();
+        }
+        // Frequent or not, `exit` tells it again.
+        let _ = self.vcpu.run();
+        if !exitless {
+            self.context(()).take_virtual_interrupts();
+        }
+    }
+
+    /// One instruction. What exits without having done it, such as the watchdog's call, is no step.
+    fn step_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
+        let (rip, flags) = (self.vcpu.rip(), self.vcpu.rflags());
+        let (effect, cpl) = (self.effect(), self.vcpu.cpl());
+        let intercepts = self.vcpu.exception_intercepts();
+        self.vcpu.set_exception_intercepts(intercepts & !(1 << exception::DB));
+        self.vcpu.set_rflags(flags_for(flags));
+        let root = self.machine.tables.lock().nested.root();
+        self.vcpu.step(root, true);
+        self.enter_and_exit();
+        let done = self.vcpu.debug_exception().is_some();
+        let next = self.handle_rare(seat, processor);
+        let after = flags_after(flags, self.vcpu.rflags(), effect, cpl, done);
+        self.vcpu.set_rflags(after);
+        if done && effect == Effect::Pushes {
+            self.correct_pushed(flags);
+        }
+        let over = done || self.vcpu.rip() != rip || self.vcpu.injecting();
+        if over && next == Next::Resume {
+            self.stand(Stop::Step, seat, processor);
+        }
+        next
+    }
+
+    /// The flags that the guest has pushed are those of the step.
+    fn correct_pushed(&mut self, flags: u64) {
+        let second = self.vcpu.gpr(Gpr::Rsp).wrapping_add(1);
+        let base = match insn::Mode::of(&self.vcpu) {
+            insn::Mode::Bits64 => 0,
+            insn::Mode::Bits16 | insn::Mode::Bits32 => self.vcpu.segment(SegmentRegister::Ss).base,
+        };
+        let gva = Gva::new(base.wrapping_add(second));
+        let mut byte = [0];
+        if let Ok(gpa) = self.paging().translate(&self.ram, gva)
+            && self.ram.read(gpa, &mut byte).is_ok()
+        {
+            let _ = self.ram.write(gpa, &byte.map(|byte| pushed(byte, flags)));
+        }
+    }
+
+    fn paging(&self) -> PagingRegisters {
+        let vcpu = &self.vcpu;
+        PagingRegisters { cr0: vcpu.cr0(), cr3: vcpu.cr3(), cr4: vcpu.cr4(), efer: vcpu.efer() }
+    }
+
+    fn registers(&self) -> Registers {
+        use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
+        let vcpu = &self.vcpu;
+        Registers {
+            general: ORDER.map(|register| vcpu.gpr(register)),
+            rip: vcpu.rip(),
+            rflags: vcpu.rflags() as u32,
+            segments: [Cs, Ss, Ds, Es, Fs, Gs].map(|which| vcpu.segment(which).selector.into()),
+            bases: [Fs, Gs].map(|which| vcpu.segment(which).base),
+            paging: self.paging(),
+            cr2: vcpu.cr2(),
+        }
+    }
+
+    fn set_registers(&mut self, registers: &Registers) {
+        for (register, value) in ORDER.into_iter().zip(registers.general) {
+            self.vcpu.set_gpr(register, value);
+        }
+        self.vcpu.set_rip(registers.rip);
+        // Bit 1 is always set, and what is reserved never.
+        const CHANGEABLE: u64 = 0x0025_7fd5;
+        self.vcpu.set_rflags(u64::from(registers.rflags) & CHANGEABLE | 2);
+    }
+}
+
+/// gdb's order of the general registers.
+const ORDER: [Gpr; 16] = [
+    Gpr::Rax,
+    Gpr::Rbx,
+    Gpr::Rcx,
+    Gpr::Rdx,
+    Gpr::Rsi,
+    Gpr::Rdi,
+    Gpr::Rbp,
+    Gpr::Rsp,
+    Gpr::R8,
+    Gpr::R9,
+    Gpr::R10,
+    Gpr::R11,
+    Gpr::R12,
+    Gpr::R13,
+    Gpr::R14,
+    Gpr::R15,
+];
