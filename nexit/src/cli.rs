@@ -146,6 +146,9 @@ pub(crate) struct RunArgs {
     /// Write what the hypervisor reports (exits by reason …) as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Let gdb in at this port of the loopback, to the guest with `gdb = "COM2"`; 0 for any free one.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) gdb: Option<u16>,
     /// Start even what `nexit check` refuses, to see the hypervisor refuse it.
     #[arg(long)]
     pub(crate) unchecked: bool,

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod failure;
 mod files;
 mod folders;
+mod gdb;
 mod image;
 mod init;
 pub mod machine;

@@ -17,6 +17,7 @@ use crate::built;
 use crate::cli::{Accel, Boot, Emulator, Iommu, RunArgs};
 use crate::failure::{Failure, OrFailed, Result};
 use crate::files;
+use crate::gdb::Relay;
 use crate::image;
 use crate::machine::{self, MOST_CPUS, Machine, Start};
 use crate::nested;
@@ -40,12 +41,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         .prefix("nexit-run-")
         .tempdir()
         .map_err(|error| Failure::Failed(format!("cannot make a temporary folder: {error}")))?;
-    let emulation = emulation(args, &scenario, &folder)?;
+    let relay = args.gdb.map(|port| Relay::open(port, &scenario.config)).transpose()?;
+    let emulation = emulation(args, &scenario, &folder, relay.as_ref())?;
     if let Some(path) = &args.report {
         files::check_writable("--report", path, &scenario.files)?;
     }
     let names = scenario.config.guests.iter().map(|guest| guest.name.clone());
     let mut verdict = Verdict::new(names);
+    if let Some(relay) = relay {
+        relay.start();
+    }
     let start = Instant::now();
     let timeout = args.timeout.map(Duration::from_secs);
     let ended = session::run(emulation, timeout, &mut verdict);
@@ -106,20 +111,29 @@ fn check_memory(args: &RunArgs, scenario: &Scenario, host: Option<u64>) -> Resul
 }
 
 /// The emulator's process, ready to start.
-fn emulation(args: &RunArgs, scenario: &Scenario, folder: &TempDir) -> Result<Emulation> {
+fn emulation(
+    args: &RunArgs,
+    scenario: &Scenario,
+    folder: &TempDir,
+    relay: Option<&Relay>,
+) -> Result<Emulation> {
     let folder = folder.path();
     match args.emulator {
         Emulator::Qemu => {
             qemu::check(args.accel)?;
             let iommu = args.iommu.unwrap_or(Iommu::VtD);
-            let machine = machine(args, scenario, 2, iommu, start(args, scenario, folder)?);
+            let mut machine = machine(args, scenario, 2, iommu, start(args, scenario, folder)?);
+            machine.extra.extend(relay.iter().flat_map(|relay| relay.for_qemu()));
             Ok(Emulation {
                 program: qemu::PROGRAM.to_owned(),
                 arguments: qemu::arguments(&machine)?,
                 output: Output::Pipe,
             })
         }
-        Emulator::Bochs => bochs_emulation(args, scenario, folder),
+        Emulator::Bochs => bochs_emulation(args, scenario, folder, relay),
+        Emulator::Nested if relay.is_some() => {
+            Err(Failure::Usage("--gdb: the nested machine has no second line; leave it out".into()))
+        }
         Emulator::Nested => nested_emulation(args, scenario, folder),
     }
 }
@@ -174,7 +188,12 @@ fn build_iso(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<PathB
     Ok(iso)
 }
 
-fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result<Emulation> {
+fn bochs_emulation(
+    args: &RunArgs,
+    scenario: &Scenario,
+    folder: &Path,
+    relay: Option<&Relay>,
+) -> Result<Emulation> {
     if args.accel == Accel::Kvm {
         return Err(Failure::Usage("--accel kvm: Bochs has no accelerator; leave it out".into()));
     }
@@ -188,7 +207,8 @@ fn bochs_emulation(args: &RunArgs, scenario: &Scenario, folder: &Path) -> Result
     }
     let iso = build_iso(args, scenario, folder)?;
     let iommu = if has_unit { Iommu::VtD } else { Iommu::None };
-    let machine = machine(args, scenario, 1, iommu, Start::Bios { iso: iso.clone() });
+    let mut machine = machine(args, scenario, 1, iommu, Start::Bios { iso: iso.clone() });
+    machine.extra.extend(relay.map(Relay::for_bochs));
     let locks = bochs::lock_files(&args.emulator_args).into_iter().map(PathBuf::from).collect();
     bochs_process(args, program, &machine, bochs::INSTRUCTIONS_PER_SECOND, &iso, locks, folder)
 }

@@ -1,9 +1,11 @@
-//! Debuggers: gdb at the hypervisor itself, by QEMU's own stub.
+//! Debuggers: gdb at a guest, by the hypervisor's stub, and at the hypervisor itself, by QEMU's.
+
+#![allow(clippy::expect_used)] // helpers of tests: a panic is the failure
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nexit_tests::{Folder, Payload, Session, build_folder};
+use nexit_tests::{Emulator, Folder, Payload, Session, build_folder};
 
 /// Has gdb carry out a script with the symbols of `program`; what it says.
 fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
@@ -68,4 +70,62 @@ fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
     {
         assert!(named.output.contains(caller), "{caller}: {named}");
     }
+}
+
+/// What gdb does with the guest that counts: a breakpoint, steps over CLI, STI, PUSHF and POPF while the timer interrupts,
+/// a watchpoint, a register, memory.
+const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
+    break one_round\ncontinue\nbacktrace 2\ninfo threads\n\
+    delete\nwatch *(unsigned long *)&ROUNDS\ncontinue\n\
+    delete\nhbreak flags\ncontinue\ndelete\n\
+    echo before \\n\nprint $rip\nstepi 12\nprint $rip\n\
+    print ($eflags & 0x100) == 0\nprint $cr0 & 1\nprint $efer & 0x400\n\
+    set $before = *(unsigned long *)&TICKS\n\
+    hbreak one_round\ncontinue 20\ndelete\n\
+    print *(unsigned long *)&TICKS > $before\n\
+    monitor phys 0x200000 4\n\
+    set var *(unsigned long *)&DONE = 1\ndetach\n";
+
+fn gdb_looks_at_a_guest_and_leaves_it_as_it_was(emulator: Emulator) {
+    let folder = Folder::new(&format!("debugging-guest-{emulator}"));
+    let payload = Payload { further: "gdb = \"COM2\"", ..Payload::new("watched") };
+    let config = folder.write("nexit.toml", payload.toml());
+    let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
+    let mut session = Session::start(&[&run, emulator.options()].concat());
+    session.see("guest watched: gdb: target remote ");
+    let address = session.see("\n");
+    session.see("payload: counting");
+    let script = format!("target remote {address}\n{SCRIPT}");
+    let said = gdb(&folder, &payload.path(), &script);
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    for expected in [
+        "Breakpoint 1, one_round () at tests/payload/src/bin/watched.rs:",
+        " in kernel_main () at tests/payload/src/bin/watched.rs:",
+        "* 1    Thread 1.1",
+        "Hardware watchpoint 2: *(unsigned long *)&ROUNDS",
+        "Breakpoint 3, flags () at tests/payload/src/bin/watched.rs:",
+        "<flags+",
+        "0x200000: [02, b0, ad, 1b]",
+        "[Inferior 1 (process 1) detached]",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}\n{screen}");
+    }
+    let values: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect();
+    assert_eq!(&values[2..], ["1", "1", "1024", "1"], "{said}");
+    for verdict in ["its flags are its own: ok", "nothing exits behind a debugger: ok"] {
+        assert!(screen.contains(verdict), "{verdict}: {screen}");
+    }
+    assert_eq!(status.code(), Some(0), "{screen}");
+}
+
+#[test]
+fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_amd_v() {
+    gdb_looks_at_a_guest_and_leaves_it_as_it_was(Emulator::Qemu);
+}
+
+#[test]
+fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_vt_x() {
+    gdb_looks_at_a_guest_and_leaves_it_as_it_was(Emulator::Bochs);
 }

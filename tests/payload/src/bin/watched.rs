@@ -1,0 +1,104 @@
+//! A guest for a debugger: it counts, is interrupted by its timer all the while, and ends when a debugger says so.
+#![no_std]
+#![no_main]
+#![feature(abi_x86_interrupt)]
+
+use core::arch::asm;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::msr;
+use cpu::instructions::write_msr;
+use payload::{exits_during, power_off, say, verdict};
+use x86_64::instructions::interrupts;
+use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
+
+const VECTOR: u8 = 0x51;
+
+/// Interrupts that were taken.
+#[unsafe(no_mangle)]
+static TICKS: AtomicU64 = AtomicU64::new(0);
+/// Rounds that were made.
+#[unsafe(no_mangle)]
+static ROUNDS: AtomicU64 = AtomicU64::new(0);
+/// A debugger writes something else here: it is done.
+#[unsafe(no_mangle)]
+static DONE: AtomicU64 = AtomicU64::new(0);
+
+/// Alone in its page: writes to a page with an IDT exit.
+#[repr(align(4096))]
+struct Table(InterruptDescriptorTable);
+
+static mut TABLE: Table = Table(InterruptDescriptorTable::new());
+
+extern "x86-interrupt" fn tick(_: InterruptStackFrame) {
+    TICKS.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the guest starts in x2APIC mode.
+    unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+}
+
+/// One round: a place for a breakpoint.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn one_round(rounds: u64) -> u64 {
+    ROUNDS.store(rounds, Ordering::Relaxed);
+    black_box(rounds + 1)
+}
+
+/// What a step must not change: PUSHFQ and POPFQ, CLI and STI. The flags that were pushed, with interrupts on and with
+/// interrupts off.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flags() -> u64 {
+    let (on, off): (u64, u64);
+    // SAFETY: interrupts are on before and behind it; the stack is as it was.
+    unsafe {
+        asm!("pushfq", "pop {}", "cli", "pushfq", "pop {}", "sti", "pushfq", "popfq", out(reg) on, out(reg) off);
+    }
+    black_box(on << 32 | off & 0xffff_ffff)
+}
+
+/// Whether the flags are what they are without a debugger: IF set and clear, TF never.
+fn flags_are_right() -> bool {
+    const TRAP: u64 = 1 << 8;
+    const INTERRUPTS: u64 = 1 << 9;
+    let seen = flags();
+    seen >> 32 & (TRAP | INTERRUPTS) == INTERRUPTS && seen & (TRAP | INTERRUPTS) == 0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+    let table = &raw mut TABLE;
+    // SAFETY: one CPU, before the table is loaded.
+    let idt = unsafe { &mut (*table).0 };
+    idt[VECTOR].set_handler_fn(tick);
+    idt.load();
+    const SOFTWARE_ENABLE: u64 = 1 << 8;
+    const PERIODIC: u64 = 1 << 17;
+    const DIVIDE_BY_1: u64 = 0xb;
+    for (register, value) in [
+        (msr::IA32_X2APIC_SIVR, SOFTWARE_ENABLE | 0xff),
+        (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
+        (msr::IA32_X2APIC_LVT_TIMER, PERIODIC | u64::from(VECTOR)),
+        (msr::IA32_X2APIC_INIT_COUNT, 100_000),
+    ] {
+        // SAFETY: the guest's own local APIC.
+        unsafe { write_msr(register, value) };
+    }
+    interrupts::enable();
+    say!("counting");
+    let (mut rounds, mut wrong) = (0, 0);
+    while DONE.load(Ordering::Relaxed) == 0 {
+        rounds = one_round(rounds);
+        wrong += u64::from(!flags_are_right());
+    }
+    verdict("its flags are its own", wrong == 0, format_args!("{wrong} of {rounds} rounds"));
+    let before = TICKS.load(Ordering::Relaxed);
+    let exits = exits_during(|| {
+        while TICKS.load(Ordering::Relaxed) < before + 100 {
+            core::hint::spin_loop();
+        }
+    });
+    verdict("nothing exits behind a debugger", exits == 0, format_args!("{exits} exits"));
+    power_off()
+}
