@@ -8,7 +8,6 @@ use arch::vcpu::Vcpu;
 use insn::Operation;
 
 use super::access::{self, Place, Refused};
-use super::memory::Space;
 use crate::devices::{PortEffect, pit, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
@@ -43,13 +42,13 @@ impl<P: Platform> Context<'_, P> {
         let elements = instruction.iterations(self.vcpu).min(1);
         if elements > 0 && access.input {
             let at = instruction.destination(self.vcpu);
-            let place = Place::find(&Space(self), at, access.width, true)?;
+            let place = Place::find(self, at, access.width, true)?;
             let value = self.port_in(access.port, access.width);
-            place.write(&mut Space(self), value.into());
+            place.write(self, value.into());
         } else if elements > 0 {
             let at = instruction.source(self.vcpu);
-            let place = Place::find(&Space(self), at, access.width, false)?;
-            let value = place.read(&mut Space(self));
+            let place = Place::find(self, at, access.width, false)?;
+            let value = place.read(self);
             effect = self.port_out(access.port, access.width, value as u32);
         }
         if elements == 0 || instruction.advance(self.vcpu, elements) {
@@ -67,9 +66,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
-        let mut on_bus = false;
-        self.with_bus(|bus, host| on_bus = bus.port_write(host, port, width, value));
-        if on_bus {
+        if self.with_bus(|bus, host| bus.port_write(host, port, width, value)) {
             PortEffect::None
         } else {
             self.vm.devices.write(port, width, value, self.machine)
