@@ -101,16 +101,8 @@ fn store_vector<P: Platform>(
     bytes: u8,
 ) -> Result<(), Refused> {
     let value = context.machine.vector_register(register);
-    let at = instruction.linear_address(context.vcpu);
-    // A fault in the second page comes before a write to the first.
-    Place::find(context, at.wrapping_add(u64::from(bytes.max(1)) - 1), Width::Byte, true)?;
-    for (index, part) in value.chunks(4).take(usize::from(bytes.min(16)) / 4).enumerate() {
-        let gva = at.wrapping_add(4 * index as u64);
-        let place = Place::find(context, gva, Width::Dword, true)?;
-        let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        place.write(context, word);
-    }
-    Ok(())
+    let value = value.get(..bytes.into()).unwrap_or(&value);
+    store(context, instruction.linear_address(context.vcpu), value)
 }
 
 /// Stores `bytes`, the memory operand of an instruction that has exited, to RAM or a device.
@@ -121,8 +113,11 @@ pub(crate) fn store_bytes<P: Platform>(
 ) -> Result<(), Refused> {
     let check = instruction.check_segment(context.vcpu, bytes.len() as u64, true);
     check.map_err(|event| Refused::Fault(event, None))?;
-    let at = instruction.linear_address(context.vcpu);
-    // A fault in the second page comes before a write to the first.
+    store(context, instruction.linear_address(context.vcpu), bytes)
+}
+
+/// Stores by four bytes. A fault in the second page comes before a write to the first.
+fn store<P: Platform>(context: &mut Context<'_, P>, at: Gva, bytes: &[u8]) -> Result<(), Refused> {
     for write in [false, true] {
         for (offset, part) in (0..).step_by(4).zip(bytes.chunks(4)) {
             let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);

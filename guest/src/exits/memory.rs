@@ -51,8 +51,8 @@ impl<P: Platform> Context<'_, P> {
 }
 
 impl<P: Platform> Context<'_, P> {
-    /// Runs `work`, an access to the PCI bus, and returns whether the bus took it. For each message that the guest enabled by it: finds its CPU,
-    /// grants the vector, and only then lets the device raise it.
+    /// Runs `work`, an access to the PCI bus, and returns whether the bus took it. For each message that the
+    /// guest enabled by it: finds its CPU, grants the vector, and only then lets the device raise it.
     pub(super) fn with_bus(
         &mut self,
         work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>) -> bool,
@@ -152,10 +152,6 @@ impl<P: Platform> Context<'_, P> {
     }
 }
 
-fn in_page(page: Gpa, gpa: Gpa) -> bool {
-    gpa.page() == page
-}
-
 /// The guest-physical address space, as an instruction that is carried out here sees it.
 impl<P: Platform> Context<'_, P> {
     /// Reads RAM or a device. What nobody has reads as all ones.
@@ -176,7 +172,7 @@ impl<P: Platform> Context<'_, P> {
         if let Some(offset) = self.cpu.apic.page_offset(gpa) {
             return Some(self.apic_page_read(offset) & width.mask());
         }
-        if in_page(Gpa::new(ioapic::BASE), gpa) {
+        if gpa.page() == Gpa::new(ioapic::BASE) {
             return Some(self.vm.io_apic.read(gpa.page_offset()).into());
         }
         let (bus, mut host) = self.bus();
@@ -193,7 +189,7 @@ impl<P: Platform> Context<'_, P> {
         if self.memory.write(gpa, part).is_ok() {
             return self.rederive(gpa, part);
         }
-        if in_page(Gpa::new(ioapic::BASE), gpa) {
+        if gpa.page() == Gpa::new(ioapic::BASE) {
             return self.io_apic_write(gpa.page_offset(), value as u32);
         }
         if !self.with_bus(|bus, host| bus.mmio_write(host, gpa, width, value)) {

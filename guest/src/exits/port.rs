@@ -27,7 +27,8 @@ impl<P: Platform> Context<'_, P> {
         }
         self.vcpu.skip_instruction(access.instruction_length);
         self.after_port(access.port);
-        self.port_effect(effect)
+        // The frequent ports have none.
+        if effect == PortEffect::None { Next::Resume } else { self.port_effect(effect) }
     }
 
     /// INS and OUTS, one element per exit: REP leaves RIP where it is until the last. Memory is
@@ -77,9 +78,9 @@ impl<P: Platform> Context<'_, P> {
         match effect {
             PortEffect::None => {}
             PortEffect::Transmit(byte) => self.machine.console_write(byte),
-            PortEffect::Timer(port, value) => {
+            PortEffect::Timer(register, value) => {
                 if self.vm.lines.iter().any(|line| line.gsi == pit::GSI) {
-                    self.machine.port_write(port, Width::Byte, value.into());
+                    self.machine.pit_write(register, value);
                 }
             }
             PortEffect::PowerOff => return Next::End(Outcome::PowerOff),
