@@ -1,8 +1,8 @@
 //! The x86 vocabulary, and the contracts between policy and hardware.
 //!
-//! Policy crates (`eli`, `pci`, `insn`, `config`, `guest`) know nothing but this crate. Edge crates
-//! (`cpu`, `vmx`, `svm`, `iommu`) implement its traits. Neither side ever names the other; the
-//! `kernel` crate joins them.
+//! Policy crates (`eli`, `pci`, `insn`, `guest` …) reach the machine through this crate's traits only. Edge
+//! crates (`cpu`, `vmx`, `svm`, `iommu`) implement them. Neither side ever names the other; the `kernel`
+//! crate joins them.
 //!
 //! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
 //! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`exit::Exit`] (why it stopped),

@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use crate::address::{Gpa, Hpa};
+use crate::address::Gpa;
 use crate::bdf::Bdf;
 use crate::interrupt::{ApicId, InterruptTarget, MsiMessage, Vector};
 
@@ -136,6 +136,29 @@ pub enum InterruptLine {
     Gsi(u32),
 }
 
+/// A part of the machine's memory that is a guest's, by name: the kernel alone knows where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// A memory BAR of a function that is assigned to the guest.
+    Bar {
+        /// The function.
+        function: Bdf,
+        /// Index of the BAR's first register.
+        index: u8,
+    },
+    /// Memory that the guest shares with others: the index of the region in its list of them.
+    Shared(usize),
+}
+
+/// The registers of the machine's PIT that a guest writes which has its channel 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PitRegister {
+    /// The count of channel 0.
+    Channel0,
+    /// The control word. Only one for channel 0 is the guest's.
+    Control,
+}
+
 /// The route could not be set; the text says why, for the console.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RouteRefused(pub &'static str);
@@ -176,14 +199,15 @@ pub trait Machine {
     /// The low 128 bits of a vector register (XMM0 to XMM15), which hold the guest's own value: the
     /// hypervisor uses none.
     fn vector_register(&self, register: u8) -> [u8; 16];
-    /// Reads a physical port.
-    fn port_read(&mut self, port: u16, width: Width) -> u32;
-    /// Writes a physical port.
-    fn port_write(&mut self, port: u16, width: Width, value: u32);
-    /// Reads device registers at a physical address (never RAM), naturally aligned.
-    fn mmio_read(&mut self, at: Hpa, width: Width) -> u64;
-    /// Writes device registers at a physical address (never RAM), naturally aligned.
-    fn mmio_write(&mut self, at: Hpa, width: Width, value: u64);
+    /// Writes a register of the machine's PIT; dropped where the guest does not have its channel 0.
+    fn pit_write(&mut self, register: PitRegister, value: u8);
+    /// Reads `part` at `offset`, naturally aligned. What is not the guest's, and a table of MSI-X, read as all
+    /// ones.
+    fn part_read(&mut self, part: Part, offset: u64, width: Width) -> u64;
+    /// Writes; what would read as all ones takes nothing.
+    fn part_write(&mut self, part: Part, offset: u64, width: Width, value: u64);
+    /// Has entry `index` of the function's MSI-X table send `message`, or masks it. It never sends half of one.
+    fn set_msix_entry(&mut self, function: Bdf, index: u16, message: Option<MsiMessage>);
 
     /// Sends `vector` to this CPU's own local APIC: the guest takes it when it can, exitlessly.
     fn self_ipi(&mut self, vector: Vector);
@@ -208,10 +232,9 @@ pub trait Machine {
         target: Option<InterruptTarget>,
     ) -> Result<MsiMessage, RouteRefused>;
 
-    /// Maps device memory (a BAR) at `gpa` to `hpa`, read-write, uncached. Multiples of 4 KiB.
-    fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
-    /// Maps memory that guests share at `gpa` to `hpa`, read-write, cached. Multiples of 4 KiB.
-    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64);
+    /// Maps `length` bytes of `part` from `offset` on at `gpa`, read-write: registers uncached, shared memory cached.
+    /// Multiples of 4 KiB. What is not the guest's, and pages that a table of MSI-X touches, are not mapped.
+    fn map(&mut self, gpa: Gpa, part: Part, offset: u64, length: u64);
     /// Takes a range out of the guest-physical address space: accesses exit from now on.
     fn unmap(&mut self, gpa: Gpa, length: u64);
     /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with

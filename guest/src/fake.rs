@@ -2,7 +2,7 @@
 
 use std::boxed::Box;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 use std::string::{String, ToString};
@@ -13,13 +13,16 @@ use arch::exit::{Exit, Frequent};
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
-    NotGuestMemory, RouteRefused,
+    NotGuestMemory, Part, PitRegister, RouteRefused,
 };
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
+use pci::Owned;
+
+use crate::msr::{policy_may_read, policy_may_write};
 
 /// What policy did to the machine that a device or another CPU can notice, in the order of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,16 +30,19 @@ pub(crate) enum Done {
     /// A shadow page shows something else now: a gate was opened.
     Shadow,
     Route(InterruptLine, bool),
-    Mmio(Hpa, u64),
+    Register(Part, u64, u64),
+    Entry(Bdf, u16, Option<MsiMessage>),
     Config(Bdf, u16, u32),
     Ring(ApicId, Vector),
+    Pit(PitRegister, u8),
     Ipi(usize, Vector),
 }
 
 /// One list, of the machine and its configuration space.
 pub(crate) type Order = Rc<RefCell<Vec<Done>>>;
 
-/// A machine whose answers a test sets, and which records what is done to it.
+/// A machine whose answers a test sets, and which records what is done to it. It panics where policy asks for what is
+/// not the guest's.
 pub(crate) struct FakeMachine {
     pub(crate) tsc: u64,
     pub(crate) tsc_khz: u64,
@@ -65,6 +71,10 @@ pub(crate) struct FakeMachine {
     pub(crate) printed: Vec<u8>,
     pub(crate) log: Vec<String>,
     pub(crate) order: Order,
+    pub(crate) owned: Owned,
+    /// The MSRs that were read, and those that were written.
+    pub(crate) read_msrs: BTreeSet<u32>,
+    pub(crate) written_msrs: BTreeSet<u32>,
 }
 
 impl Default for FakeMachine {
@@ -92,6 +102,9 @@ impl Default for FakeMachine {
             printed: Vec::new(),
             log: Vec::new(),
             order: Order::default(),
+            owned: Owned::default(),
+            read_msrs: BTreeSet::new(),
+            written_msrs: BTreeSet::new(),
         }
     }
 }
@@ -119,9 +132,13 @@ impl Machine for FakeMachine {
         self.cpuid.get(&(leaf, subleaf)).copied().unwrap_or_default()
     }
     fn read_msr(&mut self, msr: u32) -> Option<u64> {
+        assert!(policy_may_read(msr), "policy read MSR {msr:#x}");
+        self.read_msrs.insert(msr);
         self.msrs.get(&msr).copied()
     }
     fn write_msr(&mut self, msr: u32, value: u64) -> bool {
+        assert!(policy_may_write(msr), "policy wrote MSR {msr:#x}");
+        self.written_msrs.insert(msr);
         self.msrs.insert(msr, value).is_some()
     }
     fn write_xcr0(&mut self, value: u64) -> bool {
@@ -131,15 +148,21 @@ impl Machine for FakeMachine {
         }
         allowed
     }
-    fn port_read(&mut self, _: u16, width: Width) -> u32 {
-        width.mask() as u32
+    fn pit_write(&mut self, register: PitRegister, value: u8) {
+        self.owned.pit_port(register, value).unwrap();
+        self.did(Done::Pit(register, value));
     }
-    fn port_write(&mut self, _: u16, _: Width, _: u32) {}
-    fn mmio_read(&mut self, _: Hpa, width: Width) -> u64 {
+    fn part_read(&mut self, part: Part, offset: u64, width: Width) -> u64 {
+        self.owned.register(part, offset, width).unwrap();
         width.mask()
     }
-    fn mmio_write(&mut self, at: Hpa, _: Width, value: u64) {
-        self.did(Done::Mmio(at, value));
+    fn part_write(&mut self, part: Part, offset: u64, width: Width, value: u64) {
+        self.owned.register(part, offset, width).unwrap();
+        self.did(Done::Register(part, offset, value));
+    }
+    fn set_msix_entry(&mut self, function: Bdf, index: u16, message: Option<MsiMessage>) {
+        self.owned.msix_entry(function, index).unwrap();
+        self.did(Done::Entry(function, index, message));
     }
     fn self_ipi(&mut self, vector: Vector) {
         self.self_ipis.push(vector);
@@ -172,8 +195,9 @@ impl Machine for FakeMachine {
         self.routes.push((line, target));
         Ok(MsiMessage { address: 0xfee0_0010, data: 0 })
     }
-    fn map_device(&mut self, _: Gpa, _: Hpa, _: u64) {}
-    fn map_shared(&mut self, _: Gpa, _: Hpa, _: u64) {}
+    fn map(&mut self, _: Gpa, part: Part, offset: u64, length: u64) {
+        self.owned.pages(part, offset, length).unwrap();
+    }
     fn unmap(&mut self, _: Gpa, _: u64) {}
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         self.shadow_at[slot] = gpa;

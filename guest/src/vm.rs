@@ -34,7 +34,7 @@ pub trait Platform {
     type Machine: Machine;
     /// The guest's RAM.
     type Memory: GuestMemory;
-    /// The machine's PCI configuration space.
+    /// PCI configuration space of the guest's own functions.
     type Config: ConfigSpace;
 }
 

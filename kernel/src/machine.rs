@@ -1,19 +1,23 @@
 //! The physical machine for one guest's policy: implements [`arch::machine::Machine`].
 //!
-//! Invariant: everything here was granted to the guest when its partition was built; policy that asks
-//! for more is refused with a reason, so a mistake in policy cannot reach another guest.
+//! Invariant: policy names what it wants, and [`Owned`] knows what the guest has and where. So no address that
+//! policy computes reaches the machine: a mistake in it is refused with a reason, and cannot reach another guest.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use arch::interrupt::{InterruptTarget, MsiMessage};
-use arch::machine::{CpuRequest, CpuidResult, InterruptLine, Machine, RouteRefused, Width};
-use arch::{ApicId, Gpa, Hpa, Vector, msr};
+use arch::machine::{
+    CpuRequest, CpuidResult, InterruptLine, Machine, Part, PitRegister, RouteRefused, Width,
+};
+use arch::{ApicId, Bdf, Gpa, Hpa, Vector};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
+use guest::msr::{policy_may_read, policy_may_write};
 use mem::table::Format;
 use mem::{Access, Flush, MapError, MemoryType, Reserve, Table};
+use pci::owned::{NotOwned, Owned};
 use spin::Mutex;
 
 use crate::console;
@@ -24,7 +28,7 @@ use crate::routes::Routes;
 use crate::seat::Seat;
 use crate::stand_in::{StandInFrames, StandIns};
 
-/// So many failures to change it are logged.
+/// So many failures to change the nested table, or refusals, are logged.
 const MOST_FAILURES_LOGGED: u8 = 8;
 
 /// When the hypervisor read the machine's clock, and what it said.
@@ -50,7 +54,7 @@ pub(crate) struct Tables<F: Format> {
     pub(crate) nested: OwnTable<F>,
     /// Frames for what changes in the nested table.
     frames: OwnFrames,
-    /// Changes of it that failed, up to [`MOST_FAILURES_LOGGED`].
+    /// Changes of it that failed, and what policy asked for and did not get, up to [`MOST_FAILURES_LOGGED`].
     failures: u8,
     shadow: Vec<ShadowPage>,
     stand_ins: StandInFrames,
@@ -82,6 +86,8 @@ pub(crate) struct GuestMachine<F: Format> {
     pub(crate) apic: LocalApic,
     pub(crate) clock: MachineClock,
     pub(crate) seats: &'static [Seat],
+    /// What the guest has of the machine's registers and shared memory.
+    pub(crate) owned: Arc<Owned>,
     /// The CPUs of guests that it shares memory with.
     pub(crate) ringable: Vec<ApicId>,
     /// The guest's index in the configuration.
@@ -93,9 +99,21 @@ impl<F: Format> GuestMachine<F> {
     pub(crate) fn on(&self, apic: LocalApic) -> Self {
         let Self { memory, clock, seats, guest, .. } = *self;
         let (ram, tables) = (self.ram.clone(), self.tables.clone());
-        let ringable = self.ringable.clone();
+        let (owned, ringable) = (self.owned.clone(), self.ringable.clone());
         let (nested_changed, stand_ins) = (false, StandIns::default());
-        Self { memory, ram, tables, nested_changed, stand_ins, apic, clock, seats, ringable, guest }
+        Self {
+            memory,
+            ram,
+            tables,
+            nested_changed,
+            stand_ins,
+            apic,
+            clock,
+            seats,
+            owned,
+            ringable,
+            guest,
+        }
     }
 
     /// The virtual CPU that this is the machine of.
@@ -127,12 +145,19 @@ impl<F: Format> GuestMachine<F> {
         }
     }
 
-    /// Maps a BAR.
-    fn map(&mut self, gpa: Gpa, hpa: Hpa, length: u64, kind: MemoryType) {
-        let access = Access::READ_WRITE;
-        self.change("mapping a BAR", |nested, memory| {
-            nested.map(memory, gpa.as_u64(), hpa, length, access, kind)
-        });
+    /// Where that is which policy asked for. If it is not the guest's, it is a mistake of ours.
+    fn found<T>(&self, place: Result<T, NotOwned>, name: &dyn fmt::Debug) -> Option<T> {
+        place.map_err(|why| self.say(format_args!("not the guest's: {name:?}: {}", why.0))).ok()
+    }
+
+    /// Logs a failure, if there have not been too many.
+    #[cold]
+    fn say(&self, what: fmt::Arguments<'_>) {
+        let failures = &mut self.tables.lock().failures;
+        if *failures < MOST_FAILURES_LOGGED {
+            *failures += 1;
+            console::logln!("{what}");
+        }
     }
 
     /// Changes the nested table. The run loop flushes before the guest runs again.
@@ -142,39 +167,18 @@ impl<F: Format> GuestMachine<F> {
         work: impl FnOnce(&mut Table<F>, &mut Reserve<'_, Memory>) -> Result<Flush, MapError>,
     ) {
         let mut tables = self.tables.lock();
-        let Tables { nested, frames, failures, .. } = &mut *tables;
-        match work(nested, &mut Reserve { memory: self.memory, frames: &mut frames.0 }) {
-            Ok(flush) => flush.nothing_cached(),
-            Err(error) if *failures < MOST_FAILURES_LOGGED => {
-                *failures += 1;
-                console::logln!("{what}: {error}");
+        let Tables { nested, frames, .. } = &mut *tables;
+        let changed = work(nested, &mut Reserve { memory: self.memory, frames: &mut frames.0 });
+        drop(tables);
+        match changed {
+            Ok(flush) => flush.is_due(&mut self.nested_changed),
+            Err(error) => {
+                // A part of it may have changed.
+                self.nested_changed = true;
+                self.say(format_args!("{what}: {error}"));
             }
-            Err(_) => {}
         }
-        self.nested_changed = true;
     }
-}
-
-/// Whether LFENCE is serializing (APM "Processor Feature Identification").
-const DE_CFG: u32 = 0xc001_1029;
-
-/// The MSRs that policy may touch on a guest's behalf, first and last of each run. What the
-/// hypervisor itself depends on (APIC_BASE, EFER, FEATURE_CONTROL, VM_CR …) is not among them.
-const POLICY_MSRS: &[(u32, u32)] = &[
-    (msr::IA32_TIME_STAMP_COUNTER, msr::IA32_TIME_STAMP_COUNTER),
-    (msr::IA32_TSC_ADJUST, msr::IA32_TSC_ADJUST),
-    (msr::IA32_BIOS_SIGN_ID, msr::IA32_BIOS_SIGN_ID),
-    (msr::MPERF, msr::APERF),
-    (msr::IA32_ARCH_CAPABILITIES, msr::IA32_ARCH_CAPABILITIES),
-    (msr::IA32_TSC_DEADLINE, msr::IA32_TSC_DEADLINE),
-    (msr::IA32_X2APIC_APICID, msr::IA32_X2APIC_SELF_IPI),
-    (msr::IA32_TSC_AUX, msr::IA32_TSC_AUX),
-    (DE_CFG, DE_CFG),
-    (msr::IA32_MISC_ENABLE, msr::IA32_MISC_ENABLE),
-];
-
-fn policy_may_touch(msr: u32) -> bool {
-    POLICY_MSRS.iter().any(|(first, last)| (*first..=*last).contains(&msr))
 }
 
 impl<F: Format> Machine for GuestMachine<F> {
@@ -200,7 +204,7 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn read_msr(&mut self, msr: u32) -> Option<u64> {
-        if !policy_may_touch(msr) {
+        if !policy_may_read(msr) {
             return None;
         }
         // SAFETY: the exception handlers are installed, and the MSR is on the list.
@@ -209,7 +213,7 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn write_msr(&mut self, msr: u32, value: u64) -> bool {
         // SAFETY: as for `read_msr`; nothing on the list is the hypervisor's own.
-        policy_may_touch(msr) && unsafe { instructions::write_msr_checked(msr, value) }
+        policy_may_write(msr) && unsafe { instructions::write_msr_checked(msr, value) }
     }
 
     fn write_xcr0(&mut self, value: u64) -> bool {
@@ -222,24 +226,34 @@ impl<F: Format> Machine for GuestMachine<F> {
         instructions::vector_register(register)
     }
 
-    fn port_read(&mut self, port: u16, width: Width) -> u32 {
-        // SAFETY: policy reads only ports that the configuration gave to the guest.
-        unsafe { instructions::port_read(port, width) }
+    fn pit_write(&mut self, register: PitRegister, value: u8) {
+        if let Some(port) = self.found(self.owned.pit_port(register, value), &register) {
+            // SAFETY: the port is of the machine's PIT, whose channel 0 is this guest's.
+            unsafe { instructions::port_write(port, Width::Byte, value.into()) };
+        }
     }
 
-    fn port_write(&mut self, port: u16, width: Width, value: u32) {
-        // SAFETY: policy writes only ports that the configuration gave to the guest.
-        unsafe { instructions::port_write(port, width, value) };
+    fn part_read(&mut self, part: Part, offset: u64, width: Width) -> u64 {
+        let at = self.found(self.owned.register(part, offset, width), &(part, offset));
+        // SAFETY: what the guest owns is device memory or shared memory, mapped at bring-up or at its building; the
+        // access is aligned and within it.
+        at.map_or(width.mask(), |at| unsafe { physical::mmio_read(at, width) })
     }
 
-    fn mmio_read(&mut self, at: Hpa, width: Width) -> u64 {
-        // SAFETY: policy reads only registers of the guest's own functions, mapped at bring-up.
-        unsafe { physical::mmio_read(at, width) }
+    fn part_write(&mut self, part: Part, offset: u64, width: Width, value: u64) {
+        if let Some(at) = self.found(self.owned.register(part, offset, width), &(part, offset)) {
+            // SAFETY: as for `part_read`; a write there concerns this guest and those that it shares with.
+            unsafe { physical::mmio_write(at, width, value) };
+        }
     }
 
-    fn mmio_write(&mut self, at: Hpa, width: Width, value: u64) {
-        // SAFETY: policy writes only registers of the guest's own functions, mapped at bring-up.
-        unsafe { physical::mmio_write(at, width, value) };
+    fn set_msix_entry(&mut self, function: Bdf, index: u16, message: Option<MsiMessage>) {
+        let entry = self.found(self.owned.msix_entry(function, index), &(function, index));
+        let Some(entry) = entry else { return };
+        for (offset, value) in pci::msix::entry_writes(message) {
+            // SAFETY: an entry of the guest's own function, in a BAR that was mapped at its building.
+            unsafe { physical::mmio_write(entry.wrapping_add(offset), Width::Dword, value.into()) };
+        }
     }
 
     fn self_ipi(&mut self, vector: Vector) {
@@ -277,12 +291,14 @@ impl<F: Format> Machine for GuestMachine<F> {
         self.tables.lock().routes.set(line, target)
     }
 
-    fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
-        self.map(gpa, hpa, length, MemoryType::Uncached);
-    }
-
-    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
-        self.map(gpa, hpa, length, MemoryType::WriteBack);
+    fn map(&mut self, gpa: Gpa, part: Part, offset: u64, length: u64) {
+        let shared = matches!(part, Part::Shared(_));
+        let kind = if shared { MemoryType::WriteBack } else { MemoryType::Uncached };
+        let found = self.found(self.owned.pages(part, offset, length), &(part, offset, length));
+        let Some(hpa) = found else { return };
+        self.change("mapping a BAR", |nested, memory| {
+            nested.map(memory, gpa.as_u64(), hpa, length, Access::READ_WRITE, kind)
+        });
     }
 
     fn unmap(&mut self, gpa: Gpa, length: u64) {

@@ -17,6 +17,7 @@ use guest::memory_map::MemoryMap;
 use guest::short_lives::ShortLives;
 use guest::vm::{Outcome, Platform};
 use mem::Mix;
+use pci::owned::OwnedConfigSpace;
 use spin::Mutex;
 
 use crate::backend::Backend;
@@ -53,7 +54,7 @@ impl<B: Backend> Platform for Edge<B> {
     type Vcpu = B::Cpu;
     type Machine = GuestMachine<B::Format>;
     type Memory = GuestRam;
-    type Config = MachineConfigSpace;
+    type Config = OwnedConfigSpace<MachineConfigSpace>;
 }
 
 /// What a guest is made from, the same in all its lives.

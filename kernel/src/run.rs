@@ -4,9 +4,9 @@
 use arch::exit::Frequent;
 use arch::vcpu::{Event, StartState, Vcpu};
 use arch::{Exit, ExitReason};
-use cpu::config_space::MachineConfigSpace;
 use guest::counters::Counter;
-use guest::vm::{Context, CpuState, Next, Outcome};
+use guest::vm::{Context, CpuState, Next, Outcome, Platform};
+use pci::owned::OwnedConfigSpace;
 
 use self::debugged::Debugger;
 use crate::backend::Backend;
@@ -30,7 +30,7 @@ struct Running<'a, B: Backend> {
     _backend: B,
     machine: GuestMachine<B::Format>,
     ram: GuestRam,
-    config: MachineConfigSpace,
+    config: <Edge<B> as Platform>::Config,
     /// It waits for a start-up IPI.
     waiting: bool,
     debugger: Debugger,
@@ -51,6 +51,7 @@ pub(crate) fn run<B: Backend>(
     B::drain(processor.apic);
     watchdog::arm(partition.hardware(), &mut vcpu);
     let machine = instance.machine_on(processor);
+    let config = OwnedConfigSpace::new(partition.hardware().config, machine.owned.clone());
     let mut running = Running {
         partition,
         instance: &instance,
@@ -59,7 +60,7 @@ pub(crate) fn run<B: Backend>(
         _backend: backend,
         ram: machine.ram.clone(),
         machine,
-        config: partition.hardware().config,
+        config,
         waiting: index != 0,
         debugger: Debugger::of(partition.index(), index),
     };

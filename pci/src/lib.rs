@@ -8,6 +8,7 @@
 //! * the machine: [`header`] (identity, scan), [`capability`], [`bar`], [`power`], [`reset`], [`acs`],
 //!   [`usb`], [`serial`], [`groups`] (which functions go together),
 //!   [`record`] and [`claims`] (what their BARs say, and whose that is)
+//! * what a guest has of it, by name: [`owned`]
 //! * a guest's view: [`view`] (configuration space of one function), [`msi`], [`msix`], [`message`]
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod header;
 pub mod message;
 pub mod msi;
 pub mod msix;
+pub mod owned;
 pub mod power;
 mod quirks;
 pub mod record;
@@ -39,5 +41,6 @@ pub use claims::Claims;
 pub use groups::{GroupError, Groups};
 pub use header::{Command, Function, scan};
 pub use message::GuestInterrupt;
+pub use owned::Owned;
 pub use record::Record;
 pub use view::{Effect, VirtualFunction};

@@ -10,6 +10,11 @@ use arch::interrupt::MsiMessage;
 use arch::machine::ConfigSpace;
 use arch::{Bdf, Width};
 
+use crate::bar::Bar;
+use crate::capability::EXTENDED;
+
+/// Length of the capability.
+pub const LENGTH: u16 = 12;
 /// Size of a table entry in bytes.
 pub const ENTRY_SIZE: u64 = 16;
 /// Offset of Vector Control in an entry.
@@ -86,6 +91,23 @@ impl MsixCapability {
         Some(Self { offset, entries: (control & 0x7ff) + 1, table: place(4)?, pending: place(8)? })
     }
 
+    /// The same; `None` too where the table does not lie in one of the function's memory BARs, or the capability not
+    /// in configuration space.
+    #[must_use]
+    pub fn read_within(
+        space: &impl ConfigSpace,
+        function: Bdf,
+        offset: u16,
+        bars: &[Option<Bar>; 6],
+    ) -> Option<Self> {
+        if offset + LENGTH > EXTENDED {
+            return None;
+        }
+        let msix = Self::read(space, function, offset)?;
+        let bar = bars.get(usize::from(msix.table.bar))?.as_ref()?;
+        (bar.is_memory() && msix.table_range().end <= bar.size).then_some(msix)
+    }
+
     /// The bytes of the table in its BAR.
     #[must_use]
     pub fn table_range(&self) -> Range<u64> {
@@ -129,6 +151,15 @@ impl MsixEntry {
     pub fn masked(&self) -> bool {
         u32::from(self.0[VECTOR_CONTROL as usize]) & ENTRY_MASKED != 0
     }
+}
+
+/// What is written to a real entry so that it sends `message`, or with `None` nothing: offsets and dwords, in order. It is
+/// masked while it changes, so the function never sends half a message.
+pub fn entry_writes(message: Option<MsiMessage>) -> impl Iterator<Item = (u64, u32)> {
+    let filled = message.map(|MsiMessage { address, data }| {
+        [(0, address as u32), (4, (address >> 32) as u32), (8, data), (VECTOR_CONTROL, 0)]
+    });
+    core::iter::once((VECTOR_CONTROL, ENTRY_MASKED)).chain(filled.into_iter().flatten())
 }
 
 /// The virtual table, over storage that the caller provides (one entry for each real one).
@@ -255,6 +286,14 @@ mod tests {
         assert_eq!(capability.table_pages(), 0x2000..0x3000);
         space.functions.get_mut(&AT).unwrap().bytes[0x44] = 7;
         assert_eq!(MsixCapability::read(&space, AT, 0x40), None);
+    }
+
+    #[test]
+    fn a_real_entry_is_masked_first_and_unmasked_last() {
+        let message = MsiMessage { address: 0x1_fee0_0010, data: 0x41 };
+        let writes: Vec<_> = entry_writes(Some(message)).collect();
+        assert_eq!(writes, [(12, 1), (0, 0xfee0_0010), (4, 1), (8, 0x41), (12, 0)]);
+        assert_eq!(entry_writes(None).collect::<Vec<_>>(), [(12, 1)]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::bar::{Bar, size_bars};
 use crate::capability::{self, Capability, EXTENDED, capabilities, extended_capabilities};
 use crate::header::{Command, INTERRUPT_LINE};
 use crate::msi::Msi;
-use crate::msix::{MsixCapability, MsixControl};
+use crate::msix::{self, MsixCapability, MsixControl};
 use list::{List, Listed};
 pub use write::Effect;
 
@@ -114,7 +114,7 @@ impl VirtualFunction {
                 if version < 2 { 0x14 } else { 0x3c }
             }
             capability::MSI => Msi::read(space, self.function, offset).length(),
-            capability::MSI_X => 12,
+            capability::MSI_X => msix::LENGTH,
             _ => return None,
         };
         if offset + length > EXTENDED {
@@ -123,12 +123,8 @@ impl VirtualFunction {
         if id == capability::MSI {
             self.msi = Some(Msi::read(space, self.function, offset));
         } else if id == capability::MSI_X {
-            let msix = MsixCapability::read(space, self.function, offset)?;
-            let bar = self.bar(msix.table.bar)?;
-            if !bar.is_memory() || msix.table_range().end > bar.size {
-                return None;
-            }
-            self.msix = Some(msix);
+            self.msix =
+                Some(MsixCapability::read_within(space, self.function, offset, &self.bars)?);
         }
         Some(length)
     }

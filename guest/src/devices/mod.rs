@@ -13,7 +13,7 @@ pub mod rtc;
 pub mod uart;
 
 use arch::Width;
-use arch::machine::Machine;
+use arch::machine::{Machine, PitRegister};
 use arch::msr::PortRange;
 
 use clock::Clock;
@@ -25,8 +25,8 @@ pub enum PortEffect {
     None,
     /// A byte of console output.
     Transmit(u8),
-    /// The byte also goes to this port of the machine's PIT, if the guest has its line.
-    Timer(u16, u8),
+    /// The byte also goes to this register of the machine's PIT, if the guest has its line.
+    Timer(PitRegister, u8),
     /// The guest is done.
     PowerOff,
     /// The guest wants to be restarted.
@@ -155,8 +155,8 @@ impl Devices {
             }
             Owner::Pit => {
                 self.pit.write(port, value, Clock::now(machine));
-                if pit::is_for_channel_0(port, value) {
-                    return PortEffect::Timer(port, value);
+                if let Some(register) = pit::of_channel_0(port, value) {
+                    return PortEffect::Timer(register, value);
                 }
             }
             Owner::Rtc if port == rtc::PORTS.first => self.rtc.select(value),
@@ -201,8 +201,10 @@ mod tests {
         assert_eq!(devices.read(0x21, Width::Byte, &machine), 0xfb);
         assert_eq!(devices.write(0x604, Width::Word, 0x3400, &machine), PortEffect::PowerOff);
         assert_eq!(devices.write(0xcf9, Width::Byte, 6, &machine), PortEffect::Reboot);
-        assert_eq!(devices.write(0x43, Width::Byte, 0x34, &machine), PortEffect::Timer(0x43, 0x34));
-        assert_eq!(devices.write(0x40, Width::Byte, 0x9c, &machine), PortEffect::Timer(0x40, 0x9c));
+        for (port, register) in [(0x43, PitRegister::Control), (0x40, PitRegister::Channel0)] {
+            let effect = devices.write(port, Width::Byte, 0x34, &machine);
+            assert_eq!(effect, PortEffect::Timer(register, 0x34));
+        }
         for (port, value) in [(0x43, 0xb0), (0x43, 0xc2), (0x42, 1), (0x41, 1), (0x61, 0)] {
             let others = devices.write(port, Width::Byte, value, &machine);
             assert_eq!(others, PortEffect::None, "channel 0 alone is the guest's: {port:#x}");

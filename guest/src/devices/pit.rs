@@ -5,6 +5,7 @@
 //! PIT, what is written to channel 0 here goes there too, and its ticks cost no exit.
 //! (Intel 8254 data sheet, "Programming the 8254" and "Mode Definitions".)
 
+use arch::machine::PitRegister;
 use arch::msr::PortRange;
 
 use super::clock::Clock;
@@ -16,10 +17,14 @@ pub const PORTS: [PortRange; 2] =
 /// The machine's interrupt line of channel 0, and the I/O APIC's input that it drives.
 pub const GSI: u32 = 2;
 
-/// Whether a write concerns channel 0 alone.
+/// The register of channel 0 that a write concerns, if it concerns that channel alone.
 #[must_use]
-pub const fn is_for_channel_0(port: u16, value: u8) -> bool {
-    port == 0x40 || port == CONTROL && value >> 6 == 0
+pub const fn of_channel_0(port: u16, value: u8) -> Option<PitRegister> {
+    match port {
+        0x40 => Some(PitRegister::Channel0),
+        CONTROL if value >> 6 == 0 => Some(PitRegister::Control),
+        _ => None,
+    }
 }
 
 /// Input clock in Hz.

@@ -21,7 +21,6 @@ use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
 
 use super::access::{self, Refused};
-use super::memory::Space;
 use super::system_segment;
 use crate::vm::{Context, Next, Platform};
 
@@ -45,7 +44,7 @@ impl<P: Platform> Context<'_, P> {
             self.check_umip()?;
             let bytes = form.encode(self.guest_table(register));
             let bytes = bytes.get(..form.bytes()).unwrap_or(&bytes);
-            access::store_bytes(&mut Space(self), instruction, bytes)?;
+            access::store_bytes(self, instruction, bytes)?;
             self.vcpu.skip_instruction(instruction.length);
         } else {
             self.system_segment(instruction)?;
@@ -74,7 +73,7 @@ impl<P: Platform> Context<'_, P> {
         }
         let mut bytes = [0; 10];
         let part = bytes.get_mut(..form.bytes()).unwrap_or_default();
-        access::load_bytes(&mut Space(self), instruction, part)?;
+        access::load_bytes(self, instruction, part)?;
         let table = form.parse(bytes);
         let five_levels = self.vcpu.cr4() & Cr4::LA57.bits() != 0;
         if !insn::canonical(table.base.as_u64(), five_levels) {

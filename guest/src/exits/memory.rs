@@ -9,7 +9,7 @@ use arch::{Gpa, Width};
 use eli::{ApicRead, Reason};
 use pci::GuestInterrupt;
 
-use super::access::{self, AddressSpace, Refused};
+use super::access::{self, Refused};
 use super::interrupt::addressee;
 use crate::devices::ioapic::{self, RedirectionEntry};
 use crate::devices::uart;
@@ -45,23 +45,23 @@ impl<P: Platform> Context<'_, P> {
         if instruction.operation.is_of_table() {
             self.table_instruction(&instruction)
         } else {
-            access::carry_out(&mut Space(self), &instruction)
+            access::carry_out(self, &instruction)
         }
     }
 }
 
 impl<P: Platform> Context<'_, P> {
-    /// Runs `work` on the PCI bus. For each message that the guest enabled by it: finds its CPU,
-    /// grants the vector, and only then lets the device raise it.
+    /// Runs `work`, an access to the PCI bus, and returns whether the bus took it. For each message that the
+    /// guest enabled by it: finds its CPU, grants the vector, and only then lets the device raise it.
     pub(super) fn with_bus(
         &mut self,
-        work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>),
-    ) {
+        work: impl FnOnce(&mut VirtualBus, &mut Host<'_, P::Machine, P::Config>) -> bool,
+    ) -> bool {
         let (bus, mut host) = self.bus();
-        work(bus, &mut host);
+        let taken = work(bus, &mut host);
         loop {
             let (bus, mut host) = self.bus();
-            let Some(wanted) = bus.next_wanted(&mut host) else { return };
+            let Some(wanted) = bus.next_wanted(&mut host) else { return taken };
             let target = self.message_target(wanted.interrupt);
             if let Some(target) = target {
                 self.grant(target.vector, Reason::Device);
@@ -152,79 +152,51 @@ impl<P: Platform> Context<'_, P> {
     }
 }
 
-/// The guest-physical address space behind a [`Context`], for one instruction.
-pub(super) struct Space<'s, 'c, P: Platform>(pub(super) &'s mut Context<'c, P>);
-
-fn in_page(page: Gpa, gpa: Gpa) -> bool {
-    gpa.page() == page
-}
-
-impl<P: Platform> Space<'_, '_, P> {
-    /// Reads a device's register; `None` where there is none.
-    pub(super) fn device_read(&mut self, gpa: Gpa, width: Width) -> Option<u64> {
-        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
-            return Some(self.0.apic_page_read(offset) & width.mask());
-        }
-        if in_page(Gpa::new(ioapic::BASE), gpa) {
-            return Some(self.0.vm.io_apic.read(gpa.page_offset()).into());
-        }
-        let (bus, mut host) = self.0.bus();
-        bus.mmio_read(&mut host, gpa, width)
-    }
-}
-
-impl<P: Platform> AddressSpace for Space<'_, '_, P> {
-    type Platform = P;
-
-    fn vcpu(&self) -> &P::Vcpu {
-        self.0.vcpu
-    }
-
-    fn vcpu_mut(&mut self) -> &mut P::Vcpu {
-        self.0.vcpu
-    }
-
-    fn memory(&self) -> &P::Memory {
-        self.0.memory
-    }
-
-    fn machine(&mut self) -> &mut P::Machine {
-        self.0.machine
-    }
-
-    fn read(&mut self, gpa: Gpa, width: Width) -> u64 {
+/// The guest-physical address space, as an instruction that is carried out here sees it.
+impl<P: Platform> Context<'_, P> {
+    /// Reads RAM or a device. What nobody has reads as all ones.
+    pub(super) fn memory_read(&mut self, gpa: Gpa, width: Width) -> u64 {
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or_default();
-        if self.0.memory.read(gpa, part).is_ok() {
+        if self.memory.read(gpa, part).is_ok() {
             return u64::from_le_bytes(bytes);
         }
         self.device_read(gpa, width).unwrap_or_else(|| {
-            self.0.stray(gpa, false);
+            self.stray(gpa, false);
             width.mask()
         })
     }
 
-    fn write(&mut self, gpa: Gpa, width: Width, value: u64) {
-        if let Some(offset) = self.0.cpu.apic.page_offset(gpa) {
-            return self.0.apic_page_write(offset, width, value);
+    /// Reads a device's register; `None` where there is none.
+    pub(super) fn device_read(&mut self, gpa: Gpa, width: Width) -> Option<u64> {
+        if let Some(offset) = self.cpu.apic.page_offset(gpa) {
+            return Some(self.apic_page_read(offset) & width.mask());
+        }
+        if gpa.page() == Gpa::new(ioapic::BASE) {
+            return Some(self.vm.io_apic.read(gpa.page_offset()).into());
+        }
+        let (bus, mut host) = self.bus();
+        bus.mmio_read(&mut host, gpa, width)
+    }
+
+    /// Writes RAM or a device. What nobody has swallows it.
+    pub(super) fn memory_write(&mut self, gpa: Gpa, width: Width, value: u64) {
+        if let Some(offset) = self.cpu.apic.page_offset(gpa) {
+            return self.apic_page_write(offset, width, value);
         }
         let bytes = value.to_le_bytes();
         let part = bytes.get(..usize::from(width.bytes())).unwrap_or(&bytes);
-        if self.0.memory.write(gpa, part).is_ok() {
-            return self.0.rederive(gpa, part);
+        if self.memory.write(gpa, part).is_ok() {
+            return self.rederive(gpa, part);
         }
-        if in_page(Gpa::new(ioapic::BASE), gpa) {
-            return self.0.io_apic_write(gpa.page_offset(), value as u32);
+        if gpa.page() == Gpa::new(ioapic::BASE) {
+            return self.io_apic_write(gpa.page_offset(), value as u32);
         }
-        let mut taken = false;
-        self.0.with_bus(|bus, host| taken = bus.mmio_write(host, gpa, width, value));
-        if !taken {
-            self.0.stray(gpa, true);
+        if !self.with_bus(|bus, host| bus.mmio_write(host, gpa, width, value)) {
+            self.stray(gpa, true);
         }
     }
-}
 
-impl<P: Platform> Context<'_, P> {
     /// The guest wrote `bytes` at `gpa`: the shadow of a page of its IDT follows.
     fn rederive(&mut self, gpa: Gpa, bytes: &[u8]) {
         let offset = gpa.page_offset() as usize;

@@ -8,7 +8,6 @@ use arch::vcpu::Vcpu;
 use insn::Operation;
 
 use super::access::{self, Place, Refused};
-use super::memory::Space;
 use crate::devices::{PortEffect, pit, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
@@ -28,7 +27,8 @@ impl<P: Platform> Context<'_, P> {
         }
         self.vcpu.skip_instruction(access.instruction_length);
         self.after_port(access.port);
-        self.port_effect(effect)
+        // The frequent ports have none.
+        if effect == PortEffect::None { Next::Resume } else { self.port_effect(effect) }
     }
 
     /// INS and OUTS, one element per exit: REP leaves RIP where it is until the last. Memory is
@@ -43,13 +43,13 @@ impl<P: Platform> Context<'_, P> {
         let elements = instruction.iterations(self.vcpu).min(1);
         if elements > 0 && access.input {
             let at = instruction.destination(self.vcpu);
-            let place = Place::find(&Space(self), at, access.width, true)?;
+            let place = Place::find(self, at, access.width, true)?;
             let value = self.port_in(access.port, access.width);
-            place.write(&mut Space(self), value.into());
+            place.write(self, value.into());
         } else if elements > 0 {
             let at = instruction.source(self.vcpu);
-            let place = Place::find(&Space(self), at, access.width, false)?;
-            let value = place.read(&mut Space(self));
+            let place = Place::find(self, at, access.width, false)?;
+            let value = place.read(self);
             effect = self.port_out(access.port, access.width, value as u32);
         }
         if elements == 0 || instruction.advance(self.vcpu, elements) {
@@ -67,9 +67,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
-        let mut on_bus = false;
-        self.with_bus(|bus, host| on_bus = bus.port_write(host, port, width, value));
-        if on_bus {
+        if self.with_bus(|bus, host| bus.port_write(host, port, width, value)) {
             PortEffect::None
         } else {
             self.vm.devices.write(port, width, value, self.machine)
@@ -80,9 +78,9 @@ impl<P: Platform> Context<'_, P> {
         match effect {
             PortEffect::None => {}
             PortEffect::Transmit(byte) => self.machine.console_write(byte),
-            PortEffect::Timer(port, value) => {
+            PortEffect::Timer(register, value) => {
                 if self.vm.lines.iter().any(|line| line.gsi == pit::GSI) {
-                    self.machine.port_write(port, Width::Byte, value.into());
+                    self.machine.pit_write(register, value);
                 }
             }
             PortEffect::PowerOff => return Next::End(Outcome::PowerOff),

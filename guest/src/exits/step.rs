@@ -11,8 +11,6 @@ use arch::machine::{MAX_STAND_INS, Machine};
 use arch::vcpu::Vcpu;
 use arch::{Gpa, Width};
 
-use super::access::AddressSpace;
-use super::memory::Space;
 use crate::vm::{Context, Next, Platform};
 
 /// So many bytes of a device's registers are read for a step, and written after it: the widest operand of an instruction
@@ -95,7 +93,7 @@ impl<P: Platform> Context<'_, P> {
         let mut found = false;
         for (offset, part) in (start..4096).step_by(4).zip(bytes.chunks_mut(4)) {
             let at = gpa.page().wrapping_add(offset);
-            if let Some(value) = Space(self).device_read(at, Width::Dword) {
+            if let Some(value) = self.device_read(at, Width::Dword) {
                 part.copy_from_slice(&(value as u32).to_le_bytes());
                 found = true;
             }
@@ -139,7 +137,7 @@ impl<P: Platform> Context<'_, P> {
         for (offset, (new, _)) in (0..).step_by(4).zip(dwords).filter(|(_, (new, old))| new != old)
         {
             let value = u32::from_le_bytes(*new).into();
-            Space(self).write(at.wrapping_add(offset), Width::Dword, value);
+            self.memory_write(at.wrapping_add(offset), Width::Dword, value);
         }
     }
 

@@ -13,7 +13,6 @@ use arch::vcpu::{Event, Vcpu, exception};
 use insn::{Access, Instruction, MemoryFault, Mode, Operation, Register, canonical};
 
 use super::access::{self, Refused};
-use super::memory::Space;
 use crate::vm::{Context, Platform};
 
 /// Table indicator of a selector: LDT.
@@ -43,7 +42,7 @@ impl<P: Platform> Context<'_, P> {
                 let register = Register { gpr, high: false };
                 register.set(self.vcpu, instruction.width, selector.into());
             } else {
-                access::store_bytes(&mut Space(self), instruction, &selector.to_le_bytes())?;
+                access::store_bytes(self, instruction, &selector.to_le_bytes())?;
             }
         } else {
             if self.vcpu.cpl() != 0 {
@@ -67,7 +66,7 @@ impl<P: Platform> Context<'_, P> {
             return Ok(self.vcpu.gpr(gpr) as u16);
         }
         let mut bytes = [0; 2];
-        access::load_bytes(&mut Space(self), instruction, &mut bytes)?;
+        access::load_bytes(self, instruction, &mut bytes)?;
         Ok(u16::from_le_bytes(bytes))
     }
 }

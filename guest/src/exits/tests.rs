@@ -5,6 +5,7 @@ mod hostile;
 mod interrupts;
 mod memory;
 mod order;
+mod physical;
 mod ports;
 mod processors;
 mod registers;
@@ -12,8 +13,9 @@ mod standstill;
 mod steps;
 mod tables;
 
+use arch::address::HpaRange;
 use arch::exit::{ControlRegisterWrite, NestedPageFault};
-use arch::machine::{CpuidResult, GuestMemory};
+use arch::machine::{CpuidResult, GuestMemory, Part};
 use arch::msr::IA32_X2APIC_SIVR;
 use arch::register::{Cr4, Gpr, Rflags};
 use arch::segment::{AccessRights, DescriptorTable, Segment, SegmentRegister};
@@ -46,8 +48,11 @@ const CPU: ApicId = ApicId(6);
 /// The function that the guest owns: 16 KiB BAR with an MSI-X table of 4 entries at 0x2000.
 const NVME: Bdf = Bdf::new(0, 4, 0);
 const BAR: u64 = 0xfebd_0000;
+const REGISTERS: Part = Part::Bar { function: NVME, index: 0 };
 /// Another one: 64-bit MSI, which can be masked.
 const NIC: Bdf = Bdf::new(0, 7, 0);
+/// Memory that the guest shares.
+const REGION: HpaRange = HpaRange { start: Hpa::new(0x1_2340_0000), length: 0x1000 };
 /// The physical lines that the guest owns.
 const LINES: [Line; 2] =
     [Line { input: 14, gsi: 14, active_low: false }, Line { input: 17, gsi: 40, active_low: true }];
@@ -95,6 +100,10 @@ impl World {
         let windows = vec![GpaRange::between(0xf000_0000, 0xfec0_0000)];
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
         let sized = [NVME, NIC].map(|bdf| (bdf, pci::bar::size_bars(&mut config, bdf, 6)));
+        for (function, bars) in sized {
+            machine.owned.add_function(&config, function, bars);
+        }
+        machine.owned.add_shared(REGION);
         let bus = VirtualBus::new(&config, &sized, Some(ecam), windows).unwrap();
         let cpuid = CpuidPolicy::new(vec![ApicId(0)], &machine);
         let guest = Guest::new("test".into(), mode, vec![CPU], cpuid);

@@ -5,6 +5,7 @@
 //! physical MSR but through [`passes`]. The local APIC's registers are `eli`'s.
 
 mod clock;
+mod physical;
 
 use arch::machine::{GuestMemory, Machine};
 use arch::msr::{
@@ -18,6 +19,7 @@ use arch::vcpu::Vcpu;
 
 pub use clock::ClockBase;
 use clock::{KVM_SYSTEM_TIME_NEW, KVM_WALL_CLOCK_NEW};
+pub use physical::{policy_may_read, policy_may_write};
 
 use crate::cpuid::Vendor;
 use crate::mtrr::Mtrrs;

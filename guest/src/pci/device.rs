@@ -13,17 +13,17 @@ use core::ops::Range;
 
 use arch::address::PAGE_SIZE;
 use arch::interrupt::{InterruptTarget, MsiMessage};
-use arch::machine::{ConfigSpace, InterruptLine, Machine, RouteRefused};
+use arch::machine::{ConfigSpace, InterruptLine, Machine, Part, RouteRefused};
 use arch::msr::PortRange;
-use arch::{Bdf, Gpa, Hpa, Width};
+use arch::{Bdf, Gpa, Width};
 use pci::bar::Bar;
 use pci::header::{INTERRUPT_LINE, LegacyIde};
 use pci::message::{self, GuestInterrupt};
-use pci::msix::{ENTRY_MASKED, ENTRY_SIZE, MsixCapability, MsixEntry, MsixTable, VECTOR_CONTROL};
+use pci::msix::{MsixEntry, MsixTable};
 use pci::{Command, Effect, Function, VirtualFunction};
 
-use super::Host;
 use super::windows::{Owner, Windows};
+use super::{Host, widen};
 use crate::memory_map::GpaRange;
 
 /// So many refused messages of a device are logged.
@@ -146,7 +146,7 @@ impl Device {
         if let Some(msix) = self.view.msix().copied() {
             host.config.write(function, msix.offset + MESSAGE_CONTROL, Width::Word, 0);
             for index in 0..msix.entries {
-                self.mask_entry(host.machine, &msix, index);
+                host.machine.set_msix_entry(function, index, None);
             }
         }
         if self.is_mute(host.config) {
@@ -221,7 +221,7 @@ impl Device {
             Effect::PhysicalWrite { offset, width, value } => {
                 host.config.write(function, offset, width, value);
             }
-            Effect::BarMoved { .. } => return true,
+            Effect::BarMoved => return true,
             Effect::CommandChanged { old, new } => {
                 let changed = old ^ new;
                 if changed.intersects(Command::BUS_MASTER | Command::INTERRUPT_DISABLE) {
@@ -254,7 +254,7 @@ impl Device {
         for Range { start, end } in self.open_parts(bar).into_iter().filter(|p| !p.is_empty()) {
             let gpa = place.start.wrapping_add(start);
             if mapped {
-                machine.map_device(gpa, Hpa::new(bar.base + start), end - start);
+                machine.map(gpa, self.part(bar.index), start, end - start);
             } else {
                 machine.unmap(gpa, end - start);
             }
@@ -273,23 +273,27 @@ impl Device {
         }
     }
 
-    /// The table's capability, where `offset` of `bar` is in the table, and the offset in it.
-    fn table_at(&self, bar: &Bar, offset: u64) -> Option<(MsixCapability, u64)> {
-        let msix = self.view.msix().filter(|msix| msix.table.bar == bar.index)?;
-        msix.table_range().contains(&offset).then(|| (*msix, offset - msix.table.offset))
+    const fn part(&self, bar: u8) -> Part {
+        Part::Bar { function: self.view.function(), index: bar }
+    }
+
+    /// The offset in the table of MSI-X, where `offset` of `bar` is in it.
+    fn table_at(&self, bar: u8, offset: u64) -> Option<u64> {
+        let msix = self.view.msix().filter(|msix| msix.table.bar == bar)?;
+        msix.table_range().contains(&offset).then(|| offset - msix.table.offset)
     }
 
     /// The guest reads a trapped part of a BAR, naturally aligned.
     pub(super) fn bar_read(
         &self,
         machine: &mut impl Machine,
-        bar: &Bar,
+        bar: u8,
         offset: u64,
         width: Width,
     ) -> u64 {
         match self.table_at(bar, offset) {
-            Some((_, offset)) => self.table.read(offset, width),
-            None => machine.mmio_read(Hpa::new(bar.base + offset), width),
+            Some(offset) => self.table.read(offset, width),
+            None => machine.part_read(self.part(bar), offset, width),
         }
     }
 
@@ -297,40 +301,22 @@ impl Device {
     pub(super) fn bar_write<M: Machine, C: ConfigSpace>(
         &mut self,
         host: &mut Host<'_, M, C>,
-        bar: &Bar,
+        bar: u8,
         offset: u64,
         width: Width,
         value: u64,
     ) {
         match self.table_at(bar, offset) {
-            Some((msix, offset)) => {
+            Some(offset) => {
                 let touched = self.table.write(offset, width, value);
                 for index in touched.clone() {
                     if self.table.entry(index).is_some_and(MsixEntry::masked) {
-                        self.mask_entry(host.machine, &msix, index);
+                        host.machine.set_msix_entry(self.view.function(), index, None);
                     }
                 }
-                self.due = if self.due.is_empty() {
-                    touched
-                } else {
-                    self.due.start.min(touched.start)..self.due.end.max(touched.end)
-                };
+                widen(&mut self.due, touched);
             }
-            None => host.machine.mmio_write(Hpa::new(bar.base + offset), width, value),
-        }
-    }
-
-    /// Where a real table entry is.
-    fn entry_address(&self, msix: &MsixCapability, index: u16) -> Option<Hpa> {
-        let bar = self.view.bar(msix.table.bar).filter(|bar| bar.base != 0)?;
-        let offset = msix.table.offset + u64::from(index) * ENTRY_SIZE;
-        Some(Hpa::new(bar.base + offset))
-    }
-
-    fn mask_entry(&self, machine: &mut impl Machine, msix: &MsixCapability, index: u16) {
-        if let Some(at) = self.entry_address(msix, index) {
-            let control = at.wrapping_add(VECTOR_CONTROL);
-            machine.mmio_write(control, Width::Dword, ENTRY_MASKED.into());
+            None => host.machine.part_write(self.part(bar), offset, width, value),
         }
     }
 
@@ -357,26 +343,15 @@ impl Device {
         msi.program(host.config, function, message);
     }
 
-    /// The next message that is due and asks for an interrupt of the guest's. An entry that can raise
-    /// nothing yet is left alone until it can: guests park vectors in masked entries.
+    /// The next message that is due and asks for an interrupt of the guest's.
     pub(super) fn next_wanted<M: Machine, C: ConfigSpace>(
         &mut self,
         host: &mut Host<'_, M, C>,
     ) -> Option<(MessageSlot, GuestInterrupt)> {
-        if core::mem::take(&mut self.msi_due) {
-            let message = self.view.msi().and_then(|msi| msi.live());
-            let wanted = message.and_then(|it| self.decode(host, MessageSlot::Msi, it));
-            if wanted.is_some() {
-                return wanted;
-            }
-        }
-        while let Some(index) = self.due.next() {
-            let entry = self.table.entry(index).filter(|entry| !entry.masked());
-            let live = entry.filter(|_| self.view.msix_control().live());
-            let message = live.map(MsixEntry::message);
-            let wanted = message.and_then(|it| self.decode(host, MessageSlot::Entry(index), it));
-            if wanted.is_some() {
-                return wanted;
+        while let Some((slot, message)) = self.next_due() {
+            match message::decode(message) {
+                Ok(interrupt) => return Some((slot, interrupt)),
+                Err(reason) => self.refuse(host, slot, &reason),
             }
         }
         if core::mem::take(&mut self.control_due) {
@@ -385,19 +360,19 @@ impl Device {
         None
     }
 
-    fn decode<M: Machine, C: ConfigSpace>(
-        &mut self,
-        host: &mut Host<'_, M, C>,
-        slot: MessageSlot,
-        message: MsiMessage,
-    ) -> Option<(MessageSlot, GuestInterrupt)> {
-        match message::decode(message) {
-            Ok(interrupt) => Some((slot, interrupt)),
-            Err(reason) => {
-                self.refuse(host, slot, &reason);
-                None
-            }
+    /// The next message that is due and can be raised. An entry that can raise nothing yet is left alone until it
+    /// can: guests park vectors in masked entries.
+    fn next_due(&mut self) -> Option<(MessageSlot, MsiMessage)> {
+        if core::mem::take(&mut self.msi_due)
+            && let Some(message) = self.view.msi().and_then(|msi| msi.live())
+        {
+            return Some((MessageSlot::Msi, message));
         }
+        let (table, live) = (&self.table, self.view.msix_control().live());
+        self.due.find_map(|index| {
+            let entry = table.entry(index).filter(|entry| live && !entry.masked())?;
+            Some((MessageSlot::Entry(index), entry.message()))
+        })
     }
 
     /// Lets the function send a message that was due.
@@ -407,37 +382,29 @@ impl Device {
         slot: MessageSlot,
         target: Option<InterruptTarget>,
     ) {
-        let function = self.view.function();
         if target.is_none() {
             return self.refuse(host, slot, &"no CPU of the guest is its destination");
         }
-        let line = InterruptLine::Message { function, index: slot.index() };
-        let message = match host.machine.route(line, target) {
-            Ok(message) => message,
-            Err(RouteRefused(reason)) => return self.refuse(host, slot, &reason),
-        };
-        match slot {
-            MessageSlot::Msi => {
-                if let Some(msi) = self.view.msi() {
-                    msi.program(host.config, function, Some(message));
-                }
-            }
-            MessageSlot::Entry(index) => self.write_entry(host.machine, index, message),
+        let (function, index) = (self.view.function(), slot.index());
+        match host.machine.route(InterruptLine::Message { function, index }, target) {
+            Ok(message) => self.set_message(host, slot, Some(message)),
+            Err(RouteRefused(reason)) => self.refuse(host, slot, &reason),
         }
     }
 
-    /// Makes a real entry of the MSI-X table send `message`.
-    fn write_entry(&self, machine: &mut impl Machine, index: u16, message: MsiMessage) {
-        let Some(msix) = self.view.msix() else { return };
-        let Some(at) = self.entry_address(msix, index) else { return };
-        self.mask_entry(machine, msix, index);
-        let mut write = |offset, value: u32| {
-            machine.mmio_write(at.wrapping_add(offset), Width::Dword, value.into());
-        };
-        write(0, message.address as u32);
-        write(4, (message.address >> 32) as u32);
-        write(8, message.data);
-        write(VECTOR_CONTROL, 0);
+    /// Has the real function send `message`, or with `None` nothing.
+    fn set_message<M: Machine, C: ConfigSpace>(
+        &mut self,
+        host: &mut Host<'_, M, C>,
+        slot: MessageSlot,
+        message: Option<MsiMessage>,
+    ) {
+        let function = self.view.function();
+        match (slot, self.view.msi()) {
+            (MessageSlot::Entry(index), _) => host.machine.set_msix_entry(function, index, message),
+            (MessageSlot::Msi, Some(msi)) => msi.program(host.config, function, message),
+            (MessageSlot::Msi, None) => {}
+        }
     }
 
     /// The guest has enabled and unmasked a message that it cannot have: the real one stays masked.
@@ -447,23 +414,11 @@ impl Device {
         slot: MessageSlot,
         reason: &dyn Display,
     ) {
-        let function = self.view.function();
-        match slot {
-            MessageSlot::Msi => {
-                if let Some(msi) = self.view.msi() {
-                    msi.program(host.config, function, None);
-                }
-            }
-            MessageSlot::Entry(index) => {
-                if let Some(msix) = self.view.msix() {
-                    self.mask_entry(host.machine, msix, index);
-                }
-            }
-        }
+        self.set_message(host, slot, None);
         if self.refusals < MOST_REFUSALS_LOGGED {
             self.refusals += 1;
-            host.machine
-                .log(format_args!("{function}: message {} stays masked: {reason}", slot.index()));
+            let (function, index) = (self.view.function(), slot.index());
+            host.machine.log(format_args!("{function}: message {index} stays masked: {reason}"));
         }
     }
 }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::interrupt::InterruptTarget;
-use arch::{ApicId, Hpa, Vector};
+use arch::{ApicId, Vector};
 
 /// So many guests share a region at most.
 pub const MOST_PEERS: usize = 8;
@@ -16,7 +16,6 @@ pub const DOORBELLS: u16 = 8;
 /// A region. Each of its guests holds it by a reference.
 #[derive(Debug, Default)]
 pub struct SharedMemory {
-    start: Hpa,
     size: u64,
     bells: [[AtomicU64; DOORBELLS as usize]; MOST_PEERS],
 }
@@ -39,15 +38,10 @@ const MASKED: u64 = 1 << 62;
 const PENDING: u64 = 1 << 61;
 
 impl SharedMemory {
-    /// The `size` bytes from `start` on: a power of two, whole pages, which are nobody else's.
+    /// A region of `size` bytes: a power of two, whole pages. Where it is the kernel knows.
     #[must_use]
-    pub fn new(start: Hpa, size: u64) -> Self {
-        Self { start, size, ..Self::default() }
-    }
-
-    /// Where it is.
-    pub(super) const fn start(&self) -> Hpa {
-        self.start
+    pub fn new(size: u64) -> Self {
+        Self { size, ..Self::default() }
     }
 
     /// Bytes.

@@ -18,6 +18,7 @@ mod windows;
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use arch::interrupt::InterruptTarget;
 use arch::machine::{ConfigSpace, Machine};
@@ -133,7 +134,7 @@ pub struct VirtualBus {
 /// What lies at a guest-physical address.
 enum Place {
     Config(Bdf, u16),
-    Bar { device: usize, bar: Bar, offset: u64 },
+    Bar { device: usize, bar: u8, offset: u64 },
     Shared { function: usize, bar: u8, offset: u64 },
 }
 
@@ -166,7 +167,7 @@ impl VirtualBus {
         Ok(Self { devices, shared: Vec::new(), ecam, windows, config_address: 0 })
     }
 
-    /// Puts memory on the bus that this guest shares with others, as their `peer`.
+    /// Puts memory on the bus that this guest shares with others, as their `peer`: the next of its regions.
     ///
     /// # Errors
     /// When there is no place for it.
@@ -177,7 +178,8 @@ impl VirtualBus {
         let taken = self.devices.iter().flat_map(Device::reserved);
         let taken = taken.chain(self.shared.iter().flat_map(SharedFunction::reserved)).collect();
         self.windows.reserve(3);
-        self.shared.push(SharedFunction::new(address, memory, peer, &self.windows, taken));
+        let region = self.shared.len();
+        self.shared.push(SharedFunction::new(address, memory, region, peer, &self.windows, taken));
         Ok(())
     }
 
@@ -334,7 +336,7 @@ impl VirtualBus {
                     self.config_read(host.config, bdf, offset, width).into()
                 }
                 Some(Place::Bar { device, bar, offset }) => match self.devices.get(device) {
-                    Some(device) => device.bar_read(host.machine, &bar, offset, width),
+                    Some(device) => device.bar_read(host.machine, bar, offset, width),
                     None => width.mask(),
                 },
                 Some(Place::Shared { function, bar, offset }) => match self.shared.get(function) {
@@ -364,7 +366,7 @@ impl VirtualBus {
                 }
                 Some(Place::Bar { device, bar, offset }) => {
                     if let Some(device) = self.devices.get_mut(device) {
-                        device.bar_write(host, &bar, offset, width, value);
+                        device.bar_write(host, bar, offset, width, value);
                     }
                 }
                 Some(Place::Shared { function, bar, offset }) => {
@@ -427,12 +429,11 @@ impl VirtualBus {
             let bdf = Bdf::from_requester_id((offset >> 12) as u16);
             return Some(Place::Config(bdf, offset as u16 & 0xfff));
         }
-        let ((function, index), offset) = self.windows.find(gpa)?;
+        let ((function, bar), offset) = self.windows.find(gpa)?;
         if let Some(function) = self.shared.iter().position(|shared| shared.address == function) {
-            return Some(Place::Shared { function, bar: index, offset });
+            return Some(Place::Shared { function, bar, offset });
         }
         let device = self.devices.iter().position(|d| d.view.function() == function)?;
-        let bar = *self.devices.get(device)?.view.bar(index)?;
         Some(Place::Bar { device, bar, offset })
     }
 
@@ -502,6 +503,12 @@ impl Place {
             Self::Bar { .. } | Self::Shared { .. } => Width::Qword,
         }
     }
+}
+
+/// Has what is due include `further` messages.
+fn widen(due: &mut Range<u16>, further: Range<u16>) {
+    let nothing = due.start >= due.end;
+    *due = if nothing { further } else { due.start.min(further.start)..due.end.max(further.end) };
 }
 
 fn is_data(port: u16) -> bool {

@@ -8,13 +8,14 @@
 
 use arch::address::PAGE_SIZE;
 use arch::interrupt::InterruptTarget;
-use arch::machine::{ConfigSpace, Machine};
+use arch::machine::{ConfigSpace, Machine, Part};
 use arch::{Bdf, Gpa, Width};
 use pci::bar::{Bar, BarKind};
 use pci::msix::{ENTRY_SIZE, MsixEntry, MsixTable};
 use pci::{Command, Effect, GuestInterrupt, VirtualFunction, message};
 
 use super::doorbells::{Bell, DOORBELLS, SharedMemory};
+use super::widen;
 use super::windows::{Owner, Windows};
 use crate::memory_map::GpaRange;
 
@@ -65,6 +66,8 @@ pub(super) struct SharedFunction {
     pub(super) address: Bdf,
     view: VirtualFunction,
     memory: &'static SharedMemory,
+    /// Its index in the guest's list of regions.
+    region: usize,
     peer: u16,
     table: MsixTable<[MsixEntry; DOORBELLS as usize]>,
     attached: bool,
@@ -79,6 +82,7 @@ impl SharedFunction {
     pub(super) fn new(
         address: Bdf,
         memory: &'static SharedMemory,
+        region: usize,
         peer: u16,
         windows: &Windows,
         mut taken: alloc::vec::Vec<GpaRange>,
@@ -97,6 +101,7 @@ impl SharedFunction {
             address,
             view: VirtualFunction::with_bars(&Identity, address, bars),
             memory,
+            region,
             peer,
             table: MsixTable::new([MsixEntry::default(); DOORBELLS as usize]),
             attached: false,
@@ -121,17 +126,21 @@ impl SharedFunction {
         })
     }
 
-    /// What its BARs take in the guest at first.
     /// How long the memory is.
     pub(super) const fn mapped_memory(&self) -> u64 {
         self.memory.size()
     }
 
+    /// What its BARs take in the guest at first.
     pub(super) fn reserved(&self) -> impl Iterator<Item = GpaRange> {
         self.view.bars().map(|bar| GpaRange {
             start: Gpa::new(self.view.bar_address(bar.index)),
             length: bar.size.max(PAGE_SIZE),
         })
+    }
+
+    const fn part(&self) -> Part {
+        Part::Shared(self.region)
     }
 
     /// Maps (or unmaps) the memory where BAR 2 is in the guest.
@@ -143,7 +152,7 @@ impl SharedFunction {
         mapped: bool,
     ) {
         match (bar, mapped) {
-            (MEMORY, true) => machine.map_shared(place.start, self.memory.start(), place.length),
+            (MEMORY, true) => machine.map(place.start, self.part(), 0, place.length),
             (MEMORY, false) => machine.unmap(place.start, place.length),
             _ => {}
         }
@@ -157,7 +166,7 @@ impl SharedFunction {
     pub(super) fn config_write(&mut self, offset: u16, width: Width, value: u32) -> bool {
         match self.view.write(&Identity, offset, width, value) {
             Effect::None | Effect::PhysicalWrite { .. } | Effect::MsiChanged => false,
-            Effect::BarMoved { .. } => true,
+            Effect::BarMoved => true,
             Effect::CommandChanged { old, new } => {
                 self.changed(0..DOORBELLS);
                 (old ^ new).contains(Command::MEMORY_SPACE)
@@ -180,9 +189,7 @@ impl SharedFunction {
         let (word, from) = match (bar, offset) {
             (MESSAGES, ..TABLE_END) => return self.table.read(offset, width),
             // An instruction that the CPU could not carry out by itself.
-            (MEMORY, _) => {
-                return machine.mmio_read(self.memory.start().wrapping_add(offset), width);
-            }
+            (MEMORY, _) => return machine.part_read(self.part(), offset, width),
             (REGISTERS, IV_POSITION..DOORBELL) => (self.peer.into(), IV_POSITION),
             (MESSAGES, PENDING..PENDING_END) => (self.memory.pending(self.peer), PENDING),
             _ => (0, offset),
@@ -209,10 +216,7 @@ impl SharedFunction {
                 let touched = self.table.write(offset, width, value);
                 self.changed(touched);
             }
-            (MEMORY, _) => {
-                let at = self.memory.start().wrapping_add(offset);
-                machine.mmio_write(at, width, value);
-            }
+            (MEMORY, _) => machine.part_write(self.part(), offset, width, value),
             _ => {}
         }
     }
@@ -229,11 +233,7 @@ impl SharedFunction {
                 self.memory.set(self.peer, index, Bell::Masked);
             }
         }
-        self.due = if self.due.is_empty() {
-            bells
-        } else {
-            self.due.start.min(bells.start)..self.due.end.max(bells.end)
-        };
+        widen(&mut self.due, bells);
     }
 
     fn is_live(&self, index: u16) -> bool {
@@ -260,13 +260,13 @@ impl SharedFunction {
         None
     }
 
-    /// Lets a doorbell ring that was due. `None`: it is no interrupt of the guest's own, and stays
-    /// masked.
     /// Logs no more refusals.
     pub(super) fn be_terse(&mut self) {
         self.refusals = MOST_REFUSALS_LOGGED;
     }
 
+    /// Lets a doorbell ring that was due. `None`: it is no interrupt of the guest's own, and stays
+    /// masked.
     pub(super) fn program(
         &mut self,
         machine: &mut impl Machine,

@@ -7,9 +7,12 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
+use arch::address::HpaRange;
 use arch::interrupt::{ApicId, MsiMessage};
-use arch::machine::{CpuidResult, InterruptLine, RouteRefused};
+use arch::machine::{CpuidResult, InterruptLine, Part, PitRegister, RouteRefused};
 use arch::{Hpa, Vector};
+use pci::Owned;
+use pci::msix::entry_writes;
 use proptest::prelude::*;
 
 use super::*;
@@ -60,8 +63,10 @@ impl ConfigSpace for Space {
     }
 }
 
+/// It panics where the bus asks for what is not the guest's.
 #[derive(Default)]
 struct Recorder {
+    owned: Owned,
     /// 4 KiB pages of device memory: guest to host.
     mapped: BTreeMap<u64, u64>,
     registers: BTreeMap<u64, u8>,
@@ -71,10 +76,25 @@ struct Recorder {
 }
 
 impl Recorder {
+    /// The machine of a guest that has these functions.
+    fn of(config: &Space, functions: &[(Bdf, [Option<Bar>; 6])]) -> Self {
+        let mut owned = Owned::default();
+        for (function, bars) in functions {
+            owned.add_function(config, *function, *bars);
+        }
+        Self { owned, ..Self::default() }
+    }
+
     fn dword(&self, at: u64) -> u32 {
         (0..4).fold(0, |v, i| {
             v | u32::from(self.registers.get(&(at + i)).copied().unwrap_or(0)) << (8 * i)
         })
+    }
+
+    fn set_register(&mut self, at: u64, width: Width, value: u64) {
+        for i in 0..u64::from(width.bytes()) {
+            self.registers.insert(at + i, (value >> (8 * i)) as u8);
+        }
     }
 }
 
@@ -107,21 +127,22 @@ impl Machine for Recorder {
         false
     }
     fn with_stand_in(&mut self, _: usize, _: impl FnOnce(&mut [u8; 4096])) {}
-    fn port_read(&mut self, port: u16, _: Width) -> u32 {
-        panic!("port {port:#x} touched")
+    fn pit_write(&mut self, _: PitRegister, _: u8) {
+        panic!("the bus has no business with the PIT")
     }
-    fn port_write(&mut self, port: u16, _: Width, _: u32) {
-        panic!("port {port:#x} touched")
-    }
-    fn mmio_read(&mut self, at: Hpa, width: Width) -> u64 {
-        assert!(at.is_aligned(width.bytes().into()));
+    fn part_read(&mut self, part: Part, offset: u64, width: Width) -> u64 {
+        let at = self.owned.register(part, offset, width).unwrap();
         let byte = |i| self.registers.get(&(at.as_u64() + i)).copied().unwrap_or(0);
         (0..u64::from(width.bytes())).fold(0, |v, i| v | u64::from(byte(i)) << (8 * i))
     }
-    fn mmio_write(&mut self, at: Hpa, width: Width, value: u64) {
-        assert!(at.is_aligned(width.bytes().into()));
-        for i in 0..u64::from(width.bytes()) {
-            self.registers.insert(at.as_u64() + i, (value >> (8 * i)) as u8);
+    fn part_write(&mut self, part: Part, offset: u64, width: Width, value: u64) {
+        let at = self.owned.register(part, offset, width).unwrap();
+        self.set_register(at.as_u64(), width, value);
+    }
+    fn set_msix_entry(&mut self, function: Bdf, index: u16, message: Option<MsiMessage>) {
+        let at = self.owned.msix_entry(function, index).unwrap();
+        for (offset, value) in entry_writes(message) {
+            self.set_register(at.as_u64() + offset, Width::Dword, value.into());
         }
     }
     fn self_ipi(&mut self, _: Vector) {}
@@ -142,20 +163,13 @@ impl Machine for Recorder {
         };
         Ok(MsiMessage { address: 0xfee0_0010 | u64::from(index) << 5, data: 0 })
     }
-    fn map_device(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
-        assert!(
-            gpa.is_aligned(4096)
-                && hpa.is_aligned(4096)
-                && length.is_multiple_of(4096)
-                && length > 0
-        );
+    fn map(&mut self, gpa: Gpa, part: Part, offset: u64, length: u64) {
+        let hpa = self.owned.pages(part, offset, length).unwrap();
+        assert!(gpa.is_aligned(4096) && hpa.is_aligned(4096));
         for offset in (0..length).step_by(4096) {
             let before = self.mapped.insert(gpa.as_u64() + offset, hpa.as_u64() + offset);
             assert_eq!(before, None, "mapped twice");
         }
-    }
-    fn map_shared(&mut self, gpa: Gpa, hpa: Hpa, length: u64) {
-        self.map_device(gpa, hpa, length);
     }
     fn unmap(&mut self, gpa: Gpa, length: u64) {
         for offset in (0..length).step_by(4096) {
@@ -229,14 +243,9 @@ impl World {
             GpaRange::between(1 << 32, 1 << 40),
         ];
         let ecam = GpaRange::between(ECAM, ECAM + (1 << 28));
-        let bus = VirtualBus::new(
-            &config,
-            &sized(&mut config.clone(), &[NVME, NIC, IDE]),
-            Some(ecam),
-            windows,
-        )
-        .unwrap();
-        let machine = Recorder::default();
+        let functions = sized(&mut config.clone(), &[NVME, NIC, IDE]);
+        let bus = VirtualBus::new(&config, &functions, Some(ecam), windows).unwrap();
+        let machine = Recorder::of(&config, &functions);
         let mut world = Self { machine, config, bus, grants: Vec::new() };
         world.with(|bus, host| bus.attach(host));
         world
@@ -389,7 +398,8 @@ fn a_device_that_moves_its_bar_is_mapped_where_it_was_recorded() {
     config.0.get_mut(&NVME).unwrap().0[0x10..0x14].copy_from_slice(&0x0010_0000_u32.to_le_bytes());
     let windows = vec![GpaRange::between(0xf000_0000, 0xfec0_0000)];
     let bus = VirtualBus::new(&config, &recorded, None, windows).unwrap();
-    let mut world = World { machine: Recorder::default(), config, bus, grants: Vec::new() };
+    let machine = Recorder::of(&config, &recorded);
+    let mut world = World { machine, config, bus, grants: Vec::new() };
     world.with(|bus, host| bus.attach(host));
     let mapped = world.mapped();
     assert!(!mapped.is_empty() && mapped.iter().all(|(_, hpa)| *hpa >= BAR), "{mapped:x?}");
@@ -397,15 +407,11 @@ fn a_device_that_moves_its_bar_is_mapped_where_it_was_recorded() {
 
 #[test]
 fn a_function_that_can_raise_no_interrupt_is_said_to_be_so() {
-    let (mut config, machine) = (machine(), Recorder::default());
+    let mut config = machine();
     config.device(OTHER, 0x020000, &[(0x3c, 0x0100, 0)]);
-    let bus = VirtualBus::new(
-        &config,
-        &sized(&mut config.clone(), &[NVME, IDE, OTHER]),
-        None,
-        Vec::new(),
-    )
-    .unwrap();
+    let functions = sized(&mut config.clone(), &[NVME, IDE, OTHER]);
+    let bus = VirtualBus::new(&config, &functions, None, Vec::new()).unwrap();
+    let machine = Recorder::of(&config, &functions);
     let mut world = World { machine, config, bus, grants: Vec::new() };
     world.with(|bus, host| bus.attach(host));
     let mute: Vec<&String> =

@@ -13,6 +13,7 @@ use cpu::config_space::MachineConfigSpace;
 use guest::lines::Line;
 use guest::memory_map::Ecam;
 use guest::pci::VirtualBus;
+use pci::Owned;
 
 use super::seats::processors;
 use super::{Plan, address_bits};
@@ -134,6 +135,21 @@ pub(super) fn virtual_bus(
         }
     }
     Ok((bus, lines))
+}
+
+/// What the guest has of the machine, by name. With `pit` it has channel 0 of the PIT.
+pub(super) fn owned(plan: &Plan, pit: bool, config: &MachineConfigSpace) -> Owned {
+    let mut owned = Owned::default();
+    for record in records(plan.hardware, &plan.functions) {
+        owned.add_function(config, record.function, record.bars);
+    }
+    for share in &plan.shares {
+        owned.add_shared(share.range);
+    }
+    if pit {
+        owned.add_pit();
+    }
+    owned
 }
 
 /// Makes the guest's UART raise no interrupt until the guest has it do so.

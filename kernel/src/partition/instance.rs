@@ -11,11 +11,12 @@ use guest::pci::Host;
 use guest::short_lives::ShortLives;
 use guest::vm::{CpuState, Guest, Vm};
 use mem::Mix;
+use pci::owned::OwnedConfigSpace;
 use spin::Mutex;
 
 use super::Plan;
 use super::devices::{
-    Domain, check_bars, port_passes, quiet_uart, reset_functions, routes, virtual_bus,
+    Domain, check_bars, owned, port_passes, quiet_uart, reset_functions, routes, virtual_bus,
 };
 use super::files::load;
 use super::memory::{map_ram, reserve};
@@ -60,7 +61,7 @@ impl<B: Backend> Instance<B> {
     ) -> Result<Arc<Self>, Refusal> {
         let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
         let memory = hardware.memory;
-        let mut config = hardware.config;
+        let config = hardware.config;
         check_bars(hardware, functions, &config)?;
         let mut ram = ram.clone();
         let mut nested = OwnTable::new(B::check(guest.interrupts)?, memory)?;
@@ -85,6 +86,8 @@ impl<B: Backend> Instance<B> {
         let cpus = pages(seats.len(), B::CPU_BYTES)?;
         let legacy = guest::lines::legacy(&lines);
         let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
+        let owned = Arc::new(owned(plan, timer.is_some(), &config));
+        let mut config = OwnedConfigSpace::new(config, owned.clone());
         let mut machine = GuestMachine {
             memory,
             ram,
@@ -94,6 +97,7 @@ impl<B: Backend> Instance<B> {
             apic: hardware.boot_processor.apic,
             clock: hardware.clock,
             seats,
+            owned,
             ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
             guest: *index,
         };
@@ -165,9 +169,9 @@ impl<B: Backend> Drop for Instance<B> {
     /// Has its functions quiet before anything of it is given back.
     fn drop(&mut self) {
         let Plan { hardware, guest, functions, .. } = self.plan;
-        let mut config = hardware.config;
+        let mut config = OwnedConfigSpace::new(hardware.config, self.machine.owned.clone());
         let mut host = Host { machine: &mut self.machine, config: &mut config };
         self.vm.get_mut().bus.detach(&mut host);
-        reset_functions(hardware, guest, functions, &mut config);
+        reset_functions(hardware, guest, functions, &mut { hardware.config });
     }
 }

@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use arch::ApicId;
+use arch::address::HpaRange;
 use config::Config;
 use cpu::physical;
 use guest::pci::SharedMemory;
@@ -20,6 +21,8 @@ const _: () = assert!(config::MOST_PEERS <= guest::pci::MOST_PEERS);
 /// A guest's share in a region.
 #[derive(Clone)]
 pub(crate) struct Share {
+    /// Where the region is.
+    pub(super) range: HpaRange,
     pub(super) memory: &'static SharedMemory,
     pub(super) peer: u16,
     /// The CPUs of all its guests.
@@ -36,13 +39,13 @@ pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Sha
         }
         // SAFETY: fresh memory of the pool, which nobody else has.
         unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
-        let memory: &'static SharedMemory =
-            Box::leak(Box::new(SharedMemory::new(start, region.size)));
+        let memory: &'static SharedMemory = Box::leak(Box::new(SharedMemory::new(region.size)));
+        let range = HpaRange { start, length: region.size };
         let members = || region.guests.iter().filter_map(|guest| config.guests.get(*guest));
         let cpus: Vec<ApicId> = members().flat_map(|guest| processors(hardware, guest)).collect();
         for (peer, guest) in region.guests.iter().enumerate() {
             if let Some(shares) = shares.get_mut(*guest) {
-                shares.push(Share { memory, peer: peer as u16, cpus: cpus.clone() });
+                shares.push(Share { range, memory, peer: peer as u16, cpus: cpus.clone() });
             }
         }
         logln!("shared {}: {} KiB at {start}", region.name, region.size >> 10);

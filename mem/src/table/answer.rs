@@ -54,6 +54,11 @@ impl Flush {
     /// Nothing can be cached: the table is not in use yet, or the range was not mapped before and
     /// the reader does not cache that.
     pub const fn nothing_cached(self) {}
+
+    /// Something may be cached: `due` now says so to whoever empties the caches.
+    pub const fn is_due(self, due: &mut bool) {
+        *due = true;
+    }
 }
 
 /// Where an input address leads.

@@ -25,15 +25,8 @@ pub enum Effect {
         /// Value.
         value: u32,
     },
-    /// A BAR has a new address in the guest.
-    BarMoved {
-        /// Index of its (first) register.
-        bar: u8,
-        /// Address before.
-        old: u64,
-        /// Address now, as [`VirtualFunction::bar_address`] tells it.
-        new: u64,
-    },
+    /// A BAR has a new address in the guest, which [`VirtualFunction::bar_address`] tells.
+    BarMoved,
     /// The command register changed.
     CommandChanged {
         /// Before.
@@ -116,7 +109,7 @@ impl VirtualFunction {
         // The flag bits lie below the size.
         let new = (kept | written) & !(size - 1);
         *address = new;
-        if old == new { Effect::None } else { Effect::BarMoved { bar: index, old, new } }
+        if old == new { Effect::None } else { Effect::BarMoved }
     }
 
     fn set_standard(&mut self, capability: Capability, access: Access) -> Effect {

@@ -2,8 +2,10 @@
 
 use arch::Width;
 use arch::exit::IoAccess;
+use arch::machine::PitRegister;
 
 use super::*;
+use crate::devices::pit;
 
 const COM1: u16 = 0x3f8;
 const IN: IoAccess = IoAccess {
@@ -49,6 +51,25 @@ fn a_narrow_input_keeps_the_rest_of_rax_and_a_wide_one_clears_it() {
     assert_eq!(input(&mut world, 0x80, Width::Word), 0x1111_2222_3333_ffff);
     assert_eq!(input(&mut world, 0x80, Width::Dword), 0xffff_ffff);
     assert_eq!(world.vcpu.state.rip, rip + 3);
+}
+
+#[test]
+fn what_is_written_to_channel_0_of_the_pit_reaches_the_machines_only_from_the_guest_that_has_its_line()
+ {
+    for has_line in [false, true] {
+        let mut world = World::with_idt();
+        if has_line {
+            world.machine.owned.add_pit();
+            world.vm.lines.push(Line { input: 2, gsi: pit::GSI, active_low: false });
+        }
+        world.order();
+        for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x43, 0xb4), (0x42, 1)] {
+            out(&mut world, port, Width::Byte, value);
+        }
+        let own = [(PitRegister::Control, 0x34), (PitRegister::Channel0, 0x9c)];
+        let own = own.map(|(register, value)| Done::Pit(register, value));
+        assert_eq!(world.order(), own.iter().filter(|_| has_line).copied().collect::<Vec<_>>());
+    }
 }
 
 #[test]

@@ -188,11 +188,11 @@ fn what_is_stored_reaches_a_device_as_any_store_does() {
     world.order();
     *world.gpr(Gpr::Rbx) = BAR + 0x10;
     world.execute(&[0x0f, 0x01, 0x03], ExitReason::DescriptorTable); // sgdt [rbx]
-    let written = [(0x10, 0x1100_6003), (0x14, 0x5544_3322), (0x18, 0x7766)];
-    let written = written.map(|(at, value)| Done::Mmio(Hpa::new(BAR + at), value));
-    assert_eq!(world.order(), written);
+    let written = |(at, value)| Done::Register(REGISTERS, at, value);
+    let whole = [(0x10, 0x1100_6003), (0x14, 0x5544_3322), (0x18, 0x7766)].map(written);
+    assert_eq!(world.order(), whole);
     world.execute(&[0x0f, 0x00, 0x0b], ExitReason::LocalDescriptorTable); // str [rbx]
-    assert_eq!(world.order(), [Done::Mmio(Hpa::new(BAR + 0x10), 8)]);
+    assert_eq!(world.order(), [written((0x10, 8))]);
 }
 
 #[test]

@@ -9,18 +9,20 @@ use crate::pci::doorbells::Bell;
 
 const REGION: u64 = 0x1_2340_0000;
 const SIZE: u64 = 1 << 20;
+const IN_MACHINE: HpaRange = HpaRange { start: Hpa::new(REGION), length: SIZE };
 /// Where a guest whose slots below are taken finds it.
 const PLACE: Bdf = Bdf::new(0, 31, 0);
 const ON: u64 = 0x8000;
 const MASKED: u64 = 0xc000;
 
 fn region() -> &'static SharedMemory {
-    Box::leak(Box::new(SharedMemory::new(Hpa::new(REGION), SIZE)))
+    Box::leak(Box::new(SharedMemory::new(SIZE)))
 }
 
 impl World {
     fn sharing(memory: &'static SharedMemory, peer: u16) -> Self {
         let mut world = Self::new();
+        world.machine.owned.add_shared(IN_MACHINE);
         world.with(|bus, host| {
             bus.detach(host);
             bus.add_shared(memory, peer).unwrap();
@@ -100,6 +102,8 @@ fn its_bars_keep_clear_of_what_other_functions_have() {
     let mut world = World::new();
     // As if the firmware had put it there.
     world.write(World::ecam(NIC_PLACE, 0x10), Width::Dword, 0x8000_0000);
+    world.machine.owned.add_shared(IN_MACHINE);
+    world.machine.owned.add_shared(IN_MACHINE);
     let small = world.with(|bus, host| {
         bus.detach(host);
         bus.add_shared(region(), 0).unwrap();
@@ -114,6 +118,28 @@ fn its_bars_keep_clear_of_what_other_functions_have() {
         assert!(range.start.is_aligned(range.length) && !range.overlaps(nic), "{range:?}");
         assert!(ranges[index + 1..].iter().all(|other| !other.overlaps(*range)));
     }
+}
+
+#[test]
+fn each_function_shows_the_region_that_it_is_for() {
+    const FURTHER: u64 = 0x2_0000_0000;
+    let mut world = World::sharing(region(), 0);
+    let further = HpaRange { start: Hpa::new(FURTHER), length: 2 * SIZE };
+    world.machine.owned.add_shared(further);
+    world.with(|bus, host| {
+        bus.detach(host);
+        bus.add_shared(Box::leak(Box::new(SharedMemory::new(2 * SIZE))), 0).unwrap();
+        bus.attach(host);
+    });
+    let pages = |range: core::ops::Range<u64>| {
+        world.mapped().iter().filter(|(_, hpa)| range.contains(hpa)).count() as u64
+    };
+    assert_eq!(pages(REGION..REGION + SIZE), SIZE / 4096);
+    assert_eq!(pages(FURTHER..FURTHER + 2 * SIZE), 2 * SIZE / 4096);
+    // An instruction that the CPU cannot carry out by itself.
+    let at = world.bar(2);
+    world.write(at + 8, Width::Dword, 0x1234_5678);
+    assert_eq!(world.machine.dword(REGION + 8), 0x1234_5678);
 }
 
 #[test]
