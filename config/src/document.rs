@@ -120,10 +120,8 @@ impl Table {
     /// The tables under lines `[[name]]`, if there were any. A list in brackets holds no table.
     fn tables_of(&mut self, key: &Key) -> Option<&mut Vec<Item>> {
         let (_, item) = self.0.iter_mut().find(|(other, _)| other.name == key.name)?;
-        match &mut item.value {
-            Value::List(list) if matches!(list.first()?.value, Value::Table(_)) => Some(list),
-            _ => None,
-        }
+        let Value::List(list) = &mut item.value else { return None };
+        matches!(list.first()?.value, Value::Table(_)).then_some(list)
     }
 
     /// The value of a key.
