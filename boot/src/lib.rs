@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod bytes;
+pub mod elf;
 #[cfg(target_os = "none")]
 pub mod entry;
 mod error;

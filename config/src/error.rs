@@ -31,8 +31,20 @@ impl core::error::Error for ConfigError {}
 /// What is wrong.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// The text is not TOML; the parser's own words.
-    Syntax(String),
+    /// The text is not TOML.
+    Syntax {
+        /// Counted from 1.
+        column: usize,
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// The text is TOML that no key takes, or a mistake in such.
+    Unread {
+        /// Counted from 1.
+        column: usize,
+        /// What is to stand there in its place.
+        what: String,
+    },
     /// There is no `[[guest]]`.
     NoGuest,
     /// A key that does not exist.
@@ -125,7 +137,12 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Syntax(message) => write!(f, "this is not TOML: {message}"),
+            Self::Syntax { column, what } => {
+                write!(f, "this is not TOML: {what} (column {column})")
+            }
+            Self::Unread { column, what } => {
+                write!(f, "such TOML is not read here: {what} (column {column})")
+            }
             Self::NoGuest => {
                 f.write_str("there is no [[guest]]: add one with name, cpus, memory and kernel")
             }

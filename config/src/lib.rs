@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod devices;
+mod document;
 mod error;
 mod lines;
 mod places;

@@ -3,6 +3,8 @@
 
 use alloc::vec::Vec;
 
+use crate::document::{Item, Key};
+
 /// The lines of one table's keys, and of the entries of its lists. Tables that say the same are equal,
 /// wherever they stand.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +19,12 @@ struct Place {
 }
 
 impl Places {
-    pub(crate) fn add(&mut self, key: &'static str, entry: Option<usize>, line: usize) {
-        self.0.push(Place { key, entry, line });
+    /// Notes where a key stands, and the entries of its list.
+    pub(crate) fn add(&mut self, known: &'static str, key: &Key, item: &Item) {
+        self.0.push(Place { key: known, entry: None, line: key.line() });
+        for (index, entry) in item.list().into_iter().flatten().enumerate() {
+            self.0.push(Place { key: known, entry: Some(index), line: entry.line() });
+        }
     }
 
     /// The line of `key`, counted from 1; `None` where the key is missing.

@@ -3,14 +3,12 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::ops::Range;
 
 use arch::Bdf;
 use arch::msr::PortRange;
 use arch::vcpu::InterruptMode;
-use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
 
+use crate::document::{Item, Key, Table, Value};
 use crate::error::{ConfigError, Problem};
 use crate::{
     Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT,
@@ -49,30 +47,17 @@ const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, fo
 /// # Errors
 /// The first problem met, with its line.
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
-    let document = DeTable::parse(text).map_err(|error| ConfigError {
-        line: error.span().map(|span| line(text, &span)),
-        problem: Problem::Syntax(error.message().to_string()),
-    })?;
     Reader {
-        text,
         guests: Vec::new(),
         places: Places::default(),
         unsafe_no_iommu: false,
         console: None,
         probe: false,
     }
-    .file(document.get_ref())
+    .file(&Table::parse(text)?)
 }
 
-/// The line, counted from 1, on which `span` begins.
-fn line(text: &str, span: &Range<usize>) -> usize {
-    1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count()
-}
-
-pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
-
-pub(crate) struct Reader<'a> {
-    text: &'a str,
+pub(crate) struct Reader {
     pub(crate) guests: Vec<GuestConfig>,
     places: Places,
     unsafe_no_iommu: bool,
@@ -80,10 +65,10 @@ pub(crate) struct Reader<'a> {
     probe: bool,
 }
 
-impl Reader<'_> {
-    fn file(mut self, table: &DeTable<'_>) -> Result<Config, ConfigError> {
-        for (key, item) in table {
-            match key.get_ref().as_ref() {
+impl Reader {
+    fn file(mut self, table: &Table) -> Result<Config, ConfigError> {
+        for (key, item) in table.iter() {
+            match key.name.as_str() {
                 "guest" => {
                     for guest in self.list("guest", TAKES_GUESTS, item)? {
                         self.guest(guest)?;
@@ -92,12 +77,12 @@ impl Reader<'_> {
                 // Names guests, which may stand behind it.
                 "shared" => {}
                 "unsafe_no_iommu" => {
-                    self.places.add("unsafe_no_iommu", None, line(self.text, &key.span()));
+                    self.places.add("unsafe_no_iommu", key, item);
                     self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?;
                 }
                 "probe" => self.probe = self.flag("probe", item)?,
                 "console" => self.console = Some(self.console(item)?),
-                other => return Err(self.unknown(key.span(), other, "the file", TOP_KEYS)),
+                _ => return Err(self.unknown(key, "the file", TOP_KEYS)),
             }
         }
         if self.guests.is_empty() && !self.probe {
@@ -117,16 +102,15 @@ impl Reader<'_> {
         Ok(config)
     }
 
-    fn guest(&mut self, item: &Value<'_>) -> Result<(), ConfigError> {
-        let Some(table) = item.get_ref().as_table() else {
+    fn guest(&mut self, item: &Item) -> Result<(), ConfigError> {
+        let Value::Table(table) = &item.value else {
             return Err(self.wrong_type("guest", TAKES_GUESTS, item));
         };
         let mut places = Places::default();
-        for (key, value) in table {
-            let name = key.get_ref().as_ref();
-            match GUEST_KEYS.split(", ").find(|known| *known == name) {
-                Some(known) => self.place(&mut places, known, key, value),
-                None => return Err(self.unknown(key.span(), name, "[[guest]]", GUEST_KEYS)),
+        for (key, value) in table.iter() {
+            match GUEST_KEYS.split(", ").find(|known| *known == key.name) {
+                Some(known) => places.add(known, key, value),
+                None => return Err(self.unknown(key, "[[guest]]", GUEST_KEYS)),
             }
         }
         if let Some(value) = table.get("unsafe_no_iommu") {
@@ -164,7 +148,7 @@ impl Reader<'_> {
     }
 
     /// A name.
-    pub(crate) fn printable<'v>(&self, item: &'v Value<'_>) -> Result<&'v str, ConfigError> {
+    pub(crate) fn printable<'v>(&self, item: &'v Item) -> Result<&'v str, ConfigError> {
         let name = self.string("name", TAKES_NAME, item)?;
         let printable = |c: char| !c.is_control() && c != '"' && c != '\\';
         if name.trim().is_empty() || name.chars().count() > 64 || !name.chars().all(printable) {
@@ -173,13 +157,13 @@ impl Reader<'_> {
         Ok(name)
     }
 
-    fn name(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+    fn name(&self, item: &Item) -> Result<String, ConfigError> {
         let name = self.printable(item)?;
         self.not_twice("guest name", name, item, |guest| guest.name == name)?;
         Ok(name.to_string())
     }
 
-    fn file_name(&self, key: &'static str, item: &Value<'_>) -> Result<String, ConfigError> {
+    fn file_name(&self, key: &'static str, item: &Item) -> Result<String, ConfigError> {
         let name = self.string(key, TAKES_FILE, item)?;
         if name.trim().is_empty() || name.chars().any(char::is_control) {
             return Err(self.bad_value(key, TAKES_FILE, item, name));
@@ -187,7 +171,7 @@ impl Reader<'_> {
         Ok(name.to_string())
     }
 
-    fn cmdline(&self, item: &Value<'_>) -> Result<String, ConfigError> {
+    fn cmdline(&self, item: &Item) -> Result<String, ConfigError> {
         let line = self.string("cmdline", TAKES_CMDLINE, item)?;
         if line.chars().any(char::is_control) {
             return Err(self.bad_value("cmdline", TAKES_CMDLINE, item, line));
@@ -195,7 +179,7 @@ impl Reader<'_> {
         Ok(line.to_string())
     }
 
-    fn memory(&self, item: &Value<'_>) -> Result<u64, ConfigError> {
+    fn memory(&self, item: &Item) -> Result<u64, ConfigError> {
         let text = self.string("memory", TAKES_MEMORY, item)?;
         let bytes =
             value::size(text).ok_or_else(|| self.bad_value("memory", TAKES_MEMORY, item, text))?;
@@ -205,7 +189,7 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
-    fn interrupts(&self, item: &Value<'_>) -> Result<InterruptMode, ConfigError> {
+    fn interrupts(&self, item: &Item) -> Result<InterruptMode, ConfigError> {
         match self.string("interrupts", TAKES_INTERRUPTS, item)? {
             "exitless" => Ok(InterruptMode::Exitless),
             "exiting" => Ok(InterruptMode::Exiting),
@@ -214,7 +198,7 @@ impl Reader<'_> {
         }
     }
 
-    fn afterwards(&self, key: &'static str, item: &Value<'_>) -> Result<Afterwards, ConfigError> {
+    fn afterwards(&self, key: &'static str, item: &Item) -> Result<Afterwards, ConfigError> {
         match self.string(key, TAKES_AFTERWARDS, item)? {
             "stop" => Ok(Afterwards::Stop),
             "restart" => Ok(Afterwards::Restart),
@@ -222,7 +206,7 @@ impl Reader<'_> {
         }
     }
 
-    fn modules(&self, item: &Value<'_>) -> Result<Vec<ModuleConfig>, ConfigError> {
+    fn modules(&self, item: &Item) -> Result<Vec<ModuleConfig>, ConfigError> {
         let mut modules = Vec::new();
         for entry in self.list("modules", TAKES_MODULES, item)? {
             let text = self.string("modules", TAKES_MODULES, entry)?;
@@ -235,16 +219,17 @@ impl Reader<'_> {
         Ok(modules)
     }
 
-    fn cpus(&self, item: &Value<'_>) -> Result<Vec<u32>, ConfigError> {
+    fn cpus(&self, item: &Item) -> Result<Vec<u32>, ConfigError> {
         let mut cpus = Vec::new();
         for entry in self.list("cpus", TAKES_CPUS, item)? {
-            let DeValue::Integer(integer) = entry.get_ref() else {
+            let Value::Integer(number) = entry.value else {
                 return Err(self.wrong_type("cpus", TAKES_CPUS, entry));
             };
-            let cpu = value::cpu(integer)
-                .ok_or_else(|| self.bad_value("cpus", TAKES_CPUS, entry, integer.as_str()))?;
+            let text = number.to_string();
+            let cpu = u32::try_from(number)
+                .map_err(|_| self.bad_value("cpus", TAKES_CPUS, entry, &text))?;
             self.not_twice("CPU", cpu, entry, |guest| guest.cpus.contains(&cpu))?;
-            self.not_again("cpus", TAKES_CPUS, entry, &cpus, &cpu, integer.as_str())?;
+            self.not_again("cpus", TAKES_CPUS, entry, &cpus, &cpu, &text)?;
             cpus.push(cpu);
         }
         if cpus.is_empty() {
@@ -256,10 +241,10 @@ impl Reader<'_> {
 
     fn devices(
         &self,
-        devices: Option<&Value<'_>>,
-        except: Option<&Value<'_>>,
+        devices: Option<&Item>,
+        except: Option<&Item>,
     ) -> Result<Devices, ConfigError> {
-        let all = devices.and_then(|item| Some((item, item.get_ref().as_str()?)));
+        let all = devices.and_then(|item| Some((item, item.string()?)));
         match (all, except) {
             (Some((item, "all")), _) => {
                 let has_all = |guest: &GuestConfig| matches!(guest.devices, Devices::All { .. });
@@ -280,7 +265,7 @@ impl Reader<'_> {
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &Value<'_>,
+        item: &Item,
     ) -> Result<Vec<Bdf>, ConfigError> {
         let mut functions = Vec::new();
         for entry in self.list(key, takes, item)? {
@@ -299,7 +284,7 @@ impl Reader<'_> {
         Ok(functions)
     }
 
-    fn io_ports(&self, item: &Value<'_>) -> Result<Vec<PortRange>, ConfigError> {
+    fn io_ports(&self, item: &Item) -> Result<Vec<PortRange>, ConfigError> {
         let mut ranges = Vec::new();
         for entry in self.list("io_ports", TAKES_PORTS, item)? {
             let text = self.string("io_ports", TAKES_PORTS, entry)?;
@@ -311,7 +296,7 @@ impl Reader<'_> {
         Ok(ranges)
     }
 
-    fn intx(&self, item: &Value<'_>) -> Result<Vec<IntxConfig>, ConfigError> {
+    fn intx(&self, item: &Item) -> Result<Vec<IntxConfig>, ConfigError> {
         let mut lines = Vec::new();
         for entry in self.list("intx", TAKES_INTX, item)? {
             let text = self.string("intx", TAKES_INTX, entry)?;
@@ -327,20 +312,20 @@ impl Reader<'_> {
         Ok(lines)
     }
 
-    fn console(&self, item: &Value<'_>) -> Result<Console, ConfigError> {
+    fn console(&self, item: &Item) -> Result<Console, ConfigError> {
         let text = self.string("console", TAKES_CONSOLE, item)?;
         Console::named(text).ok_or_else(|| self.bad_value("console", TAKES_CONSOLE, item, text))
     }
 
     /// Nobody gets its ports or its line.
-    fn gdb(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {
+    fn gdb(&self, item: &Item) -> Result<Uart, ConfigError> {
         let name = self.string("gdb", TAKES_GDB, item)?;
         let uart = Uart::named(name).ok_or_else(|| self.bad_value("gdb", TAKES_GDB, item, name))?;
         self.not_twice("UART", name, item, |guest| guest.gdb == Some(uart))?;
         Ok(uart)
     }
 
-    fn uart(&self, item: &Value<'_>) -> Result<Uart, ConfigError> {
+    fn uart(&self, item: &Item) -> Result<Uart, ConfigError> {
         let name = self.string("uart", TAKES_UART, item)?;
         let uart =
             Uart::named(name).ok_or_else(|| self.bad_value("uart", TAKES_UART, item, name))?;
@@ -353,41 +338,30 @@ impl Reader<'_> {
 }
 
 /// Types and errors.
-impl Reader<'_> {
-    /// Notes where a key stands, and the entries of its list.
-    pub(crate) fn place(
-        &self,
-        places: &mut Places,
-        known: &'static str,
-        key: &Spanned<impl Sized>,
-        value: &Value<'_>,
-    ) {
-        places.add(known, None, line(self.text, &key.span()));
-        for (index, entry) in value.get_ref().as_array().into_iter().flatten().enumerate() {
-            places.add(known, Some(index), line(self.text, &entry.span()));
-        }
-    }
-
-    pub(crate) fn list<'v, 'd>(
+impl Reader {
+    pub(crate) fn list<'v>(
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &'v Value<'d>,
-    ) -> Result<&'v DeArray<'d>, ConfigError> {
-        item.get_ref().as_array().ok_or_else(|| self.wrong_type(key, takes, item))
+        item: &'v Item,
+    ) -> Result<&'v [Item], ConfigError> {
+        item.list().ok_or_else(|| self.wrong_type(key, takes, item))
     }
 
     pub(crate) fn string<'v>(
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &'v Value<'_>,
+        item: &'v Item,
     ) -> Result<&'v str, ConfigError> {
-        item.get_ref().as_str().ok_or_else(|| self.wrong_type(key, takes, item))
+        item.string().ok_or_else(|| self.wrong_type(key, takes, item))
     }
 
-    fn flag(&self, key: &'static str, item: &Value<'_>) -> Result<bool, ConfigError> {
-        item.get_ref().as_bool().ok_or_else(|| self.wrong_type(key, TAKES_FLAG, item))
+    fn flag(&self, key: &'static str, item: &Item) -> Result<bool, ConfigError> {
+        let Value::Boolean(flag) = item.value else {
+            return Err(self.wrong_type(key, TAKES_FLAG, item));
+        };
+        Ok(flag)
     }
 
     /// Refuses what an earlier guest has.
@@ -395,7 +369,7 @@ impl Reader<'_> {
         &self,
         what: &'static str,
         which: impl ToString,
-        item: &Value<'_>,
+        item: &Item,
         has: impl Fn(&GuestConfig) -> bool,
     ) -> Result<(), ConfigError> {
         match self.guests.iter().find(|guest| has(guest)) {
@@ -412,7 +386,7 @@ impl Reader<'_> {
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &Value<'_>,
+        item: &Item,
         list: &[T],
         entry: &T,
         text: &str,
@@ -427,16 +401,14 @@ impl Reader<'_> {
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &Value<'_>,
+        item: &Item,
     ) -> ConfigError {
-        let found = match item.get_ref() {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) => "an integer",
-            DeValue::Float(_) => "a float",
-            DeValue::Boolean(_) => "a boolean",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
+        let found = match item.value {
+            Value::String(_) => "a string",
+            Value::Integer(_) => "an integer",
+            Value::Boolean(_) => "a boolean",
+            Value::List(_) => "a list",
+            Value::Table(_) => "a table",
         };
         self.error(item, Problem::WrongType { key, takes, found })
     }
@@ -445,7 +417,7 @@ impl Reader<'_> {
         &self,
         key: &'static str,
         takes: &'static str,
-        item: &Value<'_>,
+        item: &Item,
         found: &str,
     ) -> ConfigError {
         self.error(item, Problem::BadValue { key, takes, found: found.to_string() })
@@ -453,16 +425,15 @@ impl Reader<'_> {
 
     pub(crate) fn unknown(
         &self,
-        span: Range<usize>,
-        key: &str,
+        key: &Key,
         table: &'static str,
         keys: &'static str,
     ) -> ConfigError {
-        let problem = Problem::UnknownKey { key: key.to_string(), table, keys };
-        ConfigError { line: Some(line(self.text, &span)), problem }
+        let problem = Problem::UnknownKey { key: key.name.clone(), table, keys };
+        ConfigError { line: Some(key.line()), problem }
     }
 
-    pub(crate) fn error(&self, item: &Value<'_>, problem: Problem) -> ConfigError {
-        ConfigError { line: Some(line(self.text, &item.span())), problem }
+    pub(crate) fn error(&self, item: &Item, problem: Problem) -> ConfigError {
+        ConfigError { line: Some(item.line()), problem }
     }
 }

@@ -5,12 +5,10 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use toml::de::DeTable;
-
-use crate::Places;
+use crate::document::{Item, Table, Value};
 use crate::error::{ConfigError, Problem};
-use crate::reader::{Reader, Value};
-use crate::value;
+use crate::reader::Reader;
+use crate::{Places, value};
 
 /// The least that can be shared: a page.
 pub const LEAST_SHARED: u64 = 4 << 10;
@@ -36,9 +34,9 @@ pub struct SharedConfig {
     pub places: Places,
 }
 
-impl Reader<'_> {
+impl Reader {
     /// All `[[shared]]` of the file.
-    pub(crate) fn shared(&self, file: &DeTable<'_>) -> Result<Vec<SharedConfig>, ConfigError> {
+    pub(crate) fn shared(&self, file: &Table) -> Result<Vec<SharedConfig>, ConfigError> {
         let mut regions: Vec<SharedConfig> = Vec::new();
         let Some(item) = file.get("shared") else { return Ok(regions) };
         for entry in self.list("shared", TAKES_SHARED, item)? {
@@ -52,17 +50,15 @@ impl Reader<'_> {
         Ok(regions)
     }
 
-    fn region(&self, item: &Value<'_>) -> Result<SharedConfig, ConfigError> {
-        let Some(table) = item.get_ref().as_table() else {
+    fn region(&self, item: &Item) -> Result<SharedConfig, ConfigError> {
+        let Value::Table(table) = &item.value else {
             return Err(self.wrong_type("shared", TAKES_SHARED, item));
         };
         let mut places = Places::default();
-        for (key, value) in table {
-            match SHARED_KEYS.split(", ").find(|known| *known == key.get_ref().as_ref()) {
-                Some(known) => self.place(&mut places, known, key, value),
-                None => {
-                    return Err(self.unknown(key.span(), key.get_ref(), "[[shared]]", SHARED_KEYS));
-                }
+        for (key, value) in table.iter() {
+            match SHARED_KEYS.split(", ").find(|known| *known == key.name) {
+                Some(known) => places.add(known, key, value),
+                None => return Err(self.unknown(key, "[[shared]]", SHARED_KEYS)),
             }
         }
         let needed = |key: &'static str, example| {
@@ -77,13 +73,13 @@ impl Reader<'_> {
         })
     }
 
-    fn size(&self, item: &Value<'_>) -> Result<u64, ConfigError> {
+    fn size(&self, item: &Item) -> Result<u64, ConfigError> {
         let text = self.string("size", TAKES_SIZE, item)?;
         let size = value::size(text).filter(|size| size.is_power_of_two() && *size >= LEAST_SHARED);
         size.ok_or_else(|| self.bad_value("size", TAKES_SIZE, item, text))
     }
 
-    fn peers(&self, item: &Value<'_>) -> Result<Vec<usize>, ConfigError> {
+    fn peers(&self, item: &Item) -> Result<Vec<usize>, ConfigError> {
         let mut peers = Vec::new();
         for entry in self.list("guests", TAKES_GUESTS, item)? {
             let name = self.string("guests", TAKES_GUESTS, entry)?;

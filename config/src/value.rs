@@ -1,7 +1,6 @@
 //! The notations inside values: sizes, port ranges, numbers.
 
 use arch::msr::PortRange;
-use toml::de::DeInteger;
 
 use crate::IntxConfig;
 
@@ -46,9 +45,4 @@ pub(crate) fn intx(text: &str) -> Option<IntxConfig> {
     let gsi: u32 = decimal(gsi.trim())?.try_into().ok()?;
     let pci = matches!(gsi, 5 | 9..=11 | 16..);
     pci.then_some(IntxConfig { function: function.trim().parse().ok()?, gsi })
-}
-
-/// An integer that fits a CPU number.
-pub(crate) fn cpu(integer: &DeInteger<'_>) -> Option<u32> {
-    u32::from_str_radix(integer.as_str(), integer.radix()).ok()
 }

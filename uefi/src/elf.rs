@@ -1,10 +1,11 @@
-//! Where an ELF64 image wants its bytes (System V ABI, "ELF Header" and "Program Header").
+//! Where the image wants its bytes: what [`boot::elf`] reads, narrowed to what this loader can start.
 //!
 //! Invariant: the file of an [`Image`] holds all bytes that its segments claim, and the segments
 //! lie below 4 GiB.
 
 use arrayvec::ArrayVec;
-use boot::bytes::{u16_at, u32_at, u64_at};
+use boot::bytes::u32_at;
+use boot::elf::{self, Elf};
 use core::ops::Range;
 
 /// The file is not an image that this loader can start.
@@ -33,31 +34,24 @@ pub struct Image {
     pub segments: ArrayVec<Segment, 8>,
 }
 
-const PROGRAM_HEADER_SIZE: usize = 56;
-const PT_LOAD: u32 = 1;
-
 impl Image {
     /// Reads the headers of a `file`.
     ///
     /// # Errors
     /// When it is not a statically linked x86-64 executable that lies below 4 GiB, or is cut off.
     pub fn parse(file: &[u8]) -> Result<Self, NotAnImage> {
-        Self::headers(file).ok_or(NotAnImage)
+        Self::read(file).ok_or(NotAnImage)
     }
 
-    fn headers(file: &[u8]) -> Option<Self> {
+    fn read(file: &[u8]) -> Option<Self> {
         // 64-bit, little-endian, version 1; ET_EXEC, EM_X86_64.
         let known = file.starts_with(b"\x7fELF\x02\x01\x01") && u32_at(file, 16)? == 62 << 16 | 2;
-        let known = known && usize::from(u16_at(file, 54)?) == PROGRAM_HEADER_SIZE;
-        let table = usize::try_from(u64_at(file, 32)?).ok().filter(|_| known)?;
-        let length = usize::from(u16_at(file, 56)?) * PROGRAM_HEADER_SIZE;
+        let elf = Elf::parse(file).ok().filter(|_| known)?;
         let mut segments = ArrayVec::new();
-        for header in file.get(table..)?.get(..length)?.chunks_exact(PROGRAM_HEADER_SIZE) {
-            if u32_at(header, 0)? == PT_LOAD {
-                segments.try_push(segment(header, file)?).ok()?;
-            }
+        for segment in elf.segments() {
+            segments.try_push(below_4_gib(&segment.ok()?)?).ok()?;
         }
-        let entry = u32::try_from(u64_at(file, 24)?).ok()?;
+        let entry = u32::try_from(elf.entry).ok()?;
         let inside = |s: &Segment| (s.address..s.address + s.file_size).contains(&entry);
         segments.iter().any(inside).then_some(Self { entry, segments })
     }
@@ -71,18 +65,17 @@ impl Image {
     }
 }
 
-fn segment(header: &[u8], file: &[u8]) -> Option<Segment> {
-    let field = |offset| u32::try_from(u64_at(header, offset)?).ok();
-    let segment = Segment {
-        offset: field(8)?,
-        file_size: field(32)?,
-        address: field(24)?,
-        memory_size: field(40)?,
-    };
-    segment.address.checked_add(segment.memory_size)?;
-    let end = segment.offset.checked_add(segment.file_size)?;
-    let whole = usize::try_from(end).ok()? <= file.len();
-    (whole && segment.file_size <= segment.memory_size).then_some(segment)
+fn below_4_gib(segment: &elf::Segment) -> Option<Segment> {
+    let narrow = |number: u64| u32::try_from(number).ok();
+    let (offset, file_size) = (segment.bytes.start as u64, segment.bytes.len() as u64);
+    let address = narrow(segment.address)?;
+    address.checked_add(narrow(segment.size)?)?;
+    Some(Segment {
+        offset: narrow(offset)?,
+        file_size: narrow(file_size)?,
+        address,
+        memory_size: narrow(segment.size)?,
+    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use core::ops::Range;
 use arch::Gpa;
 use arch::segment::{AccessRights, DescriptorTable, Segment};
 use arch::vcpu::StartState;
+use boot::elf::ElfError;
 
 pub(crate) use field::put;
 
@@ -148,6 +149,17 @@ pub enum LoadError {
         /// How many bytes.
         size: u64,
     },
+}
+
+impl From<ElfError> for LoadError {
+    fn from(error: ElfError) -> Self {
+        match error {
+            ElfError::Truncated { what, promised, found } => {
+                Self::Truncated { what, promised, found }
+            }
+            ElfError::BadField { field, value } => Self::BadField { field, value },
+        }
+    }
 }
 
 impl fmt::Display for LoadError {

@@ -11,8 +11,9 @@ use arch::Gpa;
 use arch::register::Cr0;
 use arch::segment::{AccessRights, Segment};
 use arch::vcpu::StartState;
+use boot::elf::{self, Elf};
 
-use super::field::{bytes, put, u16_at, u32_at, u64_at};
+use super::field::{bytes, put, u32_at};
 use super::flat_segments;
 use super::linux::e820_bytes;
 use super::{
@@ -43,9 +44,6 @@ const MEMORY_MAP: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x200);
 const COMMAND_LINE: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x8000);
 const MODULES_MOST: usize = (MEMORY_MAP.as_u64() - MODULES.as_u64()) as usize / MODULE_SIZE;
 const COMMAND_LINE_ROOM: usize = (BOOT_AREA_END.as_u64() - COMMAND_LINE.as_u64()) as usize;
-
-const ELF_MAGIC: &[u8] = b"\x7fELF";
-const PT_LOAD: u32 = 1;
 
 /// Where in the image the header lies, and its flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,7 +83,7 @@ pub fn plan(request: LoadRequest<'_>, header: Header) -> Result<LoadPlan, LoadEr
     let image = request.kernel;
     let (segments, entry) = if header.flags & ADDRESS_FIELDS != 0 {
         address_fields(image, header.offset)?
-    } else if image.starts_with(ELF_MAGIC) {
+    } else if image.starts_with(elf::MAGIC) {
         elf(image)?
     } else {
         return Err(LoadError::UnknownFormat);
@@ -158,53 +156,19 @@ fn address_fields(image: &[u8], header: usize) -> Result<(Vec<Segment32>, u64), 
     Ok((Vec::from([segment]), entry.into()))
 }
 
-/// Where the fields of ELF headers lie ("Tool Interface Standard Executable and Linking Format";
-/// "ELF-64 Object File Format"): e_phoff, e_phentsize, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz.
-const ELF32: [usize; 7] = [28, 42, 4, 8, 12, 16, 20];
-const ELF64: [usize; 7] = [32, 54, 8, 16, 24, 32, 40];
-
 fn elf(image: &[u8]) -> Result<(Vec<Segment32>, u64), LoadError> {
-    const ENTRY: usize = 24;
-    let (wide, [phoff, phentsize, offset, vaddr, paddr, filesz, memsz]) = match image.get(4) {
-        Some(1) => (false, ELF32),
-        Some(2) => (true, ELF64),
-        class => {
-            let value = class.copied().unwrap_or(0).into();
-            return Err(LoadError::BadField { field: "EI_CLASS", value });
-        }
-    };
-    let word = |at| if wide { u64_at(image, at) } else { u32_at(image, at).map(u64::from) };
-    let entry = word(ENTRY)?;
-    let table = word(phoff)?;
-    let entry_size = u16_at(image, phentsize)?;
-    let count = u16_at(image, phentsize + 2)?;
-    let mut segments = Vec::new();
-    let mut physical_entry = None;
-    for index in 0..u64::from(count) {
-        // Where this overflows, the read at the largest offset there is fails.
-        let at = table.saturating_add(index * u64::from(entry_size));
-        let at = usize::try_from(at).unwrap_or(usize::MAX);
-        let word = |field: usize| word(at.saturating_add(field));
-        let size = word(memsz)?;
-        if u32_at(image, at)? != PT_LOAD || size == 0 {
-            continue;
-        }
-        let (offset, in_file) = (word(offset)?, word(filesz)?);
-        let (virtual_address, at) = (word(vaddr)?, word(paddr)?);
-        if in_file > size {
-            return Err(LoadError::BadField { field: "p_filesz", value: in_file });
-        }
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let length = usize::try_from(in_file).unwrap_or(usize::MAX);
-        bytes(image, "load segment", start, length)?;
-        segments.push(Segment32 { bytes: start..start + length, at, size });
+    let elf = Elf::parse(image)?;
+    let (mut segments, mut physical_entry) = (Vec::new(), None);
+    for segment in elf.segments() {
+        let elf::Segment { bytes, virtual_address, address: at, size } = segment?;
         // The entry is a virtual address, and paging is off.
-        if let Some(behind) = entry.checked_sub(virtual_address).filter(|behind| *behind < size) {
+        if let Some(behind) = elf.entry.checked_sub(virtual_address).filter(|it| *it < size) {
             physical_entry = Some(at.saturating_add(behind));
         }
+        segments.push(Segment32 { bytes, at, size });
     }
-    let entry = physical_entry.ok_or(LoadError::BadField { field: "e_entry", value: entry })?;
-    Ok((segments, entry))
+    let nowhere = LoadError::BadField { field: "e_entry", value: elf.entry };
+    Ok((segments, physical_entry.ok_or(nowhere)?))
 }
 
 fn information(request: LoadRequest<'_>, modules: &[Module<'_>]) -> Result<Vec<Blob>, LoadError> {
