@@ -9,6 +9,7 @@
 #   make test, make check       everything but what is slow; only what is quick
 #   make test-all               what is slow, too: nested KVM
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
+#   make fidelity               the same small guest bare and under Nexit: what it sees otherwise (ten minutes)
 #   make mutants                lines taken out, one at a time, and which test notices
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  five measures of the trusted code, size of the image
@@ -76,7 +77,7 @@ MODELS       := $(BUILD)/release/libbochs_devices.a
 CXXFLAGS     ?= -O2 -g
 CXXFLAGS     += -std=c++17 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -Wno-unused-parameter
 
-.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo mutants check stats plugin bench growth setup clean
+.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -147,6 +148,10 @@ test: setup all demo payloads plugin machines
 # The small guest on every machine of tests/zoo/machines.toml, by every road: docs/zoo.md.
 zoo: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin zoo -- --output docs/zoo.md
+
+# The same payload on the bare machine and under Nexit, in each mode: docs/fidelity.md.
+fidelity: setup all payloads machines
+	cargo run --quiet --locked -p nexit-tests --bin fidelity -- --output docs/fidelity.md
 
 # Takes lines out, one at a time, and says which test notices: docs/mutants.md.
 mutants: setup all demo payloads

@@ -320,6 +320,14 @@ pub trait Vcpu {
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
         None
     }
+    /// In [`InterruptMode::Exiting`] the guest's task priority, which MOV to CR8 changes with no exit; `known` is what
+    /// was shown last.
+    fn task_priority(&self, known: u8) -> u8 {
+        known
+    }
+    /// Before an entry in that mode: what CR8 reads. With `awaited`, a class above 0, an exit comes when the guest lets
+    /// interrupts of that class through ([`crate::ExitReason::InterruptWindow`] or [`crate::ExitReason::Step`]).
+    fn show_task_priority(&mut self, _priority: u8, _awaited: u8) {}
     /// Goes with a change of that page.
     fn set_virtual_interrupts(&mut self, _: &VirtualInterrupts) {}
     /// Where `vector`, of a physical interrupt that has exited, only says that something is posted to this CPU:

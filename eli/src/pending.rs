@@ -17,10 +17,7 @@ fn register(page: &ApicPage, place: usize) -> u32 {
     page[4 * place % page.len()]
 }
 
-/// IRR, ISR, TMR and TPR. PPR follows from them.
-///
-/// The guest's CR8 is not seen: where it moves, the physical TPR holds interrupts back before they
-/// get here.
+/// IRR, ISR, TMR and TPR. PPR follows from them. TPR is CR8, too: the CPU keeps it while the guest runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pending {
     /// Interrupt request register.
@@ -55,6 +52,14 @@ impl Pending {
     #[must_use]
     pub fn next(&self) -> Option<Vector> {
         self.irr.highest().filter(|vector| vector.0 >> 4 > self.ppr() >> 4)
+    }
+
+    /// The class of the highest requested interrupt, if TPR alone holds it back; else 0.
+    #[must_use]
+    pub fn held_back_by_tpr(&self) -> u8 {
+        let class = self.irr.highest().map_or(0, |vector| vector.0 >> 4);
+        let served = self.isr.highest().map_or(0, |vector| vector.0 >> 4);
+        if class > served && class <= self.tpr >> 4 { class } else { 0 }
     }
 
     /// The guest has got `vector`: it is in service now. To be called at injection; an injection
@@ -194,6 +199,10 @@ mod tests {
                 let served = naive.in_service.iter().max().map_or(0, |v| v & 0xf0);
                 let ppr = if naive.tpr / 16 >= served / 16 { naive.tpr } else { served };
                 prop_assert_eq!(ours.ppr(), ppr);
+                let with_tpr_0 = Naive { tpr: 0, requested: naive.requested.clone(),
+                    in_service: naive.in_service.clone() };
+                let held = if naive.next().is_some() { None } else { with_tpr_0.next() };
+                prop_assert_eq!(ours.held_back_by_tpr(), held.map_or(0, |vector| vector >> 4));
             }
         }
     }

@@ -270,6 +270,9 @@ pub(crate) struct FakeVcpu {
     pub(crate) halt_exits: bool,
     pub(crate) exception_intercepts: u32,
     pub(crate) halted: bool,
+    /// What CR8 reads, and the class that waits for it to fall (exiting mode).
+    pub(crate) cr8: u8,
+    pub(crate) awaited: u8,
     /// The virtual-APIC page of the posted mode.
     pub(crate) apic_page: Option<Box<ApicPage>>,
     pub(crate) reachable: bool,
@@ -290,6 +293,8 @@ impl Default for FakeVcpu {
             halt_exits: false,
             exception_intercepts: 0,
             halted: false,
+            cr8: 0,
+            awaited: 0,
             apic_page: None,
             reachable: false,
             posted: None,
@@ -407,6 +412,12 @@ impl Vcpu for FakeVcpu {
     }
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
         self.apic_page.as_deref_mut()
+    }
+    fn task_priority(&self, known: u8) -> u8 {
+        if self.cr8 == known >> 4 { known } else { self.cr8 << 4 }
+    }
+    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
+        (self.cr8, self.awaited) = (priority >> 4, awaited);
     }
     fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
         self.posted.take_if(|(notification, _)| *notification == vector).map(|(_, words)| words)

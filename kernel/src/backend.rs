@@ -153,10 +153,9 @@ impl Backend for VtX {
                  kind for it"
             ));
         }
-        let virtual_apic = parts.posted.map(|posting| vmx::VirtualApic {
-            page: parts.memory.wrapping_add(2 * PAGE_SIZE),
-            posting,
-        });
+        let page = parts.memory.wrapping_add(2 * PAGE_SIZE);
+        let virtual_apic = vmx::VirtualApic { page, posting: parts.posted };
+        let virtual_apic = (!parts.mode.is_exitless()).then_some(virtual_apic);
         let setup = vmx::VcpuSetup {
             mode: parts.mode,
             nested_root: parts.nested_root,

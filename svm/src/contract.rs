@@ -12,7 +12,10 @@ use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRe
 use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
+use crate::decode::{
+    VMEXIT_CPUID, VMEXIT_CR8_WRITE, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_MSR,
+    VMEXIT_NMI, decode,
+};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -42,22 +45,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn exit(&mut self) -> Option<Exit> {
-        if self.step.is_some()
-            && let Some(exit) = self.end_step()
-        {
-            return Some(exit);
+        if self.step.is_some() || self.nmis.any() {
+            self.watched_exit()
+        } else {
+            self.decode_exit()
         }
-        let exitcode = self.vmcb().control.exitcode;
-        let acknowledged = match exitcode {
-            // An interrupt that was gone when the host opened its window is nobody's.
-            VMEXIT_INTR => Some(self.take_interrupt()?),
-            VMEXIT_NMI => {
-                self.take_nmi();
-                None
-            }
-            _ => None,
-        };
-        Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
     }
 
     fn load(&mut self, state: &StartState) {
@@ -90,6 +82,7 @@ impl Vcpu for SvmVcpu {
         let [_, _, ss, ..] = state.segments;
         save.cpl = ss.access.dpl();
         self.update_lma();
+        self.reset_nmis();
     }
 
     fn gpr(&self, register: Gpr) -> u64 {
@@ -204,17 +197,21 @@ impl Vcpu for SvmVcpu {
         unsafe { cpu::instructions::protection_keys() }
     }
 
+    #[inline(always)]
     fn skip_instruction(&mut self, length: u8) {
         let Vmcb { control, save } = self.vmcb_mut();
         save.rip = save.rip.wrapping_add(u64::from(length));
         control.interrupt_shadow &= !INTERRUPT_SHADOW;
         if save.rflags & Rflags::TF.bits() != 0 {
-            save.dr6 |= SINGLE_STEP;
-            self.inject(Event::exception(exception::DB, None));
+            self.trap();
         }
     }
 
     fn inject(&mut self, event: Event) {
+        if event.kind == EventKind::Nmi {
+            return self.inject_nmi();
+        }
+        self.keep_nmi();
         let nrip_save = self.features.nrip_save;
         let Vmcb { control, save } = self.vmcb_mut();
         control.eventinj = controls::eventinj(&event);
@@ -239,6 +236,14 @@ impl Vcpu for SvmVcpu {
     fn interruptible(&self) -> bool {
         let Vmcb { control, save } = self.vmcb();
         save.rflags & Rflags::IF.bits() != 0 && control.interrupt_shadow & INTERRUPT_SHADOW == 0
+    }
+
+    fn task_priority(&self, known: u8) -> u8 {
+        self.shown_priority(known)
+    }
+
+    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
+        self.show_priority(priority, awaited);
     }
 
     fn set_interrupt_window(&mut self, wanted: bool) {
@@ -307,6 +312,55 @@ impl Vcpu for SvmVcpu {
             write!(f, " {:x}={word:x}", index * 8)?;
         }
         Ok(())
+    }
+}
+
+impl SvmVcpu {
+    /// A single-step trap comes behind an instruction that was carried out.
+    #[cold]
+    #[inline(never)]
+    fn trap(&mut self) {
+        self.vmcb_mut().save.dr6 |= SINGLE_STEP;
+        self.inject(Event::exception(exception::DB, None));
+    }
+
+    /// An exit that may be of a step, or of a guest that serves an NMI.
+    #[cold]
+    #[inline(never)]
+    fn watched_exit(&mut self) -> Option<Exit> {
+        let mut stepped = self.end_step();
+        if stepped.is_none() && self.look_at_iret() {
+            stepped = self.end_step();
+        }
+        let exit = stepped.or_else(|| self.decode_exit());
+        self.deliver_nmi();
+        exit
+    }
+
+    /// A write of CR8 exits only for its moment: the CPU executes it alone.
+    #[cold]
+    #[inline(never)]
+    fn cr8_exit(&mut self) -> Option<Exit> {
+        self.write_cr8();
+        self.watched_exit()
+    }
+
+    /// The exit, for policy; `None` where there is nothing to do.
+    #[inline]
+    fn decode_exit(&mut self) -> Option<Exit> {
+        let exitcode = self.vmcb().control.exitcode;
+        let acknowledged = match exitcode {
+            VMEXIT_IRET => return None,
+            VMEXIT_CR8_WRITE => return self.cr8_exit(),
+            // An interrupt that was gone when the host opened its window is nobody's.
+            VMEXIT_INTR => Some(self.take_interrupt()?),
+            VMEXIT_NMI => {
+                self.take_nmi();
+                None
+            }
+            _ => None,
+        };
+        Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
     }
 }
 

@@ -27,6 +27,8 @@ bitflags! {
         const IDTR_WRITE = 1 << 10;
         /// CPUID.
         const CPUID = 1 << 18;
+        /// IRET, while the guest serves an NMI.
+        const IRET = 1 << 20;
         /// INVD: would throw away what other guests have in the cache.
         const INVD = 1 << 22;
         /// HLT.
@@ -87,10 +89,13 @@ const FLUSH_ALL: u32 = 1;
 /// TLB_CONTROL: flush what belongs to this guest's ASID.
 const FLUSH_THIS_GUEST: u32 = 3;
 
+/// What is switched on and off while the guest runs.
+const SWITCHED: Intercepts3 = Intercepts3::VINTR.union(Intercepts3::HLT).union(Intercepts3::IRET);
+
 /// Sets what exits, and how physical interrupts meet the guest. WBINVD passes: a guest that owns
 /// devices may need it, and it only writes back.
 pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
-    let mut misc = Intercepts3::all() - Intercepts3::VINTR - Intercepts3::HLT - Intercepts3::INTR;
+    let mut misc = Intercepts3::all() - SWITCHED - Intercepts3::INTR;
     match mode {
         InterruptMode::Exitless => {
             control.intercept_exceptions = 1 << exception::NP;

@@ -21,6 +21,7 @@ macro_rules! exit_codes {
 
 exit_codes! {
     VMEXIT_CR4_WRITE = 0x14,
+    VMEXIT_CR8_WRITE = 0x18,
     VMEXIT_EXCP0 = 0x40,
     VMEXIT_EXCP31 = 0x5f,
     VMEXIT_INTR = 0x60,
@@ -30,6 +31,7 @@ exit_codes! {
     VMEXIT_IDTR_READ = 0x66,
     VMEXIT_IDTR_WRITE = 0x6a,
     VMEXIT_CPUID = 0x72,
+    VMEXIT_IRET = 0x74,
     VMEXIT_INVD = 0x76,
     VMEXIT_HLT = 0x78,
     VMEXIT_INVLPGA = 0x7a,
@@ -141,7 +143,7 @@ const fn entry_failure(code: u64) -> ExitReason {
 }
 
 /// APM "EXITINTINFO". QEMU leaves an old value behind with only the valid bit (31) cleared.
-fn vectoring(info: u64) -> Option<Vectoring> {
+pub(crate) fn vectoring(info: u64) -> Option<Vectoring> {
     if info & EVENT_VALID == 0 {
         return None;
     }

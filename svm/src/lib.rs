@@ -25,6 +25,8 @@ pub mod controls;
 mod cr4;
 pub mod decode;
 pub mod enable;
+mod nmi;
+mod priority;
 mod run;
 pub mod segment;
 mod step;

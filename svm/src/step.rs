@@ -55,6 +55,16 @@ impl SvmVcpu {
         self.flush();
     }
 
+    /// Executes the instruction at which the guest has exited, with no other intercept of it, and comes back at the exit
+    /// behind it or at any other.
+    #[cold]
+    pub(crate) fn step_alone(&mut self) {
+        self.begin_step(self.nested_root, true);
+        #[cfg(not(test))]
+        self.enter();
+        self.entered();
+    }
+
     /// Ends a step, if one was made. What exited only for its sake is dealt with, and [`ExitReason::Step`] is told.
     #[cold]
     #[inline(never)]

@@ -14,6 +14,7 @@ use crate::controls;
 use crate::cr4;
 use crate::decode;
 use crate::enable::Features;
+use crate::nmi::Nmis;
 use crate::run;
 use crate::step::Step;
 use crate::vmcb::Vmcb;
@@ -61,6 +62,7 @@ pub struct SvmVcpu {
     pub(crate) unswitched: Cell<Unswitched>,
     pub(crate) nested_root: Hpa,
     pub(crate) step: Option<Step>,
+    pub(crate) nmis: Nmis,
 }
 
 impl SvmVcpu {
@@ -85,6 +87,7 @@ impl SvmVcpu {
             unswitched: Cell::new(Unswitched::NewestInVmcb),
             nested_root: setup.nested_root,
             step: None,
+            nmis: Nmis::default(),
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);

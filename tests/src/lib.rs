@@ -4,8 +4,10 @@
 //! Invariant: every run has a timeout, and every test a folder of its own below the build folder
 //! (kept after the test, to look into).
 
+pub mod bare;
 mod counters;
 mod emulator;
+pub mod fidelity;
 mod folder;
 pub mod gates;
 mod guest;

@@ -285,10 +285,16 @@ impl Vcpu for VmxVcpu {
     }
 
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        let page = self.virtual_apic?.page;
-        // SAFETY: the caller of `new` gave the page away, identity-mapped; the CPU uses it only in the guest,
-        // and `self` is borrowed for as long as the reference lives.
-        Some(unsafe { &mut *(page.as_u64() as *mut ApicPage) })
+        self.posting()?;
+        self.apic_page()
+    }
+
+    fn task_priority(&self, known: u8) -> u8 {
+        self.shown_priority().unwrap_or(known)
+    }
+
+    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
+        self.show_priority(priority, awaited);
     }
 
     fn set_virtual_interrupts(&mut self, shown: &VirtualInterrupts) {
@@ -301,12 +307,12 @@ impl Vcpu for VmxVcpu {
     }
 
     fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
-        self.virtual_apic.as_ref()?.posting.take(vector)
+        self.posting()?.take(vector)
     }
 
     fn set_reachable(&mut self, reachable: bool) {
-        if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.posting.set_reachable(reachable);
+        if let Some(posting) = self.posting() {
+            posting.set_reachable(reachable);
         }
     }
 

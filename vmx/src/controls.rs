@@ -247,7 +247,7 @@ impl Controls {
             settle(secondary, optional, "IA32_VMX_PROCBASED_CTLS2", capabilities.secondary)?;
         Ok(Self {
             pin_based,
-            primary: choose_primary(capabilities.primary, posted, tertiary != 0)?,
+            primary: choose_primary(capabilities.primary, mode, tertiary != 0)?,
             tertiary,
             secondary,
             exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
@@ -305,13 +305,17 @@ const VIRTUAL_APIC: Secondary = Secondary::VIRTUALIZE_X2APIC_MODE
     .union(Secondary::APIC_REGISTER_VIRTUALIZATION)
     .union(Secondary::VIRTUAL_INTERRUPT_DELIVERY);
 
-fn choose_primary(capability: u64, posted: bool, tertiary: bool) -> Result<Primary, VmxError> {
+fn choose_primary(
+    capability: u64,
+    mode: InterruptMode,
+    tertiary: bool,
+) -> Result<Primary, VmxError> {
     const REGISTER: &str = "IA32_VMX_PROCBASED_CTLS";
     let mut wanted = Primary::USE_IO_BITMAPS
         | Primary::USE_MSR_BITMAPS
         | Primary::ACTIVATE_SECONDARY_CONTROLS
         | SWITCHED;
-    wanted.set(Primary::USE_TPR_SHADOW, posted);
+    wanted.set(Primary::USE_TPR_SHADOW, mode != InterruptMode::Exitless);
     wanted.set(Primary::ACTIVATE_TERTIARY_CONTROLS, tertiary);
     let primary = settle(wanted, Primary::empty(), REGISTER, capability)?;
     let insisted = Primary::from_bits_retain(capability as u32).intersection(NEVER.union(SWITCHED));

@@ -80,7 +80,8 @@ pub(crate) fn decode(snapshot: &Snapshot) -> Exit {
         1 => ExitReason::ExternalInterrupt(snapshot.interruption.vector()),
         2 => ExitReason::TripleFault,
         3 => ExitReason::Init,
-        7 => ExitReason::InterruptWindow,
+        // TPR fell below its threshold, for which an interrupt waits.
+        7 | 43 => ExitReason::InterruptWindow,
         10 => ExitReason::Cpuid,
         12 => ExitReason::Halt,
         13 | 54 => ExitReason::CacheInvalidate,

@@ -28,6 +28,7 @@ mod error;
 mod event;
 mod field;
 pub mod posted;
+mod priority;
 mod run;
 mod setup;
 mod state;

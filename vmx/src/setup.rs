@@ -38,8 +38,9 @@ pub(crate) fn write_controls(
     if let Some(virtual_apic) = &setup.virtual_apic {
         vmcs.write(field::VIRTUAL_APIC_ADDRESS, virtual_apic.page.as_u64());
         vmcs.write(field::TPR_THRESHOLD, 0);
-        if controls.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS) {
-            let Posting { descriptor, table, .. } = virtual_apic.posting;
+        if controls.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS)
+            && let Some(Posting { descriptor, table, .. }) = virtual_apic.posting
+        {
             vmcs.write(field::POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, descriptor.address());
             vmcs.write(field::POSTED_INTERRUPT_NOTIFICATION_VECTOR, u16::from(NOTIFICATION.0));
             descriptor.use_it();

@@ -7,7 +7,9 @@
 use arch::exit::{EntryFailure, ExitReason, Frequent};
 use arch::register::{Cr0, Efer, GuestCr4, Rflags};
 use arch::segment::SegmentRegister;
-use arch::vcpu::{Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception};
+use arch::vcpu::{
+    ApicPage, Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception,
+};
 use arch::{Exit, Hpa};
 use cpu::instructions::vmwrite_checked;
 
@@ -32,13 +34,13 @@ pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
-/// What a virtual CPU of the posted mode has beyond others.
+/// What a virtual CPU has where interrupts exit.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtualApic {
-    /// A free page for the virtual-APIC page.
+    /// A free page for the virtual-APIC page. In the exiting mode the CPU keeps the guest's TPR there and nothing else.
     pub page: Hpa,
-    /// How other CPUs post to it; identity-mapped.
-    pub posting: Posting,
+    /// In the posted mode: how other CPUs post to it; identity-mapped.
+    pub posting: Option<Posting>,
 }
 
 /// What a virtual CPU is made of. Each host-physical address is that of a 4 KiB page.
@@ -54,7 +56,7 @@ pub struct VcpuSetup {
     pub io_bitmaps: Hpa,
     /// A free page for the VMCS.
     pub vmcs: Hpa,
-    /// In the posted mode only.
+    /// Not in the exitless mode.
     pub virtual_apic: Option<VirtualApic>,
     /// Linear address of this CPU's TSS.
     pub host_tss_base: u64,
@@ -77,6 +79,8 @@ pub struct VmxVcpu {
     /// What the preemption timer counts down from.
     pub(crate) timer_count: u32,
     pub(crate) virtual_apic: Option<VirtualApic>,
+    /// As the VMCS has it.
+    pub(crate) tpr_threshold: u8,
 }
 
 impl VmxVcpu {
@@ -109,6 +113,7 @@ impl VmxVcpu {
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
+            tpr_threshold: 0,
         };
         vcpu.flush_nested();
         vcpu.load(&StartState::after_sipi(0));
@@ -283,16 +288,26 @@ impl VmxVcpu {
         self.vmcs.write(field, primary.bits());
     }
 
-    /// Injects at the next entry; an NMI that the guest blocks waits for its window.
+    /// Injects at the next entry. An NMI waits for its window where the guest blocks it and where another event is to
+    /// be delivered first: the window opens behind that delivery. Neither replaces the other.
     pub(crate) fn inject_or_wait(&mut self, event: Event) {
-        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
-        let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
-        if event.kind == EventKind::Nmi && blocked {
-            self.pending_nmi = true;
-            self.set_primary(Primary::NMI_WINDOW_EXITING, true);
-        } else {
-            self.inject_now(event);
+        let field = self.vmcs.read(field::VM_ENTRY_INTERRUPTION_INFORMATION);
+        let before = InterruptionInformation(field);
+        if event.kind == EventKind::Nmi {
+            let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
+            let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
+            if blocked || before.valid() {
+                return self.let_nmi_wait();
+            }
+        } else if before.valid() && before.kind() == Some(EventKind::Nmi) {
+            self.let_nmi_wait();
         }
+        self.inject_now(event);
+    }
+
+    fn let_nmi_wait(&mut self) {
+        self.pending_nmi = true;
+        self.set_primary(Primary::NMI_WINDOW_EXITING, true);
     }
 
     fn inject_now(&mut self, event: Event) {
@@ -326,9 +341,21 @@ impl VmxVcpu {
             page.fill(0);
             self.set_virtual_interrupts(&VirtualInterrupts::default());
         }
-        if let Some(virtual_apic) = &self.virtual_apic {
-            virtual_apic.posting.reset();
+        if let Some(posting) = self.posting() {
+            posting.reset();
         }
+    }
+
+    pub(crate) fn posting(&self) -> Option<&Posting> {
+        self.virtual_apic.as_ref()?.posting.as_ref()
+    }
+
+    /// The page in which the CPU keeps what it does of a local APIC's work.
+    pub(crate) fn apic_page(&mut self) -> Option<&mut ApicPage> {
+        let page = self.virtual_apic?.page;
+        // SAFETY: the caller of `new` gave the page away, identity-mapped; the CPU uses it only in the guest,
+        // and `self` is borrowed for as long as the reference lives.
+        Some(unsafe { &mut *(page.as_u64() as *mut ApicPage) })
     }
 
     /// Drops this CPU's translations that came through the nested table.

@@ -247,10 +247,13 @@ impl<P: Platform, V> Context<'_, P, V> {
         cpu.filter(|_| live)
     }
 
-    /// After each exit of the posted mode: what the CPU has delivered and the guest has ended.
+    /// After each exit of the posted mode: what the CPU has delivered and the guest has ended. After each of the exiting
+    /// mode: the priority that the guest has set by CR8.
     pub fn take_virtual_interrupts(&mut self) {
-        if let Some(page) = self.vcpu.virtual_apic() {
-            self.cpu.apic.pending.load(page);
+        let pending = &mut self.cpu.apic.pending;
+        match self.vcpu.virtual_apic() {
+            Some(page) => pending.load(page),
+            None => pending.tpr = self.vcpu.task_priority(pending.tpr),
         }
     }
 
@@ -263,6 +266,8 @@ impl<P: Platform, V> Context<'_, P, V> {
             return self.vcpu.set_virtual_interrupts(&shown);
         }
         let halting = core::mem::take(&mut self.cpu.halting);
+        let pending = &self.cpu.apic.pending;
+        self.vcpu.show_task_priority(pending.tpr, pending.held_back_by_tpr());
         let Some(vector) = self.cpu.apic.pending.next() else {
             return self.vcpu.set_interrupt_window(false);
         };

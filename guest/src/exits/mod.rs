@@ -53,7 +53,9 @@ impl<P: Platform> Context<'_, P, ()> {
             ExitReason::VirtualizationInstruction => {
                 self.raise(Event::exception(exception::UD, None));
             }
-            ExitReason::Init | ExitReason::Step => {}
+            // The back end may have made one by itself, for a write of CR8.
+            ExitReason::Step => self.take_virtual_interrupts(),
+            ExitReason::Init => {}
             _ => return None,
         }
         Some(Next::Resume)

@@ -122,7 +122,10 @@ fn setup_of(mode: InterruptMode) -> VcpuSetup {
         msr_bitmap: Hpa::new(0x2000),
         io_bitmaps: Hpa::new(0x3000),
         vmcs: Hpa::new(0x6000),
-        virtual_apic: (mode == InterruptMode::Posted).then_some(VirtualApic { page, posting }),
+        virtual_apic: (mode != InterruptMode::Exitless).then_some(VirtualApic {
+            page,
+            posting: (mode == InterruptMode::Posted).then_some(posting),
+        }),
         host_tss_base: 0,
         cr4: GuestCr4 { allowed: 0x0077_0fff, hidden: 0 },
     }

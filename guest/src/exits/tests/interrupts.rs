@@ -2,7 +2,7 @@
 
 use arch::msr::{
     IA32_X2APIC_EOI, IA32_X2APIC_ICR, IA32_X2APIC_ISR0, IA32_X2APIC_LVT_TIMER, IA32_X2APIC_SIVR,
-    IA32_X2APIC_TMR0,
+    IA32_X2APIC_TMR0, IA32_X2APIC_TPR,
 };
 
 use super::*;
@@ -207,6 +207,37 @@ mod exiting {
         arrive(&mut world, 0x40, false);
         assert_eq!((world.vcpu.injected, world.vcpu.window), (interrupt(0x40), false));
         assert_eq!(world.machine.eois, 1, "an edge is over at once");
+    }
+
+    /// What MOV to CR8 does, with no exit; the next exit is one that says nothing of it.
+    fn move_to_cr8(world: &mut World, value: u8) {
+        world.vcpu.cr8 = value;
+        world.handle(ExitReason::InterruptWindow, None);
+    }
+
+    fn tpr(world: &mut World) -> u64 {
+        *world.gpr(Gpr::Rcx) = IA32_X2APIC_TPR.into();
+        world.handle(ExitReason::ReadMsr, None);
+        *world.gpr(Gpr::Rax)
+    }
+
+    #[test]
+    fn cr8_is_the_task_priority() {
+        let mut world = world();
+        move_to_cr8(&mut world, 15);
+        assert_eq!(tpr(&mut world), 0xf0);
+        arrive(&mut world, 0x53, false);
+        assert_eq!(
+            (world.vcpu.injected, world.vcpu.awaited),
+            (None, 5),
+            "it waits for CR8 to fall"
+        );
+        world.wrmsr(IA32_X2APIC_TPR, 0x6a);
+        assert_eq!((world.vcpu.cr8, world.vcpu.awaited, world.vcpu.injected), (6, 5, None));
+        assert_eq!(tpr(&mut world), 0x6a, "and not its class alone");
+        move_to_cr8(&mut world, 4);
+        assert_eq!((world.vcpu.injected, world.vcpu.awaited), (interrupt(0x53), 0));
+        assert_eq!(tpr(&mut world), 0x40);
     }
 
     #[test]

@@ -1,0 +1,267 @@
+//! The local APIC: its registers in both modes, priorities by TPR and by CR8, EOI.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use arch::Hpa;
+use arch::msr::IA32_APIC_BASE;
+use cpu::instructions::{read_msr, write_msr};
+use cpu::physical::pointer;
+
+use crate::fact;
+use crate::trap::{self, Told};
+
+pub(crate) const TPR: u16 = 0x80;
+pub(crate) const PPR: u16 = 0xa0;
+const EOI: u16 = 0xb0;
+const SVR: u16 = 0xf0;
+pub(crate) const ICR: u16 = 0x300;
+const TIMER: u16 = 0x320;
+const INITIAL_COUNT: u16 = 0x380;
+const PAGE: u64 = 0xfee0_0000;
+const ENABLE: u64 = 1 << 11;
+const X2APIC: u64 = 1 << 10;
+
+/// The handlers end their interrupts themselves.
+static ENDS: AtomicBool = AtomicBool::new(true);
+
+fn base() -> u64 {
+    // SAFETY: every CPU in long mode has it.
+    unsafe { read_msr(IA32_APIC_BASE) }
+}
+
+pub(crate) fn in_x2apic_mode() -> bool {
+    base() & X2APIC != 0
+}
+
+pub(crate) fn mode() -> &'static str {
+    if in_x2apic_mode() { "x2APIC" } else { "xAPIC" }
+}
+
+pub(crate) fn read(register: u16) -> u32 {
+    if in_x2apic_mode() {
+        // SAFETY: every register here exists in x2APIC mode.
+        return unsafe { read_msr(0x800 + u32::from(register >> 4)) } as u32;
+    }
+    // SAFETY: the machine's own, or the guest's.
+    unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).read_volatile() }
+}
+
+pub(crate) fn write(register: u16, value: u32) {
+    if in_x2apic_mode() {
+        // SAFETY: as for `read`.
+        unsafe { write_msr(0x800 + u32::from(register >> 4), value.into()) };
+    } else {
+        // SAFETY: as for `read`.
+        unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).write_volatile(value) };
+    }
+}
+
+/// An interrupt has come.
+pub(crate) fn came(_: u8) {
+    if ENDS.load(Ordering::Relaxed) {
+        write(EOI, 0);
+    }
+}
+
+/// Sends this to the own CPU, which is the one with identifier 0 and runs alone.
+pub(crate) fn send(low: u32) {
+    if in_x2apic_mode() {
+        write(ICR, low);
+    } else {
+        write(0x310, 0);
+        write(ICR, low);
+    }
+}
+
+fn cr8() -> u64 {
+    let value;
+    // SAFETY: a read.
+    unsafe { asm!("mov {}, cr8", out(reg) value) };
+    value
+}
+
+fn set_cr8(value: u64) {
+    // SAFETY: the handlers take whatever it lets through.
+    unsafe { asm!("mov cr8, {}", in(reg) value) };
+}
+
+/// The mode of Intel's manual, "Local APIC State After Power-Up or Reset".
+pub(crate) fn enter_xapic_mode() {
+    if in_x2apic_mode() {
+        // A guest of Nexit begins in x2APIC mode.
+        for value in [PAGE, PAGE | ENABLE] {
+            // SAFETY: the payload's own.
+            unsafe { write_msr(IA32_APIC_BASE, value) };
+        }
+    }
+    write(SVR, 0x1ff);
+}
+
+pub(crate) fn enter_x2apic_mode() {
+    // SAFETY: the payload's own.
+    unsafe { write_msr(IA32_APIC_BASE, base() | ENABLE | X2APIC) };
+    write(SVR, 0x1ff);
+}
+
+/// Registers that keep what is written to them, and what of it.
+pub(crate) fn registers() {
+    let mode = mode();
+    // What the firmware, or what came before, has left there.
+    for entry in [TIMER, 0x350, 0x360] {
+        write(entry, 1 << 16);
+    }
+    for (name, register, values) in [
+        ("TPR", TPR, [0xff_u32, 0x3a]),
+        ("SVR", SVR, [0x1ff, 0x13f]),
+        ("LVT timer", TIMER, [0x1_00ff, 0x3_0040]),
+        ("LVT LINT0", 0x350, [0x1_0700, 0x1_8031]),
+        ("LVT error", 0x370, [0x1_00fe, 0x1_0042]),
+        ("divide configuration", 0x3e0, [0xb, 3]),
+        ("initial count", INITIAL_COUNT, [0, 0]),
+        ("ESR", 0x280, [0, 0]),
+    ] {
+        let before = read(register);
+        let seen = values.map(|value| {
+            write(register, value);
+            read(register)
+        });
+        write(register, if register == SVR { 0x1ff } else { before });
+        fact!("apic: {mode}: {name} after {:x?}", values; "{seen:x?}");
+    }
+    // TMR keeps what came last.
+    let words =
+        |first: u16| -> [u32; 8] { core::array::from_fn(|word| read(first + 16 * word as u16)) };
+    fact!("apic: {mode}: ISR and IRR"; "{:x?}", [words(0x100), words(0x200)]);
+    write(SVR, 0xff);
+    fact!("apic: {mode}: software-disabled, LVT timer after 0x40"; "{:#x}", {
+        write(TIMER, 0x40);
+        read(TIMER)
+    });
+    write(SVR, 0x1ff);
+    fact!("apic: {mode}: enabled again, LVT timer"; "{:#x}", read(TIMER));
+}
+
+/// TPR and CR8 are one register.
+pub(crate) fn priorities() {
+    let mode = mode();
+    set_cr8(15);
+    fact!("priority: {mode}: TPR after CR8 = 15"; "{:#x}", read(TPR));
+    send(0x53);
+    fact!("priority: {mode}: 0x53 at CR8 = 15"; "{}", trap::listen());
+    set_cr8(5);
+    fact!("priority: {mode}: 0x53 at CR8 = 5"; "{}", trap::listen());
+    set_cr8(4);
+    fact!("priority: {mode}: 0x53 at CR8 = 4"; "{}", trap::listen());
+    write(TPR, 0x6a);
+    fact!("priority: {mode}: CR8 after TPR = 0x6A"; "{}", cr8());
+    fact!("priority: {mode}: TPR and PPR after TPR = 0x6A"; "{:x?}", [read(TPR), read(PPR)]);
+    send(0x63);
+    fact!("priority: {mode}: 0x63 at TPR = 0x6A"; "{}", trap::listen());
+    set_cr8(0);
+    fact!("priority: {mode}: TPR after CR8 = 0"; "{:#x}", read(TPR));
+    fact!("priority: {mode}: 0x63 at CR8 = 0"; "{}", trap::listen());
+    set_cr8(7);
+    send(0x53);
+    send(0x73);
+    fact!("priority: {mode}: 0x53, 0x73 at CR8 = 7"; "{}", trap::listen());
+    set_cr8(6);
+    fact!("priority: {mode}: 0x53, 0x73 at CR8 = 6"; "{}", trap::listen());
+    write(TPR, 0);
+    fact!("priority: {mode}: 0x53 at TPR = 0"; "{}", trap::listen());
+    fact!("priority: {mode}: CR8 at TPR = 0"; "{}", cr8());
+    // It comes where CR8 falls with interrupts on, before the next instruction but one.
+    set_cr8(15);
+    send(0x53);
+    // SAFETY: the handlers take whatever comes.
+    unsafe { asm!("sti", "nop", "mov cr8, {}", "nop", "cli", in(reg) 2_u64) };
+    fact!("priority: {mode}: 0x53 when CR8 falls with IF = 1"; "{}", trap::take_came());
+    set_cr8(0);
+    ENDS.store(false, Ordering::Relaxed);
+    send(0x73);
+    let first = trap::listen();
+    send(0x53);
+    send(0x83);
+    fact!("priority: {mode}: 0x73, then 0x53, 0x83 without EOI"; "{first}, {}", trap::listen());
+    fact!("priority: {mode}: PPR in service"; "{:#x}", read(PPR));
+    write(EOI, 0);
+    write(EOI, 0);
+    fact!("priority: {mode}: 0x53 after two EOIs"; "{}", trap::listen());
+    write(EOI, 0);
+    ENDS.store(true, Ordering::Relaxed);
+    fact!("priority: {mode}: PPR at the end"; "{:#x}", read(PPR));
+    fact!("priority: {mode}: CR8 = 16"; "{}", Told(trap::bytes(&[0x44, 0x0f, 0x22, 0xc7], 16)));
+}
+
+fn timer_once(vector: u32) -> trap::Came {
+    write(0x3e0, 0xb);
+    write(TIMER, vector);
+    write(INITIAL_COUNT, 1000);
+    // SAFETY: the handlers take whatever comes.
+    unsafe { asm!("sti") };
+    for _ in 0..200 {
+        trap::wait();
+    }
+    // SAFETY: as above.
+    unsafe { asm!("cli") };
+    trap::take_came()
+}
+
+pub(crate) fn timer() {
+    let mode = mode();
+    fact!("timer: {mode}: once"; "{}", timer_once(0x41));
+    fact!("timer: {mode}: masked"; "{}", timer_once(0x1_0041));
+    set_cr8(4);
+    fact!("timer: {mode}: at CR8 = 4"; "{}", timer_once(0x41));
+    set_cr8(3);
+    fact!("timer: {mode}: at CR8 = 3"; "{}", trap::listen());
+    set_cr8(0);
+    fact!("timer: {mode}: current count after its end"; "{:#x}", read(0x390));
+}
+
+/// Which of the MSRs 0x800 to 0x83F can be read, and which can be written with 0 and with all ones.
+pub(crate) fn msrs() {
+    for (name, what) in [("read", 0_u64), ("written with 0", 1), ("written with ones", 2)] {
+        let mut allowed = 0_u64;
+        for msr in 0..64_u32 {
+            // EOI, ICR, and SELF IPI would do something.
+            let skipped = what == 2 && matches!(msr, 0xb | 0x30 | 0x3f) || what == 1 && msr == 0x30;
+            let seen = trap::run(access, what << 32 | u64::from(0x800 + msr));
+            if seen.is_none() && !skipped {
+                allowed |= 1 << msr;
+            }
+        }
+        fact!("apic: x2APIC: MSRs 0x800 to 0x83F that can be {name}"; "{allowed:#018x}");
+        write(SVR, 0x1ff);
+        write(TPR, 0);
+    }
+    let _ = trap::listen();
+}
+
+/// Reads or writes an MSR: its number, and in the high half 0 to read, 1 to write 0, 2 to write ones.
+pub(crate) extern "C" fn access(what: u64) {
+    let msr = what as u32;
+    if what >> 32 == 0x100 || matches!((what >> 32, msr), (1 | 2, 0x830) | (2, 0x80b | 0x83f)) {
+        return;
+    }
+    match what >> 32 {
+        // SAFETY: a #GP ends it.
+        0 => drop(core::hint::black_box(unsafe { read_msr(msr) })),
+        // SAFETY: as above.
+        1 => unsafe { write_msr(msr, 0) },
+        // SAFETY: as above.
+        _ => unsafe { write_msr(msr, !0) },
+    }
+}
+
+/// Last of all, as QEMU cannot switch it on again.
+pub(crate) fn off_and_on() {
+    let shown = || cpu::instructions::cpuid(1, 0).edx >> 9 & 1;
+    fact!("cpuid: local APIC while it is on"; "{}", shown());
+    // SAFETY: the payload's own.
+    unsafe { write_msr(IA32_APIC_BASE, base() & !(ENABLE | X2APIC)) };
+    fact!("cpuid: local APIC while it is off"; "{}", shown());
+    // SAFETY: as above.
+    unsafe { write_msr(IA32_APIC_BASE, base() | ENABLE) };
+    fact!("cpuid: local APIC while it is on again"; "{}", shown());
+}

@@ -1,0 +1,54 @@
+//! One line for each fact of the CPU and its local APIC. Runs on the bare machine and as a guest, and must print the
+//! same lines: `tests/src/fidelity.rs` compares them (`docs/fidelity.md`).
+//!
+//! A group is a module and a call in `kernel_main`.
+#![no_std]
+#![no_main]
+
+mod exceptions;
+mod local;
+mod nmi;
+mod processor;
+mod tables;
+mod trap;
+
+use arch::machine::Width;
+use cpu::instructions::port_write;
+use payload::{power_off, say};
+
+/// Prints one fact: what it is about; what was seen.
+#[macro_export]
+macro_rules! fact {
+    ($($name:expr),+; $($seen:tt)+) => {
+        payload::say!("fact: {} = {}", format_args!($($name),+), format_args!($($seen)+))
+    };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+    for port in [0x21, 0xa1] {
+        // SAFETY: masks both 8259s, whose vectors are those of exceptions.
+        unsafe { port_write(port, Width::Byte, 0xff) };
+    }
+    // On a bare machine nobody may have set the line up: 8 bits, no parity.
+    // SAFETY: COM1's line control register.
+    unsafe { port_write(0x3fb, Width::Byte, 3) };
+    trap::prepare();
+    exceptions::all();
+    tables::all();
+    processor::all();
+    local::enter_xapic_mode();
+    local::registers();
+    local::priorities();
+    local::timer();
+    nmi::all();
+    local::enter_x2apic_mode();
+    local::registers();
+    local::msrs();
+    local::priorities();
+    local::timer();
+    nmi::all();
+    local::off_and_on();
+    say!("done");
+    power_off()
+}

@@ -1,0 +1,144 @@
+//! A payload on the bare machine: the one that `nexit run` gives the hypervisor, without it.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use nexit::bochs::{INSTRUCTIONS_PER_SECOND, configuration};
+use nexit::cli::{Accel, Iommu};
+use nexit::machine::{Machine, Start};
+use nexit::qemu;
+use nexit::tool::Tool;
+
+use crate::emulator::Emulator;
+use crate::folder::{Folder, Place, build_folder};
+
+/// A payload's last line.
+const END: &str = "payload: done";
+/// Seconds that it may take.
+const PATIENCE: u64 = 90;
+/// As `nexit run`'s default.
+const MODEL: &str = "corei7_haswell_4770";
+
+fn machine(iommu: Iommu, start: Start) -> Machine {
+    Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, iommu, start, extra: Vec::new() }
+}
+
+/// Runs `program`, a multiboot kernel, on the bare machine of `emulator` until its line `payload: done`; what came
+/// over the serial line.
+///
+/// # Errors
+/// It does not start, or does not say that it is done.
+pub fn run(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String, String> {
+    let _place = Place::take();
+    let console = match emulator {
+        Emulator::Qemu => in_qemu(program)?,
+        Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program)?,
+        Emulator::Nested => return Err("the machine beneath is KVM, not a bare one".to_owned()),
+    };
+    folder.write("bare.log", &console);
+    if console.lines().any(|line| line == END) {
+        Ok(console)
+    } else {
+        Err(format!("on the bare machine it does not come to its end\n{console}"))
+    }
+}
+
+fn in_qemu(program: &Path) -> Result<String, String> {
+    // GRUB's modules have no counterpart: QEMU wants one, so it gets the program once more.
+    let modules = vec![program.to_path_buf()];
+    let start = Start::Kernel { image: program.to_path_buf(), modules };
+    let arguments = qemu::arguments(&machine(Iommu::VtD, start)).map_err(|e| e.to_string())?;
+    let mut child = start_program(Command::new(qemu::PROGRAM).args(arguments), Stdio::piped())?;
+    let output = child.stdout.take().ok_or("QEMU has no output")?;
+    Ok(listen(output, &mut child))
+}
+
+fn in_bochs(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String, String> {
+    let (bochs, iommu) = if emulator == Emulator::Bochs {
+        ("bochs".to_owned(), Iommu::None)
+    } else {
+        (build_folder().join("bochs3/bochs").display().to_string(), Iommu::VtD)
+    };
+    let iso = disc(folder, program)?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
+    let serial: SocketAddr = listener.local_addr().map_err(|e| e.to_string())?;
+    let machine = machine(iommu, Start::Bios { iso: iso.clone() });
+    let text = configuration(&machine, MODEL, INSTRUCTIONS_PER_SECOND, &iso, serial);
+    let log = folder.path("bochs.log");
+    let file = folder.write("bochsrc", format!("log: \"{}\"\n{text}", log.display()));
+    let mut command = Command::new(&bochs);
+    command.arg("-q");
+    let help = Command::new(&bochs).arg("--help").output();
+    // A build with the debugger stops at its prompt: this tells it to go on.
+    if help.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("-rc ")) {
+        command.arg("-rc").arg(folder.write("commands", "c\n"));
+    }
+    let mut child = start_program(command.arg("-f").arg(file), Stdio::null())?;
+    listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+    let end = Instant::now() + Duration::from_secs(PATIENCE);
+    let line = loop {
+        match listener.accept() {
+            Ok((line, _)) => break Some(line),
+            Err(_) if Instant::now() < end && matches!(child.try_wait(), Ok(None)) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Err(_) => break None,
+        }
+    };
+    let Some(line) = line.filter(|line| line.set_nonblocking(false).is_ok()) else {
+        stop(&mut child);
+        return Err("Bochs does not connect its serial line".to_owned());
+    };
+    Ok(listen(line, &mut child))
+}
+
+/// A CD from which GRUB boots the program, with the BIOS.
+fn disc(folder: &Folder, program: &Path) -> Result<PathBuf, String> {
+    let grub = folder.path("tree/boot/grub");
+    std::fs::create_dir_all(&grub).map_err(|e| e.to_string())?;
+    std::fs::copy(program, grub.join("payload")).map_err(|e| e.to_string())?;
+    let menu = "multiboot2 /boot/grub/payload\nboot\n";
+    std::fs::write(grub.join("grub.cfg"), menu).map_err(|e| e.to_string())?;
+    let iso = folder.path("bare.iso");
+    let tool = Tool::new("grub-mkrescue").args(["-d", "/usr/lib/grub/i386-pc", "-o"]);
+    tool.arg(&iso).arg(folder.path("tree")).run().map_err(|e| e.to_string())?;
+    Ok(iso)
+}
+
+fn start_program(command: &mut Command, output: Stdio) -> Result<Child, String> {
+    let child = command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null()).spawn();
+    child.map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))
+}
+
+fn stop(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What comes, up to the payload's last line; then the emulator is ended.
+fn listen(mut from: impl std::io::Read + Send + 'static, child: &mut Child) -> String {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            let part = bytes.get(..count).unwrap_or_default().to_vec();
+            if sender.send(part).is_err() {
+                break;
+            }
+        }
+    });
+    let end = Instant::now() + Duration::from_secs(PATIENCE);
+    let mut console = String::new();
+    while !console.contains(&format!("{END}\n")) {
+        let left = end.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(left) {
+            Ok(part) => console.push_str(&String::from_utf8_lossy(&part).replace('\r', "")),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    stop(child);
+    console
+}

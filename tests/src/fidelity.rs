@@ -1,0 +1,239 @@
+//! The same payload on the bare machine and under Nexit must say the same: facts of the CPU and its local APIC, a line
+//! each (`tests/payload/src/bin/fidelity`). What differs stands in `tests/fidelity/differences.toml`, with the reason.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+use crate::bare;
+use crate::emulator::Emulator;
+use crate::folder::{Folder, project_folder};
+use crate::guest::{Devices, Payload};
+
+/// The payloads that print facts.
+const PAYLOADS: [&str; 1] = ["fidelity"];
+
+/// Where the payloads run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Column {
+    /// On the machine itself.
+    Bare,
+    /// Under Nexit, in this mode.
+    Nexit(&'static str),
+}
+
+impl Column {
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Nexit(mode) => mode,
+        }
+    }
+}
+
+/// The modes of Nexit that `emulator` has.
+#[must_use]
+pub const fn modes(emulator: Emulator) -> &'static [&'static str] {
+    match emulator {
+        Emulator::Qemu => &["exitless", "exiting"],
+        Emulator::Bochs | Emulator::BochsVtd | Emulator::Nested => {
+            &["exitless", "exiting", "posted"]
+        }
+    }
+}
+
+/// What a payload said: fact, and what was seen.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Facts(pub BTreeMap<String, String>);
+
+impl Facts {
+    /// From a console.
+    ///
+    /// # Errors
+    /// A fact is said twice, or there is none.
+    pub fn read(console: &str) -> Result<Self, String> {
+        let mut facts = BTreeMap::new();
+        let lines = console.lines().filter_map(|line| line.strip_prefix("payload: fact: "));
+        for line in lines {
+            let (fact, seen) = line.split_once(" = ").ok_or_else(|| format!("no fact: {line}"))?;
+            // The fact's own words may have an equals sign in them: what was seen has none before it.
+            let (fact, seen) = line.rsplit_once(" = ").unwrap_or((fact, seen));
+            if facts.insert(fact.to_owned(), seen.trim().to_owned()).is_some() {
+                return Err(format!("said twice: {fact}"));
+            }
+        }
+        if facts.is_empty() { Err(format!("no facts\n{console}")) } else { Ok(Self(facts)) }
+    }
+}
+
+/// Runs all payloads in one column.
+///
+/// # Errors
+/// One did not come to its end.
+pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
+    let mut all = Facts::default();
+    for program in PAYLOADS {
+        let folder = Folder::new(&format!("{program}-{emulator}-{}", column.name()));
+        let console = match column {
+            Column::Bare => bare::run(emulator, &folder, &Payload::new(program).path())?,
+            Column::Nexit(mode) => {
+                let further = format!("interrupts = \"{mode}\"");
+                let payload = Payload { further: &further, ..Payload::new(program) };
+                let timeout = if emulator == Emulator::Nested { "1800" } else { "90" };
+                let options = [emulator.options(), &["--timeout", timeout]].concat();
+                let outcome = folder.run(&payload.toml(), &options, &Devices::none());
+                if outcome.payload("done").is_none() {
+                    return Err(format!("{program}, {mode}: not done\n{outcome}"));
+                }
+                outcome.output
+            }
+        };
+        all.0.extend(Facts::read(&console)?.0);
+    }
+    Ok(all)
+}
+
+/// A difference that is known.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    /// What the facts begin with.
+    facts: String,
+    /// `qemu`, `bochs`, `bochs-vtd`; all if it is left out.
+    #[serde(default)]
+    emulators: Vec<String>,
+    /// The modes; all if it is left out.
+    #[serde(default)]
+    modes: Vec<String>,
+    /// What is seen under Nexit; anything if it is left out.
+    under_nexit: Option<String>,
+    /// Why.
+    reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    difference: Vec<Known>,
+}
+
+/// The differences that are known.
+///
+/// # Panics
+/// The file is not as its own head says.
+#[must_use]
+pub fn known() -> Vec<Known> {
+    let path = project_folder().join("tests/fidelity/differences.toml");
+    let text = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+    let list: Result<List, String> =
+        text.and_then(|text| toml::from_str(&text).map_err(|error| error.to_string()));
+    assert!(list.is_ok(), "{}: {:?}", path.display(), list.err());
+    list.map(|list| list.difference).unwrap_or_default()
+}
+
+impl Known {
+    fn is(&self, emulator: Emulator, mode: &str, fact: &str, seen: &str) -> bool {
+        let any =
+            |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
+        fact.starts_with(&self.facts)
+            && any(&self.emulators, &emulator.to_string())
+            && any(&self.modes, mode)
+            && self.under_nexit.as_ref().is_none_or(|known| known == seen)
+    }
+}
+
+/// One fact that is not the same.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    /// The fact.
+    pub fact: String,
+    /// On the bare machine.
+    pub bare: String,
+    /// Under Nexit.
+    pub under_nexit: String,
+    /// Why, if it is known.
+    pub reason: Option<String>,
+}
+
+/// What differs between two columns.
+#[must_use]
+pub fn compare(
+    emulator: Emulator,
+    mode: &str,
+    bare: &Facts,
+    under_nexit: &Facts,
+    known: &[Known],
+) -> Vec<Difference> {
+    let names: std::collections::BTreeSet<&String> =
+        bare.0.keys().chain(under_nexit.0.keys()).collect();
+    let say = |facts: &Facts, name: &String| {
+        facts.0.get(name).map_or_else(|| "not said".to_owned(), Clone::clone)
+    };
+    let pairs = names.into_iter().map(|name| (name, say(bare, name), say(under_nexit, name)));
+    let different = pairs.filter(|(_, bare, under_nexit)| bare != under_nexit);
+    let explained = different.map(|(fact, bare, under_nexit)| {
+        let reason = known.iter().find(|known| known.is(emulator, mode, fact, &under_nexit));
+        let reason = reason.map(|known| known.reason.clone());
+        Difference { fact: fact.clone(), bare, under_nexit, reason }
+    });
+    explained.collect()
+}
+
+/// The differences as text, a line each.
+#[must_use]
+pub fn text(differences: &[Difference]) -> String {
+    differences.iter().fold(
+        String::new(),
+        |mut text, Difference { fact, bare, under_nexit, .. }| {
+            let _ = writeln!(text, "{fact}: bare {bare}; under Nexit {under_nexit}");
+            text
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(console: &str) -> Facts {
+        Facts::read(console).unwrap()
+    }
+
+    #[test]
+    fn a_fact_is_what_stands_before_the_last_equals_sign() {
+        let facts =
+            facts("x\npayload: fact: priority: TPR after CR8 = 15 = 0xf0 \npayload: done\n");
+        assert_eq!(facts.0.get("priority: TPR after CR8 = 15").map(String::as_str), Some("0xf0"));
+        assert!(Facts::read("payload: fact: a = 1\npayload: fact: a = 1\n").is_err());
+        assert!(
+            Facts::read("payload: done\n").is_err(),
+            "a payload that says nothing is not equal"
+        );
+    }
+
+    #[test]
+    fn what_one_column_does_not_say_differs_and_only_a_known_difference_has_a_reason() {
+        let known = [Known {
+            facts: "b".to_owned(),
+            emulators: vec!["qemu".to_owned()],
+            modes: Vec::new(),
+            under_nexit: Some("2".to_owned()),
+            reason: "so".to_owned(),
+        }];
+        let bare = facts("payload: fact: a = 1\npayload: fact: b = 1\npayload: fact: c = 1\n");
+        let under = facts("payload: fact: a = 1\npayload: fact: b = 2\n");
+        let reasons = |emulator, under| -> Vec<(String, Option<String>)> {
+            let list = compare(emulator, "exitless", &bare, under, &known);
+            list.into_iter().map(|difference| (difference.fact, difference.reason)).collect()
+        };
+        let b = |reason: Option<&str>| ("b".to_owned(), reason.map(str::to_owned));
+        let c = ("c".to_owned(), None);
+        assert_eq!(reasons(Emulator::Qemu, &under), [b(Some("so")), c.clone()]);
+        assert_eq!(reasons(Emulator::Bochs, &under), [b(None), c.clone()]);
+        let other = facts("payload: fact: a = 1\npayload: fact: b = 3\n");
+        assert_eq!(reasons(Emulator::Qemu, &other), [b(None), c]);
+    }
+}
