@@ -15,6 +15,7 @@ static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
 /// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
 pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
     monitor::listen(hardware, own);
+    console::pass();
     if own.id() == hardware.boot_processor.apic.id() {
         attend_all(hardware, own);
     }

@@ -24,6 +24,8 @@ pub(crate) const NMI: u32 = 1 << 2;
 pub(crate) const STOP: u32 = 1 << 3;
 /// The monitor wants to see its registers.
 pub(crate) const REGISTERS: u32 = 1 << 4;
+/// What the guest has said waits for the serial line, and is its to send.
+pub(crate) const SEND: u32 = 1 << 6;
 /// A start-up IPI came after the last INIT; its vector is in the top byte.
 const START: u32 = 1 << 5;
 const START_VECTOR: u32 = 24;
@@ -116,6 +118,11 @@ impl Seat {
     /// Has it log its registers.
     pub(crate) fn ask_for_registers(&self, own: LocalApic) {
         self.call(own, 0, REGISTERS);
+    }
+
+    /// Has it see out what the guest has said.
+    pub(crate) fn ask_to_send(&self, own: LocalApic) {
+        self.call(own, 0, SEND);
     }
 
     /// Has it leave the guest for good.
