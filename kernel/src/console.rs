@@ -114,7 +114,7 @@ pub(crate) fn show_log() {
     let mut kept = Vec::with_capacity(RING_BYTES);
     for line in STATE.lock().log.lines() {
         // A vector takes all; it has room for this, so that nothing is allocated while the log is locked.
-        let _ = write!(Text(&mut kept), "{line}\n");
+        let _ = writeln!(Text(&mut kept), "{line}");
     }
     for line in kept.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let line = core::str::from_utf8(line).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! A guest that computes, or one that floods its console beside it. The first measures its longest gap between two
-//! readings of the TSC, while the second is silent and while it floods. On Bochs the TSC counts instructions.
+//! readings of the TSC, while the second is silent and while it floods; then both flood. On Bochs the TSC counts
+//! instructions.
 #![no_std]
 #![no_main]
 
@@ -50,8 +51,10 @@ fn compute(start: u64) {
     );
     say!("longest gap alone: {alone}");
     say!("longest gap beside the flood: {beside}");
+    flood(start);
 }
 
+/// Writes numbered lines as long as the flood lasts.
 fn flood(start: u64) {
     while tsc() - start < FLOOD.start {
         core::hint::spin_loop();
