@@ -22,12 +22,14 @@ pub mod queue;
 mod ring;
 #[cfg(test)]
 mod tests;
+mod typed;
 pub mod uart;
 mod wire;
 
 pub use monitor::{Command, CommandError, GuestRef, parse};
 pub use mux::{Input, Mux};
 pub use ring::{RING_BYTES, Ring, RingLine};
+pub use typed::Typed;
 pub use wire::own_text;
 
 /// The first byte of every line of the hypervisor's own: ASCII's record separator, which terminals

@@ -5,45 +5,16 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use mux::line::Keys;
 use mux::queue::Owner;
-use mux::{Command, Input, Mux};
+use mux::{Command, Input, Mux, Typed};
 use spin::Mutex;
 
 use super::Uart;
 use super::output::{STATE, State, send, speak};
 
-/// Bytes typed for a guest that wait until it takes them; what comes beyond is lost, as on a real
-/// line.
-const TYPED_AHEAD: usize = 256;
 /// So many guests can be typed to.
 const MOST_GUESTS: usize = 8;
 /// Keys taken in one go; a line brings far fewer between two looks.
 const MOST_KEYS: usize = 256;
-
-/// What was typed for one guest.
-struct Typed {
-    bytes: [u8; TYPED_AHEAD],
-    first: usize,
-    count: usize,
-}
-
-impl Typed {
-    const EMPTY: Self = Self { bytes: [0; TYPED_AHEAD], first: 0, count: 0 };
-
-    fn push(&mut self, byte: u8) {
-        if self.count < TYPED_AHEAD {
-            let at = (self.first + self.count) % TYPED_AHEAD;
-            self.bytes[at] = byte;
-            self.count += 1;
-        }
-    }
-
-    fn pop(&mut self) -> Option<u8> {
-        self.count = self.count.checked_sub(1)?;
-        let byte = self.bytes[self.first];
-        self.first = (self.first + 1) % TYPED_AHEAD;
-        Some(byte)
-    }
-}
 
 /// The receiving half of the UART.
 pub(super) static KEYS: Mutex<Option<Keys<Uart>>> = Mutex::new(None);
@@ -111,7 +82,7 @@ pub(crate) fn typed_for(guest: usize) -> Option<u8> {
     let mut all = TYPED.lock();
     let typed = all.get_mut(guest)?;
     let byte = typed.pop();
-    if typed.count == 0 {
+    if typed.is_empty() {
         WAITING.fetch_and(!own, Ordering::Release);
     }
     byte

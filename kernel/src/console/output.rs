@@ -190,28 +190,41 @@ pub(super) unsafe fn move_to(place: Option<UartPlace>, divisor: Option<u16>, car
     (state.place, state.card) = (place, card);
 }
 
+/// A lock of the console's, whatever it guards.
+trait Lock {
+    fn is_free(&self) -> bool;
+    /// # Safety
+    /// Who holds it never goes on.
+    unsafe fn force(&self);
+}
+
+impl<T> Lock for Mutex<T> {
+    fn is_free(&self) -> bool {
+        self.try_lock().is_some()
+    }
+
+    unsafe fn force(&self) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.force_unlock() };
+    }
+}
+
 /// Breaks the console's locks that are not let go of: only for a CPU that will never go on, so that its last words are
 /// seen even if it held them.
 ///
 /// # Safety
 /// No other CPU writes any more, or garbled output is acceptable.
 pub(crate) unsafe fn break_lock() {
-    // SAFETY: the caller accepts whatever interleaving this makes.
-    unsafe { break_one(&STATE) };
-    // SAFETY: as above.
-    unsafe { break_one(&LINE) };
-    screen::break_lock();
-}
-
-/// # Safety
-/// As for [`break_lock`].
-pub(super) unsafe fn break_one<T>(mutex: &Mutex<T>) {
-    let is_free = (0..MAX_LOOKS).any(|_| {
-        core::hint::spin_loop();
-        mutex.try_lock().is_some()
-    });
-    if !is_free {
-        // SAFETY: held for so long, it is held by a CPU that has stopped, such as this one.
-        unsafe { mutex.force_unlock() };
+    let locks: [&dyn Lock; 3] = [&STATE, &LINE, &screen::SCREEN];
+    for lock in locks {
+        let is_free = (0..MAX_LOOKS).any(|_| {
+            core::hint::spin_loop();
+            lock.is_free()
+        });
+        if !is_free {
+            // SAFETY: held for so long, it is held by a CPU that has stopped, such as this one.
+            unsafe { lock.force() };
+        }
     }
+    screen::leave_if_failed();
 }

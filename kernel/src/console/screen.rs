@@ -7,10 +7,10 @@ use boot::Framebuffer;
 use spin::Mutex;
 
 use super::logln;
-use super::output::{STATE, break_one};
+use super::output::STATE;
 use crate::display::{self, Display};
 
-static SCREEN: Mutex<Option<Display>> = Mutex::new(None);
+pub(super) static SCREEN: Mutex<Option<Display>> = Mutex::new(None);
 
 /// From now on the log is shown on the screen too, with what it has so far.
 ///
@@ -80,12 +80,9 @@ pub(crate) fn on_screen() -> bool {
     SCREEN.lock().is_some()
 }
 
-/// Breaks the screen's lock, for last words.
-pub(super) fn break_lock() {
-    // SAFETY: the CPU that calls never goes on, and garbled output is acceptable.
-    unsafe { break_one(&SCREEN) };
+/// Where pixels were what failed, what is said about that must not fail again.
+pub(super) fn leave_if_failed() {
     if display::failed() {
-        // What is said about that must not fail again.
         *SCREEN.lock() = None;
     }
 }
