@@ -13,8 +13,8 @@ use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
 use crate::decode::{
-    VMEXIT_CPUID, VMEXIT_CR8_WRITE, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_MSR,
-    VMEXIT_NMI, decode,
+    VMEXIT_CPUID, VMEXIT_CR8_WRITE, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_MSR, VMEXIT_NMI,
+    decode,
 };
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
