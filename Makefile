@@ -28,7 +28,7 @@ TIMEOUT  ?= $(if $(filter nested,$(EMULATOR)),1800,600)
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
-MOST     := reached-vt-x=8900 reached-amd-v=8800 foreign-linked=3200 foreign-whole=53000 \
+MAX      := reached-vt-x=8900 reached-amd-v=8800 foreign-linked=3200 foreign-whole=53000 \
             code-bytes=625000 unsafe-blocks=290 untested-lines=5400
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
@@ -142,7 +142,7 @@ test: setup all demo payloads plugin machines
 	cargo test --locked --no-fail-fast || status=1; \
 	cargo test --locked --no-fail-fast -p guest-tools -p nexit-bench -p bench-plugin || status=1; \
 	cargo test --locked --no-fail-fast -p nexit-tests $(SLOW) || status=1; \
-	$(NEXIT) stats $(addprefix --most ,$(MOST)) || status=1; \
+	$(NEXIT) stats $(addprefix --max ,$(MAX)) || status=1; \
 	exit $$status
 
 # The small guest on every machine of tests/zoo/machines.toml, by every road: docs/zoo.md.
@@ -181,7 +181,7 @@ $(MDBOOK):
 	cargo install --locked --root target/tools mdbook@$(MDBOOK_VERSION) --no-default-features --features search
 
 stats: image host
-	$(NEXIT) stats $(addprefix --most ,$(MOST)) $(if $(wildcard $(REPORT)),--report $(REPORT))
+	$(NEXIT) stats $(addprefix --max ,$(MAX)) $(if $(wildcard $(REPORT)),--report $(REPORT))
 
 # Counts instructions in QEMU: for `bench` and the tests.
 plugin:

@@ -98,9 +98,9 @@ impl FromStr for Bdf {
 
     /// Parses `00:1f.2` (segment 0) and `0001:41:00.0`.
     fn from_str(text: &str) -> Result<Self, NotABdf> {
-        let number = |digits: &str, most_digits: usize, limit: u16| {
+        let number = |digits: &str, max_digits: usize, limit: u16| {
             let plain = digits.bytes().all(|b| b.is_ascii_hexdigit());
-            if digits.is_empty() || digits.len() > most_digits || !plain {
+            if digits.is_empty() || digits.len() > max_digits || !plain {
                 return Err(NotABdf);
             }
             u16::from_str_radix(digits, 16).ok().filter(|n| *n <= limit).ok_or(NotABdf)
@@ -108,7 +108,7 @@ impl FromStr for Bdf {
         let (buses, function) = text.split_once('.').ok_or(NotABdf)?;
         let (buses, device) = buses.rsplit_once(':').ok_or(NotABdf)?;
         let (segment, bus) = buses.split_once(':').unwrap_or(("0", buses));
-        let byte = |digits, most_digits, limit| Ok(number(digits, most_digits, limit)? as u8);
+        let byte = |digits, max_digits, limit| Ok(number(digits, max_digits, limit)? as u8);
         let bdf = Self::new(byte(bus, 2, 255)?, byte(device, 2, 31)?, byte(function, 1, 7)?);
         Ok(bdf.in_segment(number(segment, 4, u16::MAX)?))
     }

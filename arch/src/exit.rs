@@ -1,4 +1,4 @@
-//! Why a virtual CPU stopped, in words that both vendors share.
+//! Exit reasons, common to VT-x and AMD-V.
 //!
 //! `vmx` and `svm` decode their exit records into an [`Exit`] (pure, from a snapshot); `guest`
 //! decides what to do.

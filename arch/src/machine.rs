@@ -174,7 +174,7 @@ pub enum CpuRequest {
     Nmi,
 }
 
-/// So many pages can stand in for others while a CPU makes a step: two operands, each across a page boundary.
+/// Maximum number of stand-in pages during a single step: two operands, each across a page boundary.
 pub const MAX_STAND_INS: usize = 4;
 
 /// The physical machine, for one guest on the CPU that calls.

@@ -160,13 +160,13 @@ pub struct StartState {
     pub rip: u64,
     /// Flags.
     pub rflags: u64,
-    /// CR0 as the guest shall see it.
+    /// CR0 as the guest sees it.
     pub cr0: u64,
     /// CR3.
     pub cr3: u64,
-    /// CR4 as the guest shall see it.
+    /// CR4 as the guest sees it.
     pub cr4: u64,
-    /// IA32_EFER as the guest shall see it.
+    /// IA32_EFER as the guest sees it.
     pub efer: u64,
     /// Segment registers in the order of [`SegmentRegister::ALL`].
     pub segments: [Segment; 8],
@@ -248,11 +248,11 @@ pub trait Vcpu {
     fn own_cr4(&self) -> u64 {
         self.cr4()
     }
-    /// Sets CR4 as the guest shall see it.
+    /// Sets CR4 as the guest sees it.
     fn set_cr4(&mut self, value: u64);
     /// IA32_EFER as the guest sees it.
     fn efer(&self) -> u64;
-    /// Sets IA32_EFER as the guest shall see it (LMA follows CR0.PG and LME).
+    /// Sets IA32_EFER as the guest sees it (LMA follows CR0.PG and LME).
     fn set_efer(&mut self, value: u64);
     /// IA32_PAT.
     fn pat(&self) -> u64;

@@ -32,7 +32,7 @@ impl<F: FnMut(fmt::Arguments<'_>)> Lines<F> {
         (self.write)(format_args!("probe {} {:04x}: {text}", self.count, sum.0));
     }
 
-    /// So many bytes of text were written, numbers and sums not counted.
+    /// Bytes of text written, without line numbers and checksums.
     #[must_use]
     pub const fn length(&self) -> usize {
         self.length

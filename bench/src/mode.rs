@@ -284,7 +284,7 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).or_failed("find", path)
 }
 
-/// Waits for the end. Who hangs is ended.
+/// Waits for the end, and kills what hangs.
 fn wait(mut child: Child, mode: Mode, patience: u64, log: &Path) -> Result<()> {
     let start = Instant::now();
     let mut said = (0, start);

@@ -22,7 +22,7 @@ pub(crate) struct Cost {
 pub(crate) struct Cpu {
     /// Instructions below the hypervisor.
     pub(crate) guest: u64,
-    /// Instructions of whoever owns the machine.
+    /// Instructions at host level.
     pub(crate) host: u64,
     /// VMRUN instructions.
     pub(crate) switches: u64,

@@ -81,7 +81,7 @@ pub(crate) struct Figure {
     pub(crate) figure: String,
     /// How it was obtained.
     pub(crate) how: How,
-    /// From so many repetitions.
+    /// Number of repetitions.
     pub(crate) n: usize,
     /// The least.
     pub(crate) min: f64,

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
                 if count == Count::Tsc {
                     results.add_facts(*mode, &console);
                 } else {
-                    keep_mix(&mut results, "AMD-V", *mode, &console);
+                    keep_page_counts(&mut results, "AMD-V", *mode, &console);
                 }
                 works
             });
@@ -184,7 +184,7 @@ fn vt_x(
             let start = std::time::Instant::now();
             let boot = |payload, results: &mut Results| -> Result<Vec<Measured>> {
                 let console = bochs::boot(kind, args, &images, &words, mode, payload)?;
-                keep_mix(results, kind.name, mode, &console);
+                keep_page_counts(results, kind.name, mode, &console);
                 let mut works = reading::works(&console, None)?;
                 works.iter_mut().for_each(|work| work.work.insert_str(0, bochs::PREFIX));
                 Ok(works)
@@ -201,7 +201,7 @@ fn vt_x(
     Ok(())
 }
 
-/// Those of `all` that shall run.
+/// Those of `all` that are to run.
 fn wanted<'a>(args: &RunArgs, all: &[&'a str]) -> Vec<&'a str> {
     let wanted = |work: &&str| args.works.is_empty() || args.works.iter().any(|w| w == work);
     all.iter().copied().filter(wanted).collect()
@@ -280,10 +280,10 @@ fn boot(
 }
 
 /// Keeps of which pages the guest's nested table is, as the hypervisor's log says it.
-fn keep_mix(results: &mut Results, machine: &str, mode: Mode, console: &str) {
+fn keep_page_counts(results: &mut Results, machine: &str, mode: Mode, console: &str) {
     if let Some((_, rest)) = console.split_once(": nested table ") {
-        let mix = rest.lines().next().unwrap_or_default();
+        let counts = rest.lines().next().unwrap_or_default();
         let key = format!("nested pages, {machine}, {}", mode.name());
-        results.machine.insert(key, mix.to_owned());
+        results.machine.insert(key, counts.to_owned());
     }
 }

@@ -33,7 +33,7 @@ impl Framebuffer {
     /// Reads a tag's body: address, pitch, width, height, bits of a pixel, type.
     ///
     /// # Errors
-    /// Why it cannot be used, in words that go on with "the framebuffer …".
+    /// Why it cannot be used: the end of a sentence that begins "the framebuffer …".
     pub(crate) fn read(body: &[u8]) -> Result<Self, &'static str> {
         let numbers = u32_at(body, 8).zip(u32_at(body, 12)).zip(u32_at(body, 16));
         let fields = u64_at(body, 0).zip(numbers).zip(body.get(20).zip(body.get(21)));

@@ -125,8 +125,8 @@ fn add_tag<'m>(
 }
 
 /// The entries of a map tag: entry size, entry version, entries.
-fn entries(body: &[u8], least_size: usize) -> Option<impl Iterator<Item = &[u8]>> {
-    let size = usize::try_from(u32_at(body, 0)?).ok().filter(|size| *size >= least_size)?;
+fn entries(body: &[u8], min_size: usize) -> Option<impl Iterator<Item = &[u8]>> {
+    let size = usize::try_from(u32_at(body, 0)?).ok().filter(|size| *size >= min_size)?;
     Some(body.get(8..)?.chunks_exact(size))
 }
 

@@ -14,12 +14,12 @@ extern crate alloc;
 
 mod apic_timer;
 mod claims;
+mod frequency;
 mod interval;
-mod judge;
 mod window;
 
 pub use apic_timer::apic_timer_hz;
-pub use judge::{Clock, Frequency, Refused, tsc_frequency};
+pub use frequency::{Clock, Frequency, Refused, tsc_frequency};
 
 #[cfg(test)]
 mod script;

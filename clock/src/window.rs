@@ -19,13 +19,13 @@ pub(crate) const TARGET_PPM: u64 = 100;
 /// … or after this part of a second, of which one interruption takes a twentieth at most.
 const WINDOW_PART: u64 = 2;
 const INTERRUPTION_PART: u64 = 20;
-/// … or after so many readings, whatever they were.
+/// … or after this many readings of any kind.
 const MAX_READINGS: u32 = 10_000_000;
-/// … or after so many that came too late for the counter, which may have gone round meanwhile.
+/// … or after this many that came too late: the counter may have wrapped meanwhile.
 const MAX_LATE: u32 = 1000;
-/// So many steps of the counter are looked at to learn how fine they are.
+/// Number of counter steps observed to learn its granularity.
 const STEPS: u32 = 16;
-/// A counter that shows the same so often, for so long, does not count: a millisecond of the fastest TSC.
+/// A counter that shows the same value this often, for this long, is stopped: a millisecond of the fastest TSC.
 const MIN_SAME: u32 = 1000;
 const MIN_SAME_TSC: u64 = 10_000_000;
 /// … or so often at all: the TSC need not count either.

@@ -6,7 +6,7 @@ use core::fmt;
 
 use arch::Bdf;
 
-use crate::{FILE_NAME, LEAST_MEMORY, MEMORY_UNIT};
+use crate::{FILE_NAME, MEMORY_UNIT, MIN_MEMORY};
 
 /// A problem and its place in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -161,7 +161,7 @@ impl fmt::Display for Problem {
             Self::Memory { bytes } => write!(
                 f,
                 "memory is at least {}M and a multiple of {}M, and here stand {bytes} bytes",
-                LEAST_MEMORY >> 20,
+                MIN_MEMORY >> 20,
                 MEMORY_UNIT >> 20
             ),
             Self::EmptyList { key, example } => {

@@ -31,14 +31,14 @@ pub use error::{ConfigError, Problem};
 pub use lines::{Console, IntxConfig, Uart};
 pub use places::Places;
 pub use reader::parse;
-pub use shared::{LEAST_SHARED, MOST_PEERS, SharedConfig};
+pub use shared::{MAX_PEERS, MIN_SHARED, SharedConfig};
 
 /// The name of the file, as messages say it.
 pub const FILE_NAME: &str = "nexit.toml";
 /// Guest memory is a multiple of this many bytes (2 MiB, a large page of the nested table).
 pub const MEMORY_UNIT: u64 = 2 << 20;
 /// The least memory that a guest may have, in bytes.
-pub const LEAST_MEMORY: u64 = 16 << 20;
+pub const MIN_MEMORY: u64 = 16 << 20;
 
 /// The whole file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,7 +66,7 @@ pub struct GuestConfig {
     /// `cpus`: the numbers of the physical CPUs, no other guest's; at least one. The first is the
     /// guest's boot processor.
     pub cpus: Vec<u32>,
-    /// `memory` in bytes: a multiple of [`MEMORY_UNIT`], not below [`LEAST_MEMORY`].
+    /// `memory` in bytes: a multiple of [`MEMORY_UNIT`], not below [`MIN_MEMORY`].
     pub memory: u64,
     /// `kernel`: file name of a bzImage or a multiboot kernel.
     pub kernel: String,
@@ -115,6 +115,6 @@ pub struct ModuleConfig {
 pub enum Afterwards {
     /// `"stop"`: it stays ended.
     Stop,
-    /// `"restart"`: it begins anew, from its files.
+    /// `"restart"`: it restarts, from its files.
     Restart,
 }

@@ -11,7 +11,7 @@ use arch::vcpu::InterruptMode;
 use crate::document::{Item, Key, Table, Value};
 use crate::error::{ConfigError, Problem};
 use crate::{
-    Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, LEAST_MEMORY, MEMORY_UNIT,
+    Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, MEMORY_UNIT, MIN_MEMORY,
     ModuleConfig, Places, Uart, value,
 };
 
@@ -183,7 +183,7 @@ impl Reader {
         let text = self.string("memory", TAKES_MEMORY, item)?;
         let bytes =
             value::size(text).ok_or_else(|| self.bad_value("memory", TAKES_MEMORY, item, text))?;
-        if bytes < LEAST_MEMORY || !bytes.is_multiple_of(MEMORY_UNIT) {
+        if bytes < MIN_MEMORY || !bytes.is_multiple_of(MEMORY_UNIT) {
             return Err(self.error(item, Problem::Memory { bytes }));
         }
         Ok(bytes)

@@ -11,9 +11,9 @@ use crate::reader::Reader;
 use crate::{Places, value};
 
 /// The least that can be shared: a page.
-pub const LEAST_SHARED: u64 = 4 << 10;
-/// So many guests share one region at most.
-pub const MOST_PEERS: usize = 8;
+pub const MIN_SHARED: u64 = 4 << 10;
+/// Maximum number of guests that share one region.
+pub const MAX_PEERS: usize = 8;
 
 const SHARED_KEYS: &str = "name, size, guests";
 const TAKES_SHARED: &str = "a list of tables, each under a line [[shared]]";
@@ -25,9 +25,9 @@ const TAKES_GUESTS: &str = "a list of 2 to 8 guests' names such as [\"a\", \"b\"
 pub struct SharedConfig {
     /// `name`: as a guest's, unique among the regions.
     pub name: String,
-    /// `size` in bytes: a power of two, not below [`LEAST_SHARED`].
+    /// `size` in bytes: a power of two, not below [`MIN_SHARED`].
     pub size: u64,
-    /// `guests`: 2 to [`MOST_PEERS`] indices into [`crate::Config::guests`]. A guest's place in this
+    /// `guests`: 2 to [`MAX_PEERS`] indices into [`crate::Config::guests`]. A guest's place in this
     /// list is its peer identifier.
     pub guests: Vec<usize>,
     /// Where its keys stand.
@@ -75,7 +75,7 @@ impl Reader {
 
     fn size(&self, item: &Item) -> Result<u64, ConfigError> {
         let text = self.string("size", TAKES_SIZE, item)?;
-        let size = value::size(text).filter(|size| size.is_power_of_two() && *size >= LEAST_SHARED);
+        let size = value::size(text).filter(|size| size.is_power_of_two() && *size >= MIN_SHARED);
         size.ok_or_else(|| self.bad_value("size", TAKES_SIZE, item, text))
     }
 
@@ -90,7 +90,7 @@ impl Reader {
             self.not_again("guests", TAKES_GUESTS, entry, &peers, &guest, name)?;
             peers.push(guest);
         }
-        if !(2..=MOST_PEERS).contains(&peers.len()) {
+        if !(2..=MAX_PEERS).contains(&peers.len()) {
             let found = peers.len().to_string() + " of them";
             return Err(self.bad_value("guests", TAKES_GUESTS, item, &found));
         }

@@ -159,7 +159,7 @@ pub(crate) fn taken(rax: u64) -> Option<u8> {
     (rax & TAKEN != 0).then_some(rax as u8)
 }
 
-/// Has every NMI that the host takes do `work`, on whatever CPU and at whatever instruction it comes.
+/// Registers `work` to run on every host NMI, on whatever CPU and at whatever instruction it comes.
 pub fn at_nmi(work: fn()) {
     AT_NMI.call_once(|| work);
 }

@@ -1,4 +1,4 @@
-//! Instructions that the compiler has no word for.
+//! Privileged instructions without a compiler intrinsic.
 //!
 //! The *checked* forms come back with `None`/`false` where the CPU raises #GP or #UD: the exception handler
 //! moves RIP from the one faulting instruction to a landing pad (see [`landing_pad`]).
@@ -143,7 +143,7 @@ pub unsafe fn protection_keys() -> u32 {
 /// Writes a field of the current VMCS; nothing happens without one, or outside VMX operation.
 ///
 /// # Safety
-/// As [`read_msr_checked`]; whoever owns the VMCS expects it.
+/// As [`read_msr_checked`]; the owner of the VMCS expects it.
 pub unsafe fn vmwrite_checked(field: u32, value: u64) {
     // SAFETY: the caller vouches for the field and for the handler that catches a #UD.
     unsafe { nexit_vmwrite_checked(field.into(), value) };

@@ -83,8 +83,8 @@ impl LocalApic {
         }
     }
 
-    /// Lets every vector through, as after a reset of the CPU: a guest takes it over.
-    pub fn hand_over(self) {
+    /// Accepts every vector (TPR = 0), as after a CPU reset: a guest takes the APIC over.
+    pub fn accept_all(self) {
         // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
         unsafe { write_msr(msr::IA32_X2APIC_TPR, 0) };
     }
@@ -103,7 +103,7 @@ impl LocalApic {
         }
     }
 
-    /// Calls the host on another CPU back by NMI.
+    /// Brings the host back on another CPU, by an NMI.
     pub fn send_nmi(self, to: ApicId) {
         const NMI: u64 = 4 << 8 | 1 << 14;
         // SAFETY: `self` proves x2APIC mode.
@@ -116,7 +116,7 @@ impl LocalApic {
     /// # Safety
     /// The exception handlers are installed, no guest's timer is armed on this CPU, and interrupts
     /// may be taken (on AMD-V: GIF is set).
-    pub unsafe fn nap(self) {
+    pub unsafe fn idle(self) {
         const MILLISECOND: u64 = 1_000_000;
         // SAFETY: the caller vouches for all of it.
         unsafe { self.sleep(sleep::nmis(), MILLISECOND) };
@@ -126,7 +126,7 @@ impl LocalApic {
     /// anything else comes; not at all where an NMI has come since [`sleep::nmis`] said `seen`.
     ///
     /// # Safety
-    /// As for [`Self::nap`].
+    /// As for [`Self::idle`].
     pub unsafe fn sleep(self, seen: u32, ticks: u64) {
         const WAKE_VECTOR: u64 = 0xf0;
         let steps = [
@@ -148,14 +148,14 @@ impl LocalApic {
 
     /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's
     /// is left in this APIC but requests for the vectors 16 to 31, which the host cannot take: they
-    /// wait for the guest's next life.
+    /// wait for the guest's next generation.
     ///
     /// # Safety
-    /// As for [`Self::nap`].
+    /// As for [`Self::idle`].
     pub unsafe fn drain(self) {
         self.reset();
-        const MOST_INTERRUPTS: u32 = 1024;
-        for _ in 0..MOST_INTERRUPTS {
+        const MAX_INTERRUPTS: u32 = 1024;
+        for _ in 0..MAX_INTERRUPTS {
             let pending = (0..8).any(|word| {
                 // SAFETY: `self` proves x2APIC mode; the eight ISRs exist.
                 let in_service = unsafe { read_msr(msr::IA32_X2APIC_ISR0 + word) };
@@ -167,7 +167,7 @@ impl LocalApic {
                 return;
             }
             self.eoi();
-            // SAFETY: as in `nap`.
+            // SAFETY: as in `idle`.
             unsafe { exceptions::take_interrupt() };
         }
     }

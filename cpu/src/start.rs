@@ -2,7 +2,7 @@
 //! and the code at which they begin.
 //!
 //! The code is copied to a page below 1 MiB, whose number the start-up IPI carries. What differs
-//! from processor to processor is in a mailbox in the page behind it, so that the code's page can be
+//! from processor to processor is in the page behind it, so that the code's page can be
 //! read-only.
 
 use core::arch::global_asm;
@@ -15,8 +15,8 @@ use crate::instructions::{tsc, write_msr};
 use crate::physical;
 
 global_asm!(
-    // Real mode, CS = page << 8, IP = 0. Ends in 64-bit mode with RDI = the mailbox's argument, on
-    // the mailbox's stack, at the mailbox's entry. EBX = address of the page throughout.
+    // Real mode, CS = page << 8, IP = 0. Ends in 64-bit mode with RDI = the argument passed to it, on
+    // the stack passed to it, at the entry passed to it. EBX = address of the page throughout.
     ".pushsection .rodata.nexit_start, \"a\"",
     ".code16",
     ".global nexit_start_code",
@@ -90,13 +90,13 @@ global_asm!(
     ".global nexit_start_end",
     "nexit_start_end:",
     ".popsection",
-    cr3 = const offset_of!(Mailbox, cr3),
-    stack = const offset_of!(Mailbox, stack),
-    entry = const offset_of!(Mailbox, entry),
-    argument = const offset_of!(Mailbox, argument),
-    far = const offset_of!(Mailbox, far_offset),
-    long = const offset_of!(Mailbox, long_offset),
-    gdtr = const offset_of!(Mailbox, gdt_limit),
+    cr3 = const offset_of!(StartParameters, cr3),
+    stack = const offset_of!(StartParameters, stack),
+    entry = const offset_of!(StartParameters, entry),
+    argument = const offset_of!(StartParameters, argument),
+    far = const offset_of!(StartParameters, far_offset),
+    long = const offset_of!(StartParameters, long_offset),
+    gdtr = const offset_of!(StartParameters, gdt_limit),
 );
 
 unsafe extern "C" {
@@ -109,7 +109,7 @@ unsafe extern "C" {
 
 /// What the code reads.
 #[repr(C)]
-struct Mailbox {
+struct StartParameters {
     cr3: u64,
     stack: u64,
     entry: u64,
@@ -121,7 +121,7 @@ struct Mailbox {
     gdt_base: [u16; 2],
 }
 
-/// Two pages below 1 MiB: the code, and its mailbox.
+/// Two pages below 1 MiB: the code, and its parameters.
 #[derive(Debug)]
 pub struct StartPage {
     page: Hpa,
@@ -131,7 +131,7 @@ impl StartPage {
     /// Bytes that it takes.
     pub const BYTES: u64 = 2 * PAGE_SIZE;
 
-    /// Copies the code to `page`. The mailbox is in the page behind.
+    /// Copies the code to `page`. Its parameters are in the page behind.
     ///
     /// # Safety
     /// `page` and the one behind it are free RAM below 1 MiB, identity-mapped and writable.
@@ -166,7 +166,7 @@ impl StartPage {
             (self.page.as_u64() + offset) as u32
         };
         let gdt = moved(&raw const nexit_start_gdt);
-        let mailbox = Mailbox {
+        let parameters = StartParameters {
             cr3: root.as_u64(),
             stack,
             entry: entry as usize as u64,
@@ -177,9 +177,9 @@ impl StartPage {
             gdt_limit: GDT_LIMIT,
             gdt_base: [gdt as u16, (gdt >> 16) as u16],
         };
-        let at = physical::pointer::<Mailbox>(self.page.wrapping_add(PAGE_SIZE));
+        let at = physical::pointer::<StartParameters>(self.page.wrapping_add(PAGE_SIZE));
         // SAFETY: `new`'s caller vouched for the page, and no processor reads it now.
-        unsafe { at.write(mailbox) };
+        unsafe { at.write(parameters) };
     }
 
     /// Sends INIT and two start-up IPIs to a processor (SDM "MP Initialization Protocol Algorithm
@@ -210,7 +210,7 @@ impl StartPage {
 }
 
 const INIT: u64 = 0x4500;
-/// So long a processor may take for an INIT.
+/// How long a processor may take for an INIT.
 const INIT_US: u64 = 10_000;
 
 /// # Safety

@@ -1,4 +1,4 @@
-//! A guest for tests: desks, memory, and CPUs that do what a test says.
+//! A guest for tests: mailboxes, memory, and CPUs that do what a test says.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use arch::Gpa;
 use arch::machine::{GuestMemory, NotGuestMemory};
 use insn::PagingRegisters;
 
-use crate::desk::{Desk, Order, Stop};
+use crate::mailbox::{DebugMailbox, Order, Stop};
 use crate::registers::Registers;
 use crate::session::{Guest, Line, Session};
 
@@ -39,7 +39,7 @@ impl GuestMemory for Memory {
 /// What a test and a session share.
 #[derive(Debug)]
 pub(crate) struct World {
-    pub(crate) desks: Vec<Desk>,
+    pub(crate) mailboxes: Vec<DebugMailbox>,
     /// So often the CPUs were called.
     pub(crate) calls: usize,
     /// What went to gdb.
@@ -57,11 +57,11 @@ impl Guest for Occupant {
     type Memory = Memory;
 
     fn cpus(&self) -> usize {
-        self.world.borrow().desks.len()
+        self.world.borrow().mailboxes.len()
     }
 
-    fn desk<T>(&mut self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T> {
-        self.world.borrow_mut().desks.get_mut(cpu).map(work)
+    fn mailbox<T>(&mut self, cpu: usize, work: impl FnOnce(&mut DebugMailbox) -> T) -> Option<T> {
+        self.world.borrow_mut().mailboxes.get_mut(cpu).map(work)
     }
 
     fn call(&mut self) {
@@ -84,10 +84,10 @@ impl Line for Wire {
 
 /// A session of a guest of two CPUs that run, without paging, in 64 KiB.
 pub(crate) fn session() -> (Session<Occupant, Wire>, Shared) {
-    let mut desks = vec![Desk::new(), Desk::new()];
-    desks.iter_mut().for_each(|desk| assert_eq!(desk.arrive(), Order::Leave));
+    let mut mailboxes = vec![DebugMailbox::new(), DebugMailbox::new()];
+    mailboxes.iter_mut().for_each(|mailbox| assert_eq!(mailbox.arrive(), Order::Leave));
     let memory = Memory((0..0x1_0000).map(|at| at as u8).collect());
-    let world = World { desks, calls: 0, sent: Vec::new() };
+    let world = World { mailboxes, calls: 0, sent: Vec::new() };
     let world = Rc::new(RefCell::new(world));
     let occupant = Occupant { world: world.clone(), memory };
     (Session::new(occupant, Wire(world.clone())), world)
@@ -104,9 +104,9 @@ pub(crate) fn at(rip: u64) -> Registers {
 
 /// Each CPU that is wanted stands.
 pub(crate) fn heed(world: &Shared) {
-    for (cpu, desk) in world.borrow_mut().desks.iter_mut().enumerate() {
-        if desk.wanted() {
-            desk.stand(Stop::Asked, at(0x1000 + cpu as u64));
+    for (cpu, mailbox) in world.borrow_mut().mailboxes.iter_mut().enumerate() {
+        if mailbox.wanted() {
+            mailbox.stand(Stop::Asked, at(0x1000 + cpu as u64));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. The edges move bytes and registers; what they mean is decided here. The way of a byte from gdb: [`frame`] makes
 //! whole packets of bytes, [`session`] has the guest stop and hands them to the crate `gdbstub`, which calls [`target`];
-//! that reads and writes what each CPU has left on its [`desk`].
+//! that reads and writes what each CPU has left on its [`mailbox`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -10,10 +10,10 @@ extern crate alloc;
 
 pub mod backtrace;
 pub mod breakpoints;
-pub mod desk;
 #[cfg(test)]
 mod fake;
 pub mod frame;
+pub mod mailbox;
 pub mod registers;
 pub mod session;
 pub mod step;
@@ -21,5 +21,5 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use desk::{Desk, Order, Stop};
+pub use mailbox::{DebugMailbox, Order, Stop};
 pub use session::{Guest, Session};

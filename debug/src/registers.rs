@@ -21,7 +21,7 @@ impl Arch for X86_64 {
 /// Bytes of ST0 to ST7 and of the eight FPU registers behind them, which gdb insists on.
 const FPU_BYTES: usize = 8 * 10 + 8 * 4;
 
-/// The registers that a CPU leaves on its desk, in the order of `target.xml`. Those before `segments` can be changed.
+/// The registers that a CPU leaves on its mailbox, in the order of `target.xml`. Those before `segments` can be changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
     /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 to R15: gdb's order.

@@ -14,8 +14,8 @@ use gdbstub::stub::{BaseStopReason, GdbStubBuilder};
 use gdbstub::target::ext::breakpoints::WatchKind;
 
 use crate::breakpoints::{Breakpoint, Kind};
-use crate::desk::{Desk, Stop};
 use crate::frame::{Event, Framer, MAX_PACKET};
+use crate::mailbox::{DebugMailbox, Stop};
 use crate::target::{Debugged, thread};
 
 /// The guest, as the machine has it.
@@ -24,9 +24,9 @@ pub trait Guest {
     type Memory: GuestMemory;
     /// How many virtual CPUs it has: at most 64.
     fn cpus(&self) -> usize;
-    /// Has `work` see the desk of one.
-    fn desk<T>(&mut self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T>;
-    /// Has each of its CPUs look at its desk.
+    /// Has `work` see the mailbox of one.
+    fn mailbox<T>(&mut self, cpu: usize, work: impl FnOnce(&mut DebugMailbox) -> T) -> Option<T>;
+    /// Has each of its CPUs look at its mailbox.
     fn call(&mut self);
     /// Its RAM.
     fn memory(&mut self) -> &mut Self::Memory;

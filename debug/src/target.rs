@@ -18,7 +18,7 @@ use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps
 use gdbstub::target::{Target, TargetError, TargetResult};
 
 use crate::breakpoints::{Breakpoint, Breakpoints as All, Kind};
-use crate::desk::{Order, Stop};
+use crate::mailbox::{Order, Stop};
 use crate::registers::{Registers, X86_64};
 use crate::session::Guest;
 
@@ -45,17 +45,18 @@ impl<G: Guest> Debugged<G> {
     /// Has all CPUs stand.
     pub(crate) fn call(&mut self) {
         for cpu in 0..self.guest.cpus() {
-            self.guest.desk(cpu, crate::Desk::want);
+            self.guest.mailbox(cpu, crate::DebugMailbox::want);
         }
         self.guest.call();
     }
 
     /// Whether all that are there stand; `None` where none is there.
     pub(crate) fn all_stand(&mut self) -> Option<bool> {
-        let desks = (0..self.guest.cpus()).filter_map(|cpu| {
-            self.guest.desk(cpu, |desk| desk.present().then_some(desk.stop().is_some()))?
+        let mailboxes = (0..self.guest.cpus()).filter_map(|cpu| {
+            self.guest
+                .mailbox(cpu, |mailbox| mailbox.present().then_some(mailbox.stop().is_some()))?
         });
-        desks.reduce(|all, one| all && one)
+        mailboxes.reduce(|all, one| all && one)
     }
 
     /// The first CPU that stands after it went on, and why: one that was not just asked to, if there is one.
@@ -63,7 +64,7 @@ impl<G: Guest> Debugged<G> {
         let mut asked = None;
         let released = self.released;
         for cpu in (0..self.guest.cpus()).filter(|cpu| has(released, *cpu)) {
-            match self.guest.desk(cpu, |desk| desk.stop()).flatten() {
+            match self.guest.mailbox(cpu, |mailbox| mailbox.stop()).flatten() {
                 Some(Stop::Asked) => asked = asked.or(Some((cpu, Stop::Asked))),
                 Some(why) => return Some((cpu, why)),
                 None => {}
@@ -86,12 +87,12 @@ impl<G: Guest> Debugged<G> {
     fn order(&mut self, released: u64, order: impl Fn(usize) -> Order) {
         self.released = released;
         for cpu in (0..self.guest.cpus()).filter(|cpu| has(released, *cpu)) {
-            self.guest.desk(cpu, |desk| desk.give(order(cpu)));
+            self.guest.mailbox(cpu, |mailbox| mailbox.give(order(cpu)));
         }
     }
 
     fn read_register<T>(&mut self, tid: Tid, read: impl FnOnce(&Registers) -> T) -> Option<T> {
-        self.guest.desk(index(tid), |desk| desk.registers().map(read)).flatten()
+        self.guest.mailbox(index(tid), |mailbox| mailbox.registers().map(read)).flatten()
     }
 
     /// Where `length` bytes from a linear address are, as far as they are in its page.
@@ -166,12 +167,12 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
     }
 
     fn write_registers(&mut self, from: &Registers, tid: Tid) -> TargetResult<(), Self> {
-        let write = |desk: &mut crate::Desk| {
-            let own = desk.registers_mut()?;
+        let write = |mailbox: &mut crate::DebugMailbox| {
+            let own = mailbox.registers_mut()?;
             (own.general, own.rip, own.rflags) = (from.general, from.rip, from.rflags);
             Some(())
         };
-        self.guest.desk(index(tid), write).flatten().ok_or(TargetError::NonFatal)
+        self.guest.mailbox(index(tid), write).flatten().ok_or(TargetError::NonFatal)
     }
 
     fn read_addrs(&mut self, start: u64, to: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
@@ -202,7 +203,7 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
 
     fn list_active_threads(&mut self, active: &mut dyn FnMut(Tid)) -> Result<(), Infallible> {
         for cpu in 0..self.guest.cpus() {
-            if self.guest.desk(cpu, |desk| desk.stop().is_some()) == Some(true) {
+            if self.guest.mailbox(cpu, |mailbox| mailbox.stop().is_some()) == Some(true) {
                 active(thread(cpu));
             }
         }

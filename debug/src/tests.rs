@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use crate::desk::{Order, Stop};
 use crate::fake::{Occupant, Shared, Wire, at, heed, session};
+use crate::mailbox::{Order, Stop};
 use crate::session::Session;
 
 fn packet(text: &str) -> Vec<u8> {
@@ -68,7 +68,7 @@ impl Talk {
     /// What the CPUs do next.
     fn orders(&self) -> Vec<Option<Order>> {
         let mut world = self.world.borrow_mut();
-        world.desks.iter_mut().map(|desk| desk.take().map(|(order, _)| order)).collect()
+        world.mailboxes.iter_mut().map(|mailbox| mailbox.take().map(|(order, _)| order)).collect()
     }
 
     fn attached() -> Self {
@@ -96,7 +96,7 @@ fn the_guest_stops_for_the_first_whole_packet_and_for_nothing_less() {
 #[test]
 fn a_guest_that_has_ended_stops_for_nobody() {
     let mut talk = Talk::new();
-    talk.world.borrow_mut().desks.iter_mut().for_each(|desk| desk.leave());
+    talk.world.borrow_mut().mailboxes.iter_mut().for_each(|mailbox| mailbox.leave());
     assert_eq!(talk.ask("?"), "");
     assert!(!talk.session.work());
 }
@@ -123,9 +123,13 @@ fn a_register_that_was_written_is_the_cpus_when_it_goes_on() {
     registers.replace_range(0..4, "3412");
     assert_eq!(talk.ask(&format!("G{registers}")), "OK");
     assert_eq!(talk.ask("D"), "OK");
-    let (order, changed) = talk.world.borrow_mut().desks[0].take().unwrap();
+    let (order, changed) = talk.world.borrow_mut().mailboxes[0].take().unwrap();
     assert_eq!((order, changed.unwrap().general[0]), (Order::Leave, 0x1234));
-    assert_eq!(talk.world.borrow_mut().desks[1].take().unwrap().1, None, "the other is as it was");
+    assert_eq!(
+        talk.world.borrow_mut().mailboxes[1].take().unwrap().1,
+        None,
+        "the other is as it was"
+    );
 }
 
 #[test]
@@ -140,12 +144,12 @@ fn a_breakpoint_is_in_the_debug_registers_and_its_cpu_stops_all() {
         };
         assert_eq!(registers.addresses, [0x2000, 0x3000, 0, 0]);
     }
-    talk.world.borrow_mut().desks[1].stand(Stop::Breakpoint(1), at(0x2000));
+    talk.world.borrow_mut().mailboxes[1].stand(Stop::Breakpoint(1), at(0x2000));
     talk.work();
     assert_eq!(talk.answer(), "T05thread:p01.02;swbreak:;");
     assert_eq!(talk.ask("vCont;c"), "");
     talk.orders();
-    talk.world.borrow_mut().desks[0].stand(Stop::Breakpoint(2), at(0x2004));
+    talk.world.borrow_mut().mailboxes[0].stand(Stop::Breakpoint(2), at(0x2004));
     talk.work();
     assert_eq!(talk.answer(), "T05thread:p01.01;watch:3000;");
     for slot in 0..2 {
@@ -162,7 +166,7 @@ fn one_cpu_steps_and_the_others_stop_with_it() {
     assert_eq!(talk.ask("vCont;s:p1.2;c"), "");
     assert_eq!(talk.orders(), [GO, Some(Order::Go { step: true, breakpoints: None })]);
     assert!(talk.answer().is_empty(), "an order that no CPU has taken yet is no stop");
-    talk.world.borrow_mut().desks[1].stand(Stop::Step, at(0x1002));
+    talk.world.borrow_mut().mailboxes[1].stand(Stop::Step, at(0x1002));
     talk.work();
     assert_eq!(talk.answer(), "T05thread:p01.02;");
 }
@@ -172,7 +176,7 @@ fn a_cpu_that_gdb_does_not_name_stays_where_it_is() {
     let mut talk = Talk::attached();
     assert_eq!(talk.ask("vCont;s:p1.1"), "");
     assert_eq!(talk.orders(), [Some(Order::Go { step: true, breakpoints: None }), None]);
-    talk.world.borrow_mut().desks[0].stand(Stop::Step, at(0x1001));
+    talk.world.borrow_mut().mailboxes[0].stand(Stop::Step, at(0x1001));
     talk.work();
     assert_eq!(talk.answer(), "T05thread:p01.01;");
     assert_eq!(talk.ask("vCont;c"), "");

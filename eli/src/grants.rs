@@ -52,7 +52,7 @@ impl Grants {
         Self::default()
     }
 
-    /// Makes a vector the guest's. `true` if it was not: its shadow gate is to be derived anew.
+    /// Makes a vector the guest's. `true` if it was not: its shadow gate is to be derived again.
     /// Vectors below 32 are the guest's anyway and need none.
     pub fn grant(&self, vector: Vector, why: Reason) -> bool {
         if !vector.is_external() {

@@ -4,7 +4,7 @@
 //! * [`grants`]: the vectors that are the guest's, and why.
 //! * [`shadow`]: the IDT that the CPU really uses: the guest's own bytes, but gates of external
 //!   vectors that are not granted are not present.
-//! * [`arrival`]: such a gate was hit: whose #NP is it, and what is to be done.
+//! * [`gate_fault`]: classifies the #NP of a closed gate: whose fault it is, and what to do.
 //! * [`apic`]: the x2APIC registers: what passes to the hardware, what is checked, what is virtual;
 //!   in the classic mode a whole software local APIC ([`pending`]).
 //! * [`xapic`]: the page of xAPIC mode, for guests that do not use x2APIC mode.
@@ -14,7 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apic;
-pub mod arrival;
+pub mod gate_fault;
 pub mod grants;
 pub mod icr;
 pub mod pending;
@@ -23,7 +23,7 @@ pub mod vectors;
 pub mod xapic;
 
 pub use apic::{ApicAction, ApicRead, GpFault, VirtualApic};
-pub use arrival::{Verdict, judge};
+pub use gate_fault::{FaultAction, classify};
 pub use grants::{Grants, Reason};
 pub use icr::{Addressing, Destination, IcrRequest, IpiKind};
 pub use shadow::ShadowIdt;

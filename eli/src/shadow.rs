@@ -2,13 +2,13 @@
 //!
 //! The guest's table lies in one or two guest-physical pages. At each of them the nested page table
 //! shows a shadow page, read-only. Its bytes are the guest's own, but in gates of external vectors
-//! that are not granted the present bit is clear, so that delivery raises #NP ([`crate::arrival`]).
+//! that are not granted the present bit is clear, so that delivery raises #NP ([`crate::gate_fault`]).
 //! The CPU looks at a gate's type before its present bit and raises #GP for one that is no gate (a
 //! zeroed entry), so a closed gate also has the type of an interrupt gate.
 //!
 //! The difference to the guest's bytes is in one byte of a gate. So every byte of the
 //! shadow depends on the same byte of the real page and on the grants, on nothing else: deriving
-//! any range of bytes anew, however it cuts gates or pages, is exact.
+//! any range of bytes again, however it cuts gates or pages, is exact.
 
 use arch::address::PAGE_SIZE;
 use arch::gate::{GATE_FLAGS_OFFSET, GATE_PRESENT, GateFormat};

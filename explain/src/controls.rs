@@ -118,10 +118,10 @@ impl Controls<'_> {
 
     /// SDM "VM-Execution Control Fields", without the virtual APIC's and memory's.
     fn execution(&self) -> Result<(), &'static str> {
-        const MOST_CR3_TARGETS: u64 = 4;
+        const MAX_CR3_TARGETS: u64 = 4;
         let io = !self.primary(25) || self.address(0x2000, 12) && self.address(0x2002, 12);
         first_broken(&[
-            (self.0.at(0x400a) <= MOST_CR3_TARGETS, "there are more than 4 CR3 targets"),
+            (self.0.at(0x400a) <= MAX_CR3_TARGETS, "there are more than 4 CR3 targets"),
             (io, "an I/O bitmap's address is not a page's, or beyond the address width"),
             (
                 !self.primary(28) || self.address(0x2004, 12),

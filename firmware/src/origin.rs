@@ -1,4 +1,4 @@
-//! Who made the tables (ACPI Specification, "System Description Table Header").
+//! The manufacturer of the tables (ACPI Specification, "System Description Table Header").
 
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -47,7 +47,7 @@ pub struct Platform {
     pub pm_timer: Option<PmTimer>,
     /// Serial ports that the firmware names, its console first.
     pub serial: Vec<SerialPort>,
-    /// Who made the tables.
+    /// The manufacturer of the tables.
     pub origins: Vec<Origin>,
     /// How to switch the machine off.
     pub soft_off: Option<SoftOff>,

@@ -250,7 +250,7 @@ mod tests {
             now.since(&before, 2050).to_string(),
             "12 exits (+3, 1.4/s) in the last 2.0 s: cpuid 9, io 3 (+3, 1.4/s)"
         );
-        // Asked twice at once, and by a guest that began anew in between.
+        // Asked twice at once, and by a guest that restarted in between.
         let nothing = ExitCounters::new();
         assert_eq!(nothing.since(&now, 0).to_string(), "0 exits (+0) in the last 0.0 s");
     }

@@ -22,8 +22,8 @@ pub mod msr;
 mod mtrr;
 pub mod pci;
 pub mod recent;
+pub mod restart_backoff;
 mod shadows;
-pub mod short_lives;
 pub mod vm;
 
 #[cfg(test)]

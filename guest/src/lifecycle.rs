@@ -3,7 +3,7 @@
 
 use config::Afterwards;
 
-use crate::short_lives::{LifeEnd, ShortLives};
+use crate::restart_backoff::{EndedBy, RestartBackoff};
 use crate::vm::Outcome;
 
 /// What the user has asked for and is still to be done.
@@ -17,9 +17,9 @@ enum Pending {
 enum State {
     /// It runs, or is between two generations.
     Alive,
-    /// It has ended and stays so until it is started.
-    Over,
-    /// It was over and is being started.
+    /// It has ended and does not restart by itself.
+    Stopped,
+    /// It was stopped and is being started.
     Starting,
 }
 
@@ -42,7 +42,7 @@ pub enum AfterEnd {
     /// It waits: that is not decided yet.
     Wait,
     /// There is none.
-    Over,
+    Stopped,
 }
 
 /// A guest, from its first generation to its last.
@@ -53,24 +53,24 @@ pub struct Lifecycle {
     cpus: usize,
     /// CPUs that have not left this generation.
     present: usize,
-    /// How often it has begun.
+    /// Counts its generations, from 1.
     generation: u32,
     state: State,
     pending: Option<Pending>,
     outcome: Option<Outcome>,
-    row: ShortLives,
+    row: RestartBackoff,
 }
 
 impl Lifecycle {
     /// A guest of so many CPUs that is in its first generation.
     #[must_use]
     pub fn new(cpus: usize, on_reboot: Afterwards, on_crash: Afterwards) -> Self {
-        let (state, row) = (State::Alive, ShortLives::default());
+        let (state, row) = (State::Alive, RestartBackoff::default());
         let (present, generation, pending, outcome) = (cpus, 1, None, None);
         Self { on_reboot, on_crash, cpus, present, generation, state, pending, outcome, row }
     }
 
-    /// How often it has begun.
+    /// Counts its generations, from 1.
     #[must_use]
     pub const fn generation(&self) -> u32 {
         self.generation
@@ -82,9 +82,9 @@ impl Lifecycle {
         self.outcome
     }
 
-    /// The short lives that the last generation ended a row of.
+    /// The short generations that the last generation ended a row of.
     #[must_use]
-    pub const fn row(&self) -> ShortLives {
+    pub const fn row(&self) -> RestartBackoff {
         self.row
     }
 
@@ -105,22 +105,22 @@ impl Lifecycle {
         match self.state {
             _ if self.generation != generation => AfterEnd::Next,
             State::Alive => AfterEnd::Wait,
-            State::Over | State::Starting => AfterEnd::Over,
+            State::Stopped | State::Starting => AfterEnd::Stopped,
         }
     }
 
     /// All CPUs have left a generation that took `run_ms`: the milliseconds to wait before the next.
     pub fn pause_ms(&mut self, run_ms: u64) -> u64 {
         let end = match self.ended() {
-            _ if self.pending == Some(Pending::Restart) => LifeEnd::User,
-            Outcome::TripleFault | Outcome::Crash => LifeEnd::Crash,
-            Outcome::Reboot => LifeEnd::Reboot,
-            Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => LifeEnd::User,
+            _ if self.pending == Some(Pending::Restart) => EndedBy::User,
+            Outcome::TripleFault | Outcome::Crash => EndedBy::Crash,
+            Outcome::Reboot => EndedBy::Reboot,
+            Outcome::PowerOff | Outcome::Halted | Outcome::Stopped => EndedBy::User,
         };
-        self.row.life_ended(end, run_ms)
+        self.row.generation_ended(end, run_ms)
     }
 
-    /// Whether it begins anew, as far as is known by now.
+    /// Whether it restarts, as far as is known by now.
     #[must_use]
     pub fn restarts(&self) -> bool {
         match self.pending {
@@ -130,7 +130,7 @@ impl Lifecycle {
         }
     }
 
-    /// It has begun anew. `false`: it is to be stopped at once, as the user has asked for that meanwhile.
+    /// It has restarted. `false`: it is to be stopped at once, as the user has asked for that meanwhile.
     pub fn begun(&mut self) -> bool {
         self.state = State::Alive;
         self.present = self.cpus;
@@ -141,7 +141,7 @@ impl Lifecycle {
         self.pending.is_none()
     }
 
-    /// It does not begin anew: how it ended. Stopped, where it would have begun anew but for the user.
+    /// It does not restart: how it ended. Stopped, where it would have restarted but for the user.
     pub fn last_outcome(&mut self) -> Outcome {
         if self.pending == Some(Pending::Stop) && self.restarts_by_itself() {
             self.outcome = Some(Outcome::Stopped);
@@ -150,21 +150,21 @@ impl Lifecycle {
     }
 
     /// It stays as it has ended, or as it was when it was to be started.
-    pub const fn stay_over(&mut self) {
-        self.state = State::Over;
+    pub const fn stay_stopped(&mut self) {
+        self.state = State::Stopped;
         self.pending = None;
     }
 
     /// The user wants it stopped. Whether its CPUs are to be told.
     pub fn stop(&mut self) -> bool {
-        if self.state != State::Over {
+        if self.state != State::Stopped {
             self.pending = Some(Pending::Stop);
             self.end(Outcome::Stopped);
         }
         self.state == State::Alive
     }
 
-    /// The user wants it to begin anew. Whether its CPUs are to be told; if not it is to be started.
+    /// The user wants it to restart. Whether its CPUs are to be told; if not it is to be started.
     pub fn restart(&mut self) -> bool {
         let alive = self.state == State::Alive;
         if alive {
@@ -182,10 +182,10 @@ impl Lifecycle {
                 self.pending = None;
                 return Start::Already;
             }
-            State::Over => {}
+            State::Stopped => {}
         }
         self.state = State::Starting;
-        self.row = ShortLives::default();
+        self.row = RestartBackoff::default();
         Start::Now
     }
 
@@ -193,7 +193,7 @@ impl Lifecycle {
         self.outcome.unwrap_or(Outcome::Crash)
     }
 
-    /// Whether it would begin anew, whatever the user asks for.
+    /// Whether it would restart, whatever the user asks for.
     fn restarts_by_itself(&self) -> bool {
         let then = match self.ended() {
             Outcome::Reboot => self.on_reboot,
@@ -220,9 +220,9 @@ mod tests {
         guest
     }
 
-    fn stay_over(guest: &mut Lifecycle) -> Outcome {
+    fn stay_stopped(guest: &mut Lifecycle) -> Outcome {
         let outcome = guest.last_outcome();
-        guest.stay_over();
+        guest.stay_stopped();
         assert_eq!(guest.outcome(), Some(outcome));
         outcome
     }
@@ -230,7 +230,7 @@ mod tests {
     fn over() -> Lifecycle {
         let mut guest = ended(Outcome::PowerOff);
         assert!(!guest.restarts());
-        assert_eq!(stay_over(&mut guest), Outcome::PowerOff);
+        assert_eq!(stay_stopped(&mut guest), Outcome::PowerOff);
         guest
     }
 
@@ -271,9 +271,9 @@ mod tests {
     #[test]
     fn a_guest_that_is_over_lets_its_cpus_go_until_it_has_been_started() {
         let mut guest = over();
-        assert_eq!(guest.after(1), AfterEnd::Over);
+        assert_eq!(guest.after(1), AfterEnd::Stopped);
         assert_eq!(guest.start(), Start::Now);
-        assert_eq!(guest.after(1), AfterEnd::Over, "one that is late lets go, too");
+        assert_eq!(guest.after(1), AfterEnd::Stopped, "one that is late lets go, too");
         assert!(guest.begun());
         assert_eq!((guest.after(1), guest.start()), (AfterEnd::Next, Start::Alive));
     }
@@ -295,7 +295,7 @@ mod tests {
     fn a_guest_that_could_not_be_started_can_be_started_again() {
         let mut guest = over();
         assert_eq!(guest.start(), Start::Now);
-        assert_eq!(stay_over(&mut guest), Outcome::PowerOff);
+        assert_eq!(stay_stopped(&mut guest), Outcome::PowerOff);
         assert!(!guest.restart());
         assert_eq!(guest.start(), Start::Now);
     }
@@ -306,14 +306,14 @@ mod tests {
         assert!(guest.restarts());
         guest.stop();
         assert!(!guest.restarts());
-        assert_eq!(stay_over(&mut guest), Outcome::Stopped);
+        assert_eq!(stay_stopped(&mut guest), Outcome::Stopped);
     }
 
     #[test]
     fn a_stop_after_a_crash_that_is_not_followed_by_a_generation_leaves_the_crash() {
         let mut guest = ended(Outcome::Crash);
         guest.stop();
-        assert_eq!(stay_over(&mut guest), Outcome::Crash);
+        assert_eq!(stay_stopped(&mut guest), Outcome::Crash);
     }
 
     #[test]
@@ -325,7 +325,7 @@ mod tests {
             assert_eq!(guest.outcome(), Some(Outcome::Stopped));
             assert!(!guest.leave() && guest.leave());
             assert!(!guest.restarts());
-            assert_eq!(stay_over(&mut guest), Outcome::Stopped);
+            assert_eq!(stay_stopped(&mut guest), Outcome::Stopped);
         }
     }
 

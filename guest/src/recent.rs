@@ -6,7 +6,7 @@ use arch::{Exit, ExitReason};
 
 use crate::counters::Counter;
 
-/// So many are kept.
+/// Number of exits kept.
 const KEPT: usize = 8;
 
 /// One exit.

@@ -10,7 +10,7 @@ use eli::ShadowIdt;
 
 /// A shadowed table, and which CPUs have it loaded.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct LoadedIdt {
     idt: ShadowIdt,
     /// Bit n for CPU n.
     users: u64,
@@ -18,7 +18,7 @@ struct Place {
 
 /// All places of a guest.
 #[derive(Debug)]
-pub(crate) struct Shadows(Vec<Option<Place>>);
+pub(crate) struct Shadows(Vec<Option<LoadedIdt>>);
 
 /// What becomes of the places when a CPU loads another table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -42,7 +42,7 @@ impl Shadows {
 
     /// The table that CPU `cpu` has loaded, if it is shadowed.
     pub(crate) fn of_cpu(&self, cpu: usize) -> Option<ShadowIdt> {
-        let loaded = |place: &&Place| place.users >> (cpu & 63) & 1 != 0;
+        let loaded = |place: &&LoadedIdt| place.users >> (cpu & 63) & 1 != 0;
         self.0.iter().flatten().find(loaded).map(|place| place.idt)
     }
 
@@ -84,7 +84,7 @@ impl Shadows {
             && let Some(at) = self.0.iter().position(Option::is_none)
         {
             if let Some(slot) = self.0.get_mut(at) {
-                *slot = Some(Place { idt, users: bit });
+                *slot = Some(LoadedIdt { idt, users: bit });
             }
             change.taken = Some(at);
         }

@@ -16,15 +16,15 @@ use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
 use crate::exits::step::Step;
-use crate::exits::tick::Standstill;
+use crate::exits::tick::HaltDetector;
 use crate::lines::{self, Line};
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
 use crate::recent::RecentExits;
 use crate::shadows::Shadows;
 
-/// So many of the things that a guest can repeat at will are logged in one life.
-pub(crate) const MAX_NOTES: u8 = 8;
+/// Maximum number of log lines per generation for events that a guest can repeat at will.
+pub(crate) const MAX_LOGGED: u8 = 8;
 
 /// The edge types of one back end, named once.
 pub trait Platform {
@@ -71,7 +71,7 @@ impl Guest {
         guest
     }
 
-    /// It begins anew. None of its CPUs runs.
+    /// It restarts. None of its CPUs runs.
     pub fn reset(&self) {
         self.grants.clear();
         self.started.store(1, Ordering::Release);
@@ -121,16 +121,16 @@ pub struct Vm {
     pub(crate) shadows: Shadows,
     /// A vector from 32 on has come to one of its CPUs.
     pub(crate) interrupted: bool,
-    /// It was said on the console that a local APIC is used in xAPIC mode.
+    /// The log already says that a local APIC is used in xAPIC mode.
     pub(crate) xapic_said: bool,
     /// CPUs that have halted for good (bit n for CPU n).
-    pub(crate) standing: u64,
+    pub(crate) halted_cpus: u64,
     /// The level that the console's interrupt line had last.
     pub(crate) uart_line: bool,
-    /// So many of the things that the guest can repeat at will have been logged.
-    pub(crate) notes: u8,
-    /// A crash is worth a sentence only: the log has the state of the same crash already.
-    pub crash_told: bool,
+    /// Number of such lines logged so far.
+    pub(crate) logged: u8,
+    /// Log one line per crash: the log already has the registers of such a crash.
+    pub crash_logged: bool,
 }
 
 impl Vm {
@@ -140,24 +140,24 @@ impl Vm {
         Self {
             shadows: Shadows::new(cpus),
             interrupted: false,
-            standing: 0,
+            halted_cpus: 0,
             xapic_said: false,
             devices: Devices::new(lines::legacy(&lines)),
             io_apic: IoApic::new(lines::inputs(&lines)),
             bus,
             lines,
             uart_line: false,
-            notes: 0,
-            crash_told: false,
+            logged: 0,
+            crash_logged: false,
         }
     }
 
-    /// This life follows a row of short ones, in which the log has said what there was to say: it says
-    /// how the life ends, and nothing else that the guest can have it say.
-    pub fn be_terse(&mut self) {
+    /// Called when the log of the previous, short generations already says everything. From here on it only says
+    /// how the generation ends.
+    pub fn be_quiet(&mut self) {
         self.xapic_said = true;
-        self.notes = MAX_NOTES;
-        self.bus.be_terse();
+        self.logged = MAX_LOGGED;
+        self.bus.be_quiet();
     }
 }
 
@@ -173,7 +173,7 @@ pub struct CpuState {
     pub counters: ExitCounters,
     /// The last of them.
     pub(crate) recent: RecentExits,
-    pub(crate) standstill: Standstill,
+    pub(crate) halt_detector: HaltDetector,
     /// It stands at a HLT that ended in an exit and that the CPU is to carry out.
     pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
@@ -197,7 +197,7 @@ impl CpuState {
             cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
-            standstill: Standstill::default(),
+            halt_detector: HaltDetector::default(),
             halting: false,
             idt_limit: None,
             step: Step::default(),

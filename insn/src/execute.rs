@@ -9,7 +9,7 @@ use crate::instruction::{Instruction, Operation, Register, Source};
 /// Effects of an instruction, computed but not yet made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub struct Outcome {
+pub struct Evaluation {
     /// The value to write to memory, [`Instruction::width`] wide.
     pub memory: Option<u64>,
     /// The register to write.
@@ -18,7 +18,7 @@ pub struct Outcome {
     pub flags: u64,
 }
 
-impl Outcome {
+impl Evaluation {
     /// Writes the register and the flags. Call it after memory has been written, so that a fault
     /// there leaves the instruction undone.
     pub fn commit<V: Vcpu>(self, vcpu: &mut V) {
@@ -39,13 +39,13 @@ impl Instruction {
     /// [`Operation::DescriptorTable`], [`Operation::SystemSegment`], [`Operation::StoreVector`],
     /// INS and OUTS have no effect here: their operands are not numbers in general registers, who
     /// calls carries them out.
-    pub fn evaluate<V: Vcpu>(&self, vcpu: &V, memory: u64) -> Outcome {
+    pub fn evaluate<V: Vcpu>(&self, vcpu: &V, memory: u64) -> Evaluation {
         let width = self.width;
         let memory = memory & width.mask();
         let flags = vcpu.rflags();
         let value = |source: Source| source.get(vcpu, width);
-        let to_memory = |value, flags| Outcome { memory: Some(value), register: None, flags };
-        let nothing = Outcome { memory: None, register: None, flags };
+        let to_memory = |value, flags| Evaluation { memory: Some(value), register: None, flags };
+        let nothing = Evaluation { memory: None, register: None, flags };
         match self.operation {
             Operation::DescriptorTable { .. }
             | Operation::SystemSegment { .. }
@@ -54,7 +54,7 @@ impl Instruction {
             | Operation::Outs => nothing,
             Operation::Load { register, to, signed } => {
                 let value = if signed { width.sign_extend(memory).cast_unsigned() } else { memory };
-                Outcome { register: Some((register, to, value & to.mask())), ..nothing }
+                Evaluation { register: Some((register, to, value & to.mask())), ..nothing }
             }
             Operation::Store(source) => to_memory(value(source), flags),
             Operation::Stos => to_memory(Register::ACCUMULATOR.get(vcpu, width), flags),
@@ -63,20 +63,20 @@ impl Instruction {
                 let (result, flags) =
                     alu::arithmetic(function, width, memory, value(source), flags);
                 let memory = (function != Function::Cmp).then_some(result);
-                Outcome { memory, register: None, flags }
+                Evaluation { memory, register: None, flags }
             }
             Operation::Compute { function, register } => {
                 let first = register.get(vcpu, width);
                 let (result, flags) = alu::arithmetic(function, width, first, memory, flags);
                 let register = (function != Function::Cmp).then_some((register, width, result));
-                Outcome { memory: None, register, flags }
+                Evaluation { memory: None, register, flags }
             }
             Operation::Test(source) => {
                 let (_, flags) =
                     alu::arithmetic(Function::And, width, memory, value(source), flags);
-                Outcome { flags, ..nothing }
+                Evaluation { flags, ..nothing }
             }
-            Operation::Exchange(register) => Outcome {
+            Operation::Exchange(register) => Evaluation {
                 memory: Some(register.get(vcpu, width)),
                 register: Some((register, width, memory)),
                 flags,
@@ -84,7 +84,7 @@ impl Instruction {
             Operation::ExchangeAdd(register) => {
                 let second = register.get(vcpu, width);
                 let (sum, flags) = alu::arithmetic(Function::Add, width, memory, second, flags);
-                Outcome { memory: Some(sum), register: Some((register, width, memory)), flags }
+                Evaluation { memory: Some(sum), register: Some((register, width, memory)), flags }
             }
             Operation::CompareExchange(register) => {
                 self.compare_exchange(vcpu, memory, register.get(vcpu, width))
@@ -96,21 +96,21 @@ impl Instruction {
             Operation::Bit { function, offset } => {
                 let (result, flags) = alu::bit(function, width, memory, value(offset), flags);
                 let memory = (function != alu::BitFunction::Test).then_some(result);
-                Outcome { memory, register: None, flags }
+                Evaluation { memory, register: None, flags }
             }
         }
     }
 
     /// CMPXCHG; memory is written back even where it differs (SDM "CMPXCHG—Compare and Exchange").
-    fn compare_exchange<V: Vcpu>(&self, vcpu: &V, memory: u64, new: u64) -> Outcome {
+    fn compare_exchange<V: Vcpu>(&self, vcpu: &V, memory: u64, new: u64) -> Evaluation {
         let accumulator = Register::ACCUMULATOR.get(vcpu, self.width);
         let (difference, flags) =
             alu::arithmetic(Function::Cmp, self.width, accumulator, memory, vcpu.rflags());
         if difference == 0 {
-            Outcome { memory: Some(new), register: None, flags }
+            Evaluation { memory: Some(new), register: None, flags }
         } else {
             let register = Some((Register::ACCUMULATOR, self.width, memory));
-            Outcome { memory: Some(memory), register, flags }
+            Evaluation { memory: Some(memory), register, flags }
         }
     }
 }

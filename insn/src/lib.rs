@@ -2,14 +2,14 @@
 //!
 //! The way of an emulated access: [`fetch_instruction`] (guest bytes at RIP) → [`decode`] →
 //! [`Instruction::linear_address`] → [`translate`] → read the old value →
-//! [`Instruction::evaluate`] → write the new value → [`Outcome::commit`].
+//! [`Instruction::evaluate`] → write the new value → [`Evaluation::commit`].
 //!
 //! * [`decode`](decode()): bytes to [`Instruction`]; everything outside the supported set is
 //!   refused, never guessed.
 //! * [`linear`]: the guest's own page tables, read as its CPU would read them.
 //! * [`alu`]: results and flags of the arithmetic, as plain functions of numbers.
 //!
-//! Invariant: nothing here changes guest state but [`Outcome::commit`],
+//! Invariant: nothing here changes guest state but [`Evaluation::commit`],
 //! [`Instruction::advance`] and [`linear::write_linear`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -25,7 +25,7 @@ pub mod linear;
 mod modrm;
 
 pub use decode::{DecodeError, decode};
-pub use execute::Outcome;
+pub use execute::Evaluation;
 pub use instruction::{
     Address, Base, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
 };

@@ -21,7 +21,7 @@ use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::iommu::{DomainId, Fault, InterruptSource, Iommu, IommuError, RemapIndex};
 use arch::{Bdf, Hpa, Iova, PageSize};
 use arrayvec::ArrayVec;
-use mem::{Access, DmaFormat, MapError, MemoryType, Table, TableMemory};
+use mem::{DmaFormat, MapError, MemoryType, Rights, Table, TableMemory};
 
 use crate::dmar::{Bridges, Dmar};
 use context::ContextEntry;
@@ -31,7 +31,7 @@ pub use registers::{Mmio, Registers};
 use unit::Unit;
 pub use unit::check;
 
-/// More segments than this are refused: so many tables a [`RemapIndex`] tells apart.
+/// Maximum number of segments: a [`RemapIndex`] has no room for more tables.
 const MAX_SEGMENTS: usize = (1 << 16) / remapping::ENTRIES as usize;
 /// More domains than this are refused; every guest has one.
 const MAX_DOMAINS: usize = 64;
@@ -280,7 +280,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
     fn destroy_domain(&mut self, domain: DomainId) {
         let index = usize::from(domain.0).wrapping_sub(1);
         if let Some(table) = self.domains.get_mut(index).and_then(Option::take) {
-            table.give_back(&mut self.memory);
+            table.free_tables(&mut self.memory);
         }
     }
 
@@ -297,7 +297,7 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         let index = usize::from(domain.0).wrapping_sub(1);
         let table = self.domains.get_mut(index).and_then(Option::as_mut);
         let table = table.ok_or(IommuError::UnknownDomain(domain))?;
-        let (access, kind) = (Access::READ_WRITE, MemoryType::WriteBack);
+        let (access, kind) = (Rights::READ_WRITE, MemoryType::WriteBack);
         let flush = table.map(&mut self.memory, iova.as_u64(), hpa, length, access, kind);
         let published = self.units.iter_mut().try_for_each(|unit| unit.publish(&mut self.memory));
         // Nothing was mapped there before; units that cache even that were told just now.

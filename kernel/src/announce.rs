@@ -96,14 +96,14 @@ pub(crate) fn machine(hardware: &Hardware, info: &BootInfo<'_>) {
     let free = hardware.memory.available();
     logln!("memory: {} MiB usable in {regions} regions, {} MiB free", bytes >> 20, free >> 20);
     let mut firmware =
-        String::from(if info.uefi { "UEFI" } else { "BIOS, or none that the loader speaks of" });
+        String::from(if info.uefi { "UEFI" } else { "BIOS, or unknown to the loader" });
     for origin in &hardware.origins {
         // As above.
         let _ = write!(firmware, "; {origin}");
     }
     logln!("firmware: {firmware}");
     let bridges = hardware.functions.iter().filter(|it| it.is_infrastructure()).count();
-    logln!("PCI: {} functions, of these {bridges} bridges and alike", hardware.functions.len());
+    logln!("PCI: {} functions, of these {bridges} bridges and similar", hardware.functions.len());
     missing(hardware);
 }
 
@@ -115,11 +115,11 @@ fn missing(hardware: &Hardware) {
     }
     if hardware.hpet.is_none() && cpuid(0x8000_0001, 0).ecx >> 2 & 1 != 0 {
         logln!(
-            "missing: an HPET: no watchdog, a guest that hangs with interrupts off stays that way"
+            "missing: an HPET: no watchdog, a guest that hangs with interrupts off cannot be stopped"
         );
     }
     if hardware.pm_timer.is_none() {
-        logln!("missing: the ACPI timer: guests read a virtual one, at an exit each");
+        logln!("missing: the ACPI timer: guests read a virtual one; each read exits");
     }
     if hardware.soft_off.is_none() {
         logln!("missing: the way to switch off (\\_S5): the machine halts after the last guest");

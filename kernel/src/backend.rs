@@ -19,7 +19,7 @@ use vmx::controls::Controls;
 use crate::memory;
 use crate::refusal::{Refusal, refuse};
 
-/// What a virtual CPU is made of, in words that both vendors share.
+/// What a virtual CPU is made of, on either vendor.
 pub(crate) struct VcpuParts {
     pub(crate) mode: InterruptMode,
     pub(crate) nested_root: Hpa,
@@ -62,25 +62,25 @@ pub(crate) trait Backend: Sized + 'static {
     fn withheld(_mode: InterruptMode) -> Withheld {
         Withheld::default()
     }
-    /// From here to the next exit an NMI does not go unheard: it waits for the guest and exits there.
+    /// From here to the next exit no NMI is lost: it stays pending for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
     fn hold_nmis() {}
-    /// What waits since [`Backend::hold_nmis`] or an exit may come.
-    fn let_through() {}
+    /// Delivers the NMIs held since [`Backend::hold_nmis`] or an exit.
+    fn release_nmis() {}
     /// Sleeps for a moment, on a CPU where it is on.
-    fn nap(apic: LocalApic) {
-        Self::let_through();
+    fn idle(apic: LocalApic) {
+        Self::release_nmis();
         // SAFETY: the handlers are installed, no guest runs here now, and interrupts get through.
-        unsafe { apic.nap() };
+        unsafe { apic.idle() };
     }
     /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
     fn drain(apic: LocalApic) {
-        Self::let_through();
-        // SAFETY: as for `nap`.
+        Self::release_nmis();
+        // SAFETY: as for `idle`.
         unsafe { apic.drain() };
     }
-    /// Gives the local APIC of a CPU to a guest that takes its interrupts in `mode`.
-    fn hand_over(apic: LocalApic, mode: InterruptMode);
+    /// Prepares a CPU's local APIC for a guest that takes its interrupts in `mode`.
+    fn pass_interrupts(apic: LocalApic, mode: InterruptMode);
     /// Writes the bitmaps of a guest: these MSRs and ports do not exit, all others do.
     fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]);
     /// Makes a virtual CPU on this CPU.
@@ -134,8 +134,8 @@ impl Backend for VtX {
         controls.map_or(Withheld::default(), |controls| controls.withheld())
     }
 
-    fn hand_over(apic: LocalApic, _: InterruptMode) {
-        apic.hand_over();
+    fn pass_interrupts(apic: LocalApic, _: InterruptMode) {
+        apic.accept_all();
     }
 
     fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]) {
@@ -203,21 +203,21 @@ impl Backend for AmdV {
     }
 
     fn hold_nmis() {
-        // SAFETY: AMD-V is on; VMRUN sets GIF for the guest, and `nap` and `drain` for the host.
+        // SAFETY: AMD-V is on; VMRUN sets GIF for the guest, and `idle` and `drain` for the host.
         unsafe { core::arch::asm!("clgi", options(nostack)) };
     }
 
     /// GIF is clear from the first exit on.
-    fn let_through() {
+    fn release_nmis() {
         // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
         unsafe { core::arch::asm!("stgi", options(nostack)) };
     }
 
     /// In the exiting mode the host takes the interrupts through its own IDT, and the guest's
     /// priority is virtual (V_TPR).
-    fn hand_over(apic: LocalApic, mode: InterruptMode) {
+    fn pass_interrupts(apic: LocalApic, mode: InterruptMode) {
         if mode == InterruptMode::Exitless {
-            apic.hand_over();
+            apic.accept_all();
         }
     }
 

@@ -1,4 +1,4 @@
-//! From the loader's word to a machine that is the hypervisor's: the order of the boot.
+//! Machine bring-up, in order: from the loader's information to a machine that the hypervisor owns: the order of the boot.
 //!
 //! Each step refuses with one sentence; nothing is undone, as the CPU then halts.
 

@@ -10,17 +10,17 @@ use core::fmt::{self, Write};
 
 use arch::Bdf;
 use arch::uart::UartPlace;
-use mem::Mix;
+use mem::PageCounts;
 use mux::RING_BYTES;
 use mux::queue::Owner;
 use mux::uart::Registers;
 
-pub(crate) use self::keys::{has_typed, help, interrupt_on_receive, listen, prompt, typed_for};
+pub(crate) use self::keys::{has_typed, help, interrupt_on_receive, poll_input, prompt, typed_for};
 use self::output::{STATE, speak};
 pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for};
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 pub(crate) use self::screen::{leave_screen, map_screen, on_screen, show_on};
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 
 mod keys;
 mod output;
@@ -139,17 +139,23 @@ pub(crate) fn report(json: fmt::Arguments<'_>) {
 }
 
 /// Reports how guest `index` ended, in the log and for machines.
-pub(crate) fn report_guest(index: usize, name: &str, outcome: &str, mix: Mix, seats: &[Seat]) {
+pub(crate) fn report_guest(
+    index: usize,
+    name: &str,
+    outcome: &str,
+    page_counts: PageCounts,
+    slots: &[VcpuSlot],
+) {
     speak(Owner::Guest(index), 0, |mux, sink| mux.flush(index, sink));
-    let total: u64 = seats.iter().map(|seat| seat.counters.lock().total()).sum();
+    let total: u64 = slots.iter().map(|slot| slot.counters.lock().total()).sum();
     logln!("guest {name}: {outcome} after {total} exits");
     let mut vcpus = String::new();
-    for (index, seat) in seats.iter().enumerate() {
+    for (index, slot) in slots.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
         // Writing to a string never fails.
-        let _ = write!(vcpus, "{comma}{}", seat.counters.lock().report(seat.number));
+        let _ = write!(vcpus, "{comma}{}", slot.counters.lock().report(slot.number));
     }
-    let Mix { size_1g, size_2m, size_4k } = mix;
+    let PageCounts { size_1g, size_2m, size_4k } = page_counts;
     report(format_args!(
         "{{\"guest\":{{\"name\":\"{}\",\"outcome\":\"{outcome}\",\"nested_pages\":\
          {{\"1G\":{size_1g},\"2M\":{size_2m},\"4K\":{size_4k}}},\"vcpus\":[{vcpus}]}}}}",

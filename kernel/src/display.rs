@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use cpu::physical;
 use screen::{Geometry, Pixels, Screen};
 
-/// Pixels are being written. Who finds this set after a fault knows what the fault's cause was.
+/// Pixels are being written. If this is set after a fault, the framebuffer caused it.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
 /// A screen that the hypervisor writes on.

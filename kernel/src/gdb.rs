@@ -11,14 +11,14 @@ use arch::Gpa;
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::uart::UartPlace;
 use cpu::local_apic::LocalApic;
-use debug::{Desk, Guest, Session};
+use debug::{DebugMailbox, Guest, Session};
 use mux::line::{Keys, Line};
 use mux::uart;
 use spin::{Mutex, Once};
 
 use crate::console::Uart;
 use crate::ram::GuestRam;
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 
 /// 115,200 baud of a PC's clock.
 const FASTEST: Option<u16> = Some(1);
@@ -30,9 +30,9 @@ const MAX_TAKEN: usize = 4096;
 /// What a session and the CPUs of its guest share.
 pub(crate) struct Room {
     guest: usize,
-    seats: &'static [Seat],
-    desks: Vec<Mutex<Desk>>,
-    /// The RAM of the guest's life, from when a CPU first stands.
+    slots: &'static [VcpuSlot],
+    mailboxes: Vec<Mutex<DebugMailbox>>,
+    /// The RAM of the guest's generation, from when a CPU first stands.
     ram: Mutex<Option<GuestRam>>,
     line: Mutex<Line<Uart>>,
     keys: Mutex<Keys<Uart>>,
@@ -61,16 +61,16 @@ impl Guest for Occupant {
     type Memory = Ram;
 
     fn cpus(&self) -> usize {
-        self.room.desks.len()
+        self.room.mailboxes.len()
     }
 
-    fn desk<T>(&mut self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T> {
-        self.room.desks.get(cpu).map(|desk| work(&mut desk.lock()))
+    fn mailbox<T>(&mut self, cpu: usize, work: impl FnOnce(&mut DebugMailbox) -> T) -> Option<T> {
+        self.room.mailboxes.get(cpu).map(|mailbox| work(&mut mailbox.lock()))
     }
 
     fn call(&mut self) {
         let own = LocalApic::current();
-        self.room.seats.iter().for_each(|seat| seat.ask_to_its_desk(own));
+        self.room.slots.iter().for_each(|slot| slot.ask_to_its_desk(own));
     }
 
     fn memory(&mut self) -> &mut Ram {
@@ -100,15 +100,15 @@ struct Port {
 static PORTS: [Once<Port>; MAX_LINES] = [const { Once::new() }; MAX_LINES];
 
 /// Lets a gdb of guest `guest` in at the UART at `base`; `false` where none answers.
-pub(crate) fn open(guest: usize, seats: &'static [Seat], base: u16) -> bool {
+pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: u16) -> bool {
     let place = UartPlace::port(base);
     let free = PORTS.iter().find(|port| !port.is_completed());
     let Some(free) = free.filter(|_| uart::answers(&mut Uart(place))) else { return false };
     free.call_once(|| {
         let room = &*Box::leak(Box::new(Room {
             guest,
-            seats,
-            desks: seats.iter().map(|_| Mutex::default()).collect(),
+            slots,
+            mailboxes: slots.iter().map(|_| Mutex::default()).collect(),
             ram: Mutex::new(None),
             line: Mutex::new(Line::new(Uart(place), FASTEST)),
             keys: Mutex::new(Keys::new(Uart(place))),
@@ -128,7 +128,7 @@ pub(crate) fn interrupt_on_receive(calls: bool) {
 }
 
 /// Takes what has come over the lines, and does what is to be done for those at their other ends.
-pub(crate) fn listen() {
+pub(crate) fn poll_input() {
     for port in PORTS.iter().map_while(Once::get) {
         // Whoever has it does the same.
         let Some(mut session) = port.session.try_lock() else { continue };
@@ -147,12 +147,16 @@ pub(crate) fn room(guest: usize) -> Option<&'static Room> {
 }
 
 impl Room {
-    /// Has `work` see the desk of a CPU.
-    pub(crate) fn at_desk<T>(&self, cpu: usize, work: impl FnOnce(&mut Desk) -> T) -> Option<T> {
-        self.desks.get(cpu).map(|desk| work(&mut desk.lock()))
+    /// Has `work` see the mailbox of a CPU.
+    pub(crate) fn at_desk<T>(
+        &self,
+        cpu: usize,
+        work: impl FnOnce(&mut DebugMailbox) -> T,
+    ) -> Option<T> {
+        self.mailboxes.get(cpu).map(|mailbox| work(&mut mailbox.lock()))
     }
 
-    /// A CPU has left: the life, and with it the RAM, may be over. Another that stands shows it again.
+    /// A CPU has left: the generation, and with it the RAM, may be over. Another that stands shows it again.
     pub(crate) fn forget_ram(&self) {
         *self.ram.lock() = None;
     }

@@ -49,7 +49,7 @@ pub(crate) struct Hardware {
     pub(crate) soft_off: Option<SoftOff>,
     /// How to reset the machine.
     pub(crate) resets: Vec<Reset>,
-    /// Who made the firmware's tables.
+    /// The manufacturer of the firmware's tables.
     pub(crate) origins: Vec<firmware::Origin>,
     /// The ACPI timer, which all guests read.
     pub(crate) pm_timer: Option<PortRange>,

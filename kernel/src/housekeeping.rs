@@ -23,7 +23,7 @@ pub(crate) fn attend_debugger(listen: fn()) {
 
 /// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
 pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
-    monitor::listen(hardware, own);
+    monitor::poll_input(hardware, own);
     if let Some(listen) = DEBUGGER.get() {
         listen();
     }
@@ -37,7 +37,7 @@ pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
 /// passes the call on to the other processors.
 fn attend_all(hardware: &Hardware, own: LocalApic) {
     if console::has_typed() {
-        // The key came to this CPU; who is typed to may run on another.
+        // The key came to this CPU; the guest that it is for may run on another.
         call_others(own);
     }
     let (now, last) = (tsc(), LAST_LOOK.load(Ordering::Relaxed));
@@ -60,7 +60,7 @@ fn call_others(own: LocalApic) {
 /// Sleeps for a moment, with virtualization off, and attends.
 pub(crate) fn idle(hardware: &Hardware, processor: &Processor) {
     // SAFETY: the handlers are installed, no guest runs here now, and virtualization is off.
-    unsafe { processor.apic.nap() };
+    unsafe { processor.apic.idle() };
     attend(hardware, processor.apic);
 }
 

@@ -12,10 +12,10 @@ use guest::vm::Outcome;
 use crate::backend::Backend;
 use crate::console::{self, logln};
 use crate::hardware::Hardware;
-use crate::monitor::Watched;
+use crate::monitor::GuestControl;
 use crate::partition::Partition;
 use crate::processors::{self, Processor};
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 use crate::{faults, housekeeping, power, run};
 
 /// Guests that have not ended.
@@ -32,14 +32,14 @@ pub(crate) fn enter<B: Backend>(partitions: &[&'static Partition<B>]) {
 
 /// Has every CPU of the guest, but those before `first`, run it.
 fn assign<B: Backend>(partition: &'static Partition<B>, first: usize) {
-    for (index, seat) in partition.seats().iter().enumerate().skip(first) {
-        let job = move |processor: &Processor| live(partition, index, processor);
-        processors::assign(seat.processor, Box::new(job));
+    for (index, slot) in partition.slots().iter().enumerate().skip(first) {
+        let job = move |processor: &Processor| run_generation(partition, index, processor);
+        processors::assign(slot.processor, Box::new(job));
     }
 }
 
-/// The job of virtual CPU `index`: runs it generation after generation, until the guest is over.
-fn live<B: Backend>(partition: &Partition<B>, index: usize, processor: &Processor) {
+/// The job of virtual CPU `index`: runs it generation after generation, until the guest is stopped.
+fn run_generation<B: Backend>(partition: &Partition<B>, index: usize, processor: &Processor) {
     let hardware = partition.hardware();
     loop {
         let generation = partition.lifecycle.lock().generation();
@@ -55,7 +55,7 @@ fn live<B: Backend>(partition: &Partition<B>, index: usize, processor: &Processo
             let after = partition.lifecycle.lock().after(generation);
             match after {
                 AfterEnd::Next => break,
-                AfterEnd::Over => return,
+                AfterEnd::Stopped => return,
                 AfterEnd::Wait => {}
             }
             partition.help(attend(hardware, processor));
@@ -75,7 +75,7 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
     partition.take_back(attend(hardware, processor));
     if lifecycle().restarts() {
         let pause = if pause_ms == 0 { "" } else { &format!(" in {pause_ms} ms") };
-        logln!("guest {name}: {}: it begins anew{pause}", outcome.key());
+        logln!("guest {name}: {}: restarting{pause}", outcome.key());
         let (start, ticks) = (tsc(), pause_ms * hardware.clock.tsc_khz);
         while tsc().wrapping_sub(start) < ticks && lifecycle().restarts() {
             housekeeping::idle(hardware, processor);
@@ -87,16 +87,16 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
             Err(refusal) => logln!("guest {name}: {refusal}"),
         }
     } else {
-        partition.give_ram_back();
+        partition.free_ram();
     }
-    let (key, seats) = (lifecycle().last_outcome().key(), partition.seats());
-    console::report_guest(partition.index(), name, key, partition.mix, seats);
-    stay_over(partition);
+    let (key, slots) = (lifecycle().last_outcome().key(), partition.slots());
+    console::report_guest(partition.index(), name, key, partition.page_counts, slots);
+    stay_stopped(partition);
 }
 
-/// The guest is over; after the last one the machine is switched off.
-fn stay_over<B: Backend>(partition: &Partition<B>) {
-    partition.lifecycle.lock().stay_over();
+/// The guest is stopped; after the last one the machine is switched off.
+fn stay_stopped<B: Backend>(partition: &Partition<B>) {
+    partition.lifecycle.lock().stay_stopped();
     if ALIVE.fetch_sub(1, Ordering::AcqRel) == 1 {
         logln!("all guests have ended");
         power::off(partition.hardware().soft_off)
@@ -106,8 +106,8 @@ fn stay_over<B: Backend>(partition: &Partition<B>) {
 /// The job of the first CPU of a guest that is started after its end.
 fn start<B: Backend>(partition: &'static Partition<B>, processor: &Processor) {
     let (name, hardware) = (partition.name(), partition.hardware());
-    let mut others = partition.seats().iter().skip(1);
-    while others.any(|seat| processors::is_busy(seat.processor)) {
+    let mut others = partition.slots().iter().skip(1);
+    while others.any(|slot| processors::is_busy(slot.processor)) {
         // They are on their way back from the last generation.
         housekeeping::idle(hardware, processor);
     }
@@ -115,11 +115,11 @@ fn start<B: Backend>(partition: &'static Partition<B>, processor: &Processor) {
         Ok(()) => {
             logln!("guest {name}: started");
             assign(partition, 1);
-            live(partition, 0, processor);
+            run_generation(partition, 0, processor);
         }
         Err(refusal) => {
             logln!("guest {name}: not started: {refusal}");
-            stay_over(partition);
+            stay_stopped(partition);
         }
     }
 }
@@ -129,13 +129,13 @@ fn attend(hardware: &Hardware, processor: &Processor) -> impl FnMut() {
     || housekeeping::attend(hardware, processor.apic)
 }
 
-impl<B: Backend> Watched for Partition<B> {
+impl<B: Backend> GuestControl for Partition<B> {
     fn name(&self) -> &str {
         self.name()
     }
 
-    fn seats(&self) -> &[Seat] {
-        self.seats()
+    fn slots(&self) -> &[VcpuSlot] {
+        self.slots()
     }
 
     fn outcome(&self) -> Option<Outcome> {
@@ -143,7 +143,7 @@ impl<B: Backend> Watched for Partition<B> {
     }
 
     fn start(&'static self) {
-        let Some(first) = self.seats().first() else { return };
+        let Some(first) = self.slots().first() else { return };
         let asked = self.lifecycle.lock().start();
         match asked {
             Start::Now => {
@@ -172,7 +172,7 @@ impl<B: Backend> Watched for Partition<B> {
             return self.ask_to_stop(own);
         }
         drop(lifecycle);
-        Watched::start(self);
+        GuestControl::start(self);
     }
 
     fn ram_bytes(&self) -> u64 {

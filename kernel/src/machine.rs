@@ -16,7 +16,7 @@ use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use guest::msr::{policy_may_read, policy_may_write};
 use mem::table::Format;
-use mem::{Access, Flush, MapError, MemoryType, Reserve, Table};
+use mem::{Flush, MapError, MemoryType, Reserve, Rights, Table};
 use pci::owned::{NotOwned, Owned};
 use spin::Mutex;
 
@@ -25,11 +25,11 @@ use crate::memory::Memory;
 use crate::owned::{OwnFrames, OwnTable, Pages};
 use crate::ram::GuestRam;
 use crate::routes::Routes;
-use crate::seat::Seat;
 use crate::stand_in::{StandInFrames, StandIns};
+use crate::vcpu_slot::VcpuSlot;
 
 /// So many failures to change the nested table, or refusals, are logged.
-const MOST_FAILURES_LOGGED: u8 = 8;
+const MAX_FAILURES_LOGGED: u8 = 8;
 
 /// When the hypervisor read the machine's clock, and what it said.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ pub(crate) struct Tables<F: Format> {
     pub(crate) nested: OwnTable<F>,
     /// Frames for what changes in the nested table.
     frames: OwnFrames,
-    /// Changes of it that failed, and what policy asked for and did not get, up to [`MOST_FAILURES_LOGGED`].
+    /// Changes of it that failed, and what policy asked for and did not get, up to [`MAX_FAILURES_LOGGED`].
     failures: u8,
     shadow: Vec<ShadowPage>,
     stand_ins: StandInFrames,
@@ -85,11 +85,11 @@ pub(crate) struct GuestMachine<F: Format> {
     pub(crate) stand_ins: StandIns,
     pub(crate) apic: LocalApic,
     pub(crate) clock: MachineClock,
-    pub(crate) seats: &'static [Seat],
+    pub(crate) slots: &'static [VcpuSlot],
     /// What the guest has of the machine's registers and shared memory.
     pub(crate) owned: Arc<Owned>,
     /// The CPUs of guests that it shares memory with.
-    pub(crate) ringable: Vec<ApicId>,
+    pub(crate) doorbell_targets: Vec<ApicId>,
     /// The guest's index in the configuration.
     pub(crate) guest: usize,
 }
@@ -97,9 +97,9 @@ pub(crate) struct GuestMachine<F: Format> {
 impl<F: Format> GuestMachine<F> {
     /// The same on the CPU with this local APIC.
     pub(crate) fn on(&self, apic: LocalApic) -> Self {
-        let Self { memory, clock, seats, guest, .. } = *self;
+        let Self { memory, clock, slots, guest, .. } = *self;
         let (ram, tables) = (self.ram.clone(), self.tables.clone());
-        let (owned, ringable) = (self.owned.clone(), self.ringable.clone());
+        let (owned, doorbell_targets) = (self.owned.clone(), self.doorbell_targets.clone());
         let (nested_changed, stand_ins) = (false, StandIns::default());
         Self {
             memory,
@@ -109,17 +109,17 @@ impl<F: Format> GuestMachine<F> {
             stand_ins,
             apic,
             clock,
-            seats,
+            slots,
             owned,
-            ringable,
+            doorbell_targets,
             guest,
         }
     }
 
     /// The virtual CPU that this is the machine of.
     fn index(&self) -> usize {
-        let own = |seat: &Seat| seat.processor == self.apic.id();
-        self.seats.iter().position(own).unwrap_or(usize::MAX)
+        let own = |slot: &VcpuSlot| slot.processor == self.apic.id();
+        self.slots.iter().position(own).unwrap_or(usize::MAX)
     }
 
     /// Root of the nested table with this CPU's stand-ins in it; `None` where there are none.
@@ -129,8 +129,8 @@ impl<F: Format> GuestMachine<F> {
     }
 
     /// Logs no more failures to change the nested table.
-    pub(crate) fn be_terse(&self) {
-        self.tables.lock().failures = MOST_FAILURES_LOGGED;
+    pub(crate) fn be_quiet(&self) {
+        self.tables.lock().failures = MAX_FAILURES_LOGGED;
     }
 
     /// Whether the nested table has changed since the last call.
@@ -140,8 +140,8 @@ impl<F: Format> GuestMachine<F> {
 
     /// Has every other CPU of the guest drop what it has cached of the nested table.
     pub(crate) fn ask_others_to_flush(&self) {
-        for seat in self.seats.iter().filter(|seat| seat.processor != self.apic.id()) {
-            seat.ask_to_flush(self.apic);
+        for slot in self.slots.iter().filter(|slot| slot.processor != self.apic.id()) {
+            slot.ask_to_flush(self.apic);
         }
     }
 
@@ -154,7 +154,7 @@ impl<F: Format> GuestMachine<F> {
     #[cold]
     fn say(&self, what: fmt::Arguments<'_>) {
         let failures = &mut self.tables.lock().failures;
-        if *failures < MOST_FAILURES_LOGGED {
+        if *failures < MAX_FAILURES_LOGGED {
             *failures += 1;
             console::logln!("{what}");
         }
@@ -265,21 +265,21 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {
-        if let Some(seat) = self.seats.get(cpu) {
-            seat.interrupt(self.apic, vector);
+        if let Some(slot) = self.slots.get(cpu) {
+            slot.interrupt(self.apic, vector);
         }
     }
 
     fn ring(&mut self, to: ApicId, vector: Vector) {
         // Taking the guest's lock since its exit has ordered its stores before this.
-        if self.ringable.contains(&to) {
+        if self.doorbell_targets.contains(&to) {
             self.apic.send(to, vector);
         }
     }
 
     fn request(&mut self, cpu: usize, what: CpuRequest) {
-        if let Some(seat) = self.seats.get(cpu) {
-            seat.ask(self.apic, what);
+        if let Some(slot) = self.slots.get(cpu) {
+            slot.ask(self.apic, what);
         }
     }
 
@@ -297,7 +297,7 @@ impl<F: Format> Machine for GuestMachine<F> {
         let found = self.found(self.owned.pages(part, offset, length), &(part, offset, length));
         let Some(hpa) = found else { return };
         self.change("mapping a BAR", |nested, memory| {
-            nested.map(memory, gpa.as_u64(), hpa, length, Access::READ_WRITE, kind)
+            nested.map(memory, gpa.as_u64(), hpa, length, Rights::READ_WRITE, kind)
         });
     }
 
@@ -323,7 +323,7 @@ impl<F: Format> Machine for GuestMachine<F> {
                 continue;
             };
             let (hpa, access) =
-                if shadowed { (frame, Access::READ_EXECUTE) } else { (real, Access::ALL) };
+                if shadowed { (frame, Rights::READ_EXECUTE) } else { (real, Rights::ALL) };
             let (gpa, length) = (at.page().as_u64(), arch::address::PAGE_SIZE);
             self.change("placing a shadow page", |nested, memory| {
                 nested.replace(memory, gpa, hpa, length, access, MemoryType::WriteBack)

@@ -33,8 +33,8 @@ mod ram;
 mod refusal;
 mod routes;
 mod run;
-mod seat;
 mod stand_in;
+mod vcpu_slot;
 mod watchdog;
 
 use alloc::boxed::Box;
@@ -51,7 +51,7 @@ use plan::Vendor;
 use crate::backend::{AmdV, Backend, VtX};
 use crate::console::logln;
 use crate::hardware::Hardware;
-use crate::monitor::Watched;
+use crate::monitor::GuestControl;
 use crate::partition::Partition;
 use crate::post::Step;
 use crate::refusal::{Refusal, refuse};
@@ -103,14 +103,14 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     }
     post::step(Step::Guests);
     match vendor {
-        Vendor::VtX => start::<VtX>(hardware, &config, started),
-        Vendor::AmdV => start::<AmdV>(hardware, &config, started),
+        Vendor::VtX => start_guests::<VtX>(hardware, &config, started),
+        Vendor::AmdV => start_guests::<AmdV>(hardware, &config, started),
     }
 }
 
 /// Builds the guests, and gives each of their CPUs its processor.
 #[unsafe(link_section = ".text.init")]
-fn start<B: Backend>(
+fn start_guests<B: Backend>(
     mut hardware: Hardware,
     config: &Config,
     started: u64,
@@ -138,7 +138,9 @@ fn start<B: Backend>(
         hardware.memory.own(),
         hardware.memory.available()
     ));
-    monitor::watch(partitions.iter().map(|partition| *partition as &dyn Watched).collect());
+    monitor::set_guests(
+        partitions.iter().map(|partition| *partition as &dyn GuestControl).collect(),
+    );
     watchdog::arm_console(hardware);
     for (guest, partition) in config.guests.iter().zip(&partitions) {
         if let Some(uart) = guest.gdb {
@@ -162,10 +164,10 @@ fn serve<B: Backend>(hardware: &'static Hardware, partitions: &[&'static Partiti
 /// Lets a gdb of a guest in at a UART.
 fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, uart: config::Uart) {
     let (name, base) = (partition.name(), uart.ports().first);
-    if gdb::open(partition.index(), partition.seats(), base) {
+    if gdb::open(partition.index(), partition.slots(), base) {
         let called = watchdog::arm_uart(hardware, base);
         gdb::interrupt_on_receive(called);
-        housekeeping::attend_debugger(gdb::listen);
+        housekeeping::attend_debugger(gdb::poll_input);
         logln!("guest {name}: gdb at {}", uart.name());
     } else {
         logln!("guest {name}: no gdb: no UART answers at {}", uart.name());
@@ -183,13 +185,13 @@ fn leave_devices(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>])
     for (guest, functions) in config.guests.iter().zip(owned) {
         if let Some(function) = functions.iter().find(is_display).filter(|_| console::on_screen()) {
             logln!(
-                "the screen is guest {}'s, with {function}: the log goes on elsewhere",
+                "the screen is guest {}'s, with {function}: the log continues elsewhere",
                 guest.name
             );
             console::leave_screen(|range| memory::show_no_more(hardware.memory, range));
         }
         if let Some(card) = console::card().filter(|card| functions.contains(card)) {
-            logln!("the serial card {card} is guest {}'s: its line falls silent here", guest.name);
+            logln!("the serial card {card} is guest {}'s: its line ends here", guest.name);
             console::leave_card();
         }
     }

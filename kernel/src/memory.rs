@@ -13,7 +13,7 @@ use boot::{BootInfo, MemoryKind};
 use cpu::instructions::cpuid;
 use cpu::physical;
 use mem::frames::NotTaken;
-use mem::{Access, Flush, FrameAllocator, HostFormat, MapError, MemoryType, Table, TableMemory};
+use mem::{Flush, FrameAllocator, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
 use spin::Mutex;
 
 use crate::console::logln;
@@ -180,12 +180,12 @@ fn with_own_table<T>(
 
 /// Makes pages executable and read-only.
 pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Access::READ_EXECUTE))
+    with_own_table(|table| protect(table, memory, range, Rights::READ_EXECUTE))
 }
 
 /// Makes pages plain data again.
 pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Access::READ_WRITE))?;
+    with_own_table(|table| protect(table, memory, range, Rights::READ_WRITE))?;
     // The others have not touched these pages since they left them.
     drop_translations();
     Ok(())
@@ -271,7 +271,7 @@ impl TableMemory for Memory {
         Some(at)
     }
 
-    fn give_back(&mut self, page: Hpa) {
+    fn free_page(&mut self, page: Hpa) {
         // SAFETY: a frame of this pool, which its owner has just done with.
         unsafe { physical::bytes_mut(page, PAGE_SIZE as usize) }.fill(0);
         self.free(page, PAGE_SIZE);
@@ -304,8 +304,8 @@ pub(crate) fn largest_host_page() -> PageSize {
 
 /// Bits of this CPU's physical addresses.
 fn physical_bits() -> u32 {
-    const LEAST: u32 = 36;
-    (cpuid(0x8000_0008, 0).eax & 0xff).clamp(LEAST, 52)
+    const MIN: u32 = 36;
+    (cpuid(0x8000_0008, 0).eax & 0xff).clamp(MIN, 52)
 }
 
 /// Root of the hypervisor's own page table.
@@ -324,7 +324,7 @@ fn map_everything(
         if start < end {
             let (hpa, length) = (Hpa::new(start), end - start);
             table
-                .map(&mut memory, start, hpa, length, Access::READ_WRITE, memory_type)?
+                .map(&mut memory, start, hpa, length, Rights::READ_WRITE, memory_type)?
                 .nothing_cached();
         }
         Ok(())
@@ -339,7 +339,7 @@ fn map_everything(
     map(at, FOUR_GIB.max(at), MemoryType::Uncached)
 }
 
-/// The machine's memory, whoever may use it.
+/// All of the machine's memory.
 pub(crate) fn ram(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
     let is_memory = |kind| {
         matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
@@ -356,7 +356,7 @@ fn protect(
     table: &mut Table<HostFormat>,
     mut memory: Memory,
     range: HpaRange,
-    access: Access,
+    access: Rights,
 ) -> Result<(), MapError> {
     let start = range.start.as_u64();
     table
@@ -373,7 +373,7 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
         .filter(|end| end.as_u64() <= 1 << physical_bits())
         .ok_or_else(|| refuse!("{} is beyond the CPU's physical addresses", range.start))?;
     let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?.as_u64();
-    let (to, length, access) = (Hpa::new(start), end - start, Access::READ_WRITE);
+    let (to, length, access) = (Hpa::new(start), end - start, Rights::READ_WRITE);
     // The entries were absent, and absent entries are not cached (SDM "Caching Translation Information").
     with_own_table(|table| {
         let kind = MemoryType::Uncached;
@@ -402,7 +402,7 @@ fn gather_writes(mut memory: Memory, range: HpaRange, gathered: bool) -> Result<
         return Ok(());
     };
     let kind = if gathered { MemoryType::WriteCombining } else { MemoryType::Uncached };
-    let (at, access) = (start.as_u64(), Access::READ_WRITE);
+    let (at, access) = (start.as_u64(), Rights::READ_WRITE);
     with_own_table(|table| {
         let Flush { .. } = table.replace(&mut memory, at, start, length, access, kind)?;
         // Of what is replaced this CPU alone has a translation: no other has shown anything.
@@ -449,7 +449,7 @@ unsafe fn load_cr3(root: Hpa) {
 
 /// The image's sections, by the linker's symbols.
 pub(crate) mod image {
-    use super::{Access, Hpa, HpaRange};
+    use super::{Hpa, HpaRange, Rights};
 
     unsafe extern "C" {
         static __image_start: u8;
@@ -486,11 +486,11 @@ pub(crate) mod image {
     }
 
     /// What is not plain data.
-    pub(super) fn sections() -> [(HpaRange, Access); 3] {
+    pub(super) fn sections() -> [(HpaRange, Rights); 3] {
         [
-            (init(), Access::READ_EXECUTE),
-            (text(), Access::READ_EXECUTE),
-            (range(&raw const __rodata_start, &raw const __rodata_end), Access::READ),
+            (init(), Rights::READ_EXECUTE),
+            (text(), Rights::READ_EXECUTE),
+            (range(&raw const __rodata_start, &raw const __rodata_end), Rights::READ),
         ]
     }
 

@@ -11,22 +11,22 @@ use spin::Once;
 use crate::console::{self, logln};
 use crate::hardware::Hardware;
 use crate::power;
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 use crate::{faults, heap};
 
-/// A guest as the monitor sees it, whatever its back end.
-pub(crate) trait Watched: Sync {
+/// What the monitor can do with a guest, on either back end.
+pub(crate) trait GuestControl: Sync {
     /// Its name.
     fn name(&self) -> &str;
     /// Its virtual CPUs.
-    fn seats(&self) -> &[Seat];
+    fn slots(&self) -> &[VcpuSlot];
     /// How it ended, if it has.
     fn outcome(&self) -> Option<Outcome>;
     /// Starts it, if it has ended.
     fn start(&'static self);
     /// Ends it, as if its power was cut.
     fn stop(&self, own: LocalApic);
-    /// Ends it likewise, and starts it anew; or only starts it, if it has ended.
+    /// Ends it likewise, and starts it again; or only starts it, if it has ended.
     fn restart(&'static self, own: LocalApic);
     /// Bytes of RAM; none when it has ended.
     fn ram_bytes(&self) -> u64;
@@ -34,28 +34,28 @@ pub(crate) trait Watched: Sync {
     fn irqs(&self);
 }
 
-static GUESTS: Once<Vec<&'static dyn Watched>> = Once::new();
+static GUESTS: Once<Vec<&'static dyn GuestControl>> = Once::new();
 
-/// Shows the monitor the guests, in the order of the configuration.
-pub(crate) fn watch(guests: Vec<&'static dyn Watched>) {
+/// Sets the guests that the monitor controls, in the order of the configuration.
+pub(crate) fn set_guests(guests: Vec<&'static dyn GuestControl>) {
     GUESTS.call_once(|| guests);
     console::call_by(call_to_send);
 }
 
 /// Has a CPU of a guest see out what the guest has said.
 fn call_to_send(guest: usize) {
-    if let Some(seat) = guests().get(guest).and_then(|guest| guest.seats().first()) {
-        seat.ask_to_send(LocalApic::current());
+    if let Some(slot) = guests().get(guest).and_then(|guest| guest.slots().first()) {
+        slot.ask_to_send(LocalApic::current());
     }
 }
 
-fn guests() -> &'static [&'static dyn Watched] {
+fn guests() -> &'static [&'static dyn GuestControl] {
     GUESTS.get().map_or(&[], Vec::as_slice)
 }
 
-/// Takes what was typed off the line and carries out what is for the monitor.
-pub(crate) fn listen(hardware: &Hardware, own: LocalApic) {
-    while let Some(command) = console::listen() {
+/// Reads typed keys and carries out monitor commands.
+pub(crate) fn poll_input(hardware: &Hardware, own: LocalApic) {
+    while let Some(command) = console::poll_input() {
         carry_out(hardware, own, command);
         console::prompt();
     }
@@ -86,40 +86,40 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
     }
 }
 
-fn with(guest: GuestRef, work: impl FnOnce(&'static dyn Watched)) {
+fn with(guest: GuestRef, work: impl FnOnce(&'static dyn GuestControl)) {
     if let Some(guest) = guests().get(guest.0) {
         work(*guest);
     }
 }
 
-fn describe(guest: &dyn Watched) {
+fn describe(guest: &dyn GuestControl) {
     let state = guest.outcome().map_or("running", Outcome::key);
-    let cpus: Vec<u32> = guest.seats().iter().map(|seat| seat.number).collect();
+    let cpus: Vec<u32> = guest.slots().iter().map(|slot| slot.number).collect();
     logln!("{}: {state}, CPUs {cpus:?}, {} MiB", guest.name(), guest.ram_bytes() >> 20);
 }
 
 /// The counters as of each CPU's last call by the watchdog, and since the `exits` before.
-fn exits(hardware: &Hardware, guest: &dyn Watched) {
-    for (index, seat) in guest.seats().iter().enumerate() {
-        let (name, now, exits) = (guest.name(), tsc(), *seat.counters.lock());
-        let (before, shown) = core::mem::replace(&mut *seat.shown.lock(), (now, exits));
+fn exits(hardware: &Hardware, guest: &dyn GuestControl) {
+    for (index, slot) in guest.slots().iter().enumerate() {
+        let (name, now, exits) = (guest.name(), tsc(), *slot.counters.lock());
+        let (before, shown) = core::mem::replace(&mut *slot.shown.lock(), (now, exits));
         let ms = now.wrapping_sub(before) / hardware.clock.tsc_khz.max(1);
         logln!("{name}: CPU {index}: {}", exits.since(&shown, ms));
     }
 }
 
 /// Has one CPU of a guest log its registers, or all.
-fn registers(own: LocalApic, guest: &dyn Watched, cpu: Option<u32>) {
-    let (name, seats) = (guest.name(), guest.seats());
+fn registers(own: LocalApic, guest: &dyn GuestControl, cpu: Option<u32>) {
+    let (name, slots) = (guest.name(), guest.slots());
     if let Some(outcome) = guest.outcome() {
         return logln!("{name} has ended ({}): its CPUs have no registers", outcome.key());
     }
-    if cpu.is_some_and(|cpu| cpu as usize >= seats.len()) {
-        return logln!("{name} has no such CPU: it has {}, counted from 0", seats.len());
+    if cpu.is_some_and(|cpu| cpu as usize >= slots.len()) {
+        return logln!("{name} has no such CPU: it has {}, counted from 0", slots.len());
     }
-    for (index, seat) in seats.iter().enumerate() {
+    for (index, slot) in slots.iter().enumerate() {
         if cpu.is_none_or(|cpu| cpu as usize == index) {
-            seat.ask_for_registers(own);
+            slot.ask_for_registers(own);
         }
     }
 }

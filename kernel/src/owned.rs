@@ -32,7 +32,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         for page in 0..self.bytes.div_ceil(PAGE_SIZE) {
-            Memory::handle().give_back(self.start.wrapping_add(page * PAGE_SIZE));
+            Memory::handle().free_page(self.start.wrapping_add(page * PAGE_SIZE));
         }
     }
 }
@@ -49,7 +49,7 @@ impl<F: Format> OwnTable<F> {
 
 impl<F: Format> Drop for OwnTable<F> {
     fn drop(&mut self) {
-        self.0.give_back(&mut Memory::handle());
+        self.0.free_tables(&mut Memory::handle());
     }
 }
 
@@ -75,7 +75,7 @@ impl Drop for OwnFrames {
     fn drop(&mut self) {
         let mut memory = Memory::handle();
         while let Some(frame) = self.0.take(&mut memory) {
-            memory.give_back(frame);
+            memory.free_page(frame);
         }
     }
 }

@@ -14,9 +14,9 @@ use cpu::instructions::{self, tsc};
 use cpu::local_apic::LocalApic;
 use guest::lifecycle::Lifecycle;
 use guest::memory_map::MemoryMap;
-use guest::short_lives::ShortLives;
+use guest::restart_backoff::RestartBackoff;
 use guest::vm::{Outcome, Platform};
-use mem::Mix;
+use mem::PageCounts;
 use pci::owned::OwnedConfigSpace;
 use spin::Mutex;
 
@@ -28,15 +28,15 @@ use crate::memory::out_of_memory;
 use crate::processors;
 use crate::ram::{GuestRam, OwnedRam, Scrubbing};
 use crate::refusal::Refusal;
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 
 use devices::{map_bars, reset_functions};
 use files::Files;
 pub(crate) use instance::Instance;
 use memory::{allocate, memory_map};
 pub(crate) use planned::planned;
-use seats::seats;
 pub(crate) use shared::{Share, shares};
+use slots::slots;
 
 mod devices;
 mod files;
@@ -44,8 +44,8 @@ mod instance;
 mod irqs;
 mod memory;
 mod planned;
-mod seats;
 mod shared;
+mod slots;
 
 /// The edge types of a back end, for policy.
 pub(crate) struct Edge<B>(core::marker::PhantomData<B>);
@@ -57,7 +57,7 @@ impl<B: Backend> Platform for Edge<B> {
     type Config = OwnedConfigSpace<MachineConfigSpace>;
 }
 
-/// What a guest is made from, the same in all its lives.
+/// What a guest is made from, the same in all its generations.
 struct Plan {
     hardware: &'static Hardware,
     /// Its index in the configuration.
@@ -67,22 +67,22 @@ struct Plan {
     shares: Vec<Share>,
     files: Files,
     map: MemoryMap,
-    seats: &'static [Seat],
+    slots: &'static [VcpuSlot],
 }
 
 /// A guest: what it is, and what it has while it lives.
 pub(crate) struct Partition<B: Backend> {
     plan: &'static Plan,
-    /// None once it is over.
+    /// None once it is stopped.
     ram: Mutex<Option<OwnedRam>>,
-    /// None between two lives.
+    /// None between two generations.
     instance: Mutex<Option<Arc<Instance<B>>>>,
     /// Where it is between its first generation and its last.
     pub(crate) lifecycle: Mutex<Lifecycle>,
-    /// Its CPUs help with that between two lives.
+    /// Its CPUs help with that between two generations.
     scrubbing: Mutex<Option<Arc<Scrubbing>>>,
-    /// The pages that its nested table began with.
-    pub(crate) mix: Mix,
+    /// The pages that its nested table started with.
+    pub(crate) page_counts: PageCounts,
 }
 
 impl Plan {
@@ -93,7 +93,7 @@ impl Plan {
         self.say_scrubbing(&ram.0);
         let work = Arc::new(Scrubbing::new(ram.0.clone()));
         let own = LocalApic::current().id();
-        let others = || self.seats.iter().map(|seat| seat.processor).filter(move |id| *id != own);
+        let others = || self.slots.iter().map(|slot| slot.processor).filter(move |id| *id != own);
         for id in others() {
             let work = work.clone();
             processors::assign(id, Box::new(move |_| work.help(|| {})));
@@ -122,7 +122,7 @@ impl Plan {
 }
 
 impl<B: Backend> Partition<B> {
-    /// Builds the partition of `guest`, ready for its first life.
+    /// Builds the partition of `guest`, ready for its first generation.
     pub(crate) fn build(
         hardware: &'static Hardware,
         index: usize,
@@ -139,15 +139,15 @@ impl<B: Backend> Partition<B> {
             shares,
             files: Files::find(hardware, guest)?,
             map: memory_map(hardware, guest),
-            seats: seats(hardware, guest),
+            slots: slots(hardware, guest),
         }));
         let ram = plan.allocate(attend)?;
         let mut config = hardware.config;
         reset_functions(hardware, guest, functions, &mut config);
         map_bars(hardware, functions)?;
-        let instance = Instance::<B>::new(plan, &ram.0, ShortLives::default())?;
-        let mix = instance.mix();
-        logln!("guest {}: nested table {mix}", guest.name);
+        let instance = Instance::<B>::new(plan, &ram.0, RestartBackoff::default())?;
+        let page_counts = instance.page_counts();
+        logln!("guest {}: nested table {page_counts}", guest.name);
         if instance.virtual_ipis {
             logln!("guest {}: IPI virtualization: used", guest.name);
         }
@@ -156,18 +156,18 @@ impl<B: Backend> Partition<B> {
             ram: Mutex::new(Some(ram)),
             instance: Mutex::new(Some(instance)),
             lifecycle: Mutex::new(Lifecycle::new(
-                plan.seats.len(),
+                plan.slots.len(),
                 guest.on_reboot,
                 guest.on_crash,
             )),
             scrubbing: Mutex::new(None),
-            mix,
+            page_counts,
         })
     }
 
     /// Its virtual CPUs, by index.
-    pub(crate) fn seats(&self) -> &'static [Seat] {
-        self.plan.seats
+    pub(crate) fn slots(&self) -> &'static [VcpuSlot] {
+        self.plan.slots
     }
 
     /// Its index in the configuration.
@@ -185,7 +185,7 @@ impl<B: Backend> Partition<B> {
         self.plan.hardware
     }
 
-    /// Bytes of its RAM; none once it is over.
+    /// Bytes of its RAM; none once it is stopped.
     pub(crate) fn ram_bytes(&self) -> u64 {
         self.ram.lock().as_ref().map_or(0, |ram| ram.0.size())
     }
@@ -194,7 +194,7 @@ impl<B: Backend> Partition<B> {
         self.ram.lock().as_ref().map(|ram| ram.0.clone())
     }
 
-    /// What it has for this life; only its CPUs hold it.
+    /// What it has for this generation; only its CPUs hold it.
     pub(crate) fn instance(&self) -> Option<Arc<Instance<B>>> {
         self.instance.lock().clone()
     }
@@ -211,7 +211,7 @@ impl<B: Backend> Partition<B> {
         self.lifecycle.lock().outcome()
     }
 
-    /// It ends so, unless it has ended already; its CPUs leave.
+    /// Ends the guest with this outcome, unless it has already ended; its CPUs leave.
     pub(crate) fn end(&self, outcome: Outcome, own: LocalApic) {
         let mut lifecycle = self.lifecycle.lock();
         lifecycle.end(outcome);
@@ -220,8 +220,8 @@ impl<B: Backend> Partition<B> {
 
     /// Has its CPUs leave. With the lock on `lifecycle` held, so that it is this generation that they leave.
     pub(crate) fn ask_to_stop(&self, own: LocalApic) {
-        for seat in self.plan.seats {
-            seat.ask_to_stop(own);
+        for slot in self.plan.slots {
+            slot.ask_to_stop(own);
         }
     }
 
@@ -240,7 +240,7 @@ impl<B: Backend> Partition<B> {
         *self.scrubbing.lock() = None;
     }
 
-    /// A CPU that waits for the next life helps with what is to be done before it.
+    /// A CPU that waits for the next generation helps to scrub.
     pub(crate) fn help(&self, attend: impl FnMut()) {
         let work = self.scrubbing.lock().clone();
         if let Some(work) = work {
@@ -248,12 +248,12 @@ impl<B: Backend> Partition<B> {
         }
     }
 
-    /// Gives its RAM back: it is over.
-    pub(crate) fn give_ram_back(&self) {
+    /// Gives its RAM back: it is stopped.
+    pub(crate) fn free_ram(&self) {
         *self.ram.lock() = None;
     }
 
-    /// Begins anew as it was before its first instruction, in the RAM of its last generation or in new RAM. The one that
+    /// Begins again as it was before its first instruction, in the RAM of its last generation or in new RAM. The one that
     /// calls, the processor with `own`, does `attend` now and then.
     pub(crate) fn begin(&self, own: LocalApic, attend: impl FnMut()) -> Result<(), Refusal> {
         if self.ram.lock().is_none() {
@@ -263,11 +263,11 @@ impl<B: Backend> Partition<B> {
         }
         let ram = self.blocks().ok_or_else(out_of_memory)?;
         let row = self.lifecycle.lock().row();
-        let instance = Instance::new(self.plan, &ram, row).inspect_err(|_| self.give_ram_back())?;
+        let instance = Instance::new(self.plan, &ram, row).inspect_err(|_| self.free_ram())?;
         *self.instance.lock() = Some(instance);
         let mut lifecycle = self.lifecycle.lock();
-        for seat in self.plan.seats {
-            seat.forget_requests();
+        for slot in self.plan.slots {
+            slot.forget_requests();
         }
         if !lifecycle.begun() {
             self.ask_to_stop(own);

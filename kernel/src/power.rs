@@ -8,7 +8,7 @@ use firmware::{Pm1Control, Register, Reset, SoftOff};
 use crate::console;
 
 /// About a second on any machine.
-const MOST_POLLS: u32 = 100_000_000;
+const MAX_POLLS: u32 = 100_000_000;
 
 /// Switches the machine off; halts where the firmware did not say how.
 pub(crate) fn off(how: Option<SoftOff>) -> ! {
@@ -25,7 +25,7 @@ pub(crate) fn off(how: Option<SoftOff>) -> ! {
             }
         }
         // The chipset takes its time.
-        for _ in 0..MOST_POLLS {
+        for _ in 0..MAX_POLLS {
             core::hint::spin_loop();
         }
     }
@@ -41,7 +41,7 @@ pub(crate) fn reset(ways: &[Reset]) {
     for Reset { register, value } in ways {
         write(*register, Width::Byte, u32::from(*value));
         // The chipset takes its time.
-        for _ in 0..MOST_POLLS / 10 {
+        for _ in 0..MAX_POLLS / 10 {
             core::hint::spin_loop();
         }
     }

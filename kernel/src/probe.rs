@@ -20,7 +20,7 @@ use crate::console::{self, logln};
 use crate::hardware::Hardware;
 use crate::memory;
 
-/// From so many bytes on the extended configuration space of functions is left out.
+/// Above this many bytes, the extended configuration space of functions is left out.
 const MAX_LENGTH: usize = 100 << 10;
 
 /// The lines, and what is asked for them.

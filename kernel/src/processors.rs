@@ -19,9 +19,9 @@ use crate::refusal::Refusal;
 /// A stack's size, its guard page apart.
 const STACK: u64 = 32 << 10;
 
-/// So long a processor may be silent …
+/// How long a processor may be silent …
 const LONG_MS: u32 = 500;
-/// … and so long once this many have been: firmware may name processors that are not there.
+/// … and how long once `MAX_AWAITED` have been silent: firmware may list processors that do not exist.
 const SHORT_MS: u32 = 50;
 const MAX_AWAITED: u32 = 4;
 
@@ -75,8 +75,8 @@ const READY: u8 = 2;
 /// It is left out: it lacks something, or came too late. One that finds this at its arrival halts.
 const LEFT_OUT: u8 = 3;
 
-/// A processor's desk.
-struct Desk {
+/// A processor's mailbox: its state, and the job that it is given.
+struct Mailbox {
     id: ApicId,
     /// How far its start has come.
     state: AtomicU8,
@@ -87,13 +87,13 @@ struct Desk {
     works: AtomicBool,
 }
 
-impl Desk {
+impl Mailbox {
     fn is_busy(&self) -> bool {
         self.job.lock().is_some() || self.works.load(Ordering::Acquire)
     }
 }
 
-static DESKS: Once<Vec<Desk>> = Once::new();
+static MAILBOXES: Once<Vec<Mailbox>> = Once::new();
 
 /// Starts every processor of `ids` but `own`. One that does not answer is left out, with a line in
 /// the log; returns those that answered.
@@ -104,9 +104,9 @@ pub(crate) fn start(
     own: ApicId,
     tsc_khz: u64,
 ) -> Result<Vec<ApicId>, Refusal> {
-    let desks = DESKS.call_once(|| {
+    let mailboxes = MAILBOXES.call_once(|| {
         ids.iter()
-            .map(|id| Desk {
+            .map(|id| Mailbox {
                 id: *id,
                 state: AtomicU8::new(SILENT),
                 kind: AtomicU8::new(0),
@@ -115,7 +115,7 @@ pub(crate) fn start(
             })
             .collect()
     });
-    say_kind(desks.iter().find(|desk| desk.id == own));
+    say_kind(mailboxes.iter().find(|mailbox| mailbox.id == own));
     let mut answered = Vec::from([own]);
     if ids.len() <= 1 {
         return Ok(answered);
@@ -134,18 +134,18 @@ pub(crate) fn start(
     // Each that is silent takes its time, and none says beforehand that it will be.
     logln!("other CPUs are started, one by one: {}", ids.len().saturating_sub(1));
     let mut silent = 0;
-    for (index, desk) in desks.iter().enumerate().filter(|(_, desk)| desk.id != own) {
+    for (index, mailbox) in mailboxes.iter().enumerate().filter(|(_, mailbox)| mailbox.id != own) {
         let stack = memory::stack(memory, STACK)?;
         start_page.prepare(root, stack, entry, index as u64);
         // SAFETY: this CPU is in x2APIC mode; nobody uses the other; the page is prepared.
-        unsafe { start_page.start(desk.id, tsc_khz) };
+        unsafe { start_page.start(mailbox.id, tsc_khz) };
         let patience_ms = if silent < MAX_AWAITED { LONG_MS } else { SHORT_MS };
-        if wait_for_answer(desk, patience_ms, tsc_khz) {
-            answered.push(desk.id);
+        if wait_for_answer(mailbox, patience_ms, tsc_khz) {
+            answered.push(mailbox.id);
         } else {
             silent += 1;
-            leave_out(desk, &start_page, tsc_khz);
-            logln!("CPU with APIC identifier {} does not start: it is left out", desk.id);
+            leave_out(mailbox, &start_page, tsc_khz);
+            logln!("CPU with APIC identifier {} does not start: it is left out", mailbox.id);
         }
     }
     memory::make_writable(memory, start_page.code())?;
@@ -153,25 +153,28 @@ pub(crate) fn start(
     Ok(answered)
 }
 
-/// Has the processor that calls say at its desk which kind of core it is.
-fn say_kind(desk: Option<&Desk>) {
-    if let Some(desk) = desk {
+/// Records in the mailbox which kind of core the calling processor is.
+fn say_kind(mailbox: Option<&Mailbox>) {
+    if let Some(mailbox) = mailbox {
         let kind = banner::kind(cpu::instructions::cpuid);
-        desk.kind.store(kind, Ordering::Relaxed);
+        mailbox.kind.store(kind, Ordering::Relaxed);
     }
 }
 
 /// The kinds of the processors with these identifiers.
 pub(crate) fn kinds(ids: &[ApicId]) -> Vec<u8> {
-    ids.iter().filter_map(|id| desk(*id)).map(|desk| desk.kind.load(Ordering::Relaxed)).collect()
+    ids.iter()
+        .filter_map(|id| mailbox(*id))
+        .map(|mailbox| mailbox.kind.load(Ordering::Relaxed))
+        .collect()
 }
 
-/// Waits until the processor is ready (`true`) or left out, or has been silent for so long.
-fn wait_for_answer(desk: &Desk, patience_ms: u32, tsc_khz: u64) -> bool {
+/// Waits until the processor is ready (`true`) or left out, or has been silent for `patience_ms`.
+fn wait_for_answer(mailbox: &Mailbox, patience_ms: u32, tsc_khz: u64) -> bool {
     // What has arrived does a bounded amount of work.
-    const MOST_MS: u32 = 10_000;
-    for waited_ms in 0..MOST_MS {
-        match desk.state.load(Ordering::Acquire) {
+    const MAX_MS: u32 = 10_000;
+    for waited_ms in 0..MAX_MS {
+        match mailbox.state.load(Ordering::Acquire) {
             READY => return true,
             LEFT_OUT => return false,
             SILENT if waited_ms >= patience_ms => return false,
@@ -181,29 +184,31 @@ fn wait_for_answer(desk: &Desk, patience_ms: u32, tsc_khz: u64) -> bool {
     false
 }
 
-/// Sees to it that a silent processor stays out: if it came later it would take the next one's mailbox for
+/// Sees to it that a silent processor stays out: if it came later it would take the next one's start parameters for
 /// its own, and the two would share a stack. One that has arrived may hold a lock and is let be.
-fn leave_out(desk: &Desk, start_page: &StartPage, tsc_khz: u64) {
-    let silent = desk.state.compare_exchange(SILENT, LEFT_OUT, Ordering::AcqRel, Ordering::Acquire);
+fn leave_out(mailbox: &Mailbox, start_page: &StartPage, tsc_khz: u64) {
+    let silent =
+        mailbox.state.compare_exchange(SILENT, LEFT_OUT, Ordering::AcqRel, Ordering::Acquire);
     if silent.is_ok() {
         // SAFETY: this CPU is in x2APIC mode, and the other has nothing that anybody waits for.
-        unsafe { start_page.stop(desk.id, tsc_khz) };
+        unsafe { start_page.stop(mailbox.id, tsc_khz) };
     }
 }
 
 /// Where a processor goes on from the start page, with its index.
 extern "C" fn entry(index: u64) -> ! {
-    let Some(desk) = DESKS.get().and_then(|desks| desks.get(index as usize)) else {
+    let Some(mailbox) = MAILBOXES.get().and_then(|mailboxes| mailboxes.get(index as usize)) else {
         cpu::instructions::halt_forever()
     };
-    let arrived = desk.state.compare_exchange(SILENT, ARRIVED, Ordering::AcqRel, Ordering::Acquire);
+    let arrived =
+        mailbox.state.compare_exchange(SILENT, ARRIVED, Ordering::AcqRel, Ordering::Acquire);
     if arrived.is_err() {
         cpu::instructions::halt_forever()
     }
     match Processor::arrive() {
         Ok(processor) => {
-            say_kind(Some(desk));
-            desk.state.store(READY, Ordering::Release);
+            say_kind(Some(mailbox));
+            mailbox.state.store(READY, Ordering::Release);
             work(&processor, |seen| {
                 // SAFETY: the handlers are installed, interrupts are off, and no guest runs here now.
                 unsafe { sleep::sleep(seen, false) };
@@ -211,7 +216,7 @@ extern "C" fn entry(index: u64) -> ! {
         }
         Err(refusal) => {
             logln!("CPU {index}: {refusal}");
-            desk.state.store(LEFT_OUT, Ordering::Release);
+            mailbox.state.store(LEFT_OUT, Ordering::Release);
             cpu::instructions::halt_forever()
         }
     }
@@ -220,12 +225,12 @@ extern "C" fn entry(index: u64) -> ! {
 /// Does jobs, for ever, and waits for the next. `wait` returns no later than with the next NMI after as many as it is
 /// told have come.
 pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
-    let Some(desk) = desk(processor.apic.id()) else { cpu::instructions::halt_forever() };
+    let Some(mailbox) = mailbox(processor.apic.id()) else { cpu::instructions::halt_forever() };
     loop {
         let seen = sleep::nmis();
-        let mut waiting = desk.job.lock();
+        let mut waiting = mailbox.job.lock();
         let job = waiting.take();
-        desk.works.store(job.is_some(), Ordering::Release);
+        mailbox.works.store(job.is_some(), Ordering::Release);
         drop(waiting);
         match job {
             Some(job) => {
@@ -238,32 +243,37 @@ pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
     }
 }
 
-fn desk(id: ApicId) -> Option<&'static Desk> {
-    DESKS.get()?.iter().find(|desk| desk.id == id)
+fn mailbox(id: ApicId) -> Option<&'static Mailbox> {
+    MAILBOXES.get()?.iter().find(|mailbox| mailbox.id == id)
 }
 
 /// Gives the processor with this identifier its job, and wakes it.
 pub(crate) fn assign(id: ApicId, job: Job) {
-    if let Some(desk) = desk(id) {
-        *desk.job.lock() = Some(job);
+    if let Some(mailbox) = mailbox(id) {
+        *mailbox.job.lock() = Some(job);
         LocalApic::current().send_nmi(id);
     }
 }
 
 /// Takes back the job that the processor with this identifier was given and has not begun.
 pub(crate) fn withdraw(id: ApicId) {
-    if let Some(desk) = desk(id) {
-        let job = desk.job.lock().take();
+    if let Some(mailbox) = mailbox(id) {
+        let job = mailbox.job.lock().take();
         drop(job);
     }
 }
 
 /// Whether the processor with this identifier has a job.
 pub(crate) fn is_busy(id: ApicId) -> bool {
-    desk(id).is_some_and(Desk::is_busy)
+    mailbox(id).is_some_and(Mailbox::is_busy)
 }
 
 /// The processors that have a job.
 pub(crate) fn busy() -> impl Iterator<Item = ApicId> {
-    DESKS.get().into_iter().flatten().filter(|desk| desk.is_busy()).map(|desk| desk.id)
+    MAILBOXES
+        .get()
+        .into_iter()
+        .flatten()
+        .filter(|mailbox| mailbox.is_busy())
+        .map(|mailbox| mailbox.id)
 }

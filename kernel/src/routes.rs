@@ -188,7 +188,7 @@ impl Routes {
 }
 
 impl Drop for Routes {
-    /// Cuts every line off and gives the remapping entries back.
+    /// Masks every line and releases the remapping entries.
     fn drop(&mut self) {
         self.mask_lines();
         let messages = core::mem::take(&mut self.messages).into_values();

@@ -16,7 +16,7 @@ use crate::partition::{Edge, Instance, Partition};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::seat::{self, Requests, Seat};
+use crate::vcpu_slot::{self, Requests, VcpuSlot};
 use crate::{housekeeping, watchdog};
 
 mod debugged;
@@ -37,8 +37,8 @@ struct Running<'a, B: Backend> {
     debugger: Debugger,
 }
 
-/// Runs virtual CPU `index` until its guest's life ends. Virtualization is off before and after. Not inlined: what it
-/// holds would lie on the stack between the lives too, where much is done.
+/// Runs virtual CPU `index` until its guest's generation ends. Virtualization is off before and after. Not inlined: what it
+/// holds would lie on the stack between the generations too, where much is done.
 #[inline(never)]
 pub(crate) fn run<B: Backend>(
     partition: &Partition<B>,
@@ -48,7 +48,7 @@ pub(crate) fn run<B: Backend>(
     let Some(instance) = partition.instance() else { return Ok(()) };
     let cpu = instance.cpu_state(index);
     let (mut vcpu, backend) = instance.vcpu(index, processor)?;
-    // What came after the last life's end, such as a neighbour's doorbell.
+    // What came after the last generation's end, such as a neighbour's doorbell.
     B::drain(processor.apic);
     watchdog::arm(partition.hardware(), &mut vcpu);
     let machine = instance.machine_on(processor);
@@ -73,8 +73,8 @@ pub(crate) fn run<B: Backend>(
     // Its interrupts are gone from this processor.
     running.machine.tables.lock().routes.mask_lines();
     B::drain(processor.apic);
-    if let Some(seat) = partition.seats().get(index) {
-        *seat.counters.lock() = running.cpu.counters;
+    if let Some(slot) = partition.slots().get(index) {
+        *slot.counters.lock() = running.cpu.counters;
     }
     Ok(())
 }
@@ -82,41 +82,41 @@ pub(crate) fn run<B: Backend>(
 impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
-        B::hand_over(processor.apic, self.instance.policy.mode);
+        B::pass_interrupts(processor.apic, self.instance.policy.mode);
         self.arrive(processor);
     }
 
     /// Not inlined: `nexit stats` measures from here what an exit can reach.
     #[inline(never)]
     fn until_the_end(&mut self, processor: &Processor) {
-        let Some(seat) = self.partition.seats().get(self.cpu.index) else { return };
+        let Some(slot) = self.partition.slots().get(self.cpu.index) else { return };
         loop {
             B::hold_nmis();
-            let requests = seat.take_requests();
-            if requests.has(seat::STOP) {
+            let requests = slot.take_requests();
+            if requests.has(vcpu_slot::STOP) {
                 return;
             }
             self.carry_out(requests, processor);
             if self.waiting {
-                match requests.start() {
+                match requests.startup_vector() {
                     Some(vector) => {
                         self.enter(&StartState::after_sipi(vector), processor);
                         self.waiting = false;
                     }
-                    None => self.nap(processor),
+                    None => self.idle(processor),
                 }
                 continue;
             }
-            if requests.has(seat::DEBUGGER) {
-                self.look_at_desk(seat, processor);
+            if requests.has(vcpu_slot::DEBUGGER) {
+                self.look_at_desk(slot, processor);
             }
             // A loop each: nothing is asked about the mode between two exits.
             if self.debugger.attached() {
-                self.run_until_asked(seat, processor, Self::run_once_debugged);
+                self.run_until_asked(slot, processor, Self::run_once_debugged);
             } else if self.instance.policy.mode.is_exitless() {
-                self.run_until_asked(seat, processor, Self::run_once);
+                self.run_until_asked(slot, processor, Self::run_once);
             } else {
-                self.run_until_asked(seat, processor, Self::run_once_delivering);
+                self.run_until_asked(slot, processor, Self::run_once_delivering);
             }
         }
     }
@@ -126,12 +126,12 @@ impl<B: Backend> Running<'_, B> {
     #[inline(never)]
     fn run_until_asked(
         &mut self,
-        seat: &Seat,
+        slot: &VcpuSlot,
         processor: &Processor,
-        once: impl Fn(&mut Self, &Seat, &Processor) -> Next,
+        once: impl Fn(&mut Self, &VcpuSlot, &Processor) -> Next,
     ) {
-        while !seat.asked() {
-            if let Next::End(outcome) = once(self, seat, processor) {
+        while !slot.asked() {
+            if let Next::End(outcome) = once(self, slot, processor) {
                 self.end(outcome, processor);
             }
         }
@@ -145,20 +145,20 @@ impl<B: Backend> Running<'_, B> {
 
     /// Into the guest, and what its exit asks for.
     #[inline(always)]
-    fn run_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
-        // One call each: the compiler makes short ways of them.
+    fn run_once(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
+        // One call site per reason, so that each inlines into its own fast path.
         match self.vcpu.run() {
             Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
             Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) if self.context(()).quick_ipi(length) => Next::Resume,
             Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            Some(Frequent::Cpuid(_)) | None => self.handle_rare(seat, processor),
+            Some(Frequent::Cpuid(_)) | None => self.handle_rare(slot, processor),
         }
     }
 
     /// The same where the hypervisor, or the CPU for it, delivers the guest's interrupts.
     #[inline(never)]
-    fn run_once_delivering(&mut self, seat: &Seat, processor: &Processor) -> Next {
+    fn run_once_delivering(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         self.context(()).prepare_entry();
         let frequent = self.vcpu.run();
         self.context(()).take_virtual_interrupts();
@@ -166,7 +166,7 @@ impl<B: Backend> Running<'_, B> {
             Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
             Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
             Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            Some(Frequent::Cpuid(_)) | None => self.handle_rare(seat, processor),
+            Some(Frequent::Cpuid(_)) | None => self.handle_rare(slot, processor),
         }
     }
 
@@ -182,7 +182,7 @@ impl<B: Backend> Running<'_, B> {
 
     /// One place for all of these exits, those of steps too: what is called once is inlined.
     #[inline(never)]
-    fn handle_rare(&mut self, seat: &Seat, processor: &Processor) -> Next {
+    fn handle_rare(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         loop {
             let exit = self.vcpu.exit();
             if self.cpu.step.wanted() {
@@ -193,11 +193,11 @@ impl<B: Backend> Running<'_, B> {
                 return Next::Resume;
             };
             if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-                *seat.counters.lock() = self.cpu.counters;
+                *slot.counters.lock() = self.cpu.counters;
                 housekeeping::attend(self.partition.hardware(), processor.apic);
             }
             let next = self.handle(&exit);
-            if !self.cpu.step.wanted() || !self.make_step(seat) {
+            if !self.cpu.step.wanted() || !self.make_step(slot) {
                 return next;
             }
         }
@@ -207,8 +207,8 @@ impl<B: Backend> Running<'_, B> {
     /// page that it needs beyond is one more exit. `false`: there is something else to do first, and it exits again.
     #[cold]
     #[inline(never)]
-    fn make_step(&mut self, seat: &Seat) -> bool {
-        let root = self.machine.step_root().filter(|_| !seat.asked());
+    fn make_step(&mut self, slot: &VcpuSlot) -> bool {
+        let root = self.machine.step_root().filter(|_| !slot.asked());
         let Some(root) = root else {
             self.with_lock(|context| context.end_steps());
             return false;
@@ -229,22 +229,22 @@ impl<B: Backend> Running<'_, B> {
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
-        if requests.has(seat::FLUSH) {
+        if requests.has(vcpu_slot::FLUSH) {
             self.vcpu.flush_nested();
         }
-        if requests.has(seat::INIT) {
+        if requests.has(vcpu_slot::INIT) {
             B::drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
             self.debugger.leave();
         }
-        if requests.has(seat::REGISTERS) {
+        if requests.has(vcpu_slot::REGISTERS) {
             self.with_lock(|context| context.dump());
         }
-        if requests.has(seat::SEND) {
+        if requests.has(vcpu_slot::SEND) {
             console::send_for(self.partition.index());
         }
-        if requests.has(seat::NMI) && !self.waiting {
+        if requests.has(vcpu_slot::NMI) && !self.waiting {
             self.vcpu.inject(Event::nmi());
         }
     }
@@ -287,9 +287,9 @@ impl<B: Backend> Running<'_, B> {
         }
     }
 
-    /// Sleeps for a moment; what the boot processor has to do for all is done meanwhile.
-    fn nap(&self, processor: &Processor) {
-        B::nap(processor.apic);
+    /// Sleeps for about a millisecond, and does the machine's housekeeping meanwhile.
+    fn idle(&self, processor: &Processor) {
+        B::idle(processor.apic);
         housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 }

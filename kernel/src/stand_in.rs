@@ -1,7 +1,7 @@
 //! Pages of a virtual CPU's own that stand in for others while it makes a step: `arch::machine::Machine::set_stand_in`.
 //!
 //! Invariant: each CPU's frames are its own from its guest's building on, so no step can fail for want of memory; a
-//! page is filled anew before each use, and the guest's other CPUs never see it.
+//! page is filled again before each use, and the guest's other CPUs never see it.
 
 use alloc::vec::Vec;
 
@@ -10,7 +10,7 @@ use arch::machine::MAX_STAND_INS;
 use arch::{Gpa, Hpa};
 use cpu::physical;
 use mem::table::Format;
-use mem::{Access, Leaf, MemoryType, Table};
+use mem::{Leaf, MemoryType, Rights, Table};
 
 use crate::memory::Memory;
 use crate::refusal::Refusal;
@@ -44,7 +44,7 @@ impl StandInFrames {
 impl Drop for StandInFrames {
     fn drop(&mut self) {
         for frame in self.frames.drain(..) {
-            mem::TableMemory::give_back(&mut Memory::handle(), frame);
+            mem::TableMemory::free_page(&mut Memory::handle(), frame);
         }
     }
 }
@@ -90,7 +90,7 @@ impl StandIns {
         mut memory: Memory,
     ) -> Option<Hpa> {
         let (own, overlay) = frames.of_cpu(cpu)?;
-        let (access, memory_type) = (Access::ALL, MemoryType::WriteBack);
+        let (access, memory_type) = (Rights::ALL, MemoryType::WriteBack);
         let mut pages = arrayvec::ArrayVec::<(u64, Leaf), MAX_STAND_INS>::new();
         for (page, hpa) in self.0.iter().zip(own) {
             if let Some(page) = page {

@@ -1,4 +1,4 @@
-//! The host's way back to a CPU whose guest never exits: the preemption timer on VT-x, on AMD-V the
+//! How the host gets a CPU back whose guest never exits: the preemption timer on VT-x, on AMD-V the
 //! HPET through an I/O APIC input whose remapping entry has delivery mode NMI. And a key on the serial line, as an
 //! NMI too. What is done then is `housekeeping`.
 
@@ -15,8 +15,8 @@ use crate::hardware::Hardware;
 use crate::routes::SharedIommu;
 
 static HPET: Once<()> = Once::new();
-/// A key on the serial line calls the boot processor.
-static KEYS_CALL: AtomicBool = AtomicBool::new(false);
+/// A key on the serial line interrupts the boot processor.
+static KEYS_INTERRUPT: AtomicBool = AtomicBool::new(false);
 
 /// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
 /// calls the boot processor, which passes the call on.
@@ -25,7 +25,7 @@ pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
         HPET.call_once(|| match arm_hpet(hardware) {
             Ok(()) => logln!("watchdog: the HPET by NMI, once a second"),
             Err(why) => logln!(
-                "watchdog: none ({why}): a guest that hangs with interrupts off stays that way"
+                "watchdog: none ({why}): a guest that hangs with interrupts off cannot be stopped"
             ),
         });
     }
@@ -58,7 +58,7 @@ pub(crate) fn arm_console(hardware: &Hardware) {
     let port = console::uart().and_then(|place| place.first_port());
     if port.is_some_and(|base| arm_uart(hardware, base)) {
         console::interrupt_on_receive();
-        KEYS_CALL.store(true, Ordering::Relaxed);
+        KEYS_INTERRUPT.store(true, Ordering::Relaxed);
     }
 }
 
@@ -112,5 +112,5 @@ pub(crate) fn calls_boot_processor() -> bool {
 
 /// Whether a key on the serial line calls the boot processor.
 pub(crate) fn keys_call() -> bool {
-    KEYS_CALL.load(Ordering::Relaxed)
+    KEYS_INTERRUPT.load(Ordering::Relaxed)
 }

@@ -5,7 +5,7 @@
 
 use arch::{Hpa, PageSize};
 
-use crate::table::{Access, Entry, Format, Leaf, MemoryType};
+use crate::table::{Entry, Format, Leaf, MemoryType, Rights};
 
 /// Address bits 51:12 of an entry, the same in all four formats.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -73,7 +73,7 @@ impl<const ALWAYS: u64> Format for Paging<ALWAYS> {
         if entry & PRESENT == 0 {
             return Entry::Absent;
         }
-        let access = Access { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
+        let access = Rights { write: entry & WRITE != 0, execute: entry & NO_EXECUTE == 0 };
         let memory_type = match entry & UNCACHED {
             0 => MemoryType::WriteBack,
             WRITE_COMBINING => MemoryType::WriteCombining,
@@ -116,7 +116,7 @@ impl Format for EptFormat {
         if entry & (READ | WRITE | EPT_EXECUTE) == 0 {
             return Entry::Absent;
         }
-        let access = Access { write: entry & WRITE != 0, execute: entry & EPT_EXECUTE != 0 };
+        let access = Rights { write: entry & WRITE != 0, execute: entry & EPT_EXECUTE != 0 };
         let write_back = entry & EPT_MEMORY_TYPE == EPT_WRITE_BACK;
         let memory_type = if write_back { MemoryType::WriteBack } else { MemoryType::Uncached };
         present(entry, level, |hpa| Leaf { hpa, access, memory_type })
@@ -150,7 +150,7 @@ impl Format for DmaFormat {
         if entry & (READ | WRITE) == 0 {
             return Entry::Absent;
         }
-        let access = Access { write: entry & WRITE != 0, execute: false };
+        let access = Rights { write: entry & WRITE != 0, execute: false };
         present(entry, level, |hpa| Leaf { hpa, access, memory_type: MemoryType::WriteBack })
     }
 }
@@ -159,7 +159,7 @@ impl Format for DmaFormat {
 mod tests {
     use super::*;
 
-    fn leaf(hpa: u64, access: Access, memory_type: MemoryType) -> Leaf {
+    fn leaf(hpa: u64, access: Rights, memory_type: MemoryType) -> Leaf {
         Leaf { hpa: Hpa::new(hpa), access, memory_type }
     }
 
@@ -168,12 +168,12 @@ mod tests {
         let largest = PageSize::Size1G;
         let (host, npt) = (HostFormat { largest }, NptFormat { largest });
         let (ept, dma) = (EptFormat { largest }, DmaFormat { levels: 4, largest });
-        let code = leaf(0x1234_5000, Access::READ_EXECUTE, MemoryType::WriteBack);
-        let ram = leaf(0x4020_0000, Access::ALL, MemoryType::WriteBack);
-        let bar = leaf(0xfebf_0000, Access::READ_WRITE, MemoryType::Uncached);
+        let code = leaf(0x1234_5000, Rights::READ_EXECUTE, MemoryType::WriteBack);
+        let ram = leaf(0x4020_0000, Rights::ALL, MemoryType::WriteBack);
+        let bar = leaf(0xfebf_0000, Rights::READ_WRITE, MemoryType::Uncached);
         assert_eq!(host.leaf_entry(code, 0), 0x1234_5001);
         assert_eq!(host.leaf_entry(bar, 0), 1 << 63 | 0xfebf_001b);
-        let pixels = leaf(0xfd00_0000, Access::READ_WRITE, MemoryType::WriteCombining);
+        let pixels = leaf(0xfd00_0000, Rights::READ_WRITE, MemoryType::WriteCombining);
         assert_eq!(host.leaf_entry(pixels, 0), 1 << 63 | 0xfd00_000b);
         assert_eq!(host.decode(1 << 63 | 0xfd00_000b, 0), Entry::Leaf(pixels));
         assert_eq!(host.leaf_entry(ram, 1), 0x4020_0083);
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn bits_that_hardware_sets_change_nothing() {
         let largest = PageSize::Size2M;
-        let ram = leaf(0x4020_0000, Access::READ_WRITE, MemoryType::WriteBack);
+        let ram = leaf(0x4020_0000, Rights::READ_WRITE, MemoryType::WriteBack);
         let x86 = HostFormat { largest };
         assert_eq!(x86.decode(x86.leaf_entry(ram, 1) | 0x60, 1), Entry::Leaf(ram));
         let ept = EptFormat { largest };

@@ -23,4 +23,6 @@ pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
 pub use pieces::Pieces;
 pub use reserve::Reserve;
-pub use table::{Access, Flush, Leaf, MapError, Mapping, MemoryType, Mix, Table, TableMemory};
+pub use table::{
+    Flush, Leaf, MapError, Mapping, MemoryType, PageCounts, Rights, Table, TableMemory,
+};

@@ -1,7 +1,7 @@
-//! Work on a long run of bytes, divided among whoever comes.
+//! Work on a long run of bytes, divided among the CPUs that join.
 //!
 //! Invariant: each byte is in one piece, and each piece is handed out once; the work is finished when all
-//! pieces are, whoever did them.
+//! pieces are, on whichever CPU.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};

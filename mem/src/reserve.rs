@@ -90,7 +90,7 @@ impl<M: TableMemory> TableMemory for Reserve<'_, M> {
         if bytes > PAGE_SIZE { None } else { self.frames.take(&mut self.memory) }
     }
 
-    fn give_back(&mut self, page: Hpa) {
+    fn free_page(&mut self, page: Hpa) {
         for offset in (0..PAGE_SIZE).step_by(8) {
             self.memory.write(page.wrapping_add(offset), 0);
         }
@@ -102,7 +102,7 @@ impl<M: TableMemory> TableMemory for Reserve<'_, M> {
 mod tests {
     use super::*;
     use crate::testing::TestMemory;
-    use crate::{Access, EptFormat, MapError, MemoryType, Table};
+    use crate::{EptFormat, MapError, MemoryType, Rights, Table};
     use arch::PageSize;
     use proptest::prelude::*;
     use std::vec::Vec;
@@ -130,7 +130,7 @@ mod tests {
         part: core::ops::Range<u64>,
     ) -> Result<(), MapError> {
         let (hpa, length) = (BAR.wrapping_add(part.start), part.end - part.start);
-        let (access, kind) = (Access::READ_WRITE, MemoryType::Uncached);
+        let (access, kind) = (Rights::READ_WRITE, MemoryType::Uncached);
         table
             .map(reserve, at + part.start, hpa, length, access, kind)
             .map(|flush| flush.nothing_cached())

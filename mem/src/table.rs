@@ -5,7 +5,7 @@
 //! place of a large page is complete before it is linked.
 //!
 //! A range that is unmapped keeps its (empty) tables for the next one, until they are given back
-//! ([`Table::prune`], [`Table::give_back`]).
+//! ([`Table::prune`], [`Table::free_tables`]).
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
 mod answer;
@@ -17,8 +17,8 @@ use core::ops::Range;
 use arch::address::PAGE_SIZE;
 use arch::{Hpa, PageSize};
 
-pub use answer::{Flush, MapError, Mapping, Mix};
-pub use entry::{Access, Entry, Format, Leaf, MemoryType};
+pub use answer::{Flush, MapError, Mapping, PageCounts};
+pub use entry::{Entry, Format, Leaf, MemoryType, Rights};
 
 /// Entries of a table.
 const ENTRIES: u64 = 512;
@@ -35,7 +35,7 @@ pub trait TableMemory {
     /// power of two; `None` when there is none left.
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa>;
     /// Gives one page back that was taken from here.
-    fn give_back(&mut self, page: Hpa);
+    fn free_page(&mut self, page: Hpa);
     /// Takes one zeroed page.
     fn allocate_table(&mut self) -> Option<Hpa> {
         self.allocate_contiguous(PAGE_SIZE)
@@ -49,11 +49,11 @@ pub struct Table<F> {
     root: Hpa,
 }
 
-/// What a range shall become; the physical address of `input` is `input + offset` (wrapping).
+/// What a range becomes; the physical address of `input` is `input + offset` (wrapping).
 #[derive(Clone, Copy)]
 struct Change {
     offset: u64,
-    access: Access,
+    access: Rights,
     memory_type: MemoryType,
 }
 
@@ -90,7 +90,7 @@ impl<F: Format> Table<F> {
         input: u64,
         hpa: Hpa,
         length: u64,
-        access: Access,
+        access: Rights,
         memory_type: MemoryType,
     ) -> Result<Flush, MapError> {
         let span = self.span(input, length)?;
@@ -110,7 +110,7 @@ impl<F: Format> Table<F> {
         input: u64,
         hpa: Hpa,
         length: u64,
-        access: Access,
+        access: Rights,
         memory_type: MemoryType,
     ) -> Result<Flush, MapError> {
         let span = self.span(input, length)?;
@@ -135,7 +135,7 @@ impl<F: Format> Table<F> {
         input: u64,
         hpa: Hpa,
         length: u64,
-        access: Access,
+        access: Rights,
         memory_type: MemoryType,
     ) -> Result<Flush, MapError> {
         let span = self.span(input, length)?;
@@ -187,7 +187,7 @@ impl<F: Format> Table<F> {
                 && self.prune_below(memory, lower, level - 1, at..next)
             {
                 memory.write(slot, 0);
-                memory.give_back(lower);
+                memory.free_page(lower);
             }
             at = next;
         }
@@ -213,27 +213,27 @@ impl<F: Format> Table<F> {
 
     /// Counts the pages of each size.
     #[must_use]
-    pub fn mix(&self, memory: &impl TableMemory) -> Mix {
-        let mut mix = Mix::default();
-        self.count(memory, self.root, self.format.levels() - 1, &mut mix);
-        mix
+    pub fn page_counts(&self, memory: &impl TableMemory) -> PageCounts {
+        let mut counts = PageCounts::default();
+        self.count(memory, self.root, self.format.levels() - 1, &mut counts);
+        counts
     }
 
-    fn count(&self, memory: &impl TableMemory, table: Hpa, level: u8, mix: &mut Mix) {
+    fn count(&self, memory: &impl TableMemory, table: Hpa, level: u8, counts: &mut PageCounts) {
         for index in 0..ENTRIES {
             match self.format.decode(memory.read(table.wrapping_add(index * 8)), level) {
                 Entry::Absent => {}
-                Entry::Table(lower) => self.count(memory, lower, level - 1, mix),
-                Entry::Leaf(_) if level == 0 => mix.size_4k += 1,
-                Entry::Leaf(_) if level == 1 => mix.size_2m += 1,
-                Entry::Leaf(_) => mix.size_1g += 1,
+                Entry::Table(lower) => self.count(memory, lower, level - 1, counts),
+                Entry::Leaf(_) if level == 0 => counts.size_4k += 1,
+                Entry::Leaf(_) if level == 1 => counts.size_2m += 1,
+                Entry::Leaf(_) => counts.size_1g += 1,
             }
         }
     }
 
     /// Gives all its pages back. Nobody uses the table after that, nor has a reader anything of it in
     /// a cache.
-    pub fn give_back(&self, memory: &mut impl TableMemory) {
+    pub fn free_tables(&self, memory: &mut impl TableMemory) {
         self.free(memory, self.root, self.format.levels() - 1);
     }
 
@@ -244,7 +244,7 @@ impl<F: Format> Table<F> {
                 self.free(memory, lower, level - 1);
             }
         }
-        memory.give_back(table);
+        memory.free_page(table);
     }
 
     fn input_limit(&self) -> u64 {
@@ -266,7 +266,7 @@ impl<F: Format> Table<F> {
         memory: &mut impl TableMemory,
         span: Range<u64>,
         hpa: Hpa,
-        access: Access,
+        access: Rights,
         memory_type: MemoryType,
     ) -> Result<Flush, MapError> {
         let length = span.end - span.start;

@@ -51,7 +51,7 @@ impl TableMemory for TestMemory {
         Some(at)
     }
 
-    fn give_back(&mut self, page: Hpa) {
+    fn free_page(&mut self, page: Hpa) {
         assert!((0x10_0000..self.next).contains(&page.as_u64()), "{page}");
         assert!(!self.given_back.contains(&page), "{page} is given back twice");
         self.given_back.push(page);
@@ -69,7 +69,7 @@ impl<M: TableMemory + ?Sized> TableMemory for &mut M {
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
         (**self).allocate_contiguous(bytes)
     }
-    fn give_back(&mut self, page: Hpa) {
-        (**self).give_back(page);
+    fn free_page(&mut self, page: Hpa) {
+        (**self).free_page(page);
     }
 }

@@ -136,7 +136,7 @@ impl Mux {
         self.key(byte, sink)
     }
 
-    /// A key for whoever has the focus.
+    /// A key for the guest or monitor that has the focus.
     fn key(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
         if !self.in_monitor {
             let there = self.guest < self.names.len();

@@ -8,7 +8,7 @@ use core::fmt::{self, Write};
 
 use crate::{HELD, MARK, Sink};
 
-/// Who has written to the line that is not yet at its end.
+/// The writer of the unfinished line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Speaker {
     Guest(usize),

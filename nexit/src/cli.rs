@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::demo::Flavour;
-use crate::machine::MOST_CPUS;
+use crate::machine::MAX_CPUS;
 use crate::size;
 
 /// Builds Nexit images and runs them in an emulator.
@@ -135,7 +135,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value = "grub")]
     pub(crate) loader: Loader,
     /// CPUs of the machine [default: as many as the configuration names, at least 2 in QEMU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CPUS)))]
     pub(crate) cpus: Option<u32>,
     /// Memory of the machine, such as 2G [default: the guests' and room for the hypervisor].
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
@@ -279,7 +279,7 @@ pub(crate) struct StatsArgs {
     pub(crate) functions: bool,
     /// Fail if a measure exceeds this limit. Every measure then needs one.
     #[arg(long, value_name = "MEASURE=NUMBER", value_parser = limit)]
-    pub(crate) most: Vec<(String, usize)>,
+    pub(crate) max: Vec<(String, usize)>,
 }
 
 fn limit(text: &str) -> Result<(String, usize), String> {

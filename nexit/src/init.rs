@@ -226,7 +226,7 @@ fn devices(text: &mut String, capture: &Capture, facts: &Facts) {
     if !kept.is_empty() {
         let _ = writeln!(
             left,
-            "#   {}: SMBus and SPI controllers (the board's sensors, its firmware), by themselves left out",
+            "#   {}: SMBus and SPI controllers (the board's sensors, its firmware), left out by default",
             kept.join(", ")
         );
     }

@@ -8,9 +8,9 @@ use crate::scenario::Scenario;
 /// Room for the hypervisor, the images and their copies, in bytes.
 const ROOM: u64 = 512 << 20;
 /// The least memory of a machine, in bytes.
-const LEAST: u64 = 1 << 30;
+const MIN: u64 = 1 << 30;
 /// The most CPUs that a machine of either emulator has.
-pub const MOST_CPUS: u32 = 255;
+pub const MAX_CPUS: u32 = 255;
 
 /// How the machine starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,7 +62,7 @@ pub(crate) fn default_cpus(scenario: &Scenario, least: u32) -> u32 {
 
 /// Memory for `scenario` where the user gives none: the guests' and room for the rest.
 pub(crate) fn default_memory(scenario: &Scenario) -> u64 {
-    scenario.guest_memory().saturating_add(ROOM).max(LEAST)
+    scenario.guest_memory().saturating_add(ROOM).max(MIN)
 }
 
 /// This host's memory in bytes, where it says.

@@ -19,7 +19,7 @@ pub(crate) fn bytes(image: &Path, files: &[BootFile]) -> Result<u64> {
     Ok(sum)
 }
 
-/// A file of so many bytes can be written there.
+/// Whether a file of `bytes` bytes can be written there.
 pub(crate) fn check_file(output: &Path, bytes: u64) -> Result<()> {
     let shown = output.display();
     match fs::metadata(output) {

@@ -19,7 +19,7 @@ use crate::failure::{Failure, OrFailed, Result};
 use crate::files;
 use crate::gdb::Relay;
 use crate::image;
-use crate::machine::{self, MOST_CPUS, Machine, Start};
+use crate::machine::{self, MAX_CPUS, Machine, Start};
 use crate::nested;
 use crate::qemu;
 use crate::scenario::{BootFile, Scenario};
@@ -77,8 +77,8 @@ fn check_cpus(args: &RunArgs, scenario: &Scenario) -> Result<()> {
              needed",
             needed - 1
         ))),
-        None if needed > MOST_CPUS => Err(Failure::Usage(format!(
-            "the configuration gives CPU {} to a guest, and the emulators have at most {MOST_CPUS} \
+        None if needed > MAX_CPUS => Err(Failure::Usage(format!(
+            "the configuration gives CPU {} to a guest, and the emulators have at most {MAX_CPUS} \
              CPUs, counted from 0",
             needed - 1
         ))),
@@ -141,12 +141,12 @@ fn emulation(
 fn machine(
     args: &RunArgs,
     scenario: &Scenario,
-    least_cpus: u32,
+    min_cpus: u32,
     iommu: Iommu,
     start: Start,
 ) -> Machine {
     Machine {
-        cpus: args.cpus.unwrap_or_else(|| machine::default_cpus(scenario, least_cpus)),
+        cpus: args.cpus.unwrap_or_else(|| machine::default_cpus(scenario, min_cpus)),
         memory: args.memory.unwrap_or_else(|| machine::default_memory(scenario)),
         accel: args.accel,
         iommu,

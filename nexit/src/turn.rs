@@ -21,7 +21,7 @@ const GIVES_UP: &str = "could not bind any port";
 pub(crate) const TRIES: usize = 5;
 /// How long to wait for one.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
-/// How long to wait for a neighbour, and for one's own port. Whoever takes longer is let be: without the
+/// How long to wait for a neighbour, and for one's own port. After that, go on without the turn: without the
 /// turn it most likely works as well.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look.

@@ -76,7 +76,8 @@ impl Verdict {
                 |error| format!("the hypervisor halted: {error}"),
             ),
             Phase::Running => {
-                let reports = self.expected.iter().filter_map(|name| self.last_life(name)).count();
+                let reports =
+                    self.expected.iter().filter_map(|name| self.last_generation(name)).count();
                 let of = self.expected.len();
                 let so_far =
                     format!("the machine stopped before all guests ended ({reports} of {of})");
@@ -95,13 +96,13 @@ impl Verdict {
 
     /// How a guest ended for the last time: one that was restarted has reported each end, and those
     /// before the last were dealt with as the configuration says.
-    fn last_life(&self, name: &str) -> Option<&str> {
+    fn last_generation(&self, name: &str) -> Option<&str> {
         let guest = self.report.guests.iter().rfind(|guest| guest.name == name);
         guest.map(|guest| guest.outcome.as_str())
     }
 
     fn unhappy_guests(&self) -> Vec<String> {
-        let of_guest = |name: &String| match self.last_life(name) {
+        let of_guest = |name: &String| match self.last_generation(name) {
             Some(POWEROFF) => None,
             Some(other) => Some(format!("guest {name} did not power off: {other}")),
             None => Some(format!("guest {name} ended without a report")),

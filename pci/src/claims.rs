@@ -16,7 +16,7 @@ use crate::header::{Function, HeaderType};
 use crate::record::Record;
 use crate::window::Windows;
 
-/// Who owns addresses that no BAR may claim; the words end a sentence.
+/// The owners of addresses that no BAR may claim; the strings end a sentence.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
     /// Memory.

@@ -90,7 +90,7 @@ impl Msi {
         self.enabled.then_some(MsiMessage { address: self.address, data: self.data.into() })
     }
 
-    /// The message that the function shall send: the guest has enabled it and not masked it.
+    /// The message that the function is to send: the guest has enabled it and not masked it.
     #[must_use]
     pub fn live(&self) -> Option<MsiMessage> {
         self.message().filter(|_| !self.masked)

@@ -23,7 +23,7 @@ pub(crate) fn control(space: &impl ConfigSpace, function: Bdf) -> Option<u16> {
 }
 
 /// Puts a function that sleeps (D1 to D3hot) into D0, and writes back what it may have lost on the way.
-/// Returns whether it slept. `delay` waits for so many milliseconds.
+/// Returns whether it slept. `delay` waits for the given number of milliseconds.
 ///
 /// # Errors
 /// When it does not answer afterwards.

@@ -1,4 +1,4 @@
-//! Taking a function away from whoever had it: bus mastering off, and reset.
+//! Takes a function away from its previous owner: bus mastering off, and reset.
 //!
 //! Three ways, best first: Function Level Reset; the power states D3hot and D0; and where a bridge has
 //! nothing behind it but functions of one owner, the bridge's Secondary Bus Reset for all of them. Ways
@@ -170,7 +170,7 @@ fn function_level(space: &impl ConfigSpace, function: Bdf) -> Option<Method> {
 }
 
 /// Resets the functions `owned`, of `all` in the machine, and tells `report` what went other than well.
-/// `delay` waits for so many milliseconds.
+/// `delay` waits for the given number of milliseconds.
 pub fn reset_all(
     space: &mut impl ConfigSpace,
     all: &[Function],

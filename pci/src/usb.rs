@@ -45,7 +45,7 @@ const LEGACY_SUPPORT: u32 = 1;
 const MAX_CAPABILITIES: u32 = 64;
 
 /// Takes a USB controller from the firmware. `map` gives the [`REGISTERS`] at an address, `delay` waits
-/// for so many milliseconds.
+/// for the given number of milliseconds.
 pub fn take<C: ConfigSpace, R: Registers>(
     space: &mut C,
     function: &Function,
@@ -123,7 +123,7 @@ fn ehci(
         }
         let capability = space.read(at, offset, Width::Dword);
         if capability & 0xff == LEGACY_SUPPORT {
-            let result = hand_over(&mut Config { space, at, offset }, delay);
+            let result = take_from_firmware(&mut Config { space, at, offset }, delay);
             // Control and status: no event makes an SMI.
             space.write(at, offset + 4, Width::Dword, 0);
             return result;
@@ -147,7 +147,7 @@ fn xhci(registers: &mut impl Registers, delay: &mut dyn FnMut(u32)) -> HandOff {
         }
         let capability = registers.read(offset);
         if capability & 0xff == LEGACY_SUPPORT {
-            let result = hand_over(&mut Memory { registers, offset }, delay);
+            let result = take_from_firmware(&mut Memory { registers, offset }, delay);
             let control = registers.read(offset + 4);
             registers.write(offset + 4, control & RESERVED | EVENTS);
             return result;
@@ -196,7 +196,7 @@ impl<R: Registers> Semaphores for Memory<'_, R> {
 }
 
 /// Sets the system's semaphore and waits until the firmware clears its own.
-fn hand_over(semaphores: &mut impl Semaphores, delay: &mut dyn FnMut(u32)) -> HandOff {
+fn take_from_firmware(semaphores: &mut impl Semaphores, delay: &mut dyn FnMut(u32)) -> HandOff {
     const FIRMWARE: u32 = 1 << 16;
     const SYSTEM: u32 = 1 << 24;
     let before = semaphores.read();

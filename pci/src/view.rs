@@ -97,7 +97,7 @@ impl VirtualFunction {
         }
     }
 
-    /// Length of a standard capability that the guest shall see (the first of its kind).
+    /// Length of a standard capability that the guest sees (the first of its kind).
     fn offer(&mut self, space: &impl ConfigSpace, capability: Capability) -> Option<u16> {
         let Capability { id, offset } = capability;
         if id == capability::VENDOR_SPECIFIC {

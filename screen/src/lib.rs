@@ -112,7 +112,7 @@ impl Screen {
         self.row += 1;
     }
 
-    /// Moves the text up by a quarter of the screen, so that a long log does not draw everything anew
+    /// Moves the text up by a quarter of the screen, so that a long log does not draw everything again
     /// with each line.
     fn scroll(&mut self, pixels: &mut impl Pixels) {
         let by = (self.rows / 4).max(1);

@@ -13,7 +13,7 @@ use nexit::qemu;
 use nexit::tool::Tool;
 
 use crate::emulator::Emulator;
-use crate::folder::{Folder, Place, build_folder};
+use crate::folder::{Folder, Turn, build_folder};
 
 /// A payload's last line.
 const END: &str = "payload: done";
@@ -32,7 +32,7 @@ fn machine(iommu: Iommu, start: Start) -> Machine {
 /// # Errors
 /// It does not start, or does not say that it is done.
 pub fn run(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String, String> {
-    let _place = Place::take();
+    let _place = Turn::take();
     let console = match emulator {
         Emulator::Qemu => in_qemu(program)?,
         Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program)?,

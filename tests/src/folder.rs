@@ -82,7 +82,7 @@ impl Folder {
     #[must_use]
     pub fn nexit(&self, name: &str, arguments: &[&str]) -> Outcome {
         let program = build_folder().join("debug/nexit");
-        let _place = Place::take();
+        let _place = Turn::take();
         let output = Command::new(&program).args(arguments).stdin(Stdio::null()).output();
         assert!(output.is_ok(), "cannot start {}: {output:?}", program.display());
         let outcome = output.map(|output| Outcome::of(&output)).unwrap_or_default();
@@ -93,25 +93,25 @@ impl Folder {
 
 /// So many emulators run at once: each keeps a CPU busy, and a guest that gets too little of one
 /// finds its clocks in disagreement.
-const MOST_AT_ONCE: usize = 2;
+const MAX_AT_ONCE: usize = 2;
 
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
 /// A place among those that run.
 #[derive(Debug)]
-pub(crate) struct Place;
+pub(crate) struct Turn;
 
-impl Place {
+impl Turn {
     pub(crate) fn take() -> Self {
         let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = ENDED.wait_while(running, |running| *running >= MOST_AT_ONCE);
+        let waited = ENDED.wait_while(running, |running| *running >= MAX_AT_ONCE);
         *waited.unwrap_or_else(PoisonError::into_inner) += 1;
         Self
     }
 }
 
-impl Drop for Place {
+impl Drop for Turn {
     fn drop(&mut self) {
         *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         ENDED.notify_one();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use screen::{CELL_HEIGHT, CELL_WIDTH, INK, is_set};
 
-use crate::folder::{Folder, Place};
+use crate::folder::{Folder, Turn};
 
 /// The emulated CPU and machine of `nexit run`, without a serial line.
 const MACHINE: &str = "-nodefaults -display none -no-reboot -machine q35 -accel tcg,thread=multi \
@@ -26,7 +26,7 @@ pub struct Silent {
     qemu: Child,
     control: UnixStream,
     picture: std::path::PathBuf,
-    _place: Place,
+    _place: Turn,
 }
 
 impl Silent {
@@ -37,7 +37,7 @@ impl Silent {
     #[must_use]
     #[expect(clippy::expect_used, reason = "only tests call it")]
     pub fn start(folder: &Folder, arguments: &[&str]) -> Self {
-        let place = Place::take();
+        let place = Turn::take();
         let socket = folder.path("qmp");
         let control = format!("unix:{},server=on,wait=off", socket.display());
         let qemu = Command::new("qemu-system-x86_64")

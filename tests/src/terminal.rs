@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{InputModes, LocalModes, Termios, tcgetattr};
 
-use crate::folder::{Place, build_folder};
+use crate::folder::{Turn, build_folder};
 use crate::outcome::whole_lines;
 
 /// A run of `nexit` at a terminal of its own.
@@ -21,7 +21,7 @@ pub struct Session {
     screen: String,
     /// How much of the screen was read.
     read: usize,
-    _place: Place,
+    _place: Turn,
 }
 
 /// A character that the hypervisor's marks leave behind on no screen.
@@ -37,7 +37,7 @@ impl Session {
     #[must_use]
     #[expect(clippy::expect_used, reason = "only tests call it")]
     pub fn start(arguments: &[&str]) -> Self {
-        let place = Place::take();
+        let place = Turn::take();
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("a terminal");
         let name = ptsname(&terminal, Vec::new()).expect("a terminal with a name");

@@ -11,7 +11,7 @@ const BAR0: u8 = 0x10;
 const RAM: u32 = 0x20_0000;
 
 fn payload() -> String {
-    Payload { further: "devices = [\"00:04.0\"]", ..Payload::new("lives") }.toml()
+    Payload { further: "devices = [\"00:04.0\"]", ..Payload::new("generations") }.toml()
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_device_that_the_firmware_left_asleep_is_woken_and_used() {
     const PMCSR: u8 = 0x64;
     let folder = Folder::new("asleep");
     let options = &["--timeout", "60"];
-    let toml = payload().replace("lives", "dma");
+    let toml = payload().replace("generations", "dma");
     let outcome = folder.run_with_tables(&toml, options, &Devices::none().nvme(), |machine| {
         machine.write_device(NVME, PMCSR, 3);
     });
@@ -102,26 +102,26 @@ fn a_bar_that_moves_in_a_life_comes_back_and_one_that_moves_between_two_is_refus
     let mut arguments = vec!["run", "--config", &config, "--timeout", "90", "--"];
     arguments.extend(devices.iter());
     let mut session = Session::start(&arguments);
-    session.see("lives: payload: lived");
+    session.see("generations: payload: lived");
     let mut monitor = Monitor::connect(&socket);
     let place = monitor.bar();
     session.keys("\u{1}m");
     session.see("nexit> ");
     monitor.move_bar(RAM);
-    session.keys("restart lives\r");
-    session.see("guest lives: stopped: it begins anew");
-    session.see("lives: payload: lived");
+    session.keys("restart generations\r");
+    session.see("guest generations: stopped: restarting");
+    session.see("generations: payload: lived");
     assert_eq!(monitor.bar(), place, "it came back");
-    session.keys("stop lives\r");
-    session.see("guest lives: stopped after");
+    session.keys("stop generations\r");
+    session.see("guest generations: stopped after");
     monitor.move_bar(RAM);
-    session.keys("start lives\r");
-    session.see("guest lives: not started: 00:04.0: BAR register 0 says 0x00200004");
+    session.keys("start generations\r");
+    session.see("guest generations: not started: 00:04.0: BAR register 0 says 0x00200004");
     monitor.move_bar(place);
-    session.keys("start lives\r");
-    session.see("guest lives: started");
-    session.see("lives: payload: lived");
-    session.keys("stop lives\rstop other\r");
+    session.keys("start generations\r");
+    session.see("guest generations: started");
+    session.see("generations: payload: lived");
+    session.keys("stop generations\rstop other\r");
     let (screen, status) = session.end();
     folder.write("run.log", &screen);
     assert_eq!(status.code(), Some(1), "they were stopped\n{screen}");

@@ -117,8 +117,8 @@ fn a_guest_that_never_ends_times_out() {
     assert_eq!(outcome.guest_outcome("ends"), None, "{outcome}");
 }
 
-/// The guest ends and begins anew again and again, each time in fresh memory, until the user has seen enough.
-fn begins_anew(emulator: Emulator, way: &str, further: &str) {
+/// The guest ends and restarts again and again, each time in fresh memory, until the user has seen enough.
+fn restarts(emulator: Emulator, way: &str, further: &str) {
     let payload =
         Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
     let folder = Folder::new(&format!("anew-{way}-{emulator}"));
@@ -136,15 +136,15 @@ fn begins_anew(emulator: Emulator, way: &str, further: &str) {
 }
 
 #[test]
-fn a_guest_that_reboots_begins_anew_in_fresh_memory() {
-    begins_anew(Emulator::Qemu, "reset-register", "");
-    begins_anew(Emulator::Bochs, "reset-register", "");
+fn a_guest_that_reboots_restarts_in_fresh_memory() {
+    restarts(Emulator::Qemu, "reset-register", "");
+    restarts(Emulator::Bochs, "reset-register", "");
 }
 
 #[test]
-fn a_guest_that_crashes_begins_anew_where_it_shall() {
-    begins_anew(Emulator::Qemu, "triple-fault", "on_crash = \"restart\"");
-    begins_anew(Emulator::Bochs, "nowhere", "on_crash = \"restart\"");
+fn a_guest_that_crashes_restarts_where_on_crash_says_so() {
+    restarts(Emulator::Qemu, "triple-fault", "on_crash = \"restart\"");
+    restarts(Emulator::Bochs, "nowhere", "on_crash = \"restart\"");
 }
 
 #[test]

@@ -138,12 +138,12 @@ fn who_breaks_itself_breaks_nothing_else(emulator: Emulator) {
         .map(|(index, (attempt, _))| guest(attempt, &format!("[{}]", index + 1), attempt, ""));
     let toml = victim(emulator, (300, 4)) + &others.collect::<String>();
     let outcome = run(emulator, "ends", &toml);
-    for (attempt, lives) in tried {
-        let end = if *lives { "poweroff" } else { "triple_fault" };
+    for (attempt, survives) in tried {
+        let end = if *survives { "poweroff" } else { "triple_fault" };
         assert_eq!(outcome.guest_outcome(attempt), Some(end), "{attempt}\n{outcome}");
         let said = format!("{attempt}: payload: {attempt} lived (");
         let lived = outcome.output.lines().any(|line| line.starts_with(&said));
-        assert_eq!(lived, *lives, "{attempt}\n{outcome}");
+        assert_eq!(lived, *survives, "{attempt}\n{outcome}");
         assert!(end_of(&outcome, attempt) < end_of(&outcome, "victim"), "{attempt}\n{outcome}");
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use nexit_tests::{Devices, Folder, Guest, Kernel, Payload, ResultLine, Session};
 
-const LIVES: usize = 10;
+const GENERATIONS: usize = 10;
 
 /// Linux with a network card, which transfers until somebody types.
 fn net() -> String {
@@ -66,14 +66,14 @@ fn a_linux_that_dies_ten_times_costs_its_neighbours_no_byte_and_no_exit() {
     session.see("small: payload: ends by spin");
     session.keys("\u{1}m");
     session.see("nexit> ");
-    // Between two lives a guest's memory and tables may be free; while Linux is at its disk they are not.
+    // Between two generations a guest's memory and tables may be free; while Linux is at its disk they are not.
     session.see("disk: demo: kernel");
     let free = free_memory(&mut session);
-    for _ in 0..LIVES {
-        session.see("guest disk: triple_fault: it begins anew");
+    for _ in 0..GENERATIONS {
+        session.see("guest disk: triple_fault: restarting");
     }
     session.see("disk: demo: kernel");
-    // Each life puts its IDT elsewhere, which may take a few tables more.
+    // Each generation puts its IDT elsewhere, which may take a few tables more.
     assert!(free_memory(&mut session).abs_diff(free) < 1 << 20, "of {free} bytes");
     let faults = session.ask("iommu");
     assert!(faults.contains("nexit: vt-d: 0 faults\n"), "{faults}");
@@ -93,11 +93,11 @@ fn a_linux_that_dies_ten_times_costs_its_neighbours_no_byte_and_no_exit() {
     assert!(screen.contains("small: payload: module: 24 bytes, checksum "), "{screen}");
     assert!(screen.contains("nexit: guest small: stopped"), "{screen}");
     let reads = results(&screen, "disk", "nvme");
-    assert!(reads.len() >= LIVES, "{screen}");
+    assert!(reads.len() >= GENERATIONS, "{screen}");
     assert_eq!(results(&screen, "disk", "nvme-files").len(), reads.len(), "checksums\n{screen}");
     let transfers = results(&screen, "net", "igb-tcp");
     let [transfers] = transfers.as_slice() else { panic!("no end of the transfers\n{screen}") };
-    // Each was checked; a transfer went on over the lives of the other.
+    // Each was checked; a transfer went on over the generations of the other.
     assert!(transfers.get("transfers") >= 2, "{transfers:?}");
     for line in reads.iter().chain([transfers]) {
         assert!(line.get("interrupts") >= 1000, "{line:?}");

@@ -114,17 +114,17 @@ fn a_guest_that_reboots_has_its_cpus_and_its_device_again() {
     });
     folder.write("run.log", &output);
     for seen in ["2 CPU(s)", "demo: nvme: ok reads=1000 "] {
-        let lives = output.matches(seen).count();
-        assert!(lives >= 3, "{seen}: {lives} lives\n{output}");
+        let generations = output.matches(seen).count();
+        assert!(generations >= 3, "{seen}: {generations} generations\n{output}");
     }
     assert!(output.contains("nexit: guest restless: stopped"), "{output}");
     assert!(!output.contains("FAILED"), "{output}");
 }
 
-const ANEW: &str = ": it begins anew";
+const ANEW: &str = ": restarting";
 
 /// Runs `nexit` with `arguments`; `keys` says what is typed at a line of its output, given how often
-/// the guest has begun anew. All of the output.
+/// the guest has restarted. All of the output.
 #[expect(clippy::expect_used, reason = "only a test calls it")]
 fn typed_to(arguments: &[&str], keys: impl Fn(&str, usize) -> &'static str) -> String {
     let mut nexit = Command::new(build_folder().join("debug/nexit"))

@@ -108,7 +108,7 @@ fn of_two_mistakes_the_second_is_in_the_log() {
         Payload { further: "devices = [\"00:09.0\"]\nio_ports = [\"0xcf8\"]", ..ends() }.toml();
     let outcome = Folder::new("refuse-two").run(&toml, OPTIONS, &Devices::none());
     assert_says(&refused(&outcome), &["nexit.toml, line 8: guest ends: devices names 00:09.0"]);
-    let other = "nexit: wrong, too: nexit.toml, line 9: guest ends: io_ports names 0xcf8";
+    let other = "nexit: also wrong: nexit.toml, line 9: guest ends: io_ports names 0xcf8";
     assert!(outcome.own_lines().any(|line| line.starts_with(other)), "{outcome}");
 }
 

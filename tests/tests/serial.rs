@@ -32,7 +32,7 @@ const COM2: u64 = 0x2f8;
 #[test]
 fn the_console_goes_on_where_the_firmware_has_its_own() {
     let (outcome, said) = with_spcr("serial-spcr", 0, &address(1, 8, 1, COM2), 7);
-    let goes = "nexit: console: goes on at COM2, port 0x2f8, which the SPCR names";
+    let goes = "nexit: console: continues at COM2, port 0x2f8, which the SPCR names";
     assert!(outcome.own_lines().any(|line| line == goes), "{outcome}");
     assert!(said.contains("| nexit: Nexit "), "what was said before\n{said}");
     assert!(said.contains("nexit: console: COM2 at port 0x2f8, which the SPCR names"), "{said}");
@@ -124,7 +124,7 @@ fn a_card_that_a_guest_owns_is_not_the_console_once_the_guest_is_built() {
     let card = "pci-serial,chardev=line,addr=5";
     let (mut machine, mut line) =
         Line::alone(&Folder::new("serial-card-owned"), &toml, card, &["-device", "VGA,addr=3"]);
-    line.hear("nexit: the serial card 00:05.0 is guest ends's: its line falls silent here");
+    line.hear("nexit: the serial card 00:05.0 is guest ends's: its line ends here");
     machine.see("nexit: guest ends: entering");
     assert!(!line.said().contains("entering"), "{}", line.said());
 }

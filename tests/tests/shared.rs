@@ -3,9 +3,9 @@
 use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
 
 const CLAIMS: &[&str] = &[
-    "the other guest is there: ok (life 2",
-    "each ring is heard once, and the other's pattern is there: ok (1000 of 1000 in life 1",
-    "each ring is heard once, and the other's pattern is there: ok (1000 of 1000 in life 2",
+    "the other guest is there: ok (generation 2",
+    "each ring is heard once, and the other's pattern is there: ok (1000 of 1000 in generation 1",
+    "each ring is heard once, and the other's pattern is there: ok (1000 of 1000 in generation 2",
 ];
 const REASONS: [&str; 3] = ["external_interrupt", "eoi", "shadow_gate"];
 
@@ -22,7 +22,7 @@ fn player(name: &str, cpu: u8, interrupts: &str) -> String {
     )
 }
 
-/// Two guests of one CPU each, 1000 round trips in each of the second one's two lives.
+/// Two guests of one CPU each, 1000 round trips in each of the second one's two generations.
 fn ring(emulator: Emulator, interrupts_of_the_second: &str) -> [Outcome; 2] {
     let first = player("one", 0, "exitless");
     let toml = format!("{PIPE}{first}{}", player("two", 1, interrupts_of_the_second));
@@ -42,39 +42,47 @@ fn ring(emulator: Emulator, interrupts_of_the_second: &str) -> [Outcome; 2] {
 
 /// As many exits as doorbells that the guest rang itself: those of the other cost it nothing.
 fn only_its_own_ringing_exits(guest: &Outcome) {
-    for life in [1, 2] {
-        assert_eq!(guest.number(&format!("exits for 1000 rounds, life {life}")), 1000, "{guest}");
+    for generation in [1, 2] {
+        assert_eq!(
+            guest.number(&format!("exits for 1000 rounds, generation {generation}")),
+            1000,
+            "{guest}"
+        );
         for reason in REASONS {
-            assert_eq!(guest.number(&format!("exits by {reason}, life {life}")), 0, "{guest}");
+            assert_eq!(
+                guest.number(&format!("exits by {reason}, generation {generation}")),
+                0,
+                "{guest}"
+            );
         }
     }
 }
 
 #[test]
-fn a_doorbell_costs_its_ringer_one_exit_and_its_hearer_none_on_amd_v() {
+fn a_doorbell_costs_its_sender_one_exit_and_its_receiver_none_on_amd_v() {
     ring(Emulator::Qemu, "exitless").iter().for_each(only_its_own_ringing_exits);
 }
 
 #[test]
-fn a_doorbell_costs_its_ringer_one_exit_and_its_hearer_none_on_vt_x() {
+fn a_doorbell_costs_its_sender_one_exit_and_its_receiver_none_on_vt_x() {
     ring(Emulator::Bochs, "exitless").iter().for_each(only_its_own_ringing_exits);
 }
 
 #[test]
-fn a_hearer_in_the_exiting_mode_pays_for_each_doorbell() {
+fn a_receiver_in_the_exiting_mode_pays_for_each_doorbell() {
     let [one, two] = ring(Emulator::Qemu, "exiting");
     only_its_own_ringing_exits(&one);
     for reason in ["external_interrupt", "eoi"] {
-        assert_eq!(two.number(&format!("exits by {reason}, life 2")), 1000, "{two}");
+        assert_eq!(two.number(&format!("exits by {reason}, generation 2")), 1000, "{two}");
     }
 }
 
 #[test]
-fn a_hearer_in_the_posted_mode_pays_for_each_doorbell_but_not_for_its_end() {
+fn a_receiver_in_the_posted_mode_pays_for_each_doorbell_but_not_for_its_end() {
     let [one, two] = ring(Emulator::Bochs, "posted");
     only_its_own_ringing_exits(&one);
-    for life in [1, 2] {
-        let exits = |reason| two.number(&format!("exits by {reason}, life {life}"));
+    for generation in [1, 2] {
+        let exits = |reason| two.number(&format!("exits by {reason}, generation {generation}"));
         assert_eq!((exits("external_interrupt"), exits("eoi")), (1000, 0), "{two}");
     }
 }

@@ -100,7 +100,7 @@ fn a_guest_that_owns_the_display_gets_the_screen() {
     let port = "isa-debugcon,iobase=0x80,chardev=post";
     arguments.extend(["-chardev", &post, "-device", port]);
     let mut machine = Silent::start(&folder, &arguments);
-    machine.see("nexit: the screen is guest ends's, with 00:03.0: the log goes on elsewhere");
+    machine.see("nexit: the screen is guest ends's, with 00:03.0: the log continues elsewhere");
     // The last step's code: what the hypervisor says from there on must not be shown.
     let runs = || std::fs::read(&codes).is_ok_and(|codes| codes.ends_with(&[0x0b, 0x0c]));
     let tries = (0..200).take_while(|_| !runs()).map(|_| machine.rows()).count();

@@ -55,7 +55,7 @@ fn the_first_lines_say_what_the_machine_is() {
         "nexit: IOMMU unit at 0xfed90000: CAP 0x",
         "nexit: CPUs: 2 found, 2 started: 1 package, 2 cores, 2 threads",
         "nexit: memory: ",
-        "nexit: firmware: BIOS, or none that the loader speaks of; FADT \"BOCHS\" \"BXPC\"; DSDT \"BOCHS\" \
+        "nexit: firmware: BIOS, or unknown to the loader; FADT \"BOCHS\" \"BXPC\"; DSDT \"BOCHS\" \
          \"BXPC\"; DMAR \"BOCHS\" \"BXPC\"",
         "nexit: PCI: ",
     ] {

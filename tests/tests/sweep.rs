@@ -97,11 +97,11 @@ const LIFE: &[&str] = &[
     "one is in service and one requested at the end",
 ];
 
-fn each_life_was_whole(screen: &str, lives: usize, folder: &Folder) {
+fn each_generation_was_whole(screen: &str, generations: usize, folder: &Folder) {
     assert!(!screen.contains("FAILED"), "{screen}");
     for claim in LIFE {
         let shown = screen.matches(&format!("payload: {claim}: ok (")).count();
-        assert!(shown >= lives, "{claim}: {shown} of {lives}\n{screen}");
+        assert!(shown >= generations, "{claim}: {shown} of {generations}\n{screen}");
     }
     let outcome = Outcome { output: screen.to_owned(), ..Outcome::default() };
     Counters::of(folder).assert_clean(&outcome);
@@ -118,7 +118,7 @@ fn session(folder: &Folder, toml: &str, plugin: &str) -> Session {
 
 /// With a vector in service, one requested and a copy under way a guest resets itself, again and again.
 fn dies_at_work(interrupts: &str, plugin: &str) {
-    const LIVES: usize = 10;
+    const GENERATIONS: usize = 10;
     let folder = Folder::new(&format!("sweep-dies-{interrupts}-{}", plugin.len()));
     let further = format!("devices = [\"00:04.0\"]\ninterrupts = \"{interrupts}\"");
     let payload = Payload {
@@ -128,19 +128,19 @@ fn dies_at_work(interrupts: &str, plugin: &str) {
         ..Payload::new("sweep")
     };
     let mut session = session(&folder, &payload.toml().replace("64M", "16M"), plugin);
-    for _ in 0..LIVES {
+    for _ in 0..GENERATIONS {
         session.see("payload: lived");
-        session.see("it begins anew");
+        session.see("restarting");
     }
     session.see("payload: lived");
     session.keys("\u{1}x");
     let (screen, _) = session.end();
     folder.write("run.log", &screen);
-    each_life_was_whole(&screen, LIVES, &folder);
+    each_generation_was_whole(&screen, GENERATIONS, &folder);
 }
 
 #[test]
-fn a_guest_that_dies_at_work_leaves_nothing_to_its_next_life() {
+fn a_guest_that_dies_at_work_leaves_nothing_to_its_next_generation() {
     dies_at_work("exitless", "nvme=4:");
 }
 
@@ -185,7 +185,7 @@ fn guests_that_swap_places_find_nothing_of_each_other() {
             if round == 0 {
                 session.keys(&format!("restart {name}\r"));
             } else {
-                // What its life took may not be given back yet when its end is on the screen.
+                // What its generation took may not be given back yet when its end is on the screen.
                 while session.ask(&format!("start {name}")).contains("has not ended") {}
             }
             session.see(&format!("{name}: payload: lived"));
@@ -198,5 +198,5 @@ fn guests_that_swap_places_find_nothing_of_each_other() {
     session.keys("stop ends\r");
     let (screen, _) = session.end();
     folder.write("run.log", &screen);
-    each_life_was_whole(&screen, 2 * (ROUNDS + 1), &folder);
+    each_generation_was_whole(&screen, 2 * (ROUNDS + 1), &folder);
 }

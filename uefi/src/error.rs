@@ -62,7 +62,7 @@ impl fmt::Display for LoadError {
                 "a file in \\nexit cannot be read ({status}): check the boot volume's file system"
             ),
             Self::NotAnImage => f.write_str(
-                "\\nexit\\nexit.elf is not a complete x86-64 hypervisor image: copy it anew",
+                "\\nexit\\nexit.elf is not a complete x86-64 hypervisor image: copy it again",
             ),
             Self::Taken(taken) => taken.fmt(f),
             Self::NoMemory { bytes } => write!(

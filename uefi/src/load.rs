@@ -121,7 +121,7 @@ fn add_rsdp(information: &mut Information<'_>) -> Result<Result<(), Full>, LoadE
 }
 
 /// Adds the framebuffer of the firmware's screen, where there is one of 32 bits a pixel: in the mode
-/// that the firmware has set, so that whoever sees its text sees ours.
+/// that the firmware has set, so that a screen that shows its text shows ours.
 fn add_framebuffer(information: &mut Information<'_>) -> Result<(), Full> {
     let Ok(handle) = boot::get_handle_for_protocol::<GraphicsOutput>() else { return Ok(()) };
     let parameters = OpenProtocolParams { handle, agent: boot::image_handle(), controller: None };

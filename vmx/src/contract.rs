@@ -320,8 +320,8 @@ impl Vcpu for VmxVcpu {
         self.invalidate_nested();
     }
 
-    /// The timer goes on over exits (on a CPU that cannot save it, it starts anew at each) and starts
-    /// anew when it has fired, until it is switched off.
+    /// The timer goes on over exits (on a CPU that cannot save it, it starts again at each) and starts
+    /// again when it has fired, until it is switched off.
     fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool {
         let Some(shift) = self.features.preemption_timer_shift else {
             return false;

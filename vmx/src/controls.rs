@@ -116,7 +116,7 @@ bitflags! {
         const SAVE_IA32_EFER = 1 << 20;
         /// The host's IA32_EFER is loaded.
         const LOAD_IA32_EFER = 1 << 21;
-        /// The preemption timer's count is saved, so that it goes on and does not start anew.
+        /// The preemption timer's count is saved, so that it goes on and does not start again.
         const SAVE_VMX_PREEMPTION_TIMER_VALUE = 1 << 22;
         const _ = !0;
     }
@@ -190,7 +190,7 @@ pub const fn adjust(wanted: u32, optional: u32, capability: u64) -> Result<u32, 
 }
 
 /// [`adjust`] with names.
-fn settle<F: Flags<Bits = u32>>(
+fn adjust_named<F: Flags<Bits = u32>>(
     wanted: F,
     optional: F,
     register: &'static str,
@@ -238,20 +238,25 @@ impl Controls {
             | EntryControls::LOAD_IA32_PAT
             | EntryControls::LOAD_IA32_EFER;
         let pin_based =
-            settle(pin_based, posting, "IA32_VMX_PINBASED_CTLS", capabilities.pin_based)?;
+            adjust_named(pin_based, posting, "IA32_VMX_PINBASED_CTLS", capabilities.pin_based)?;
         // What it posts, the receiver must take.
         let posts = posted && pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS);
         let tertiary = if posts { capabilities.tertiary & IPI_VIRTUALIZATION } else { 0 };
         // Before the primary ones: a CPU without EPT cannot switch CR3's exits off, which says less.
         let secondary =
-            settle(secondary, optional, "IA32_VMX_PROCBASED_CTLS2", capabilities.secondary)?;
+            adjust_named(secondary, optional, "IA32_VMX_PROCBASED_CTLS2", capabilities.secondary)?;
         Ok(Self {
             pin_based,
             primary: choose_primary(capabilities.primary, mode, tertiary != 0)?,
             tertiary,
             secondary,
-            exit: settle(exit, ExitControls::empty(), "IA32_VMX_EXIT_CTLS", capabilities.exit)?,
-            entry: settle(
+            exit: adjust_named(
+                exit,
+                ExitControls::empty(),
+                "IA32_VMX_EXIT_CTLS",
+                capabilities.exit,
+            )?,
+            entry: adjust_named(
                 entry,
                 EntryControls::empty(),
                 "IA32_VMX_ENTRY_CTLS",
@@ -263,7 +268,7 @@ impl Controls {
 
     /// The two controls of the preemption timer, switched on or off together: the count must not be saved
     /// without the timer (SDM "VM-Exit Control Fields"). On a CPU that cannot save it (`saves`), the timer starts
-    /// anew at each entry.
+    /// again at each entry.
     #[must_use]
     pub const fn preemption_timer(
         pin_based: PinBased,
@@ -317,7 +322,7 @@ fn choose_primary(
         | SWITCHED;
     wanted.set(Primary::USE_TPR_SHADOW, mode != InterruptMode::Exitless);
     wanted.set(Primary::ACTIVATE_TERTIARY_CONTROLS, tertiary);
-    let primary = settle(wanted, Primary::empty(), REGISTER, capability)?;
+    let primary = adjust_named(wanted, Primary::empty(), REGISTER, capability)?;
     let insisted = Primary::from_bits_retain(capability as u32).intersection(NEVER.union(SWITCHED));
     if insisted.is_empty() {
         return Ok(primary.difference(SWITCHED));

@@ -103,7 +103,7 @@ impl Posting {
         if vector != NOTIFICATION || control.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        // First this: who posts from here on notifies anew.
+        // First this: who posts from here on notifies again.
         control.fetch_and(!OUTSTANDING, Ordering::AcqRel);
         Some(requests.each_ref().map(|word| word.swap(0, Ordering::AcqRel)))
     }

@@ -170,7 +170,7 @@ impl VmxVcpu {
             unsafe { run::take_nmi() };
         }
         if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-            // Whoever called is heard after this return: no need for `exit_at_once`.
+            // The sender of the NMI is served after this return: no need for `exit_at_once`.
             self.restart_timer();
         }
         Some(exit)
@@ -267,7 +267,7 @@ impl VmxVcpu {
         entry.contains(EntryControls::IA32E_MODE_GUEST)
     }
 
-    /// Sets CR0 and IA32_EFER (each as the guest shall see it) together with the entry control that
+    /// Sets CR0 and IA32_EFER (each as the guest sees it) together with the entry control that
     /// follows from them.
     pub(crate) fn set_cr0_and_efer(&mut self, cr0: u64, efer: u64) {
         self.vmcs.write(field::GUEST_CR0, self.cr0.real(cr0));

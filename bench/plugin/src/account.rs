@@ -13,10 +13,10 @@ pub(crate) const UNKNOWN: u64 = u64::MAX - 1;
 /// Key of the guest's own instructions in the profile.
 pub(crate) const GUEST: u64 = u64::MAX - 2;
 
-/// Who runs. A machine without a hypervisor is at the level of the host all the time.
+/// Which level runs. A machine without a hypervisor is at host level all the time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Level {
-    /// The hypervisor, or whoever owns the machine.
+    /// The hypervisor, or the operating system that owns the machine.
     #[default]
     Host,
     /// The guest.
@@ -35,7 +35,7 @@ pub(crate) struct Cost {
 /// One virtual CPU.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Account {
-    /// Who runs now.
+    /// The level that runs now.
     pub(crate) level: Level,
     /// Instructions of the guest.
     pub(crate) guest: u64,

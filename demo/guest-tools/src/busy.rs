@@ -15,7 +15,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Linux' system call `sched_setscheduler` on x86-64, and the policy that never takes a CPU from anyone.
 const SCHED_SETSCHEDULER: u64 = 144;
 const SCHED_IDLE: u64 = 5;
-/// A turn of [`fill`] that takes so many times the usual was interrupted. A CPU at its lowest frequency stays
+/// A turn of [`fill`] that takes this many times the usual was interrupted. A CPU at its lowest frequency stays
 /// below, any interrupt's handler is above.
 const INTERRUPTED: u64 = 8;
 /// Turns from which the usual one is learned.

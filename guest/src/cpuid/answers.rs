@@ -96,7 +96,7 @@ impl Answers {
 
     /// The answer, and bits to add to its ECX; `None` where only the policy knows. `cr4` is the guest's.
     ///
-    /// One question after the other, the most frequent answer first: a table of jumps takes longer.
+    /// If-chain ordered by frequency; measured faster than a jump table.
     #[inline(always)]
     #[must_use]
     pub fn get(

@@ -18,7 +18,7 @@ pub(super) const X2APIC: u32 = 1 << 21;
 pub(super) const TSC_DEADLINE: u32 = 1 << 24;
 pub(super) const OSXSAVE: u32 = 1 << 27;
 pub(super) const HYPERVISOR: u32 = 1 << 31;
-/// Leaf 1 EDX, hidden: MCE, MCA, PSN, DS, ACPI, HTT (set anew), TM, PBE.
+/// Leaf 1 EDX, hidden: MCE, MCA, PSN, DS, ACPI, HTT (set again), TM, PBE.
 pub(super) const HIDDEN_1_EDX: u32 = bits([7, 14, 18, 21, 22, 28, 29, 31]);
 pub(super) const APIC: u32 = 1 << 9;
 pub(super) const MTRR: u32 = 1 << 12;
@@ -30,7 +30,7 @@ pub(super) const HIDDEN_7_EBX: u32 = bits([2, 12, 14, 15, 25]);
 pub(super) const INVPCID: u32 = 1 << 10;
 /// Leaf 7.0 EBX: HLE, RTM.
 pub(super) const TSX: u32 = bits([4, 11]);
-/// Leaf 7.0 ECX, hidden: OSPKE (set anew), WAITPKG, CET_SS, TME, LA57, MAWAU (of MPX), KL, BUS_LOCK_DETECT, ENQCMD,
+/// Leaf 7.0 ECX, hidden: OSPKE (set again), WAITPKG, CET_SS, TME, LA57, MAWAU (of MPX), KL, BUS_LOCK_DETECT, ENQCMD,
 /// SGX_LC, PKS.
 pub(super) const HIDDEN_7_ECX: u32 =
     bits([4, 5, 7, 13, 16, 17, 18, 19, 20, 21, 23, 24, 29, 30, 31]);

@@ -4,14 +4,14 @@ use arch::machine::Machine;
 
 /// A moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Clock {
+pub struct PitClock {
     /// The time-stamp counter.
     pub tsc: u64,
     /// Its frequency in kHz.
     pub tsc_khz: u64,
 }
 
-impl Clock {
+impl PitClock {
     /// Now.
     #[must_use]
     pub fn now(machine: &impl Machine) -> Self {

@@ -16,7 +16,7 @@ use arch::Width;
 use arch::machine::{Machine, PitRegister};
 use arch::msr::PortRange;
 
-use clock::Clock;
+use clock::PitClock;
 
 /// What a port write asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +46,7 @@ pub struct Devices {
 
 /// The device that a port belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Owner {
+enum PortOwner {
     Uart,
     Pics,
     Pit,
@@ -55,20 +55,20 @@ enum Owner {
     Nobody,
 }
 
-fn owner(port: u16) -> Owner {
+fn owner(port: u16) -> PortOwner {
     let within = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(port));
     if uart::PORTS.contains(port) {
-        Owner::Uart
+        PortOwner::Uart
     } else if within(&power::PORTS) {
-        Owner::Power
+        PortOwner::Power
     } else if within(&pit::PORTS) {
-        Owner::Pit
+        PortOwner::Pit
     } else if within(&pic::PORTS) {
-        Owner::Pics
+        PortOwner::Pics
     } else if rtc::PORTS.contains(port) {
-        Owner::Rtc
+        PortOwner::Rtc
     } else {
-        Owner::Nobody
+        PortOwner::Nobody
     }
 }
 
@@ -82,7 +82,7 @@ impl Devices {
     /// Whether a device is at `port`. Such a port must not be handed to the guest raw.
     #[must_use]
     pub fn claims(port: u16) -> bool {
-        owner(port) != Owner::Nobody
+        owner(port) != PortOwner::Nobody
     }
 
     /// The ports of all devices.
@@ -94,15 +94,17 @@ impl Devices {
     /// IN of `width` bytes at `port`.
     pub fn read(&mut self, port: u16, width: Width, machine: &impl Machine) -> u32 {
         match owner(port) {
-            Owner::Nobody if width == Width::Byte => 0xff,
-            Owner::Power => self.power.read(port, width, Clock::now(machine)),
+            PortOwner::Nobody if width == Width::Byte => 0xff,
+            PortOwner::Power => self.power.read(port, width, PitClock::now(machine)),
             // The other devices have byte registers only: a wider access takes consecutive ones.
-            Owner::Uart | Owner::Pics | Owner::Pit | Owner::Rtc | Owner::Nobody => {
-                (0..u16::from(width.bytes()).min(4)).fold(0, |value, index| {
-                    let byte = self.read_byte(port.wrapping_add(index), machine);
-                    value | u32::from(byte) << (8 * index)
-                })
-            }
+            PortOwner::Uart
+            | PortOwner::Pics
+            | PortOwner::Pit
+            | PortOwner::Rtc
+            | PortOwner::Nobody => (0..u16::from(width.bytes()).min(4)).fold(0, |value, index| {
+                let byte = self.read_byte(port.wrapping_add(index), machine);
+                value | u32::from(byte) << (8 * index)
+            }),
         }
     }
 
@@ -114,7 +116,7 @@ impl Devices {
         value: u32,
         machine: &impl Machine,
     ) -> PortEffect {
-        if owner(port) == Owner::Power {
+        if owner(port) == PortOwner::Power {
             return self.power.write(port, width, value);
         }
         let mut effect = PortEffect::None;
@@ -132,35 +134,35 @@ impl Devices {
 
     fn read_byte(&mut self, port: u16, machine: &impl Machine) -> u8 {
         match owner(port) {
-            Owner::Uart => self.uart.read(port - uart::PORTS.first),
-            Owner::Pics => self.pics.as_ref().map_or(0xff, |pics| pics.read(port)),
-            Owner::Pit => self.pit.read(port, Clock::now(machine)),
+            PortOwner::Uart => self.uart.read(port - uart::PORTS.first),
+            PortOwner::Pics => self.pics.as_ref().map_or(0xff, |pics| pics.read(port)),
+            PortOwner::Pit => self.pit.read(port, PitClock::now(machine)),
             // The index port cannot be read.
-            Owner::Rtc if port == rtc::PORTS.first => 0xff,
-            Owner::Rtc => self.rtc.read(machine.unix_time()),
-            Owner::Power | Owner::Nobody => 0xff,
+            PortOwner::Rtc if port == rtc::PORTS.first => 0xff,
+            PortOwner::Rtc => self.rtc.read(machine.unix_time()),
+            PortOwner::Power | PortOwner::Nobody => 0xff,
         }
     }
 
     fn write_byte(&mut self, port: u16, value: u8, machine: &impl Machine) -> PortEffect {
         match owner(port) {
-            Owner::Uart => {
+            PortOwner::Uart => {
                 let sent = self.uart.write(port - uart::PORTS.first, value);
                 return sent.map_or(PortEffect::None, PortEffect::Transmit);
             }
-            Owner::Pics => {
+            PortOwner::Pics => {
                 if let Some(pics) = &mut self.pics {
                     pics.write(port, value);
                 }
             }
-            Owner::Pit => {
-                self.pit.write(port, value, Clock::now(machine));
+            PortOwner::Pit => {
+                self.pit.write(port, value, PitClock::now(machine));
                 if let Some(register) = pit::of_channel_0(port, value) {
                     return PortEffect::Timer(register, value);
                 }
             }
-            Owner::Rtc if port == rtc::PORTS.first => self.rtc.select(value),
-            Owner::Rtc | Owner::Power | Owner::Nobody => {}
+            PortOwner::Rtc if port == rtc::PORTS.first => self.rtc.select(value),
+            PortOwner::Rtc | PortOwner::Power | PortOwner::Nobody => {}
         }
         PortEffect::None
     }

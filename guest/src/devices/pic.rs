@@ -19,7 +19,7 @@ const ICW1_SINGLE: u8 = 1 << 1;
 
 /// What the next write to the data port is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum Next {
+enum NextWrite {
     #[default]
     Mask,
     Icw2,
@@ -31,7 +31,7 @@ enum Next {
 struct Pic {
     mask: u8,
     icw1: u8,
-    next: Next,
+    next: NextWrite,
     edge_level: u8,
 }
 
@@ -39,20 +39,22 @@ impl Pic {
     fn command(&mut self, value: u8) {
         // OCW2 (end of interrupt) and OCW3 (which status register to read) change nothing here.
         if value & ICW1 != 0 {
-            *self = Self { icw1: value, next: Next::Icw2, edge_level: self.edge_level, mask: 0 };
+            *self =
+                Self { icw1: value, next: NextWrite::Icw2, edge_level: self.edge_level, mask: 0 };
         }
     }
 
     fn data(&mut self, value: u8) {
-        let after_icw3 = if self.icw1 & ICW1_NEEDS_ICW4 != 0 { Next::Icw4 } else { Next::Mask };
+        let after_icw3 =
+            if self.icw1 & ICW1_NEEDS_ICW4 != 0 { NextWrite::Icw4 } else { NextWrite::Mask };
         self.next = match self.next {
-            Next::Mask => {
+            NextWrite::Mask => {
                 self.mask = value;
-                Next::Mask
+                NextWrite::Mask
             }
-            Next::Icw2 if self.icw1 & ICW1_SINGLE == 0 => Next::Icw3,
-            Next::Icw2 | Next::Icw3 => after_icw3,
-            Next::Icw4 => Next::Mask,
+            NextWrite::Icw2 if self.icw1 & ICW1_SINGLE == 0 => NextWrite::Icw3,
+            NextWrite::Icw2 | NextWrite::Icw3 => after_icw3,
+            NextWrite::Icw4 => NextWrite::Mask,
         };
     }
 }

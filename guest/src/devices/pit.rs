@@ -8,7 +8,7 @@
 use arch::machine::PitRegister;
 use arch::msr::PortRange;
 
-use super::clock::Clock;
+use super::clock::PitClock;
 
 /// Counters and control word; and the port that gates channel 2.
 pub const PORTS: [PortRange; 2] =
@@ -39,7 +39,7 @@ const PORT_61_OUTPUT: u8 = 1 << 5;
 
 /// Which byte of a counter the next access is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum Access {
+enum AccessMode {
     #[default]
     LowThenHigh,
     Low,
@@ -49,7 +49,7 @@ enum Access {
 #[derive(Clone, Copy, Debug)]
 struct Channel {
     mode: u8,
-    access: Access,
+    access: AccessMode,
     reload: u16,
     /// TSC when the count was loaded or the gate opened.
     started: u64,
@@ -66,7 +66,7 @@ impl Channel {
     const fn new(gate: bool) -> Self {
         Self {
             mode: 3,
-            access: Access::LowThenHigh,
+            access: AccessMode::LowThenHigh,
             reload: 0,
             started: 0,
             gate,
@@ -82,12 +82,12 @@ impl Channel {
         if self.reload == 0 { 1 << 16 } else { u64::from(self.reload) }
     }
 
-    fn elapsed(&self, clock: Clock) -> u64 {
+    fn elapsed(&self, clock: PitClock) -> u64 {
         if self.gate { clock.ticks_since(self.started, FREQUENCY_HZ) } else { 0 }
     }
 
     /// Modes 2 and 3 start over at the end, the others count on through 0xFFFF.
-    fn count(&self, clock: Clock) -> u16 {
+    fn count(&self, clock: PitClock) -> u16 {
         let (elapsed, period) = (self.elapsed(clock), self.period());
         match self.mode {
             3 | 7 => (period - (2 * elapsed) % period) as u16 & !1,
@@ -96,7 +96,7 @@ impl Channel {
         }
     }
 
-    fn output(&self, clock: Clock) -> bool {
+    fn output(&self, clock: PitClock) -> bool {
         let (elapsed, period) = (self.elapsed(clock), self.period());
         match self.mode {
             3 | 7 => elapsed % period < period.div_ceil(2),
@@ -105,49 +105,49 @@ impl Channel {
         }
     }
 
-    fn control(&mut self, value: u8, clock: Clock) {
+    fn control(&mut self, value: u8, clock: PitClock) {
         match value >> 4 & 3 {
             0 => {
                 self.latch(clock);
                 return;
             }
-            1 => self.access = Access::Low,
-            2 => self.access = Access::High,
-            _ => self.access = Access::LowThenHigh,
+            1 => self.access = AccessMode::Low,
+            2 => self.access = AccessMode::High,
+            _ => self.access = AccessMode::LowThenHigh,
         }
         *self = Self { mode: value >> 1 & 7, access: self.access, ..Self::new(self.gate) };
         self.started = clock.tsc;
     }
 
-    fn latch(&mut self, clock: Clock) {
+    fn latch(&mut self, clock: PitClock) {
         self.latched = self.latched.or_else(|| Some(self.count(clock)));
     }
 
-    fn read_back(&mut self, command: u8, clock: Clock) {
+    fn read_back(&mut self, command: u8, clock: PitClock) {
         if command & 0x20 == 0 {
             self.latch(clock);
         }
         if command & 0x10 == 0 {
             let access = match self.access {
-                Access::Low => 1,
-                Access::High => 2,
-                Access::LowThenHigh => 3,
+                AccessMode::Low => 1,
+                AccessMode::High => 2,
+                AccessMode::LowThenHigh => 3,
             };
             let output = u8::from(self.output(clock)) << 7;
             self.status = self.status.or(Some(output | access << 4 | self.mode << 1));
         }
     }
 
-    fn read(&mut self, clock: Clock) -> u8 {
+    fn read(&mut self, clock: PitClock) -> u8 {
         if let Some(status) = self.status.take() {
             return status;
         }
         let count = self.latched.unwrap_or_else(|| self.count(clock));
         let [low, high] = count.to_le_bytes();
         let (byte, last) = match self.access {
-            Access::Low => (low, true),
-            Access::High => (high, true),
-            Access::LowThenHigh => (if self.high_next { high } else { low }, self.high_next),
+            AccessMode::Low => (low, true),
+            AccessMode::High => (high, true),
+            AccessMode::LowThenHigh => (if self.high_next { high } else { low }, self.high_next),
         };
         self.high_next = !last;
         if last {
@@ -156,12 +156,12 @@ impl Channel {
         byte
     }
 
-    fn write(&mut self, value: u8, clock: Clock) {
+    fn write(&mut self, value: u8, clock: PitClock) {
         let reload = match (self.access, self.low_written.take()) {
-            (Access::Low, _) => u16::from(value),
-            (Access::High, _) => u16::from(value) << 8,
-            (Access::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
-            (Access::LowThenHigh, None) => {
+            (AccessMode::Low, _) => u16::from(value),
+            (AccessMode::High, _) => u16::from(value) << 8,
+            (AccessMode::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
+            (AccessMode::LowThenHigh, None) => {
                 self.low_written = Some(value);
                 return;
             }
@@ -186,7 +186,7 @@ impl Default for Pit {
 
 impl Pit {
     /// Reads one of [`PORTS`].
-    pub fn read(&mut self, port: u16, clock: Clock) -> u8 {
+    pub fn read(&mut self, port: u16, clock: PitClock) -> u8 {
         match port {
             PORT_61 => self.read_port_61(clock),
             // The control word cannot be read.
@@ -196,7 +196,7 @@ impl Pit {
     }
 
     /// Writes one of [`PORTS`].
-    pub fn write(&mut self, port: u16, value: u8, clock: Clock) {
+    pub fn write(&mut self, port: u16, value: u8, clock: PitClock) {
         match port {
             PORT_61 => self.write_port_61(value, clock),
             CONTROL if value >> 6 == 3 => {
@@ -223,7 +223,7 @@ impl Pit {
         self.channels.get_mut(usize::from(port.wrapping_sub(0x40)))
     }
 
-    fn read_port_61(&self, clock: Clock) -> u8 {
+    fn read_port_61(&self, clock: PitClock) -> u8 {
         let [.., speaker] = &self.channels;
         // Memory refresh toggled every 15 µs on a PC; code that delays by it is still about.
         let refresh = clock.ticks_since(0, 1_000_000 / 15) & 1 != 0;
@@ -232,7 +232,7 @@ impl Pit {
             | if speaker.output(clock) { PORT_61_OUTPUT } else { 0 }
     }
 
-    fn write_port_61(&mut self, value: u8, clock: Clock) {
+    fn write_port_61(&mut self, value: u8, clock: PitClock) {
         let [.., speaker] = &mut self.channels;
         let gate = value & PORT_61_GATE != 0;
         if gate && !speaker.gate {
@@ -249,18 +249,18 @@ mod tests {
     use proptest::prelude::*;
 
     /// One TSC tick per nanosecond.
-    fn at_us(us: u64) -> Clock {
-        Clock { tsc: us * 1000, tsc_khz: 1_000_000 }
+    fn at_us(us: u64) -> PitClock {
+        PitClock { tsc: us * 1000, tsc_khz: 1_000_000 }
     }
 
-    fn load(pit: &mut Pit, control: u8, port: u16, count: u16, clock: Clock) {
+    fn load(pit: &mut Pit, control: u8, port: u16, count: u16, clock: PitClock) {
         pit.write(CONTROL, control, clock);
         let [low, high] = count.to_le_bytes();
         pit.write(port, low, clock);
         pit.write(port, high, clock);
     }
 
-    fn read_word(pit: &mut Pit, port: u16, clock: Clock) -> u16 {
+    fn read_word(pit: &mut Pit, port: u16, clock: PitClock) -> u16 {
         let low = pit.read(port, clock);
         u16::from_le_bytes([low, pit.read(port, clock)])
     }
@@ -337,7 +337,7 @@ mod tests {
             let mut pit = Pit::default();
             for (port, value, tsc, khz) in accesses {
                 let port = if port == 4 { PORT_61 } else { 0x40 + port };
-                let clock = Clock { tsc, tsc_khz: khz.into() };
+                let clock = PitClock { tsc, tsc_khz: khz.into() };
                 match value {
                     Some(value) => pit.write(port, value, clock),
                     None => { pit.read(port, clock); }

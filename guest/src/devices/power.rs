@@ -8,7 +8,7 @@ use arch::Width;
 use arch::msr::PortRange;
 
 use super::PortEffect;
-use super::clock::Clock;
+use super::clock::PitClock;
 
 /// PM1a event block: 16 bits of status, 16 bits of enable.
 pub const PM1A_EVENT: u16 = 0x600;
@@ -57,7 +57,7 @@ pub struct Power {
 impl Power {
     /// Reads `width` bytes at one of [`PORTS`].
     #[must_use]
-    pub fn read(&self, port: u16, width: Width, clock: Clock) -> u32 {
+    pub fn read(&self, port: u16, width: Width, clock: PitClock) -> u32 {
         let (first, register) = match port {
             PM1A_EVENT..PM1A_CONTROL => (PM1A_EVENT, u32::from(self.enable) << 16),
             PM1A_CONTROL..PM_TIMER => (PM1A_CONTROL, u32::from(self.control | CONTROL_SCI_ENABLE)),
@@ -111,7 +111,7 @@ impl Power {
 mod tests {
     use super::*;
 
-    const CLOCK: Clock = Clock { tsc: 2_000_000, tsc_khz: 1000 };
+    const CLOCK: PitClock = PitClock { tsc: 2_000_000, tsc_khz: 1000 };
 
     #[test]
     fn sleeping_in_s5_is_power_off_and_only_with_sleep_enable() {

@@ -35,7 +35,7 @@ impl From<MemoryFault> for Refused {
 }
 
 /// String iterations carried out per exit: a bound on the time spent here.
-const MOST_ITERATIONS: u64 = 256;
+const MAX_ITERATIONS: u64 = 256;
 
 /// Fetches and decodes the instruction at RIP.
 pub(crate) fn fetch<V: Vcpu>(vcpu: &V, memory: &impl GuestMemory) -> Result<Instruction, Refused> {
@@ -84,7 +84,7 @@ fn scalar<P: Platform>(
 ) -> Result<(), Refused> {
     let at = instruction.linear_address(context.vcpu);
     let writes = instruction.operation.writes_memory();
-    let place = Place::find(context, at, instruction.width, writes)?;
+    let place = Operand::find(context, at, instruction.width, writes)?;
     let old = if instruction.operation.reads_memory() { place.read(context) } else { 0 };
     let outcome = instruction.evaluate(context.vcpu, old);
     if let Some(value) = outcome.memory {
@@ -121,7 +121,7 @@ fn store<P: Platform>(context: &mut Context<'_, P>, at: Gva, bytes: &[u8]) -> Re
     for write in [false, true] {
         for (offset, part) in (0..).step_by(4).zip(bytes.chunks(4)) {
             let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);
-            let place = Place::find(context, at.wrapping_add(offset), width, true)?;
+            let place = Operand::find(context, at.wrapping_add(offset), width, true)?;
             if write {
                 let word = part.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
                 place.write(context, word);
@@ -142,7 +142,7 @@ pub(crate) fn load_bytes<P: Platform>(
     let at = instruction.linear_address(context.vcpu);
     for (offset, part) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
         let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);
-        let value = Place::find(context, at.wrapping_add(offset), width, false)?.read(context);
+        let value = Operand::find(context, at.wrapping_add(offset), width, false)?.read(context);
         for (byte, from) in part.iter_mut().zip(value.to_le_bytes()) {
             *byte = from;
         }
@@ -157,12 +157,12 @@ fn string<P: Platform>(
     let width = instruction.width;
     let left = instruction.iterations(context.vcpu);
     let mut finished = left == 0;
-    for _ in 0..left.min(MOST_ITERATIONS) {
+    for _ in 0..left.min(MAX_ITERATIONS) {
         let to = instruction.destination(context.vcpu);
-        let to = Place::find(context, to, width, true)?;
+        let to = Operand::find(context, to, width, true)?;
         let old = if instruction.operation == Operation::Movs {
             let from = instruction.source(context.vcpu);
-            Place::find(context, from, width, false)?.read(context)
+            Operand::find(context, from, width, false)?.read(context)
         } else {
             0
         };
@@ -179,14 +179,14 @@ fn string<P: Platform>(
 
 /// Where an operand is: in one page, or byte by byte in two.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Operand {
     width: Width,
     first: Gpa,
     /// Bytes in the first page, and where the rest goes on.
     second: Option<(u8, Gpa)>,
 }
 
-impl Place {
+impl Operand {
     /// Translates the `width` bytes at `gva`, all of them, with the rights of the CPU's program.
     pub(crate) fn find<P: Platform>(
         context: &Context<'_, P>,

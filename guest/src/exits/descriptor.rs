@@ -162,7 +162,7 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Derives every shadow anew: the hypervisor wrote to the guest's memory.
+    /// Derives every shadow again: the hypervisor wrote to the guest's memory.
     pub(super) fn refresh_shadow(&mut self) {
         for place in 0..self.guest.cpus.len() {
             if let Some(idt) = self.vm.shadows.table(place) {
@@ -199,7 +199,7 @@ impl<P: Platform> Context<'_, P> {
     /// or a GDT in which the CPU marks a segment. The guest meets its own table, as it does before
     /// its first LIDT: the host depends on no gate of it.
     pub(super) fn show_real_table(&mut self, gpa: Gpa) -> Next {
-        self.note(format_args!(
+        self.log_limited(format_args!(
             "the page of its IDT at {gpa} is its stack or GDT, too: no gate is closed any more"
         ));
         for place in 0..self.guest.cpus.len() {

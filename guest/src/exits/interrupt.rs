@@ -12,7 +12,7 @@ use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Destination, Reason, ShadowIdt, VectorSet, Verdict};
+use eli::{Destination, FaultAction, Reason, ShadowIdt, VectorSet};
 
 use crate::devices::ioapic::RedirectionEntry;
 use crate::vm::{Context, Guest, Next, Platform};
@@ -29,19 +29,19 @@ impl<P: Platform> Context<'_, P> {
             let own = shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
             own && (!grants.allows(vector) || read == shadow)
         };
-        match eli::judge(exit, grants, present) {
-            Some(Verdict::GrantAndRedeliver(vector)) => {
+        match eli::classify(exit, grants, present) {
+            Some(FaultAction::GrantAndRedeliver(vector)) => {
                 self.grant(vector, Reason::SelfArrival);
                 // It is in service already: injected, it ends with the guest's own EOI.
                 self.vcpu.inject(Event::interrupt(vector));
             }
-            Some(Verdict::SoftwareInterrupt(vector)) => self.grant(vector, Reason::Software),
-            Some(Verdict::DropSpurious(vector)) => {
+            Some(FaultAction::SoftwareInterrupt(vector)) => self.grant(vector, Reason::Software),
+            Some(FaultAction::DropSpurious(vector)) => {
                 self.machine.eoi();
-                self.note(format_args!("dropped a stray interrupt {vector}"));
+                self.log_limited(format_args!("dropped a stray interrupt {vector}"));
             }
-            Some(Verdict::Reflect(event)) => self.raise(self.as_of_the_real_gate(event)),
-            Some(Verdict::TripleFault) => return self.triple_fault(),
+            Some(FaultAction::Reflect(event)) => self.raise(self.as_of_the_real_gate(event)),
+            Some(FaultAction::TripleFault) => return self.triple_fault(),
             None => {}
         }
         Next::Resume

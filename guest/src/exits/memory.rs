@@ -113,7 +113,7 @@ impl<P: Platform> Context<'_, P> {
         if let Some(line) = self.vm.lines.iter().find(|line| line.input == input)
             && let Err(refused) = self.machine.route(InterruptLine::Gsi(line.gsi), target)
         {
-            self.note(format_args!("line {input} stays masked: {}", refused.0));
+            self.log_limited(format_args!("line {input} stays masked: {}", refused.0));
         }
         if input == uart::GSI && target.is_some() && self.vm.uart_line {
             self.raise_line(input);
@@ -148,7 +148,7 @@ impl<P: Platform> Context<'_, P> {
 
     fn stray(&mut self, gpa: Gpa, write: bool) {
         let kind = if write { "wrote to" } else { "read from" };
-        self.note(format_args!("it {kind} {gpa}, where nothing is"));
+        self.log_limited(format_args!("it {kind} {gpa}, where nothing is"));
     }
 }
 

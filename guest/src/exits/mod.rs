@@ -24,7 +24,7 @@ use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{Exit, ExitReason};
 
 use crate::counters::Counter;
-use crate::vm::{Context, MAX_NOTES, Next, Outcome, Platform};
+use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform};
 use access::Refused;
 
 impl<P: Platform> Context<'_, P, ()> {
@@ -232,9 +232,9 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// Logs what a guest can make happen again and again, a few times.
-    fn note(&mut self, sentence: core::fmt::Arguments<'_>) {
-        if self.vm.notes < MAX_NOTES {
-            self.vm.notes += 1;
+    fn log_limited(&mut self, sentence: core::fmt::Arguments<'_>) {
+        if self.vm.logged < MAX_LOGGED {
+            self.vm.logged += 1;
             self.machine.log(format_args!("guest {}: {sentence}", self.guest.name));
         }
     }
@@ -247,7 +247,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn last_words(&mut self) {
-        if !self.vm.crash_told {
+        if !self.vm.crash_logged {
             self.dump();
         }
     }

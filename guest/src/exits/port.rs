@@ -7,7 +7,7 @@ use arch::register::Gpr;
 use arch::vcpu::Vcpu;
 use insn::Operation;
 
-use super::access::{self, Place, Refused};
+use super::access::{self, Operand, Refused};
 use crate::devices::{PortEffect, pit, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
@@ -43,12 +43,12 @@ impl<P: Platform> Context<'_, P> {
         let elements = instruction.iterations(self.vcpu).min(1);
         if elements > 0 && access.input {
             let at = instruction.destination(self.vcpu);
-            let place = Place::find(self, at, access.width, true)?;
+            let place = Operand::find(self, at, access.width, true)?;
             let value = self.port_in(access.port, access.width);
             place.write(self, value.into());
         } else if elements > 0 {
             let at = instruction.source(self.vcpu);
-            let place = Place::find(self, at, access.width, false)?;
+            let place = Operand::find(self, at, access.width, false)?;
             let value = place.read(self);
             effect = self.port_out(access.port, access.width, value as u32);
         }

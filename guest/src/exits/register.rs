@@ -238,7 +238,7 @@ impl<P: Platform> Context<'_, P> {
         let page = Gpa::new(value).page();
         if page != Gpa::new(self.cpu.apic.base()).page() && self.memory.read(page, &mut [0]).is_ok()
         {
-            self.note(format_args!(
+            self.log_limited(format_args!(
                 "it wants its local APIC's page at {page}, where it has memory: #GP; move it to \
                  where it has none"
             ));

@@ -13,7 +13,7 @@ use arch::{Gpa, Width};
 
 use crate::vm::{Context, Next, Platform};
 
-/// So many bytes of a device's registers are read for a step, and written after it: the widest operand of an instruction
+/// Bytes of a device's registers that are read for a step and written back after it: the widest operand of an instruction
 /// that is not a save area.
 const WINDOW: usize = 64;
 /// Where a window begins: the first byte of an instruction that faults may be the last of its operand's first half.
@@ -48,7 +48,7 @@ impl Step {
         self.wanted
     }
 
-    /// Whether the exit shall come behind one instruction.
+    /// Whether to exit after one instruction.
     #[must_use]
     pub const fn one(&self) -> bool {
         !self.delivering
@@ -75,7 +75,7 @@ impl<P: Platform> Context<'_, P> {
         }
         let registers = self.fill(slot, gpa);
         if registers.is_none() {
-            self.note(format_args!("it got to {gpa}, where nothing is"));
+            self.log_limited(format_args!("it got to {gpa}, where nothing is"));
         }
         let step = &mut self.cpu.step;
         if let Some(place) = step.pages.get_mut(slot) {

@@ -20,7 +20,7 @@ const TABLE_INDICATOR: u16 = 1 << 2;
 /// Requested privilege level of a selector.
 const RPL: u16 = 3;
 
-/// The CPU reads descriptors with its own rights, whoever made it do so.
+/// The CPU reads descriptors with its own rights, at any privilege level.
 const SUPERVISOR: Access = Access { write: false, fetch: false, user: false };
 
 impl<P: Platform> Context<'_, P> {

@@ -1,6 +1,7 @@
 //! The exit policy on a scripted CPU and machine: the world that the tests share, and the dispatch.
 
 mod ends;
+mod halt_detector;
 mod hostile;
 mod interrupts;
 mod memory;
@@ -9,7 +10,6 @@ mod physical;
 mod ports;
 mod processors;
 mod registers;
-mod standstill;
 mod steps;
 mod tables;
 

@@ -1,4 +1,4 @@
-//! The watchdog's call: once a second the host gets the CPU, whatever the guest does.
+//! The watchdog's tick: once a second the host gets the CPU, whatever the guest does.
 
 use core::sync::atomic::Ordering;
 
@@ -11,12 +11,12 @@ use insn::Access;
 
 use crate::vm::{Context, Next, Outcome, Platform};
 
-/// So many calls in a row must find a CPU halted with interrupts off before it counts as done.
-const CALLS_TO_BE_SURE: u8 = 2;
+/// Ticks in a row that must find a CPU halted with interrupts off before it counts as halted for good.
+const MIN_HALTED_TICKS: u8 = 2;
 
-/// What the last calls saw.
+/// What the last ticks saw.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standstill {
+pub(crate) struct HaltDetector {
     rip: u64,
     calls: u8,
 }
@@ -40,13 +40,14 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn halted(&mut self) -> Next {
-        self.vm.standing |= 1 << (self.cpu.index & 63);
-        if self.guest.started.load(Ordering::Acquire) & !self.vm.standing != 0 {
+        self.vm.halted_cpus |= 1 << (self.cpu.index & 63);
+        if self.guest.started.load(Ordering::Acquire) & !self.vm.halted_cpus != 0 {
             // Another CPU goes on: this one was taken offline.
             return Next::Resume;
         }
         let name = &self.guest.name;
-        self.machine.log(format_args!("guest {name}: it halted with interrupts off: it is done"));
+        self.machine
+            .log(format_args!("guest {name}: it halted with interrupts off on all its CPUs"));
         Next::End(Outcome::Halted)
     }
 
@@ -54,18 +55,18 @@ impl<P: Platform> Context<'_, P> {
         self.vcpu.rflags() & Rflags::IF.bits() != 0
     }
 
-    /// `cli; hlt` is a guest's last word: nothing but an NMI could wake it, and nobody sends one.
+    /// `cli; hlt` ends a guest: only an NMI could wake it, and nobody sends one.
     fn halted_for_good(&mut self) -> bool {
         let rip = self.vcpu.rip();
         if self.interrupts_enabled() || !(self.vcpu.halted() || self.behind_hlt()) {
-            self.cpu.standstill = Standstill::default();
-            self.vm.standing &= !(1 << (self.cpu.index & 63));
+            self.cpu.halt_detector = HaltDetector::default();
+            self.vm.halted_cpus &= !(1 << (self.cpu.index & 63));
             return false;
         }
-        let same = self.cpu.standstill.rip == rip;
-        let calls = if same { self.cpu.standstill.calls.saturating_add(1) } else { 1 };
-        self.cpu.standstill = Standstill { rip, calls };
-        calls > CALLS_TO_BE_SURE
+        let same = self.cpu.halt_detector.rip == rip;
+        let calls = if same { self.cpu.halt_detector.calls.saturating_add(1) } else { 1 };
+        self.cpu.halt_detector = HaltDetector { rip, calls };
+        calls > MIN_HALTED_TICKS
     }
 
     /// Whether the instruction before RIP is HLT: AMD-V has no activity state to ask.

@@ -18,12 +18,12 @@ use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, E820Entry};
 
 const SECTOR: usize = 512;
 const MAGIC: [u8; 4] = *b"HdrS";
-const LEAST_PROTOCOL: u16 = 0x20c;
+const MIN_PROTOCOL: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1 << 0;
 /// The 64-bit entry point lies here behind the load address.
 const ENTRY_64: u64 = 0x200;
 /// No room is spent on a kernel that claims more.
-const MOST_INIT_SIZE: u64 = 1 << 30;
+const MAX_INIT_SIZE: u64 = 1 << 30;
 
 /// Offsets of the setup header's fields, in the image and in the zero page alike.
 mod offset {
@@ -55,7 +55,7 @@ const ZERO_PAGE_SIZE: usize = 4096;
 /// The setup header ends here in the zero page at the latest.
 const SETUP_HEADER_END: usize = 0x290;
 const E820_ENTRY_SIZE: usize = 20;
-const E820_MOST: usize = 128;
+const MAX_E820_ENTRIES: usize = 128;
 const LOADER_UNDEFINED: u8 = 0xff;
 const LOADED_HIGH: u8 = 1 << 0;
 
@@ -94,7 +94,7 @@ pub(super) struct Header {
 impl Header {
     pub(super) fn read(image: &[u8]) -> Result<Self, LoadError> {
         let version = u16_at(image, offset::VERSION)?;
-        if version < LEAST_PROTOCOL {
+        if version < MIN_PROTOCOL {
             return Err(LoadError::OldProtocol(version));
         }
         if u16_at(image, offset::XLOADFLAGS)? & XLF_KERNEL_64 == 0 {
@@ -139,7 +139,7 @@ impl Header {
         if (self.payload_size as u64) <= ENTRY_64 {
             return bad("syssize", self.payload_size as u64 / 16);
         }
-        if self.init_size < self.payload_size as u64 || self.init_size > MOST_INIT_SIZE {
+        if self.init_size < self.payload_size as u64 || self.init_size > MAX_INIT_SIZE {
             return bad("init_size", self.init_size);
         }
         if !self.alignment.is_power_of_two() || self.alignment < PAGE {
@@ -217,7 +217,7 @@ fn zero_page(
     put(&mut page, offset::RAMDISK_SIZE, &(size as u32).to_le_bytes());
     put(&mut page, offset::ACPI_RSDP_ADDR, &request.rsdp.as_u64().to_le_bytes());
     let mut map = request.memory.e820();
-    map.truncate(E820_MOST);
+    map.truncate(MAX_E820_ENTRIES);
     put(&mut page, offset::E820_ENTRIES, &[map.len() as u8]);
     for (index, entry) in map.iter().enumerate() {
         put(&mut page, offset::E820_TABLE + index * E820_ENTRY_SIZE, &e820_bytes(entry));

@@ -42,7 +42,7 @@ const MODULES: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x100);
 const MEMORY_MAP: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x200);
 /// The kernel's command line; the modules' strings follow it.
 const COMMAND_LINE: Gpa = Gpa::new(BOOT_AREA.as_u64() + 0x8000);
-const MODULES_MOST: usize = (MEMORY_MAP.as_u64() - MODULES.as_u64()) as usize / MODULE_SIZE;
+const MAX_MODULES: usize = (MEMORY_MAP.as_u64() - MODULES.as_u64()) as usize / MODULE_SIZE;
 const COMMAND_LINE_ROOM: usize = (BOOT_AREA_END.as_u64() - COMMAND_LINE.as_u64()) as usize;
 
 /// Where in the image the header lies, and its flags.
@@ -126,8 +126,8 @@ fn place_modules<'a>(
         copies.push(Copy { source, bytes: 0..size, to: at });
         modules.push(Module { at, size, words });
     }
-    if modules.len() > MODULES_MOST {
-        return Err(LoadError::Modules { count: modules.len(), limit: MODULES_MOST });
+    if modules.len() > MAX_MODULES {
+        return Err(LoadError::Modules { count: modules.len(), limit: MAX_MODULES });
     }
     Ok(modules)
 }

@@ -22,12 +22,12 @@ use pci::message::{self, GuestInterrupt};
 use pci::msix::{MsixEntry, MsixTable};
 use pci::{Command, Effect, Function, VirtualFunction};
 
-use super::windows::{Owner, Windows};
+use super::windows::{WindowOwner, Windows};
 use super::{Host, widen};
 use crate::memory_map::GpaRange;
 
-/// So many refused messages of a device are logged.
-const MOST_REFUSALS_LOGGED: u8 = 8;
+/// Maximum number of refused messages logged per device.
+const MAX_REFUSALS_LOGGED: u8 = 8;
 /// Offset of Message Control in the MSI and MSI-X capabilities.
 const MESSAGE_CONTROL: u16 = 2;
 
@@ -104,8 +104,8 @@ impl Device {
     }
 
     /// Logs no more refusals.
-    pub(super) fn be_terse(&mut self) {
-        self.refusals = MOST_REFUSALS_LOGGED;
+    pub(super) fn be_quiet(&mut self) {
+        self.refusals = MAX_REFUSALS_LOGGED;
     }
 
     /// IDE channels in compatibility mode.
@@ -170,7 +170,7 @@ impl Device {
     }
 
     /// Its memory BARs, each with the addresses at which the guest wants it now.
-    pub(super) fn memory_bars(&self) -> impl Iterator<Item = (Owner, Bar, Option<GpaRange>)> {
+    pub(super) fn memory_bars(&self) -> impl Iterator<Item = (WindowOwner, Bar, Option<GpaRange>)> {
         let decoding = self.attached && self.view.command().contains(Command::MEMORY_SPACE);
         self.view.bars().filter(|bar| bar.is_memory()).map(move |bar| {
             let start = Gpa::new(self.view.bar_address(bar.index));
@@ -415,7 +415,7 @@ impl Device {
         reason: &dyn Display,
     ) {
         self.set_message(host, slot, None);
-        if self.refusals < MOST_REFUSALS_LOGGED {
+        if self.refusals < MAX_REFUSALS_LOGGED {
             self.refusals += 1;
             let (function, index) = (self.view.function(), slot.index());
             host.machine.log(format_args!("{function}: message {index} stays masked: {reason}"));

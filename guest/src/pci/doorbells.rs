@@ -8,19 +8,19 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use arch::interrupt::InterruptTarget;
 use arch::{ApicId, Vector};
 
-/// So many guests share a region at most.
-pub const MOST_PEERS: usize = 8;
-/// Each has so many doorbells there: entries of its MSI-X table.
+/// Maximum number of guests that share a region.
+pub const MAX_PEERS: usize = 8;
+/// Doorbells of each guest: entries of its MSI-X table.
 pub const DOORBELLS: u16 = 8;
 
 /// A region. Each of its guests holds it by a reference.
 #[derive(Debug, Default)]
 pub struct SharedMemory {
     size: u64,
-    bells: [[AtomicU64; DOORBELLS as usize]; MOST_PEERS],
+    bells: [[AtomicU64; DOORBELLS as usize]; MAX_PEERS],
 }
 
-/// What becomes of the ringing of a doorbell.
+/// State of a doorbell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Bell {
     /// Nobody will ever hear it.

@@ -34,7 +34,7 @@ use device::{Device, MessageSlot};
 use shared::SharedFunction;
 use windows::Windows;
 
-pub use doorbells::{DOORBELLS, MOST_PEERS, SharedMemory};
+pub use doorbells::{DOORBELLS, MAX_PEERS, SharedMemory};
 
 /// CONFIG_ADDRESS (PCI Local Bus Specification, "Configuration Mechanism #1").
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -108,7 +108,7 @@ impl fmt::Display for BusError {
 
 impl core::error::Error for BusError {}
 
-/// Whether a guest's bus has room for these functions, and for so many regions of shared memory.
+/// Whether a guest's bus has room for these functions and this many regions of shared memory.
 ///
 /// # Errors
 /// The first for which it has none.
@@ -132,7 +132,7 @@ pub struct VirtualBus {
 }
 
 /// What lies at a guest-physical address.
-enum Place {
+enum Target {
     Config(Bdf, u16),
     Bar { device: usize, bar: u8, offset: u64 },
     Shared { function: usize, bar: u8, offset: u64 },
@@ -183,10 +183,10 @@ impl VirtualBus {
         Ok(())
     }
 
-    /// What is refused from here on is not logged: the log has it from the lives before.
-    pub(crate) fn be_terse(&mut self) {
-        self.devices.iter_mut().for_each(Device::be_terse);
-        self.shared.iter_mut().for_each(SharedFunction::be_terse);
+    /// Logs no more refusals: earlier generations have already logged them.
+    pub(crate) fn be_quiet(&mut self) {
+        self.devices.iter_mut().for_each(Device::be_quiet);
+        self.shared.iter_mut().for_each(SharedFunction::be_quiet);
     }
 
     /// Takes the functions over, once they are in the guest's DMA domain: quiet, decoding, and
@@ -198,7 +198,7 @@ impl VirtualBus {
         for function in &mut self.shared {
             function.attach(true);
         }
-        self.settle(host);
+        self.sync_mappings(host);
     }
 
     /// Lets the functions go when the guest has ended: they master no bus, and their BARs are gone
@@ -210,7 +210,7 @@ impl VirtualBus {
         for function in &mut self.shared {
             function.attach(false);
         }
-        self.settle(host);
+        self.sync_mappings(host);
     }
 
     /// The interrupt pin of `function` drives this input of the guest's I/O APIC.
@@ -332,14 +332,14 @@ impl VirtualBus {
         let widest = self.locate(gpa)?.widest();
         Some(pieces(gpa.as_u64(), width, widest).fold(0, |value, (i, width)| {
             let read = match self.locate(gpa.wrapping_add(i)) {
-                Some(Place::Config(bdf, offset)) => {
+                Some(Target::Config(bdf, offset)) => {
                     self.config_read(host.config, bdf, offset, width).into()
                 }
-                Some(Place::Bar { device, bar, offset }) => match self.devices.get(device) {
+                Some(Target::Bar { device, bar, offset }) => match self.devices.get(device) {
                     Some(device) => device.bar_read(host.machine, bar, offset, width),
                     None => width.mask(),
                 },
-                Some(Place::Shared { function, bar, offset }) => match self.shared.get(function) {
+                Some(Target::Shared { function, bar, offset }) => match self.shared.get(function) {
                     Some(function) => function.bar_read(host.machine, bar, offset, width),
                     None => width.mask(),
                 },
@@ -361,15 +361,15 @@ impl VirtualBus {
         for (i, width) in pieces(gpa.as_u64(), width, widest) {
             let value = value >> (8 * i) & width.mask();
             match self.locate(gpa.wrapping_add(i)) {
-                Some(Place::Config(bdf, offset)) => {
+                Some(Target::Config(bdf, offset)) => {
                     self.config_write(host, bdf, offset, width, value as u32);
                 }
-                Some(Place::Bar { device, bar, offset }) => {
+                Some(Target::Bar { device, bar, offset }) => {
                     if let Some(device) = self.devices.get_mut(device) {
                         device.bar_write(host, bar, offset, width, value);
                     }
                 }
-                Some(Place::Shared { function, bar, offset }) => {
+                Some(Target::Shared { function, bar, offset }) => {
                     if let Some(function) = self.shared.get_mut(function) {
                         function.bar_write(host.machine, bar, offset, width, value);
                     }
@@ -420,21 +420,21 @@ impl VirtualBus {
         }
     }
 
-    fn locate(&self, gpa: Gpa) -> Option<Place> {
+    fn locate(&self, gpa: Gpa) -> Option<Target> {
         let start = |range: GpaRange| range.start.as_u64();
         if let Some(ecam) = self.ecam
             && (start(ecam)..ecam.end()).contains(&gpa.as_u64())
         {
             let offset = gpa.as_u64() - start(ecam);
             let bdf = Bdf::from_requester_id((offset >> 12) as u16);
-            return Some(Place::Config(bdf, offset as u16 & 0xfff));
+            return Some(Target::Config(bdf, offset as u16 & 0xfff));
         }
         let ((function, bar), offset) = self.windows.find(gpa)?;
         if let Some(function) = self.shared.iter().position(|shared| shared.address == function) {
-            return Some(Place::Shared { function, bar, offset });
+            return Some(Target::Shared { function, bar, offset });
         }
         let device = self.devices.iter().position(|d| d.view.function() == function)?;
-        Some(Place::Bar { device, bar, offset })
+        Some(Target::Bar { device, bar, offset })
     }
 
     /// Configuration space as the guest sees it; `offset` is naturally aligned.
@@ -467,26 +467,26 @@ impl VirtualBus {
             false
         };
         if moved {
-            self.settle(host);
+            self.sync_mappings(host);
         }
     }
 
     /// Maps every BAR where its guest wants it. All that moved or went are unmapped first: while a
     /// guest rearranges its BARs, one may be put where another still is.
-    fn settle<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
+    fn sync_mappings<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
         let windows = &mut self.windows;
         for mapped in [false, true] {
-            let mut settle = |owner, wanted| windows.settle(owner, wanted, mapped);
+            let mut sync = |owner, wanted| windows.sync_mapping(owner, wanted, mapped);
             for device in &self.devices {
                 for (owner, bar, wanted) in device.memory_bars() {
-                    if let Some(place) = settle(owner, wanted) {
+                    if let Some(place) = sync(owner, wanted) {
                         device.set_mapped(host.machine, &bar, place, mapped);
                     }
                 }
             }
             for function in &self.shared {
                 for (owner, wanted) in function.bars() {
-                    if let Some(place) = settle(owner, wanted) {
+                    if let Some(place) = sync(owner, wanted) {
                         function.set_mapped(host.machine, owner, place, mapped);
                     }
                 }
@@ -495,7 +495,7 @@ impl VirtualBus {
     }
 }
 
-impl Place {
+impl Target {
     /// The widest access that is made in one piece.
     const fn widest(&self) -> Width {
         match self {

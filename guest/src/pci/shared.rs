@@ -16,7 +16,7 @@ use pci::{Command, Effect, GuestInterrupt, VirtualFunction, message};
 
 use super::doorbells::{Bell, DOORBELLS, SharedMemory};
 use super::widen;
-use super::windows::{Owner, Windows};
+use super::windows::{WindowOwner, Windows};
 use crate::memory_map::GpaRange;
 
 const REGISTERS: u8 = 0;
@@ -31,8 +31,8 @@ const PENDING: u64 = 0x800;
 const PENDING_END: u64 = PENDING + 8;
 /// BAR 1: the table ends here.
 const TABLE_END: u64 = DOORBELLS as u64 * ENTRY_SIZE;
-/// So many refused messages are logged.
-const MOST_REFUSALS_LOGGED: u8 = 8;
+/// Maximum number of refused messages logged.
+const MAX_REFUSALS_LOGGED: u8 = 8;
 
 /// The function's configuration space, as far as [`VirtualFunction`] does not make it up.
 struct Identity;
@@ -117,7 +117,7 @@ impl SharedFunction {
     }
 
     /// Its BARs, each with the addresses at which the guest wants it now.
-    pub(super) fn bars(&self) -> impl Iterator<Item = (Owner, Option<GpaRange>)> {
+    pub(super) fn bars(&self) -> impl Iterator<Item = (WindowOwner, Option<GpaRange>)> {
         let decoding = self.attached && self.view.command().contains(Command::MEMORY_SPACE);
         self.view.bars().map(move |bar| {
             let start = Gpa::new(self.view.bar_address(bar.index));
@@ -147,7 +147,7 @@ impl SharedFunction {
     pub(super) fn set_mapped(
         &self,
         machine: &mut impl Machine,
-        (_, bar): Owner,
+        (_, bar): WindowOwner,
         place: GpaRange,
         mapped: bool,
     ) {
@@ -221,7 +221,7 @@ impl SharedFunction {
         }
     }
 
-    /// The guest changed what these doorbells do: they fall silent at once, and those that shall ring
+    /// The guest changed what these doorbells do: they fall silent at once, and those that are to ring
     /// become due. Messages are writes on the bus: only a master of it sends any.
     fn changed(&mut self, bells: core::ops::Range<u16>) {
         let sends = self.attached && self.view.command().contains(Command::BUS_MASTER);
@@ -261,8 +261,8 @@ impl SharedFunction {
     }
 
     /// Logs no more refusals.
-    pub(super) fn be_terse(&mut self) {
-        self.refusals = MOST_REFUSALS_LOGGED;
+    pub(super) fn be_quiet(&mut self) {
+        self.refusals = MAX_REFUSALS_LOGGED;
     }
 
     /// Lets a doorbell ring that was due. `None`: it is no interrupt of the guest's own, and stays
@@ -278,7 +278,7 @@ impl SharedFunction {
             machine.ring(target.destination, target.vector);
         }
         if target.is_none()
-            && self.refusals < MOST_REFUSALS_LOGGED
+            && self.refusals < MAX_REFUSALS_LOGGED
             && let Some(message) = self.table.entry(index).map(MsixEntry::message)
         {
             self.refusals += 1;

@@ -11,13 +11,13 @@ use arch::{Bdf, Gpa};
 use crate::memory_map::GpaRange;
 
 /// A memory BAR: the physical function, and the index of its first register.
-pub(super) type Owner = (Bdf, u8);
+pub(super) type WindowOwner = (Bdf, u8);
 
 /// The windows and what is in them.
 #[derive(Debug)]
 pub(super) struct Windows {
     windows: Vec<GpaRange>,
-    claims: Vec<(Owner, GpaRange)>,
+    claims: Vec<(WindowOwner, GpaRange)>,
 }
 
 impl Windows {
@@ -58,9 +58,9 @@ impl Windows {
 
     /// Takes away what `owner` has and wants no more, or gives it what it wants now: what is to be
     /// unmapped or mapped, if anything.
-    pub(super) fn settle(
+    pub(super) fn sync_mapping(
         &mut self,
-        owner: Owner,
+        owner: WindowOwner,
         wanted: Option<GpaRange>,
         give: bool,
     ) -> Option<GpaRange> {
@@ -73,13 +73,13 @@ impl Windows {
     }
 
     /// Where `owner` is.
-    fn claimed(&self, owner: Owner) -> Option<GpaRange> {
+    fn claimed(&self, owner: WindowOwner) -> Option<GpaRange> {
         self.claims.iter().find(|claim| claim.0 == owner).map(|claim| claim.1)
     }
 
     /// Gives `range` to `owner`; `false` where it cannot be there or is somewhere already.
-    fn claim(&mut self, owner: Owner, range: GpaRange) -> bool {
-        let taken = |claim: &(Owner, GpaRange)| claim.0 == owner || claim.1.overlaps(range);
+    fn claim(&mut self, owner: WindowOwner, range: GpaRange) -> bool {
+        let taken = |claim: &(WindowOwner, GpaRange)| claim.0 == owner || claim.1.overlaps(range);
         let free = self.contain(range) && !self.claims.iter().any(taken);
         if free {
             self.claims.push((owner, range));
@@ -88,12 +88,12 @@ impl Windows {
     }
 
     /// Takes away what `owner` has.
-    fn release(&mut self, owner: Owner) {
+    fn release(&mut self, owner: WindowOwner) {
         self.claims.retain(|claim| claim.0 != owner);
     }
 
     /// Whose `gpa` is, and the offset from that BAR's start.
-    pub(super) fn find(&self, gpa: Gpa) -> Option<(Owner, u64)> {
+    pub(super) fn find(&self, gpa: Gpa) -> Option<(WindowOwner, u64)> {
         let at = gpa.as_u64();
         let (owner, range) =
             self.claims.iter().find(|(_, r)| (r.start.as_u64()..r.end()).contains(&at))?;

@@ -48,7 +48,7 @@ impl<M: TableMemory> TableMemory for WrittenThrough<M> {
         Some(start)
     }
 
-    fn give_back(&mut self, page: Hpa) {
-        self.inner.give_back(page);
+    fn free_page(&mut self, page: Hpa) {
+        self.inner.free_page(page);
     }
 }

@@ -92,7 +92,7 @@ impl TableMemory for Ram {
         *next = at + bytes.next_multiple_of(4096);
         Some(Hpa::new(at))
     }
-    fn give_back(&mut self, page: Hpa) {
+    fn free_page(&mut self, page: Hpa) {
         for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
             self.write(Hpa::new(at), u64::MAX);
         }
@@ -114,7 +114,7 @@ pub(super) struct State {
     /// The unit ignores its commands, or its queue.
     pub(super) deaf: bool,
     pub(super) queue_stopped: bool,
-    /// So many reads of FSTS pass before the unit looks at its queue.
+    /// Reads of FSTS before the unit looks at its queue.
     pub(super) slow: u32,
     /// The tail that it has not looked at yet, and the reads that are left.
     waiting: Option<(u64, u32)>,

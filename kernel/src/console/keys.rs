@@ -11,14 +11,14 @@ use spin::Mutex;
 use super::Uart;
 use super::output::{STATE, State, send, speak};
 
-/// So many guests can be typed to.
-const MOST_GUESTS: usize = 8;
+/// Maximum number of guests that can be typed to.
+const MAX_GUESTS: usize = 8;
 /// Keys taken in one go; a line brings far fewer between two looks.
-const MOST_KEYS: usize = 256;
+const MAX_KEYS: usize = 256;
 
 /// The receiving half of the UART.
 pub(super) static KEYS: Mutex<Option<Keys<Uart>>> = Mutex::new(None);
-static TYPED: Mutex<[Typed; MOST_GUESTS]> = Mutex::new([Typed::EMPTY; MOST_GUESTS]);
+static TYPED: Mutex<[Typed; MAX_GUESTS]> = Mutex::new([Typed::EMPTY; MAX_GUESTS]);
 /// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 
@@ -30,11 +30,11 @@ pub(crate) fn interrupt_on_receive() {
 }
 
 /// Takes what was typed off the line; returns a command for the monitor, if one is complete.
-pub(crate) fn listen() -> Option<Command> {
+pub(crate) fn poll_input() -> Option<Command> {
     let mut keys = KEYS.lock();
     let mut key = keys.as_mut()?.receive()?;
     let mut command = None;
-    for _ in 0..MOST_KEYS {
+    for _ in 0..MAX_KEYS {
         match typed(key) {
             Input::None => {}
             Input::ToGuest(guest, byte) => {

@@ -37,7 +37,7 @@ pub(crate) fn configure(wanted: Option<Console>) {
     let found = super::uart();
     match wanted {
         Some(Console::None) => {
-            logln!("nexit.toml: console = \"none\": the serial line falls silent here");
+            logln!("nexit.toml: console = \"none\": the serial line ends here");
             drain();
             // SAFETY: nothing is driven any more.
             unsafe { move_to(None, None, None) };
@@ -66,7 +66,7 @@ fn say(place: UartPlace, why: &str) {
 
 /// Goes on there.
 fn go_on(place: UartPlace, divisor: Option<u16>, card: Option<arch::Bdf>, why: &str) {
-    logln!("console: goes on at {}, {place}{why}", name(place));
+    logln!("console: continues at {}, {place}{why}", name(place));
     drain();
     // SAFETY: a UART answers there; no guest has it, as `config` has seen to, or gets it while it is the
     // console (`leave_card`).

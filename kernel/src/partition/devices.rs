@@ -15,7 +15,7 @@ use guest::memory_map::Ecam;
 use guest::pci::VirtualBus;
 use pci::Owned;
 
-use super::seats::processors;
+use super::slots::processors;
 use super::{Plan, address_bits};
 use crate::console::logln;
 use crate::hardware::Hardware;

@@ -16,7 +16,7 @@ use guest::memory_map::{ACPI_TABLES, MemoryMap};
 use guest::pci::VirtualBus;
 
 use super::address_bits;
-use super::seats::virtual_ids;
+use super::slots::virtual_ids;
 use crate::hardware::Hardware;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;

@@ -1,4 +1,4 @@
-//! What a guest has for one life: made before its first instruction, given back when it is dropped.
+//! What a guest has for one generation: made before its first instruction, given back when it is dropped.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,9 +8,9 @@ use arch::vcpu::StartState;
 use cpu::instructions::tsc;
 use guest::cpuid::CpuidPolicy;
 use guest::pci::Host;
-use guest::short_lives::ShortLives;
+use guest::restart_backoff::RestartBackoff;
 use guest::vm::{CpuState, Guest, Vm};
-use mem::Mix;
+use mem::PageCounts;
 use pci::owned::OwnedConfigSpace;
 use spin::Mutex;
 
@@ -20,7 +20,7 @@ use super::devices::{
 };
 use super::files::load;
 use super::memory::{map_ram, reserve};
-use super::seats::virtual_ids;
+use super::slots::virtual_ids;
 use crate::backend::{Backend, VcpuParts};
 use crate::machine::{GuestMachine, Tables};
 use crate::memory::out_of_memory;
@@ -30,7 +30,7 @@ use crate::ram::GuestRam;
 use crate::refusal::Refusal;
 use crate::stand_in::{StandInFrames, StandIns};
 
-/// What a guest has for one life.
+/// What a guest has for one generation.
 pub(crate) struct Instance<B: Backend> {
     plan: &'static Plan,
     /// What its CPUs look at without the lock.
@@ -57,9 +57,9 @@ impl<B: Backend> Instance<B> {
     pub(super) fn new(
         plan: &'static Plan,
         ram: &GuestRam,
-        row: ShortLives,
+        row: RestartBackoff,
     ) -> Result<Arc<Self>, Refusal> {
-        let Plan { hardware, index, guest, functions, shares, files, map, seats } = plan;
+        let Plan { hardware, index, guest, functions, shares, files, map, slots } = plan;
         let memory = hardware.memory;
         let config = hardware.config;
         check_bars(hardware, functions, &config)?;
@@ -77,13 +77,13 @@ impl<B: Backend> Instance<B> {
         let virtual_ipis = B::virtualizes_ipis(guest.interrupts);
         msr_passes.extend(virtual_ipis.then_some(eli::apic::VIRTUAL_ICR));
         B::set_bitmaps(bitmaps.start(), &msr_passes, &port_passes(hardware, guest, &bus));
-        let frames = reserve(memory, guest, &bus, seats.len())?;
+        let frames = reserve(memory, guest, &bus, slots.len())?;
         let pages = |count: usize, bytes| -> Result<Vec<Pages>, Refusal> {
             (0..count).map(|_| Pages::take(memory, bytes)).collect()
         };
-        let shadow = pages(2 * seats.len(), PAGE_SIZE)?;
-        let stand_ins = StandInFrames::new(&nested, seats.len(), memory)?;
-        let cpus = pages(seats.len(), B::CPU_BYTES)?;
+        let shadow = pages(2 * slots.len(), PAGE_SIZE)?;
+        let stand_ins = StandInFrames::new(&nested, slots.len(), memory)?;
+        let cpus = pages(slots.len(), B::CPU_BYTES)?;
         let legacy = guest::lines::legacy(&lines);
         let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let owned = Arc::new(owned(plan, timer.is_some(), &config));
@@ -96,20 +96,20 @@ impl<B: Backend> Instance<B> {
             stand_ins: StandIns::default(),
             apic: hardware.boot_processor.apic,
             clock: hardware.clock,
-            seats,
+            slots,
             owned,
-            ringable: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
+            doorbell_targets: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
             guest: *index,
         };
-        let processors = seats.iter().map(|seat| seat.processor).collect();
+        let processors = slots.iter().map(|slot| slot.processor).collect();
         let cpuid =
             CpuidPolicy::new(virtual_ids(guest), &machine).without(B::withheld(guest.interrupts));
-        let mut vm = Vm::new(seats.len(), bus, lines);
+        let mut vm = Vm::new(slots.len(), bus, lines);
         vm.bus.attach(&mut Host { machine: &mut machine, config: &mut config });
-        vm.crash_told = row.crash_told();
-        if row.told() {
-            vm.be_terse();
-            machine.be_terse();
+        vm.crash_logged = row.crash_logged();
+        if row.is_logged() {
+            vm.be_quiet();
+            machine.be_quiet();
         }
         Ok(Arc::new(Self {
             plan,
@@ -137,7 +137,7 @@ impl<B: Backend> Instance<B> {
             bitmaps: self.bitmaps.start(),
             memory,
             host_tss_base: processor.tss_base,
-            posted: self.plan.seats.get(index).and_then(|seat| seat.posted),
+            posted: self.plan.slots.get(index).and_then(|slot| slot.posted),
             cr4: self.policy.cpuid.cr4(&self.machine),
         };
         Ok((backend.vcpu(&parts)?, backend))
@@ -160,8 +160,8 @@ impl<B: Backend> Instance<B> {
     }
 
     /// The pages of its nested table.
-    pub(super) fn mix(&self) -> Mix {
-        self.tables().lock().nested.mix(&self.plan.hardware.memory)
+    pub(super) fn page_counts(&self) -> PageCounts {
+        self.tables().lock().nested.page_counts(&self.plan.hardware.memory)
     }
 }
 

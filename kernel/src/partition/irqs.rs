@@ -26,7 +26,7 @@ impl<B: Backend> Partition<B> {
         let mut sources = self.sources();
         sources.sort_unstable();
         let sum = |counter| -> u64 {
-            self.seats().iter().map(|seat| seat.counters.lock().get(counter)).sum()
+            self.slots().iter().map(|slot| slot.counters.lock().get(counter)).sum()
         };
         let (taken, ended) = (sum(Counter::ExternalInterrupt), sum(Counter::Eoi));
         let name = &self.plan.guest.name;
@@ -49,7 +49,7 @@ impl<B: Backend> Partition<B> {
         }
     }
 
-    /// What raises its vectors in this life.
+    /// What raises its vectors in this generation.
     fn sources(&self) -> Vec<(u8, String)> {
         // Held meanwhile: only its CPUs may have it when it is given back.
         let instance = self.instance.lock();
@@ -81,7 +81,7 @@ impl<B: Backend> Partition<B> {
 
     /// The number of a processor in the guest.
     fn cpu(&self, processor: ApicId) -> usize {
-        self.seats().iter().position(|seat| seat.processor == processor).unwrap_or_default()
+        self.slots().iter().position(|slot| slot.processor == processor).unwrap_or_default()
     }
 }
 

@@ -3,7 +3,7 @@
 use config::GuestConfig;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::VirtualBus;
-use mem::{Access, MemoryType, Table};
+use mem::{MemoryType, Rights, Table};
 
 use crate::hardware::Hardware;
 use crate::memory::{Memory, out_of_memory};
@@ -42,12 +42,12 @@ pub(super) fn map_ram<F: mem::table::Format>(
 ) -> Result<(), Refusal> {
     for block in ram.blocks() {
         let (gpa, kind) = (block.gpa.as_u64(), MemoryType::WriteBack);
-        nested.map(&mut memory, gpa, block.hpa, block.length, Access::ALL, kind)?.nothing_cached();
+        nested.map(&mut memory, gpa, block.hpa, block.length, Rights::ALL, kind)?.nothing_cached();
     }
     Ok(())
 }
 
-/// Frames for all that may change in a guest's nested table in one life: its BARs, wherever it moves them,
+/// Frames for all that may change in a guest's nested table in one generation: its BARs, wherever it moves them,
 /// and the pages of its RAM that shadow pages stand for. Taken before its first instruction: no neighbour
 /// finds less memory because a guest moves its BARs.
 pub(super) fn reserve(

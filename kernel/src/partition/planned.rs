@@ -51,7 +51,7 @@ pub(crate) fn planned<B: Backend>(
     plan.remarks.iter().for_each(|remark| logln!("{}", remark.words()));
     let mut refusals = plan.refusals.into_iter();
     let Some(first) = refusals.next() else { return Ok(plan.functions) };
-    refusals.for_each(|other| logln!("wrong, too: {other}"));
+    refusals.for_each(|other| logln!("also wrong: {other}"));
     Err(first.into())
 }
 

@@ -11,12 +11,12 @@ use config::Config;
 use cpu::physical;
 use guest::pci::SharedMemory;
 
-use super::seats::processors;
+use super::slots::processors;
 use crate::console::logln;
 use crate::hardware::Hardware;
 use crate::refusal::Refusal;
 
-const _: () = assert!(config::MOST_PEERS <= guest::pci::MOST_PEERS);
+const _: () = assert!(config::MAX_PEERS <= guest::pci::MAX_PEERS);
 
 /// A guest's share in a region.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use crate::console::logln;
 use crate::gdb::{self, Room};
 use crate::housekeeping;
 use crate::processors::Processor;
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 
 /// What goes on between a virtual CPU and gdb.
 #[derive(Default)]
@@ -56,13 +56,13 @@ impl Debugger {
         self.attached
     }
 
-    fn at_desk<T>(&self, work: impl FnOnce(&mut debug::Desk) -> T) -> Option<T> {
+    fn at_desk<T>(&self, work: impl FnOnce(&mut debug::DebugMailbox) -> T) -> Option<T> {
         self.room?.at_desk(self.cpu, work)
     }
 
     /// The CPU does not run the guest any more.
     pub(super) fn leave(&mut self) {
-        self.at_desk(debug::Desk::leave);
+        self.at_desk(debug::DebugMailbox::leave);
         if let Some(room) = self.room {
             room.forget_ram();
         }
@@ -73,15 +73,15 @@ impl Debugger {
 impl<B: Backend> Running<'_, B> {
     /// The CPU is about to run the guest: what gdb has ordered is for it, too.
     pub(super) fn arrive(&mut self, processor: &Processor) {
-        match self.debugger.at_desk(debug::Desk::arrive) {
+        match self.debugger.at_desk(debug::DebugMailbox::arrive) {
             None | Some(Order::Leave) => {}
             Some(Order::Go { breakpoints, .. }) => {
                 self.go_on(Order::Go { step: false, breakpoints })
             }
             Some(Order::Stay) => {
-                self.debugger.at_desk(debug::Desk::want);
-                if let Some(seat) = self.partition.seats().get(self.debugger.cpu) {
-                    seat.ask_to_its_desk(processor.apic);
+                self.debugger.at_desk(debug::DebugMailbox::want);
+                if let Some(slot) = self.partition.slots().get(self.debugger.cpu) {
+                    slot.ask_to_its_desk(processor.apic);
                 }
             }
         }
@@ -89,23 +89,25 @@ impl<B: Backend> Running<'_, B> {
 
     /// gdb may want it to stand.
     #[cold]
-    pub(super) fn look_at_desk(&mut self, seat: &Seat, processor: &Processor) {
-        if self.debugger.at_desk(|desk| desk.wanted()) == Some(true) {
-            self.stand(Stop::Asked, seat, processor);
+    pub(super) fn look_at_desk(&mut self, slot: &VcpuSlot, processor: &Processor) {
+        if self.debugger.at_desk(|mailbox| mailbox.wanted()) == Some(true) {
+            self.stand(Stop::Asked, slot, processor);
         }
     }
 
     /// Stands until gdb, or the guest's end, says otherwise. Interrupts are off here: what comes waits in the local APIC.
-    fn stand(&mut self, why: Stop, seat: &Seat, processor: &Processor) {
+    fn stand(&mut self, why: Stop, slot: &VcpuSlot, processor: &Processor) {
         self.keep_the_guests_own();
         let registers = self.registers();
         if let Some(room) = self.debugger.room {
             room.show(&self.ram);
         }
-        self.debugger.at_desk(|desk| desk.stand(why, registers));
-        while !seat.shall_stop() {
+        self.debugger.at_desk(|mailbox| mailbox.stand(why, registers));
+        while !slot.shall_stop() {
             housekeeping::attend(self.partition.hardware(), processor.apic);
-            if let Some((order, changed)) = self.debugger.at_desk(debug::Desk::take).flatten() {
+            if let Some((order, changed)) =
+                self.debugger.at_desk(debug::DebugMailbox::take).flatten()
+            {
                 if let Some(registers) = changed {
                     self.set_registers(&registers);
                 }
@@ -199,14 +201,14 @@ impl<B: Backend> Running<'_, B> {
 
     /// As [`Running::run_once`], and looks at each exit whether it is gdb's.
     #[inline(never)]
-    pub(super) fn run_once_debugged(&mut self, seat: &Seat, processor: &Processor) -> Next {
+    pub(super) fn run_once_debugged(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         match self.debugger.step {
-            Step::One => self.step_once(seat, processor),
-            Step::None | Step::To(_) => self.run_to_breakpoint(seat, processor),
+            Step::One => self.step_once(slot, processor),
+            Step::None | Step::To(_) => self.run_to_breakpoint(slot, processor),
         }
     }
 
-    fn run_to_breakpoint(&mut self, seat: &Seat, processor: &Processor) -> Next {
+    fn run_to_breakpoint(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         let intercepts = self.vcpu.exception_intercepts();
         self.vcpu.set_exception_intercepts(intercepts | 1 << exception::DB);
         self.enter_and_exit();
@@ -215,7 +217,7 @@ impl<B: Backend> Running<'_, B> {
             if met != 0 {
                 let to = matches!(self.debugger.step, Step::To(_));
                 let why = if to { Stop::Step } else { Stop::Breakpoint(met) };
-                self.stand(why, seat, processor);
+                self.stand(why, slot, processor);
                 return Next::Resume;
             }
             // The guest's own. VT-x leaves DR6 to us.
@@ -223,7 +225,7 @@ impl<B: Backend> Running<'_, B> {
             let status = registers.status | conditions;
             self.vcpu.set_debug_registers(&DebugRegisters { status, ..registers });
         }
-        self.handle_rare(seat, processor)
+        self.handle_rare(slot, processor)
     }
 
     /// Which of gdb's breakpoints a debug exception is for, bit n for DRn.
@@ -246,7 +248,7 @@ impl<B: Backend> Running<'_, B> {
     }
 
     /// One instruction. What exits without having done it, such as the watchdog's call, is no step.
-    fn step_once(&mut self, seat: &Seat, processor: &Processor) -> Next {
+    fn step_once(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         let (rip, flags) = (self.vcpu.rip(), self.vcpu.rflags());
         let (effect, cpl) = (self.effect(), self.vcpu.cpl());
         let intercepts = self.vcpu.exception_intercepts();
@@ -256,7 +258,7 @@ impl<B: Backend> Running<'_, B> {
         self.vcpu.step(root, true);
         self.enter_and_exit();
         let done = self.vcpu.debug_exception().is_some();
-        let next = self.handle_rare(seat, processor);
+        let next = self.handle_rare(slot, processor);
         let after = flags_after(flags, self.vcpu.rflags(), effect, cpl, done);
         self.vcpu.set_rflags(after);
         if done && effect == Effect::Pushes {
@@ -264,7 +266,7 @@ impl<B: Backend> Running<'_, B> {
         }
         let over = done || self.vcpu.rip() != rip || self.vcpu.injecting();
         if over && next == Next::Resume {
-            self.stand(Stop::Step, seat, processor);
+            self.stand(Stop::Step, slot, processor);
         }
         next
     }

@@ -4,7 +4,7 @@ use core::fmt;
 
 use arch::{Hpa, PageSize};
 
-use super::entry::{Access, MemoryType};
+use super::entry::{MemoryType, Rights};
 
 /// Why a table could not be changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,14 +69,14 @@ pub struct Mapping {
     /// Size of the page that maps it.
     pub size: PageSize,
     /// What the page allows.
-    pub access: Access,
+    pub access: Rights,
     /// How it is cached.
     pub memory_type: MemoryType,
 }
 
 /// How many pages of each size a table holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Mix {
+pub struct PageCounts {
     /// 4 KiB pages.
     pub size_4k: u64,
     /// 2 MiB pages.
@@ -85,7 +85,7 @@ pub struct Mix {
     pub size_1g: u64,
 }
 
-impl fmt::Display for Mix {
+impl fmt::Display for PageCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} x 1G, {} x 2M, {} x 4K", self.size_1g, self.size_2m, self.size_4k)
     }

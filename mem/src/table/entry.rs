@@ -4,14 +4,14 @@ use arch::{Hpa, PageSize};
 
 /// What a mapped page allows besides reading.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Access {
+pub struct Rights {
     /// Writes.
     pub write: bool,
     /// Instruction fetches.
     pub execute: bool,
 }
 
-impl Access {
+impl Rights {
     /// Reading only.
     pub const READ: Self = Self { write: false, execute: false };
     /// Reading and writing.
@@ -40,7 +40,7 @@ pub struct Leaf {
     /// Where the page is.
     pub hpa: Hpa,
     /// What it allows.
-    pub access: Access,
+    pub access: Rights,
     /// How it is cached.
     pub memory_type: MemoryType,
 }

@@ -1,7 +1,7 @@
 //! A second root over the same tables, in which a few pages are others.
 //!
 //! Only the way from the root to those pages is the overlay's own; all else it shares with the table,
-//! and it is made anew for each use: what the table becomes later it need not show.
+//! and it is made again for each use: what the table becomes later it need not show.
 
 use arch::Hpa;
 
@@ -86,7 +86,7 @@ mod tests {
     use arch::address::PAGE_SIZE;
 
     use super::*;
-    use crate::table::{Access, MemoryType};
+    use crate::table::{MemoryType, Rights};
     use crate::testing::TestMemory;
     use crate::{EptFormat, NptFormat};
 
@@ -96,15 +96,15 @@ mod tests {
         let memory = &mut TestMemory::new();
         let mut table = Table::new(format.clone(), memory).unwrap();
         let (ram, kind) = (Hpa::new(0x40_0000_0000), MemoryType::WriteBack);
-        table.map(memory, 0, ram, GIB, Access::ALL, kind).unwrap().nothing_cached();
+        table.map(memory, 0, ram, GIB, Rights::ALL, kind).unwrap().nothing_cached();
         let at = 3 * GIB + 5 * PAGE_SIZE;
         table
-            .map(memory, at, Hpa::new(0x1000), PAGE_SIZE, Access::READ, kind)
+            .map(memory, at, Hpa::new(0x1000), PAGE_SIZE, Rights::READ, kind)
             .unwrap()
             .nothing_cached();
         let frames: Vec<_> =
             (0..table.overlay_frames(4)).map(|_| memory.allocate_table().unwrap()).collect();
-        let leaf = |hpa| Leaf { hpa: Hpa::new(hpa), access: Access::ALL, memory_type: kind };
+        let leaf = |hpa| Leaf { hpa: Hpa::new(hpa), access: Rights::ALL, memory_type: kind };
         // In a large page, beside a mapped page, where nothing is near, and in the last page of all.
         let pages = [
             (0x12_3000, leaf(0xa000)),

@@ -10,7 +10,7 @@ use proptest::test_runner::TestCaseError;
 #[derive(Clone, Debug, Default)]
 struct Model(Vec<(Range<u64>, Answer)>);
 
-type Answer = Option<(u64, Access, MemoryType)>;
+type Answer = Option<(u64, Rights, MemoryType)>;
 
 impl Model {
     fn get(&self, input: u64) -> Answer {
@@ -34,7 +34,7 @@ struct Step {
     input: u64,
     hpa: u64,
     length: u64,
-    access: Access,
+    access: Rights,
     memory_type: MemoryType,
 }
 
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
             // not, everything is 4 KiB pages: keep it short.
             hpa: if same_phase { (hpa & !0x3fff_ffff) + (input & 0x3fff_ffff) } else { hpa },
             length: length % if same_phase { 2 << 30 } else { 6 << 20 },
-            access: Access { write, execute },
+            access: Rights { write, execute },
             memory_type: if device { MemoryType::Uncached } else { MemoryType::WriteBack },
         },
     )
@@ -102,7 +102,7 @@ fn seen<F: Format>(table: &Table<F>, memory: &TestMemory, at: u64) -> Answer {
 fn as_stored(dma: bool, answer: Answer) -> Answer {
     let (hpa, access, kind) = answer?;
     if dma {
-        Some((hpa, Access { execute: false, ..access }, MemoryType::WriteBack))
+        Some((hpa, Rights { execute: false, ..access }, MemoryType::WriteBack))
     } else {
         Some((hpa, access, kind))
     }
@@ -146,7 +146,7 @@ fn agrees_with_the_model<F: Format>(
             }
         }
     }
-    table.give_back(&mut memory);
+    table.free_tables(&mut memory);
     prop_assert_eq!(memory.frames, u64::MAX, "every page is given back, once");
     Ok(())
 }
@@ -196,32 +196,32 @@ fn ept() -> (Table<EptFormat>, TestMemory) {
 #[test]
 fn the_largest_pages_that_fit_are_used() {
     let (mut table, mut memory) = ept();
-    let (access, kind) = (Access::ALL, MemoryType::WriteBack);
+    let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
     let start = GIB - (2 << 20) - 4096;
     let length = GIB + (2 << 20) + 2 * 4096;
     table.map(&mut memory, start, Hpa::new(start), length, access, kind).unwrap().nothing_cached();
-    assert_eq!(table.mix(&memory), Mix { size_4k: 2, size_2m: 1, size_1g: 1 });
+    assert_eq!(table.page_counts(&memory), PageCounts { size_4k: 2, size_2m: 1, size_1g: 1 });
 }
 
 #[test]
 fn one_page_of_a_gigabyte_is_replaced_with_two_tables() {
     let (mut table, mut memory) = ept();
-    let (access, kind) = (Access::ALL, MemoryType::WriteBack);
+    let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
     table.map(&mut memory, 0, Hpa::new(GIB), GIB, access, kind).unwrap().nothing_cached();
     memory.frames = 2;
     let page = Hpa::new(0x7000);
-    let flush = table.replace(&mut memory, 0x12_3000, page, 4096, Access::READ, kind).unwrap();
+    let flush = table.replace(&mut memory, 0x12_3000, page, 4096, Rights::READ, kind).unwrap();
     assert_eq!(flush, Flush { input: 0x12_3000, length: 4096 });
-    assert_eq!(table.mix(&memory), Mix { size_4k: 512, size_2m: 511, size_1g: 0 });
+    assert_eq!(table.page_counts(&memory), PageCounts { size_4k: 512, size_2m: 511, size_1g: 0 });
     assert_eq!(table.translate(&memory, 0x12_3004).unwrap().hpa, Hpa::new(0x7004));
-    assert_eq!(table.translate(&memory, 0x12_3004).unwrap().access, Access::READ);
+    assert_eq!(table.translate(&memory, 0x12_3004).unwrap().access, Rights::READ);
     assert_eq!(table.translate(&memory, 0x12_4004).unwrap().hpa, Hpa::new(GIB + 0x12_4004));
 }
 
 #[test]
 fn a_split_without_memory_changes_nothing() {
     let (mut table, mut memory) = ept();
-    let (access, kind) = (Access::ALL, MemoryType::WriteBack);
+    let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
     table.map(&mut memory, 0, Hpa::new(GIB), GIB, access, kind).unwrap().nothing_cached();
     memory.frames = 0;
     memory.log.clear();
@@ -233,7 +233,7 @@ fn a_split_without_memory_changes_nothing() {
 fn bad_addresses_are_refused() {
     let (mut table, mut memory) = ept();
     let mut map = |input: u64, hpa: u64, length: u64| {
-        let (access, kind) = (Access::ALL, MemoryType::WriteBack);
+        let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
         table
             .map(&mut memory, input, Hpa::new(hpa), length, access, kind)
             .map(Flush::nothing_cached)
@@ -248,7 +248,7 @@ fn bad_addresses_are_refused() {
     assert_eq!(map(0, 0, 0x4000), Err(MapError::AlreadyMapped(0x1000)));
     assert_eq!(table.translate(&memory, 1 << 48), None);
     let flush =
-        table.replace(&mut memory, 0x2000, Hpa::new(0), 0x2000, Access::ALL, MemoryType::WriteBack);
+        table.replace(&mut memory, 0x2000, Hpa::new(0), 0x2000, Rights::ALL, MemoryType::WriteBack);
     assert_eq!(flush, Err(MapError::NotMapped(0x3000)));
 }
 
@@ -257,9 +257,9 @@ fn a_reader_without_large_pages_gets_none() {
     let mut memory = TestMemory::new();
     let mut table =
         Table::new(DmaFormat { levels: 3, largest: PageSize::Size4K }, &mut memory).unwrap();
-    let (access, kind) = (Access::READ_WRITE, MemoryType::WriteBack);
+    let (access, kind) = (Rights::READ_WRITE, MemoryType::WriteBack);
     table.map(&mut memory, 0, Hpa::new(0), 4 << 20, access, kind).unwrap().nothing_cached();
-    assert_eq!(table.mix(&memory), Mix { size_4k: 1024, size_2m: 0, size_1g: 0 });
+    assert_eq!(table.page_counts(&memory), PageCounts { size_4k: 1024, size_2m: 0, size_1g: 0 });
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_big_bar_takes_big_pages_few_tables_and_few_looks() {
         memory.frames = 1000;
         let bar = Hpa::new(at);
         // A page of it is there already, with registers of its own.
-        let (page, access) = (at + 5 * GIB, Access::READ_WRITE);
+        let (page, access) = (at + 5 * GIB, Rights::READ_WRITE);
         let kind = MemoryType::WriteBack;
         table.map(&mut memory, page, Hpa::new(page), 4096, access, kind).unwrap().nothing_cached();
         let kind = MemoryType::Uncached;

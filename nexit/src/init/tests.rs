@@ -86,7 +86,7 @@ fn what_is_left_out_is_said_with_the_reason() {
     assert!(text.contains("except = [\"00:06.0\", \"00:06.1\"]"), "{text}");
     for words in [
         "#   00:06.0 Ethernet controller: 00:06.1 cannot be assigned: the firmware keeps using it",
-        "#   00:1f.3: SMBus and SPI controllers (the board's sensors, its firmware), by themselves left out",
+        "#   00:1f.3: SMBus and SPI controllers (the board's sensors, its firmware), left out by default",
         "#   00:04.0 NVMe controller: interrupts MSI-X, 17 messages, exitless; reset by Function Level Reset",
         "# intx = [\"00:03.0=LINE\"]",
     ] {

@@ -27,7 +27,7 @@ use system::{FIRMWARE_FOLDER, QEMU, System};
 /// Instructions per virtual second of Bochs. With fewer the inner Linux' timers leave no time to anything
 /// else; with more each byte on a serial line takes tens of thousands of instructions.
 pub(crate) const INSTRUCTIONS_PER_SECOND: u32 = 200_000_000;
-/// Memory of the inner Linux: Bochs 3.0 panics where it shall hold more than this on the host.
+/// Memory of the inner Linux: Bochs 3.0 panics if it must hold more than this on the host.
 const MEMORY: u64 = 2 << 30;
 /// What the inner Linux and QEMU take of it for themselves.
 const OWN_MEMORY: u64 = 256 << 20;

@@ -148,21 +148,21 @@ impl Measures {
     ///
     /// # Errors
     /// A measure has no limit, or a limit no measure.
-    pub(crate) fn over(&self, limits: &[(String, usize)]) -> Result<Vec<String>> {
+    pub(crate) fn exceeded(&self, limits: &[(String, usize)]) -> Result<Vec<String>> {
         let known = |key: &str| self.0.iter().any(|measure| measure.key == key);
         if let Some((key, _)) = limits.iter().find(|(key, _)| !known(key)) {
-            return Err(Failure::Usage(format!("--most {key}: `nexit stats` has no such measure")));
+            return Err(Failure::Usage(format!("--max {key}: `nexit stats` has no such measure")));
         }
-        let mut over = Vec::new();
+        let mut exceeded = Vec::new();
         for Measure { key, title, parts } in &self.0 {
             let limit = limits.iter().find(|(name, _)| name == key).map(|(_, limit)| *limit);
-            let missing = || Failure::Usage(format!("--most: no limit for {key}"));
+            let missing = || Failure::Usage(format!("--max: no limit for {key}"));
             let (limit, total) = (limit.ok_or_else(missing)?, parts.values().sum::<usize>());
             if total > limit {
-                over.push(format!("{title}: {total}, and {limit} is allowed ({key})"));
+                exceeded.push(format!("{title}: {total}, and {limit} is allowed ({key})"));
             }
         }
-        Ok(over)
+        Ok(exceeded)
     }
 }
 
@@ -201,17 +201,17 @@ mod tests {
         Measures(vec![measure("x", 9), measure("y", 0)])
     }
 
-    fn over(limits: &[(&str, usize)]) -> Result<Vec<String>> {
+    fn exceeded(limits: &[(&str, usize)]) -> Result<Vec<String>> {
         let limits: Vec<_> =
             limits.iter().map(|(key, limit)| ((*key).to_owned(), *limit)).collect();
-        measures().over(&limits)
+        measures().exceeded(&limits)
     }
 
     #[test]
     fn growth_beyond_a_limit_is_said_with_both_numbers() {
-        assert_eq!(over(&[("x", 10), ("y", 1)]), Ok(vec![]));
+        assert_eq!(exceeded(&[("x", 10), ("y", 1)]), Ok(vec![]));
         let sentence = "lines of x: 10, and 9 is allowed (x)".to_owned();
-        assert_eq!(over(&[("y", 1), ("x", 9)]), Ok(vec![sentence]));
+        assert_eq!(exceeded(&[("y", 1), ("x", 9)]), Ok(vec![sentence]));
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
             ([("x", 10)].as_slice(), "no limit for y"),
             (&[("x", 10), ("y", 1), ("z", 1)], "z: `nexit stats` has no such"),
         ] {
-            let sentence = over(limits).unwrap_err().to_string();
+            let sentence = exceeded(limits).unwrap_err().to_string();
             assert!(sentence.contains(word), "{sentence}");
         }
     }

@@ -47,17 +47,17 @@ pub(crate) fn print(args: &StatsArgs) -> Result<()> {
     let total: u64 = image.segments.iter().map(|segment| segment.memory).sum();
     println!("  {:24} {:8} KiB", "in memory", total.div_ceil(1024));
     args.report.as_deref().map_or(Ok(()), print_memory)?;
-    if args.most.is_empty() { Ok(()) } else { hold(&measures, &args.most) }
+    if args.max.is_empty() { Ok(()) } else { hold(&measures, &args.max) }
 }
 
 /// Trusted code grows only where somebody decides that it may.
 fn hold(measures: &Measures, limits: &[(String, usize)]) -> Result<()> {
-    let over = measures.over(limits)?;
-    if over.is_empty() {
+    let exceeded = measures.exceeded(limits)?;
+    if exceeded.is_empty() {
         return Ok(());
     }
-    let advice = "make it smaller, or raise its limit in the Makefile (MOST) and say why";
-    Err(Failure::Failed(format!("{}: {advice}", over.join("; "))))
+    let advice = "make it smaller, or raise its limit in the Makefile (MAX) and say why";
+    Err(Failure::Failed(format!("{}: {advice}", exceeded.join("; "))))
 }
 
 /// What the hypervisor said of its memory in a run.

@@ -34,7 +34,7 @@ pub enum Effect {
         /// Now.
         new: Command,
     },
-    /// The MSI capability changed: program the real one anew.
+    /// The MSI capability changed: program the real one again.
     MsiChanged,
     /// Enable or Function Mask of MSI-X changed.
     MsixControlChanged {
@@ -78,7 +78,7 @@ impl VirtualFunction {
                 Some((Listed { visible: false, .. }, _)) => Effect::None,
                 Some((Listed { capability, .. }, _)) => {
                     let seen = self.dword(space, at).unwrap_or(0);
-                    let access = Access { offset, width, value, seen, merged: merged(seen) };
+                    let access = ConfigWrite { offset, width, value, seen, merged: merged(seen) };
                     self.set_standard(capability, access)
                 }
             },
@@ -112,9 +112,9 @@ impl VirtualFunction {
         if old == new { Effect::None } else { Effect::BarMoved }
     }
 
-    fn set_standard(&mut self, capability: Capability, access: Access) -> Effect {
+    fn set_standard(&mut self, capability: Capability, access: ConfigWrite) -> Effect {
         const VPD_WRITE: u32 = 1 << 15;
-        let Access { offset, width, value, seen, merged } = access;
+        let ConfigWrite { offset, width, value, seen, merged } = access;
         let within = offset - capability.offset;
         match (capability.id, within & !3) {
             (capability::POWER_MANAGEMENT, 4) => self.power_state = merged as u8 & 3,
@@ -151,7 +151,7 @@ impl VirtualFunction {
 }
 
 /// A guest's write, with the dword around it as the guest sees it before and would see it after.
-struct Access {
+struct ConfigWrite {
     offset: u16,
     width: Width,
     value: u32,

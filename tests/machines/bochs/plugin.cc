@@ -246,7 +246,7 @@ void bochs_wake(Bit32u timer, Bit64u ticks) {
     bx_pc_system.activate_timer_ticks(plugin_object->timers[timer], ticks, false);
 }
 
-void bochs_rest(Bit32u timer) {
+void bochs_cancel(Bit32u timer) {
   if (timer < plugin_object->timers.size()) bx_pc_system.deactivate_timer(plugin_object->timers[timer]);
 }
 

@@ -195,7 +195,7 @@ fn every_cpu_takes_the_controls_that_are_made_for_it_or_is_refused_by_name() {
     }
 }
 
-/// Whoever reads the table finds each kind in it.
+/// The table names each kind.
 #[test]
 fn the_table_has_every_generation_and_every_use() {
     let cpus = cpus();

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         if let (true, Some(counters)) = (arguments.is_empty(), read(&mut ThisCpu)) {
             let none =
                 Counters { by_reason: vec![0; counters.by_reason.len()], ..Counters::default() };
-            // What the reading itself cost is in no counter before it is over.
+            // What the reading itself cost is in no counter before it is stopped.
             println!("demo: start: ok {}", none.until(&Counters { queries: 0, ..counters }));
             return ExitCode::SUCCESS;
         }

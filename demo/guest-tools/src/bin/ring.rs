@@ -74,8 +74,8 @@ fn play(function: &str) -> Result<String> {
     let window = Window::open("ivshmem")?;
     for round in 1..=LIVES * ROUNDS {
         if round % ROUNDS == 1 {
-            let life = round / ROUNDS + 1;
-            wait_for("it is not there", || memory.read::<u64>(8) >= life)?;
+            let generation = round / ROUNDS + 1;
+            wait_for("it is not there", || memory.read::<u64>(8) >= generation)?;
         }
         for (offset, value) in pattern(0, round) {
             memory.write(offset, value);

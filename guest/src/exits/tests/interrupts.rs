@@ -282,7 +282,7 @@ mod exiting {
             world.vcpu.window && !world.vcpu.halt_exits,
             "the CPU halts, and does not exit again"
         );
-        // An NMI may have woken it: its next halt is looked at anew.
+        // An NMI may have woken it: its next halt is looked at again.
         world.handle(ExitReason::Nmi, None);
         assert!(world.vcpu.window && world.vcpu.halt_exits);
     }

@@ -12,7 +12,7 @@ const REP_MOVSB: [u8; 2] = [0xf3, 0xa4];
 const REP_STOSQ: [u8; 3] = [0xf3, 0x48, 0xab];
 const MOVUPS: [u8; 3] = [0x0f, 0x11, 0x13]; // movups [rbx], xmm2
 
-/// Writes a mark over the shadow, so that what is derived anew stands out.
+/// Writes a mark over the shadow, so that what is derived again stands out.
 fn mark(world: &mut World) {
     world.machine.shadow = [[0xcc; 4096]; 2];
 }
@@ -199,7 +199,7 @@ fn nothing_reads_as_ones_and_swallows_writes_and_is_said_a_few_times() {
 #[test]
 fn in_a_row_of_short_lives_it_is_said_no_more() {
     let mut world = World::with_idt();
-    world.vm.be_terse();
+    world.vm.be_quiet();
     world.touch(&LOAD, 0xfed0_0000, false);
     assert_eq!(world.machine.log, Vec::<String>::new());
 }

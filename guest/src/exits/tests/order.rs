@@ -133,17 +133,17 @@ fn an_msi_message_that_is_refused_is_said_only_while_it_is_unmasked_and_enabled(
 
 #[test]
 fn in_a_row_of_short_lives_a_refused_message_is_not_said() {
-    for terse in [false, true] {
+    for quiet in [false, true] {
         let mut world = World::with_idt();
-        if terse {
-            world.vm.be_terse();
+        if quiet {
+            world.vm.be_quiet();
         }
         for (offset, value) in
             [(0x54, 0xfee0_0000), (0x58, 0), (0x5c, 0x0e), (0x60, LIVE), (0x50, 0x0001_0005)]
         {
             store(&mut world, config(NIC, offset), value);
         }
-        assert_eq!(world.machine.log.is_empty(), terse, "{:?}", world.machine.log);
+        assert_eq!(world.machine.log.is_empty(), quiet, "{:?}", world.machine.log);
     }
 }
 

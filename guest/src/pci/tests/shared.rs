@@ -212,7 +212,7 @@ fn a_guest_that_has_ended_is_rung_in_vain_and_has_the_memory_no_more() {
     assert_eq!(one.ring(1, 0).len(), 1);
     other.with(|bus, host| bus.detach(host));
     assert_eq!((one.ring(1, 0), other.mapped()), (vec![], vec![]));
-    // It begins anew: as after reset.
+    // It restarts: as after reset.
     let mut other = World::sharing(memory, 1);
     assert_eq!(one.ring(1, 0), []);
     other.listen(ON);
@@ -241,7 +241,7 @@ fn a_ring_that_races_with_the_unmasking_is_heard_exactly_once() {
     const ROUNDS: usize = 2000;
     let barrier = Barrier::new(2);
     let (rung, unmasked) = thread::scope(|scope| {
-        let ringer = scope.spawn(|| {
+        let sender = scope.spawn(|| {
             let mut heard = Vec::new();
             for _ in 0..ROUNDS {
                 barrier.wait();
@@ -257,7 +257,7 @@ fn a_ring_that_races_with_the_unmasking_is_heard_exactly_once() {
             heard.push(memory.set(1, 0, live));
             barrier.wait();
         }
-        (ringer.join().unwrap(), heard)
+        (sender.join().unwrap(), heard)
     });
     assert!(rung.iter().zip(&unmasked).all(|(rung, unmasked)| rung != unmasked));
 }
@@ -266,7 +266,7 @@ fn a_ring_that_races_with_the_unmasking_is_heard_exactly_once() {
 fn in_a_row_of_short_lives_such_a_message_is_said_no_more() {
     let memory = region();
     let mut other = World::sharing(memory, 1);
-    other.bus.be_terse();
+    other.bus.be_quiet();
     other.listen(ON);
     other.set_entry(0, 0x1000, 0x41, 0);
     other.set_entry(0, 0x1000, 0x41, 1);

@@ -17,7 +17,7 @@ unsafe extern "C" {
     fn bochs_deliver(vector: u8, destination: u32, mode: u8, logical: bool, level: bool);
     fn bochs_now() -> u64;
     fn bochs_wake(timer: u32, ticks: u64);
-    fn bochs_rest(timer: u32);
+    fn bochs_cancel(timer: u32);
     fn bochs_move_pin(device: u8, pin: u8, up: bool);
     fn bochs_legacy_vector() -> u8;
     fn bochs_log(line: *const c_char, length: usize);
@@ -68,9 +68,9 @@ impl Host for Bochs {
         // SAFETY: plain numbers; `plugin.cc` checks the timer's.
         unsafe { bochs_wake(number(timer), ticks) };
     }
-    fn rest(&mut self, timer: Timer) {
+    fn cancel(&mut self, timer: Timer) {
         // SAFETY: as for `wake`.
-        unsafe { bochs_rest(number(timer)) };
+        unsafe { bochs_cancel(number(timer)) };
     }
     fn move_pin(&mut self, device: u8, pin: u8, up: bool) {
         self.pins.push((device, pin, up));

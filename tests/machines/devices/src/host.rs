@@ -36,10 +36,10 @@ pub trait Host {
     fn deliver(&mut self, interrupt: Interrupt);
     /// Ticks since power-on.
     fn now(&self) -> u64;
-    /// Calls [`crate::Machine::timer`] after so many ticks, and forgets an earlier wish for this one.
+    /// Calls [`crate::Machine::timer`] after so many ticks, and forgets an earlier request for this one.
     fn wake(&mut self, timer: Timer, ticks: u64);
-    /// Forgets the wish.
-    fn rest(&mut self, timer: Timer);
+    /// Forgets the request.
+    fn cancel(&mut self, timer: Timer);
     /// Moves the interrupt pin (1 is INTA) of the function `device` of bus 0.
     fn move_pin(&mut self, device: u8, pin: u8, up: bool);
     /// The vector that the 8259s have for an interrupt of delivery mode ExtINT.

@@ -57,7 +57,7 @@ impl Machine {
         self.window.clear();
         if let Some(unit) = &mut self.unit {
             unit.reset();
-            host.rest(Timer::Unit);
+            host.cancel(Timer::Unit);
         }
         self.io_apic.reset();
         let mut bus = Bus { host, unit: self.unit.as_mut() };
@@ -70,8 +70,8 @@ impl Machine {
         let Some(unit) = &mut self.unit else { return false };
         let Some(window) = acpi::add_dmar(host, rsdp, unit.options()) else { return false };
         self.window = window;
-        unit.handed_over();
-        self.controllers.iter_mut().for_each(Controller::handed_over);
+        unit.reset_by_firmware();
+        self.controllers.iter_mut().for_each(Controller::reset_by_firmware);
         host.log("the firmware's RSDP names a DMAR table now");
         true
     }

@@ -11,7 +11,7 @@ pub(crate) const RAM: u64 = 1 << 24;
 pub(crate) struct Workbench {
     pages: BTreeMap<u64, Vec<u8>>,
     pub(crate) now: u64,
-    pub(crate) wishes: Vec<(Timer, u64)>,
+    pub(crate) pending: Vec<(Timer, u64)>,
     pub(crate) delivered: Vec<Interrupt>,
     pub(crate) pins: Vec<(u8, u8, bool)>,
     pub(crate) lines: Vec<String>,
@@ -28,12 +28,12 @@ impl Workbench {
         self.read_u64(at).unwrap()
     }
 
-    /// Takes the wish that falls due first, and moves the clock there.
+    /// Takes the request that falls due first, and moves the clock there.
     pub(crate) fn next(&mut self) -> Option<Timer> {
-        let first = self.wishes.iter().map(|(_, at)| *at).min()?;
-        let place = self.wishes.iter().position(|(_, at)| *at == first)?;
+        let first = self.pending.iter().map(|(_, at)| *at).min()?;
+        let place = self.pending.iter().position(|(_, at)| *at == first)?;
         self.now = first;
-        Some(self.wishes.remove(place).0)
+        Some(self.pending.remove(place).0)
     }
 
     pub(crate) fn says(&self, start: &str) -> usize {
@@ -69,11 +69,11 @@ impl Host for Workbench {
         self.now
     }
     fn wake(&mut self, timer: Timer, ticks: u64) {
-        self.rest(timer);
-        self.wishes.push((timer, self.now + ticks));
+        self.cancel(timer);
+        self.pending.push((timer, self.now + ticks));
     }
-    fn rest(&mut self, timer: Timer) {
-        self.wishes.retain(|(other, _)| *other != timer);
+    fn cancel(&mut self, timer: Timer) {
+        self.pending.retain(|(other, _)| *other != timer);
     }
     fn move_pin(&mut self, device: u8, pin: u8, up: bool) {
         self.pins.push((device, pin, up));

@@ -43,7 +43,7 @@ fn say_tsc_adjustment() {
     }
 }
 
-/// Writes into memory that no loader touches what an earlier life would have left there.
+/// Writes into memory that no loader touches what an earlier generation would have left there.
 fn leave_a_mark() {
     const MARK: u64 = 0x6e65_7869_745f_6d72;
     let at = cpu::physical::pointer::<u64>(Hpa::new(0x280_0000));

@@ -11,7 +11,7 @@ use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Hpa, PageSize};
 use boot::{BootInfo, MemoryKind};
 use cpu::physical::pointer;
-use mem::{Access, Flush, HostFormat, MapError, MemoryType, Table, TableMemory};
+use mem::{Flush, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
 use payload::{loaded, power_off, say, verdict};
 
 /// One word of memory is looked at in each of these, and the last one of each region.
@@ -42,7 +42,7 @@ impl TableMemory for Pages {
         (self.0 <= TABLES_END).then_some(at)
     }
 
-    fn give_back(&mut self, _: Hpa) {}
+    fn free_page(&mut self, _: Hpa) {}
 }
 
 /// Maps all that the memory map calls usable, the first 4 GiB whatever they are.
@@ -54,7 +54,7 @@ fn show_everything(info: &BootInfo<'_>) -> Result<(), MapError> {
     for range in core::iter::once(low).chain(high) {
         let (at, length) = (range.start, range.length);
         table
-            .map(&mut pages, at.as_u64(), at, length, Access::ALL, MemoryType::WriteBack)
+            .map(&mut pages, at.as_u64(), at, length, Rights::ALL, MemoryType::WriteBack)
             .map(Flush::nothing_cached)?;
     }
     // SAFETY: the table shows what the loader's did, at the same place.

@@ -1,5 +1,5 @@
 //! A guest that shares memory with another that runs the same program. They write patterns for each
-//! other and ring: peer 0 first, peer 1 back. Peer 1 does it in two lives.
+//! other and ring: peer 0 first, peer 1 back. Peer 1 does it in two generations.
 #![no_std]
 #![no_main]
 #![feature(abi_x86_interrupt)]
@@ -18,7 +18,7 @@ use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
 
 const IVSHMEM: u32 = 0x1110_1af4;
 const ROUNDS: u64 = 1000;
-const LIVES: u64 = 2;
+const GENERATIONS: u64 = 2;
 const VECTOR: u8 = 0x51;
 /// Of an `INT n`.
 const SOFTWARE: u8 = 0x80;
@@ -112,7 +112,7 @@ impl Shared {
             .all(|(word, value)| word.load(Ordering::Relaxed) == value)
     }
 
-    fn rounds(&self, life: u64) {
+    fn rounds(&self, generation: u64) {
         let first = HEARD.load(Ordering::Relaxed) + 1;
         let mut right = 0;
         let spent = exits_during(|| {
@@ -129,25 +129,25 @@ impl Shared {
         verdict(
             "each ring is heard once, and the other's pattern is there",
             right == ROUNDS && HEARD.load(Ordering::Relaxed) == first + ROUNDS - 1,
-            format_args!("{right} of {ROUNDS} in life {life}"),
+            format_args!("{right} of {ROUNDS} in generation {generation}"),
         );
-        say!("exits for {ROUNDS} rounds, life {life}: {spent}");
+        say!("exits for {ROUNDS} rounds, generation {generation}: {spent}");
         for (name, counter) in [
             ("external_interrupt", Counter::ExternalInterrupt),
             ("eoi", Counter::Eoi),
             ("shadow_gate", Counter::ShadowGate),
         ] {
-            say!("exits by {name}, life {life}: {}", exits(counter));
+            say!("exits by {name}, generation {generation}: {}", exits(counter));
         }
     }
 }
 
 /// Waits a while, without an exit.
 fn wait_until(mut reached: impl FnMut() -> bool) -> bool {
-    const MOST_TICKS: u64 = 400_000_000_000;
+    const MAX_TICKS: u64 = 400_000_000_000;
     let start = tsc();
     while !reached() {
-        if tsc() - start > MOST_TICKS {
+        if tsc() - start > MAX_TICKS {
             return false;
         }
         core::hint::spin_loop();
@@ -177,23 +177,27 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
         power_off()
     };
     let (own, other) = (shared.ready(shared.peer), shared.ready(1 - shared.peer));
-    let life = own.fetch_add(1, Ordering::AcqRel) + 1;
+    let generation = own.fetch_add(1, Ordering::AcqRel) + 1;
     if shared.peer == 1 {
-        verdict("the memory outlives this guest", life <= LIVES, format_args!("life {life}"));
-        // Peer 0 counts on; a life of this one begins at 0.
-        HEARD.store((life - 1) * ROUNDS, Ordering::Relaxed);
+        verdict(
+            "the memory outlives this guest",
+            generation <= GENERATIONS,
+            format_args!("generation {generation}"),
+        );
+        // Peer 0 counts on; a generation of this one begins at 0.
+        HEARD.store((generation - 1) * ROUNDS, Ordering::Relaxed);
         let awake = wait_until(|| other.load(Ordering::Acquire) > 0);
-        verdict("the other guest is there", awake, format_args!("life {life}"));
-        shared.rounds(life);
-        if life < LIVES {
+        verdict("the other guest is there", awake, format_args!("generation {generation}"));
+        shared.rounds(generation);
+        if generation < GENERATIONS {
             // SAFETY: the guest's own reset register.
             unsafe { port_write(0xcf9, Width::Byte, 6) };
         }
     } else {
-        for life in 1..=LIVES {
-            let awake = wait_until(|| other.load(Ordering::Acquire) >= life);
-            verdict("the other guest is there", awake, format_args!("life {life}"));
-            shared.rounds(life);
+        for generation in 1..=GENERATIONS {
+            let awake = wait_until(|| other.load(Ordering::Acquire) >= generation);
+            verdict("the other guest is there", awake, format_args!("generation {generation}"));
+            shared.rounds(generation);
         }
     }
     say!("done");

@@ -151,7 +151,7 @@ impl Controller {
     }
 
     /// The firmware is done with it.
-    pub fn handed_over(&mut self) {
+    pub fn reset_by_firmware(&mut self) {
         self.space.wide = true;
     }
 
@@ -160,7 +160,7 @@ impl Controller {
         self.space = ConfigSpace::new(&self.options, wide);
         self.vectors.reset();
         self.engine = Engine::default();
-        bus.host.rest(Timer::Engine(self.place));
+        bus.host.cancel(Timer::Engine(self.place));
         (self.cc, self.aqa, self.asq, self.acq) = (0, 0, 0, 0);
     }
 
@@ -279,7 +279,7 @@ impl Controller {
     fn reset_controller(&mut self, bus: &mut Bus<'_>) {
         (self.submissions, self.completions) = Default::default();
         (self.csts, self.masks) = (0, 0);
-        bus.host.rest(Timer::Queues(self.place));
+        bus.host.cancel(Timer::Queues(self.place));
         self.send_pending(bus);
     }
 

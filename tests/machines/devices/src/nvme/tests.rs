@@ -18,7 +18,7 @@ fn machine(options: NvmeOptions) -> Machine {
     let mut machine = Machine { host: Workbench::default(), nvme, given: 0 };
     machine.with(|nvme, bus| {
         nvme.reset(bus);
-        nvme.handed_over();
+        nvme.reset_by_firmware();
         nvme.config_write(bus, 4, &[6, 0]);
         nvme.config_write(bus, 0x72, &[0, 0x80]);
         for (offset, value) in [(0, 0xfee0_1000), (4, 0), (8, 0x51), (12, 0)] {
@@ -60,7 +60,7 @@ impl Machine {
         }
         let head = self.given % 16;
         self.with(|nvme, bus| nvme.write(bus, DOORBELLS + 4, head));
-        self.host.wishes.clear();
+        self.host.pending.clear();
         self.host.get(COMPLETIONS + 16 * slot + 8) >> 49
     }
 
@@ -142,7 +142,7 @@ fn the_engine_acts_when_its_time_has_come() {
     let mut machine = machine(NvmeOptions::default());
     machine.with(|nvme, bus| nvme.write(bus, engine::OFFSET, 1500));
     assert_eq!(
-        (machine.host.wishes.clone(), machine.vectors().len()),
+        (machine.host.pending.clone(), machine.vectors().len()),
         (vec![(Timer::Engine(0), 1500)], 0)
     );
     assert_eq!(machine.host.next(), Some(Timer::Engine(0)));

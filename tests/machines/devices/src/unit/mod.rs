@@ -154,7 +154,7 @@ impl Unit {
     }
 
     /// The firmware hands the machine over, and leaves the unit as the options say.
-    pub fn handed_over(&mut self) {
+    pub fn reset_by_firmware(&mut self) {
         const SOME_PLACE_IN_THE_QUEUE: u32 = 0x40;
         if self.options.left_on {
             self.registers.set(GSTS, TE | SRTP | QIE | IRE | SIRTP | CFI);

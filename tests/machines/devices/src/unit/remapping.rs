@@ -32,7 +32,7 @@ impl Entry {
     }
 
     /// What is wrong with it for a message of `source`.
-    fn judge(self, source: u16, extended: bool) -> Result<(), Refusal> {
+    fn check(self, source: u16, extended: bool) -> Result<(), Refusal> {
         // Bit 15 is IM: no posting.
         const RESERVED: u64 = 0xff00_f000;
         let refuse = |reason| Err(Refusal { reason, silent: self.low & 2 != 0 });
@@ -142,7 +142,7 @@ impl Unit {
             self.entries.insert(index, entry);
         }
         let extended = self.remap_table & EIME != 0;
-        entry.judge(source, extended).map_err(|refusal| (refusal, index))?;
+        entry.check(source, extended).map_err(|refusal| (refusal, index))?;
         self.counters.remapped += 1;
         Ok(entry.interrupt(extended))
     }

@@ -361,7 +361,7 @@ fn a_unit_that_never_answers_is_never_woken() {
 fn what_the_firmware_leaves_is_as_the_options_say() {
     let options = UnitOptions { left_on: true, left_error: true, ..UnitOptions::default() };
     let mut unit = Unit::new(options);
-    unit.handed_over();
+    unit.reset_by_firmware();
     assert_eq!(unit.read(GSTS), TE | SRTP | QIE | IRE | SIRTP | CFI);
     assert_eq!((unit.read(IQH), unit.read(IQT)), (0x40, 0x50), "it stopped there");
     assert_eq!(unit.read(FSTS), IQE | ICE);

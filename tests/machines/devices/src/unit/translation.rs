@@ -94,7 +94,7 @@ impl Context {
     }
 
     /// What is wrong with it.
-    fn judge(self, capability: u64) -> Result<(), Refusal> {
+    fn check(self, capability: u64) -> Result<(), Refusal> {
         let refuse = |reason| Err(Refusal { reason, silent: self.silent() });
         let known_width = self.width() <= 4 && capability >> (8 + self.width()) & 1 != 0;
         let known_kind = self.kind() == 0 || self.kind() == Self::PASS_THROUGH;
@@ -246,10 +246,10 @@ impl Unit {
                     host.log(&format!("STALE context of {source}: {kept:x?}, not {in_memory:x?}"));
                 }
             }
-            return kept.judge(capability).map(|()| kept);
+            return kept.check(capability).map(|()| kept);
         }
         let context = in_memory?;
-        let verdict = context.judge(capability);
+        let verdict = context.check(capability);
         if verdict.is_ok() || self.options.caching_mode {
             self.contexts.insert(source, context);
         }

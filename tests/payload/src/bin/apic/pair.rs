@@ -100,8 +100,8 @@ extern "C" fn second(_: u64) -> ! {
 
 /// Waits until `holds`, for a long while at most.
 fn wait_until(holds: impl Fn() -> bool) -> bool {
-    const MOST_TURNS: u32 = 20_000_000;
-    (0..MOST_TURNS).any(|_| {
+    const MAX_TURNS: u32 = 20_000_000;
+    (0..MAX_TURNS).any(|_| {
         spin_loop();
         holds()
     })

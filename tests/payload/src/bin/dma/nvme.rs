@@ -77,12 +77,12 @@ impl Controller {
         self.read(VS)
     }
 
-    /// Enables it anew, with its queues in memory; whether it got ready.
+    /// Enables it again, with its queues in memory; whether it got ready.
     pub(crate) fn enable(&mut self) -> bool {
         self.enable_with(SUBMISSIONS.address())
     }
 
-    /// Enables it anew, with its submission queue at any address.
+    /// Enables it again, with its submission queue at any address.
     pub(crate) fn enable_with(&mut self, submissions: u64) -> bool {
         self.given = 0;
         self.write(CC, 0);

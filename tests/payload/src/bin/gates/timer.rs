@@ -62,12 +62,12 @@ fn ticks_a_second() -> u64 {
 
 /// With interrupts off nothing but the watchdog can take the CPU from the guest.
 pub(crate) fn watchdog_comes_back() {
-    let most_ticks = 20 * ticks_a_second();
+    let max_ticks = 20 * ticks_a_second();
     interrupts::disable();
     let before = watchdog_calls();
     let start = tsc();
-    // The readings exit, too: the watchdog must not start anew at each.
-    while watchdog_calls() == before && tsc() - start < most_ticks {
+    // The readings exit, too: the watchdog must not start again at each.
+    while watchdog_calls() == before && tsc() - start < max_ticks {
         for _ in 0..100_000 {
             core::hint::spin_loop();
         }

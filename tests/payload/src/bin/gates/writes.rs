@@ -45,7 +45,7 @@ pub(crate) fn neighbours_are_written() {
         wrong.is_none() && arrived == 1,
         format_args!("{WORDS} words, wrong {wrong:?}; {arrived} interrupt taken after it"),
     );
-    // One instruction for many words, which faults anew at each.
+    // One instruction for many words, which faults again at each.
     // SAFETY: see `word`.
     unsafe {
         core::arch::asm!(

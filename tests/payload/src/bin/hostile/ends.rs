@@ -1,4 +1,4 @@
-//! Attempts at what is nowhere: each is a life of its own, which goes on as on hardware, or ends by the guest's own
+//! Attempts at what is nowhere: each is a generation of its own, which goes on as on hardware, or ends by the guest's own
 //! triple fault.
 
 use core::arch::asm;

@@ -1,4 +1,4 @@
-//! A life that ends with a vector in service, one requested, and a copy under way.
+//! A generation that ends with a vector in service, one requested, and a copy under way.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
@@ -23,7 +23,7 @@ fn address() -> u64 {
     ROOM.0.get() as u64
 }
 
-/// How a life ends.
+/// How a generation ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// It waits for its end.
@@ -42,7 +42,7 @@ fn copy(device: Controller) -> bool {
 }
 
 /// From a fresh start to the end.
-pub(crate) fn life(device: Controller, end: End) -> ! {
+pub(crate) fn generation(device: Controller, end: End) -> ! {
     verdict("nothing is in service or requested at the start", !is_busy(), format_args!(""));
     let before = taken(0, FIRST);
     device.route(0, 0, FIRST);

@@ -2,7 +2,7 @@
 //! moment of an exit, of a change of its vector or CPU, of its end. Only the machine of `tests/machines` has such a
 //! device.
 //!
-//! Its command line says what it does: `alone`, `pair`, or a life that ends: `die=wait`, `die=reset`.
+//! Its command line says what it does: `alone`, `pair`, or a generation that ends: `die=wait`, `die=reset`.
 #![no_std]
 #![no_main]
 #![feature(abi_x86_interrupt)]
@@ -28,8 +28,8 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     };
     interrupts::load::<0>();
     match command_line {
-        "die=wait" => dying::life(device, End::Wait),
-        "die=reset" => dying::life(device, End::Reset),
+        "die=wait" => dying::generation(device, End::Wait),
+        "die=reset" => dying::generation(device, End::Reset),
         _ => {}
     }
     x86_64::instructions::interrupts::enable();

@@ -1,4 +1,4 @@
-//! A guest with an NVMe controller that it uses once in each life, by DMA and by an MSI-X message; then
+//! A guest with an NVMe controller that it uses once in each generation, by DMA and by an MSI-X message; then
 //! it waits for its end.
 #![no_std]
 #![no_main]

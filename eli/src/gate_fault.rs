@@ -17,7 +17,7 @@ const IDT: u32 = 1 << 1;
 
 /// What is to be done about an intercepted exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum FaultAction {
     /// An interrupt that only the guest itself can have raised, for a gate that the guest has
     /// made: grant the vector, derive its gate, inject it again as an external interrupt.
     GrantAndRedeliver(Vector),
@@ -37,11 +37,11 @@ pub enum Verdict {
 /// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `false`: what
 /// the CPU met is the guest's own). For a granted vector it must be sure that the CPU reads the
 /// shadow, or the same would be tried for ever. `None` where `exit` is no exception.
-pub fn judge(
+pub fn classify(
     exit: &Exit,
     grants: &Grants,
     real_gate_present: impl Fn(Vector) -> bool,
-) -> Option<Verdict> {
+) -> Option<FaultAction> {
     let ExitReason::Exception { vector, error_code, .. } = exit.reason else { return None };
     let own = Event::exception(vector.0, error_code);
     let code = error_code.unwrap_or(0);
@@ -57,10 +57,10 @@ pub fn judge(
         Some(Vectoring { vector, kind: EventKind::ExternalInterrupt, .. }) if vector == gate => {
             // Another CPU may have been granting the vector at the same time: it is granted by now.
             if not_present && real_gate_present(gate) {
-                return Some(Verdict::GrantAndRedeliver(gate));
+                return Some(FaultAction::GrantAndRedeliver(gate));
             }
             if not_present && !grants.allows(gate) {
-                return Some(Verdict::DropSpurious(gate));
+                return Some(FaultAction::DropSpurious(gate));
             }
             // As on hardware: the vector stays in service, the guest gets the exception. Emulators
             // leave out EXT.
@@ -70,7 +70,7 @@ pub fn judge(
         None | Some(Vectoring { kind: EventKind::SoftwareInterrupt, .. })
             if not_present && code & EXT == 0 && real_gate_present(gate) =>
         {
-            Some(Verdict::SoftwareInterrupt(gate))
+            Some(FaultAction::SoftwareInterrupt(gate))
         }
         _ => Some(reflect(exit.vectoring, own)),
     }
@@ -100,7 +100,7 @@ fn class(vector: Vector) -> Class {
 /// What the guest gets when `event`, an exception, happened while `first` was being delivered: the
 /// exception itself, a double fault, or shutdown.
 #[must_use]
-pub fn reflect(first: Option<Vectoring>, event: Event) -> Verdict {
+pub fn reflect(first: Option<Vectoring>, event: Event) -> FaultAction {
     let first = match first {
         Some(Vectoring { kind: EventKind::HardwareException, vector, .. }) => class(vector),
         _ => Class::Benign,
@@ -108,10 +108,10 @@ pub fn reflect(first: Option<Vectoring>, event: Event) -> Verdict {
     match (first, class(event.vector)) {
         (Class::Contributory, Class::Contributory)
         | (Class::PageFault, Class::Contributory | Class::PageFault) => {
-            Verdict::Reflect(Event::exception(exception::DF, Some(0)))
+            FaultAction::Reflect(Event::exception(exception::DF, Some(0)))
         }
-        (Class::DoubleFault, Class::Contributory | Class::PageFault) => Verdict::TripleFault,
-        _ => Verdict::Reflect(event),
+        (Class::DoubleFault, Class::Contributory | Class::PageFault) => FaultAction::TripleFault,
+        _ => FaultAction::Reflect(event),
     }
 }
 
@@ -136,8 +136,8 @@ mod tests {
         u32::from(vector) << 3 | IDT | ext
     }
 
-    fn np(code: u32) -> Verdict {
-        Verdict::Reflect(Event::exception(exception::NP, Some(code)))
+    fn np(code: u32) -> FaultAction {
+        FaultAction::Reflect(Event::exception(exception::NP, Some(code)))
     }
 
     #[test]
@@ -146,8 +146,8 @@ mod tests {
             for ext in [0, 1] {
                 let exit =
                     exit(11, gate_code(vector, ext), Some((vector, EventKind::ExternalInterrupt)));
-                let verdict = judge(&exit, &Grants::new(), |gate| gate == Vector(vector));
-                assert_eq!(verdict, Some(Verdict::GrantAndRedeliver(Vector(vector))));
+                let verdict = classify(&exit, &Grants::new(), |gate| gate == Vector(vector));
+                assert_eq!(verdict, Some(FaultAction::GrantAndRedeliver(Vector(vector))));
             }
         }
     }
@@ -156,20 +156,20 @@ mod tests {
     fn an_interrupt_without_a_gate_is_the_guests_only_if_it_asked_for_it() {
         let grants = Grants::new();
         let exit = exit(11, gate_code(0x50, 0), Some((0x50, EventKind::ExternalInterrupt)));
-        let spurious = Some(Verdict::DropSpurious(Vector(0x50)));
-        assert_eq!(judge(&exit, &grants, |_| false), spurious);
+        let spurious = Some(FaultAction::DropSpurious(Vector(0x50)));
+        assert_eq!(classify(&exit, &grants, |_| false), spurious);
         grants.grant(Vector(0x50), Reason::Device);
-        assert_eq!(judge(&exit, &grants, |_| false), Some(np(gate_code(0x50, EXT))));
+        assert_eq!(classify(&exit, &grants, |_| false), Some(np(gate_code(0x50, EXT))));
     }
 
     #[test]
     fn int_n_works_as_the_guests_own_gate_says() {
         for first in [None, Some((0x80, EventKind::SoftwareInterrupt))] {
             let exit = exit(11, gate_code(0x80, 0), first);
-            let software = Some(Verdict::SoftwareInterrupt(Vector(0x80)));
-            assert_eq!(judge(&exit, &Grants::new(), |_| true), software);
+            let software = Some(FaultAction::SoftwareInterrupt(Vector(0x80)));
+            assert_eq!(classify(&exit, &Grants::new(), |_| true), software);
             let own = Some(np(gate_code(0x80, 0)));
-            assert_eq!(judge(&exit, &Grants::new(), |_| false), own);
+            assert_eq!(classify(&exit, &Grants::new(), |_| false), own);
         }
     }
 
@@ -179,12 +179,12 @@ mod tests {
         let vector = Vector(0x50);
         grants.grant(vector, Reason::Device);
         for (kind, ext, again) in [
-            (EventKind::ExternalInterrupt, EXT, Verdict::GrantAndRedeliver(vector)),
-            (EventKind::SoftwareInterrupt, 0, Verdict::SoftwareInterrupt(vector)),
+            (EventKind::ExternalInterrupt, EXT, FaultAction::GrantAndRedeliver(vector)),
+            (EventKind::SoftwareInterrupt, 0, FaultAction::SoftwareInterrupt(vector)),
         ] {
             let exit = exit(11, gate_code(0x50, 0), Some((0x50, kind)));
-            assert_eq!(judge(&exit, &grants, |_| true), Some(again));
-            assert_eq!(judge(&exit, &grants, |_| false), Some(np(gate_code(0x50, ext))));
+            assert_eq!(classify(&exit, &grants, |_| true), Some(again));
+            assert_eq!(classify(&exit, &grants, |_| false), Some(np(gate_code(0x50, ext))));
         }
     }
 
@@ -192,46 +192,46 @@ mod tests {
     fn what_the_hardware_calls_external_is_not_taken_for_int_n() {
         let exit = exit(11, gate_code(0x80, EXT), None);
         let own = Some(np(gate_code(0x80, EXT)));
-        assert_eq!(judge(&exit, &Grants::new(), |_| true), own);
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), own);
     }
 
     #[test]
     fn a_missing_code_segment_behind_a_gate_is_the_guests_own_fault() {
         let exit = exit(11, 0x81, Some((0x50, EventKind::ExternalInterrupt)));
-        assert_eq!(judge(&exit, &Grants::new(), |_| true), Some(np(0x81)));
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), Some(np(0x81)));
     }
 
     #[test]
     fn gates_of_exceptions_are_the_guests_own() {
         let code = gate_code(6, 1);
         let first = Some((6, EventKind::HardwareException));
-        assert_eq!(judge(&exit(11, code, first), &Grants::new(), |_| true), Some(np(code)));
+        assert_eq!(classify(&exit(11, code, first), &Grants::new(), |_| true), Some(np(code)));
     }
 
     #[test]
     fn a_short_table_gives_the_guest_the_fault_that_hardware_would() {
         let exit = exit(13, gate_code(0x50, 1), Some((0x50, EventKind::ExternalInterrupt)));
-        let gp = Verdict::Reflect(Event::exception(exception::GP, Some(gate_code(0x50, 1))));
-        assert_eq!(judge(&exit, &Grants::new(), |_| true), Some(gp));
+        let gp = FaultAction::Reflect(Event::exception(exception::GP, Some(gate_code(0x50, 1))));
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), Some(gp));
     }
 
     #[test]
     fn faults_in_a_row_make_double_and_triple_faults() {
         let hardware = |vector| Some((vector, EventKind::HardwareException));
         let verdict =
-            |first, second| judge(&exit(second, 0, first), &Grants::new(), |_| false).unwrap();
-        let double = Verdict::Reflect(Event::exception(exception::DF, Some(0)));
+            |first, second| classify(&exit(second, 0, first), &Grants::new(), |_| false).unwrap();
+        let double = FaultAction::Reflect(Event::exception(exception::DF, Some(0)));
         assert_eq!(verdict(hardware(14), 11), double);
         assert_eq!(verdict(hardware(13), 11), double);
-        assert_eq!(verdict(hardware(13), 14), Verdict::Reflect(Event::exception(14, Some(0))));
-        assert_eq!(verdict(hardware(8), 11), Verdict::TripleFault);
+        assert_eq!(verdict(hardware(13), 14), FaultAction::Reflect(Event::exception(14, Some(0))));
+        assert_eq!(verdict(hardware(8), 11), FaultAction::TripleFault);
         assert_eq!(verdict(hardware(1), 11), np(0));
         assert_eq!(verdict(Some((13, EventKind::SoftwareInterrupt)), 11), np(0));
     }
 
     #[test]
-    fn other_exits_are_not_judged() {
+    fn other_exits_are_not_classified() {
         let exit = Exit { reason: ExitReason::Cpuid, vectoring: None, instruction_length: None };
-        assert_eq!(judge(&exit, &Grants::new(), |_| true), None);
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), None);
     }
 }

@@ -1,8 +1,8 @@
-//! A guest's lives: what each takes is given back at its end, to the byte.
+//! A guest's generations: what each takes is given back at its end, to the byte.
 
 use nexit_tests::{Devices, Emulator, Folder, Payload, Session};
 
-const LIVES: usize = 100;
+const GENERATIONS: usize = 100;
 
 /// The monitor's answer to `memory` without what of the heap is in use, and that.
 fn memory(session: &mut Session) -> (String, u64) {
@@ -14,20 +14,20 @@ fn memory(session: &mut Session) -> (String, u64) {
     parts.unwrap_or_else(|| panic!("no figures: {answer}"))
 }
 
-/// Another life, until it has done what it is there for.
+/// Another generation, until it has done what it is there for.
 fn restart(session: &mut Session) {
-    session.keys("restart lives\r");
-    // What stands before this may be the last life's.
-    session.see("guest lives: stopped: it begins anew");
-    session.see("lives: payload: lived");
+    session.keys("restart generations\r");
+    // What stands before this may be the last generation's.
+    session.see("guest generations: stopped: restarting");
+    session.see("generations: payload: lived");
 }
 
-/// Each life uses the controller by DMA and by an MSI-X message.
+/// Each generation uses the controller by DMA and by an MSI-X message.
 #[test]
 fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
-    let folder = Folder::new("lives");
+    let folder = Folder::new("generations");
     let further = "devices = [\"00:04.0\"]";
-    let payload = Payload { further, ..Payload::new("lives") }.toml().replace("64M", "16M");
+    let payload = Payload { further, ..Payload::new("generations") }.toml().replace("64M", "16M");
     // One that is ended, so that the machine goes on, and can be started.
     let other = "[[guest]]\nname = \"other\"\ncpus = [1]\nmemory = \"64M\"\ncmdline = \"spin\"\n";
     let other = format!("{other}kernel = \"{}\"\n", Payload::new("ends").path().display());
@@ -41,7 +41,7 @@ fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
     session.see("nexit> ");
     restart(&mut session);
     let (first, heap) = memory(&mut session);
-    for _ in 1..LIVES {
+    for _ in 1..GENERATIONS {
         restart(&mut session);
     }
     let (last, last_heap) = memory(&mut session);
@@ -49,23 +49,23 @@ fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
     // The allocator rounds up where a hole would be too small to keep.
     assert!(last_heap.abs_diff(heap) <= 64, "{heap} bytes of heap, then {last_heap}");
     for (end, begin) in [("stop", "start"), ("stop", "restart")] {
-        session.keys(&format!("{end} lives\r"));
-        session.see("guest lives: stopped after");
-        assert!(session.ask("memory").contains("nexit: lives: 0 bytes"));
-        session.keys(&format!("{begin} lives\r"));
-        session.see("guest lives: started");
-        session.see("lives: payload: lived");
+        session.keys(&format!("{end} generations\r"));
+        session.see("guest generations: stopped after");
+        assert!(session.ask("memory").contains("nexit: generations: 0 bytes"));
+        session.keys(&format!("{begin} generations\r"));
+        session.see("guest generations: started");
+        session.see("generations: payload: lived");
     }
     assert_eq!(memory(&mut session).0, first);
-    assert!(session.ask("start lives").contains("lives has not ended"));
-    session.keys("stop lives\rstop other\r");
+    assert!(session.ask("start generations").contains("generations has not ended"));
+    session.keys("stop generations\rstop other\r");
     let (screen, status) = session.end();
     folder.write("run.log", &screen);
     assert_eq!(status.code(), Some(1), "they were stopped\n{screen}");
     assert!(!screen.contains("FAILED"), "{screen}");
     for claim in ["its controller is fresh", "answers by DMA", "interrupt arrives"] {
         let shown = screen.lines().filter(|line| line.contains(claim)).count();
-        assert!(shown > LIVES, "{claim}: {shown} times\n{screen}");
+        assert!(shown > GENERATIONS, "{claim}: {shown} times\n{screen}");
     }
 }
 
@@ -86,7 +86,7 @@ fn a_processor_without_a_job_wakes_for_one(emulator: Emulator) {
     session.see("guest other: stopped after");
     // What two guests say at once stands in pieces; now there is one.
     session.keys("restart boot\r");
-    session.see("guest boot: stopped: it begins anew");
+    session.see("guest boot: stopped: restarting");
     session.see("boot: payload: ends by spin");
     for (stopped, next) in [("other", "boot"), ("boot", "other"), ("other", "boot")] {
         // Keys find their way while it sleeps.
@@ -114,9 +114,9 @@ fn a_processor_without_a_job_wakes_for_one_on_vt_x() {
     a_processor_without_a_job_wakes_for_one(Emulator::Bochs);
 }
 
-/// Short lives of a guest that end in `way`: the waits grow. What the screen shows.
-fn short_lives(way: &str, outcome: &str) -> String {
-    let folder = Folder::new(&format!("short-lives-{outcome}"));
+/// Short generations of a guest that end in `way`: the waits grow. What the screen shows.
+fn restart_backoff(way: &str, outcome: &str) -> String {
+    let folder = Folder::new(&format!("short-generations-{outcome}"));
     let further = "on_crash = \"restart\"";
     let payload =
         Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
@@ -125,7 +125,7 @@ fn short_lives(way: &str, outcome: &str) -> String {
     session.see("guest ends: entering");
     session.keys("\u{1}m");
     for wait in ["", " in 1 ms", " in 2 ms", " in 4 ms", " in 8 ms", " in 16 ms"] {
-        session.see(&format!("guest ends: {outcome}: it begins anew{wait}\n"));
+        session.see(&format!("guest ends: {outcome}: restarting{wait}\n"));
     }
     session.keys("stop ends\r");
     let (screen, _) = session.end();
@@ -136,13 +136,13 @@ fn short_lives(way: &str, outcome: &str) -> String {
 
 #[test]
 fn a_guest_that_reboots_in_a_row_waits_longer_each_time() {
-    short_lives("reset-register", "reboot");
+    restart_backoff("reset-register", "reboot");
 }
 
 /// Only the first crash of a row is told in full.
 #[test]
 fn a_guest_that_crashes_in_a_row_waits_longer_each_time() {
-    let screen = short_lives("triple-fault", "triple_fault");
+    let screen = restart_backoff("triple-fault", "triple_fault");
     for part in ["registers in encoding order", "last exits: ", "code ["] {
         assert_eq!(screen.matches(part).count(), 1, "{part}\n{screen}");
     }

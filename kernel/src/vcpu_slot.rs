@@ -1,4 +1,4 @@
-//! A virtual CPU's seat on its physical processor: what other processors may ask of it.
+//! A virtual CPU's slot on its physical processor: what other processors may ask of it.
 //!
 //! A request is a bit here and an NMI there: the NMI makes the guest exit, whatever it does, and the
 //! run loop looks at the bits before it enters again. A start-up IPI is in the same word as the INIT
@@ -28,12 +28,12 @@ pub(crate) const REGISTERS: u32 = 1 << 4;
 const START: u32 = 1 << 5;
 /// What the guest has said waits for the serial line, and is its to send.
 pub(crate) const SEND: u32 = 1 << 6;
-/// A debugger wants it to look at its desk.
+/// A debugger wants it to look at its mailbox.
 pub(crate) const DEBUGGER: u32 = 1 << 7;
 const START_VECTOR: u32 = 24;
 
-/// One virtual CPU's seat.
-pub(crate) struct Seat {
+/// One virtual CPU's slot.
+pub(crate) struct VcpuSlot {
     /// The processor.
     pub(crate) processor: ApicId,
     /// Its number in the configuration.
@@ -57,12 +57,12 @@ impl Requests {
         self.0 & what != 0
     }
     /// The vector of a start-up IPI that came after an INIT.
-    pub(crate) fn start(self) -> Option<u8> {
+    pub(crate) fn startup_vector(self) -> Option<u8> {
         self.has(START).then_some((self.0 >> START_VECTOR) as u8)
     }
 }
 
-impl Seat {
+impl VcpuSlot {
     pub(crate) fn new(processor: ApicId, number: u32, posted: Option<Posting>) -> Self {
         Self {
             processor,
@@ -74,7 +74,7 @@ impl Seat {
         }
     }
 
-    /// Forgets what was asked and counted: the guest begins anew.
+    /// Clears requests and counters: the guest restarts.
     pub(crate) fn forget_requests(&self) {
         self.requests.store(0, Ordering::Release);
         *self.counters.lock() = ExitCounters::new();
@@ -103,28 +103,28 @@ impl Seat {
     /// Asks for `what`, from the processor with `own`.
     pub(crate) fn ask(&self, own: LocalApic, what: CpuRequest) {
         match what {
-            CpuRequest::Init => self.call(own, START | 0xff << START_VECTOR, INIT),
+            CpuRequest::Init => self.kick(own, START | 0xff << START_VECTOR, INIT),
             CpuRequest::Start(vector) => {
                 let bits = START | u32::from(vector) << START_VECTOR;
-                self.call(own, 0xff << START_VECTOR, bits);
+                self.kick(own, 0xff << START_VECTOR, bits);
             }
-            CpuRequest::Nmi => self.call(own, 0, NMI),
+            CpuRequest::Nmi => self.kick(own, 0, NMI),
         }
     }
 
     /// Has it drop what it has cached of the nested table.
     pub(crate) fn ask_to_flush(&self, own: LocalApic) {
-        self.call(own, 0, FLUSH);
+        self.kick(own, 0, FLUSH);
     }
 
     /// Has it log its registers.
     pub(crate) fn ask_for_registers(&self, own: LocalApic) {
-        self.call(own, 0, REGISTERS);
+        self.kick(own, 0, REGISTERS);
     }
 
-    /// Has it look at its desk (`gdb`).
+    /// Has it look at its mailbox (`gdb`).
     pub(crate) fn ask_to_its_desk(&self, own: LocalApic) {
-        self.call(own, 0, DEBUGGER);
+        self.kick(own, 0, DEBUGGER);
     }
 
     /// Whether it shall leave the guest for good.
@@ -134,16 +134,16 @@ impl Seat {
 
     /// Has it see out what the guest has said.
     pub(crate) fn ask_to_send(&self, own: LocalApic) {
-        self.call(own, 0, SEND);
+        self.kick(own, 0, SEND);
     }
 
     /// Has it leave the guest for good.
     pub(crate) fn ask_to_stop(&self, own: LocalApic) {
-        self.call(own, 0, STOP);
+        self.kick(own, 0, STOP);
     }
 
-    /// Takes `clear` out of the requests, puts `set` in, and calls the processor.
-    fn call(&self, own: LocalApic, clear: u32, set: u32) {
+    /// Takes `clear` out of the requests, puts `set` in, and kicks the processor.
+    fn kick(&self, own: LocalApic, clear: u32, set: u32) {
         let change = |requests: u32| Some(requests & !clear | set);
         let _ = self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
         if self.processor != own.id() {

@@ -39,9 +39,9 @@ pub struct Frequency {
     pub khz: u64,
     /// How far the true one can be from it, in parts per million, as far as is known.
     pub error_ppm: Option<u64>,
-    /// Who says so and who agrees, for the log.
+    /// The sources that agree, for the log.
     pub source: String,
-    /// Who says otherwise, a sentence each.
+    /// One sentence for each source that disagrees.
     pub remarks: Vec<String>,
 }
 

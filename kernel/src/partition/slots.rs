@@ -9,7 +9,7 @@ use config::GuestConfig;
 use vmx::{PidPointers, PostedInterrupts, Posting};
 
 use crate::hardware::Hardware;
-use crate::seat::Seat;
+use crate::vcpu_slot::VcpuSlot;
 
 /// APIC identifiers as the guest sees them.
 pub(super) fn virtual_ids(guest: &GuestConfig) -> Vec<ApicId> {
@@ -17,18 +17,18 @@ pub(super) fn virtual_ids(guest: &GuestConfig) -> Vec<ApicId> {
 }
 
 /// The processors of a guest: they exist, says `plan`.
-pub(super) fn seats(hardware: &Hardware, guest: &GuestConfig) -> &'static [Seat] {
+pub(super) fn slots(hardware: &Hardware, guest: &GuestConfig) -> &'static [VcpuSlot] {
     let posted = guest.interrupts == InterruptMode::Posted;
     let table = posted.then(|| &*Box::<PidPointers>::leak(Box::default()));
     let numbers = guest.cpus.iter().zip(processors(hardware, guest)).enumerate();
-    let seats = numbers.map(|(index, (number, id))| {
+    let slots = numbers.map(|(index, (number, id))| {
         let posting = table.map(|table| {
             let descriptor = Box::leak(Box::new(PostedInterrupts::new(id)));
             Posting { descriptor, table, index }
         });
-        Seat::new(id, *number, posting)
+        VcpuSlot::new(id, *number, posting)
     });
-    seats.collect::<Vec<_>>().leak()
+    slots.collect::<Vec<_>>().leak()
 }
 
 /// The physical CPUs of a guest.

@@ -1,7 +1,7 @@
 //! Where a virtual CPU leaves its registers while it stands, and finds what to do next.
 //!
-//! The CPU itself writes [`Desk::stand`] and takes the [`Order`]; between the two the stub reads and writes. Whoever has
-//! the desk locks it.
+//! The CPU itself writes [`DebugMailbox::stand`] and takes the [`Order`]; between the two the stub reads and writes. Whoever has
+//! the mailbox locks it.
 
 use arch::vcpu::DebugRegisters;
 
@@ -34,9 +34,9 @@ pub enum Order {
     Leave,
 }
 
-/// One virtual CPU's desk.
+/// One virtual CPU's mailbox.
 #[derive(Clone, Copy, Debug)]
-pub struct Desk {
+pub struct DebugMailbox {
     /// The CPU runs the guest, or stands in it.
     present: bool,
     stop: Option<Stop>,
@@ -47,8 +47,8 @@ pub struct Desk {
     order: Order,
 }
 
-/// For the CPU whose desk it is.
-impl Desk {
+/// For the CPU whose mailbox it is.
+impl DebugMailbox {
     /// Of a CPU that does not run.
     #[must_use]
     pub const fn new() -> Self {
@@ -95,7 +95,7 @@ impl Desk {
 }
 
 /// For the stub.
-impl Desk {
+impl DebugMailbox {
     /// Has the CPU stand, unless it does.
     pub fn want(&mut self) {
         self.wanted = self.present && self.stop.is_none();
@@ -140,7 +140,7 @@ const EMPTY: Registers = Registers {
     cr2: 0,
 };
 
-impl Default for Desk {
+impl Default for DebugMailbox {
     fn default() -> Self {
         Self::new()
     }
