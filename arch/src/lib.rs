@@ -1,11 +1,11 @@
 //! The x86 vocabulary, and the contracts between policy and hardware.
 //!
-//! Policy crates (`eli`, `pci`, `insn`, `config`, `guest`) know nothing but this crate. Edge crates
-//! (`cpu`, `vmx`, `svm`, `iommu`) implement its traits. Neither side ever names the other; the
-//! `kernel` crate joins them.
+//! Policy crates (`eli`, `pci`, `insn`, `config`, and `guest` on top of them) speak to the machine in these words only.
+//! Edge crates (`cpu`, `vmx`, `svm`, `iommu`) implement its traits. Neither side ever names the other; the `kernel`
+//! crate joins them.
 //!
 //! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
-//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`exit::Exit`] (why it stopped),
+//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`ExitReason`] (why it stopped),
 //!   [`iommu::Iommu`] (DMA and interrupt remapping), [`machine::Machine`] (the physical machine as
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
 #![cfg_attr(not(test), no_std)]
@@ -28,6 +28,6 @@ pub mod vcpu;
 
 pub use address::{Gpa, Gva, Hpa, Iova, PageSize};
 pub use bdf::Bdf;
-pub use exit::{Exit, ExitReason};
+pub use exit::ExitReason;
 pub use interrupt::{ApicId, Vector};
 pub use machine::Width;

@@ -6,13 +6,13 @@
 use core::fmt;
 
 use arch::Hpa;
-use arch::exit::{Exit, Frequent};
+use arch::exit::{ExitReason, Vectoring};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::decode::{VMEXIT_CPUID, VMEXIT_INTR, VMEXIT_MSR, VMEXIT_NMI, decode};
+use crate::decode::{VMEXIT_CPUID, VMEXIT_MSR, length, vectoring};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -28,36 +28,33 @@ const DR7_RESET: u64 = 0x400;
 const INTERRUPT_SHADOW: u64 = 1;
 
 impl Vcpu for SvmVcpu {
-    #[inline]
-    fn run(&mut self) -> Option<Frequent> {
+    #[inline(always)]
+    fn run(&mut self) -> ExitReason {
         self.enter();
-        self.entered();
         let ControlArea { exitcode, exitinfo1, .. } = self.vmcb().control;
-        match (exitcode, exitinfo1 & 1) {
-            (VMEXIT_CPUID, _) => Some(Frequent::Cpuid(self.instruction_length(2))),
-            (VMEXIT_MSR, 0) => Some(Frequent::ReadMsr(self.instruction_length(2))),
-            (VMEXIT_MSR, _) => Some(Frequent::WriteMsr(self.instruction_length(2))),
-            _ => None,
+        // The most frequent ones are told by this number alone.
+        match exitcode {
+            VMEXIT_CPUID => ExitReason::Cpuid,
+            VMEXIT_MSR if exitinfo1 & 1 == 0 => ExitReason::ReadMsr,
+            VMEXIT_MSR => ExitReason::WriteMsr,
+            _ => self.last_exit(),
         }
     }
 
-    fn exit(&mut self) -> Option<Exit> {
-        if self.step.is_some()
-            && let Some(exit) = self.end_step()
-        {
-            return Some(exit);
-        }
-        let exitcode = self.vmcb().control.exitcode;
-        let acknowledged = match exitcode {
-            // An interrupt that was gone when the host opened its window is nobody's.
-            VMEXIT_INTR => Some(self.take_interrupt()?),
-            VMEXIT_NMI => {
-                self.take_nmi();
-                None
-            }
-            _ => None,
-        };
-        Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
+    fn step(&mut self, root: Hpa, one: bool) -> ExitReason {
+        let step = self.begin_step(root, one);
+        self.enter();
+        self.end_step(step).unwrap_or_else(|| self.last_exit())
+    }
+
+    fn vectoring(&self) -> Option<Vectoring> {
+        vectoring(self.vmcb().control.exitintinfo)
+    }
+
+    #[inline(always)]
+    fn instruction_length(&self, bare: u8) -> u8 {
+        let Vmcb { control, save } = self.vmcb();
+        if self.features.nrip_save { length(save.rip, control.nrip) } else { bare }
     }
 
     fn load(&mut self, state: &StartState) {
@@ -251,10 +248,6 @@ impl Vcpu for SvmVcpu {
 
     fn let_halt(&mut self) {
         controls::let_halt(&mut self.vmcb_mut().control);
-    }
-
-    fn step(&mut self, root: Hpa, one: bool) {
-        self.begin_step(root, one);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
