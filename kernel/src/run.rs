@@ -4,7 +4,7 @@
 use arch::ExitReason;
 use arch::vcpu::{Event, StartState, Vcpu};
 use cpu::config_space::MachineConfigSpace;
-use guest::vm::{Context, CpuState, Next, Outcome, Vm, VmLock};
+use guest::vm::{Context, CpuState, Next, Vm, VmLock};
 
 use crate::backend::Backend;
 use crate::machine::GuestMachine;
