@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use debug::backtrace::Code;
 
 use crate::console::logln;
-use crate::memory::{self, image};
+use crate::memory;
 
 /// So many return addresses are logged: those of the innermost calls, and of what these have called before.
 const MAX_LOGGED: usize = 32;
@@ -23,10 +23,10 @@ pub(crate) fn log(at: Option<u64>, stack: u64) {
     let Some(range) = memory::stack_of(stack) else {
         return logln!("backtrace: none, as {stack:#x} is in no stack");
     };
-    let text = image::text();
+    let code = memory::code();
     // SAFETY: the code, which nobody writes.
-    let bytes = unsafe { cpu::physical::bytes(text.start, text.length as usize) };
-    let code = Code { start: text.start.as_u64(), bytes };
+    let bytes = unsafe { cpu::physical::bytes(code.start, code.length as usize) };
+    let code = Code { start: code.start.as_u64(), bytes };
     let mut found = ArrayVec::<u64, MAX_LOGGED>::new();
     for place in (stack & !7..range.end().as_u64()).step_by(8) {
         // SAFETY: an aligned word of this CPU's own stack, which is mapped.

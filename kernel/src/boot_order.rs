@@ -31,6 +31,7 @@ mod iommu;
 mod modules;
 
 /// Takes the machine over.
+#[unsafe(link_section = ".text.init")]
 pub(crate) fn take_over(
     info: &'static BootInfo<'static>,
     config: &Config,

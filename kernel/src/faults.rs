@@ -6,7 +6,7 @@ use arch::iommu::Fault;
 use arrayvec::ArrayVec;
 use spin::Mutex;
 
-use crate::console::logln;
+use crate::console::{self, logln};
 use crate::hardware::Hardware;
 
 /// Faults that are logged one by one; the rest is counted.
@@ -36,7 +36,8 @@ fn log(hardware: &Hardware, fault: Fault) {
         None => drop(faulting.try_push((fault, 1))),
     }
     if before < MAX_LOGGED {
-        logln!("IOMMU fault: {fault}; guest: {}", hardware.owner(fault.source));
+        let text = format_args!("IOMMU fault: {fault}; guest: {}", hardware.owner(fault.source));
+        console::log_in_passing(hardware.owners_index(fault.source), text);
     } else if before == MAX_LOGGED {
         logln!("IOMMU fault: more follow and are counted only");
     }

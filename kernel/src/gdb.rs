@@ -12,7 +12,7 @@ use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::uart::UartPlace;
 use cpu::local_apic::LocalApic;
 use debug::{Desk, Guest, Session};
-use mux::line::Line;
+use mux::line::{Keys, Line};
 use mux::uart;
 use spin::{Mutex, Once};
 
@@ -35,6 +35,7 @@ pub(crate) struct Room {
     /// The RAM of the guest's life, from when a CPU first stands.
     ram: Mutex<Option<GuestRam>>,
     line: Mutex<Line<Uart>>,
+    keys: Mutex<Keys<Uart>>,
 }
 
 /// The guest of a room, for its session.
@@ -83,7 +84,11 @@ struct Wire(&'static Room);
 
 impl debug::session::Line for Wire {
     fn send(&mut self, byte: u8) {
-        self.0.line.lock().send(byte);
+        let mut line = self.0.line.lock();
+        // A line that has stalled loses it: gdb asks again.
+        if line.wait_for_room() > 0 {
+            line.send(&[byte]);
+        }
     }
 }
 
@@ -106,6 +111,7 @@ pub(crate) fn open(guest: usize, seats: &'static [Seat], base: u16) -> bool {
             desks: seats.iter().map(|_| Mutex::default()).collect(),
             ram: Mutex::new(None),
             line: Mutex::new(Line::new(Uart(place), FASTEST)),
+            keys: Mutex::new(Keys::new(Uart(place))),
         }));
         let occupant = Occupant { room, ram: Ram(None) };
         Port { room, session: Mutex::new(Session::new(occupant, Wire(room))) }
@@ -117,7 +123,7 @@ pub(crate) fn open(guest: usize, seats: &'static [Seat], base: u16) -> bool {
 pub(crate) fn interrupt_on_receive(calls: bool) {
     let last = PORTS.iter().rev().find_map(Once::get);
     if let Some(port) = last.filter(|_| calls) {
-        port.room.line.lock().interrupt_on_receive();
+        port.room.keys.lock().interrupt_on_receive();
     }
 }
 
@@ -127,7 +133,7 @@ pub(crate) fn listen() {
         // Whoever has it does the same.
         let Some(mut session) = port.session.try_lock() else { continue };
         for _ in 0..MAX_TAKEN {
-            let Some(byte) = port.room.line.lock().receive() else { break };
+            let Some(byte) = port.room.keys.lock().receive() else { break };
             session.receive(byte);
         }
         session.work();

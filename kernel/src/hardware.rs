@@ -67,9 +67,14 @@ impl Hardware {
         self.modules.iter().find(|module| module.name == name)
     }
 
+    /// The guest that has a function, by its index.
+    pub(crate) fn owners_index(&self, function: Bdf) -> Option<usize> {
+        self.owned.iter().position(|(_, functions)| functions.contains(&function))
+    }
+
     /// The name of the guest that has a function, or `-`.
     pub(crate) fn owner(&self, function: Bdf) -> &str {
-        let owner = self.owned.iter().find(|(_, functions)| functions.contains(&function));
+        let owner = self.owners_index(function).and_then(|index| self.owned.get(index));
         owner.map_or("-", |(name, _)| name)
     }
 

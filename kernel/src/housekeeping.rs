@@ -27,6 +27,7 @@ pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
     if let Some(listen) = DEBUGGER.get() {
         listen();
     }
+    console::pass();
     if own.id() == hardware.boot_processor.apic.id() {
         attend_all(hardware, own);
     }

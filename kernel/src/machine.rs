@@ -363,6 +363,6 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
-        console::log(line);
+        console::log_of(self.guest, line);
     }
 }

@@ -73,6 +73,7 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     }
 }
 
+#[unsafe(link_section = ".text.init")]
 fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
     // Judged once there is a screen to say it on.
@@ -108,6 +109,7 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
 }
 
 /// Builds the guests, and gives each of their CPUs its processor.
+#[unsafe(link_section = ".text.init")]
 fn start<B: Backend>(
     mut hardware: Hardware,
     config: &Config,
@@ -144,7 +146,16 @@ fn start<B: Backend>(
         }
     }
     post::step(Step::Running);
-    lifecycle::enter(&partitions);
+    serve(hardware, &partitions)
+}
+
+/// The boot is over: the guests run, and the boot processor looks after what concerns them all. From here on nothing
+/// runs that only the boot needs, whose memory is free now.
+#[inline(never)]
+fn serve<B: Backend>(hardware: &'static Hardware, partitions: &[&'static Partition<B>]) -> ! {
+    // SAFETY: `nexit stats` finds nothing of it in what is reached from here on, and the other processors sleep.
+    unsafe { memory::free_init() };
+    lifecycle::enter(partitions);
     processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
 }
 
@@ -163,6 +174,7 @@ fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, uart: c
 
 /// Leaves the screen, and the card that the console's UART is on, to the guest that has the device, before
 /// that is reset.
+#[unsafe(link_section = ".text.init")]
 fn leave_devices(hardware: &Hardware, config: &Config, owned: &[Vec<arch::Bdf>]) {
     const DISPLAY: u32 = 0x03;
     let is_display = |bdf: &&arch::Bdf| {

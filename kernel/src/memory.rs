@@ -4,6 +4,7 @@
 //! executable, only the image's text is executable, and no stack can run into its neighbour.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Hpa, PageSize};
@@ -22,6 +23,8 @@ static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
 static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
 /// Those of the other processors.
 static STACKS: Mutex<Vec<HpaRange>> = Mutex::new(Vec::new());
+/// The code that only the boot needs is no longer there.
+static INIT_IS_FREE: AtomicBool = AtomicBool::new(false);
 
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -93,7 +96,8 @@ impl Memory {
 
     /// Bytes that the hypervisor itself has, the image included.
     pub(crate) fn own(self) -> u64 {
-        image::whole().length + FRAMES.lock().as_ref().map_or(0, FrameAllocator::own)
+        let image = image::whole().length - image::init().length;
+        image + FRAMES.lock().as_ref().map_or(0, FrameAllocator::own)
     }
 
     /// What is free, as it is now.
@@ -182,10 +186,47 @@ pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Ref
 /// Makes pages plain data again.
 pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
     with_own_table(|table| protect(table, memory, range, Access::READ_WRITE))?;
-    // SAFETY: the same table again, to drop what this CPU has cached of it. The others have not
-    // touched these pages since they left them.
-    unsafe { load_cr3(root()) };
+    // The others have not touched these pages since they left them.
+    drop_translations();
     Ok(())
+}
+
+/// Makes the code that only the boot needs free memory. The other processors drop what they have cached of it before
+/// their next job ([`drop_translations`]).
+///
+/// # Safety
+/// Nothing of it runs any more, and no other processor has a job.
+pub(crate) unsafe fn free_init() {
+    let memory = Memory::handle();
+    let range = image::init();
+    INIT_IS_FREE.store(true, Ordering::Release);
+    match make_writable(memory, range) {
+        Ok(()) => {
+            if let Some(frames) = FRAMES.lock().as_mut() {
+                frames.add(&[range], &[]);
+            }
+            logln!(
+                "{} KiB of code that only the boot needs are free memory now",
+                range.length >> 10
+            );
+        }
+        Err(refusal) => logln!("the code that only the boot needs stays in memory: {refusal}"),
+    }
+}
+
+/// The hypervisor's code, as far as it is still there.
+pub(crate) fn code() -> HpaRange {
+    let (init, text) = (image::init(), image::text());
+    if INIT_IS_FREE.load(Ordering::Acquire) {
+        return text;
+    }
+    HpaRange { start: init.start, length: text.end().as_u64() - init.start.as_u64() }
+}
+
+/// Drops the translations that this CPU has cached.
+pub(crate) fn drop_translations() {
+    // SAFETY: the table in use, again; none of its pages is global.
+    unsafe { load_cr3(root()) };
 }
 
 /// A copy of the root table below 4 GiB, where a processor that leaves real mode can load it.
@@ -324,6 +365,7 @@ fn protect(
 }
 
 /// Maps device registers, as far as [`build_own_tables`] has not mapped them already.
+#[unsafe(link_section = ".text.init")]
 pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
     let start = range.start.page().as_u64();
     let end = range.start.checked_add(range.length);
@@ -412,6 +454,8 @@ pub(crate) mod image {
     unsafe extern "C" {
         static __image_start: u8;
         static __image_end: u8;
+        static __init_start: u8;
+        static __init_end: u8;
         static __text_start: u8;
         static __text_end: u8;
         static __rodata_start: u8;
@@ -431,8 +475,8 @@ pub(crate) mod image {
         range(&raw const __image_start, &raw const __image_end)
     }
 
-    /// The code.
-    pub(crate) fn text() -> HpaRange {
+    /// Code that stays.
+    pub(super) fn text() -> HpaRange {
         range(&raw const __text_start, &raw const __text_end)
     }
 
@@ -442,11 +486,17 @@ pub(crate) mod image {
     }
 
     /// What is not plain data.
-    pub(super) fn sections() -> [(HpaRange, Access); 2] {
+    pub(super) fn sections() -> [(HpaRange, Access); 3] {
         [
+            (init(), Access::READ_EXECUTE),
             (text(), Access::READ_EXECUTE),
             (range(&raw const __rodata_start, &raw const __rodata_end), Access::READ),
         ]
+    }
+
+    /// Code that runs only until the guests do.
+    pub(crate) fn init() -> HpaRange {
+        range(&raw const __init_start, &raw const __init_end)
     }
 
     /// The page below the boot stack.

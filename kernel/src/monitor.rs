@@ -39,6 +39,14 @@ static GUESTS: Once<Vec<&'static dyn Watched>> = Once::new();
 /// Shows the monitor the guests, in the order of the configuration.
 pub(crate) fn watch(guests: Vec<&'static dyn Watched>) {
     GUESTS.call_once(|| guests);
+    console::call_by(call_to_send);
+}
+
+/// Has a CPU of a guest see out what the guest has said.
+fn call_to_send(guest: usize) {
+    if let Some(seat) = guests().get(guest).and_then(|guest| guest.seats().first()) {
+        seat.ask_to_send(LocalApic::current());
+    }
 }
 
 fn guests() -> &'static [&'static dyn Watched] {

@@ -228,7 +228,11 @@ pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
         desk.works.store(job.is_some(), Ordering::Release);
         drop(waiting);
         match job {
-            Some(job) => job(processor),
+            Some(job) => {
+                // The boot's code may have become free memory since this processor last ran.
+                memory::drop_translations();
+                job(processor);
+            }
             None => wait(seen),
         }
     }

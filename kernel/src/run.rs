@@ -8,6 +8,7 @@ use pci::owned::OwnedConfigSpace;
 
 use self::debugged::Debugger;
 use crate::backend::Backend;
+use crate::console;
 use crate::machine::GuestMachine;
 use crate::partition::{Edge, Instance, Partition};
 use crate::processors::Processor;
@@ -216,6 +217,9 @@ impl<B: Backend> Running<'_, B> {
         }
         if requests.has(seat::REGISTERS) {
             self.with_lock(|context| context.dump());
+        }
+        if requests.has(seat::SEND) {
+            console::send_for(self.partition.index());
         }
         if requests.has(seat::NMI) && !self.waiting {
             self.vcpu.inject(Event::nmi());

@@ -26,8 +26,10 @@ pub(crate) const STOP: u32 = 1 << 3;
 pub(crate) const REGISTERS: u32 = 1 << 4;
 /// A start-up IPI came after the last INIT; its vector is in the top byte.
 const START: u32 = 1 << 5;
+/// What the guest has said waits for the serial line, and is its to send.
+pub(crate) const SEND: u32 = 1 << 6;
 /// A debugger wants it to look at its desk.
-pub(crate) const DEBUGGER: u32 = 1 << 6;
+pub(crate) const DEBUGGER: u32 = 1 << 7;
 const START_VECTOR: u32 = 24;
 
 /// One virtual CPU's seat.
@@ -128,6 +130,11 @@ impl Seat {
     /// Whether it shall leave the guest for good.
     pub(crate) fn shall_stop(&self) -> bool {
         self.requests.load(Ordering::Acquire) & STOP != 0
+    }
+
+    /// Has it see out what the guest has said.
+    pub(crate) fn ask_to_send(&self, own: LocalApic) {
+        self.call(own, 0, SEND);
     }
 
     /// Has it leave the guest for good.

@@ -6,7 +6,7 @@
 //! - only the hypervisor's own lines begin with [`MARK`];
 //! - the bytes of one guest come out complete and in order (its [`MARK`]s as `?`).
 //!
-//! Path: a guest's UART → [`Mux::guest_output`] → the line; the line → [`Mux::typed`] → a guest's
+//! Path: a guest's UART → [`Mux::guest_output`] → [`queue`] → the [`line`]; the line → [`Mux::typed`] → a guest's
 //! UART, or a [`Command`] that the kernel carries out. What the user sees of it:
 //! `docs/console.md`. Only [`Mux::add_guest`] allocates.
 #![cfg_attr(not(test), no_std)]
@@ -18,19 +18,25 @@ mod editor;
 pub mod line;
 mod monitor;
 mod mux;
+pub mod queue;
 mod ring;
 #[cfg(test)]
 mod tests;
+mod typed;
 pub mod uart;
 mod wire;
 
 pub use monitor::{Command, CommandError, GuestRef, parse};
 pub use mux::{Input, Mux};
 pub use ring::{RING_BYTES, Ring, RingLine};
+pub use typed::Typed;
+pub use wire::own_text;
 
 /// The first byte of every line of the hypervisor's own: ASCII's record separator, which terminals
 /// do not show. No guest can send it.
 pub const MARK: u8 = 0x1e;
+/// What a line of the log begins with, behind the mark.
+pub const LOG: &str = "nexit: ";
 /// The escape key, Ctrl-A: what is typed next is for the line itself.
 pub const ESCAPE: u8 = 0x01;
 /// How many bytes of a guest without the focus wait for the end of their line.

@@ -1,20 +1,24 @@
 //! The serial line of a 16550 (National Semiconductor PC16550D, "Line Control Register",
 //! "Line Status Register", "FIFO Control Register", "Programmable Baud Generator"), wherever its registers are.
+//!
+//! Its two halves share no register that either writes: [`Line`] sends, [`Keys`] receives, each for whoever holds it.
 
-use uart_16550::spec::registers::{FCR, IER, LCR, LSR, MCR, offsets};
+use uart_16550::spec::FIFO_SIZE;
+use uart_16550::spec::registers::{FCR, IER, ISR, LCR, LSR, MCR, offsets};
 
 use crate::uart::{DIVISOR_LATCH, INTERRUPT_ENABLE, LINE_CONTROL, MODEM_CONTROL, Registers};
 
 /// Receiver and Transmitter; with the divisor latch shown, the divisor's low byte.
 const DATA: u16 = offsets::DATA as u16;
 const FIFO_CONTROL: u16 = offsets::FCR as u16;
+const INTERRUPT_STATUS: u16 = offsets::ISR as u16;
 const LINE_STATUS: u16 = offsets::LSR as u16;
 
 /// 8 data bits, no parity, 1 stop bit.
 const EIGHT_NONE_ONE: u8 = LCR::WORD_LENGTH0.union(LCR::WORD_LENGTH1).bits();
 /// A byte has come.
 const DATA_READY: u8 = LSR::DATA_READY.bits();
-/// A byte can be given.
+/// A byte can be given; with FIFOs, as many as one holds.
 const HOLDING_EMPTY: u8 = LSR::THR_EMPTY.bits();
 /// Nothing is left to send.
 const TRANSMITTER_EMPTY: u8 = LSR::TRANSMITTER_EMPTY.bits();
@@ -25,15 +29,22 @@ const EMPTY_FIFOS: u8 = FCR::FIFO_ENABLE.union(FCR::RX_FIFO_RESET).union(FCR::TX
 /// What makes 115,200 baud of a PC's clock.
 const FASTEST: u16 = 1;
 
-/// A UART that accepts nothing for this many polls is not there: the byte is dropped, so that a
-/// machine without a serial line still boots.
+/// The most that the line takes at once.
+pub const PIECE: usize = FIFO_SIZE;
+
+/// A UART that accepts nothing for this many polls has stalled: nobody waits for it until it is seen to accept again,
+/// so that a machine without a serial line still boots.
 const MAX_POLLS: u32 = 1_000_000;
 
-/// A line in use.
+/// The sending half of a line in use.
 #[derive(Debug)]
 pub struct Line<R> {
     registers: R,
-    silent: bool,
+    /// Bytes that its FIFO holds.
+    fifo: usize,
+    /// Bytes that it takes for sure.
+    room: usize,
+    stalled: bool,
 }
 
 impl<R: Registers> Line<R> {
@@ -51,43 +62,72 @@ impl<R: Registers> Line<R> {
         registers.write(LINE_CONTROL, EIGHT_NONE_ONE);
         registers.write(FIFO_CONTROL, EMPTY_FIFOS);
         registers.write(MODEM_CONTROL, READY);
-        Self { registers, silent: false }
+        // A 16450 has no FIFO, and a 16550 one that does not work ("Interrupt Identification Register").
+        let has_fifo = ISR::from_bits_retain(registers.read(INTERRUPT_STATUS)).fifo_enabled();
+        Self { registers, fifo: if has_fifo { FIFO_SIZE } else { 1 }, room: 0, stalled: false }
     }
 
-    /// Sends one byte.
-    pub fn send(&mut self, byte: u8) {
-        if self.silent {
-            return;
+    /// How many bytes it takes at once now, without waiting: at most [`PIECE`].
+    pub fn room(&mut self) -> usize {
+        if self.room == 0 && self.registers.read(LINE_STATUS) & HOLDING_EMPTY != 0 {
+            (self.room, self.stalled) = (self.fifo, false);
         }
-        self.silent = !self.wait_for(HOLDING_EMPTY);
-        if !self.silent {
-            self.registers.write(DATA, byte);
-        }
+        self.room
     }
 
-    fn wait_for(&mut self, status: u8) -> bool {
-        (0..MAX_POLLS).any(|_| {
+    /// The same, but waits until it takes some; 0: it has stalled, which is waited for once.
+    pub fn wait_for_room(&mut self) -> usize {
+        let polls = if self.stalled { 1 } else { MAX_POLLS };
+        for _ in 0..polls {
+            let room = self.room();
+            if room > 0 {
+                return room;
+            }
             core::hint::spin_loop();
-            self.registers.read(LINE_STATUS) & status != 0
-        })
+        }
+        self.stalled = true;
+        0
     }
 
-    /// Raises the UART's line when a byte arrives.
-    pub fn interrupt_on_receive(&mut self) {
-        self.registers.write(INTERRUPT_ENABLE, IER::DATA_READY.bits());
-    }
-
-    /// A byte that has arrived. A UART that has gone reads as ones and sends nothing.
-    pub fn receive(&mut self) -> Option<u8> {
-        let status = self.registers.read(LINE_STATUS);
-        (status & DATA_READY != 0 && status != u8::MAX).then(|| self.registers.read(DATA))
+    /// Sends these bytes, for which there is room.
+    pub fn send(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.registers.write(DATA, *byte);
+            self.room = self.room.saturating_sub(1);
+        }
     }
 
     /// Waits until the last byte has left the UART.
     pub fn drain(&mut self) {
-        if !self.silent {
-            self.wait_for(TRANSMITTER_EMPTY);
+        let polls = if self.stalled { 1 } else { MAX_POLLS };
+        for _ in 0..polls {
+            if self.registers.read(LINE_STATUS) & TRANSMITTER_EMPTY != 0 {
+                return;
+            }
+            core::hint::spin_loop();
         }
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Keys<R>(R);
+
+impl<R: Registers> Keys<R> {
+    /// Of a UART that [`Line::new`] has made ready.
+    pub const fn new(registers: R) -> Self {
+        Self(registers)
+    }
+
+    /// Raises the UART's line when a byte arrives.
+    pub fn interrupt_on_receive(&mut self) {
+        self.0.write(INTERRUPT_ENABLE, IER::DATA_READY.bits());
+    }
+
+    /// A byte that has arrived. A UART that has gone reads as ones and sends nothing.
+    pub fn receive(&mut self) -> Option<u8> {
+        let status = self.0.read(LINE_STATUS);
+        (status & DATA_READY != 0 && status != u8::MAX).then(|| self.0.read(DATA))
     }
 }
 
@@ -95,10 +135,14 @@ impl<R: Registers> Line<R> {
 mod tests {
     use super::*;
 
-    /// A UART, and what it was told. A byte takes `slow` readings of its status to leave.
+    /// A UART, and what it was told. What it was given takes `slow` readings of its status to leave.
     #[derive(Default)]
     struct Fake {
         divisor: u16,
+        has_fifo: bool,
+        /// Bytes given since it was seen empty, and the most of them.
+        given: usize,
+        most: usize,
         registers: [u8; 8],
         sent: Vec<u8>,
         came: Vec<u8>,
@@ -118,8 +162,11 @@ mod tests {
                     self.polls += 1;
                     self.left = self.left.saturating_sub(1);
                     let empty = if self.left == 0 { HOLDING_EMPTY | TRANSMITTER_EMPTY } else { 0 };
+                    self.given = if self.left == 0 { 0 } else { self.given };
                     empty | u8::from(!self.came.is_empty())
                 }
+                INTERRUPT_STATUS if self.has_fifo => 0xc1,
+                INTERRUPT_STATUS => 0x01,
                 _ => self.registers[usize::from(offset)],
             }
         }
@@ -132,6 +179,8 @@ mod tests {
                 0 => {
                     self.sent.push(value);
                     self.left = self.slow;
+                    self.given += 1;
+                    self.most = self.most.max(self.given);
                 }
                 _ => self.registers[usize::from(offset)] = value,
             }
@@ -151,24 +200,52 @@ mod tests {
         }
     }
 
+    /// Sends all of it, in pieces that there is room for; how many bytes went out.
+    fn send(line: &mut Line<impl Registers>, mut bytes: &[u8]) -> usize {
+        let all = bytes.len();
+        while !bytes.is_empty() {
+            let room = line.wait_for_room().min(bytes.len());
+            if room == 0 {
+                break;
+            }
+            let (piece, rest) = bytes.split_at(room);
+            line.send(piece);
+            bytes = rest;
+        }
+        all - bytes.len()
+    }
+
     #[test]
-    fn bytes_wait_for_room_and_a_uart_that_takes_none_is_asked_once() {
-        let mut uart = Fake { slow: 100, ..Fake::default() };
+    fn a_fifo_is_filled_when_it_is_empty_and_never_beyond() {
+        for (has_fifo, most) in [(true, PIECE), (false, 1)] {
+            let mut uart = Fake { slow: 100, has_fifo, ..Fake::default() };
+            let mut line = Line::new(&mut uart, None);
+            let text = [b'x'; 2 * PIECE + 5];
+            assert_eq!(send(&mut line, &text), text.len());
+            line.drain();
+            assert_eq!((uart.sent.len(), uart.most, uart.left), (text.len(), most, 0));
+        }
+    }
+
+    #[test]
+    fn a_uart_that_stalls_is_waited_for_once_and_goes_on_when_it_can() {
+        let mut uart = Fake { slow: u32::MAX, ..Fake::default() };
         let mut line = Line::new(&mut uart, None);
-        b"hello".iter().for_each(|byte| line.send(*byte));
+        assert_eq!(send(&mut line, b"hello"), 1);
+        assert_eq!(line.registers.polls, MAX_POLLS + 1);
+        assert_eq!(send(&mut line, b"ello"), 0);
         line.drain();
-        assert_eq!((uart.sent.as_slice(), uart.left), (b"hello".as_slice(), 0));
-        let mut stuck = Fake { slow: u32::MAX, ..Fake::default() };
-        let mut line = Line::new(&mut stuck, None);
-        b"hello".iter().for_each(|byte| line.send(*byte));
-        line.drain();
-        assert_eq!((stuck.sent.as_slice(), stuck.polls), (b"h".as_slice(), MAX_POLLS + 1));
+        assert_eq!(line.registers.polls, MAX_POLLS + 3, "one look each");
+        (line.registers.slow, line.registers.left) = (100, 0);
+        assert_eq!(send(&mut line, b"ello"), 4);
+        assert_eq!(uart.sent, b"hello");
     }
 
     #[test]
     fn bytes_that_come_are_taken_in_order_and_call_only_when_asked_to() {
         let mut uart = Fake { came: b"ab".to_vec(), ..Fake::default() };
-        let mut line = Line::new(&mut uart, None);
+        let _ = Line::new(&mut uart, None);
+        let mut line = Keys::new(&mut uart);
         assert_eq!(
             [line.receive(), line.receive(), line.receive()],
             [Some(b'a'), Some(b'b'), None]
@@ -186,6 +263,6 @@ mod tests {
             }
             fn write(&mut self, _: u16, _: u8) {}
         }
-        assert_eq!(Line::new(Ones, None).receive(), None);
+        assert_eq!(Keys::new(Ones).receive(), None);
     }
 }

@@ -9,8 +9,9 @@ use core::fmt;
 
 use crate::editor::{Edited, Editor};
 use crate::monitor::{self, Command, Guests};
+use crate::queue::Owner;
 use crate::wire::Wire;
-use crate::{ESCAPE, Sink};
+use crate::{ESCAPE, LOG, Sink};
 
 /// The keys behind Ctrl-A, for the user. The `x` never arrives here: `nexit run` keeps it.
 const KEYS: &str = "Ctrl-A, then 1 to 8: that guest; n: the next guest, or back from the monitor; \
@@ -82,12 +83,27 @@ impl Mux {
 
     /// Writes a line of the hypervisor's log.
     pub fn log_line(&mut self, text: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
-        self.wire.own_line("nexit: ", text, sink);
+        self.wire.own_line(LOG, text, sink);
     }
 
     /// Writes a machine-readable line (see `docs/reports.md`).
     pub fn report_line(&mut self, json: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
         self.wire.own_line("nexit-report: ", json, sink);
+    }
+
+    /// Says that bytes found no room on the line.
+    pub fn lost(&mut self, owner: Owner, bytes: u64, sink: &mut Sink<'_>) {
+        match owner {
+            Owner::Hypervisor => self.log_line(
+                format_args!("{bytes} bytes of the log lost: the line takes no more"),
+                sink,
+            ),
+            Owner::Guest(guest) => {
+                let name = self.names.get(guest).map_or("", String::as_str);
+                let text = format_args!("guest {name}: {bytes} bytes lost: the line takes no more");
+                self.wire.own_line(LOG, text, sink);
+            }
+        }
     }
 
     /// Answers [`Command::Help`].
@@ -135,7 +151,7 @@ impl Mux {
                 match monitor::parse(self.editor.take().text(), &self.names) {
                     Ok(Some(command)) => return Input::Monitor(command),
                     Ok(None) => {}
-                    Err(error) => self.wire.own_line("nexit: ", format_args!("{error}"), sink),
+                    Err(error) => self.wire.own_line(LOG, format_args!("{error}"), sink),
                 }
             }
         }
@@ -166,11 +182,11 @@ impl Mux {
         let Some(name) = self.names.get(guest) else {
             let guests = Guests(&self.names);
             let text = format_args!("there is no guest {number}: the guests are {guests}");
-            return self.wire.own_line("nexit: ", text, sink);
+            return self.wire.own_line(LOG, text, sink);
         };
         self.guest = guest;
         self.in_monitor = false;
-        self.wire.own_line("nexit: ", format_args!("typing to guest {number}, {name}"), sink);
+        self.wire.own_line(LOG, format_args!("typing to guest {number}, {name}"), sink);
         self.flush(guest, sink);
     }
 

@@ -98,10 +98,8 @@ impl Wire {
     pub(crate) fn own_line(&mut self, prefix: &str, text: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
         self.end_line(sink);
         self.speaker = Some(Speaker::Log);
-        begin_own(prefix, sink);
-        // Neither the line nor the formatting of our own texts fails.
-        let _ = OwnText { prefix, newline: false, sink }.write_fmt(text);
-        self.end_line(sink);
+        own_text(prefix, text, sink);
+        self.speaker = None;
     }
 
     /// Whether the monitor's prompt is on the line.
@@ -123,6 +121,15 @@ impl Wire {
             sink(b'\n');
         }
     }
+}
+
+/// A line of the hypervisor's own as it stands between the lines of others, for where nobody else speaks.
+pub fn own_text(prefix: &str, text: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
+    begin_own(prefix, sink);
+    // Neither the line nor the formatting of our own texts fails.
+    let _ = OwnText { prefix, newline: false, sink: &mut *sink }.write_fmt(text);
+    sink(b'\r');
+    sink(b'\n');
 }
 
 fn begin(label: Option<&str>, mark: &str, sink: &mut Sink<'_>) {

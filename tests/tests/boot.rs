@@ -27,6 +27,8 @@ fn run(name: &str, options: &[&str]) -> Outcome {
     assert_eq!(outcome.payload("command line: "), Some("poweroff one  two"), "{outcome}");
     let module = format!("{} bytes, checksum {:#x}", initrd.len(), checksum(&initrd));
     assert_eq!(outcome.payload("module: "), Some(module.as_str()), "{outcome}");
+    let freed = outcome.output.find("KiB of code that only the boot needs are free memory now");
+    assert!(freed.is_some() && freed < outcome.output.find("guest ends: entering"), "{outcome}");
     outcome
 }
 

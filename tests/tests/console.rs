@@ -1,6 +1,6 @@
 //! A user at the one serial line: guests and the monitor through `nexit run`, at a terminal.
 
-use nexit_tests::{Emulator, Folder, Guest, Payload, Session};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Payload, Session};
 use rustix::process::Signal;
 
 /// A small guest that has its interrupts off and never exits.
@@ -146,4 +146,39 @@ fn the_terminal_is_given_back_however_the_run_ends() {
         assert_eq!(status.code(), Some(1), "{way}: {screen}");
         assert!(session.is_as_before(), "{way}: {screen}");
     }
+}
+
+/// A guest on one CPU of Bochs that only computes, and one on the other that floods its console. The longest gap of the
+/// first is the watchdog's call, in instructions.
+#[test]
+fn a_guest_that_floods_its_console_stops_no_other() {
+    let guest = |command_line: &str, cpu: &str| {
+        let payload = Payload { command_line, memory: "16M", ..Payload::new("beside") };
+        let toml =
+            payload.toml().replace("name = \"beside\"", &format!("name = \"{command_line}\""));
+        toml.replace("[0]", cpu)
+    };
+    let toml = guest("computes", "[0]") + &guest("floods", "[1]");
+    let options = [Emulator::Bochs.options(), &["--timeout", "240"]].concat();
+    let outcome = Folder::new("console-flood").run(&toml, &options, &Devices::none());
+    let (computes, floods) = (outcome.of_guest("computes"), outcome.of_guest("floods"));
+    computes.assert_verdicts(&["the gaps are of the time without the flood and of that with it"]);
+    let alone = computes.number("longest gap alone");
+    let beside = computes.number("longest gap beside the flood");
+    assert!((1..=3 * alone).contains(&beside), "{beside} instructions, alone {alone}\n{outcome}");
+
+    // Of what both then say at the same time no byte is lost.
+    let lines = [computes, floods].map(|guest| {
+        let lines = guest.output.lines().filter(|line| line.starts_with("line "));
+        let count = lines
+            .enumerate()
+            .inspect(|(number, line)| {
+                assert_eq!(*line, format!("line {number:05} {:-<60}", ""), "{outcome}");
+            })
+            .count() as u64;
+        assert_eq!(guest.number("lines of the flood"), count, "{outcome}");
+        count
+    });
+    // 115,200 baud are 157 lines a second: the line was full, and the second to come had its part.
+    assert!(lines.iter().sum::<u64>() > 200 && lines[0] > 10, "{lines:?} lines\n{outcome}");
 }

@@ -8,7 +8,8 @@ use cpu::config_space::MachineConfigSpace;
 use firmware::SerialPort;
 use mux::uart;
 
-use super::{Uart, drain, logln, move_to, show_log};
+use super::output::move_to;
+use super::{Uart, drain, logln, show_log};
 
 /// 115,200 baud of a PC's clock.
 const FASTEST: Option<u16> = Some(1);

@@ -30,6 +30,7 @@ pub(crate) struct Share {
 }
 
 /// The shares of each guest, in the order of the file.
+#[unsafe(link_section = ".text.init")]
 pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Share>>, Refusal> {
     let mut shares = alloc::vec![Vec::new(); config.guests.len()];
     for region in &config.shared {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use gimli::{EndianSlice, LittleEndian};
@@ -76,6 +77,8 @@ pub(crate) type Lines = BTreeMap<PathBuf, BTreeSet<usize>>;
 pub(crate) struct Image {
     /// In the order of the file.
     pub(crate) segments: Vec<Segment>,
+    /// Where the code is whose memory is free after the boot; empty where there is none.
+    pub(crate) init: Range<u64>,
     /// By address.
     pub(crate) functions: Vec<Function>,
     /// Code.
@@ -104,9 +107,16 @@ impl Image {
         }
         for section in file.sections() {
             let kind = section.kind();
+            if section.name() == Ok(".init") && kind == SectionKind::Text {
+                image.init = section.address()..section.address() + section.size();
+            }
             let to = if kind == SectionKind::Text {
                 &mut image.code
-            } else if matches!(kind, SectionKind::Data | SectionKind::ReadOnlyData) {
+            } else if matches!(
+                kind,
+                // The linker marks all constants as strings where some of them are.
+                SectionKind::Data | SectionKind::ReadOnlyData | SectionKind::ReadOnlyString
+            ) {
                 &mut image.data
             } else {
                 continue;
@@ -250,6 +260,12 @@ mod tests {
         let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let image = Image::read(&program).unwrap();
         assert!(image.segments.iter().any(|segment| segment.name() == "code"));
+        let file = object::File::parse(program.as_slice()).unwrap();
+        let constants = file.section_by_name(".rodata").unwrap().address();
+        assert!(
+            image.data.iter().any(|piece| piece.holds(constants)),
+            "tables of functions are there"
+        );
         let own = image.functions.iter().find(|f| f.name.ends_with("stats::image::functions"));
         let own = own.unwrap();
         let mut lines = Lines::new();

@@ -64,9 +64,8 @@ impl Measures {
     ///
     /// # Errors
     /// The functions from which reach is measured are not in the image.
-    pub(crate) fn take(image: &Image, crates: &[Crate]) -> Result<Self> {
+    pub(crate) fn take(image: &Image, graph: &Graph<'_>, crates: &[Crate]) -> Result<Self> {
         let mut all = Vec::new();
-        let graph = Graph::new(image);
         for vendor in Vendor::ALL {
             let functions = graph.reach(vendor);
             if functions.is_empty() {
@@ -90,6 +89,7 @@ impl Measures {
         let linked = image.all_lines();
         let code: u64 =
             image.segments.iter().filter(|segment| segment.is_code()).map(|s| s.memory).sum();
+        let code = code.saturating_sub(image.init.end - image.init.start);
         let code = usize::try_from(code).unwrap_or(usize::MAX);
         let measure =
             |key: &str, title: &str, parts| Measure { key: key.into(), title: title.into(), parts };

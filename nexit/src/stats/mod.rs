@@ -7,6 +7,7 @@
 
 mod crates;
 mod image;
+mod init;
 mod lines;
 mod measures;
 mod reach;
@@ -28,10 +29,12 @@ pub(crate) fn print(args: &StatsArgs) -> Result<()> {
     let bytes = fs::read(&path).or_failed("read", &path)?;
     let image = Image::read(&bytes)?;
     let crates = crates::in_image()?.iter().map(Crate::read).collect::<Result<Vec<_>>>()?;
-    let measures = Measures::take(&image, &crates)?;
+    let graph = Graph::new(&image);
+    let measures = Measures::take(&image, &graph, &crates)?;
     print!("{}", measures.text(&crates));
+    let boot = init::Boot::find(&image, &graph)?;
+    print!("{}", boot.text(args.functions));
     if args.functions {
-        let graph = Graph::new(&image);
         for vendor in Vendor::ALL {
             println!("functions that a guest's exit can reach on {}", vendor.name());
             graph.reach(vendor).iter().for_each(|function| println!("  {}", function.name));

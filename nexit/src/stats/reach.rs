@@ -63,12 +63,15 @@ pub(crate) struct Graph<'a> {
     edges: BTreeMap<Node, BTreeSet<Node>>,
     /// Functions that hold an entry, by vendor.
     entries: [BTreeSet<usize>; 2],
+    /// Functions whose address is in data, or is loaded by an instruction.
+    taken: BTreeSet<usize>,
 }
 
 impl<'a> Graph<'a> {
     /// Of all code of the image.
     pub(crate) fn new(image: &'a Image) -> Self {
-        let mut graph = Self { image, edges: BTreeMap::new(), entries: Default::default() };
+        let (edges, taken) = (BTreeMap::new(), BTreeSet::new());
+        let mut graph = Self { image, edges, entries: Default::default(), taken };
         for (index, function) in image.functions.iter().enumerate() {
             let to = graph.named_by(index, function);
             graph.edges.insert(Node::Function(index), to);
@@ -89,11 +92,17 @@ impl<'a> Graph<'a> {
                     entries.insert(index);
                 }
             }
-            let nodes = addresses(&instruction).into_iter().filter_map(|named| match named {
-                Named::Branch(at) => self.function_around(at).map(Node::Function),
-                Named::Value(at) => self.node(at),
-            });
-            named.extend(nodes.filter(|node| *node != Node::Function(index)));
+            for address in addresses(&instruction) {
+                let node = match address {
+                    Named::Branch(at) => self.function_around(at).map(Node::Function),
+                    Named::Value(at) => {
+                        let node = self.node(at);
+                        self.taken.extend(node.as_ref().and_then(self::function));
+                        node
+                    }
+                };
+                named.extend(node.filter(|node| *node != Node::Function(index)));
+            }
         }
         named
     }
@@ -126,6 +135,7 @@ impl<'a> Graph<'a> {
                 if let Some(node) = self.node(word) {
                     words.insert(at, node);
                     starts.extend(data(&node));
+                    self.taken.extend(function(&node));
                 }
             }
         }
@@ -158,19 +168,42 @@ impl<'a> Graph<'a> {
         if !roots.iter().any(|index| of_loop(*index)) {
             return Vec::new();
         }
-        let through = self.image.functions.iter().enumerate();
-        let through =
-            through.filter(|(_, f)| THROUGH_OBJECTS.iter().any(|name| f.name.contains(name)));
+        roots.extend(self.named(&THROUGH_OBJECTS));
+        let reached = self.led_to(roots);
+        reached.into_iter().filter_map(|index| self.image.functions.get(index)).collect()
+    }
+
+    /// The functions that have one of these in their names.
+    pub(super) fn named(&self, names: &[&str]) -> impl Iterator<Item = usize> {
+        let functions = self.image.functions.iter().enumerate();
+        let named = functions.filter(|(_, f)| names.iter().any(|name| f.name.contains(name)));
+        named.map(|(index, _)| index)
+    }
+
+    /// These functions, and all that they lead to.
+    pub(super) fn led_to(&self, from: impl IntoIterator<Item = usize>) -> BTreeSet<usize> {
         let mut reached: BTreeSet<Node> = BTreeSet::new();
-        let mut open: Vec<Node> =
-            roots.into_iter().chain(through.map(|(index, _)| index)).map(Node::Function).collect();
+        let mut open: Vec<Node> = from.into_iter().map(Node::Function).collect();
         while let Some(node) = open.pop() {
             if reached.insert(node) {
                 open.extend(self.edges.get(&node).into_iter().flatten());
             }
         }
-        let functions = reached.iter().filter_map(function);
-        functions.filter_map(|index| self.image.functions.get(index)).collect()
+        reached.iter().filter_map(function).collect()
+    }
+
+    /// The functions whose address is in data, or is loaded by an instruction.
+    pub(super) const fn taken(&self) -> &BTreeSet<usize> {
+        &self.taken
+    }
+
+    /// Those of these functions that lead to a function at once.
+    pub(super) fn callers(&self, of: usize, among: &BTreeSet<usize>) -> Vec<&'a Function> {
+        let to = Node::Function(of);
+        let leads = |index: &&usize| {
+            self.edges.get(&Node::Function(**index)).is_some_and(|edges| edges.contains(&to))
+        };
+        among.iter().filter(leads).filter_map(|index| self.image.functions.get(*index)).collect()
     }
 }
 

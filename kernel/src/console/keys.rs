@@ -1,0 +1,94 @@
+//! What is typed: looked for by any CPU that comes by, under a lock that nobody waits with, and kept for the guest until it
+//! takes it.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use mux::line::Keys;
+use mux::queue::Owner;
+use mux::{Command, Input, Mux, Typed};
+use spin::Mutex;
+
+use super::Uart;
+use super::output::{STATE, State, send, speak};
+
+/// So many guests can be typed to.
+const MOST_GUESTS: usize = 8;
+/// Keys taken in one go; a line brings far fewer between two looks.
+const MOST_KEYS: usize = 256;
+
+/// The receiving half of the UART.
+pub(super) static KEYS: Mutex<Option<Keys<Uart>>> = Mutex::new(None);
+static TYPED: Mutex<[Typed; MOST_GUESTS]> = Mutex::new([Typed::EMPTY; MOST_GUESTS]);
+/// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
+static WAITING: AtomicU32 = AtomicU32::new(0);
+
+/// From now on the UART raises its line when a key comes.
+pub(crate) fn interrupt_on_receive() {
+    if let Some(keys) = &mut *KEYS.lock() {
+        keys.interrupt_on_receive();
+    }
+}
+
+/// Takes what was typed off the line; returns a command for the monitor, if one is complete.
+pub(crate) fn listen() -> Option<Command> {
+    let mut keys = KEYS.lock();
+    let mut key = keys.as_mut()?.receive()?;
+    let mut command = None;
+    for _ in 0..MOST_KEYS {
+        match typed(key) {
+            Input::None => {}
+            Input::ToGuest(guest, byte) => {
+                if let Some(typed) = TYPED.lock().get_mut(guest) {
+                    typed.push(byte);
+                    WAITING.fetch_or(1 << guest, Ordering::Release);
+                }
+            }
+            Input::Monitor(complete) => {
+                command = Some(complete);
+                break;
+            }
+        }
+        let Some(next) = keys.as_mut().and_then(Keys::receive) else { break };
+        key = next;
+    }
+    drop(keys);
+    // What was typed is shown; who typed waits for it.
+    send(Some(Owner::Hypervisor));
+    command
+}
+
+fn typed(byte: u8) -> Input {
+    let mut state = STATE.lock();
+    let State { mux, queue, .. } = &mut *state;
+    mux.typed(byte, &mut |byte| queue.push(Owner::Hypervisor, byte))
+}
+
+/// Lists the monitor's commands.
+pub(crate) fn help() {
+    speak(Owner::Hypervisor, 0, Mux::help);
+}
+
+/// Shows the monitor's prompt again.
+pub(crate) fn prompt() {
+    speak(Owner::Hypervisor, 0, Mux::prompt);
+}
+
+/// A byte that was typed for a guest.
+pub(crate) fn typed_for(guest: usize) -> Option<u8> {
+    let own = 1_u32.unbounded_shl(guest as u32);
+    if WAITING.load(Ordering::Acquire) & own == 0 {
+        return None;
+    }
+    let mut all = TYPED.lock();
+    let typed = all.get_mut(guest)?;
+    let byte = typed.pop();
+    if typed.is_empty() {
+        WAITING.fetch_and(!own, Ordering::Release);
+    }
+    byte
+}
+
+/// Whether something typed waits for a guest.
+pub(crate) fn has_typed() -> bool {
+    WAITING.load(Ordering::Acquire) != 0
+}

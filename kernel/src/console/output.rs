@@ -1,0 +1,230 @@
+//! What goes out on the serial line, and who waits for it (`docs/decisions/0052-no-guest-waits-for-anothers-bytes.md`).
+//!
+//! Who speaks puts its bytes into the queue ([`mux::queue`]) and sends what is in front, if that is its own: it waits
+//! for the UART, and nobody for it. Locks: [`STATE`] is held for memory alone. [`LINE`] is held while the UART is
+//! waited for, so it is only tried: who finds it taken leaves its bytes, within its budget, to be sent behind those of
+//! the one who has it, which calls it where it does not send them itself.
+
+use arch::Bdf;
+use arch::uart::UartPlace;
+use mux::line::{Keys, Line, PIECE};
+use mux::queue::{Owner, Queue, Turn};
+use mux::{Mux, Ring};
+use spin::{Mutex, Once};
+
+use super::keys::KEYS;
+use super::{Uart, screen};
+
+/// Far more looks than it takes until a UART has sent what waits for it, or has stalled.
+const MAX_WAITS: u32 = 1 << 28;
+/// A lock that is not let go of in so many looks is held by who will never let go.
+const MAX_LOOKS: u32 = 10_000_000;
+
+/// Who speaks, what waits for the line, and what was said.
+pub(super) struct State {
+    pub(super) mux: Mux,
+    pub(super) queue: Queue,
+    pub(super) log: Ring,
+    /// Where the console's UART is.
+    pub(super) place: Option<UartPlace>,
+    /// The PCI function that it is on.
+    pub(super) card: Option<Bdf>,
+}
+
+pub(super) static STATE: Mutex<State> = Mutex::new(State {
+    mux: Mux::new(),
+    queue: Queue::new(),
+    log: Ring::new(),
+    place: None,
+    card: None,
+});
+static LINE: Mutex<Option<Line<Uart>>> = Mutex::new(None);
+/// Has a CPU of a guest call [`send_for`].
+static CALL: Once<fn(usize)> = Once::new();
+
+impl State {
+    /// Has `work` put an owner's bytes into the queue, in whole, if they are taken now. Without a UART they are gone.
+    fn put(&mut self, owner: Owner, work: &impl Fn(&mut Mux, &mut dyn FnMut(u8))) -> bool {
+        let Self { mux, queue, place, .. } = self;
+        if place.is_none() {
+            work(mux, &mut |_| {});
+            return true;
+        }
+        while let Some((owner, bytes)) = queue.take_loss() {
+            mux.lost(owner, bytes, &mut |byte| queue.push(owner, byte));
+        }
+        let taken = queue.has_room(owner);
+        if taken {
+            work(mux, &mut |byte| queue.push(owner, byte));
+        }
+        taken
+    }
+}
+
+/// Has `owner` say what `work` puts into the queue: it waits for its own bytes, and for room for them. Where the UART
+/// has stalled they are lost, `size` bytes.
+pub(super) fn speak(owner: Owner, size: u64, work: impl Fn(&mut Mux, &mut dyn FnMut(u8))) {
+    for _ in 0..MAX_WAITS {
+        if STATE.lock().put(owner, &work) {
+            send(Some(owner));
+            return;
+        }
+        if !send(Some(owner)) {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    STATE.lock().queue.lose(owner, size);
+}
+
+/// Leaves in the queue what `work` puts there, for a CPU of the guest's to send. What finds no room is lost.
+pub(super) fn leave(guest: usize, size: u64, work: impl Fn(&mut Mux, &mut dyn FnMut(u8))) {
+    let owner = Owner::Guest(guest);
+    let mut state = STATE.lock();
+    if !state.put(owner, &work) {
+        state.queue.lose(owner, size);
+    }
+    drop(state);
+    call(guest);
+}
+
+/// Sends what is `speaker`'s to send, and calls who is next; `false`: the UART has stalled.
+pub(super) fn send(speaker: Option<Owner>) -> bool {
+    loop {
+        let Some(mut line) = LINE.try_lock() else { return true };
+        let Some(uart) = line.as_mut() else { return true };
+        let Some(mut next) = send_on(uart, speaker) else { return false };
+        drop(line);
+        if next == Turn::Done {
+            // Who found the line taken has left its bytes.
+            next = STATE.lock().queue.turn(speaker);
+        }
+        match next {
+            Turn::Send => {}
+            Turn::Done => return true,
+            Turn::Call(guest) => {
+                call(guest);
+                return true;
+            }
+        }
+    }
+}
+
+/// Sends as long as it is `speaker`'s turn, and says what is next; the queue is not locked while the UART is waited
+/// for. Nothing: the UART has stalled.
+fn send_on(line: &mut Line<Uart>, speaker: Option<Owner>) -> Option<Turn> {
+    loop {
+        let turn = STATE.lock().queue.turn(speaker);
+        if turn != Turn::Send {
+            return Some(turn);
+        }
+        let room = line.wait_for_room();
+        if room == 0 {
+            return None;
+        }
+        send_piece(line, room);
+    }
+}
+
+fn call(guest: usize) {
+    if let Some(call) = CALL.get() {
+        call(guest);
+    }
+}
+
+fn send_piece(line: &mut Line<Uart>, room: usize) {
+    let mut piece = [0; PIECE];
+    let Some(piece) = piece.get_mut(..room.min(PIECE)) else { return };
+    let count = STATE.lock().queue.take(piece);
+    line.send(piece.get(..count).unwrap_or_default());
+}
+
+/// Has a CPU of a guest see out what is the guest's: it was called for that.
+pub(crate) fn send_for(guest: usize) {
+    send(Some(Owner::Guest(guest)));
+}
+
+/// Sends a piece, whoever's it is, if that costs no waiting.
+pub(crate) fn pass() {
+    let Some(mut line) = LINE.try_lock() else { return };
+    let Some(line) = line.as_mut() else { return };
+    if STATE.lock().queue.is_empty() {
+        return;
+    }
+    let room = line.room();
+    if room > 0 {
+        send_piece(line, room);
+    }
+}
+
+/// From now on a guest whose bytes wait is called so.
+pub(crate) fn call_by(call: fn(usize)) {
+    CALL.call_once(|| call);
+}
+
+/// Waits until the last byte is out.
+pub(crate) fn drain() {
+    for _ in 0..MAX_LOOKS {
+        if !send(None) || STATE.lock().queue.is_empty() {
+            break;
+        }
+        core::hint::spin_loop();
+    }
+    if let Some(mut line) = LINE.try_lock()
+        && let Some(line) = line.as_mut()
+    {
+        line.drain();
+    }
+}
+
+/// Goes on at another UART, or at none.
+///
+/// # Safety
+/// Nobody else drives it.
+pub(super) unsafe fn move_to(place: Option<UartPlace>, divisor: Option<u16>, card: Option<Bdf>) {
+    let (mut line, mut keys) = (LINE.lock(), KEYS.lock());
+    *line = place.map(|place| Line::new(Uart(place), divisor));
+    *keys = place.map(|place| Keys::new(Uart(place)));
+    let mut state = STATE.lock();
+    state.queue.clear();
+    (state.place, state.card) = (place, card);
+}
+
+/// A lock of the console's, whatever it guards.
+trait Lock {
+    fn is_free(&self) -> bool;
+    /// # Safety
+    /// Who holds it never goes on.
+    unsafe fn force(&self);
+}
+
+impl<T> Lock for Mutex<T> {
+    fn is_free(&self) -> bool {
+        self.try_lock().is_some()
+    }
+
+    unsafe fn force(&self) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.force_unlock() };
+    }
+}
+
+/// Breaks the console's locks that are not let go of: only for a CPU that will never go on, so that its last words are
+/// seen even if it held them.
+///
+/// # Safety
+/// No other CPU writes any more, or garbled output is acceptable.
+pub(crate) unsafe fn break_lock() {
+    let locks: [&dyn Lock; 3] = [&STATE, &LINE, &screen::SCREEN];
+    for lock in locks {
+        let is_free = (0..MAX_LOOKS).any(|_| {
+            core::hint::spin_loop();
+            lock.is_free()
+        });
+        if !is_free {
+            // SAFETY: held for so long, it is held by a CPU that has stopped, such as this one.
+            unsafe { lock.force() };
+        }
+    }
+    screen::leave_if_failed();
+}
