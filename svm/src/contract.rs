@@ -37,7 +37,7 @@ impl Vcpu for SvmVcpu {
             VMEXIT_CPUID => ExitReason::Cpuid,
             VMEXIT_MSR if exitinfo1 & 1 == 0 => ExitReason::ReadMsr,
             VMEXIT_MSR => ExitReason::WriteMsr,
-            _ => self.last_exit(None),
+            _ => self.last_exit(),
         }
     }
 
@@ -45,7 +45,7 @@ impl Vcpu for SvmVcpu {
         let step = self.begin_step(root, one);
         self.enter();
         let ended = self.end_step(step);
-        self.last_exit(ended)
+        self.watched_exit(ended)
     }
 
     fn vectoring(&self) -> Option<Vectoring> {

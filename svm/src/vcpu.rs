@@ -164,28 +164,30 @@ impl SvmVcpu {
         self.entered();
     }
 
-    /// What [`Self::enter`] has come back with, if it was not what ended a step.
+    /// What [`Self::enter`] has come back with.
     #[inline(never)]
-    pub(crate) fn last_exit(&mut self, ended: Option<ExitReason>) -> ExitReason {
-        if self.nmis.any() {
-            return self.watched_exit(ended);
+    pub(crate) fn last_exit(&mut self) -> ExitReason {
+        match self.vmcb().control.exitcode {
+            VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => self.watched_exit(None),
+            _ if self.nmis.any() => self.watched_exit(None),
+            _ => decode(self.vmcb(), None),
         }
-        ended.unwrap_or_else(|| self.exit_reason())
     }
 
-    /// The same of a guest that serves an NMI, or for which one waits. The frequent exits are not watched: none of them
-    /// cuts short an NMI's delivery, and behind the delivery of another event there comes an exit for the one that waits.
+    /// The same where there is something to do first, or may be, for a guest that serves an NMI or for which one waits.
+    /// `ended`: what ended a step. The frequent exits are not watched: none of them cuts short an NMI's delivery, and
+    /// behind the delivery of another event there comes an exit for the one that waits.
     #[cold]
     #[inline(never)]
-    fn watched_exit(&mut self, ended: Option<ExitReason>) -> ExitReason {
+    pub(crate) fn watched_exit(&mut self, ended: Option<ExitReason>) -> ExitReason {
         let ended = ended.or_else(|| self.look_at_iret());
-        let reason = ended.unwrap_or_else(|| self.exit_reason());
+        let reason = ended.unwrap_or_else(|| self.attend());
         self.deliver_nmi();
         reason
     }
 
     /// The host takes what made the guest exit, if it was an NMI or an interrupt.
-    fn exit_reason(&mut self) -> ExitReason {
+    fn attend(&mut self) -> ExitReason {
         let mut acknowledged = None;
         match self.vmcb().control.exitcode {
             // SAFETY: `vmrun` returns with IF = 0; the handler is there, as `new`'s caller promised.

@@ -56,7 +56,7 @@ const CONFIGURATIONS: &[(&str, &str, &str)] = &[
     ("name = \"a\"", "name = \"a",
          "c.toml:2: this is not TOML: the text that begins here has no end: close it with \" on this line (column 8)"),
     ("#", "memry = 1",
-         "c.toml:6: unknown key \"memry\" in [[guest]]: the keys are name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, pit, on_crash, on_reboot, unsafe_no_iommu"),
+         "c.toml:6: unknown key \"memry\" in [[guest]]: the keys are name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, unsafe_no_iommu"),
     ("cpus = [0]", "",
          "c.toml:1: this [[guest]] has no cpus: add a line such as cpus = [0]"),
     ("\"64M\"", "64",

@@ -17,7 +17,7 @@ fn exit(vcpu: &mut SvmVcpu, exitcode: u64, rip: u64, exitintinfo: u64) {
     let vmcb = vcpu.vmcb_mut();
     (vmcb.control.exitcode, vmcb.save.rip) = (exitcode, rip);
     vmcb.control.exitintinfo = exitintinfo;
-    let _ = vcpu.last_exit(None);
+    let _ = vcpu.last_exit();
 }
 
 /// An exit that is not frequent and says nothing of NMIs.

@@ -113,7 +113,7 @@ fn vector_stores_are_written_whole_or_not_at_all() {
     world.map(IDT + 0x1000, 0);
     let before = world.get::<8>(IDT + 0xff8);
     world.touch(&MOVUPS, IDT + 0xff8, true);
-    assert_eq!(world.vcpu.cr2, IDT + 0x1007);
+    assert_eq!(world.vcpu.cr2, IDT + 0x1000, "the first byte that is not there");
     assert_eq!(world.vcpu.injected, Some(Event::exception(exception::PF, Some(2))));
     assert_eq!(world.get::<8>(IDT + 0xff8), before);
 }
