@@ -188,6 +188,8 @@ impl<P: Platform> Context<'_, P> {
         let tries = before.map_or(1, |(_, _, tries)| tries + 1);
         if tries < MAX_TRIES {
             self.cpu.stuck = Some((here.0, here.1, tries));
+            // A little longer each time: two CPUs that go in step, as an emulator's do, would meet so again and again.
+            (0..tries).for_each(|_| core::hint::spin_loop());
             return Next::Resume;
         }
         self.cpu.stuck = None;
