@@ -1,43 +1,13 @@
 //! Exit reasons, common to VT-x and AMD-V.
 //!
-//! `vmx` and `svm` decode their exit records into an [`Exit`] (pure, from a snapshot); `guest`
-//! decides what to do.
+//! `vmx` and `svm` decode the reason once, as [`crate::vcpu::Vcpu::run`] returns; `guest` decides what to do. What else
+//! the CPU has recorded of an exit is read when it is asked for ([`crate::vcpu::Vcpu::vectoring`],
+//! [`crate::vcpu::Vcpu::instruction_length`]): the most frequent exits ask for little of it.
 
 use crate::address::Gpa;
 use crate::interrupt::Vector;
 use crate::machine::Width;
 use crate::vcpu::EventKind;
-
-/// One exit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Exit {
-    /// The reason.
-    pub reason: ExitReason,
-    /// The event whose delivery through the guest's IDT was under way when the exit happened
-    /// (VMX: IDT-vectoring information; SVM: EXITINTINFO). It has not been delivered.
-    pub vectoring: Option<Vectoring>,
-    /// Length of the instruction that caused the exit, where the hardware tells.
-    pub instruction_length: Option<u8>,
-}
-
-impl Exit {
-    /// An exit by an instruction of `length` bytes. It cuts no event short.
-    #[must_use]
-    pub const fn instruction(reason: ExitReason, length: u8) -> Self {
-        Self { reason, vectoring: None, instruction_length: Some(length) }
-    }
-}
-
-/// The exits that guests cause most often, each with the length of the instruction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Frequent {
-    /// [`ExitReason::Cpuid`].
-    Cpuid(u8),
-    /// [`ExitReason::ReadMsr`].
-    ReadMsr(u8),
-    /// [`ExitReason::WriteMsr`].
-    WriteMsr(u8),
-}
 
 /// An event whose delivery was cut short by an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,8 +18,6 @@ pub struct Vectoring {
     pub kind: EventKind,
     /// Its error code, where it has one.
     pub error_code: Option<u32>,
-    /// Length of the `INT n` or `INT3` instruction, for software events, where the hardware tells.
-    pub instruction_length: Option<u8>,
 }
 
 /// Why the guest stopped.
@@ -80,16 +48,17 @@ pub enum ExitReason {
     },
     /// A non-maskable interrupt arrived; the back end has already taken it in the host.
     Nmi,
-    /// An external interrupt arrived (only in the modes that intercept it). The back end has
-    /// acknowledged it: its vector is in service in the physical local APIC.
-    ExternalInterrupt(Vector),
+    /// An external interrupt arrived (only in the modes that intercept it). The back end has acknowledged it: its
+    /// vector is in service in the physical local APIC. `None`: it was gone by then.
+    ExternalInterrupt(Option<Vector>),
     /// The guest ended a level-triggered interrupt ([`crate::vcpu::InterruptMode::Posted`]); the CPU has
     /// taken it out of ISR.
     EndOfInterrupt(Vector),
     /// The guest has written the register at this offset of its virtual-APIC page (RIP is behind the write),
     /// and what the write asks for is left to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
     ApicWrite(u16),
-    /// The guest can take an interrupt now (asked for by `set_interrupt_window`).
+    /// The guest can take an interrupt now (asked for by `set_interrupt_window`), or an NMI, which the back end had
+    /// kept for it and delivers.
     InterruptWindow,
     /// The preemption timer expired (VMX only).
     PreemptionTimer,
@@ -107,7 +76,8 @@ pub enum ExitReason {
     /// may.
     ControlRegister(ControlRegisterWrite),
     /// What [`crate::vcpu::Vcpu::step`] was for is over: the instruction is done, or an event came before it, which
-    /// the back end has delivered or left pending.
+    /// the back end has delivered or left pending. It has cut nothing short. A back end also tells it where it has done
+    /// by itself all that an exit was for (SVM: IRET, a write of CR8).
     Step,
     /// INIT arrived at a CPU that runs a guest.
     Init,
@@ -120,6 +90,26 @@ pub enum ExitReason {
         /// VMX: exit qualification. SVM: EXITINFO1.
         qualification: u64,
     },
+}
+
+impl ExitReason {
+    /// Whether the exit may have cut short the delivery of an event that is still to be delivered. An exit by one of the
+    /// frequent instructions has not; an exception decides itself what becomes of the event; and there is none after a
+    /// triple fault, a step or an entry that failed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cuts_short(&self) -> bool {
+        !matches!(
+            self,
+            Self::Cpuid
+                | Self::ReadMsr
+                | Self::WriteMsr
+                | Self::Exception { .. }
+                | Self::TripleFault
+                | Self::Step
+                | Self::EntryFailure(_)
+        )
+    }
 }
 
 /// A port access.

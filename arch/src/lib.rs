@@ -5,7 +5,7 @@
 //! crate joins them.
 //!
 //! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
-//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`exit::Exit`] (why it stopped),
+//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`ExitReason`] (why it stopped),
 //!   [`iommu::Iommu`] (DMA and interrupt remapping), [`machine::Machine`] (the physical machine as
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
 #![cfg_attr(not(test), no_std)]
@@ -28,6 +28,6 @@ pub mod vcpu;
 
 pub use address::{Gpa, Gva, Hpa, Iova, PageSize};
 pub use bdf::Bdf;
-pub use exit::{Exit, ExitReason};
+pub use exit::ExitReason;
 pub use interrupt::{ApicId, Vector};
 pub use machine::Width;

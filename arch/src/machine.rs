@@ -237,6 +237,11 @@ pub trait Machine {
     fn map(&mut self, gpa: Gpa, part: Part, offset: u64, length: u64);
     /// Takes a range out of the guest-physical address space: accesses exit from now on.
     fn unmap(&mut self, gpa: Gpa, length: u64);
+    /// Whether the nested table has changed since the last call. The guest's other CPUs have then been asked to drop
+    /// what they have cached of it; the one that calls has to.
+    fn nested_changed(&mut self) -> bool {
+        false
+    }
     /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with
     /// `None` takes it away again.
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);

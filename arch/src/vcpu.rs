@@ -3,7 +3,7 @@
 use core::fmt;
 
 use crate::address::Hpa;
-use crate::exit::{Exit, Frequent};
+use crate::exit::{ExitReason, Vectoring};
 use crate::interrupt::Vector;
 use crate::register::Gpr;
 use crate::segment::{
@@ -211,13 +211,18 @@ impl StartState {
 /// Getters speak of the guest as it sees itself: what the hypervisor must keep in a register
 /// (CR4.VMXE, EFER.SVME …) is hidden from `cr0`, `cr4` and `efer` and kept by their setters.
 pub trait Vcpu {
-    /// Enters the guest and comes back at its next exit: with one that is frequent, told without
-    /// the rest of the exit's record, or with `None` for any other, which [`Self::exit`] tells.
-    fn run(&mut self) -> Option<Frequent>;
-    /// The exit with which [`Self::run`] has come back, if it is not a frequent one; `None` where
-    /// the back end dealt with it. NMIs have been taken, and where external interrupts
-    /// exit, the one that did has been acknowledged, when this returns.
-    fn exit(&mut self) -> Option<Exit>;
+    /// Enters the guest and comes back at its next exit, with its reason. NMIs have been taken, and where external
+    /// interrupts exit, the one that did has been acknowledged, when this returns.
+    fn run(&mut self) -> ExitReason;
+    /// [`Self::run`] with the nested page table at `root`. With `one` the exit comes behind the next instruction, as
+    /// [`ExitReason::Step`], if none came before.
+    fn step(&mut self, root: Hpa, one: bool) -> ExitReason;
+    /// The event whose delivery through the guest's IDT was under way when the exit happened (VMX: IDT-vectoring
+    /// information; SVM: EXITINTINFO). It has not been delivered. Not for [`ExitReason::Step`].
+    fn vectoring(&self) -> Option<Vectoring>;
+    /// Length of the instruction that caused the exit. `bare` is its length without prefixes, for a CPU that does not
+    /// tell: a needless prefix would be taken for the next instruction's there. Compilers emit none.
+    fn instruction_length(&self, bare: u8) -> u8;
 
     /// Loads every register of `state` and clears whatever was to be injected.
     fn load(&mut self, state: &StartState);
@@ -290,15 +295,9 @@ pub trait Vcpu {
     /// Carries out the write of a control register for which the guest has exited
     /// ([`crate::ExitReason::ControlRegister`]), or raises #GP for it; `false` where the exit does not tell what is
     /// written.
-    fn move_to_control_register(&mut self) -> bool {
-        false
-    }
+    fn move_to_control_register(&mut self) -> bool;
     /// From here to the next call of [`Self::set_interrupt_window`] HLT does not exit: the CPU halts in the guest.
     fn let_halt(&mut self);
-    /// The next entry uses the nested page table at `root`, and the exit after it, which [`Self::exit`] must tell,
-    /// ends that. With `one` it comes behind the next instruction, as [`crate::ExitReason::Step`], if none came
-    /// before.
-    fn step(&mut self, root: Hpa, one: bool);
     /// Which exceptions exit: bit n for vector n.
     fn set_exception_intercepts(&mut self, bitmap: u32);
     /// Which exceptions exit.
@@ -311,9 +310,9 @@ pub trait Vcpu {
     }
     /// Sets them.
     fn set_debug_registers(&mut self, _: &DebugRegisters) {}
-    /// Where the last exit was a debug exception: its conditions, as in DR6.
-    fn debug_exception(&self) -> Option<u64> {
-        None
+    /// Whether the last exit was a debug exception, a step's own too.
+    fn debug_exception(&self) -> bool {
+        false
     }
     /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while
     /// the guest runs.

@@ -20,12 +20,12 @@ use arch::vcpu::InterruptMode;
 use arch::{ApicId, Gpa, Vector};
 
 use crate::grants::Reason;
-use crate::icr::{Addressing, IcrRequest};
+use crate::icr::{Addressing, DEFINED, Destination, IcrRequest, LOGICAL};
 use crate::pending::Pending;
 pub use passes::{VIRTUAL_ICR, passes};
+pub use registers::RESET_WRITES;
 pub(crate) use registers::writable;
 use registers::{LVT_COUNT, MASKED, SOFTWARE_ENABLE};
-pub use registers::{RESET_WRITES, vector_named};
 
 /// The access raises #GP in the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,6 +71,19 @@ pub enum ApicAction {
         /// Level: its line may interrupt again now.
         trigger: TriggerMode,
     },
+}
+
+impl ApicAction {
+    /// The vector that it sends or sets up, which must be granted first, and why.
+    #[inline]
+    #[must_use]
+    pub const fn vector(&self) -> Option<(Vector, Reason)> {
+        match *self {
+            Self::Grant { vector, why, .. } => Some((vector, why)),
+            Self::Ipi(request) if request.has_vector() => Some((request.vector, Reason::Ipi)),
+            Self::None | Self::WritePhysical { .. } | Self::Ipi(_) | Self::Eoi { .. } => None,
+        }
+    }
 }
 
 /// Where a read finds its value.
@@ -203,6 +216,7 @@ impl VirtualApic {
 
     /// Takes an interrupt in (exiting mode). Lost where the guest has switched its APIC off, as on
     /// hardware; `false` then.
+    #[inline(never)]
     pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
         let enabled = self.addressing().enabled();
         if enabled {
@@ -224,13 +238,11 @@ impl VirtualApic {
     /// # Errors
     /// Where nothing can be written, for reserved bits, or if the guest is not in x2APIC mode.
     pub fn write(&mut self, msr: u32, value: u64) -> Result<ApicAction, GpFault> {
+        if msr == IA32_X2APIC_ICR {
+            return self.write_icr(value);
+        }
         if !self.in_x2apic_mode() {
             return Err(GpFault);
-        }
-        if msr == IA32_X2APIC_ICR {
-            let request = IcrRequest::decode(value)?;
-            self.remember_icr(value);
-            return Ok(self.send(request));
         }
         let (bits, ignored) = writable(msr).ok_or(GpFault)?;
         if value & !u64::from(bits | ignored) != 0 {
@@ -239,10 +251,20 @@ impl VirtualApic {
         self.write_register(msr, value as u32 & bits)
     }
 
-    /// Keeps what was written to ICR, which reads back.
-    #[inline]
-    pub fn remember_icr(&mut self, value: u64) {
+    /// [`Self::write`] of ICR.
+    ///
+    /// # Errors
+    /// For reserved bits, or if the guest is not in x2APIC mode.
+    #[inline(always)]
+    pub fn write_icr(&mut self, value: u64) -> Result<ApicAction, GpFault> {
+        let low = value as u32;
+        if !self.in_x2apic_mode() || low & !DEFINED != 0 {
+            return Err(GpFault);
+        }
+        // It reads back.
         self.icr = value & !(1 << 12);
+        let destination = Destination::of_word((value >> 32) as u32, low & LOGICAL != 0);
+        Ok(self.send(IcrRequest::decode(low, destination)))
     }
 }
 

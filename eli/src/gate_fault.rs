@@ -5,7 +5,7 @@
 //! in the physical local APIC.
 
 use arch::Vector;
-use arch::exit::{Exit, ExitReason, Vectoring};
+use arch::exit::Vectoring;
 use arch::vcpu::{Event, EventKind, exception};
 
 use crate::grants::Grants;
@@ -33,46 +33,46 @@ pub enum FaultAction {
     TripleFault,
 }
 
-/// Judges an intercepted exception. `real_gate_present` says whether the guest itself made a gate
+/// Judges `own`, an intercepted exception; `first` was being delivered. `real_gate_present` says whether the guest itself made a gate
 /// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `false`: what
 /// the CPU met is the guest's own). For a granted vector it must be sure that the CPU reads the
-/// shadow, or the same would be tried for ever. `None` where `exit` is no exception.
+/// shadow, or the same would be tried for ever.
 pub fn classify(
-    exit: &Exit,
+    own: Event,
+    first: Option<Vectoring>,
     grants: &Grants,
     real_gate_present: impl Fn(Vector) -> bool,
-) -> Option<FaultAction> {
-    let ExitReason::Exception { vector, error_code, .. } = exit.reason else { return None };
-    let own = Event::exception(vector.0, error_code);
-    let code = error_code.unwrap_or(0);
+) -> FaultAction {
+    let vector = own.vector;
+    let code = own.error_code.unwrap_or(0);
     let gate = Vector((code >> 3) as u8);
     let of_gate = code & IDT != 0 && matches!(vector.0, exception::NP | exception::GP);
     // The exception is about the code segment behind the gate, or about something else: a gate of
     // the shadow has no part in it.
     if !of_gate || !gate.is_external() {
-        return Some(reflect(exit.vectoring, own));
+        return reflect(first, own);
     }
     let not_present = vector.0 == exception::NP;
-    match exit.vectoring {
+    match first {
         Some(Vectoring { vector, kind: EventKind::ExternalInterrupt, .. }) if vector == gate => {
             // Another CPU may have been granting the vector at the same time: it is granted by now.
             if not_present && real_gate_present(gate) {
-                return Some(FaultAction::GrantAndRedeliver(gate));
+                return FaultAction::GrantAndRedeliver(gate);
             }
             if not_present && !grants.allows(gate) {
-                return Some(FaultAction::DropSpurious(gate));
+                return FaultAction::DropSpurious(gate);
             }
             // As on hardware: the vector stays in service, the guest gets the exception. Emulators
             // leave out EXT.
-            Some(reflect(exit.vectoring, Event { error_code: Some(code | EXT), ..own }))
+            reflect(first, Event { error_code: Some(code | EXT), ..own })
         }
         // The back ends report INT n either as an event under way or, with EXT clear, not at all.
         None | Some(Vectoring { kind: EventKind::SoftwareInterrupt, .. })
             if not_present && code & EXT == 0 && real_gate_present(gate) =>
         {
-            Some(FaultAction::SoftwareInterrupt(gate))
+            FaultAction::SoftwareInterrupt(gate)
         }
-        _ => Some(reflect(exit.vectoring, own)),
+        _ => reflect(first, own),
     }
 }
 
@@ -120,16 +120,20 @@ mod tests {
     use super::*;
     use crate::grants::Reason;
 
+    /// An exception with error code `code`, raised while `first` was being delivered.
+    type Exit = (Event, Option<Vectoring>);
+
     fn exit(vector: u8, code: u32, first: Option<(u8, EventKind)>) -> Exit {
         let vectoring = first.map(|(vector, kind)| Vectoring {
             vector: Vector(vector),
             kind,
             error_code: None,
-            instruction_length: None,
         });
-        let vector = Vector(vector);
-        let reason = ExitReason::Exception { vector, error_code: Some(code), qualification: 0 };
-        Exit { reason, vectoring, instruction_length: None }
+        (Event::exception(vector, Some(code)), vectoring)
+    }
+
+    fn classify(exit: &Exit, grants: &Grants, real: impl Fn(Vector) -> bool) -> FaultAction {
+        super::classify(exit.0, exit.1, grants, real)
     }
 
     fn gate_code(vector: u8, ext: u32) -> u32 {
@@ -147,7 +151,7 @@ mod tests {
                 let exit =
                     exit(11, gate_code(vector, ext), Some((vector, EventKind::ExternalInterrupt)));
                 let verdict = classify(&exit, &Grants::new(), |gate| gate == Vector(vector));
-                assert_eq!(verdict, Some(FaultAction::GrantAndRedeliver(Vector(vector))));
+                assert_eq!(verdict, FaultAction::GrantAndRedeliver(Vector(vector)));
             }
         }
     }
@@ -156,19 +160,19 @@ mod tests {
     fn an_interrupt_without_a_gate_is_the_guests_only_if_it_asked_for_it() {
         let grants = Grants::new();
         let exit = exit(11, gate_code(0x50, 0), Some((0x50, EventKind::ExternalInterrupt)));
-        let spurious = Some(FaultAction::DropSpurious(Vector(0x50)));
+        let spurious = FaultAction::DropSpurious(Vector(0x50));
         assert_eq!(classify(&exit, &grants, |_| false), spurious);
         grants.grant(Vector(0x50), Reason::Device);
-        assert_eq!(classify(&exit, &grants, |_| false), Some(np(gate_code(0x50, EXT))));
+        assert_eq!(classify(&exit, &grants, |_| false), np(gate_code(0x50, EXT)));
     }
 
     #[test]
     fn int_n_works_as_the_guests_own_gate_says() {
         for first in [None, Some((0x80, EventKind::SoftwareInterrupt))] {
             let exit = exit(11, gate_code(0x80, 0), first);
-            let software = Some(FaultAction::SoftwareInterrupt(Vector(0x80)));
+            let software = FaultAction::SoftwareInterrupt(Vector(0x80));
             assert_eq!(classify(&exit, &Grants::new(), |_| true), software);
-            let own = Some(np(gate_code(0x80, 0)));
+            let own = np(gate_code(0x80, 0));
             assert_eq!(classify(&exit, &Grants::new(), |_| false), own);
         }
     }
@@ -183,43 +187,42 @@ mod tests {
             (EventKind::SoftwareInterrupt, 0, FaultAction::SoftwareInterrupt(vector)),
         ] {
             let exit = exit(11, gate_code(0x50, 0), Some((0x50, kind)));
-            assert_eq!(classify(&exit, &grants, |_| true), Some(again));
-            assert_eq!(classify(&exit, &grants, |_| false), Some(np(gate_code(0x50, ext))));
+            assert_eq!(classify(&exit, &grants, |_| true), again);
+            assert_eq!(classify(&exit, &grants, |_| false), np(gate_code(0x50, ext)));
         }
     }
 
     #[test]
     fn what_the_hardware_calls_external_is_not_taken_for_int_n() {
         let exit = exit(11, gate_code(0x80, EXT), None);
-        let own = Some(np(gate_code(0x80, EXT)));
+        let own = np(gate_code(0x80, EXT));
         assert_eq!(classify(&exit, &Grants::new(), |_| true), own);
     }
 
     #[test]
     fn a_missing_code_segment_behind_a_gate_is_the_guests_own_fault() {
         let exit = exit(11, 0x81, Some((0x50, EventKind::ExternalInterrupt)));
-        assert_eq!(classify(&exit, &Grants::new(), |_| true), Some(np(0x81)));
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), np(0x81));
     }
 
     #[test]
     fn gates_of_exceptions_are_the_guests_own() {
         let code = gate_code(6, 1);
         let first = Some((6, EventKind::HardwareException));
-        assert_eq!(classify(&exit(11, code, first), &Grants::new(), |_| true), Some(np(code)));
+        assert_eq!(classify(&exit(11, code, first), &Grants::new(), |_| true), np(code));
     }
 
     #[test]
     fn a_short_table_gives_the_guest_the_fault_that_hardware_would() {
         let exit = exit(13, gate_code(0x50, 1), Some((0x50, EventKind::ExternalInterrupt)));
         let gp = FaultAction::Reflect(Event::exception(exception::GP, Some(gate_code(0x50, 1))));
-        assert_eq!(classify(&exit, &Grants::new(), |_| true), Some(gp));
+        assert_eq!(classify(&exit, &Grants::new(), |_| true), gp);
     }
 
     #[test]
     fn faults_in_a_row_make_double_and_triple_faults() {
         let hardware = |vector| Some((vector, EventKind::HardwareException));
-        let verdict =
-            |first, second| classify(&exit(second, 0, first), &Grants::new(), |_| false).unwrap();
+        let verdict = |first, second| classify(&exit(second, 0, first), &Grants::new(), |_| false);
         let double = FaultAction::Reflect(Event::exception(exception::DF, Some(0)));
         assert_eq!(verdict(hardware(14), 11), double);
         assert_eq!(verdict(hardware(13), 11), double);
@@ -227,11 +230,5 @@ mod tests {
         assert_eq!(verdict(hardware(8), 11), FaultAction::TripleFault);
         assert_eq!(verdict(hardware(1), 11), np(0));
         assert_eq!(verdict(Some((13, EventKind::SoftwareInterrupt)), 11), np(0));
-    }
-
-    #[test]
-    fn other_exits_are_not_classified() {
-        let exit = Exit { reason: ExitReason::Cpuid, vectoring: None, instruction_length: None };
-        assert_eq!(classify(&exit, &Grants::new(), |_| true), None);
     }
 }

@@ -3,8 +3,6 @@
 
 use arch::{ApicId, Vector};
 
-use crate::apic::GpFault;
-
 /// Kind of an interprocessor interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IpiKind {
@@ -37,6 +35,12 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// What 32 bits name: the destination of x2APIC mode.
+    #[must_use]
+    pub const fn of_word(field: u32, logical: bool) -> Self {
+        if logical { Self::Logical(field) } else { Self::Physical(ApicId(field)) }
+    }
+
     /// What 8 bits name: the destination of xAPIC mode, of a message and of an I/O APIC's line.
     #[must_use]
     pub const fn of_byte(field: u8, logical: bool) -> Self {
@@ -144,58 +148,23 @@ pub struct IcrRequest {
     pub destination: Destination,
 }
 
-/// A fixed interrupt to CPUs that are named one by one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FixedIpi {
-    /// Its vector, 32 or above.
-    pub vector: Vector,
-    /// Bit n for the CPU with identifier n.
-    pub cpus: u64,
-}
-
+const DELIVERY_MODE: u32 = 7 << 8;
+const SHORTHAND: u32 = 3 << 18;
+/// Destination mode: logical.
+pub(crate) const LOGICAL: u32 = 1 << 11;
 /// Bits of the low half that are defined; bit 12 was the delivery status of xAPIC mode and is
 /// ignored.
 pub(crate) const DEFINED: u32 = 0x000c_dfff;
 
 impl IcrRequest {
-    /// What a write of `value` in x2APIC mode asks for; `None` for what no CPU takes notice of (SMI,
-    /// INIT de-assert, reserved delivery modes).
-    pub(crate) fn decode(value: u64) -> Result<Option<Self>, GpFault> {
-        if value as u32 & !DEFINED != 0 {
-            return Err(GpFault);
-        }
-        let field = (value >> 32) as u32;
-        let logical = value & 1 << 11 != 0;
-        let destination = if logical {
-            Destination::Logical(field)
-        } else {
-            Destination::Physical(ApicId(field))
-        };
-        Ok(Self::with_destination(value as u32, destination))
-    }
-
-    /// The same as [`Self::decode`] for the most frequent kind; `None` for every other, and for
-    /// identifiers above 63.
+    /// What a write of the low half asks for, with the destination field decoded as the mode has it; `None` for what no
+    /// CPU takes notice of (SMI, INIT de-assert, reserved delivery modes).
     #[inline(always)]
-    #[must_use]
-    pub fn decode_fixed(value: u64) -> Option<FixedIpi> {
-        const LOGICAL: u64 = 1 << 11;
-        // Vector, destination mode, delivery status, level: what is left is 0.
-        const FREE: u32 = 0x58ff;
-        let (vector, field) = (Vector(value as u8), (value >> 32) as u32);
-        if value as u32 & !FREE != 0 || !vector.is_external() {
-            return None;
+    pub(crate) fn decode(low: u32, destination: Destination) -> Option<Self> {
+        // Most are fixed, and for the destination.
+        if low & (DELIVERY_MODE | SHORTHAND) == 0 {
+            return Some(Self { kind: IpiKind::Fixed, vector: Vector(low as u8), destination });
         }
-        let cpus = if value & LOGICAL == 0 {
-            1_u64.checked_shl(field)?
-        } else {
-            u64::from(field & 0xffff).checked_shl((field >> 16).checked_mul(16)?)?
-        };
-        Some(FixedIpi { vector, cpus })
-    }
-
-    /// The same for the low half of the register, with the destination field already decoded.
-    pub(crate) fn with_destination(low: u32, destination: Destination) -> Option<Self> {
         let level_deassert = low & 1 << 15 != 0 && low & 1 << 14 == 0;
         let kind = match low >> 8 & 7 {
             0 => IpiKind::Fixed,
@@ -230,49 +199,25 @@ impl IcrRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+
+    /// A write in x2APIC mode.
+    fn decode(value: u64) -> Option<IcrRequest> {
+        let low = value as u32;
+        IcrRequest::decode(low, Destination::of_word((value >> 32) as u32, low & LOGICAL != 0))
+    }
 
     #[test]
     fn linux_start_up_sequence_is_understood() {
         let request = |kind, vector, destination| {
-            Ok(Some(IcrRequest { kind, vector: Vector(vector), destination }))
+            Some(IcrRequest { kind, vector: Vector(vector), destination })
         };
-        let to_1 = Destination::Physical(ApicId(1));
-        assert_eq!(IcrRequest::decode(0x1_0000_c500), request(IpiKind::Init, 0, to_1));
-        assert_eq!(IcrRequest::decode(0x1_0000_8500), Ok(None), "INIT de-assert");
-        assert_eq!(IcrRequest::decode(0x1_0000_0699), request(IpiKind::Startup, 0x99, to_1));
-        assert_eq!(
-            IcrRequest::decode(0x400),
-            request(IpiKind::Nmi, 0, Destination::Physical(ApicId(0)))
-        );
-        assert_eq!(
-            IcrRequest::decode(0x3_0000_08fb),
-            request(IpiKind::Fixed, 0xfb, Destination::Logical(3))
-        );
-        assert_eq!(
-            IcrRequest::decode(0xc_00fc),
-            request(IpiKind::Fixed, 0xfc, Destination::Others)
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn the_short_way_names_the_same_cpus(vector: u8, logical: bool, field: u32, shift in 0_u32..32) {
-            let value = u64::from(field >> shift) << 32 | u64::from(logical) << 11 | u64::from(vector);
-            let Some(ipi) = IcrRequest::decode_fixed(value) else { return Ok(()) };
-            let request = IcrRequest::decode(value).unwrap().unwrap();
-            prop_assert_eq!((request.kind, request.vector), (IpiKind::Fixed, ipi.vector));
-            for id in 0..64 {
-                let apic = Addressing::new(ApicId(id), true, true, 0, 0);
-                let named = apic.accepts(request.destination, false);
-                prop_assert_eq!(ipi.cpus >> id & 1 != 0, named);
-            }
-        }
-
-        #[test]
-        fn reserved_bits_fault_and_nothing_else(value: u64) {
-            let reserved = value & 0xfff3_2000 != 0;
-            prop_assert_eq!(IcrRequest::decode(value).is_err(), reserved);
-        }
+        let to = |id| Destination::Physical(ApicId(id));
+        assert_eq!(decode(0x1_0000_c500), request(IpiKind::Init, 0, to(1)));
+        assert_eq!(decode(0x1_0000_8500), None, "INIT de-assert");
+        assert_eq!(decode(0x1_0000_0699), request(IpiKind::Startup, 0x99, to(1)));
+        assert_eq!(decode(0x400), request(IpiKind::Nmi, 0, to(0)));
+        let logical = request(IpiKind::Fixed, 0xfb, Destination::Logical(3));
+        assert_eq!(decode(0x3_0000_08fb), logical);
+        assert_eq!(decode(0xc_00fc), request(IpiKind::Fixed, 0xfc, Destination::Others));
     }
 }

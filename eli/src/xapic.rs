@@ -60,8 +60,8 @@ impl VirtualApic {
     fn send_page(&mut self, value: u32) -> ApicAction {
         let low = value & icr::DEFINED & !(1 << 12);
         self.icr = self.icr & !0xffff_ffff | u64::from(low);
-        let destination = Destination::of_byte((self.icr >> 56) as u8, low & 1 << 11 != 0);
-        self.send(IcrRequest::with_destination(low, destination))
+        let destination = Destination::of_byte((self.icr >> 56) as u8, low & icr::LOGICAL != 0);
+        self.send(IcrRequest::decode(low, destination))
     }
 }
 

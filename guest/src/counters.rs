@@ -59,6 +59,7 @@ counters! {
 impl Counter {
     /// The counter of an exit reason. A trapped EOI and a gate of the shadow IDT that was not
     /// present have counters of their own, which the handler names instead.
+    #[inline(always)]
     #[must_use]
     pub const fn of(reason: &ExitReason) -> Self {
         match reason {
@@ -290,7 +291,7 @@ mod tests {
             }),
             ExitReason::Exception { vector, error_code: None, qualification: 0 },
             ExitReason::Nmi,
-            ExitReason::ExternalInterrupt(vector),
+            ExitReason::ExternalInterrupt(Some(vector)),
             ExitReason::InterruptWindow,
             ExitReason::PreemptionTimer,
             ExitReason::Halt,

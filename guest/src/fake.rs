@@ -9,7 +9,7 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
-use arch::exit::{Exit, Frequent};
+use arch::exit::{ExitReason, Vectoring};
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
@@ -264,6 +264,8 @@ pub(crate) struct FakeVcpu {
     pub(crate) cr2: u64,
     pub(crate) pkru: u32,
     pub(crate) injected: Option<Event>,
+    /// What its last exit has cut short.
+    pub(crate) vectoring: Option<Vectoring>,
     /// The instruction before RIP holds interrupts back.
     pub(crate) interrupt_shadow: bool,
     pub(crate) window: bool,
@@ -288,6 +290,7 @@ impl Default for FakeVcpu {
             cr2: 0,
             pkru: 0,
             injected: None,
+            vectoring: None,
             interrupt_shadow: false,
             window: false,
             halt_exits: false,
@@ -303,11 +306,17 @@ impl Default for FakeVcpu {
 }
 
 impl Vcpu for FakeVcpu {
-    fn run(&mut self) -> Option<Frequent> {
+    fn run(&mut self) -> ExitReason {
         panic!("the fake CPU does not run")
     }
-    fn exit(&mut self) -> Option<Exit> {
-        None
+    fn step(&mut self, _: Hpa, _: bool) -> ExitReason {
+        panic!("the fake CPU does not run")
+    }
+    fn vectoring(&self) -> Option<Vectoring> {
+        self.vectoring
+    }
+    fn instruction_length(&self, bare: u8) -> u8 {
+        bare
     }
     fn load(&mut self, state: &StartState) {
         self.state = *state;
@@ -401,11 +410,11 @@ impl Vcpu for FakeVcpu {
         self.window = wanted;
         self.halt_exits = wanted;
     }
+    fn move_to_control_register(&mut self) -> bool {
+        false
+    }
     fn let_halt(&mut self) {
         self.halt_exits = false;
-    }
-    fn step(&mut self, _: Hpa, _: bool) {
-        panic!("the fake CPU does not run")
     }
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;

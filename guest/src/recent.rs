@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use arch::{Exit, ExitReason};
+use arch::ExitReason;
+use arch::msr::IA32_X2APIC_ICR;
 
 use crate::counters::Counter;
 
@@ -18,7 +19,8 @@ struct Recent {
     rip: u64,
 }
 
-/// The last exits, but those that are not the guest's doing (the watchdog, interrupts).
+/// The last exits, but those that are not the guest's doing (the watchdog, interrupts), and those that would leave no
+/// room for others (CPUID, IPIs).
 #[derive(Clone, Debug, Default)]
 pub struct RecentExits {
     exits: [Option<Recent>; KEPT],
@@ -27,23 +29,27 @@ pub struct RecentExits {
 
 impl RecentExits {
     /// Keeps an exit in place of the oldest; `msr` is what RCX names.
-    pub fn keep(&mut self, exit: &Exit, rip: u64, msr: u64) {
-        let Some(detail) = detail(&exit.reason, msr) else { return };
+    #[inline(always)]
+    pub fn keep(&mut self, reason: &ExitReason, rip: impl Fn() -> u64, msr: u64) {
+        let Some(detail) = detail(reason, msr) else { return };
         if let Some(place) = self.exits.get_mut(self.count % KEPT) {
-            *place = Some(Recent { reason: Counter::of(&exit.reason), detail, rip });
+            *place = Some(Recent { reason: Counter::of(reason), detail, rip: rip() });
             self.count = self.count.wrapping_add(1);
         }
     }
 }
 
-/// `None` for what happens to a guest without its doing.
+/// `None` for what is not kept.
+#[inline(always)]
 fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
     Some(match *reason {
         ExitReason::Nmi
         | ExitReason::PreemptionTimer
         | ExitReason::ExternalInterrupt(_)
         | ExitReason::EndOfInterrupt(_)
-        | ExitReason::InterruptWindow => return None,
+        | ExitReason::InterruptWindow
+        | ExitReason::Cpuid => return None,
+        ExitReason::WriteMsr if msr as u32 == IA32_X2APIC_ICR => return None,
         ExitReason::Io(access) => access.port.into(),
         ExitReason::ReadMsr | ExitReason::WriteMsr => msr & 0xffff_ffff,
         ExitReason::ApicWrite(offset) => offset.into(),
@@ -52,8 +58,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         ExitReason::ControlRegister(write) => write.qualification,
         ExitReason::EntryFailure(failure) => failure.code,
         ExitReason::Unexpected { code, .. } => code,
-        ExitReason::Cpuid
-        | ExitReason::DescriptorTable
+        ExitReason::DescriptorTable
         | ExitReason::LocalDescriptorTable
         | ExitReason::Halt
         | ExitReason::TripleFault
@@ -82,23 +87,21 @@ impl fmt::Display for RecentExits {
 mod tests {
     use super::*;
 
-    fn exit(reason: ExitReason) -> Exit {
-        Exit { reason, vectoring: None, instruction_length: None }
-    }
-
     #[test]
     fn the_last_eight_are_kept_in_order_without_what_the_guest_did_not_do() {
         let mut recent = RecentExits::default();
         assert_eq!(recent.to_string(), "");
-        recent.keep(&exit(ExitReason::ReadMsr), 0x1000, 0xffff_ffff_0000_001b);
-        recent.keep(&exit(ExitReason::Nmi), 0x1002, 0);
-        recent.keep(&exit(ExitReason::TripleFault), 0x1004, 0);
+        recent.keep(&ExitReason::ReadMsr, || 0x1000, 0xffff_ffff_0000_001b);
+        recent.keep(&ExitReason::Nmi, || 0x1002, 0);
+        recent.keep(&ExitReason::Cpuid, || 0x1002, 1);
+        recent.keep(&ExitReason::WriteMsr, || 0x1002, IA32_X2APIC_ICR.into());
+        recent.keep(&ExitReason::TripleFault, || 0x1004, 0);
         assert_eq!(recent.to_string(), "msr 0x1b at 0x1000, triple_fault 0x0 at 0x1004");
         for rip in 0..7 {
-            recent.keep(&exit(ExitReason::Cpuid), rip, 5);
+            recent.keep(&ExitReason::Xsetbv, || rip, 5);
         }
         let text = recent.to_string();
-        assert!(text.starts_with("triple_fault 0x0 at 0x1004, cpuid 0x0 at 0x0, "), "{text}");
-        assert!(text.ends_with(", cpuid 0x0 at 0x6"), "{text}");
+        assert!(text.starts_with("triple_fault 0x0 at 0x1004, xsetbv 0x0 at 0x0, "), "{text}");
+        assert!(text.ends_with(", xsetbv 0x0 at 0x6"), "{text}");
     }
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use arch::ApicId;
 use arch::machine::{ConfigSpace, GuestMemory, Machine};
 use arch::vcpu::{InterruptMode, Vcpu};
-use eli::{Addressing, Grants, VirtualApic};
+use eli::{Addressing, Destination, Grants, VirtualApic};
 
 use crate::counters::ExitCounters;
 use crate::cpuid::{Answers, CpuidPolicy};
@@ -49,8 +49,6 @@ pub struct Guest {
     pub cpus: Vec<ApicId>,
     /// The local APICs of its CPUs as the others see them.
     pub(crate) addressing: Vec<AtomicU64>,
-    /// CPUs whose local APIC is not in x2APIC mode (bit n for CPU n).
-    not_x2apic: AtomicU64,
     /// What CPUID says.
     pub cpuid: CpuidPolicy,
     /// The vectors that may reach its CPUs directly.
@@ -64,9 +62,8 @@ impl Guest {
     #[must_use]
     pub fn new(name: String, mode: InterruptMode, cpus: Vec<ApicId>, cpuid: CpuidPolicy) -> Self {
         let addressing = cpus.iter().map(|_| AtomicU64::default()).collect();
-        let (not_x2apic, started) = (AtomicU64::default(), AtomicU64::default());
-        let grants = Grants::new();
-        let guest = Self { name, mode, cpus, addressing, not_x2apic, cpuid, grants, started };
+        let (grants, started) = (Grants::new(), AtomicU64::default());
+        let guest = Self { name, mode, cpus, addressing, cpuid, grants, started };
         guest.reset();
         guest
     }
@@ -88,19 +85,28 @@ impl Guest {
         Some(Addressing::from_bits(place.load(Ordering::Acquire)))
     }
 
-    /// Whether every CPU's local APIC is in x2APIC mode, where it is found by its identifier alone.
-    #[inline]
-    pub(crate) fn all_in_x2apic_mode(&self) -> bool {
-        self.not_x2apic.load(Ordering::Acquire) == 0
+    /// Its CPUs that a destination names (bit n for CPU n).
+    #[inline(always)]
+    pub(crate) fn named(&self, destination: Destination, sender: usize) -> u64 {
+        // Most name one CPU, and an identifier is an index.
+        if let Destination::Physical(ApicId(id)) = destination
+            && (id as usize) < self.cpus.len()
+        {
+            return 1 << (id & 63);
+        }
+        self.all_named(destination, sender)
+    }
+
+    #[inline(never)]
+    fn all_named(&self, destination: Destination, sender: usize) -> u64 {
+        let named = |cpu: &usize| {
+            let apic = self.addressing(*cpu);
+            apic.is_some_and(|apic| apic.accepts(destination, *cpu == sender))
+        };
+        (0..self.cpus.len().min(64)).filter(named).fold(0, |set, cpu| set | 1 << cpu)
     }
 
     pub(crate) fn set_addressing(&self, cpu: usize, apic: Addressing) {
-        let bit = 1 << (cpu & 63);
-        if apic.in_x2apic_mode() {
-            self.not_x2apic.fetch_and(!bit, Ordering::AcqRel);
-        } else {
-            self.not_x2apic.fetch_or(bit, Ordering::AcqRel);
-        }
         if let Some(place) = self.addressing.get(cpu) {
             place.store(apic.bits(), Ordering::Release);
         }
@@ -206,8 +212,13 @@ impl CpuState {
     }
 }
 
-/// Everything that an exit is handled with: `V` is the guest's [`Vm`], locked, or `()` for what a CPU
-/// has to itself.
+/// The lock that a guest's [`Vm`] is behind.
+pub trait VmLock {
+    /// Does `work` with it held.
+    fn with<T>(&self, work: impl FnOnce(&mut Vm) -> T) -> T;
+}
+
+/// Everything that an exit is handled with: `V` is the guest's [`Vm`], or the lock that it is behind.
 pub struct Context<'a, P: Platform, V = &'a mut Vm> {
     /// The guest.
     pub guest: &'a Guest,
@@ -223,6 +234,43 @@ pub struct Context<'a, P: Platform, V = &'a mut Vm> {
     pub memory: &'a mut P::Memory,
     /// Configuration space.
     pub config: &'a mut P::Config,
+}
+
+impl<P: Platform, L: VmLock> Context<'_, P, &L> {
+    /// The same once more, for a handler of a rare exit: it is put together in memory for that one alone, and for the
+    /// frequent ones, which are inlined, not at all.
+    #[inline(always)]
+    pub(crate) fn again(&mut self) -> Context<'_, P, &L> {
+        Context {
+            guest: self.guest,
+            vm: self.vm,
+            cpu: self.cpu,
+            vcpu: self.vcpu,
+            machine: self.machine,
+            memory: self.memory,
+            config: self.config,
+        }
+    }
+
+    /// Does `work` with the guest's lock held. What CPUs have cached of the nested table is dropped where `work` has
+    /// changed it.
+    #[inline(always)]
+    pub fn locked<T>(&mut self, work: impl FnOnce(&mut Context<'_, P>) -> T) -> T {
+        self.again().into_locked(work)
+    }
+
+    #[inline(never)]
+    fn into_locked<T>(self, work: impl FnOnce(&mut Context<'_, P>) -> T) -> T {
+        let Self { guest, vm, cpu, vcpu, machine, memory, config } = self;
+        vm.with(|vm| {
+            let mut context = Context { guest, vm, cpu, vcpu, machine, memory, config };
+            let result = work(&mut context);
+            if context.machine.nested_changed() {
+                context.vcpu.flush_nested();
+            }
+            result
+        })
+    }
 }
 
 /// How a guest ended.
@@ -263,6 +311,8 @@ impl Outcome {
 pub enum Next {
     /// The guest goes on.
     Resume,
+    /// The CPU makes a step of its own ([`crate::exits::step`]).
+    Step,
     /// The guest has ended.
     End(Outcome),
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use arch::exit::{Exit, Frequent};
+use arch::exit::{ExitReason, Vectoring};
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::register::Gpr;
 use arch::segment::{
@@ -42,11 +42,20 @@ impl FakeVcpu {
 }
 
 impl Vcpu for FakeVcpu {
-    fn run(&mut self) -> Option<Frequent> {
+    fn run(&mut self) -> ExitReason {
+        ExitReason::Init
+    }
+    fn step(&mut self, _: Hpa, _: bool) -> ExitReason {
+        ExitReason::Step
+    }
+    fn vectoring(&self) -> Option<Vectoring> {
         None
     }
-    fn exit(&mut self) -> Option<Exit> {
-        None
+    fn instruction_length(&self, bare: u8) -> u8 {
+        bare
+    }
+    fn move_to_control_register(&mut self) -> bool {
+        false
     }
     fn load(&mut self, _: &StartState) {}
     fn gpr(&self, register: Gpr) -> u64 {
@@ -123,7 +132,6 @@ impl Vcpu for FakeVcpu {
     }
     fn set_interrupt_window(&mut self, _: bool) {}
     fn let_halt(&mut self) {}
-    fn step(&mut self, _: Hpa, _: bool) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn flush_nested(&mut self) {}
     fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {

@@ -133,13 +133,8 @@ impl<F: Format> GuestMachine<F> {
         self.tables.lock().failures = MAX_FAILURES_LOGGED;
     }
 
-    /// Whether the nested table has changed since the last call.
-    pub(crate) fn take_nested_changed(&mut self) -> bool {
-        core::mem::take(&mut self.nested_changed)
-    }
-
     /// Has every other CPU of the guest drop what it has cached of the nested table.
-    pub(crate) fn ask_others_to_flush(&self) {
+    fn ask_others_to_flush(&self) {
         for slot in self.slots.iter().filter(|slot| slot.processor != self.apic.id()) {
             slot.ask_to_flush(self.apic);
         }
@@ -307,6 +302,14 @@ impl<F: Format> Machine for GuestMachine<F> {
             nested.prune(memory, gpa.as_u64(), length);
             Ok(flush)
         });
+    }
+
+    fn nested_changed(&mut self) -> bool {
+        let changed = core::mem::take(&mut self.nested_changed);
+        if changed {
+            self.ask_others_to_flush();
+        }
+        changed
     }
 
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {

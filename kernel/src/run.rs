@@ -1,11 +1,9 @@
 //! The run loop of one virtual CPU: enter the guest, handle the exit, again. Between two exits
 //! nothing here runs.
 
-use arch::exit::Frequent;
+use arch::ExitReason;
 use arch::vcpu::{Event, StartState, Vcpu};
-use arch::{Exit, ExitReason};
-use guest::counters::Counter;
-use guest::vm::{Context, CpuState, Next, Outcome, Platform};
+use guest::vm::{Context, CpuState, Next, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
 
 use self::debugged::Debugger;
@@ -131,101 +129,80 @@ impl<B: Backend> Running<'_, B> {
         once: impl Fn(&mut Self, &VcpuSlot, &Processor) -> Next,
     ) {
         while !slot.asked() {
-            if let Next::End(outcome) = once(self, slot, processor) {
-                self.end(outcome, processor);
+            match once(self, slot, processor) {
+                Next::Resume => {}
+                rare @ (Next::Step | Next::End(_)) => self.go_on_with(rare, slot, processor),
             }
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn end(&self, outcome: Outcome, processor: &Processor) {
-        self.partition.end(outcome, processor.apic);
+    fn go_on_with(&mut self, mut next: Next, slot: &VcpuSlot, processor: &Processor) {
+        if next == Next::Step {
+            next = self.make_steps(slot, processor);
+        }
+        if let Next::End(outcome) = next {
+            self.partition.end(outcome, processor.apic);
+        }
     }
 
     /// Into the guest, and what its exit asks for.
     #[inline(always)]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "`handle` takes them all")]
     fn run_once(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
-        // One call site per reason, so that each inlines into its own fast path.
         match self.vcpu.run() {
-            Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
-            Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
-            Some(Frequent::WriteMsr(length)) if self.context(()).quick_ipi(length) => Next::Resume,
-            Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            Some(Frequent::Cpuid(_)) | None => self.handle_rare(slot, processor),
+            // The compiler makes a short way through `handle` for each of these, the most frequent.
+            ExitReason::Cpuid => self.context().handle(ExitReason::Cpuid),
+            ExitReason::ReadMsr => self.context().handle(ExitReason::ReadMsr),
+            ExitReason::WriteMsr => self.context().handle(ExitReason::WriteMsr),
+            rare => self.handle(rare, slot, processor),
         }
     }
 
     /// The same where the hypervisor, or the CPU for it, delivers the guest's interrupts.
     #[inline(never)]
     fn run_once_delivering(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
-        self.context(()).prepare_entry();
-        let frequent = self.vcpu.run();
-        self.context(()).take_virtual_interrupts();
-        match frequent {
-            Some(Frequent::Cpuid(length)) if self.context(()).quick_cpuid(length) => Next::Resume,
-            Some(Frequent::ReadMsr(length)) => self.handle_instruction(ExitReason::ReadMsr, length),
-            Some(Frequent::WriteMsr(length)) => self.handle_write_msr(length),
-            Some(Frequent::Cpuid(_)) | None => self.handle_rare(slot, processor),
-        }
-    }
-
-    #[inline(always)]
-    fn handle_instruction(&mut self, reason: ExitReason, length: u8) -> Next {
-        self.handle(&Exit::instruction(reason, length))
+        self.context().prepare_entry();
+        let reason = self.vcpu.run();
+        self.context().take_virtual_interrupts();
+        self.handle(reason, slot, processor)
     }
 
     #[inline(never)]
-    fn handle_write_msr(&mut self, length: u8) -> Next {
-        self.handle_instruction(ExitReason::WriteMsr, length)
+    fn handle(&mut self, reason: ExitReason, slot: &VcpuSlot, processor: &Processor) -> Next {
+        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+            self.attend(slot, processor);
+        }
+        self.context().handle(reason)
     }
 
-    /// One place for all of these exits, those of steps too: what is called once is inlined.
+    /// The host has the CPU, which the guest did not ask for.
+    #[cold]
     #[inline(never)]
-    fn handle_rare(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
-        loop {
-            let exit = self.vcpu.exit();
-            if self.cpu.step.wanted() {
-                self.step_has_ended(exit.as_ref());
-            }
-            let Some(exit) = exit else {
-                self.cpu.counters.count(Counter::ControlRegister);
-                return Next::Resume;
-            };
-            if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
-                *slot.counters.lock() = self.cpu.counters;
-                housekeeping::attend(self.partition.hardware(), processor.apic);
-            }
-            let next = self.handle(&exit);
-            if !self.cpu.step.wanted() || !self.make_step(slot) {
-                return next;
-            }
-        }
+    fn attend(&self, slot: &VcpuSlot, processor: &Processor) {
+        *slot.counters.lock() = self.cpu.counters;
+        housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 
     /// Has the CPU do by itself what its last exit was about, with pages of its own in place of those that exit. Each
-    /// page that it needs beyond is one more exit. `false`: there is something else to do first, and it exits again.
+    /// page that it needs beyond is one more exit. Where there is something else to do first, it exits again.
     #[cold]
     #[inline(never)]
-    fn make_step(&mut self, slot: &VcpuSlot) -> bool {
-        let root = self.machine.step_root().filter(|_| !slot.asked());
-        let Some(root) = root else {
-            self.with_lock(|context| context.end_steps());
-            return false;
-        };
-        self.vcpu.step(root, self.cpu.step.one());
-        // What it is tells `exit` again.
-        let _ = self.vcpu.run();
-        if !self.instance.policy.mode.is_exitless() {
-            self.context(()).take_virtual_interrupts();
+    fn make_steps(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
+        while let Some(root) = self.machine.step_root().filter(|_| !slot.asked()) {
+            let reason = self.vcpu.step(root, self.cpu.step.one());
+            if !self.instance.policy.mode.is_exitless() {
+                self.context().take_virtual_interrupts();
+            }
+            self.with_lock(|context| context.stepped(&reason));
+            let next = self.handle(reason, slot, processor);
+            if next != Next::Step {
+                return next;
+            }
         }
-        true
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn step_has_ended(&mut self, exit: Option<&Exit>) {
-        self.with_lock(|context| context.stepped(exit));
+        self.with_lock(|context| context.end_steps());
+        Next::Resume
     }
 
     fn carry_out(&mut self, requests: Requests, processor: &Processor) {
@@ -249,36 +226,15 @@ impl<B: Backend> Running<'_, B> {
         }
     }
 
-    /// What the CPU has to itself is handled without a lock.
-    #[inline(always)]
-    fn handle(&mut self, exit: &Exit) -> Next {
-        match self.context(()).handle_own(exit) {
-            Some(next) => next,
-            None => self.handle_shared(exit),
-        }
-    }
-
-    #[inline(never)]
-    fn handle_shared(&mut self, exit: &Exit) -> Next {
-        self.with_lock(|context| context.handle(exit))
-    }
-
-    #[inline(always)]
     fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
-        let mut vm = self.instance.vm.lock();
-        let result = work(&mut self.context(&mut *vm));
-        if self.machine.take_nested_changed() {
-            self.vcpu.flush_nested();
-            self.machine.ask_others_to_flush();
-        }
-        result
+        self.context().locked(work)
     }
 
     #[inline(always)]
-    fn context<V>(&mut self, vm: V) -> Context<'_, Edge<B>, V> {
+    fn context(&mut self) -> Context<'_, Edge<B>, &Instance<B>> {
         Context {
             guest: &self.instance.policy,
-            vm,
+            vm: self.instance,
             cpu: &mut self.cpu,
             vcpu: &mut self.vcpu,
             machine: &mut self.machine,
@@ -291,5 +247,12 @@ impl<B: Backend> Running<'_, B> {
     fn idle(&self, processor: &Processor) {
         B::idle(processor.apic);
         housekeeping::attend(self.partition.hardware(), processor.apic);
+    }
+}
+
+impl<B: Backend> VmLock for Instance<B> {
+    #[inline(always)]
+    fn with<T>(&self, work: impl FnOnce(&mut Vm) -> T) -> T {
+        work(&mut self.vm.lock())
     }
 }

@@ -6,16 +6,13 @@
 use core::fmt;
 
 use arch::Hpa;
-use arch::exit::{Exit, Frequent};
+use arch::exit::{ExitReason, Vectoring};
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
-use crate::decode::{
-    VMEXIT_CPUID, VMEXIT_CR8_WRITE, VMEXIT_EXCP0, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_MSR, VMEXIT_NMI,
-    decode,
-};
+use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_MSR, length, vectoring};
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -31,25 +28,34 @@ const DR7_RESET: u64 = 0x400;
 const INTERRUPT_SHADOW: u64 = 1;
 
 impl Vcpu for SvmVcpu {
-    #[inline]
-    fn run(&mut self) -> Option<Frequent> {
+    #[inline(always)]
+    fn run(&mut self) -> ExitReason {
         self.enter();
-        self.entered();
         let ControlArea { exitcode, exitinfo1, .. } = self.vmcb().control;
-        match (exitcode, exitinfo1 & 1) {
-            (VMEXIT_CPUID, _) => Some(Frequent::Cpuid(self.instruction_length(2))),
-            (VMEXIT_MSR, 0) => Some(Frequent::ReadMsr(self.instruction_length(2))),
-            (VMEXIT_MSR, _) => Some(Frequent::WriteMsr(self.instruction_length(2))),
-            _ => None,
+        // The most frequent ones are told by this number alone.
+        match exitcode {
+            VMEXIT_CPUID => ExitReason::Cpuid,
+            VMEXIT_MSR if exitinfo1 & 1 == 0 => ExitReason::ReadMsr,
+            VMEXIT_MSR => ExitReason::WriteMsr,
+            _ => self.last_exit(),
         }
     }
 
-    fn exit(&mut self) -> Option<Exit> {
-        if self.step.is_some() || self.nmis.any() {
-            self.watched_exit()
-        } else {
-            self.decode_exit()
-        }
+    fn step(&mut self, root: Hpa, one: bool) -> ExitReason {
+        let step = self.begin_step(root, one);
+        self.enter();
+        let ended = self.end_step(step);
+        self.watched_exit(ended)
+    }
+
+    fn vectoring(&self) -> Option<Vectoring> {
+        vectoring(self.vmcb().control.exitintinfo)
+    }
+
+    #[inline(always)]
+    fn instruction_length(&self, bare: u8) -> u8 {
+        let Vmcb { control, save } = self.vmcb();
+        if self.features.nrip_save { length(save.rip, control.nrip) } else { bare }
     }
 
     fn load(&mut self, state: &StartState) {
@@ -258,10 +264,6 @@ impl Vcpu for SvmVcpu {
         controls::let_halt(&mut self.vmcb_mut().control);
     }
 
-    fn step(&mut self, root: Hpa, one: bool) {
-        self.begin_step(root, one);
-    }
-
     fn exception_intercepts(&self) -> u32 {
         self.vmcb().control.intercept_exceptions
     }
@@ -281,9 +283,8 @@ impl Vcpu for SvmVcpu {
         unsafe { cpu::instructions::set_debug_registers(registers.addresses, DR6_RESET) };
     }
 
-    fn debug_exception(&self) -> Option<u64> {
-        let vmcb = self.vmcb();
-        (vmcb.control.exitcode == VMEXIT_EXCP0 + u64::from(exception::DB)).then_some(vmcb.save.dr6)
+    fn debug_exception(&self) -> bool {
+        self.vmcb().control.exitcode == VMEXIT_EXCP0 + u64::from(exception::DB)
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
@@ -322,45 +323,6 @@ impl SvmVcpu {
     fn trap(&mut self) {
         self.vmcb_mut().save.dr6 |= SINGLE_STEP;
         self.inject(Event::exception(exception::DB, None));
-    }
-
-    /// An exit that may be of a step, or of a guest that serves an NMI.
-    #[cold]
-    #[inline(never)]
-    fn watched_exit(&mut self) -> Option<Exit> {
-        let mut stepped = self.end_step();
-        if stepped.is_none() && self.look_at_iret() {
-            stepped = self.end_step();
-        }
-        let exit = stepped.or_else(|| self.decode_exit());
-        self.deliver_nmi();
-        exit
-    }
-
-    /// A write of CR8 exits only for its moment: the CPU executes it alone.
-    #[cold]
-    #[inline(never)]
-    fn cr8_exit(&mut self) -> Option<Exit> {
-        self.write_cr8();
-        self.watched_exit()
-    }
-
-    /// The exit, for policy; `None` where there is nothing to do.
-    #[inline]
-    fn decode_exit(&mut self) -> Option<Exit> {
-        let exitcode = self.vmcb().control.exitcode;
-        let acknowledged = match exitcode {
-            VMEXIT_IRET => return None,
-            VMEXIT_CR8_WRITE => return self.cr8_exit(),
-            // An interrupt that was gone when the host opened its window is nobody's.
-            VMEXIT_INTR => Some(self.take_interrupt()?),
-            VMEXIT_NMI => {
-                self.take_nmi();
-                None
-            }
-            _ => None,
-        };
-        Some(decode(self.vmcb(), self.features.nrip_save, acknowledged))
     }
 }
 

@@ -15,6 +15,8 @@ use crate::vcpu::SvmVcpu;
 pub(crate) const INTERCEPT_WRITE: u32 = 1 << (16 + 4);
 /// EXITINFO1: the instruction is a MOV, whose general register is in bits 3:0 (APM "Decode Assists").
 const MOV: u64 = 1 << 63;
+/// Length of MOV to a control register.
+const MOV_TO_CR: u8 = 3;
 
 /// Whether writes of CR4 are to exit.
 pub(crate) const fn intercepted(features: Features, cr4: GuestCr4) -> bool {
@@ -44,7 +46,7 @@ impl SvmVcpu {
         let long = efer & Efer::LMA.bits() != 0 && self.segment(SegmentRegister::Cs).access.long();
         let new = self.gpr(source) & if long { !0 } else { 0xffff_ffff };
         if allows(self.cr4, old, new, efer, cr3) {
-            let bytes = self.instruction_length(3);
+            let bytes = self.instruction_length(MOV_TO_CR);
             self.set_cr4(new);
             self.skip_instruction(bytes);
         } else {

@@ -1,11 +1,11 @@
-//! From the exit record in the VMCB to a neutral [`Exit`]
+//! From the exit record in the VMCB to a neutral [`ExitReason`]
 //! (APM volume 2, "SVM Intercept Exit Codes", "Exit Codes" of each intercept, "EXITINTINFO").
 //!
 //! Pure: the VMCB is the snapshot. The two places where QEMU's emulator differs from the manual are
 //! named; the manual's behaviour is right at both.
 
 use arch::exit::{
-    ControlRegisterWrite, EntryFailure, Exit, ExitReason, IoAccess, NestedPageFault, Vectoring,
+    ControlRegisterWrite, EntryFailure, ExitReason, IoAccess, NestedPageFault, Vectoring,
 };
 use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
@@ -44,59 +44,42 @@ exit_codes! {
     VMEXIT_NPF = 0x400,
 }
 
-/// Decodes the exit that `vmcb` records. `nrip_save`: the CPU fills in nRIP. `acknowledged`: the
-/// vector that the host took, at an external-interrupt exit.
+/// Decodes the exit that `vmcb` records. `acknowledged`: the vector that the host took, at an external-interrupt exit.
 #[must_use]
-pub fn decode(vmcb: &Vmcb, nrip_save: bool, acknowledged: Option<Vector>) -> Exit {
+pub fn decode(vmcb: &Vmcb, acknowledged: Option<Vector>) -> ExitReason {
     let control = &vmcb.control;
-    let instruction = |bytes| Some(instruction_length(vmcb, nrip_save, bytes));
     let unexpected =
         ExitReason::Unexpected { code: control.exitcode, qualification: control.exitinfo1 };
-    let (reason, instruction_length) = match control.exitcode {
-        VMEXIT_CPUID => (ExitReason::Cpuid, instruction(2)),
-        VMEXIT_MSR if control.exitinfo1 & 1 == 0 => (ExitReason::ReadMsr, instruction(2)),
-        VMEXIT_MSR => (ExitReason::WriteMsr, instruction(2)),
-        VMEXIT_IOIO => io(vmcb).map_or((unexpected, None), |access| {
-            (ExitReason::Io(access), Some(access.instruction_length))
+    match control.exitcode {
+        VMEXIT_CPUID => ExitReason::Cpuid,
+        VMEXIT_MSR if control.exitinfo1 & 1 == 0 => ExitReason::ReadMsr,
+        VMEXIT_MSR => ExitReason::WriteMsr,
+        VMEXIT_IOIO => io(vmcb).map_or(unexpected, ExitReason::Io),
+        VMEXIT_NPF => ExitReason::NestedPageFault(nested_page_fault(control)),
+        VMEXIT_EXCP0..=VMEXIT_EXCP31 => exception_exit(vmcb),
+        VMEXIT_NMI => ExitReason::Nmi,
+        VMEXIT_INTR => ExitReason::ExternalInterrupt(acknowledged),
+        VMEXIT_VINTR => ExitReason::InterruptWindow,
+        VMEXIT_HLT => ExitReason::Halt,
+        VMEXIT_IDTR_READ | VMEXIT_IDTR_WRITE => ExitReason::DescriptorTable,
+        VMEXIT_XSETBV => ExitReason::Xsetbv,
+        VMEXIT_INVD => ExitReason::CacheInvalidate,
+        VMEXIT_INVLPGA | VMEXIT_VMRUN..=VMEXIT_SKINIT => ExitReason::VirtualizationInstruction,
+        VMEXIT_SHUTDOWN => ExitReason::TripleFault,
+        VMEXIT_INIT => ExitReason::Init,
+        VMEXIT_CR4_WRITE => ExitReason::ControlRegister(ControlRegisterWrite {
+            register: 4,
+            qualification: control.exitinfo1,
         }),
-        VMEXIT_NPF => (ExitReason::NestedPageFault(nested_page_fault(control)), None),
-        VMEXIT_EXCP0..=VMEXIT_EXCP31 => (exception_exit(vmcb), None),
-        VMEXIT_NMI => (ExitReason::Nmi, None),
-        VMEXIT_INTR => (acknowledged.map_or(unexpected, ExitReason::ExternalInterrupt), None),
-        VMEXIT_VINTR => (ExitReason::InterruptWindow, None),
-        VMEXIT_HLT => (ExitReason::Halt, instruction(1)),
-        VMEXIT_IDTR_READ | VMEXIT_IDTR_WRITE => {
-            let known = nrip_save.then(|| length(vmcb.save.rip, control.nrip));
-            (ExitReason::DescriptorTable, known)
-        }
-        VMEXIT_XSETBV => (ExitReason::Xsetbv, instruction(3)),
-        VMEXIT_INVD => (ExitReason::CacheInvalidate, instruction(2)),
-        VMEXIT_INVLPGA | VMEXIT_VMRUN..=VMEXIT_SKINIT => {
-            (ExitReason::VirtualizationInstruction, instruction(3))
-        }
-        VMEXIT_SHUTDOWN => (ExitReason::TripleFault, None),
-        VMEXIT_INIT => (ExitReason::Init, None),
-        VMEXIT_CR4_WRITE => {
-            let write = ControlRegisterWrite { register: 4, qualification: control.exitinfo1 };
-            (ExitReason::ControlRegister(write), None)
-        }
         // VMEXIT_INVALID is -1; -2 and -3 are refusals of encrypted guests.
-        code if (code as u32).cast_signed() < 0 => (entry_failure(code), None),
-        _ => (unexpected, None),
-    };
-    Exit { reason, vectoring: vectoring(control.exitintinfo), instruction_length }
+        code if (code as u32).cast_signed() < 0 => entry_failure(code),
+        _ => unexpected,
+    }
 }
 
-/// Exits by intercepted instructions leave RIP at the instruction, and nRIP behind it. Without nRIP the
-/// length is the bare opcode's, `bytes`: a needless prefix would be taken for the next instruction's.
-/// Compilers emit none.
-#[inline]
-pub(crate) const fn instruction_length(vmcb: &Vmcb, nrip_save: bool, bytes: u8) -> u8 {
-    if nrip_save { length(vmcb.save.rip, vmcb.control.nrip) } else { bytes }
-}
-
-/// Distance of two instruction pointers: the low byte is right even where IP or EIP wraps.
-const fn length(rip: u64, next_rip: u64) -> u8 {
+/// Distance of two instruction pointers: the low byte is right even where IP or EIP wraps. Exits by intercepted
+/// instructions leave RIP at the instruction, and nRIP behind it.
+pub(crate) const fn length(rip: u64, next_rip: u64) -> u8 {
     next_rip.wrapping_sub(rip) as u8
 }
 
@@ -160,7 +143,7 @@ pub(crate) fn vectoring(info: u64) -> Option<Vectoring> {
         _ => EventKind::HardwareException,
     };
     let error_code = (info & EVENT_ERROR_CODE_VALID != 0).then_some((info >> 32) as u32);
-    Some(Vectoring { vector, kind, error_code, instruction_length: None })
+    Some(Vectoring { vector, kind, error_code })
 }
 
 #[cfg(test)]
@@ -168,48 +151,39 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// An exit at RIP 0x1000 of a CPU without nRIP.
-    fn exit(exitcode: u64, exitinfo1: u64, exitinfo2: u64, exitintinfo: u64) -> Exit {
-        decode(&record(exitcode, exitinfo1, exitinfo2, exitintinfo), false, None)
+    fn exit(exitcode: u64, exitinfo1: u64, exitinfo2: u64) -> ExitReason {
+        decode(&record(exitcode, exitinfo1, exitinfo2), None)
     }
 
-    fn record(exitcode: u64, exitinfo1: u64, exitinfo2: u64, exitintinfo: u64) -> Vmcb {
+    /// An exit at RIP 0x1000.
+    fn record(exitcode: u64, exitinfo1: u64, exitinfo2: u64) -> Vmcb {
         let mut vmcb = Vmcb::zeroed();
         vmcb.save.rip = 0x1000;
         vmcb.control.exitcode = exitcode;
         vmcb.control.exitinfo1 = exitinfo1;
         vmcb.control.exitinfo2 = exitinfo2;
-        vmcb.control.exitintinfo = exitintinfo;
         vmcb
     }
 
     #[test]
-    fn instructions_are_named_with_their_length() {
+    fn every_code_means_one_reason() {
         let cases = [
-            (VMEXIT_CPUID, 0, ExitReason::Cpuid, 2),
-            (VMEXIT_MSR, 0, ExitReason::ReadMsr, 2),
-            (VMEXIT_MSR, 1, ExitReason::WriteMsr, 2),
-            (VMEXIT_HLT, 0, ExitReason::Halt, 1),
-            (VMEXIT_XSETBV, 0, ExitReason::Xsetbv, 3),
-            (VMEXIT_INVD, 0, ExitReason::CacheInvalidate, 2),
-            (VMEXIT_INVLPGA, 0, ExitReason::VirtualizationInstruction, 3),
-            (0x81, 0, ExitReason::VirtualizationInstruction, 3),
+            (VMEXIT_CPUID, 0, ExitReason::Cpuid),
+            (VMEXIT_MSR, 0, ExitReason::ReadMsr),
+            (VMEXIT_MSR, 1, ExitReason::WriteMsr),
+            (VMEXIT_HLT, 0, ExitReason::Halt),
+            (VMEXIT_IDTR_READ, 0, ExitReason::DescriptorTable),
+            (VMEXIT_IDTR_WRITE, 0, ExitReason::DescriptorTable),
+            (VMEXIT_XSETBV, 0, ExitReason::Xsetbv),
+            (VMEXIT_INVD, 0, ExitReason::CacheInvalidate),
+            (VMEXIT_VINTR, 0, ExitReason::InterruptWindow),
+            (VMEXIT_INVLPGA, 0, ExitReason::VirtualizationInstruction),
+            (0x81, 0, ExitReason::VirtualizationInstruction),
+            (0x87, 0, ExitReason::Unexpected { code: 0x87, qualification: 0 }),
         ];
-        for (code, info1, reason, length) in cases {
-            let expected = Exit { reason, vectoring: None, instruction_length: Some(length) };
-            assert_eq!(exit(code, info1, 0, 0), expected);
+        for (code, info1, reason) in cases {
+            assert_eq!(exit(code, info1, 0), reason);
         }
-    }
-
-    #[test]
-    fn next_rip_wins_over_the_opcodes_length() {
-        let mut vmcb = record(VMEXIT_CPUID, 0, 0, 0);
-        vmcb.control.nrip = 0x1003;
-        assert_eq!(decode(&vmcb, true, None).instruction_length, Some(3));
-        assert_eq!(decode(&vmcb, false, None).instruction_length, Some(2));
-        vmcb.control.exitcode = VMEXIT_IDTR_WRITE;
-        assert_eq!(decode(&vmcb, true, None).instruction_length, Some(3));
-        assert_eq!(decode(&vmcb, false, None).instruction_length, None);
     }
 
     #[test]
@@ -222,7 +196,7 @@ mod tests {
             repeat: false,
             instruction_length: 2,
         };
-        assert_eq!(exit(VMEXIT_IOIO, 0x3fd_0211, 0x1002, 0).reason, ExitReason::Io(access));
+        assert_eq!(exit(VMEXIT_IOIO, 0x3fd_0211, 0x1002), ExitReason::Io(access));
         let repeated = IoAccess {
             port: 0xcfc,
             width: Width::Dword,
@@ -231,12 +205,12 @@ mod tests {
             repeat: true,
             instruction_length: 2,
         };
-        assert_eq!(exit(VMEXIT_IOIO, 0xcfc_024c, 0x1002, 0).reason, ExitReason::Io(repeated));
+        assert_eq!(exit(VMEXIT_IOIO, 0xcfc_024c, 0x1002), ExitReason::Io(repeated));
     }
 
     #[test]
     fn nested_faults_say_what_was_tried() {
-        let fault = |info1| nested_page_fault(&record(VMEXIT_NPF, info1, 0xfee0_0300, 0).control);
+        let fault = |info1| nested_page_fault(&record(VMEXIT_NPF, info1, 0xfee0_0300).control);
         let read = NestedPageFault {
             gpa: Gpa::new(0xfee0_0300),
             write: false,
@@ -249,7 +223,7 @@ mod tests {
         let walk = NestedPageFault { write: true, table_walk: true, ..read };
         assert_eq!(fault(1 << 33 | 0b111), walk);
         let reason = ExitReason::NestedPageFault(walk);
-        assert_eq!(exit(VMEXIT_NPF, 1 << 33 | 0b111, 0xfee0_0300, 0).reason, reason);
+        assert_eq!(exit(VMEXIT_NPF, 1 << 33 | 0b111, 0xfee0_0300), reason);
     }
 
     #[test]
@@ -259,26 +233,25 @@ mod tests {
             error_code,
             qualification,
         };
-        assert_eq!(exit(0x4b, 0x3e2, 7, 0).reason, reason(11, Some(0x3e2), 0));
-        assert_eq!(exit(0x4e, 2, 0xdead_0000, 0).reason, reason(14, Some(2), 0xdead_0000));
-        assert_eq!(exit(0x46, 9, 9, 0).reason, reason(6, None, 0));
-        let mut vmcb = record(0x41, 0, 0, 0);
+        assert_eq!(exit(0x4b, 0x3e2, 7), reason(11, Some(0x3e2), 0));
+        assert_eq!(exit(0x4e, 2, 0xdead_0000), reason(14, Some(2), 0xdead_0000));
+        assert_eq!(exit(0x46, 9, 9), reason(6, None, 0));
+        let mut vmcb = record(0x41, 0, 0);
         vmcb.save.dr6 = 0xffff_4ff0;
-        assert_eq!(decode(&vmcb, false, None).reason, reason(1, None, 0xffff_4ff0));
+        assert_eq!(decode(&vmcb, None), reason(1, None, 0xffff_4ff0));
     }
 
     #[test]
-    fn an_external_interrupt_needs_its_vector() {
-        let vmcb = record(VMEXIT_INTR, 0, 0, 0);
-        let taken = decode(&vmcb, false, Some(Vector(0x31)));
-        assert_eq!(taken.reason, ExitReason::ExternalInterrupt(Vector(0x31)));
-        let lost = ExitReason::Unexpected { code: VMEXIT_INTR, qualification: 0 };
-        assert_eq!(decode(&vmcb, false, None).reason, lost);
+    fn an_external_interrupt_has_the_vector_that_the_host_took() {
+        for taken in [Some(Vector(0x31)), None] {
+            let reason = decode(&record(VMEXIT_INTR, 0, 0), taken);
+            assert_eq!(reason, ExitReason::ExternalInterrupt(taken));
+        }
     }
 
     #[test]
     fn a_closed_gate_is_told_apart_by_whose_interrupt_it_was() {
-        let kind = |info| exit(0x4b, 0, 0, info).vectoring.map(|v| (v.vector.0, v.kind));
+        let kind = |info| vectoring(info).map(|v| (v.vector.0, v.kind));
         let external = Some((0x41, EventKind::ExternalInterrupt));
         assert_eq!(kind(0x8000_0041), external, "as the manual says");
         assert_eq!(kind(0x8000_0341), external, "as QEMU says");
@@ -288,10 +261,8 @@ mod tests {
 
     #[test]
     fn other_events_under_delivery_keep_their_kind_and_error_code() {
-        let vectoring = |info| exit(VMEXIT_NPF, 0, 0, info).vectoring;
-        let event = |vector, kind, error_code| {
-            Some(Vectoring { vector: Vector(vector), kind, error_code, instruction_length: None })
-        };
+        let event =
+            |vector, kind, error_code| Some(Vectoring { vector: Vector(vector), kind, error_code });
         let page_fault = event(14, EventKind::HardwareException, Some(6));
         assert_eq!(vectoring(0x6_8000_0b0e), page_fault);
         assert_eq!(vectoring(0x8000_0202), event(2, EventKind::Nmi, None));
@@ -303,7 +274,7 @@ mod tests {
         for code in [u64::MAX, 0xffff_ffff] {
             let meaning = "VMEXIT_INVALID";
             let failure = EntryFailure { code, qualification: 0, meaning };
-            assert_eq!(exit(code, 0, 0, 0).reason, ExitReason::EntryFailure(failure));
+            assert_eq!(exit(code, 0, 0), ExitReason::EntryFailure(failure));
         }
     }
 
@@ -311,12 +282,10 @@ mod tests {
         #[test]
         fn every_record_decodes(
             code in prop_oneof![0u64..0x90, 0x400u64..0x404, any::<u64>()],
-            info1: u64, info2: u64, intinfo: u64, nrip: u64, nrip_save: bool,
+            info1: u64, info2: u64, intinfo: u64,
         ) {
-            let mut vmcb = record(code, info1, info2, intinfo);
-            vmcb.control.nrip = nrip;
-            let exit = decode(&vmcb, nrip_save, None);
-            prop_assert_eq!(exit.vectoring.is_some(), intinfo & 1 << 31 != 0);
+            let _ = decode(&record(code, info1, info2), None);
+            prop_assert_eq!(vectoring(intinfo).is_some(), intinfo & 1 << 31 != 0);
         }
     }
 }

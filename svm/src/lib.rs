@@ -1,7 +1,7 @@
 //! AMD-V back end: one virtual CPU on SVM with nested paging.
 //!
 //! The path of an exit: [`vcpu`] enters the guest through `run` (the only assembly), [`decode`]
-//! turns the record in the [`vmcb`] into a neutral [`arch::Exit`], policy answers through the
+//! turns the record in the [`vmcb`] into a neutral [`arch::ExitReason`], policy answers through the
 //! [`arch::vcpu::Vcpu`] trait (`contract`). [`enable`] comes before (once on each CPU), with [`controls`] and
 //! [`bitmap`] deciding what exits at all.
 //!

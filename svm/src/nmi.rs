@@ -4,6 +4,7 @@
 //! One NMI is served and one more waits, as the CPU itself has it (APM "NMI (Non-Maskable Interrupt)"). What waits never
 //! replaces an event that is to be delivered, nor is it replaced: it comes behind that event's delivery.
 
+use arch::exit::ExitReason;
 use arch::vcpu::{Event, EventKind};
 
 use crate::controls::{self, EVENT_VALID, Intercepts3};
@@ -63,20 +64,17 @@ impl SvmVcpu {
     }
 
     /// At an exit that is not frequent: an NMI whose delivery was cut short is not served, and an IRET is executed alone
-    /// where another NMI waits for its end. `true`: that is done, and the exit is another one.
-    pub(crate) fn look_at_iret(&mut self) -> bool {
+    /// where another NMI waits for its end: what ended that is told, if the exit is not one of its own.
+    pub(crate) fn look_at_iret(&mut self) -> Option<ExitReason> {
         let ControlArea { exitcode, exitintinfo, .. } = self.vmcb().control;
         if vectoring(exitintinfo).is_some_and(|event| event.kind == EventKind::Nmi) {
             self.block_nmis(Blocking::Nothing);
         }
         if exitcode != VMEXIT_IRET {
-            return false;
+            return None;
         }
         self.block_nmis(Blocking::Iret(self.vmcb().save.rip));
-        if self.nmis.pending {
-            self.step_alone();
-        }
-        self.nmis.pending
+        if self.nmis.pending { self.step_alone() } else { None }
     }
 
     /// Delivers the NMI that waits, if nothing holds it back any more.

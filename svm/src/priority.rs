@@ -3,6 +3,8 @@
 //! An exit when it falls is not to be had, so each write of CR8 exits while an interrupt waits for one. (A pending virtual
 //! interrupt whose priority does not ignore V_TPR would say it more precisely, but QEMU takes one of V_TPR's own class.)
 
+use arch::exit::ExitReason;
+
 use crate::vcpu::SvmVcpu;
 
 /// V_TPR of the VMCB's virtual interrupt word.
@@ -27,10 +29,12 @@ impl SvmVcpu {
         }
     }
 
-    /// A write of CR8 has exited: the CPU executes it alone.
-    pub(crate) fn write_cr8(&mut self) {
+    /// A write of CR8 has exited only for its moment: the CPU executes it alone.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn write_cr8(&mut self) -> Option<ExitReason> {
         self.vmcb_mut().control.intercept_cr &= !INTERCEPT_WRITE;
-        self.step_alone();
+        self.step_alone()
     }
 }
 

@@ -5,7 +5,7 @@
 //! to the guest after the flag is gone again, and an interrupt waits for the next entry.
 
 use arch::Hpa;
-use arch::exit::{Exit, ExitReason};
+use arch::exit::ExitReason;
 use arch::register::Rflags;
 use arch::vcpu::{Event, Vcpu, exception};
 
@@ -36,7 +36,7 @@ struct Before {
 }
 
 impl SvmVcpu {
-    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) {
+    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) -> Step {
         let Vmcb { control, save } = self.vmcb_mut();
         control.n_cr3 = root.as_u64();
         let before = Before {
@@ -51,25 +51,25 @@ impl SvmVcpu {
             control.intercept_exceptions |= !NOT_INTERCEPTED;
             control.intercept_3 |= Intercepts3::INTR.bits();
         }
-        self.step = Some(Step { one: one.then_some(before) });
         self.flush();
+        Step { one: one.then_some(before) }
     }
 
     /// Executes the instruction at which the guest has exited, with no other intercept of it, and comes back at the exit
-    /// behind it or at any other.
+    /// behind it or at any other: as [`Self::end_step`] tells it.
     #[cold]
-    pub(crate) fn step_alone(&mut self) {
-        self.begin_step(self.nested_root, true);
+    pub(crate) fn step_alone(&mut self) -> Option<ExitReason> {
+        let step = self.begin_step(self.nested_root, true);
+        // A test enters no guest.
         #[cfg(not(test))]
         self.enter();
+        #[cfg(test)]
         self.entered();
+        self.end_step(step)
     }
 
-    /// Ends a step, if one was made. What exited only for its sake is dealt with, and [`ExitReason::Step`] is told.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn end_step(&mut self) -> Option<Exit> {
-        let step = self.step.take()?;
+    /// Ends a step. What exited only for its sake is dealt with, and [`ExitReason::Step`] is told.
+    pub(crate) fn end_step(&mut self, step: Step) -> Option<ExitReason> {
         let root = self.nested_root.as_u64();
         self.vmcb_mut().control.n_cr3 = root;
         self.flush();
@@ -85,29 +85,29 @@ impl SvmVcpu {
         let hit = save.dr6 & BREAKPOINTS;
         save.dr6 =
             save.dr6 & !(SINGLE_STEP | BREAKPOINTS) | before.dr6 & (SINGLE_STEP | BREAKPOINTS);
-        let done = Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None };
         match exitcode {
-            VMEXIT_INTR if before.intercept_3 & Intercepts3::INTR.bits() == 0 => Some(done),
+            VMEXIT_INTR if before.intercept_3 & Intercepts3::INTR.bits() == 0 => {
+                Some(ExitReason::Step)
+            }
             VMEXIT_EXCP0..=VMEXIT_EXCP31 => {
                 let vector = (exitcode - VMEXIT_EXCP0) as u8;
-                if before.exceptions >> vector & 1 != 0 {
-                    return None;
-                }
                 if vector == exception::DB {
                     let trap = if before.trap_flag == 0 { 0 } else { SINGLE_STEP };
                     save.dr6 = save.dr6 & !BREAKPOINTS | hit | before.dr6 & BREAKPOINTS | trap;
                     if hit | trap != 0 {
                         self.inject(Event::exception(vector, None));
                     }
+                } else if before.exceptions >> vector & 1 != 0 {
+                    return None;
                 } else if let ExitReason::Exception { error_code, qualification, .. } =
-                    decode(self.vmcb(), false, None).reason
+                    decode(self.vmcb(), None)
                 {
                     if vector == exception::PF {
                         self.set_cr2(qualification);
                     }
                     self.inject(Event::exception(vector, error_code));
                 }
-                Some(done)
+                Some(ExitReason::Step)
             }
             _ => None,
         }

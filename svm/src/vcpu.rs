@@ -6,17 +6,17 @@
 use core::cell::Cell;
 use core::ptr::NonNull;
 
+use arch::exit::ExitReason;
 use arch::register::{Cr0, Efer, GuestCr4};
 use arch::vcpu::{InterruptMode, StartState, Vcpu};
 use arch::{Hpa, Vector};
 
 use crate::controls;
 use crate::cr4;
-use crate::decode;
+use crate::decode::{VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode};
 use crate::enable::Features;
 use crate::nmi::Nmis;
 use crate::run;
-use crate::step::Step;
 use crate::vmcb::Vmcb;
 
 /// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
@@ -61,7 +61,6 @@ pub struct SvmVcpu {
     pub(crate) cr4: GuestCr4,
     pub(crate) unswitched: Cell<Unswitched>,
     pub(crate) nested_root: Hpa,
-    pub(crate) step: Option<Step>,
     pub(crate) nmis: Nmis,
 }
 
@@ -86,7 +85,6 @@ impl SvmVcpu {
             cr4: setup.cr4,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
             nested_root: setup.nested_root,
-            step: None,
             nmis: Nmis::default(),
         };
         let control = &mut vcpu.vmcb_mut().control;
@@ -150,7 +148,8 @@ impl SvmVcpu {
         control.eventinj = 0;
     }
 
-    #[inline]
+    /// Into the guest and back.
+    #[inline(always)]
     pub(crate) fn enter(&mut self) {
         let vmcb = self.vmcb_address();
         if self.unswitched.get() == Unswitched::NewestInVmcb {
@@ -162,23 +161,48 @@ impl SvmVcpu {
         // and the nested table is sound, as `new`'s caller promised.
         unsafe { run::vmrun(vmcb, &raw mut self.gpr) };
         self.unswitched.set(Unswitched::NewestInCpu);
+        self.entered();
     }
 
-    /// The length of an intercepted instruction that has `bytes` bytes where the CPU does not tell.
-    pub(crate) fn instruction_length(&self, bytes: u8) -> u8 {
-        decode::instruction_length(self.vmcb(), self.features.nrip_save, bytes)
+    /// What [`Self::enter`] has come back with.
+    #[inline(never)]
+    pub(crate) fn last_exit(&mut self) -> ExitReason {
+        match self.vmcb().control.exitcode {
+            VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => self.watched_exit(None),
+            _ if self.nmis.any() => self.watched_exit(None),
+            _ => decode(self.vmcb(), None),
+        }
     }
 
-    /// Takes in the host the NMI that made the guest exit.
-    pub(crate) fn take_nmi(&mut self) {
-        // SAFETY: `vmrun` returns with IF = 0; the handler is there, as `new`'s caller promised.
-        unsafe { run::take_nmi() };
+    /// The same where there is something to do first, or may be, for a guest that serves an NMI or for which one waits.
+    /// `ended`: what ended a step. The frequent exits are not watched: none of them cuts short an NMI's delivery, and
+    /// behind the delivery of another event there comes an exit for the one that waits.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn watched_exit(&mut self, ended: Option<ExitReason>) -> ExitReason {
+        let ended = ended.or_else(|| self.look_at_iret());
+        let reason = ended.unwrap_or_else(|| self.attend());
+        self.deliver_nmi();
+        reason
     }
 
-    /// Takes in the host the interrupt that made the guest exit, and says which it was.
-    pub(crate) fn take_interrupt(&mut self) -> Option<Vector> {
-        // SAFETY: as above.
-        unsafe { run::take_interrupt() }.map(Vector)
+    /// The host takes what made the guest exit, if it was an NMI or an interrupt.
+    fn attend(&mut self) -> ExitReason {
+        let mut acknowledged = None;
+        match self.vmcb().control.exitcode {
+            // SAFETY: `vmrun` returns with IF = 0; the handler is there, as `new`'s caller promised.
+            VMEXIT_NMI => unsafe { run::take_nmi() },
+            // SAFETY: as above.
+            VMEXIT_INTR => acknowledged = unsafe { run::take_interrupt() }.map(Vector),
+            // It is for its moment only, which has been seen.
+            VMEXIT_IRET => return ExitReason::Step,
+            VMEXIT_CR8_WRITE => {
+                let ended = self.write_cr8();
+                return self.watched_exit(ended);
+            }
+            _ => {}
+        }
+        decode(self.vmcb(), acknowledged)
     }
 
     /// EFER.LMA as the CPU would have set it.

@@ -3,8 +3,7 @@
 use core::arch::asm;
 use core::fmt;
 
-use arch::exit::Frequent;
-
+use arch::exit::{ExitReason, Vectoring};
 use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
 use arch::register::{Gpr, Rflags};
 use arch::segment::{
@@ -13,12 +12,12 @@ use arch::segment::{
 use arch::vcpu::{
     ApicPage, DebugRegisters, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception,
 };
-use arch::{Exit, Gva, Hpa, Vector};
+use arch::{Gva, Hpa, Vector};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
 use crate::decode::reason;
-use crate::event::InterruptionInformation;
+use crate::event::{InterruptionInformation, vectoring};
 use crate::field::{self, Field, Natural, W32};
 use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 
@@ -37,13 +36,31 @@ const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Fie
 }
 
 impl Vcpu for VmxVcpu {
-    #[inline]
-    fn run(&mut self) -> Option<Frequent> {
-        self.run_guest()
+    #[inline(always)]
+    fn run(&mut self) -> ExitReason {
+        // The most frequent ones are told by this number alone.
+        match self.enter() {
+            reason::CPUID => ExitReason::Cpuid,
+            reason::RDMSR => ExitReason::ReadMsr,
+            reason::WRMSR => ExitReason::WriteMsr,
+            _ => self.last_exit(None),
+        }
     }
 
-    fn exit(&mut self) -> Option<Exit> {
-        self.last_exit()
+    fn step(&mut self, root: Hpa, one: bool) -> ExitReason {
+        let step = self.begin_step(root, one);
+        self.enter();
+        self.last_exit(Some(step))
+    }
+
+    fn vectoring(&self) -> Option<Vectoring> {
+        let information = InterruptionInformation(self.vmcs.read(field::IDT_VECTORING_INFORMATION));
+        vectoring(information, self.vmcs.read(field::IDT_VECTORING_ERROR_CODE))
+    }
+
+    #[inline(always)]
+    fn instruction_length(&self, _: u8) -> u8 {
+        self.vmcs.read(field::VM_EXIT_INSTRUCTION_LENGTH) as u8
     }
 
     /// Paging in PAE mode must be off in `state`: the PDPTEs are not loaded from memory.
@@ -242,12 +259,12 @@ impl Vcpu for VmxVcpu {
         self.set_primary(INTERRUPT_WINDOW, wanted);
     }
 
-    fn let_halt(&mut self) {
-        self.set_primary(Primary::HLT_EXITING, false);
+    fn move_to_control_register(&mut self) -> bool {
+        self.move_to_host_owned()
     }
 
-    fn step(&mut self, root: Hpa, one: bool) {
-        self.begin_step(root, one);
+    fn let_halt(&mut self) {
+        self.set_primary(Primary::HLT_EXITING, false);
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
@@ -274,14 +291,13 @@ impl Vcpu for VmxVcpu {
         self.vmcs.write(field::GUEST_DR7, control);
     }
 
-    fn debug_exception(&self) -> Option<u64> {
+    fn debug_exception(&self) -> bool {
         let information =
             InterruptionInformation(self.vmcs.read(field::VM_EXIT_INTERRUPTION_INFORMATION));
-        let exception = self.vmcs.read(field::EXIT_REASON) == u32::from(reason::EXCEPTION_OR_NMI)
+        self.vmcs.read(field::EXIT_REASON) == reason::EXCEPTION_OR_NMI
             && information.valid()
             && information.kind() != Some(EventKind::Nmi)
-            && information.vector().0 == exception::DB;
-        exception.then(|| self.vmcs.read(field::EXIT_QUALIFICATION))
+            && information.vector().0 == exception::DB
     }
 
     fn virtual_apic(&mut self) -> Option<&mut ApicPage> {

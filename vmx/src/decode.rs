@@ -1,21 +1,50 @@
-//! From a snapshot of the exit information to [`Exit`]. Pure.
+//! From a snapshot of the exit information to [`ExitReason`]. Pure.
 
-use arch::exit::{ExitReason, IoAccess, NestedPageFault};
+use arch::exit::{ControlRegisterWrite, ExitReason, IoAccess, NestedPageFault};
 use arch::vcpu::{EventKind, exception};
-use arch::{Exit, Gpa, Vector, Width};
+use arch::{Gpa, Vector, Width};
 
-use crate::event::{InterruptionInformation, is_software, vectoring};
+use crate::control_register::mov_to;
+use crate::event::InterruptionInformation;
 
-/// Basic exit reasons that the back end itself must know (SDM "VMX Basic Exit Reasons").
-pub(crate) mod reason {
-    /// All 32 bits of the exit reason: the entry did not fail.
-    pub(crate) const CPUID: u32 = 10;
-    pub(crate) const RDMSR: u32 = 31;
-    pub(crate) const WRMSR: u32 = 32;
-    pub(crate) const EXCEPTION_OR_NMI: u16 = 0;
-    pub(crate) const NMI_WINDOW: u16 = 8;
-    pub(crate) const CONTROL_REGISTER_ACCESS: u16 = 28;
-    pub(crate) const EPT_VIOLATION: u16 = 48;
+macro_rules! basic_exit_reasons {
+    ($($name:ident = $number:literal,)*) => {
+        /// SDM "VMX Basic Exit Reasons".
+        pub(crate) mod reason {
+            $(pub(crate) const $name: u32 = $number;)*
+        }
+    };
+}
+
+basic_exit_reasons! {
+    EXCEPTION_OR_NMI = 0,
+    EXTERNAL_INTERRUPT = 1,
+    TRIPLE_FAULT = 2,
+    INIT_SIGNAL = 3,
+    INTERRUPT_WINDOW = 7,
+    NMI_WINDOW = 8,
+    CPUID = 10,
+    GETSEC = 11,
+    HLT = 12,
+    INVD = 13,
+    VMCALL = 18,
+    VMXON = 27,
+    CONTROL_REGISTER_ACCESSES = 28,
+    IO_INSTRUCTION = 30,
+    RDMSR = 31,
+    WRMSR = 32,
+    TPR_BELOW_THRESHOLD = 43,
+    VIRTUALIZED_EOI = 45,
+    ACCESS_TO_GDTR_OR_IDTR = 46,
+    ACCESS_TO_LDTR_OR_TR = 47,
+    EPT_VIOLATION = 48,
+    INVEPT = 50,
+    VMX_PREEMPTION_TIMER_EXPIRED = 52,
+    INVVPID = 53,
+    WBINVD = 54,
+    XSETBV = 55,
+    APIC_WRITE = 56,
+    VMFUNC = 59,
 }
 
 /// The VM-exit information fields (SDM "VM-Exit Information Fields"). Those that the exit does not
@@ -32,8 +61,6 @@ pub(crate) struct Snapshot {
     pub(crate) interruption_error_code: u32,
     /// IDT-vectoring information.
     pub(crate) vectoring: InterruptionInformation,
-    /// IDT-vectoring error code.
-    pub(crate) vectoring_error_code: u32,
     /// VM-exit instruction length.
     pub(crate) instruction_length: u32,
     /// Guest-physical address.
@@ -42,8 +69,8 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// Basic exit reason.
-    pub(crate) const fn reason(&self) -> u16 {
-        self.exit_reason as u16
+    pub(crate) const fn reason(&self) -> u32 {
+        self.exit_reason & 0xffff
     }
 
     /// The entry failed: this is no exit of the guest.
@@ -69,44 +96,46 @@ impl Snapshot {
     }
 }
 
-/// What the exit means. Entry failures, control-register accesses and NMI windows never get here.
-pub(crate) fn decode(snapshot: &Snapshot) -> Exit {
-    let unexpected = ExitReason::Unexpected {
-        code: u64::from(snapshot.reason()),
-        qualification: snapshot.qualification,
-    };
-    let reason = match snapshot.reason() {
+/// What the exit means. Entry failures never get here.
+pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
+    let qualification = snapshot.qualification;
+    let unexpected = ExitReason::Unexpected { code: snapshot.reason().into(), qualification };
+    match snapshot.reason() {
         reason::EXCEPTION_OR_NMI => exception_or_nmi(snapshot),
-        1 => ExitReason::ExternalInterrupt(snapshot.interruption.vector()),
-        2 => ExitReason::TripleFault,
-        3 => ExitReason::Init,
+        reason::EXTERNAL_INTERRUPT => {
+            ExitReason::ExternalInterrupt(Some(snapshot.interruption.vector()))
+        }
+        reason::TRIPLE_FAULT => ExitReason::TripleFault,
+        reason::INIT_SIGNAL => ExitReason::Init,
         // TPR fell below its threshold, for which an interrupt waits.
-        7 | 43 => ExitReason::InterruptWindow,
-        10 => ExitReason::Cpuid,
-        12 => ExitReason::Halt,
-        13 | 54 => ExitReason::CacheInvalidate,
-        // GETSEC, VMCALL to VMXON, INVEPT, INVVPID, VMFUNC.
-        11 | 18..=27 | 50 | 53 | 59 => ExitReason::VirtualizationInstruction,
-        30 => io(snapshot).map_or(unexpected, ExitReason::Io),
-        31 => ExitReason::ReadMsr,
-        32 => ExitReason::WriteMsr,
-        45 => ExitReason::EndOfInterrupt(Vector(snapshot.qualification as u8)),
-        46 => ExitReason::DescriptorTable,
-        47 => ExitReason::LocalDescriptorTable,
+        reason::INTERRUPT_WINDOW | reason::NMI_WINDOW | reason::TPR_BELOW_THRESHOLD => {
+            ExitReason::InterruptWindow
+        }
+        reason::CPUID => ExitReason::Cpuid,
+        reason::HLT => ExitReason::Halt,
+        reason::INVD | reason::WBINVD => ExitReason::CacheInvalidate,
+        reason::GETSEC
+        | reason::VMCALL..=reason::VMXON
+        | reason::INVEPT
+        | reason::INVVPID
+        | reason::VMFUNC => ExitReason::VirtualizationInstruction,
+        reason::CONTROL_REGISTER_ACCESSES => match mov_to(qualification) {
+            Some((register, _)) => {
+                ExitReason::ControlRegister(ControlRegisterWrite { register, qualification })
+            }
+            None => unexpected,
+        },
+        reason::IO_INSTRUCTION => io(snapshot).map_or(unexpected, ExitReason::Io),
+        reason::RDMSR => ExitReason::ReadMsr,
+        reason::WRMSR => ExitReason::WriteMsr,
+        reason::VIRTUALIZED_EOI => ExitReason::EndOfInterrupt(Vector(qualification as u8)),
+        reason::ACCESS_TO_GDTR_OR_IDTR => ExitReason::DescriptorTable,
+        reason::ACCESS_TO_LDTR_OR_TR => ExitReason::LocalDescriptorTable,
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),
-        52 => ExitReason::PreemptionTimer,
-        55 => ExitReason::Xsetbv,
-        56 => ExitReason::ApicWrite(snapshot.qualification as u16 & 0xfff),
+        reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::PreemptionTimer,
+        reason::XSETBV => ExitReason::Xsetbv,
+        reason::APIC_WRITE => ExitReason::ApicWrite(qualification as u16 & 0xfff),
         _ => unexpected,
-    };
-    Exit {
-        reason,
-        vectoring: vectoring(
-            snapshot.vectoring,
-            snapshot.vectoring_error_code,
-            snapshot.instruction_length,
-        ),
-        instruction_length: has_length(snapshot).then_some(snapshot.instruction_length as u8),
     }
 }
 
@@ -149,36 +178,10 @@ fn ept_violation(snapshot: &Snapshot) -> NestedPageFault {
     }
 }
 
-/// Whether the VM-exit instruction length is that of an instruction that caused the exit
-/// (SDM "Information for VM Exits Due to Instruction Execution").
-fn has_length(snapshot: &Snapshot) -> bool {
-    match snapshot.reason() {
-        reason::EXCEPTION_OR_NMI => snapshot.interruption.kind().is_some_and(is_software),
-        10..=27
-        | 28..=32
-        | 36
-        | 39
-        | 40
-        | 46
-        | 47
-        | 50
-        | 51
-        | 53..=55
-        | 57..=59
-        | 61
-        | 63
-        | 64
-        | 67
-        | 68 => true,
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arch::Vector;
-    use arch::exit::Vectoring;
+    use crate::event::vectoring;
     use proptest::prelude::*;
 
     fn exit(reason: u32) -> Snapshot {
@@ -186,45 +189,20 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_that_is_not_present_tells_whose_vector_it_was() {
+    fn a_gate_that_is_not_present_is_an_exception_with_its_error_code() {
         let decoded = decode(&Snapshot {
             interruption: InterruptionInformation(0x8000_0b0b),
             interruption_error_code: 0x203,
-            vectoring: InterruptionInformation(0x8000_0040),
-            ..exit(0)
+            ..exit(reason::EXCEPTION_OR_NMI)
         });
-        assert_eq!(
-            decoded.reason,
-            ExitReason::Exception { vector: Vector(11), error_code: Some(0x203), qualification: 0 }
-        );
-        assert_eq!(
-            decoded.vectoring,
-            Some(Vectoring {
-                vector: Vector(0x40),
-                kind: EventKind::ExternalInterrupt,
-                error_code: None,
-                instruction_length: None
-            })
-        );
-        assert_eq!(decoded.instruction_length, None);
-    }
-
-    #[test]
-    fn a_software_interrupt_keeps_its_length() {
-        let decoded = decode(&Snapshot {
-            interruption: InterruptionInformation(0x8000_0b0b),
-            vectoring: InterruptionInformation(0x8000_0480),
-            ..exit(0)
-        });
-        let vectoring = decoded.vectoring.unwrap();
-        assert_eq!(vectoring.kind, EventKind::SoftwareInterrupt);
-        assert_eq!(vectoring.instruction_length, Some(2));
+        let (vector, error_code) = (Vector(11), Some(0x203));
+        assert_eq!(decoded, ExitReason::Exception { vector, error_code, qualification: 0 });
     }
 
     #[test]
     fn an_nmi_is_not_an_exception() {
         let snapshot = Snapshot { interruption: InterruptionInformation(0x8000_0202), ..exit(0) };
-        assert_eq!(decode(&snapshot).reason, ExitReason::Nmi);
+        assert_eq!(decode(&snapshot), ExitReason::Nmi);
     }
 
     #[test]
@@ -236,7 +214,7 @@ mod tests {
             ..exit(0)
         };
         assert_eq!(
-            decode(&snapshot).reason,
+            decode(&snapshot),
             ExitReason::Exception {
                 vector: Vector(14),
                 error_code: Some(2),
@@ -249,7 +227,7 @@ mod tests {
     fn a_rep_outsb_to_the_uart_is_told_in_full() {
         let snapshot = Snapshot { qualification: 0x03f8_0030, ..exit(30) };
         assert_eq!(
-            decode(&snapshot).reason,
+            decode(&snapshot),
             ExitReason::Io(IoAccess {
                 port: 0x3f8,
                 width: Width::Byte,
@@ -260,14 +238,14 @@ mod tests {
             })
         );
         let no_such_width = Snapshot { qualification: 7, ..exit(30) };
-        assert!(matches!(decode(&no_such_width).reason, ExitReason::Unexpected { code: 30, .. }));
+        assert!(matches!(decode(&no_such_width), ExitReason::Unexpected { code: 30, .. }));
     }
 
     #[test]
     fn a_walk_of_the_guests_tables_is_told_from_its_own_access() {
         let fault = |qualification| {
             let snapshot = Snapshot { qualification, guest_physical_address: 0x1000, ..exit(48) };
-            let ExitReason::NestedPageFault(fault) = decode(&snapshot).reason else {
+            let ExitReason::NestedPageFault(fault) = decode(&snapshot) else {
                 panic!("exit 48 is not a nested page fault");
             };
             fault
@@ -286,6 +264,7 @@ mod tests {
             (2, "TripleFault"),
             (3, "Init"),
             (7, "InterruptWindow"),
+            (8, "InterruptWindow"),
             (9, "Unexpected"),
             (10, "Cpuid"),
             (11, "VirtualizationInstruction"),
@@ -293,10 +272,11 @@ mod tests {
             (13, "CacheInvalidate"),
             (18, "VirtualizationInstruction"),
             (27, "VirtualizationInstruction"),
-            (28, "Unexpected"),
+            (28, "ControlRegister"),
             (30, "Io"),
             (31, "ReadMsr"),
             (32, "WriteMsr"),
+            (45, "EndOfInterrupt"),
             (46, "DescriptorTable"),
             (47, "LocalDescriptorTable"),
             (48, "NestedPageFault"),
@@ -306,7 +286,7 @@ mod tests {
             (55, "Xsetbv"),
             (56, "ApicWrite"),
         ] {
-            let reason = std::format!("{:?}", decode(&exit(number)).reason);
+            let reason = std::format!("{:?}", decode(&exit(number)));
             assert!(reason.starts_with(name), "{number}: {reason}");
         }
     }
@@ -327,17 +307,18 @@ mod tests {
     proptest! {
         #[test]
         fn any_snapshot_is_decoded(
-            exit_reason: u32, qualification: u64, interruption: u32, vectoring: u32, length: u32,
+            exit_reason: u32, qualification: u64, interruption: u32, event: u32, length: u32,
         ) {
-            let exit = decode(&Snapshot {
+            let _ = decode(&Snapshot {
                 exit_reason, qualification,
                 interruption: InterruptionInformation(interruption),
-                vectoring: InterruptionInformation(vectoring),
+                vectoring: InterruptionInformation(event),
                 instruction_length: length,
                 ..Snapshot::default()
             });
-            let kind = vectoring >> 8 & 7;
-            prop_assert_eq!(exit.vectoring.is_some(), vectoring >> 31 == 1 && kind != 1 && kind != 7);
+            let kind = event >> 8 & 7;
+            let cut_short = vectoring(InterruptionInformation(event), 0).is_some();
+            prop_assert_eq!(cut_short, event >> 31 == 1 && kind != 1 && kind != 7);
         }
     }
 }

@@ -51,28 +51,16 @@ impl InterruptionInformation {
     }
 }
 
-/// Whether the event comes from an instruction whose length the CPU must know.
-pub(crate) const fn is_software(kind: EventKind) -> bool {
-    match kind {
-        EventKind::SoftwareInterrupt
-        | EventKind::PrivilegedSoftwareException
-        | EventKind::SoftwareException => true,
-        EventKind::ExternalInterrupt | EventKind::Nmi | EventKind::HardwareException => false,
-    }
-}
-
 /// The event whose delivery an exit cut short.
 pub(crate) fn vectoring(
     information: InterruptionInformation,
     error_code: u32,
-    instruction_length: u32,
 ) -> Option<Vectoring> {
     let kind = information.kind().filter(|_| information.valid())?;
     Some(Vectoring {
         vector: information.vector(),
         kind,
         error_code: information.has_error_code().then_some(error_code),
-        instruction_length: is_software(kind).then_some(instruction_length as u8),
     })
 }
 
@@ -143,17 +131,16 @@ mod tests {
                 vector: Vector(vector), kind, error_code: Some(code), instruction_length: length,
             };
             let (information, error) = injection(event, protected);
-            let back = vectoring(information, error, u32::from(length)).unwrap();
+            let back = vectoring(information, error).unwrap();
             prop_assert_eq!((back.vector, back.kind), (event.vector, event.kind));
             let pushes = kind == EventKind::HardwareException && protected
                 && [8, 10, 11, 12, 13, 14, 17, 21].contains(&vector);
             prop_assert_eq!(back.error_code, pushes.then_some(code));
-            prop_assert_eq!(back.instruction_length, is_software(kind).then_some(length));
         }
 
         #[test]
         fn without_the_valid_bit_nothing_was_cut_short(raw in 0_u32..1 << 31, code: u32) {
-            prop_assert_eq!(vectoring(InterruptionInformation(raw), code, 0), None);
+            prop_assert_eq!(vectoring(InterruptionInformation(raw), code), None);
         }
     }
 

@@ -58,6 +58,11 @@ impl<W: Width> Field<W> {
         Self(encoding, PhantomData)
     }
 
+    /// Its encoding, for assembly.
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
+
     /// The field `index` places behind this one in a run of the same kind (ES, CS, SS …).
     pub(crate) const fn nth(self, index: u32) -> Self {
         Self(self.0 + 2 * index, PhantomData)
@@ -68,6 +73,11 @@ impl<W: Width> ReadOnly<W> {
     const fn new(encoding: u32) -> Self {
         assert!(encoding >> 13 & 3 == W::CODE && encoding >> 10 & 3 == EXIT_INFORMATION);
         Self(encoding, PhantomData)
+    }
+
+    /// Its encoding, for assembly.
+    pub(crate) const fn number(self) -> u32 {
+        self.0
     }
 }
 

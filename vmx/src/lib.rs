@@ -9,7 +9,7 @@
 //! * [`bitmap`]: which MSRs and ports exit (pure)
 //! * [`vcpu`]: the VMCS, and [`arch::vcpu::Vcpu`] on top of it; `contract` and `setup` are its halves
 //! * `run`: the way into the guest and back, in assembly
-//! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::Exit`], events in and
+//! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::ExitReason`], events in and
 //!   out, CR0 and CR4 (pure)
 //!
 //! The host runs with interrupts off, never touches SSE or x87 state, and uses none of the MSRs that

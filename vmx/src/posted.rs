@@ -82,6 +82,7 @@ pub struct Posting {
 impl Posting {
     /// Requests `vector`. The vector to send to the CPU: the notification, none if one is on its way, and
     /// `vector` itself where nothing can be posted.
+    #[inline(never)]
     #[must_use]
     pub fn post(&self, vector: Vector) -> Option<Vector> {
         let PostedInterrupts { requests, control, .. } = self.descriptor;

@@ -7,13 +7,20 @@
 
 use core::arch::{asm, naked_asm};
 
+use crate::field;
+
 /// How an attempt to enter ended.
 pub(crate) mod status {
     /// The guest ran (or its state was refused) and exited.
     pub(crate) const EXITED: u64 = 0;
-    /// VMfailValid: the VM-instruction error says why. (VMfailInvalid is 1.)
+    /// VMfailInvalid: there is no current VMCS to say why.
+    pub(crate) const FAIL_INVALID: u64 = 1;
+    /// VMfailValid: the VM-instruction error says why.
     pub(crate) const FAIL_VALID: u64 = 2;
 }
+
+/// VM-instruction error: VMRESUME with a VMCS that is not launched (SDM "VM Instruction Error Numbers").
+const NOT_LAUNCHED: u32 = 5;
 
 /// In place of an exit reason; no exit has it.
 const NO_EXIT: u32 = u32::MAX;
@@ -54,7 +61,7 @@ pub(crate) unsafe fn enter(registers: *mut Registers) -> u32 {
     reason
 }
 
-/// The way in. A VMCS that was never launched makes VMRESUME fail with error 5: VMLAUNCH follows.
+/// The way in. A VMCS that was never launched makes VMRESUME fail: VMLAUNCH follows.
 ///
 /// Contract: in RDI a [`Registers`]. All other registers but RSP are lost. On the stack while the
 /// guest runs, at HOST_RSP: RDI. HOST_RIP is [`exited`].
@@ -62,7 +69,7 @@ pub(crate) unsafe fn enter(registers: *mut Registers) -> u32 {
 unsafe extern "sysv64" fn switch() {
     naked_asm!(
         "push rdi",
-        "mov eax, 0x6c14", // HOST_RSP
+        "mov eax, {host_rsp}",
         "vmwrite rax, rsp",
         "mov rax, [rdi]",
         "mov rcx, [rdi + 8]",
@@ -82,24 +89,29 @@ unsafe extern "sysv64" fn switch() {
         "vmresume",
         "jc 2f", // VMfailInvalid sets CF, VMfailValid ZF
         "push rax",
-        "mov eax, 0x4400", // VM-instruction error
+        "mov eax, {instruction_error}",
         "vmread rax, rax",
-        "cmp eax, 5",
+        "cmp eax, {not_launched}",
         "pop rax",
-        "mov edi, 2", // MOV leaves the flags of CMP alone
+        "mov edi, {fail_valid}", // MOV leaves the flags of CMP alone
         "jne 3f",
         "mov rdi, [rsp]",
         "mov rdi, [rdi + 56]",
         "vmlaunch",
-        "mov edi, 2",
+        "mov edi, {fail_valid}",
         "jnc 3f",
         "2:",
-        "mov edi, 1",
+        "mov edi, {fail_invalid}",
         "3:",
         "pop rax",
         "mov [rax + 128], rdi",
         "mov eax, {no_exit}",
         "ret",
+        host_rsp = const field::HOST_RSP.number(),
+        instruction_error = const field::VM_INSTRUCTION_ERROR.number(),
+        not_launched = const NOT_LAUNCHED,
+        fail_valid = const status::FAIL_VALID,
+        fail_invalid = const status::FAIL_INVALID,
         no_exit = const NO_EXIT,
     )
 }
@@ -129,10 +141,11 @@ pub(crate) unsafe extern "sysv64" fn exited() {
         "mov [rdi + 104], r13",
         "mov [rdi + 112], r14",
         "mov [rdi + 120], r15",
-        "mov eax, 0x4402", // Exit reason
+        "mov eax, {exit_reason}",
         "vmread rax, rax",
         "add rsp, 8",
         "ret",
+        exit_reason = const field::EXIT_REASON.number(),
     )
 }
 

@@ -4,7 +4,7 @@
 //! be VT-x's own way, but not every hypervisor beneath has it, nor Bochs 2.7. The guest must never see that flag. So
 //! an exception exits and is given to the guest after the flag is gone again, and interrupts wait.
 
-use arch::exit::{Exit, ExitReason};
+use arch::exit::ExitReason;
 use arch::register::Rflags;
 use arch::vcpu::{Event, Vcpu, exception};
 use arch::{Hpa, Vector};
@@ -42,7 +42,7 @@ struct Before {
 }
 
 impl VmxVcpu {
-    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) {
+    pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) -> Step {
         let pointer = ept_pointer(root);
         self.vmcs.write(field::EPT_POINTER, pointer);
         self.invalidate(pointer);
@@ -60,21 +60,22 @@ impl VmxVcpu {
             self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
             self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions | !NOT_INTERCEPTED);
         }
-        self.step = Some(Step { one: one.then_some(before) });
+        Step { one: one.then_some(before) }
     }
 
-    /// Ends a step, if one was made; `snapshot` is its exit, if the entry was one. What exited only for its sake is
-    /// dealt with, and [`ExitReason::Step`] is told.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn end_step(&mut self, snapshot: Option<&Snapshot>) -> Option<Exit> {
-        let step = self.step.take()?;
+    /// Ends a step; `snapshot` is its exit, if the entry was one. What exited only for its sake is dealt with, and
+    /// [`ExitReason::Step`] is told.
+    pub(crate) fn end_step(
+        &mut self,
+        step: Step,
+        snapshot: Option<&Snapshot>,
+    ) -> Option<ExitReason> {
         self.vmcs.write(field::EPT_POINTER, self.ept_pointer);
         let before = step.one?;
         self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions);
         let flags = self.rflags();
         self.set_rflags(flags & !Rflags::TF.bits() | before.flags);
-        let reason = snapshot.map(|snapshot| decode(snapshot).reason);
+        let reason = snapshot.map(decode);
         let Some(ExitReason::Exception { vector: Vector(vector), error_code, qualification }) =
             reason
         else {
@@ -83,7 +84,7 @@ impl VmxVcpu {
         if vector == exception::DB {
             let pending = pending(qualification, before.flags & Rflags::TF.bits() != 0);
             self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending);
-            return Some(done());
+            return Some(ExitReason::Step);
         }
         if before.exceptions >> vector & 1 != 0 {
             return self.block_again(before, None);
@@ -92,11 +93,11 @@ impl VmxVcpu {
             self.set_cr2(qualification);
         }
         self.inject(Event::exception(vector, error_code));
-        self.block_again(before, Some(done()))
+        self.block_again(before, Some(ExitReason::Step))
     }
 
     /// The instruction is still to be done: what held interrupts back before it does so again.
-    fn block_again(&mut self, before: Before, exit: Option<Exit>) -> Option<Exit> {
+    fn block_again(&mut self, before: Before, exit: Option<ExitReason>) -> Option<ExitReason> {
         self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
         if before.blocking != 0 {
             let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
@@ -104,10 +105,6 @@ impl VmxVcpu {
         }
         exit
     }
-}
-
-const fn done() -> Exit {
-    Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None }
 }
 
 /// The debug exceptions that the guest still has to get, of those that a #DB was for (SDM "Guest Non-Register State").

@@ -1,16 +1,15 @@
 //! A virtual CPU: its VMCS and general registers, and the loop that enters it.
 //!
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
-//! it keeps the SDM's checks on guest state. Exits that need no policy (host-owned bits of CR0 and
-//! CR4, the NMI window) end here; `decode` hands the others on.
+//! it keeps the SDM's checks on guest state.
 
-use arch::exit::{EntryFailure, ExitReason, Frequent};
+use arch::Hpa;
+use arch::exit::{EntryFailure, ExitReason};
 use arch::register::{Cr0, Efer, GuestCr4, Rflags};
 use arch::segment::SegmentRegister;
 use arch::vcpu::{
     ApicPage, Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception,
 };
-use arch::{Exit, Hpa};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -72,8 +71,6 @@ pub struct VmxVcpu {
     pub(crate) cr0: OwnedBits,
     pub(crate) cr4: OwnedBits,
     pub(crate) ept_pointer: u64,
-    /// The next entry, or the last one, is a step.
-    pub(crate) step: Option<Step>,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
     /// What the preemption timer counts down from.
@@ -109,7 +106,6 @@ impl VmxVcpu {
             cr0: OwnedBits::cr0(&features.capabilities),
             cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
-            step: None,
             pending_nmi: false,
             timer_count: 0,
             virtual_apic: setup.virtual_apic,
@@ -120,60 +116,54 @@ impl VmxVcpu {
         Ok(vcpu)
     }
 
-    /// [`Vcpu::run`].
-    #[inline]
-    pub(crate) fn run_guest(&mut self) -> Option<Frequent> {
+    /// Into the guest and back; the exit reason.
+    #[inline(always)]
+    pub(crate) fn enter(&mut self) -> u32 {
         // SAFETY: `self.vmcs` is current, `write_host_state` made its host state, and the
         // registers are ours; the host runs with interrupts off.
-        let reason = unsafe { run::enter(&raw mut self.registers) };
-        match reason {
-            reason::CPUID => Some(Frequent::Cpuid(self.instruction_length())),
-            reason::RDMSR => Some(Frequent::ReadMsr(self.instruction_length())),
-            reason::WRMSR => Some(Frequent::WriteMsr(self.instruction_length())),
-            _ => None,
-        }
+        unsafe { run::enter(&raw mut self.registers) }
     }
 
-    #[inline]
-    fn instruction_length(&self) -> u8 {
-        self.vmcs.read(field::VM_EXIT_INSTRUCTION_LENGTH) as u8
-    }
-
-    /// [`Vcpu::exit`].
-    pub(crate) fn last_exit(&mut self) -> Option<Exit> {
-        if self.registers.status != run::status::EXITED {
-            self.end_step(None);
-            let status = core::mem::take(&mut self.registers.status);
-            return Some(self.instruction_failure(status));
-        }
+    /// What [`Self::enter`] has come back with.
+    #[inline(never)]
+    pub(crate) fn last_exit(&mut self, step: Option<Step>) -> ExitReason {
+        let status = core::mem::replace(&mut self.registers.status, run::status::EXITED);
         let snapshot = self.snapshot();
+        let entered = status == run::status::EXITED && !snapshot.entry_failed();
+        if entered {
+            self.restore_nmi_blocking(&snapshot);
+        }
+        if let Some(step) = step
+            && let Some(reason) = self.end_step(step, entered.then_some(&snapshot))
+            && entered
+        {
+            return reason;
+        }
+        if status != run::status::EXITED {
+            return self.instruction_failure(status);
+        }
         if snapshot.entry_failed() {
-            self.end_step(None);
-            return Some(failure(EntryFailure {
+            return ExitReason::EntryFailure(EntryFailure {
                 code: u64::from(snapshot.exit_reason),
                 qualification: snapshot.qualification,
                 meaning: "VM-entry failure",
-            }));
+            });
         }
-        self.restore_nmi_blocking(&snapshot);
-        if self.step.is_some()
-            && let Some(exit) = self.end_step(Some(&snapshot))
-        {
-            return Some(exit);
+        if snapshot.reason() == reason::NMI_WINDOW {
+            self.set_primary(Primary::NMI_WINDOW_EXITING, false);
+            self.pending_nmi = false;
+            self.inject_now(Event::nmi());
         }
-        if self.handle_inside(&snapshot) {
-            return None;
-        }
-        let exit = decode(&snapshot);
-        if exit.reason == ExitReason::Nmi {
+        let reason = decode(&snapshot);
+        if reason == ExitReason::Nmi {
             // SAFETY: the caller of `new` vouched for the gate.
             unsafe { run::take_nmi() };
         }
-        if matches!(exit.reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
             // The sender of the NMI is served after this return: no need for `exit_at_once`.
             self.restart_timer();
         }
-        Some(exit)
+        reason
     }
 
     /// Lets the preemption timer count down from the start, where it runs.
@@ -196,9 +186,6 @@ impl VmxVcpu {
             instruction_length: vmcs.read(field::VM_EXIT_INSTRUCTION_LENGTH),
             ..Snapshot::default()
         };
-        if snapshot.vectoring.has_error_code() {
-            snapshot.vectoring_error_code = vmcs.read(field::IDT_VECTORING_ERROR_CODE);
-        }
         match snapshot.reason() {
             reason::EXCEPTION_OR_NMI => {
                 snapshot.interruption_error_code =
@@ -227,22 +214,9 @@ impl VmxVcpu {
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state);
     }
 
-    /// Deals with exits that need no policy; `false` for all others.
-    fn handle_inside(&mut self, snapshot: &Snapshot) -> bool {
-        match snapshot.reason() {
-            reason::NMI_WINDOW => {
-                self.set_primary(Primary::NMI_WINDOW_EXITING, false);
-                self.pending_nmi = false;
-                self.inject_now(Event::nmi());
-                true
-            }
-            reason::CONTROL_REGISTER_ACCESS => self.move_to_control_register(snapshot),
-            _ => false,
-        }
-    }
-
-    fn move_to_control_register(&mut self, snapshot: &Snapshot) -> bool {
-        let Some((register, source)) = mov_to(snapshot.qualification) else {
+    /// [`Vcpu::move_to_control_register`]: the guest writes a bit that the host owns.
+    pub(crate) fn move_to_host_owned(&mut self) -> bool {
+        let Some((register, source)) = mov_to(self.vmcs.read(field::EXIT_QUALIFICATION)) else {
             return false;
         };
         let long = self.segment(SegmentRegister::Cs).access.long() && self.long_mode();
@@ -386,13 +360,14 @@ impl VmxVcpu {
     }
 
     /// VMLAUNCH or VMRESUME itself failed.
-    fn instruction_failure(&self, status: u64) -> Exit {
+    fn instruction_failure(&self, status: u64) -> ExitReason {
         let valid = status == run::status::FAIL_VALID;
         let number = if valid { self.vmcs.instruction_error() } else { 0 };
         let primary = self.vmcs.read(field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
         let tertiary = primary & Primary::ACTIVATE_TERTIARY_CONTROLS.bits() != 0;
         let meaning = error::instruction_error(number, tertiary);
-        failure(EntryFailure { code: u64::from(number), qualification: 0, meaning })
+        let code = u64::from(number);
+        ExitReason::EntryFailure(EntryFailure { code, qualification: 0, meaning })
     }
 }
 
@@ -403,8 +378,4 @@ pub(crate) fn exit_at_once() {
     // SAFETY: the handlers are the host's. Only `restart_timer` writes the field, too, and it does so
     // before that look.
     unsafe { vmwrite_checked(field::VMX_PREEMPTION_TIMER_VALUE.encoding(), 0) };
-}
-
-const fn failure(failure: EntryFailure) -> Exit {
-    Exit { reason: ExitReason::EntryFailure(failure), vectoring: None, instruction_length: None }
 }

@@ -30,17 +30,6 @@ const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 pub const RESET_WRITES: [(u32, u64); 3] =
     [(IA32_X2APIC_LVT_TIMER, MASKED as u64), (IA32_X2APIC_INIT_COUNT, 0), (IA32_X2APIC_TPR, 0)];
 
-/// The vector that a write of this register would send or set up: it needs a grant first.
-#[must_use]
-pub const fn vector_named(msr: u32, value: u64) -> Option<Vector> {
-    const FIXED_OR_LOWEST_PRIORITY: u64 = 1;
-    match msr {
-        IA32_X2APIC_ICR if value >> 8 & 7 <= FIXED_OR_LOWEST_PRIORITY => Some(Vector(value as u8)),
-        IA32_X2APIC_LVT_TIMER | IA32_X2APIC_SIVR => Some(Vector(value as u8)),
-        _ => None,
-    }
-}
-
 /// Which bits of a 32-bit register a write may change, and which it may hold without effect; the
 /// rest is reserved. `None` for what cannot be written.
 pub(crate) const fn writable(msr: u32) -> Option<(u32, u32)> {
@@ -122,6 +111,7 @@ impl VirtualApic {
     }
 
     /// Lets a decoded ICR write go out, or notes its error.
+    #[inline(always)]
     pub(crate) fn send(&mut self, request: Option<IcrRequest>) -> ApicAction {
         match request {
             Some(request) if request.illegal_vector() => {

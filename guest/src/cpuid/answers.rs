@@ -102,7 +102,7 @@ impl Answers {
     pub fn get(
         &self,
         leaf: u32,
-        subleaf: u32,
+        subleaf: impl Fn() -> u32,
         cr4: impl Fn() -> u64,
     ) -> Option<(&CpuidResult, u32)> {
         let number = row(leaf);
@@ -118,6 +118,7 @@ impl Answers {
         if row.kind == Kind::Osxsave {
             return Some((&row.answer, (cr4() << 9) as u32 & OSXSAVE));
         }
+        let subleaf = subleaf();
         if subleaf != 0 {
             let further = self.further.get(row.further as usize)?.get(subleaf as usize - 1)?;
             return Some((further, 0));

@@ -125,7 +125,7 @@ fn osxsave_and_ospke_follow_the_guests_cr4() {
     let mut machine = machine(Vendor::Intel);
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
     let answers = Answers::new(&policy, 0, &machine);
-    let added = |leaf, subleaf, cr4| answers.get(leaf, subleaf, || cr4).unwrap().1;
+    let added = |leaf, subleaf, cr4| answers.get(leaf, || subleaf, || cr4).unwrap().1;
     for cr4 in [0, CR4_OSXSAVE, CR4_PKE, !(CR4_OSXSAVE | CR4_PKE), !0] {
         let osxsave = if cr4 & CR4_OSXSAVE != 0 { OSXSAVE } else { 0 };
         let ospke = if cr4 & CR4_PKE != 0 { OSPKE } else { 0 };
@@ -134,7 +134,7 @@ fn osxsave_and_ospke_follow_the_guests_cr4() {
     }
     machine.cpuid.insert((7, 0), CpuidResult::default());
     let answers = Answers::new(&policy, 0, &machine);
-    assert_eq!(answers.get(7, 0, || !0).unwrap().1, 0, "no protection keys");
+    assert_eq!(answers.get(7, || 0, || !0).unwrap().1, 0, "no protection keys");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_is_ready_is_what_the_policy_says() {
         let answers = Answers::new(&policy, 1, &machine);
         for range in [0, KVM_BASE, NEXIT_BASE, 0x4000_ff00, 0x8000_0000, 0xc000_0000] {
             for (leaf, subleaf) in (0..0x60).flat_map(|n| (0..8).map(move |s| (range + n, s))) {
-                if let Some((answer, _)) = answers.get(leaf, subleaf, || 0) {
+                if let Some((answer, _)) = answers.get(leaf, || subleaf, || 0) {
                     let policys = policy.answer(leaf, subleaf, 1, &machine);
                     assert_eq!(*answer, policys, "{vendor:?} {leaf:#x}.{subleaf}");
                     assert_ne!(leaf, NEXIT_COUNTERS);
@@ -165,7 +165,7 @@ fn what_is_ready_is_what_the_policy_says() {
             }
         }
         for (leaf, subleaf) in [(7, 1), (0xb, 1), (0xd, 4), (0x8000_001d, 3), (0x4000_0200, 0)] {
-            assert!(answers.get(leaf, subleaf, || 0).is_some(), "{leaf:#x}.{subleaf}");
+            assert!(answers.get(leaf, || subleaf, || 0).is_some(), "{leaf:#x}.{subleaf}");
         }
     }
 }

@@ -15,8 +15,8 @@ use arch::gate::GateFormat;
 use arch::machine::{GuestMemory, Machine};
 use arch::register::{Cr0, Cr4, Efer};
 use arch::segment::{DescriptorTable, DescriptorTableRegister};
-use arch::vcpu::{Vcpu, exception};
-use arch::{Exit, ExitReason, Gpa, Gva, Vector};
+use arch::vcpu::{Event, Vcpu, exception};
+use arch::{Gpa, Gva, Vector};
 use eli::ShadowIdt;
 use insn::{Access, Instruction, Operation, PseudoDescriptor};
 
@@ -112,17 +112,15 @@ impl<P: Platform> Context<'_, P> {
 
     /// An exception of a CPU whose IDTR is shortened: `true` if it was the #GP of that, or may have been.
     /// The table is whole and shadowed now, and what had the #GP is tried again.
-    pub(super) fn first_interrupt(&mut self, exit: &Exit) -> bool {
-        let general_protection =
-            matches!(exit.reason, ExitReason::Exception { vector: Vector(exception::GP), .. });
-        if self.cpu.idt_limit.is_none() || !general_protection {
+    pub(super) fn first_interrupt(&mut self, event: Event) -> bool {
+        if self.cpu.idt_limit.is_none() || event.vector != Vector(exception::GP) {
             return false;
         }
         self.vm.interrupted = true;
         let table = self.guest_table(DescriptorTableRegister::Idtr);
         self.vcpu.set_descriptor_table(DescriptorTableRegister::Idtr, table);
         self.load_idt(table);
-        self.deliver_again(exit);
+        self.deliver_again();
         true
     }
 

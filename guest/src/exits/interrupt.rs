@@ -5,12 +5,12 @@
 
 use core::sync::atomic::Ordering;
 
+use arch::Vector;
 use arch::interrupt::TriggerMode;
 use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
 use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
-use arch::{ApicId, Exit, Vector};
 use eli::icr::{IcrRequest, IpiKind};
 use eli::{Destination, FaultAction, Reason, ShadowIdt, VectorSet};
 
@@ -19,8 +19,8 @@ use crate::vm::{Context, Guest, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
     /// An intercepted exception: the guest's own, or an interrupt that met a gate of the shadow IDT.
-    pub(super) fn exception(&mut self, exit: &Exit) -> Next {
-        if self.first_interrupt(exit) {
+    pub(super) fn exception(&mut self, event: Event) -> Next {
+        if self.first_interrupt(event) {
             return Next::Resume;
         }
         let (shadow, memory, grants) = (self.shadow(), &*self.memory, &self.guest.grants);
@@ -29,20 +29,19 @@ impl<P: Platform> Context<'_, P> {
             let own = shadow.is_some_and(|idt| idt.real_gate_present(vector, memory));
             own && (!grants.allows(vector) || read == shadow)
         };
-        match eli::classify(exit, grants, present) {
-            Some(FaultAction::GrantAndRedeliver(vector)) => {
+        match eli::classify(event, self.vcpu.vectoring(), grants, present) {
+            FaultAction::GrantAndRedeliver(vector) => {
                 self.grant(vector, Reason::SelfArrival);
                 // It is in service already: injected, it ends with the guest's own EOI.
                 self.vcpu.inject(Event::interrupt(vector));
             }
-            Some(FaultAction::SoftwareInterrupt(vector)) => self.grant(vector, Reason::Software),
-            Some(FaultAction::DropSpurious(vector)) => {
+            FaultAction::SoftwareInterrupt(vector) => self.grant(vector, Reason::Software),
+            FaultAction::DropSpurious(vector) => {
                 self.machine.eoi();
                 self.log_limited(format_args!("dropped a stray interrupt {vector}"));
             }
-            Some(FaultAction::Reflect(event)) => self.raise(self.as_of_the_real_gate(event)),
-            Some(FaultAction::TripleFault) => return self.triple_fault(),
-            None => {}
+            FaultAction::Reflect(event) => self.raise(self.as_of_the_real_gate(event)),
+            FaultAction::TripleFault => return self.triple_fault(),
         }
         Next::Resume
     }
@@ -111,7 +110,8 @@ impl<P: Platform> Context<'_, P> {
 
 impl<P: Platform, V> Context<'_, P, V> {
     /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
-    pub(super) fn external_interrupt(&mut self, vector: Vector) {
+    pub(super) fn external_interrupt(&mut self, vector: Option<Vector>) {
+        let Some(vector) = vector else { return };
         if let Some(posted) = self.vcpu.take_posted(vector) {
             self.machine.eoi();
             return self.accept_posted(VectorSet::from_words(posted));
@@ -162,7 +162,7 @@ impl<P: Platform, V> Context<'_, P, V> {
     }
 
     /// Raises a virtual interrupt on this CPU.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver(&mut self, vector: Vector) {
         match self.guest.mode {
             // A physical self-IPI: the guest takes it as it takes any other, and ends it itself.
@@ -175,7 +175,7 @@ impl<P: Platform, V> Context<'_, P, V> {
 
     /// Raises an interrupt on virtual CPU `cpu`. It is lost where the guest has switched that one's
     /// local APIC off, as on hardware.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deliver_to(&mut self, cpu: usize, vector: Vector) {
         match self.guest.addressing(cpu) {
             Some(apic) if !apic.enabled() => {}
@@ -184,58 +184,24 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
     }
 
-    /// [`Self::deliver_to`] in the exitless mode.
-    #[inline(always)]
-    pub(super) fn deliver_exitless(&mut self, cpu: usize, vector: Vector) {
-        match self.guest.addressing(cpu) {
-            Some(apic) if !apic.enabled() => {}
-            _ if cpu == self.cpu.index => self.machine.self_ipi(vector),
-            _ => self.machine.send_ipi(cpu, vector),
-        }
-    }
-
     /// Sends an interprocessor interrupt to those of the guest's own CPUs that it is for. Its vector
     /// is granted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send_ipi(&mut self, request: IcrRequest) {
-        let count = self.guest.cpus.len();
-        // Most are for one CPU, and an identifier is an index.
-        let cpus = if let Destination::Physical(ApicId(id)) = request.destination
-            && id != u32::MAX
-        {
-            let id = id as usize;
-            id.min(count)..id.saturating_add(1).min(count)
-        } else {
-            0..count
-        };
-        for cpu in cpus {
-            let own = cpu == self.cpu.index;
-            let apic = self.guest.addressing(cpu);
-            if apic.is_some_and(|apic| apic.accepts(request.destination, own)) {
-                self.send_ipi_to(cpu, request);
-                if request.kind == IpiKind::LowestPriority {
-                    break;
+        let mut cpus = self.guest.named(request.destination, self.cpu.index);
+        match request.kind {
+            IpiKind::Fixed => {
+                while cpus != 0 {
+                    self.deliver_to(cpus.trailing_zeros() as usize, request.vector);
+                    cpus &= cpus - 1;
                 }
             }
-        }
-    }
-
-    fn send_ipi_to(&mut self, cpu: usize, request: IcrRequest) {
-        let own = cpu == self.cpu.index;
-        let (started, bit) = (&self.guest.started, 1 << (cpu & 63));
-        match request.kind {
-            IpiKind::Fixed | IpiKind::LowestPriority => self.deliver_to(cpu, request.vector),
-            IpiKind::Nmi if own => self.vcpu.inject(Event::nmi()),
-            IpiKind::Nmi => self.machine.request(cpu, CpuRequest::Nmi),
-            // To the CPU that sends them they mean nothing.
-            IpiKind::Init | IpiKind::Startup if own => {}
-            IpiKind::Init => {
-                started.fetch_and(!bit, Ordering::AcqRel);
-                self.machine.request(cpu, CpuRequest::Init);
+            IpiKind::LowestPriority if cpus != 0 => {
+                self.deliver_to(cpus.trailing_zeros() as usize, request.vector);
             }
-            IpiKind::Startup => {
-                started.fetch_or(bit, Ordering::AcqRel);
-                self.machine.request(cpu, CpuRequest::Start(request.vector.0));
+            IpiKind::LowestPriority => {}
+            IpiKind::Nmi | IpiKind::Init | IpiKind::Startup => {
+                signal(self.guest, self.cpu.index, self.vcpu, self.machine, request, cpus);
             }
         }
     }
@@ -282,6 +248,39 @@ impl<P: Platform, V> Context<'_, P, V> {
         self.cpu.apic.pending.injected(vector);
         let more = self.cpu.apic.pending.next().is_some();
         self.vcpu.set_interrupt_window(more);
+    }
+}
+
+/// Sends what has no vector to `cpus`; `own` sends.
+#[inline(never)]
+fn signal(
+    guest: &Guest,
+    own: usize,
+    vcpu: &mut impl Vcpu,
+    machine: &mut impl Machine,
+    request: IcrRequest,
+    cpus: u64,
+) {
+    for cpu in (0..64).filter(|cpu| cpus >> cpu & 1 != 0) {
+        let ask = match request.kind {
+            IpiKind::Nmi if cpu == own => {
+                vcpu.inject(Event::nmi());
+                continue;
+            }
+            // To the CPU that sends them they mean nothing.
+            IpiKind::Init | IpiKind::Startup if cpu == own => continue,
+            IpiKind::Nmi => CpuRequest::Nmi,
+            IpiKind::Init => {
+                guest.started.fetch_and(!(1 << cpu), Ordering::AcqRel);
+                CpuRequest::Init
+            }
+            IpiKind::Startup => {
+                guest.started.fetch_or(1 << cpu, Ordering::AcqRel);
+                CpuRequest::Start(request.vector.0)
+            }
+            IpiKind::Fixed | IpiKind::LowestPriority => return,
+        };
+        machine.request(cpu, ask);
     }
 }
 

@@ -4,7 +4,7 @@ use arch::address::PAGE_SIZE;
 use arch::exit::NestedPageFault;
 use arch::interrupt::{DeliveryMode, InterruptTarget};
 use arch::machine::{GuestMemory, InterruptLine, Machine};
-use arch::vcpu::InterruptMode;
+use arch::vcpu::{InterruptMode, Vcpu};
 use arch::{Gpa, Width};
 use eli::{ApicRead, Reason};
 use pci::GuestInterrupt;
@@ -17,10 +17,11 @@ use crate::pci::{Host, VirtualBus};
 use crate::vm::{Context, Next, Platform};
 
 impl<P: Platform> Context<'_, P> {
-    /// `delivering`: the access was the CPU's own, for the delivery of an event (the stack, a
-    /// descriptor), and not that of the instruction at RIP.
-    pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault, delivering: bool) -> Next {
+    pub(super) fn nested_page_fault(&mut self, fault: NestedPageFault) -> Next {
         let gpa = fault.gpa;
+        // The access was the CPU's own, for the delivery of an event (the stack, a descriptor), and not that of the
+        // instruction at RIP.
+        let delivering = self.vcpu.vectoring().is_some();
         let shadowed = self.vm.shadows.covers(gpa);
         if fault.fetch || fault.table_walk || delivering {
             return if shadowed {
@@ -133,6 +134,9 @@ impl<P: Platform> Context<'_, P> {
         const ICR: u16 = 0x300;
         let action = self.cpu.apic.write_page(offset, width, value as u32);
         self.publish_addressing();
+        if let Some((vector, why)) = action.vector() {
+            self.grant(vector, why);
+        }
         // Registers that only an allowed value reaches: a refused one is dropped.
         self.apic_action(action);
         let first = matches!(offset, EOI | ICR) && !self.vm.xapic_said;

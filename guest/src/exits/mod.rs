@@ -1,10 +1,9 @@
 //! What to do on each exit.
 //!
-//! The way of an exit: the back end decodes it into [`arch::Exit`] → [`Context::handle_own`] counts it
-//! and calls the handler, if nothing but this CPU is concerned → else [`Context::handle`] does, with
-//! the guest's lock held → [`Context::prepare_entry`] → the guest goes on. In the posted mode
-//! [`Context::take_virtual_interrupts`] comes first of all. The same policy serves both vendors and
-//! the host tests' scripted CPU.
+//! The way of an exit: the back end decodes its reason ([`Vcpu::run`]) → [`Context::handle`] counts it, delivers again
+//! what it cut short, and calls its handler, with the guest's lock held where it concerns more than the CPU that exited
+//! → [`Context::prepare_entry`] → the guest goes on. In the posted mode [`Context::take_virtual_interrupts`] comes first
+//! of all. The same policy serves both vendors and the host tests' scripted CPU.
 
 pub(crate) mod access;
 mod descriptor;
@@ -16,135 +15,109 @@ pub(crate) mod step;
 mod system_segment;
 pub(crate) mod tick;
 
-use arch::exit::{EntryFailure, Vectoring};
+use arch::ExitReason;
+use arch::exit::{ControlRegisterWrite, EntryFailure, Vectoring};
 use arch::interrupt::TriggerMode;
 use arch::machine::Machine;
+use arch::msr::IA32_X2APIC_EOI;
 use arch::register::{Cr0, Gpr};
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
-use arch::{Exit, ExitReason};
 
 use crate::counters::Counter;
-use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform};
+use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, VmLock};
 use access::Refused;
 
-impl<P: Platform> Context<'_, P, ()> {
-    /// Counts an exit, delivers again what it cut short, and handles it if it concerns nothing but
-    /// the CPU that exited; else `None`, and [`Context::handle`] must.
+impl<P: Platform, L: VmLock> Context<'_, P, &L> {
+    /// Handles the exit with which [`Vcpu::run`] has come back.
     #[inline(always)]
-    #[expect(clippy::wildcard_enum_match_arm, reason = "`handle` names the others")]
-    pub fn handle_own(&mut self, exit: &Exit) -> Option<Next> {
-        self.cpu.counters.count(self.counter(exit));
-        if exit.reason != ExitReason::Cpuid {
-            self.cpu.recent.keep(exit, self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
+    pub fn handle(&mut self, reason: ExitReason) -> Next {
+        self.cpu.counters.count(self.counter(&reason));
+        self.cpu.recent.keep(&reason, || self.vcpu.rip(), self.vcpu.gpr(Gpr::Rcx));
+        if reason.cuts_short() {
+            self.again().deliver_again();
         }
-        self.redeliver(exit);
-        let length = exit.instruction_length;
-        match exit.reason {
-            ExitReason::Cpuid => self.cpuid(length),
-            ExitReason::ReadMsr => self.read_msr(length),
-            ExitReason::WriteMsr => self.write_own_msr(length)?,
-            ExitReason::ExternalInterrupt(vector) => self.external_interrupt(vector),
-            ExitReason::EndOfInterrupt(vector) => self.ended(vector, TriggerMode::Level),
-            ExitReason::ApicWrite(offset) => self.apic_written(offset),
-            ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
-            ExitReason::Xsetbv => self.xsetbv(length),
-            // The guest owns its devices' memory accesses; caches are coherent without it.
-            ExitReason::CacheInvalidate => self.vcpu.skip_instruction(length.unwrap_or(2)),
-            ExitReason::VirtualizationInstruction => {
-                self.raise(Event::exception(exception::UD, None));
-            }
-            // The back end may have made one by itself, for a write of CR8.
-            ExitReason::Step => self.take_virtual_interrupts(),
-            ExitReason::Init => {}
-            _ => return None,
-        }
-        Some(Next::Resume)
-    }
-}
-
-impl<P: Platform> Context<'_, P> {
-    /// Handles an exit that [`Context::handle_own`] has left.
-    pub fn handle(&mut self, exit: &Exit) -> Next {
-        let length = exit.instruction_length;
-        match exit.reason {
-            ExitReason::WriteMsr => {
-                self.write_msr(length);
-                Next::Resume
-            }
-            ExitReason::Io(access) => self.port(access),
+        match reason {
+            ExitReason::Cpuid => self.cpuid(),
+            ExitReason::ReadMsr => self.again().read_msr(),
+            ExitReason::WriteMsr => self.write_msr(),
+            ExitReason::Io(access) => return self.locked(|context| context.port(access)),
             ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => {
-                self.descriptor_table()
+                return self.locked(|context| context.descriptor_table());
             }
             ExitReason::NestedPageFault(fault) => {
-                self.nested_page_fault(fault, exit.vectoring.is_some())
+                return self.locked(|context| context.nested_page_fault(fault));
             }
-            ExitReason::Exception { .. } => self.exception(exit),
-            ExitReason::Nmi | ExitReason::PreemptionTimer => self.tick(),
-            ExitReason::Halt => self.halt(length),
-            ExitReason::TripleFault => self.triple_fault(),
-            ExitReason::ControlRegister(_) if self.vcpu.move_to_control_register() => Next::Resume,
-            ExitReason::ControlRegister(write) => self.crash(format_args!(
-                "it wrote to CR{} in a way that the CPU does not tell ({:#x})",
-                write.register, write.qualification
-            )),
-            ExitReason::EntryFailure(EntryFailure { code, qualification, meaning }) => {
-                let next = self.crash(format_args!(
-                    "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x}): \
-                     `nexit explain` has the rule"
-                ));
-                let state = core::fmt::from_fn(|f| self.vcpu.write_state(f));
-                self.machine.log(format_args!("guest {}: {state}", self.guest.name));
-                next
+            ExitReason::Exception { vector, error_code, .. } => {
+                let event = Event::exception(vector.0, error_code);
+                return self.locked(|context| context.exception(event));
             }
+            ExitReason::Nmi | ExitReason::PreemptionTimer => {
+                return self.locked(|context| context.tick());
+            }
+            ExitReason::ExternalInterrupt(vector) => self.again().external_interrupt(vector),
+            ExitReason::EndOfInterrupt(vector) => self.again().ended(vector, TriggerMode::Level),
+            ExitReason::ApicWrite(offset) => self.again().apic_written(offset),
+            ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
+            ExitReason::Halt => self.again().halt(),
+            ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),
+            ExitReason::Xsetbv => self.again().xsetbv(),
+            ExitReason::CacheInvalidate => {
+                // The guest owns its devices' memory accesses; caches are coherent without it.
+                const INVD: u8 = 2;
+                self.vcpu.skip_instruction(self.vcpu.instruction_length(INVD));
+            }
+            ExitReason::VirtualizationInstruction => {
+                self.again().raise(Event::exception(exception::UD, None));
+            }
+            ExitReason::ControlRegister(_) if self.vcpu.move_to_control_register() => {}
             ExitReason::Unexpected { .. } if self.vcpu.cpl() == 3 => {
-                self.raise_general_protection();
-                Next::Resume
+                self.again().raise_general_protection();
             }
-            ExitReason::Unexpected { code, qualification } => self.crash(format_args!(
-                "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
-            )),
-            // Handled without the lock.
-            ExitReason::Cpuid
-            | ExitReason::ReadMsr
-            | ExitReason::ExternalInterrupt(_)
-            | ExitReason::EndOfInterrupt(_)
-            | ExitReason::ApicWrite(_)
-            | ExitReason::InterruptWindow
-            | ExitReason::Xsetbv
-            | ExitReason::CacheInvalidate
-            | ExitReason::VirtualizationInstruction
-            | ExitReason::Step
-            | ExitReason::Init => Next::Resume,
+            ExitReason::ControlRegister(ControlRegisterWrite { register, qualification }) => {
+                return self.locked(|context| {
+                    context.crash(format_args!(
+                        "it wrote to CR{register} in a way that the CPU does not tell \
+                         ({qualification:#x})"
+                    ))
+                });
+            }
+            ExitReason::EntryFailure(failure) => {
+                return self.locked(|context| context.entry_failed(failure));
+            }
+            ExitReason::Unexpected { code, qualification } => {
+                return self.locked(|context| {
+                    context.crash(format_args!(
+                        "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
+                    ))
+                });
+            }
+            ExitReason::Init | ExitReason::Step => {}
         }
+        Next::Resume
     }
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
     /// The counter of an exit: a trapped EOI and a shadow gate's #NP have their own.
-    fn counter(&self, exit: &Exit) -> Counter {
-        use arch::msr::IA32_X2APIC_EOI;
-        let msr = self.vcpu.gpr(arch::register::Gpr::Rcx) as u32;
-        match (exit.reason, exit.vectoring) {
-            (ExitReason::WriteMsr, _) if msr == IA32_X2APIC_EOI => Counter::Eoi,
-            (
-                ExitReason::Exception { .. },
-                Some(Vectoring { kind: EventKind::ExternalInterrupt, .. }),
-            ) => Counter::ShadowGate,
-            (reason, _) => Counter::of(&reason),
+    #[inline(always)]
+    fn counter(&self, reason: &ExitReason) -> Counter {
+        if *reason == ExitReason::WriteMsr && self.vcpu.gpr(Gpr::Rcx) as u32 == IA32_X2APIC_EOI {
+            return Counter::Eoi;
         }
+        let external = |event: Vectoring| event.kind == EventKind::ExternalInterrupt;
+        if matches!(reason, ExitReason::Exception { .. })
+            && self.vcpu.vectoring().is_some_and(external)
+        {
+            return Counter::ShadowGate;
+        }
+        Counter::of(reason)
     }
 
-    /// An exit cut an event's delivery short: deliver it again. Not where the exit is an exception,
-    /// which decides itself what becomes of the event. `INT n` and its kin are executed again, as
-    /// RIP still points at them.
-    fn redeliver(&mut self, exit: &Exit) {
-        if !matches!(exit.reason, ExitReason::Exception { .. } | ExitReason::TripleFault) {
-            self.deliver_again(exit);
-        }
-    }
-
-    fn deliver_again(&mut self, exit: &Exit) {
-        let Some(event) = exit.vectoring else { return };
+    /// Delivers an event again whose delivery the exit has cut short. `INT n` and its kin are executed again, as RIP
+    /// still points at them.
+    #[inline(never)]
+    fn deliver_again(&mut self) {
+        let Some(event) = self.vcpu.vectoring() else { return };
         let again = matches!(
             event.kind,
             EventKind::ExternalInterrupt | EventKind::Nmi | EventKind::HardwareException
@@ -215,6 +188,8 @@ impl<P: Platform> Context<'_, P> {
         let tries = before.map_or(1, |(_, _, tries)| tries + 1);
         if tries < MAX_TRIES {
             self.cpu.stuck = Some((here.0, here.1, tries));
+            // A little longer each time: two CPUs that go in step, as an emulator's do, would meet so again and again.
+            (0..tries).for_each(|_| core::hint::spin_loop());
             return Next::Resume;
         }
         self.cpu.stuck = None;
@@ -223,6 +198,17 @@ impl<P: Platform> Context<'_, P> {
             return Next::Resume;
         }
         self.crash(sentence)
+    }
+
+    fn entry_failed(&mut self, failure: EntryFailure) -> Next {
+        let EntryFailure { code, qualification, meaning } = failure;
+        let next = self.crash(format_args!(
+            "the CPU refused to enter it: {meaning} (code {code:#x}, {qualification:#x}): \
+             `nexit explain` has the rule"
+        ));
+        let state = core::fmt::from_fn(|f| self.vcpu.write_state(f));
+        self.machine.log(format_args!("guest {}: {state}", self.guest.name));
+        next
     }
 
     fn triple_fault(&mut self) -> Next {

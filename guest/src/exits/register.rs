@@ -8,13 +8,11 @@ use arch::msr::{
 use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
-use eli::icr::IcrRequest;
-use eli::{ApicAction, ApicRead, Reason};
+use eli::{ApicAction, ApicRead};
 
-use crate::counters::Counter;
 use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count};
 use crate::msr::{MsrOutcome, Msrs};
-use crate::vm::{Context, Platform};
+use crate::vm::{Context, CpuState, Guest, Platform, VmLock};
 
 /// The x2APIC's MSRs.
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
@@ -26,71 +24,105 @@ const ADDRESS_SIZES: u32 = 0x8000_0008;
 /// CPUID, RDMSR and WRMSR are two bytes long.
 const SHORT: u8 = 2;
 
-impl<P: Platform> Context<'_, P, ()> {
-    /// CPUID, where the answer is ready. `false`: nothing has been done.
+impl<P: Platform, L: VmLock> Context<'_, P, &L> {
+    /// WRMSR. The guest's lock is needed for what concerns more than this CPU: the local APIC's base, a vector's first
+    /// use, whose gate must be opened, and the clock's MSRs, which write to the guest's memory.
     #[inline(always)]
-    pub fn quick_cpuid(&mut self, length: u8) -> bool {
-        let Some(answer) = self.ready_cpuid() else { return false };
-        self.cpu.counters.count(Counter::Cpuid);
-        self.answer_cpuid(answer, length);
-        true
+    pub(super) fn write_msr(&mut self) {
+        let (msr, value) = self.msr_and_value();
+        let written = match msr {
+            // The compiler makes a short way of the most frequent one.
+            IA32_X2APIC_ICR => match self.cpu.apic.write_icr(value) {
+                Ok(action) => self.granted_apic_action(action),
+                Err(GpFault) => false,
+            },
+            msr if X2APIC.contains(&msr) => self.again().write_apic(msr, value),
+            msr => self.again().write_other_msr(msr, value),
+        };
+        if written {
+            self.vcpu.skip_instruction(self.vcpu.instruction_length(SHORT));
+        } else {
+            self.again().raise_general_protection();
+        }
     }
 
-    /// WRMSR of an IPI as guests send most of them: of a granted vector, to CPUs that it names one by
-    /// one. `false`: it is something else, and nothing has been done.
-    #[inline(always)]
-    pub fn quick_ipi(&mut self, length: u8) -> bool {
-        let (msr, value) = self.msr_and_value();
-        let Some(ipi) = IcrRequest::decode_fixed(value) else { return false };
-        let quick = msr == IA32_X2APIC_ICR
-            && self.guest.all_in_x2apic_mode()
-            && self.guest.mode == InterruptMode::Exitless
-            && self.guest.grants.allows(ipi.vector);
-        if quick {
-            self.cpu.counters.count(Counter::Msr);
-            self.cpu.apic.remember_icr(value);
-            let mut cpus = ipi.cpus;
-            while cpus != 0 {
-                self.deliver_exitless(cpus.trailing_zeros() as usize, ipi.vector);
-                cpus &= cpus - 1;
-            }
-            self.vcpu.skip_instruction(length);
+    #[inline(never)]
+    fn write_other_msr(&mut self, msr: u32, value: u64) -> bool {
+        match msr {
+            IA32_APIC_BASE => self.locked(|context| context.write_apic_base(value)),
+            msr if Msrs::writes_memory(msr) => self.locked(|context| {
+                let written = context.write_own_msr(msr, value);
+                context.refresh_shadow();
+                written
+            }),
+            msr => self.write_own_msr(msr, value),
         }
-        quick
+    }
+
+    /// Writes one of the x2APIC's registers.
+    #[inline(never)]
+    pub(super) fn write_apic(&mut self, msr: u32, value: u64) -> bool {
+        let action = self.cpu.apic.write(msr, value);
+        if msr == IA32_X2APIC_SIVR {
+            self.publish_addressing();
+        }
+        action.is_ok_and(|action| self.granted_apic_action(action))
+    }
+
+    /// [`Self::apic_action`], the vector that it sends or sets up granted, if it is the first use of it.
+    #[inline(always)]
+    fn granted_apic_action(&mut self, action: ApicAction) -> bool {
+        if let Some((vector, why)) = action.vector()
+            && self.guest.mode.is_exitless()
+            && !self.guest.grants.allows(vector)
+        {
+            self.locked(|context| context.grant(vector, why));
+        }
+        self.apic_action(action)
+    }
+
+    /// A write to the local APIC that the CPU has carried out but for its effect: an IPI that it does not send
+    /// by itself, or a self-IPI that nobody can take. It has checked the reserved bits.
+    pub(super) fn apic_written(&mut self, offset: u16) {
+        let Some(page) = self.vcpu.virtual_apic() else { return };
+        let word = |at: u16| page.get(usize::from(at / 4)).map_or(0, |word| u64::from(*word));
+        let value = word(offset.wrapping_add(4)) << 32 | word(offset);
+        self.write_apic(X2APIC.start() + u32::from(offset >> 4), value);
     }
 }
 
+/// What CPUID says where no answer is ready.
+#[inline(never)]
+fn work_out(
+    guest: &Guest,
+    cpu: &CpuState,
+    machine: &impl Machine,
+    leaf: u32,
+    subleaf: u32,
+) -> CpuidResult {
+    if leaf == NEXIT_COUNTERS {
+        return exit_count(subleaf, &cpu.counters);
+    }
+    guest.cpuid.answer(leaf, subleaf, cpu.index, machine)
+}
+
 impl<P: Platform, V> Context<'_, P, V> {
-    pub(super) fn cpuid(&mut self, length: Option<u8>) {
-        let answer = self.ready_cpuid().unwrap_or_else(|| match self.leaf_and_subleaf() {
-            (NEXIT_COUNTERS, subleaf) => exit_count(subleaf, &self.cpu.counters),
-            (leaf, subleaf) => self.guest.cpuid.answer(leaf, subleaf, self.cpu.index, self.machine),
-        });
-        self.answer_cpuid(answer, length.unwrap_or(SHORT));
-    }
-
     #[inline(always)]
-    fn ready_cpuid(&self) -> Option<CpuidResult> {
-        let (leaf, subleaf) = self.leaf_and_subleaf();
-        let (answer, ecx) = self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4())?;
-        Some(CpuidResult { ecx: answer.ecx | ecx, ..*answer })
-    }
-
-    #[inline(always)]
-    fn leaf_and_subleaf(&self) -> (u32, u32) {
-        (self.vcpu.gpr(Gpr::Rax) as u32, self.vcpu.gpr(Gpr::Rcx) as u32)
-    }
-
-    #[inline(always)]
-    fn answer_cpuid(&mut self, answer: CpuidResult, length: u8) {
+    pub(super) fn cpuid(&mut self) {
+        let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
+        let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
+        let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
+            Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
+            None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
+        };
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
         self.vcpu.set_gpr(Gpr::Rcx, answer.ecx.into());
         self.vcpu.set_gpr(Gpr::Rdx, answer.edx.into());
-        self.vcpu.skip_instruction(length);
+        self.vcpu.skip_instruction(self.vcpu.instruction_length(SHORT));
     }
 
-    pub(super) fn read_msr(&mut self, length: Option<u8>) {
+    pub(super) fn read_msr(&mut self) {
         let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
         let value = match msr {
             IA32_APIC_BASE => Some(self.cpu.apic.base()),
@@ -109,35 +141,10 @@ impl<P: Platform, V> Context<'_, P, V> {
             Some(value) => {
                 self.vcpu.set_gpr(Gpr::Rax, value & 0xffff_ffff);
                 self.vcpu.set_gpr(Gpr::Rdx, value >> 32);
-                self.vcpu.skip_instruction(length.unwrap_or(SHORT));
+                self.vcpu.skip_instruction(self.vcpu.instruction_length(SHORT));
             }
             None => self.raise_general_protection(),
         }
-    }
-
-    /// WRMSR, unless it concerns more than this CPU: `None` then. That is a vector's first use, whose
-    /// gate must be opened, the local APIC's base, and the clock's MSRs, which write to the guest's
-    /// memory.
-    #[inline]
-    pub(super) fn write_own_msr(&mut self, length: Option<u8>) -> Option<()> {
-        let (msr, value) = self.msr_and_value();
-        let written = match msr {
-            IA32_APIC_BASE => return None,
-            msr if X2APIC.contains(&msr) => {
-                let vector = eli::apic::vector_named(msr, value);
-                if self.guest.mode == InterruptMode::Exitless
-                    && vector.is_some_and(|vector| !self.guest.grants.allows(vector))
-                {
-                    return None;
-                }
-                let action = self.write_apic(msr, value);
-                action.is_ok_and(|action| self.granted_apic_action(action))
-            }
-            msr if Msrs::writes_memory(msr) => return None,
-            msr => self.write_other_msr(msr, value),
-        };
-        self.wrote_msr(written, length);
-        Some(())
     }
 
     /// The MSR that WRMSR names, and what it writes.
@@ -147,40 +154,11 @@ impl<P: Platform, V> Context<'_, P, V> {
         (msr, self.vcpu.gpr(Gpr::Rdx) << 32 | self.vcpu.gpr(Gpr::Rax) & 0xffff_ffff)
     }
 
-    fn write_other_msr(&mut self, msr: u32, value: u64) -> bool {
+    /// Writes an MSR that is none of the local APIC's.
+    fn write_own_msr(&mut self, msr: u32, value: u64) -> bool {
         let msrs = &mut self.cpu.msrs;
         let outcome = msrs.write(msr, value, self.vcpu, self.machine, self.memory);
         matches!(outcome, MsrOutcome::Done | MsrOutcome::Value(_))
-    }
-
-    #[inline]
-    fn wrote_msr(&mut self, written: bool, length: Option<u8>) {
-        if written {
-            self.vcpu.skip_instruction(length.unwrap_or(SHORT));
-        } else {
-            self.raise_general_protection();
-        }
-    }
-
-    /// Writes one of the x2APIC's registers.
-    #[inline]
-    fn write_apic(&mut self, msr: u32, value: u64) -> Result<ApicAction, GpFault> {
-        let action = self.cpu.apic.write(msr, value);
-        if msr == IA32_X2APIC_SIVR {
-            self.publish_addressing();
-        }
-        action
-    }
-
-    /// A write to the local APIC that the CPU has carried out but for its effect: an IPI that it does not send
-    /// by itself, or a self-IPI that nobody can take. It has checked the reserved bits.
-    pub(super) fn apic_written(&mut self, offset: u16) {
-        let Some(page) = self.vcpu.virtual_apic() else { return };
-        let word = |at: u16| page.get(usize::from(at / 4)).map_or(0, |word| u64::from(*word));
-        let value = word(offset.wrapping_add(4)) << 32 | word(offset);
-        if let Ok(action) = self.write_apic(X2APIC.start() + u32::from(offset >> 4), value) {
-            self.granted_apic_action(action);
-        }
     }
 
     /// The guest's other CPUs, and its devices, find this CPU as its local APIC now says.
@@ -192,8 +170,8 @@ impl<P: Platform, V> Context<'_, P, V> {
 
     /// Does what a write to the local APIC comes to, its vector granted; `false` where the guest gets
     /// #GP.
-    #[inline]
-    fn granted_apic_action(&mut self, action: ApicAction) -> bool {
+    #[inline(always)]
+    pub(super) fn apic_action(&mut self, action: ApicAction) -> bool {
         match action {
             ApicAction::None => true,
             ApicAction::WritePhysical { msr, value } | ApicAction::Grant { msr, value, .. } => {
@@ -212,7 +190,7 @@ impl<P: Platform, V> Context<'_, P, V> {
 
     /// XSETBV: XCR0 is the guest's; the CPU itself checks the value. Not every CPU looks at the
     /// privilege level before the exit.
-    pub(super) fn xsetbv(&mut self, length: Option<u8>) {
+    pub(super) fn xsetbv(&mut self) {
         const XSETBV: u8 = 3;
         let (register, value) = self.msr_and_value();
         if self.vcpu.cr4() & Cr4::OSXSAVE.bits() == 0 {
@@ -222,7 +200,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         if allowed && self.machine.write_xcr0(value) {
             let policy = &self.guest.cpuid;
             self.cpu.cpuid.prepare(EXTENDED_STATE, policy, self.cpu.index, self.machine);
-            self.vcpu.skip_instruction(length.unwrap_or(XSETBV));
+            self.vcpu.skip_instruction(self.vcpu.instruction_length(XSETBV));
         } else {
             self.raise_general_protection();
         }
@@ -266,33 +244,5 @@ impl<P: Platform> Context<'_, P> {
             self.end_all_in_service();
         }
         allowed
-    }
-
-    /// WRMSR, where [`Self::write_own_msr`] was not enough.
-    pub(super) fn write_msr(&mut self, length: Option<u8>) {
-        let (msr, value) = self.msr_and_value();
-        let written = if msr == IA32_APIC_BASE {
-            self.write_apic_base(value)
-        } else if X2APIC.contains(&msr) {
-            let action = self.write_apic(msr, value);
-            action.is_ok_and(|action| self.apic_action(action))
-        } else {
-            let written = self.write_other_msr(msr, value);
-            self.refresh_shadow();
-            written
-        };
-        self.wrote_msr(written, length);
-    }
-
-    /// Does what a write to the local APIC comes to; `false` where the guest gets #GP.
-    pub(super) fn apic_action(&mut self, action: ApicAction) -> bool {
-        if let ApicAction::Grant { vector, why, .. } = action {
-            self.grant(vector, why);
-        } else if let ApicAction::Ipi(request) = action
-            && request.has_vector()
-        {
-            self.grant(request.vector, Reason::Ipi);
-        }
-        self.granted_apic_action(action)
     }
 }

@@ -6,7 +6,7 @@
 //! (`kernel/src/run.rs`) → [`Context::stepped`] writes to the device what has changed and takes the page away. The
 //! decision is 0044.
 
-use arch::exit::{Exit, ExitReason};
+use arch::ExitReason;
 use arch::machine::{MAX_STAND_INS, Machine};
 use arch::vcpu::Vcpu;
 use arch::{Gpa, Width};
@@ -33,7 +33,6 @@ pub struct Step {
     pages: [Option<StandIn>; MAX_STAND_INS],
     /// The slot that is used next; an instruction with more operands than slots gets on by its own restarts.
     next: usize,
-    wanted: bool,
     /// The instruction that the pages are for.
     rip: u64,
     /// It is not an instruction but the delivery of an event.
@@ -41,13 +40,6 @@ pub struct Step {
 }
 
 impl Step {
-    /// Whether a step is to be made now.
-    #[inline(always)]
-    #[must_use]
-    pub const fn wanted(&self) -> bool {
-        self.wanted
-    }
-
     /// Whether to exit after one instruction.
     #[must_use]
     pub const fn one(&self) -> bool {
@@ -82,8 +74,8 @@ impl<P: Platform> Context<'_, P> {
             *place = Some(StandIn { page, registers });
         }
         step.next = (slot + 1) % MAX_STAND_INS;
-        (step.wanted, step.delivering) = (true, delivering);
-        Next::Resume
+        step.delivering = delivering;
+        Next::Step
     }
 
     /// Puts what the registers around `gpa` read as into a stand-in; `None` where there are none.
@@ -109,11 +101,9 @@ impl<P: Platform> Context<'_, P> {
         Some((start, bytes))
     }
 
-    /// A step has ended with `exit`. Where that is another page that the instruction needs, all waits for it.
-    pub fn stepped(&mut self, exit: Option<&Exit>) {
-        self.cpu.step.wanted = false;
-        let more = exit.is_some_and(|exit| matches!(exit.reason, ExitReason::NestedPageFault(_)));
-        if more && self.cpu.step.one() {
+    /// A step has ended so. Where that is another page that the instruction needs, all waits for it.
+    pub fn stepped(&mut self, reason: &ExitReason) {
+        if matches!(reason, ExitReason::NestedPageFault(_)) && self.cpu.step.one() {
             return;
         }
         for slot in 0..MAX_STAND_INS {

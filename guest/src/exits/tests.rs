@@ -13,8 +13,10 @@ mod registers;
 mod steps;
 mod tables;
 
+use std::cell::RefCell;
+
 use arch::address::HpaRange;
-use arch::exit::{ControlRegisterWrite, NestedPageFault};
+use arch::exit::NestedPageFault;
 use arch::machine::{CpuidResult, GuestMemory, Part};
 use arch::msr::IA32_X2APIC_SIVR;
 use arch::register::{Cr4, Gpr, Rflags};
@@ -77,6 +79,13 @@ pub(super) struct World {
     machine: FakeMachine,
     pub(super) memory: FakeMemory,
     config: FakeConfig,
+}
+
+/// A lock that panics where it is taken twice.
+impl VmLock for RefCell<&mut Vm> {
+    fn with<T>(&self, work: impl FnOnce(&mut Vm) -> T) -> T {
+        work(&mut self.borrow_mut())
+    }
 }
 
 impl World {
@@ -195,16 +204,31 @@ impl World {
     /// Handles an exit; the injection of the one before is over.
     fn exit(&mut self, reason: ExitReason, vectoring: Option<Vectoring>) -> Next {
         self.vcpu.injected = None;
-        let exit = Exit { reason, vectoring, instruction_length: None };
+        self.vcpu.vectoring = vectoring;
         if !self.guest.mode.is_exitless() {
             self.context(|_| ()).take_virtual_interrupts();
         }
-        let next = self.context(|_| ()).handle_own(&exit);
-        let next = next.unwrap_or_else(|| self.context(|vm| vm).handle(&exit));
+        let next = self.unlocked(|context| context.handle(reason));
         if !self.guest.mode.is_exitless() {
             self.context(|_| ()).prepare_entry();
         }
         next
+    }
+
+    /// Does `work` as the run loop does, with the lock not held.
+    fn unlocked<T>(
+        &mut self,
+        work: impl FnOnce(&mut Context<'_, Edge, &RefCell<&mut Vm>>) -> T,
+    ) -> T {
+        work(&mut Context {
+            guest: &self.guest,
+            vm: &RefCell::new(&mut self.vm),
+            cpu: &mut self.cpu,
+            vcpu: &mut self.vcpu,
+            machine: &mut self.machine,
+            memory: &mut self.memory,
+            config: &mut self.config,
+        })
     }
 
     pub(super) fn context<'a, V>(
@@ -294,7 +318,7 @@ const fn fault(gpa: u64, write: bool) -> ExitReason {
 
 const fn cut_short(vector: u8, kind: EventKind) -> Option<Vectoring> {
     let vector = Vector(vector);
-    Some(Vectoring { vector, kind, error_code: None, instruction_length: None })
+    Some(Vectoring { vector, kind, error_code: None })
 }
 
 const EXTERNAL: EventKind = EventKind::ExternalInterrupt;
@@ -310,7 +334,7 @@ fn each_exit_counts_once_under_its_own_name() {
         (Counter::Cpuid, ExitReason::Cpuid),
         (Counter::Nmi, ExitReason::Nmi),
         (Counter::PreemptionTimer, ExitReason::PreemptionTimer),
-        (Counter::ExternalInterrupt, ExitReason::ExternalInterrupt(Vector(0x40))),
+        (Counter::ExternalInterrupt, ExitReason::ExternalInterrupt(Some(Vector(0x40)))),
         (Counter::InterruptWindow, ExitReason::InterruptWindow),
         (Counter::CacheInvalidate, ExitReason::CacheInvalidate),
         (Counter::Init, ExitReason::Init),
@@ -351,12 +375,8 @@ fn an_event_cut_short_by_another_exit_is_delivered_again() {
         let injected = world.vcpu.injected.unwrap();
         assert_eq!((injected.vector, injected.kind), (Vector(0x41), kind));
     }
-    let page_fault = Vectoring {
-        vector: Vector(14),
-        kind: EventKind::HardwareException,
-        error_code: Some(6),
-        instruction_length: None,
-    };
+    let page_fault =
+        Vectoring { vector: Vector(14), kind: EventKind::HardwareException, error_code: Some(6) };
     world.handle(ExitReason::PreemptionTimer, Some(page_fault));
     assert_eq!(world.vcpu.injected, Some(Event::exception(14, Some(6))));
 }

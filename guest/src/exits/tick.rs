@@ -21,22 +21,28 @@ pub(crate) struct HaltDetector {
     calls: u8,
 }
 
+impl<P: Platform, V> Context<'_, P, V> {
+    /// HLT exits while an interrupt waits for its window. With IF set that one ends the halt at once. Else the
+    /// CPU itself halts: nothing but an NMI, which exits, can wake it.
+    pub(super) fn halt(&mut self) {
+        const HLT: u8 = 1;
+        if self.interrupts_enabled() && self.cpu.apic.pending.next().is_some() {
+            self.vcpu.skip_instruction(self.vcpu.instruction_length(HLT));
+        } else {
+            self.cpu.halting = true;
+        }
+    }
+
+    fn interrupts_enabled(&self) -> bool {
+        self.vcpu.rflags() & Rflags::IF.bits() != 0
+    }
+}
+
 impl<P: Platform> Context<'_, P> {
     pub(super) fn tick(&mut self) -> Next {
         self.feed_console();
         self.update_uart_line();
         if self.halted_for_good() { self.halted() } else { Next::Resume }
-    }
-
-    /// HLT exits while an interrupt waits for its window. With IF set that one ends the halt at once. Else the
-    /// CPU itself halts: nothing but an NMI, which exits, can wake it.
-    pub(super) fn halt(&mut self, length: Option<u8>) -> Next {
-        if self.interrupts_enabled() && self.cpu.apic.pending.next().is_some() {
-            self.vcpu.skip_instruction(length.unwrap_or(1));
-        } else {
-            self.cpu.halting = true;
-        }
-        Next::Resume
     }
 
     fn halted(&mut self) -> Next {
@@ -49,10 +55,6 @@ impl<P: Platform> Context<'_, P> {
         self.machine
             .log(format_args!("guest {name}: it halted with interrupts off on all its CPUs"));
         Next::End(Outcome::Halted)
-    }
-
-    fn interrupts_enabled(&self) -> bool {
-        self.vcpu.rflags() & Rflags::IF.bits() != 0
     }
 
     /// `cli; hlt` ends a guest: only an NMI could wake it, and nobody sends one.

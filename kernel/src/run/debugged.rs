@@ -1,11 +1,11 @@
 //! A virtual CPU whose guest gdb looks at: where it stands, and how it goes on. Nothing of this is on the way of an exit
 //! while nobody is attached: the run loop has a loop of its own for it.
 
-use arch::Gva;
 use arch::machine::GuestMemory as _;
 use arch::register::Gpr;
 use arch::segment::SegmentRegister;
 use arch::vcpu::{DebugRegisters, Vcpu, exception};
+use arch::{ExitReason, Gva, Vector};
 use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
 use debug::registers::Registers;
 use debug::step::{Effect, effect, flags_after, flags_for, pushed};
@@ -211,9 +211,9 @@ impl<B: Backend> Running<'_, B> {
     fn run_to_breakpoint(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         let intercepts = self.vcpu.exception_intercepts();
         self.vcpu.set_exception_intercepts(intercepts | 1 << exception::DB);
-        self.enter_and_exit();
-        if let Some(conditions) = self.vcpu.debug_exception() {
-            let met = self.met(conditions);
+        let reason = self.exit_of(Vcpu::run);
+        if let ExitReason::Exception { vector: Vector(exception::DB), qualification, .. } = reason {
+            let met = self.met(qualification);
             if met != 0 {
                 let to = matches!(self.debugger.step, Step::To(_));
                 let why = if to { Stop::Step } else { Stop::Breakpoint(met) };
@@ -222,10 +222,10 @@ impl<B: Backend> Running<'_, B> {
             }
             // The guest's own. VT-x leaves DR6 to us.
             let registers = self.vcpu.debug_registers();
-            let status = registers.status | conditions;
+            let status = registers.status | qualification;
             self.vcpu.set_debug_registers(&DebugRegisters { status, ..registers });
         }
-        self.handle_rare(slot, processor)
+        self.handle(reason, slot, processor)
     }
 
     /// Which of gdb's breakpoints a debug exception is for, bit n for DRn.
@@ -235,16 +235,16 @@ impl<B: Backend> Running<'_, B> {
         on.fold(0, |met, slot| met | (conditions as u8 & 1 << slot))
     }
 
-    fn enter_and_exit(&mut self) {
+    fn exit_of(&mut self, enter: impl FnOnce(&mut B::Cpu) -> ExitReason) -> ExitReason {
         let exitless = self.instance.policy.mode.is_exitless();
         if !exitless {
-            self.context(()).prepare_entry();
+            self.context().prepare_entry();
         }
-        // Frequent or not, `exit` tells it again.
-        let _ = self.vcpu.run();
+        let reason = enter(&mut self.vcpu);
         if !exitless {
-            self.context(()).take_virtual_interrupts();
+            self.context().take_virtual_interrupts();
         }
+        reason
     }
 
     /// One instruction. What exits without having done it, such as the watchdog's call, is no step.
@@ -255,10 +255,12 @@ impl<B: Backend> Running<'_, B> {
         self.vcpu.set_exception_intercepts(intercepts & !(1 << exception::DB));
         self.vcpu.set_rflags(flags_for(flags));
         let root = self.machine.tables.lock().nested.root();
-        self.vcpu.step(root, true);
-        self.enter_and_exit();
-        let done = self.vcpu.debug_exception().is_some();
-        let next = self.handle_rare(slot, processor);
+        let reason = self.exit_of(|vcpu| vcpu.step(root, true));
+        let done = self.vcpu.debug_exception();
+        let mut next = self.handle(reason, slot, processor);
+        if next == Next::Step {
+            next = self.make_steps(slot, processor);
+        }
         let after = flags_after(flags, self.vcpu.rflags(), effect, cpl, done);
         self.vcpu.set_rflags(after);
         if done && effect == Effect::Pushes {

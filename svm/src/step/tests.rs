@@ -2,15 +2,14 @@
 
 use super::*;
 use crate::vcpu::tests::vcpu;
-use arch::Vector;
 
 const OTHER: Hpa = Hpa::new(0x7000);
 
 /// A step that the CPU would end with `exitcode`.
-fn stepped(rflags: u64, change: impl FnOnce(&mut Vmcb)) -> (SvmVcpu, Option<Exit>) {
+fn stepped(rflags: u64, change: impl FnOnce(&mut Vmcb)) -> (SvmVcpu, Option<ExitReason>) {
     let mut vcpu = vcpu();
     vcpu.set_rflags(rflags);
-    vcpu.step(OTHER, true);
+    let step = vcpu.begin_step(OTHER, true);
     let Vmcb { control, save } = vcpu.vmcb();
     assert_eq!((control.n_cr3, save.rflags >> 8 & 1), (0x7000, 1));
     assert_ne!(control.intercept_3 & Intercepts3::INTR.bits(), 0);
@@ -18,7 +17,7 @@ fn stepped(rflags: u64, change: impl FnOnce(&mut Vmcb)) -> (SvmVcpu, Option<Exit
     let before = vcpu.vmcb().clone();
     change(vcpu.vmcb_mut());
     vcpu.entered();
-    let exit = vcpu.exit();
+    let exit = vcpu.end_step(step);
     let Vmcb { control, .. } = vcpu.vmcb();
     assert_eq!((control.n_cr3, control.tlb_control), (0x1000, 3), "{before:?}");
     assert_eq!(control.intercept_exceptions, 1 << exception::NP);
@@ -26,18 +25,25 @@ fn stepped(rflags: u64, change: impl FnOnce(&mut Vmcb)) -> (SvmVcpu, Option<Exit
     (vcpu, exit)
 }
 
-fn reason(exit: Option<Exit>) -> ExitReason {
-    exit.unwrap().reason
-}
-
 #[test]
 fn behind_the_instruction_the_trap_flag_is_gone_and_nothing_is_delivered() {
     let (vcpu, exit) = stepped(2, |vmcb| {
         (vmcb.control.exitcode, vmcb.save.dr6) = (0x41, 0xffff_4ff0);
     });
-    assert_eq!(reason(exit), ExitReason::Step);
+    assert_eq!(exit, Some(ExitReason::Step));
     assert_eq!((vcpu.rflags(), vcpu.vmcb().save.dr6), (2, 0xffff_0ff0));
     assert!(!vcpu.injecting());
+}
+
+#[test]
+fn a_step_is_none_of_the_debugger_that_intercepts_debug_exceptions() {
+    let mut vcpu = vcpu();
+    vcpu.set_exception_intercepts(1 << exception::DB);
+    let step = vcpu.begin_step(OTHER, true);
+    let Vmcb { control, save } = vcpu.vmcb_mut();
+    (control.exitcode, save.dr6) = (0x41, 0xffff_4ff0);
+    assert_eq!(vcpu.end_step(step), Some(ExitReason::Step));
+    assert_eq!((vcpu.exception_intercepts(), vcpu.injecting()), (1 << exception::DB, false));
 }
 
 #[test]
@@ -45,7 +51,7 @@ fn a_guest_that_steps_by_itself_gets_its_trap() {
     let (vcpu, exit) = stepped(0x102, |vmcb| {
         (vmcb.control.exitcode, vmcb.save.dr6) = (0x41, 0xffff_4ff0);
     });
-    assert_eq!(reason(exit), ExitReason::Step);
+    assert_eq!(exit, Some(ExitReason::Step));
     let Vmcb { control, save } = vcpu.vmcb();
     assert_eq!((save.rflags, save.dr6, control.eventinj), (0x102, 0xffff_4ff0, 0x8000_0301));
 }
@@ -55,7 +61,7 @@ fn a_breakpoint_that_the_instruction_hits_is_the_guests() {
     let (vcpu, exit) = stepped(2, |vmcb| {
         (vmcb.control.exitcode, vmcb.save.dr6) = (0x41, 0xffff_4ff2);
     });
-    assert_eq!(reason(exit), ExitReason::Step);
+    assert_eq!(exit, Some(ExitReason::Step));
     let Vmcb { control, save } = vcpu.vmcb();
     assert_eq!((save.dr6, control.eventinj), (0xffff_0ff2, 0x8000_0301));
 }
@@ -66,7 +72,7 @@ fn a_fault_of_the_instruction_is_the_guests_without_the_flag() {
         let control = &mut vmcb.control;
         (control.exitcode, control.exitinfo1, control.exitinfo2) = (0x4e, 6, 0xdead_b000);
     });
-    assert_eq!(reason(exit), ExitReason::Step);
+    assert_eq!(exit, Some(ExitReason::Step));
     assert_eq!((vcpu.rflags(), vcpu.cr2()), (2, 0xdead_b000));
     assert_eq!(vcpu.vmcb().control.eventinj, 6 << 32 | 0x8000_0b0e);
 }
@@ -74,22 +80,21 @@ fn a_fault_of_the_instruction_is_the_guests_without_the_flag() {
 #[test]
 fn an_interrupt_waits_and_what_exits_anyway_is_told() {
     let (vcpu, exit) = stepped(2, |vmcb| vmcb.control.exitcode = VMEXIT_INTR);
-    assert_eq!((reason(exit), vcpu.injecting()), (ExitReason::Step, false));
+    assert_eq!((exit, vcpu.injecting()), (Some(ExitReason::Step), false));
     let (_, exit) = stepped(2, |vmcb| vmcb.control.exitcode = 0x4b);
-    let np = ExitReason::Exception { vector: Vector(11), error_code: Some(0), qualification: 0 };
-    assert_eq!(reason(exit), np, "it is intercepted in any case");
+    assert_eq!(exit, None, "it is intercepted in any case");
     let (_, exit) = stepped(2, |vmcb| vmcb.control.exitcode = 0x72);
-    assert_eq!(reason(exit), ExitReason::Cpuid);
+    assert_eq!(exit, None);
 }
 
 #[test]
 fn without_one_instruction_only_the_table_changes() {
     let mut vcpu = vcpu();
-    vcpu.step(OTHER, false);
+    let step = vcpu.begin_step(OTHER, false);
     let Vmcb { control, save } = vcpu.vmcb();
     assert_eq!((control.n_cr3, save.rflags, control.tlb_control), (0x7000, 2, 3));
     assert_eq!(control.intercept_exceptions, 1 << exception::NP);
     vcpu.vmcb_mut().control.exitcode = 0x72;
-    assert_eq!(reason(vcpu.exit()), ExitReason::Cpuid);
+    assert_eq!(vcpu.end_step(step), None, "it is told as ever");
     assert_eq!(vcpu.vmcb().control.n_cr3, 0x1000);
 }

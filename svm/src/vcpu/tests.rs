@@ -215,7 +215,7 @@ fn a_write_of_cr4_is_carried_out_or_is_a_fault() {
         let Vmcb { control, save } = vcpu.vmcb_mut();
         (save.rip, control.nrip, control.eventinj, control.tlb_control) = (0x1000, 0x1003, 0, 0);
         (control.exitcode, control.exitinfo1) = (0x14, MOV_FROM_RCX);
-        assert!(matches!(vcpu.exit().unwrap().reason, arch::ExitReason::ControlRegister(_)));
+        assert!(matches!(vcpu.last_exit(), ExitReason::ControlRegister(_)));
         assert!(vcpu.move_to_control_register());
         let Vmcb { control, save } = vcpu.vmcb();
         (save.cr4, save.rip, control.eventinj, control.tlb_control)

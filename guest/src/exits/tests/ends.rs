@@ -71,11 +71,11 @@ fn rows() -> Vec<Row> {
 
 fn what_comes(world: &mut World, reason: ExitReason) -> Then {
     let next = world.exit(reason, None);
-    let step = core::mem::take(&mut world.cpu.step);
+    world.cpu.step = Default::default();
     match (next, world.vcpu.injected) {
         (Next::End(_), _) => Then::Ends,
+        (Next::Step, _) => Then::Step,
         (Next::Resume, Some(event)) => Then::Raised(event.vector.0),
-        (Next::Resume, None) if step.wanted() => Then::Step,
         (Next::Resume, None) => Then::Again,
     }
 }

@@ -105,7 +105,7 @@ fn reason(step: &Step) -> ExitReason {
             error_code: bit(4).then_some(u32::from(vector.0) << 3 | 2),
             qualification: 0,
         },
-        11 => ExitReason::ExternalInterrupt(vector),
+        11 => ExitReason::ExternalInterrupt(Some(vector)),
         12 => [ExitReason::Nmi, ExitReason::PreemptionTimer, ExitReason::InterruptWindow]
             [usize::from(flags) % 3],
         13 => ExitReason::Halt,

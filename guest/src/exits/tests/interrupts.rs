@@ -189,7 +189,7 @@ mod exiting {
         if level {
             *world.machine.msrs.get_mut(&(IA32_X2APIC_TMR0 + word)).unwrap() |= bit;
         }
-        world.handle(ExitReason::ExternalInterrupt(Vector(vector)), None);
+        world.handle(ExitReason::ExternalInterrupt(Some(Vector(vector))), None);
     }
 
     fn in_service(world: &World, vector: u8) -> bool {

@@ -129,9 +129,9 @@ fn a_notification_that_exits_delivers_what_is_posted_and_is_no_interrupt_itself(
     const NOTIFICATION: Vector = Vector(0xf2);
     let mut world = posted();
     world.vcpu.posted = Some((NOTIFICATION, [0, 1 << 31, 1 << 1, 0, 0, 0, 0, 1 << 30]));
-    world.handle(ExitReason::ExternalInterrupt(Vector(0x51)), None);
+    world.handle(ExitReason::ExternalInterrupt(Some(Vector(0x51))), None);
     assert_eq!(world.cpu.apic.pending.irr.words(), [0, 0, 1 << 17, 0, 0, 0, 0, 0], "the guest's");
-    world.handle(ExitReason::ExternalInterrupt(NOTIFICATION), None);
+    world.handle(ExitReason::ExternalInterrupt(Some(NOTIFICATION)), None);
     let requested = [0, 1 << 31, 1 << 17 | 1 << 1, 0, 0, 0, 0, 1 << 30];
     assert_eq!(world.cpu.apic.pending.irr.words(), requested);
     assert_eq!(world.machine.eois, 2, "each is ended in the physical local APIC");

@@ -10,14 +10,12 @@ fn begin(world: &mut World, gpa: u64) {
     world.put(CODE, &UNKNOWN);
     world.vcpu.state.rip = CODE;
     *world.gpr(Gpr::Rbx) = gpa;
-    world.handle(fault(gpa, true), None);
-    assert!(world.cpu.step.wanted() && world.cpu.step.one());
+    assert_eq!(world.exit(fault(gpa, true), None), Next::Step);
+    assert!(world.cpu.step.one());
 }
 
 fn end(world: &mut World) {
-    let exit = Exit { reason: ExitReason::Step, vectoring: None, instruction_length: None };
-    world.context(|vm| vm).stepped(Some(&exit));
-    assert!(!world.cpu.step.wanted());
+    world.context(|vm| vm).stepped(&ExitReason::Step);
     assert_eq!(world.machine.stand_in_at, [None; 4]);
 }
 
@@ -59,9 +57,7 @@ fn a_second_page_joins_the_first_and_a_fault_leaves_the_device_alone() {
     let mut world = World::with_idt();
     begin(&mut world, 0xfec0_0000);
     world.machine.stand_ins[0][0] = 0x55;
-    let more = Exit { reason: fault(NOWHERE, false), vectoring: None, instruction_length: None };
-    world.context(|vm| vm).stepped(Some(&more));
-    assert!(!world.cpu.step.wanted());
+    world.context(|vm| vm).stepped(&fault(NOWHERE, false));
     begin(&mut world, NOWHERE);
     let both = [Some(Gpa::new(0xfec0_0000)), Some(Gpa::new(NOWHERE)), None, None];
     assert_eq!(world.machine.stand_in_at, both);
@@ -86,9 +82,9 @@ fn an_instruction_with_more_pages_than_there_are_gets_them_by_turns() {
 #[test]
 fn an_event_that_leads_nowhere_is_delivered_with_a_page_in_its_way() {
     let mut world = World::with_idt();
-    world.handle(fault(NOWHERE, true), cut_short(0x40, EXTERNAL));
+    assert_eq!(world.exit(fault(NOWHERE, true), cut_short(0x40, EXTERNAL)), Next::Step);
     assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
-    assert!(world.cpu.step.wanted() && !world.cpu.step.one());
+    assert!(!world.cpu.step.one());
 }
 
 #[test]
@@ -96,5 +92,5 @@ fn an_address_beyond_all_tables_is_a_general_protection_fault() {
     let mut world = World::with_idt();
     world.put(CODE + 3, &UNKNOWN);
     world.handle(fault(1 << 48, false), None);
-    assert_eq!((world.vcpu.injected, world.cpu.step.wanted()), (gp(), false));
+    assert_eq!(world.vcpu.injected, gp(), "and no step");
 }

@@ -89,15 +89,16 @@ pub(crate) fn second_cpu() {
 }
 
 /// Real mode: `cli`, DS = 0, then the byte at 0xA000 turns from `one` to `other` and back for ever, and the dword at
-/// `counter` counts.
+/// `counter` counts. The jump between is for Bochs, whose CPUs take turns where one of them jumps: the others would see
+/// what was written last, and nothing else.
 fn put_program(page: u64, one: u8, other: u8, counter: u64) {
     let [low, high, ..] = counter.to_le_bytes();
     let bytes = [
-        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0xa0, one, 0xc6, 0x06, 0x00, 0xa0, other,
-        0x66, 0xff, 0x06, low, high, 0xeb, 0xef,
+        0xfa, 0x31, 0xc0, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0xa0, one, 0xeb, 0x00, 0xc6, 0x06, 0x00,
+        0xa0, other, 0x66, 0xff, 0x06, low, high, 0xeb, 0xed,
     ];
     // SAFETY: low memory that nobody uses once the loader is done.
-    unsafe { cpu::physical::pointer::<[u8; 22]>(Hpa::new(page)).write_volatile(bytes) };
+    unsafe { cpu::physical::pointer::<[u8; 24]>(Hpa::new(page)).write_volatile(bytes) };
 }
 
 fn flips(counter: u64) -> u32 {
