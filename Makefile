@@ -29,7 +29,7 @@ ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
 MAX      := reached-vt-x=8900 reached-amd-v=8800 foreign-linked=3200 foreign-whole=53000 \
-            code-bytes=625000 unsafe-blocks=290 untested-lines=5400
+            code-bytes=640000 unsafe-blocks=290 untested-lines=5400
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
 KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
