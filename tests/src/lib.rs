@@ -13,6 +13,7 @@ pub mod gates;
 mod guest;
 pub mod line;
 mod outcome;
+pub mod page;
 mod picture;
 mod q35;
 mod tables;

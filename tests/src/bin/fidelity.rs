@@ -1,7 +1,7 @@
-//! `make fidelity`: the same payload bare and under Nexit, in every mode on every emulator, and the page of what
-//! differs.
+//! `make fidelity`: runs one payload on the bare machine and under Nexit, in every mode on every emulator, and writes
+//! the differences to `docs/fidelity.md`.
 //!
-//! `fidelity [--output FILE] [EMULATOR …]`: without names QEMU and both versions of Bochs.
+//! `fidelity [--output FILE] [EMULATOR …]`: QEMU and both versions of Bochs if no name is given.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,39 +9,35 @@ use std::process::ExitCode;
 
 use nexit_tests::Emulator;
 use nexit_tests::fidelity::{Column, Difference, compare, facts, known, modes};
+use nexit_tests::page::Arguments;
 
 const EMULATORS: [Emulator; 3] = [Emulator::Qemu, Emulator::Bochs, Emulator::BochsVtd];
 
 fn main() -> ExitCode {
-    let mut output = None;
-    let mut names: Vec<String> = Vec::new();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        if argument == "--output" { output = arguments.next() } else { names.push(argument) }
-    }
-    let chosen = EMULATORS.into_iter();
-    let chosen =
-        chosen.filter(|emulator| names.is_empty() || names.contains(&emulator.to_string()));
-    let mut page = Page::default();
-    for emulator in chosen {
-        if let Err(error) = page.add(emulator) {
-            eprintln!("fidelity: {emulator}: {error}");
-            return ExitCode::FAILURE;
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("fidelity: {error}");
+            ExitCode::from(2)
         }
     }
-    if let Some(output) = &output
-        && let Err(error) = std::fs::write(output, page.text())
-    {
-        eprintln!("fidelity: cannot write {output}: {error}");
-        return ExitCode::FAILURE;
+}
+
+fn run() -> Result<bool, String> {
+    let arguments = Arguments::read(&EMULATORS.map(|emulator| emulator.to_string()))?;
+    let mut page = Page::default();
+    for emulator in EMULATORS.into_iter().filter(|one| arguments.selects(&one.to_string())) {
+        page.add(emulator).map_err(|error| format!("{emulator}: {error}"))?;
     }
-    if page.unexplained == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    arguments.write(&page.text())?;
+    Ok(page.unexplained == 0)
 }
 
 #[derive(Default)]
 struct Page {
     columns: String,
-    /// By fact and values, where it is so.
+    /// By fact and values: the emulators and modes with this difference.
     rows: BTreeMap<(String, String, String, Option<String>), Vec<String>>,
     unexplained: usize,
 }
@@ -81,13 +77,13 @@ impl Page {
             let _ = writeln!(rows, "| {fact} | {places} | {bare} | {under_nexit} | {reason} |");
         }
         format!(
-            "# As on bare metal\n\nMade by `make fidelity`. A small program prints a line for each fact of the CPU and its \
-             local APIC. It runs on the bare machine, booted by multiboot, and as a guest of Nexit in each mode, and the \
-             lines are compared. What may differ stands in `tests/fidelity/differences.toml`, with the reason. All of it \
-             is emulation: the bare machine is the emulator's.\n\nA group of facts is a module of \
-             `tests/payload/src/bin/fidelity` and a call in its `main.rs`.\n\n\
-             | Emulator | Mode | Facts | The same | Explained | Not explained |\n|---|---|--:|--:|--:|--:|\n{}\n\
-             ## What differs\n\n| Fact | Where | Bare | Under Nexit | Reason |\n|---|---|---|---|---|\n{rows}",
+            "# As on bare metal\n\n`make fidelity` generates this page. A small program prints one line for each fact of the \
+             CPU and its local APIC. It runs on the bare machine, booted by multiboot, and as a guest of Nexit in each \
+             mode, and the lines are compared. `tests/fidelity/differences.toml` lists the permitted differences, with \
+             reasons. All machines are emulated, including the bare machine.\n\nEach group of facts is a module of \
+             `tests/payload/src/bin/fidelity` that its `main.rs` calls.\n\n\
+             | Emulator | Mode | Facts | Equal | Explained | Not explained |\n|---|---|--:|--:|--:|--:|\n{}\n\
+             ## Differences\n\n| Fact | Where | Bare | Under Nexit | Reason |\n|---|---|---|---|---|\n{rows}",
             self.columns
         )
     }

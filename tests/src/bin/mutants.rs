@@ -1,23 +1,25 @@
-//! `make mutants`: takes one line after the other out of the code and says which test notices.
+//! `make mutants`: removes one check after the other from the code, records which test fails, and writes
+//! `docs/mutants.md`.
 //!
-//! `mutants [--output FILE] [LIST …]`: a list is a file of `tests/mutants`; without names all of them.
-//! The mutants are built in a copy of the tree below the build folder: the working tree stays as it is.
+//! `mutants [--output FILE] [LIST …]`: a list is a file of `tests/mutants`; all lists if no name is given.
+//! Mutants are built in a copy of the tree below the build folder. The working tree stays unchanged.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use nexit_tests::page::Arguments;
 use nexit_tests::{build_folder, project_folder};
 use serde::Deserialize;
 
-/// What a list says.
+/// A file of `tests/mutants`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct List {
-    /// What the list is about, for the table's heading.
+    /// The heading of the list's table.
     about: String,
-    /// Shell commands that have to fail for a mutant, the quickest first.
+    /// Shell commands, one of which must fail for each mutant; the quickest first.
     tests: Vec<String>,
     mutant: Vec<Mutant>,
 }
@@ -26,36 +28,29 @@ struct List {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mutant {
-    /// What is taken away, in words.
+    /// What the mutant does wrong, in words.
     name: String,
-    /// The file.
     file: String,
-    /// A text that stands in it once …
+    /// A text that occurs in the file exactly once …
     find: String,
-    /// … and what takes its place.
+    /// … and its replacement.
     #[serde(default)]
     replace: String,
-    /// Why it may survive: hardware that no emulator has, or a line that saves work only.
+    /// Why no test can fail: it needs hardware that no emulator has, or the line only saves work.
     #[serde(default)]
     survives: Option<String>,
 }
 
-/// What became of a mutant.
+/// The result of a mutant.
 enum Fate {
     Noticed(String),
     Survived,
-    /// It does not build, or its text is not there: the list is out of date.
+    /// It does not build, or its text is not in the file: the list is out of date.
     Broken(String),
 }
 
 fn main() -> ExitCode {
-    let mut output = None;
-    let mut names: Vec<String> = Vec::new();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        if argument == "--output" { output = arguments.next() } else { names.push(argument) }
-    }
-    match run(&names, output.as_deref()) {
+    match run() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -65,21 +60,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(names: &[String], output: Option<&str>) -> Result<bool, String> {
+fn run() -> Result<bool, String> {
+    let lists = lists()?;
+    let arguments = Arguments::read(&lists.iter().map(|path| name_of(path)).collect::<Vec<_>>())?;
     let tree = copy_tree()?;
     let mut page = String::from(
-        "# Mutants\n\nMade by `make mutants`: each row takes one thing out of the code, and names the first test command \
-         that fails for it. The lists are `tests/mutants/*.toml`.\n",
+        "# Mutants\n\n`make mutants` generates this page. Each row is a change that removes one check or step from the \
+         code, and the first test command that fails because of it. The changes are listed in `tests/mutants/*.toml`.\n",
     );
     let (mut noticed, mut survived) = (0, 0);
-    for path in lists(names)? {
+    for path in lists.iter().filter(|path| arguments.selects(&name_of(path))) {
         let text =
-            fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let list: List =
             toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         let _ = write!(
             page,
-            "\n## {}\n\n| Taken out | File | Noticed by |\n|---|---|---|\n",
+            "\n## {}\n\n| Change | File | Failing test |\n|---|---|---|\n",
             list.about
         );
         for mutant in &list.mutant {
@@ -100,17 +97,12 @@ fn run(names: &[String], output: Option<&str>) -> Result<bool, String> {
         }
     }
     println!("{noticed} passed, {survived} failed");
-    if let Some(output) = output {
-        fs::write(output, page).map_err(|error| format!("cannot write {output}: {error}"))?;
-    }
+    arguments.write(&page)?;
     Ok(survived == 0)
 }
 
-fn lists(names: &[String]) -> Result<Vec<PathBuf>, String> {
+fn lists() -> Result<Vec<PathBuf>, String> {
     let folder = project_folder().join("tests/mutants");
-    if !names.is_empty() {
-        return Ok(names.iter().map(|name| folder.join(name).with_extension("toml")).collect());
-    }
     let entries =
         fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -118,7 +110,12 @@ fn lists(names: &[String]) -> Result<Vec<PathBuf>, String> {
     Ok(paths)
 }
 
-/// The files that git knows, as they are now, in a folder that the last run may have left.
+/// The name of a list: its file's, without the extension.
+fn name_of(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Copies the files that git tracks, as they are now. Replaces the copy of the last run.
 fn copy_tree() -> Result<PathBuf, String> {
     let tree = build_folder().join("mutants/tree");
     let made = shell(
@@ -131,7 +128,7 @@ fn copy_tree() -> Result<PathBuf, String> {
     if !made {
         return Err(format!("cannot copy the tree to {}", tree.display()));
     }
-    // What the tests of emulators want beside the build folder, without fetching it again.
+    // Emulator tests need these folders: linked, not downloaded again.
     for name in ["bochs3", "guest", "machines"] {
         let (from, to) =
             (build_folder().join(name), build_folder().join("mutants/target").join(name));
@@ -151,7 +148,7 @@ fn fate_of(mutant: &Mutant, tests: &[String], tree: &Path) -> Result<Fate, Strin
     };
     let found = text.matches(&mutant.find).count();
     if found != 1 {
-        return Ok(Fate::Broken(format!("the text stands in the file {found} times")));
+        return Ok(Fate::Broken(format!("the text occurs in the file {found} times")));
     }
     let write =
         |text: &str| fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()));
@@ -167,7 +164,7 @@ fn fate_of(mutant: &Mutant, tests: &[String], tree: &Path) -> Result<Fate, Strin
     })
 }
 
-/// Whether `command` ends well in `folder`.
+/// Runs `command` in `folder`, and returns whether it succeeded.
 fn shell(folder: &Path, command: &str) -> bool {
     Command::new("sh")
         .args(["-c", command])

@@ -1,40 +1,36 @@
-//! `make zoo`: the small guest on every machine by every road, and the table of what came out.
+//! `make zoo`: boots the small guest on every machine in every way, and writes `docs/zoo.md`.
 //!
-//! `zoo [--output FILE] [NAME …]`: without names all machines.
+//! `zoo [--output FILE] [NAME …]`: all machines if no name is given.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use nexit_tests::page::Arguments;
 use nexit_tests::zoo::{Machine, Road, machines};
 
 fn main() -> ExitCode {
-    let mut output = None;
-    let mut names: Vec<String> = Vec::new();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        if argument == "--output" { output = arguments.next() } else { names.push(argument) }
-    }
-    let all = machines();
-    if let Some(unknown) =
-        names.iter().find(|name| !all.iter().any(|machine| machine.name == **name))
-    {
-        eprintln!("zoo: tests/zoo/machines.toml has no machine {unknown}");
-        return ExitCode::from(2);
-    }
-    let chosen = all.iter().filter(|machine| names.is_empty() || names.contains(&machine.name));
-    let mut table = Table::default();
-    for machine in chosen {
-        table.add(machine);
-        // After each: a run that is cut short leaves what it has seen.
-        if let Some(output) = &output
-            && let Err(error) = std::fs::write(output, table.text())
-        {
-            eprintln!("zoo: cannot write {output}: {error}");
-            return ExitCode::FAILURE;
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("zoo: {error}");
+            ExitCode::from(2)
         }
     }
+}
+
+fn run() -> Result<bool, String> {
+    let all = machines();
+    let names: Vec<String> = all.iter().map(|machine| machine.name.clone()).collect();
+    let arguments = Arguments::read(&names)?;
+    let mut table = Table::default();
+    for machine in all.iter().filter(|machine| arguments.selects(&machine.name)) {
+        table.add(machine);
+        // After each row: an interrupted run leaves the rows so far.
+        arguments.write(&table.text())?;
+    }
     println!("{} passed, {} failed", table.passed, table.failed);
-    if table.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(table.failed == 0)
 }
 
 #[derive(Default)]
@@ -78,11 +74,11 @@ impl Table {
 
     fn text(&self) -> String {
         format!(
-            "# The zoo\n\nMade by `make zoo`; the machines stand in `tests/zoo/machines.toml`. On each machine a small \
-             guest must reach its end, or Nexit must refuse the machine by the right sentence. Without a device the \
-             guest looks at all of its memory; with one it is Linux and reads 200 blocks by NVMe. All of it is \
-             emulation: no row is real hardware.\n\n{} passed, {} failed.\n\n\
-             | Machine | Emulator | What is special | `-kernel` | BIOS, GRUB | UEFI, GRUB | UEFI, native |\n\
+            "# The zoo\n\n`make zoo` generates this page from the machines in `tests/zoo/machines.toml`. On each machine \
+             a small guest must run to its end, or Nexit must refuse the machine with the expected sentence. Without a \
+             device, the guest checks all of its memory. With one, it is Linux and reads 200 blocks by NVMe. All \
+             machines are emulated; none is real hardware.\n\n{} passed, {} failed.\n\n\
+             | Machine | Emulator | Configuration | `-kernel` | BIOS, GRUB | UEFI, GRUB | UEFI, native |\n\
              |---|---|---|---|---|---|---|\n{}",
             self.passed, self.failed, self.rows
         )
