@@ -153,6 +153,10 @@ zoo: setup all demo payloads
 fidelity: setup all payloads machines
 	cargo run --quiet --locked -p nexit-tests --bin fidelity -- --output docs/fidelity.md
 
+# A million interrupts, a thousand restarts, an hour beside an attacker (PERCENT=1: a hundredth): docs/endurance.md.
+endurance: setup all demo payloads machines
+	cargo run --quiet --locked -p nexit-tests --bin endurance -- --output docs/endurance.md
+
 # Takes lines out, one at a time, and says which test notices: docs/mutants.md.
 mutants: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin mutants -- --output docs/mutants.md

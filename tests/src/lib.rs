@@ -7,9 +7,11 @@
 pub mod bare;
 mod counters;
 mod emulator;
+pub mod endurance;
 pub mod fidelity;
 mod folder;
 pub mod gates;
+pub mod generations;
 mod guest;
 pub mod line;
 mod outcome;

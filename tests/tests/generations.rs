@@ -1,44 +1,15 @@
 //! A guest's generations: what each takes is given back at its end, to the byte.
 
-use nexit_tests::{Devices, Emulator, Folder, Payload, Session};
+use nexit_tests::generations::{self, memory, restart};
+use nexit_tests::{Emulator, Folder, Payload, Session};
 
 const GENERATIONS: usize = 100;
-
-/// The monitor's answer to `memory` without what of the heap is in use, and that.
-fn memory(session: &mut Session) -> (String, u64) {
-    let answer = session.ask("memory");
-    let parts = answer.split_once(", of its heap ").and_then(|(before, rest)| {
-        let (heap, after) = rest.split_once('\n')?;
-        Some((format!("{before}\n{after}"), heap.parse().ok()?))
-    });
-    parts.unwrap_or_else(|| panic!("no figures: {answer}"))
-}
-
-/// Another generation, until it has done what it is there for.
-fn restart(session: &mut Session) {
-    session.keys("restart generations\r");
-    // What stands before this may be the last generation's.
-    session.see("guest generations: stopped: restarting");
-    session.see("generations: payload: lived");
-}
 
 /// Each generation uses the controller by DMA and by an MSI-X message.
 #[test]
 fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
     let folder = Folder::new("generations");
-    let further = "devices = [\"00:04.0\"]";
-    let payload = Payload { further, ..Payload::new("generations") }.toml().replace("64M", "16M");
-    // One that is ended, so that the machine goes on, and can be started.
-    let other = "[[guest]]\nname = \"other\"\ncpus = [1]\nmemory = \"64M\"\ncmdline = \"spin\"\n";
-    let other = format!("{other}kernel = \"{}\"\n", Payload::new("ends").path().display());
-    let config = folder.write("nexit.toml", payload + &other);
-    let devices = Devices::none().nvme();
-    let mut arguments = vec!["run", "--config", &config, "--timeout", "600", "--"];
-    arguments.extend(devices.iter());
-    let mut session = Session::start(&arguments);
-    session.see("other: payload: ends by spin");
-    session.keys("\u{1}m");
-    session.see("nexit> ");
+    let mut session = generations::start(&folder, Emulator::Qemu, "600");
     restart(&mut session);
     let (first, heap) = memory(&mut session);
     for _ in 1..GENERATIONS {
