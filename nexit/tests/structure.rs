@@ -1,5 +1,5 @@
 //! The structure that `docs/architecture.md` draws is the one that the code has: crates and the modules of `kernel`
-//! name only what stands below them.
+//! name only what stands below them, and its walks name files and functions that exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests: a panic is the failure
 
@@ -186,4 +186,46 @@ fn all_ways_to_name_a_module_are_seen() {
     let text = "use crate::a::B;\nuse crate::{c, d::{E, f::G},\n  h as i};\n// use crate::x;\nlet y = crate::j::k();\n";
     let names: Vec<String> = named(text).into_iter().collect();
     assert_eq!(names, ["a", "c", "d", "h", "j"]);
+}
+
+/// The files of a walk, each with the names in backquotes that its row gives: the rows of the first table below the
+/// heading `## PATH: …`.
+fn walk(page: &str, path: &str) -> Vec<(String, Vec<String>)> {
+    let (_, rest) = page.split_once(&format!("\n## {path}: ")).expect("the page has that path");
+    let rows = rest.lines().skip_while(|line| !line.starts_with("| 1 |"));
+    let row = |line: &str| {
+        let mut quoted = line.split('`').skip(1).step_by(2).map(str::to_owned);
+        (quoted.next().unwrap(), quoted.collect())
+    };
+    rows.take_while(|line| line.starts_with('|')).map(row).collect()
+}
+
+/// The names of a walk's row that do not occur in its file.
+fn lost(file: &str, names: &[String]) -> Vec<String> {
+    let Ok(text) = fs::read_to_string(root().join(file)) else { return vec![file.to_owned()] };
+    let words: BTreeSet<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let word = |name: &String| name.rsplit("::").next().unwrap().to_owned();
+    let is_name = |name: &&String| name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
+    let lost = names.iter().filter(is_name).filter(|name| !words.contains(word(name).as_str()));
+    lost.map(|name| format!("{file}: {name}")).collect()
+}
+
+#[test]
+fn each_walk_has_at_most_eight_files_that_hold_what_it_names() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    for path in ["Path 1", "Path 2", "Path 3"] {
+        let rows = walk(&page, path);
+        assert!((1..=8).contains(&rows.len()), "{path}: {} files", rows.len());
+        let lost: Vec<_> = rows.iter().flat_map(|(file, names)| lost(file, names)).collect();
+        assert!(lost.is_empty(), "{path}: {lost:?}");
+    }
+}
+
+#[test]
+fn a_walk_that_names_what_its_file_does_not_have_is_found() {
+    let named = ["layers", "BTreeSet::new", "a path/with.marks"].map(str::to_owned);
+    assert!(lost("nexit/tests/structure.rs", &named).is_empty());
+    let none = ["not", "there"].concat();
+    assert_eq!(lost("nexit/tests/structure.rs", std::slice::from_ref(&none)).len(), 1);
+    assert_eq!(lost("nexit/tests/no_such_file.rs", &[]), ["nexit/tests/no_such_file.rs"]);
 }
