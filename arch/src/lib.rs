@@ -23,6 +23,7 @@ pub mod machine;
 pub mod msr;
 pub mod register;
 pub mod segment;
+pub mod setup;
 pub mod uart;
 pub mod vcpu;
 
@@ -31,3 +32,4 @@ pub use bdf::Bdf;
 pub use exit::ExitReason;
 pub use interrupt::{ApicId, Vector};
 pub use machine::Width;
+pub use setup::VcpuSetup;

@@ -26,7 +26,7 @@ struct Running<'a, B: Backend> {
     cpu: CpuState,
     vcpu: B::Cpu,
     /// Virtualization is on until this is dropped, after the virtual CPU.
-    _backend: B,
+    backend: B,
     machine: GuestMachine<B::Format>,
     ram: GuestRam,
     config: <Edge<B> as Platform>::Config,
@@ -47,7 +47,7 @@ pub(crate) fn run<B: Backend>(
     let cpu = instance.cpu_state(index);
     let (mut vcpu, backend) = instance.vcpu(index, processor)?;
     // What came after the last generation's end, such as a neighbour's doorbell.
-    B::drain(processor.apic);
+    backend.drain(processor.apic);
     watchdog::arm(partition.hardware(), &mut vcpu);
     let machine = instance.machine_on(processor);
     let config = OwnedConfigSpace::new(partition.hardware().config, machine.owned.clone());
@@ -56,7 +56,7 @@ pub(crate) fn run<B: Backend>(
         instance: &instance,
         cpu,
         vcpu,
-        _backend: backend,
+        backend,
         ram: machine.ram.clone(),
         machine,
         config,
@@ -70,7 +70,7 @@ pub(crate) fn run<B: Backend>(
     running.debugger.leave();
     // Its interrupts are gone from this processor.
     running.machine.tables.lock().routes.mask_lines();
-    B::drain(processor.apic);
+    running.backend.drain(processor.apic);
     if let Some(slot) = partition.slots().get(index) {
         *slot.counters.lock() = running.cpu.counters;
     }
@@ -80,7 +80,7 @@ pub(crate) fn run<B: Backend>(
 impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
-        B::pass_interrupts(processor.apic, self.instance.policy.mode);
+        self.backend.pass_interrupts(processor.apic, self.instance.policy.mode);
         self.arrive(processor);
     }
 
@@ -89,7 +89,7 @@ impl<B: Backend> Running<'_, B> {
     fn until_the_end(&mut self, processor: &Processor) {
         let Some(slot) = self.partition.slots().get(self.cpu.index) else { return };
         loop {
-            B::hold_nmis();
+            self.backend.hold_nmis();
             let requests = slot.take_requests();
             if requests.has(vcpu_slot::STOP) {
                 return;
@@ -210,7 +210,7 @@ impl<B: Backend> Running<'_, B> {
             self.vcpu.flush_nested();
         }
         if requests.has(vcpu_slot::INIT) {
-            B::drain(processor.apic);
+            self.backend.drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
             self.debugger.leave();
@@ -245,7 +245,7 @@ impl<B: Backend> Running<'_, B> {
 
     /// Sleeps for about a millisecond, and does the machine's housekeeping meanwhile.
     fn idle(&self, processor: &Processor) {
-        B::idle(processor.apic);
+        self.backend.idle(processor.apic);
         housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 }

@@ -12,7 +12,8 @@ use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::counters::ExitCounters;
 use spin::Mutex;
-use vmx::Posting;
+
+use crate::backend::Inbox;
 
 /// The nested table changed.
 pub(crate) const FLUSH: u32 = 1 << 0;
@@ -38,8 +39,8 @@ pub(crate) struct VcpuSlot {
     pub(crate) processor: ApicId,
     /// Its number in the configuration.
     pub(crate) number: u32,
-    /// In the posted mode: what other CPUs post.
-    pub(crate) posted: Option<Posting>,
+    /// How other CPUs of its guest interrupt it.
+    pub(crate) inbox: Inbox,
     requests: AtomicU32,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
@@ -63,11 +64,11 @@ impl Requests {
 }
 
 impl VcpuSlot {
-    pub(crate) fn new(processor: ApicId, number: u32, posted: Option<Posting>) -> Self {
+    pub(crate) fn new(processor: ApicId, number: u32, inbox: Inbox) -> Self {
         Self {
             processor,
             number,
-            posted,
+            inbox,
             requests: AtomicU32::new(0),
             counters: Mutex::new(ExitCounters::new()),
             shown: Mutex::new((tsc(), ExitCounters::new())),
@@ -92,12 +93,9 @@ impl VcpuSlot {
         Requests(self.requests.swap(0, Ordering::AcqRel))
     }
 
-    /// Sends it a guest's vector, from the processor with `own`: posted, where it can be.
+    /// Sends it a guest's vector, from the processor with `own`.
     pub(crate) fn interrupt(&self, own: LocalApic, vector: Vector) {
-        let send = self.posted.map_or(Some(vector), |posted| posted.post(vector));
-        if let Some(vector) = send {
-            own.send(self.processor, vector);
-        }
+        self.inbox.deliver(own, self.processor, vector);
     }
 
     /// Asks for `what`, from the processor with `own`.

@@ -3,13 +3,12 @@
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
 //! it keeps the SDM's checks on guest state.
 
-use arch::Hpa;
+use arch::address::PAGE_SIZE;
 use arch::exit::{EntryFailure, ExitReason};
-use arch::register::{Cr0, Efer, GuestCr4, Rflags};
+use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::SegmentRegister;
-use arch::vcpu::{
-    ApicPage, Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception,
-};
+use arch::vcpu::{ApicPage, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception};
+use arch::{Hpa, VcpuSetup};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -33,34 +32,24 @@ pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
+/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable`], the VMCS and the virtual-APIC page.
+pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
+
 /// What a virtual CPU has where interrupts exit.
 #[derive(Clone, Copy, Debug)]
-pub struct VirtualApic {
-    /// A free page for the virtual-APIC page. In the exiting mode the CPU keeps the guest's TPR there and nothing else.
-    pub page: Hpa,
-    /// In the posted mode: how other CPUs post to it; identity-mapped.
-    pub posting: Option<Posting>,
+pub(crate) struct VirtualApic {
+    /// In the exiting mode the CPU keeps the guest's TPR there and nothing else.
+    pub(crate) page: Hpa,
+    /// In the posted mode: how other CPUs post to it.
+    pub(crate) posting: Option<Posting>,
 }
 
-/// What a virtual CPU is made of. Each host-physical address is that of a 4 KiB page.
-#[derive(Clone, Copy, Debug)]
-pub struct VcpuSetup {
-    /// How physical interrupts meet the guest.
-    pub mode: InterruptMode,
-    /// Root of the extended page table (four levels).
-    pub nested_root: Hpa,
-    /// A [`crate::MsrBitmap`].
-    pub msr_bitmap: Hpa,
-    /// A [`crate::IoBitmaps`].
-    pub io_bitmaps: Hpa,
-    /// A free page for the VMCS.
-    pub vmcs: Hpa,
-    /// Not in the exitless mode.
-    pub virtual_apic: Option<VirtualApic>,
-    /// Linear address of this CPU's TSS.
-    pub host_tss_base: u64,
-    /// What the guest may set in CR4.
-    pub cr4: GuestCr4,
+impl VirtualApic {
+    /// That of a virtual CPU, if it has one.
+    pub(crate) fn of(setup: &VcpuSetup, posting: Option<Posting>) -> Option<Self> {
+        let page = setup.memory.wrapping_add(2 * PAGE_SIZE);
+        (!setup.mode.is_exitless()).then_some(Self { page, posting })
+    }
 }
 
 /// A virtual CPU on VT-x.
@@ -88,15 +77,23 @@ impl VmxVcpu {
     ///
     /// # Safety
     /// * `on` is this CPU's and outlives this, and no other [`VmxVcpu`] lives on it.
-    /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this.
+    /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this; so does what
+    ///   `posting` names. The bitmaps are [`crate::Bitmaps`]; the memory has [`CPU_BYTES`] bytes, all zero but the
+    ///   first page, which `on` has.
     /// * The nested table and the bitmaps give the guest nothing that is not its own.
     /// * The TSS is the caller's. CR3 and the descriptor tables that this CPU has now stay, and gate 2 of the IDT
     ///   handles NMIs.
-    pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
+    pub unsafe fn new(
+        on: &VmxOn,
+        setup: &VcpuSetup,
+        posting: Option<Posting>,
+    ) -> Result<Self, VmxError> {
         let features = on.features;
+        let virtual_apic = VirtualApic::of(setup, posting);
+        let page = setup.memory.wrapping_add(PAGE_SIZE);
         // SAFETY: `on` proves root operation; the frame is free, says the caller.
-        let mut vmcs = unsafe { Vmcs::make_current(setup.vmcs, features.capabilities.revision()) }?;
-        setup::write_controls(&mut vmcs, &features, setup)?;
+        let mut vmcs = unsafe { Vmcs::make_current(page, features.capabilities.revision()) }?;
+        setup::write_controls(&mut vmcs, &features, setup, virtual_apic)?;
         // SAFETY: ring 0 follows from `on`; the caller vouches for the TSS.
         unsafe { setup::write_host_state(&mut vmcs, setup.host_tss_base) };
         let mut vcpu = Self {
@@ -108,7 +105,7 @@ impl VmxVcpu {
             ept_pointer: ept_pointer(setup.nested_root),
             pending_nmi: false,
             timer_count: 0,
-            virtual_apic: setup.virtual_apic,
+            virtual_apic,
             tpr_threshold: 0,
         };
         vcpu.flush_nested();
