@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::vectors::VectorSet;
+
 /// An interrupt or exception vector, 0 to 255.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vector(pub u8);
@@ -52,6 +54,19 @@ pub enum TriggerMode {
     Edge,
     /// Level-triggered.
     Level,
+}
+
+/// What a local APIC knows of the interrupts that have come. Its processor priority follows from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InterruptRegisters {
+    /// Interrupt request register.
+    pub irr: VectorSet,
+    /// In-service register.
+    pub isr: VectorSet,
+    /// Trigger mode register: set for level.
+    pub tmr: VectorSet,
+    /// Task-priority register; CR8 is its upper half.
+    pub tpr: u8,
 }
 
 /// The two delivery modes that the hypervisor ever programs.

@@ -165,13 +165,13 @@ impl<B: Backend> Running<'_, B> {
     fn run_once_delivering(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         self.context().prepare_entry();
         let reason = self.vcpu.run();
-        self.context().take_virtual_interrupts();
+        self.context().take_interrupts();
         self.handle(reason, slot, processor)
     }
 
     #[inline(never)]
     fn handle(&mut self, reason: ExitReason, slot: &VcpuSlot, processor: &Processor) -> Next {
-        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        if matches!(reason, ExitReason::Nmi | ExitReason::HostTimer) {
             self.attend(slot, processor);
         }
         self.context().handle(reason)
@@ -193,7 +193,7 @@ impl<B: Backend> Running<'_, B> {
         while let Some(root) = self.machine.step_root().filter(|_| !slot.asked()) {
             let reason = self.vcpu.step(root, self.cpu.step.one());
             if !self.instance.policy.mode.is_exitless() {
-                self.context().take_virtual_interrupts();
+                self.context().take_interrupts();
             }
             self.with_lock(|context| context.stepped(&reason));
             let next = self.handle(reason, slot, processor);

@@ -21,7 +21,7 @@ static KEYS_INTERRUPT: AtomicBool = AtomicBool::new(false);
 /// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
 /// calls the boot processor, which passes the call on.
 pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
-    if !vcpu.set_preemption_timer(Some(hardware.clock.tsc_khz * 1000)) {
+    if !vcpu.set_host_timer(Some(hardware.clock.tsc_khz * 1000)) {
         HPET.call_once(|| match arm_hpet(hardware) {
             Ok(()) => logln!("watchdog: the HPET by NMI, once a second"),
             Err(why) => logln!(

@@ -30,12 +30,12 @@ mod error;
 mod event;
 mod field;
 mod posted;
-mod priority;
 mod run;
 mod setup;
 mod state;
 mod step;
 pub mod vcpu;
+mod virtual_apic;
 mod vmcs;
 
 pub use bitmap::Bitmaps;

@@ -15,7 +15,8 @@ use crate::controls::{Controls, PinBased, Secondary};
 use crate::field::{self, FieldWriter};
 use crate::posted::{NOTIFICATION, PidPointers, Posting};
 use crate::run;
-use crate::vcpu::{VPID, VirtualApic};
+use crate::vcpu::VPID;
+use crate::virtual_apic::VirtualApic;
 use crate::vmcs::Vmcs;
 
 /// Writes the control fields.

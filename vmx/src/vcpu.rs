@@ -3,12 +3,12 @@
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
 //! it keeps the SDM's checks on guest state.
 
+use arch::VcpuSetup;
 use arch::address::PAGE_SIZE;
 use arch::exit::{EntryFailure, ExitReason};
 use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::SegmentRegister;
-use arch::vcpu::{ApicPage, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception};
-use arch::{Hpa, VcpuSetup};
+use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -20,6 +20,7 @@ use crate::event::{InterruptionInformation, injection, interruptibility, is_faul
 use crate::field::{self, Readable};
 use crate::posted::Posting;
 use crate::step::Step;
+use crate::virtual_apic::VirtualApic;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -34,23 +35,6 @@ pub(crate) const ACTIVITY_HLT: u32 = 1;
 
 /// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable`], the VMCS and the virtual-APIC page.
 pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
-
-/// What a virtual CPU has where interrupts exit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct VirtualApic {
-    /// In the exiting mode the CPU keeps the guest's TPR there and nothing else.
-    pub(crate) page: Hpa,
-    /// In the posted mode: how other CPUs post to it.
-    pub(crate) posting: Option<Posting>,
-}
-
-impl VirtualApic {
-    /// That of a virtual CPU, if it has one.
-    pub(crate) fn of(setup: &VcpuSetup, posting: Option<Posting>) -> Option<Self> {
-        let page = setup.memory.wrapping_add(2 * PAGE_SIZE);
-        (!setup.mode.is_exitless()).then_some(Self { page, posting })
-    }
-}
 
 /// A virtual CPU on VT-x.
 pub struct VmxVcpu {
@@ -151,12 +135,17 @@ impl VmxVcpu {
             self.pending_nmi = false;
             self.inject_now(Event::nmi());
         }
-        let reason = decode(&snapshot);
+        let mut reason = decode(&snapshot);
+        if let ExitReason::ExternalInterrupt(Some(vector)) = reason
+            && self.take_posted(vector)
+        {
+            reason = ExitReason::ExternalInterrupt(None);
+        }
         if reason == ExitReason::Nmi {
             // SAFETY: the caller of `new` vouched for the gate.
             unsafe { run::take_nmi() };
         }
-        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        if matches!(reason, ExitReason::Nmi | ExitReason::HostTimer) {
             // The sender of the NMI is served after this return: no need for `exit_at_once`.
             self.restart_timer();
         }
@@ -190,6 +179,9 @@ impl VmxVcpu {
             }
             reason::EPT_VIOLATION => {
                 snapshot.guest_physical_address = vmcs.read(field::GUEST_PHYSICAL_ADDRESS);
+            }
+            reason::APIC_WRITE => {
+                snapshot.apic_write = self.written_register(snapshot.qualification as u16 & 0xfff);
             }
             _ => {}
         }
@@ -304,29 +296,6 @@ impl VmxVcpu {
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
         self.pending_nmi = false;
         self.set_primary(SWITCHED, false);
-    }
-
-    /// Nothing is requested, in service or posted.
-    pub(crate) fn reset_virtual_apic(&mut self) {
-        if let Some(page) = self.virtual_apic() {
-            page.fill(0);
-            self.set_virtual_interrupts(&VirtualInterrupts::default());
-        }
-        if let Some(posting) = self.posting() {
-            posting.reset();
-        }
-    }
-
-    pub(crate) fn posting(&self) -> Option<&Posting> {
-        self.virtual_apic.as_ref()?.posting.as_ref()
-    }
-
-    /// The page in which the CPU keeps what it does of a local APIC's work.
-    pub(crate) fn apic_page(&mut self) -> Option<&mut ApicPage> {
-        let page = self.virtual_apic?.page;
-        // SAFETY: the caller of `new` gave the page away, identity-mapped; the CPU uses it only in the guest,
-        // and `self` is borrowed for as long as the reference lives.
-        Some(unsafe { &mut *(page.as_u64() as *mut ApicPage) })
     }
 
     /// Drops this CPU's translations that came through the nested table.

@@ -242,7 +242,7 @@ impl<B: Backend> Running<'_, B> {
         }
         let reason = enter(&mut self.vcpu);
         if !exitless {
-            self.context().take_virtual_interrupts();
+            self.context().take_interrupts();
         }
         reason
     }

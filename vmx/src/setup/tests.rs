@@ -14,7 +14,7 @@ use crate::capability::{BASIC_TRUE_CONTROLS, Capabilities, check};
 use crate::controls::{ExitControls, Primary};
 use crate::event::injection;
 use crate::field::{Field, Readable, Width};
-use crate::vcpu::VirtualApic;
+use crate::virtual_apic::VirtualApic;
 
 /// An entry of the table.
 struct Cpu {
