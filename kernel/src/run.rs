@@ -3,6 +3,7 @@
 
 use arch::ExitReason;
 use arch::vcpu::{Event, StartState, Vcpu};
+use guest::requests::{Request, Requests, Signals};
 use guest::vm::{Context, CpuState, Next, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
 
@@ -14,7 +15,7 @@ use crate::partition::{Edge, Instance, Partition};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::vcpu_slot::{self, Requests, VcpuSlot};
+use crate::vcpu_slot::VcpuSlot;
 use crate::{housekeeping, watchdog};
 
 mod debugged;
@@ -91,21 +92,18 @@ impl<B: Backend> Running<'_, B> {
         loop {
             self.backend.hold_nmis();
             let requests = slot.take_requests();
-            if requests.has(vcpu_slot::STOP) {
+            if requests.has(Request::Stop) {
                 return;
             }
-            self.carry_out(requests, processor);
-            if self.waiting {
-                match requests.startup_vector() {
-                    Some(vector) => {
-                        self.enter(&StartState::after_sipi(vector), processor);
-                        self.waiting = false;
-                    }
-                    None => self.idle(processor),
-                }
+            self.carry_out(requests);
+            if self.hear(requests.signals(self.waiting), processor) {
                 continue;
             }
-            if requests.has(vcpu_slot::DEBUGGER) {
+            if self.waiting {
+                self.idle(processor);
+                continue;
+            }
+            if requests.has(Request::Debugger) {
                 self.look_at_desk(slot, processor);
             }
             // A loop each: nothing is asked about the mode between two exits.
@@ -205,25 +203,34 @@ impl<B: Backend> Running<'_, B> {
         Next::Resume
     }
 
-    fn carry_out(&mut self, requests: Requests, processor: &Processor) {
-        if requests.has(vcpu_slot::FLUSH) {
+    fn carry_out(&mut self, requests: Requests) {
+        if requests.has(Request::Flush) {
             self.vcpu.flush_nested();
         }
-        if requests.has(vcpu_slot::INIT) {
+        if requests.has(Request::Registers) {
+            self.with_lock(|context| context.dump());
+        }
+        if requests.has(Request::Send) {
+            console::send_for(self.partition.index());
+        }
+    }
+
+    /// What the guest's other CPUs signal. `true`: it has been reset or started, and is to look again what is asked.
+    fn hear(&mut self, Signals { init, start, nmi }: Signals, processor: &Processor) -> bool {
+        if init {
             self.backend.drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
             self.debugger.leave();
         }
-        if requests.has(vcpu_slot::REGISTERS) {
-            self.with_lock(|context| context.dump());
+        if let Some(vector) = start {
+            self.enter(&StartState::after_sipi(vector), processor);
+            self.waiting = false;
         }
-        if requests.has(vcpu_slot::SEND) {
-            console::send_for(self.partition.index());
-        }
-        if requests.has(vcpu_slot::NMI) && !self.waiting {
+        if nmi {
             self.vcpu.inject(Event::nmi());
         }
+        init || start.is_some()
     }
 
     fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {
