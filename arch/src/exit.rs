@@ -49,19 +49,24 @@ pub enum ExitReason {
     /// A non-maskable interrupt arrived; the back end has already taken it in the host.
     Nmi,
     /// An external interrupt arrived (only in the modes that intercept it). The back end has acknowledged it: its
-    /// vector is in service in the physical local APIC. `None`: it was gone by then.
+    /// vector is in service in the physical local APIC. `None`: it was gone by then, or the back end has seen to it.
     ExternalInterrupt(Option<Vector>),
-    /// The guest ended a level-triggered interrupt ([`crate::vcpu::InterruptMode::Posted`]); the CPU has
-    /// taken it out of ISR.
-    EndOfInterrupt(Vector),
-    /// The guest has written the register at this offset of its virtual-APIC page (RIP is behind the write),
-    /// and what the write asks for is left to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
-    ApicWrite(u16),
+    /// The guest has ended a level-triggered interrupt, which the CPU has taken out of service
+    /// ([`crate::vcpu::InterruptMode::Posted`]).
+    LevelInterruptEnded(Vector),
+    /// The guest has written a register of its local APIC (RIP is behind the write), and what the write asks for is left
+    /// to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
+    ApicWritten {
+        /// The register, by its MSR in x2APIC mode.
+        msr: u32,
+        /// What was written.
+        value: u64,
+    },
     /// The guest can take an interrupt now (asked for by `set_interrupt_window`), or an NMI, which the back end had
     /// kept for it and delivers.
     InterruptWindow,
-    /// The preemption timer expired (VMX only).
-    PreemptionTimer,
+    /// The timer of [`crate::vcpu::Vcpu::set_host_timer`] has run out. Nothing has happened to the guest.
+    HostTimer,
     /// HLT (only where it is intercepted).
     Halt,
     /// The guest shut its CPU down by a triple fault.

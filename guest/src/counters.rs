@@ -65,15 +65,17 @@ impl Counter {
         match reason {
             ExitReason::Cpuid => Self::Cpuid,
             ExitReason::Io(_) => Self::Io,
-            ExitReason::ReadMsr | ExitReason::WriteMsr | ExitReason::ApicWrite(_) => Self::Msr,
+            ExitReason::ReadMsr | ExitReason::WriteMsr | ExitReason::ApicWritten { .. } => {
+                Self::Msr
+            }
             ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => Self::DescriptorTable,
             ExitReason::NestedPageFault(_) => Self::NestedPageFault,
             ExitReason::Exception { .. } => Self::Exception,
             ExitReason::Nmi => Self::Nmi,
             ExitReason::ExternalInterrupt(_) => Self::ExternalInterrupt,
-            ExitReason::EndOfInterrupt(_) => Self::Eoi,
+            ExitReason::LevelInterruptEnded(_) => Self::Eoi,
             ExitReason::InterruptWindow => Self::InterruptWindow,
-            ExitReason::PreemptionTimer => Self::PreemptionTimer,
+            ExitReason::HostTimer => Self::PreemptionTimer,
             ExitReason::Halt => Self::Halt,
             ExitReason::TripleFault => Self::TripleFault,
             ExitReason::Xsetbv => Self::Xsetbv,
@@ -293,7 +295,7 @@ mod tests {
             ExitReason::Nmi,
             ExitReason::ExternalInterrupt(Some(vector)),
             ExitReason::InterruptWindow,
-            ExitReason::PreemptionTimer,
+            ExitReason::HostTimer,
             ExitReason::Halt,
             ExitReason::TripleFault,
             ExitReason::Xsetbv,

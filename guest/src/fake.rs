@@ -1,6 +1,5 @@
 //! Scripted stand-ins for the machine, the CPU and the guest's memory, for this crate's tests.
 
-use std::boxed::Box;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -10,7 +9,7 @@ use std::vec;
 use std::vec::Vec;
 
 use arch::exit::{ExitReason, Vectoring};
-use arch::interrupt::{InterruptTarget, MsiMessage};
+use arch::interrupt::{InterruptRegisters, InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
     NotGuestMemory, Part, PitRegister, RouteRefused,
@@ -18,7 +17,7 @@ use arch::machine::{
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
+use arch::vcpu::{Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 use pci::Owned;
 
@@ -275,11 +274,9 @@ pub(crate) struct FakeVcpu {
     /// What CR8 reads, and the class that waits for it to fall (exiting mode).
     pub(crate) cr8: u8,
     pub(crate) awaited: u8,
-    /// The virtual-APIC page of the posted mode.
-    pub(crate) apic_page: Option<Box<ApicPage>>,
-    pub(crate) reachable: bool,
-    /// What other CPUs have posted, and the vector that says so.
-    pub(crate) posted: Option<(Vector, [u32; 8])>,
+    /// In the posted mode the guest's interrupts, as the CPU keeps them.
+    pub(crate) interrupts: Option<InterruptRegisters>,
+    pub(crate) accepting: bool,
 }
 
 impl Default for FakeVcpu {
@@ -298,9 +295,8 @@ impl Default for FakeVcpu {
             halted: false,
             cr8: 0,
             awaited: 0,
-            apic_page: None,
-            reachable: false,
-            posted: None,
+            interrupts: None,
+            accepting: false,
         }
     }
 }
@@ -419,23 +415,24 @@ impl Vcpu for FakeVcpu {
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;
     }
-    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        self.apic_page.as_deref_mut()
+    fn show_interrupts(&mut self, shown: &InterruptRegisters, awaited: u8) {
+        (self.cr8, self.awaited) = (shown.tpr >> 4, awaited);
+        if let Some(interrupts) = &mut self.interrupts {
+            *interrupts = *shown;
+        }
     }
-    fn task_priority(&self, known: u8) -> u8 {
-        if self.cr8 == known >> 4 { known } else { self.cr8 << 4 }
+    fn take_interrupts(&mut self, known: &mut InterruptRegisters) {
+        match self.interrupts {
+            Some(kept) => *known = InterruptRegisters { tmr: known.tmr, ..kept },
+            None if self.cr8 == known.tpr >> 4 => {}
+            None => known.tpr = self.cr8 << 4,
+        }
     }
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        (self.cr8, self.awaited) = (priority >> 4, awaited);
-    }
-    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
-        self.posted.take_if(|(notification, _)| *notification == vector).map(|(_, words)| words)
-    }
-    fn set_reachable(&mut self, reachable: bool) {
-        self.reachable = reachable;
+    fn accept_interrupts(&mut self, accepting: bool) {
+        self.accepting = accepting;
     }
     fn flush_nested(&mut self) {}
-    fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
     fn halted(&self) -> bool {

@@ -22,6 +22,7 @@ pub mod msr;
 mod mtrr;
 pub mod pci;
 pub mod recent;
+pub mod requests;
 pub mod restart_backoff;
 mod shadows;
 pub mod vm;

@@ -10,6 +10,7 @@ use core::fmt::{self, Write};
 
 use arch::Bdf;
 use arch::uart::UartPlace;
+use guest::counters::ExitCounters;
 use mem::PageCounts;
 use mux::RING_BYTES;
 use mux::queue::Owner;
@@ -20,7 +21,6 @@ use self::output::{STATE, speak};
 pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for};
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 pub(crate) use self::screen::{leave_screen, map_screen, on_screen, show_on};
-use crate::vcpu_slot::VcpuSlot;
 
 mod keys;
 mod output;
@@ -138,22 +138,22 @@ pub(crate) fn report(json: fmt::Arguments<'_>) {
     speak(Owner::Hypervisor, size(json), |mux, sink| mux.report_line(json, sink));
 }
 
-/// Reports how guest `index` ended, in the log and for machines.
+/// Reports how guest `index` ended, in the log and for machines. `cpus`: the number of each of its CPUs, and its exits.
 pub(crate) fn report_guest(
     index: usize,
     name: &str,
     outcome: &str,
     page_counts: PageCounts,
-    slots: &[VcpuSlot],
+    cpus: &[(u32, ExitCounters)],
 ) {
     speak(Owner::Guest(index), 0, |mux, sink| mux.flush(index, sink));
-    let total: u64 = slots.iter().map(|slot| slot.counters.lock().total()).sum();
+    let total: u64 = cpus.iter().map(|(_, exits)| exits.total()).sum();
     logln!("guest {name}: {outcome} after {total} exits");
     let mut vcpus = String::new();
-    for (index, slot) in slots.iter().enumerate() {
+    for (index, (number, exits)) in cpus.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
         // Writing to a string never fails.
-        let _ = write!(vcpus, "{comma}{}", slot.counters.lock().report(slot.number));
+        let _ = write!(vcpus, "{comma}{}", exits.report(*number));
     }
     let PageCounts { size_1g, size_2m, size_4k } = page_counts;
     report(format_args!(

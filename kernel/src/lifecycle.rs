@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use cpu::instructions::tsc;
@@ -89,8 +90,10 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
     } else {
         partition.free_ram();
     }
-    let (key, slots) = (lifecycle().last_outcome().key(), partition.slots());
-    console::report_guest(partition.index(), name, key, partition.page_counts, slots);
+    let key = lifecycle().last_outcome().key();
+    let exits = partition.slots().iter().map(|slot| (slot.number, *slot.counters.lock()));
+    let exits: Vec<_> = exits.collect();
+    console::report_guest(partition.index(), name, key, partition.page_counts, &exits);
     stay_stopped(partition);
 }
 

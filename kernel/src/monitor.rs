@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
+use guest::requests::Request;
 use guest::vm::Outcome;
 use mux::{Command, GuestRef};
 use spin::Once;
@@ -45,7 +46,7 @@ pub(crate) fn set_guests(guests: Vec<&'static dyn GuestControl>) {
 /// Has a CPU of a guest see out what the guest has said.
 fn call_to_send(guest: usize) {
     if let Some(slot) = guests().get(guest).and_then(|guest| guest.slots().first()) {
-        slot.ask_to_send(LocalApic::current());
+        slot.ask(LocalApic::current(), Request::Send);
     }
 }
 
@@ -119,7 +120,7 @@ fn registers(own: LocalApic, guest: &dyn GuestControl, cpu: Option<u32>) {
     }
     for (index, slot) in slots.iter().enumerate() {
         if cpu.is_none_or(|cpu| cpu as usize == index) {
-            slot.ask_for_registers(own);
+            slot.ask(own, Request::Registers);
         }
     }
 }

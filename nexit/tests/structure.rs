@@ -1,5 +1,6 @@
 //! The structure that `docs/architecture.md` draws is the one that the code has: crates and the modules of `kernel`
-//! name only what stands below them, and its walks name files and functions that exist.
+//! name only what stands below them, the two vendors are named where the page says, and its walks name files and
+//! functions that exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests: a panic is the failure
 
@@ -46,12 +47,21 @@ fn wrong(layers: &[Vec<String>], imports: &Imports) -> Imports {
     wrong
 }
 
+/// A source text without its comments.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+/// The lines of code in which one of these words stands, in whatever case.
+fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
+    let code = code(text).to_lowercase();
+    let named = |line: &&str| words.iter().any(|word| line.contains(word));
+    code.lines().filter(named).map(|line| line.trim().to_owned()).collect()
+}
+
 /// The first names behind each `crate::` of a source text.
 fn named(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
-        .collect();
+    let code = code(text);
     let word = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
     };
@@ -164,6 +174,58 @@ fn crates_depend_only_on_what_is_below_them() {
     assert!(
         wrong.is_empty(),
         "these dependencies do not go down (docs/architecture.md): {wrong:?}"
+    );
+}
+
+#[test]
+fn only_the_seam_between_the_vendors_names_their_crates() {
+    let mut all = Vec::new();
+    files(&root().join("kernel/src"), &mut all);
+    let seam = root().join("kernel/src/backend.rs");
+    assert!(all.contains(&seam));
+    for path in all.iter().filter(|path| **path != seam) {
+        let lines = lines_with(&fs::read_to_string(path).unwrap(), &["vmx::", "svm::"]);
+        assert!(
+            lines.is_empty(),
+            "{} names a back end's crate, which only kernel/src/backend.rs may: {lines:?}",
+            path.display()
+        );
+    }
+}
+
+/// What VT-x alone has, and what it was called in the contract until it was said in words that fit both.
+const OF_ONE_VENDOR: [&str; 13] = [
+    "vmx",
+    "svm",
+    "vmcs",
+    "vmcb",
+    "preemption",
+    "notification",
+    "virtual_apic",
+    "apicpage",
+    "virtualinterrupts",
+    "set_reachable",
+    "take_posted",
+    "endofinterrupt",
+    "apicwrite(",
+];
+
+#[test]
+fn the_contract_of_a_virtual_cpu_has_no_name_that_is_one_vendors() {
+    for file in ["vcpu.rs", "exit.rs", "setup.rs", "interrupt.rs"] {
+        let text = fs::read_to_string(root().join("arch/src").join(file)).unwrap();
+        let lines = lines_with(&text, &OF_ONE_VENDOR);
+        assert!(lines.is_empty(), "arch/src/{file}: say it so that it fits both: {lines:?}");
+    }
+}
+
+#[test]
+fn a_name_of_one_vendor_is_found_in_code_and_not_in_comments() {
+    let text = "// VMX: vmx::on\n  let x = Vmx::y; // svm::\nExitReason::PreemptionTimer\n";
+    assert_eq!(lines_with(text, &["vmx::", "svm::"]), ["let x = vmx::y;"]);
+    assert_eq!(
+        lines_with(text, &OF_ONE_VENDOR),
+        ["let x = vmx::y;", "exitreason::preemptiontimer"]
     );
 }
 

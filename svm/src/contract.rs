@@ -7,6 +7,7 @@ use core::fmt;
 
 use arch::Hpa;
 use arch::exit::{ExitReason, Vectoring};
+use arch::interrupt::InterruptRegisters;
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
@@ -244,12 +245,12 @@ impl Vcpu for SvmVcpu {
         save.rflags & Rflags::IF.bits() != 0 && control.interrupt_shadow & INTERRUPT_SHADOW == 0
     }
 
-    fn task_priority(&self, known: u8) -> u8 {
-        self.shown_priority(known)
+    fn show_interrupts(&mut self, registers: &InterruptRegisters, awaited: u8) {
+        self.show_priority(registers.tpr, awaited);
     }
 
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        self.show_priority(priority, awaited);
+    fn take_interrupts(&mut self, registers: &mut InterruptRegisters) {
+        registers.tpr = self.shown_priority(registers.tpr);
     }
 
     fn set_interrupt_window(&mut self, wanted: bool) {
@@ -296,7 +297,7 @@ impl Vcpu for SvmVcpu {
     }
 
     /// AMD-V has none.
-    fn set_preemption_timer(&mut self, _ticks: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, _ticks: Option<u64>) -> bool {
         false
     }
 

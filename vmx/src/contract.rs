@@ -4,15 +4,14 @@ use core::arch::asm;
 use core::fmt;
 
 use arch::exit::{ExitReason, Vectoring};
+use arch::interrupt::InterruptRegisters;
 use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
 use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{
-    ApicPage, DebugRegisters, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception,
-};
-use arch::{Gva, Hpa, Vector};
+use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
+use arch::{Gva, Hpa};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
@@ -300,35 +299,17 @@ impl Vcpu for VmxVcpu {
             && information.vector().0 == exception::DB
     }
 
-    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        self.posting()?;
-        self.apic_page()
+    fn show_interrupts(&mut self, registers: &InterruptRegisters, awaited: u8) {
+        self.show(registers, awaited);
     }
 
-    fn task_priority(&self, known: u8) -> u8 {
-        self.shown_priority().unwrap_or(known)
+    fn take_interrupts(&mut self, registers: &mut InterruptRegisters) {
+        self.take(registers);
     }
 
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        self.show_priority(priority, awaited);
-    }
-
-    fn set_virtual_interrupts(&mut self, shown: &VirtualInterrupts) {
-        let status = u16::from(shown.in_service) << 8 | u16::from(shown.requesting);
-        self.vmcs.write(field::GUEST_INTERRUPT_STATUS, status);
-        for (index, pair) in (0..).zip(shown.eoi_exits.as_chunks::<2>().0) {
-            let [low, high] = pair.map(u64::from);
-            self.vmcs.write(field::EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
-        }
-    }
-
-    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
-        self.posting()?.take(vector)
-    }
-
-    fn set_reachable(&mut self, reachable: bool) {
+    fn accept_interrupts(&mut self, accepts: bool) {
         if let Some(posting) = self.posting() {
-            posting.set_reachable(reachable);
+            posting.set_reachable(accepts);
         }
     }
 
@@ -336,9 +317,9 @@ impl Vcpu for VmxVcpu {
         self.invalidate_nested();
     }
 
-    /// The timer goes on over exits (on a CPU that cannot save it, it starts again at each) and starts
+    /// The preemption timer. It goes on over exits (on a CPU that cannot save it, it starts again at each) and starts
     /// again when it has fired, until it is switched off.
-    fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, ticks: Option<u64>) -> bool {
         let Some(shift) = self.features.preemption_timer_shift else {
             return false;
         };

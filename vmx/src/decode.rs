@@ -65,6 +65,8 @@ pub(crate) struct Snapshot {
     pub(crate) instruction_length: u32,
     /// Guest-physical address.
     pub(crate) guest_physical_address: u64,
+    /// At an APIC-write exit: the register, by its MSR, and what was written.
+    pub(crate) apic_write: (u32, u64),
 }
 
 impl Snapshot {
@@ -128,13 +130,16 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
         reason::IO_INSTRUCTION => io(snapshot).map_or(unexpected, ExitReason::Io),
         reason::RDMSR => ExitReason::ReadMsr,
         reason::WRMSR => ExitReason::WriteMsr,
-        reason::VIRTUALIZED_EOI => ExitReason::EndOfInterrupt(Vector(qualification as u8)),
+        reason::VIRTUALIZED_EOI => ExitReason::LevelInterruptEnded(Vector(qualification as u8)),
         reason::ACCESS_TO_GDTR_OR_IDTR => ExitReason::DescriptorTable,
         reason::ACCESS_TO_LDTR_OR_TR => ExitReason::LocalDescriptorTable,
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),
-        reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::PreemptionTimer,
+        reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::HostTimer,
         reason::XSETBV => ExitReason::Xsetbv,
-        reason::APIC_WRITE => ExitReason::ApicWrite(qualification as u16 & 0xfff),
+        reason::APIC_WRITE => {
+            let (msr, value) = snapshot.apic_write;
+            ExitReason::ApicWritten { msr, value }
+        }
         _ => unexpected,
     }
 }
@@ -276,15 +281,15 @@ mod tests {
             (30, "Io"),
             (31, "ReadMsr"),
             (32, "WriteMsr"),
-            (45, "EndOfInterrupt"),
+            (45, "LevelInterruptEnded"),
             (46, "DescriptorTable"),
             (47, "LocalDescriptorTable"),
             (48, "NestedPageFault"),
             (49, "Unexpected"),
-            (52, "PreemptionTimer"),
+            (52, "HostTimer"),
             (54, "CacheInvalidate"),
             (55, "Xsetbv"),
-            (56, "ApicWrite"),
+            (56, "ApicWritten"),
         ] {
             let reason = std::format!("{:?}", decode(&exit(number)));
             assert!(reason.starts_with(name), "{number}: {reason}");

@@ -17,6 +17,8 @@
 //! and DR0–DR6: those are the guest's all the time and cost nothing at an exit.
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
 pub mod bitmap;
 pub mod capability;
 mod contract;
@@ -27,18 +29,18 @@ pub mod enable;
 mod error;
 mod event;
 mod field;
-pub mod posted;
-mod priority;
+mod posted;
 mod run;
 mod setup;
 mod state;
 mod step;
 pub mod vcpu;
+mod virtual_apic;
 mod vmcs;
 
-pub use bitmap::{IoBitmaps, MsrBitmap};
+pub use bitmap::Bitmaps;
 pub use capability::{Capabilities, Features, check};
 pub use enable::{VmxOn, enable};
 pub use error::VmxError;
-pub use posted::{PidPointers, PostedInterrupts, Posting};
-pub use vcpu::{VcpuSetup, VirtualApic, VmxVcpu};
+pub use posted::Posting;
+pub use vcpu::{CPU_BYTES, VmxVcpu};

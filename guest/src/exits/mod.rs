@@ -2,7 +2,7 @@
 //!
 //! The way of an exit: the back end decodes its reason ([`Vcpu::run`]) → [`Context::handle`] counts it, delivers again
 //! what it cut short, and calls its handler, with the guest's lock held where it concerns more than the CPU that exited
-//! → [`Context::prepare_entry`] → the guest goes on. In the posted mode [`Context::take_virtual_interrupts`] comes first
+//! → [`Context::prepare_entry`] → the guest goes on. But in the exitless mode [`Context::take_interrupts`] comes first
 //! of all. The same policy serves both vendors and the host tests' scripted CPU.
 
 pub(crate) mod access;
@@ -51,12 +51,18 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
                 let event = Event::exception(vector.0, error_code);
                 return self.locked(|context| context.exception(event));
             }
-            ExitReason::Nmi | ExitReason::PreemptionTimer => {
+            ExitReason::Nmi | ExitReason::HostTimer => {
                 return self.locked(|context| context.tick());
             }
             ExitReason::ExternalInterrupt(vector) => self.again().external_interrupt(vector),
-            ExitReason::EndOfInterrupt(vector) => self.again().ended(vector, TriggerMode::Level),
-            ExitReason::ApicWrite(offset) => self.again().apic_written(offset),
+            ExitReason::LevelInterruptEnded(vector) => {
+                self.again().ended(vector, TriggerMode::Level);
+            }
+            // The CPU has checked the reserved bits and carried the write out but for its effect: an IPI that it does not
+            // send by itself, or a self-IPI that nobody can take.
+            ExitReason::ApicWritten { msr, value } => {
+                self.again().write_apic(msr, value);
+            }
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
             ExitReason::Halt => self.again().halt(),
             ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),

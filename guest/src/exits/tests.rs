@@ -206,7 +206,7 @@ impl World {
         self.vcpu.injected = None;
         self.vcpu.vectoring = vectoring;
         if !self.guest.mode.is_exitless() {
-            self.context(|_| ()).take_virtual_interrupts();
+            self.context(|_| ()).take_interrupts();
         }
         let next = self.unlocked(|context| context.handle(reason));
         if !self.guest.mode.is_exitless() {
@@ -333,7 +333,7 @@ fn each_exit_counts_once_under_its_own_name() {
     for (counter, reason) in [
         (Counter::Cpuid, ExitReason::Cpuid),
         (Counter::Nmi, ExitReason::Nmi),
-        (Counter::PreemptionTimer, ExitReason::PreemptionTimer),
+        (Counter::PreemptionTimer, ExitReason::HostTimer),
         (Counter::ExternalInterrupt, ExitReason::ExternalInterrupt(Some(Vector(0x40)))),
         (Counter::InterruptWindow, ExitReason::InterruptWindow),
         (Counter::CacheInvalidate, ExitReason::CacheInvalidate),
@@ -377,7 +377,7 @@ fn an_event_cut_short_by_another_exit_is_delivered_again() {
     }
     let page_fault =
         Vectoring { vector: Vector(14), kind: EventKind::HardwareException, error_code: Some(6) };
-    world.handle(ExitReason::PreemptionTimer, Some(page_fault));
+    world.handle(ExitReason::HostTimer, Some(page_fault));
     assert_eq!(world.vcpu.injected, Some(Event::exception(14, Some(6))));
 }
 

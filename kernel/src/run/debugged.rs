@@ -10,6 +10,7 @@ use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
 use debug::registers::Registers;
 use debug::step::{Effect, effect, flags_after, flags_for, pushed};
 use debug::{Order, Stop};
+use guest::requests::Request;
 use guest::vm::Next;
 use insn::PagingRegisters;
 
@@ -81,7 +82,7 @@ impl<B: Backend> Running<'_, B> {
             Some(Order::Stay) => {
                 self.debugger.at_desk(debug::DebugMailbox::want);
                 if let Some(slot) = self.partition.slots().get(self.debugger.cpu) {
-                    slot.ask_to_its_desk(processor.apic);
+                    slot.ask(processor.apic, Request::Debugger);
                 }
             }
         }
@@ -242,7 +243,7 @@ impl<B: Backend> Running<'_, B> {
         }
         let reason = enter(&mut self.vcpu);
         if !exitless {
-            self.context().take_virtual_interrupts();
+            self.context().take_interrupts();
         }
         reason
     }

@@ -106,7 +106,7 @@ fn reason(step: &Step) -> ExitReason {
             qualification: 0,
         },
         11 => ExitReason::ExternalInterrupt(Some(vector)),
-        12 => [ExitReason::Nmi, ExitReason::PreemptionTimer, ExitReason::InterruptWindow]
+        12 => [ExitReason::Nmi, ExitReason::HostTimer, ExitReason::InterruptWindow]
             [usize::from(flags) % 3],
         13 => ExitReason::Halt,
         14 => ExitReason::Xsetbv,
