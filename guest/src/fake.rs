@@ -18,7 +18,7 @@ use arch::machine::{
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
+use arch::vcpu::{ApicPage, DebugRegisters, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 use pci::Owned;
 
@@ -262,6 +262,11 @@ pub(crate) struct FakeVcpu {
     pub(crate) state: StartState,
     pub(crate) pat: u64,
     pub(crate) cr2: u64,
+    /// What was loaded for the page-directory pointers.
+    pub(crate) pointers: Option<[u64; 4]>,
+    pub(crate) debug: DebugRegisters,
+    /// Length of the instruction that exited, if a test sets it.
+    pub(crate) length: u8,
     pub(crate) pkru: u32,
     pub(crate) injected: Option<Event>,
     /// What its last exit has cut short.
@@ -288,6 +293,9 @@ impl Default for FakeVcpu {
             state: StartState::after_sipi(0),
             pat: 0x0007_0406_0007_0406,
             cr2: 0,
+            pointers: None,
+            debug: DebugRegisters::default(),
+            length: 0,
             pkru: 0,
             injected: None,
             vectoring: None,
@@ -316,7 +324,7 @@ impl Vcpu for FakeVcpu {
         self.vectoring
     }
     fn instruction_length(&self, bare: u8) -> u8 {
-        bare
+        self.length.max(bare)
     }
     fn load(&mut self, state: &StartState) {
         self.state = *state;
@@ -353,6 +361,18 @@ impl Vcpu for FakeVcpu {
     }
     fn cr4(&self) -> u64 {
         self.state.cr4
+    }
+    fn set_cr0(&mut self, value: u64) {
+        self.state.cr0 = value;
+    }
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>) {
+        (self.state.cr3, self.pointers) = (value, pointers);
+    }
+    fn debug_registers(&self) -> DebugRegisters {
+        self.debug
+    }
+    fn set_debug_registers(&mut self, registers: &DebugRegisters) {
+        self.debug = *registers;
     }
     fn set_cr4(&mut self, value: u64) {
         self.state.cr4 = value;
