@@ -77,6 +77,8 @@ pub mod exception {
     pub const UD: u8 = 6;
     /// Double fault.
     pub const DF: u8 = 8;
+    /// Invalid TSS.
+    pub const TS: u8 = 10;
     /// Segment not present: a gate that is not present raises it.
     pub const NP: u8 = 11;
     /// Stack segment.
@@ -230,12 +232,16 @@ pub trait Vcpu {
     fn set_rflags(&mut self, rflags: u64);
     /// CR0 as the guest sees it.
     fn cr0(&self) -> u64;
+    /// Sets CR0 as the guest sees it (EFER.LMA follows).
+    fn set_cr0(&mut self, value: u64);
     /// CR2.
     fn cr2(&self) -> u64;
     /// Sets CR2.
     fn set_cr2(&mut self, value: u64);
     /// CR3.
     fn cr3(&self) -> u64;
+    /// Sets CR3. `pointers`: what the four page-directory pointers behind it hold, where the guest's paging is PAE.
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>);
     /// CR4 as the guest sees it.
     fn cr4(&self) -> u64;
     /// CR4 as the CPU has it: quicker, and the same in the bits that the guest may change.

@@ -54,6 +54,7 @@ counters! {
     Eoi = "eoi",
     ShadowGate = "shadow_gate",
     Step = "step",
+    TaskSwitch = "task_switch",
 }
 
 impl Counter {
@@ -84,6 +85,7 @@ impl Counter {
             ExitReason::ControlRegister(_) => Self::ControlRegister,
             ExitReason::Init => Self::Init,
             ExitReason::Step => Self::Step,
+            ExitReason::TaskSwitch(_) => Self::TaskSwitch,
             ExitReason::EntryFailure(_) => Self::EntryFailure,
             ExitReason::Unexpected { .. } => Self::Unexpected,
         }
@@ -222,7 +224,9 @@ impl fmt::Display for Report<'_> {
 mod tests {
     use super::*;
     use arch::Vector;
-    use arch::exit::{ControlRegisterWrite, EntryFailure, IoAccess, NestedPageFault};
+    use arch::exit::{
+        ControlRegisterWrite, EntryFailure, IoAccess, NestedPageFault, TaskSwitch, TaskSwitchSource,
+    };
     use arch::{Gpa, Width};
 
     #[test]
@@ -265,7 +269,7 @@ mod tests {
             assert_eq!(Counter::ALL[place].key(), key);
             assert_eq!(Counter::ALL[place] as usize, place);
         }
-        assert_eq!(COUNTERS, 22);
+        assert_eq!(COUNTERS, 23);
     }
 
     #[test]
@@ -304,6 +308,10 @@ mod tests {
             ExitReason::ControlRegister(ControlRegisterWrite { register: 0, qualification: 0 }),
             ExitReason::Init,
             ExitReason::Step,
+            ExitReason::TaskSwitch(TaskSwitch {
+                selector: Some(8),
+                source: TaskSwitchSource::Call,
+            }),
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
@@ -328,6 +336,7 @@ mod tests {
             "control_register",
             "init",
             "step",
+            "task_switch",
             "entry_failure",
             "unexpected",
         ];

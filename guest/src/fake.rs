@@ -20,7 +20,7 @@ use arch::machine::{
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{Event, StartState, Vcpu};
+use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 use pci::Owned;
 use pci::owned::NotOwned;
@@ -307,6 +307,11 @@ pub struct FakeVcpu {
     pub state: StartState,
     pub pat: u64,
     pub cr2: u64,
+    /// What was loaded for the page-directory pointers.
+    pub pointers: Option<[u64; 4]>,
+    pub debug: DebugRegisters,
+    /// Length of the instruction that exited, if a test sets it.
+    pub length: u8,
     pub pkru: u32,
     pub injected: Option<Event>,
     /// What its last exit has cut short.
@@ -331,6 +336,9 @@ impl Default for FakeVcpu {
             state: StartState::after_sipi(0),
             pat: 0x0007_0406_0007_0406,
             cr2: 0,
+            pointers: None,
+            debug: DebugRegisters::default(),
+            length: 0,
             pkru: 0,
             injected: None,
             vectoring: None,
@@ -358,7 +366,7 @@ impl Vcpu for FakeVcpu {
         self.vectoring
     }
     fn instruction_length(&self, bare: u8) -> u8 {
-        bare
+        self.length.max(bare)
     }
     fn load(&mut self, state: &StartState) {
         self.state = *state;
@@ -395,6 +403,18 @@ impl Vcpu for FakeVcpu {
     }
     fn cr4(&self) -> u64 {
         self.state.cr4
+    }
+    fn set_cr0(&mut self, value: u64) {
+        self.state.cr0 = value;
+    }
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>) {
+        (self.state.cr3, self.pointers) = (value, pointers);
+    }
+    fn debug_registers(&self) -> DebugRegisters {
+        self.debug
+    }
+    fn set_debug_registers(&mut self, registers: &DebugRegisters) {
+        self.debug = *registers;
     }
     fn set_cr4(&mut self, value: u64) {
         self.state.cr4 = value;

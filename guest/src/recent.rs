@@ -58,6 +58,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         ExitReason::ControlRegister(write) => write.qualification,
         ExitReason::EntryFailure(failure) => failure.code,
         ExitReason::Unexpected { code, .. } => code,
+        ExitReason::TaskSwitch(switch) => switch.selector.unwrap_or(0).into(),
         ExitReason::DescriptorTable
         | ExitReason::LocalDescriptorTable
         | ExitReason::Halt

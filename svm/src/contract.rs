@@ -132,6 +132,12 @@ impl Vcpu for SvmVcpu {
         self.vmcb().save.cr0
     }
 
+    fn set_cr0(&mut self, value: u64) {
+        self.vmcb_mut().save.cr0 = value;
+        self.update_lma();
+        self.flush();
+    }
+
     fn cr2(&self) -> u64 {
         self.vmcb().save.cr2
     }
@@ -142,6 +148,12 @@ impl Vcpu for SvmVcpu {
 
     fn cr3(&self) -> u64 {
         self.vmcb().save.cr3
+    }
+
+    /// With nested paging the CPU reads the pointers from memory (APM "Nested Paging", "Guest CR3").
+    fn set_cr3(&mut self, value: u64, _: Option<[u64; 4]>) {
+        self.vmcb_mut().save.cr3 = value;
+        self.flush();
     }
 
     fn cr4(&self) -> u64 {

@@ -92,10 +92,14 @@ const FLUSH_THIS_GUEST: u32 = 3;
 /// What is switched on and off while the guest runs.
 const SWITCHED: Intercepts3 = Intercepts3::VINTR.union(Intercepts3::HLT).union(Intercepts3::IRET);
 
+/// What passes: with nested paging the CPU makes a guest's task switch by itself, and nothing that it loads is the host's
+/// (APM "Task Switch Intercept").
+const PASSES: Intercepts3 = Intercepts3::TASK_SWITCH;
+
 /// Sets what exits, and how physical interrupts meet the guest. WBINVD passes: a guest that owns
 /// devices may need it, and it only writes back.
 pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
-    let mut misc = Intercepts3::all() - SWITCHED - Intercepts3::INTR;
+    let mut misc = Intercepts3::all() - SWITCHED - PASSES - Intercepts3::INTR;
     match mode {
         InterruptMode::Exitless => {
             control.intercept_exceptions = 1 << exception::NP;
@@ -171,6 +175,7 @@ mod tests {
         let control = intercepts(InterruptMode::Exitless);
         let quiet = Intercepts3::INTR | Intercepts3::VINTR | Intercepts3::HLT;
         assert_eq!(control.intercept_3 & quiet.bits(), 0);
+        assert_eq!(control.intercept_3 & Intercepts3::TASK_SWITCH.bits(), 0);
         let probe = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 31;
         assert_eq!(control.intercept_3 & probe, probe);
         // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.

@@ -134,6 +134,11 @@ impl Vcpu for VmxVcpu {
         self.cr0.seen(self.vmcs.read(field::GUEST_CR0), self.vmcs.read(field::CR0_READ_SHADOW))
     }
 
+    fn set_cr0(&mut self, value: u64) {
+        let efer = self.efer();
+        self.set_cr0_and_efer(value, efer);
+    }
+
     fn cr2(&self) -> u64 {
         x86_64::registers::control::Cr2::read_raw()
     }
@@ -145,6 +150,14 @@ impl Vcpu for VmxVcpu {
 
     fn cr3(&self) -> u64 {
         self.vmcs.read(field::GUEST_CR3)
+    }
+
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>) {
+        self.vmcs.write(field::GUEST_CR3, value);
+        for (index, pointer) in (0..).zip(pointers.into_iter().flatten()) {
+            self.vmcs.write(field::GUEST_PDPTE0.nth(index), pointer);
+        }
+        self.flush_linear();
     }
 
     fn cr4(&self) -> u64 {

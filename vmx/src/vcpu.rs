@@ -191,13 +191,7 @@ impl VmxVcpu {
     /// Puts the guest's blocking by NMI where it belongs when an IRET or the delivery of an NMI is
     /// to be done again.
     fn restore_nmi_blocking(&mut self, snapshot: &Snapshot) {
-        let blocks = if snapshot.iret_unblocked_nmi() {
-            true
-        } else if snapshot.vectoring.valid() && snapshot.vectoring.kind() == Some(EventKind::Nmi) {
-            false
-        } else {
-            return;
-        };
+        let Some(blocks) = snapshot.nmi_blocking() else { return };
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         let state = if blocks { state | BLOCKING_BY_NMI } else { state & !BLOCKING_BY_NMI };
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state);

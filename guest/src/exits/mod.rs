@@ -11,8 +11,10 @@ mod interrupt;
 mod memory;
 mod port;
 mod register;
+mod segment_descriptor;
 pub(crate) mod step;
 mod system_segment;
+mod task;
 pub(crate) mod tick;
 
 use arch::ExitReason;
@@ -71,6 +73,9 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
                 // The guest owns its devices' memory accesses; caches are coherent without it.
                 const INVD: u8 = 2;
                 self.vcpu.skip_instruction(self.vcpu.instruction_length(INVD));
+            }
+            ExitReason::TaskSwitch(switch) => {
+                return self.locked(|context| context.task_switch(switch));
             }
             ExitReason::VirtualizationInstruction => {
                 self.again().raise(Event::exception(exception::UD, None));

@@ -12,6 +12,7 @@ mod processors;
 mod registers;
 mod steps;
 mod tables;
+mod tasks;
 
 use std::cell::RefCell;
 

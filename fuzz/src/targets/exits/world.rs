@@ -263,7 +263,7 @@ impl World {
         let delivers = !self.guest.mode.is_exitless();
         let next = self.context(cpu, |context| {
             if delivers {
-                context.take_virtual_interrupts();
+                context.take_interrupts();
             }
             context.handle(reason)
         });

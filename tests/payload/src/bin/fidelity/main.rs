@@ -9,7 +9,9 @@ mod exceptions;
 mod local;
 mod nmi;
 mod processor;
+mod protected;
 mod tables;
+mod tasks;
 mod trap;
 
 use arch::machine::Width;
@@ -42,6 +44,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::priorities();
     local::timer();
     nmi::all();
+    tasks::all();
     local::enter_x2apic_mode();
     local::registers();
     local::msrs();
