@@ -43,7 +43,7 @@ pub enum ExitReason {
         vector: Vector,
         /// Its error code, for the vectors that have one.
         error_code: Option<u32>,
-        /// For #DB: the debug conditions (DR6 form); for #PF the faulting address; else 0.
+        /// For #DB the debug conditions, of which bits 0 to 3 are as in DR6; for #PF the faulting address; else 0.
         qualification: u64,
     },
     /// A non-maskable interrupt arrived; the back end has already taken it in the host.

@@ -91,6 +91,12 @@ pub mod exception {
     pub const AC: u8 = 17;
     /// Machine check.
     pub const MC: u8 = 18;
+
+    /// Those that exit in every mode, bit n for vector n. A guest can have the delivery of #DB or #AC raise the same
+    /// again, for ever, with nothing between that lets an interrupt, an NMI or a timer in: CVE-2015-8104 (a data
+    /// breakpoint on the stack of #DB) and CVE-2015-5307 (a misaligned stack at CPL 3). As an exit each turn is one
+    /// at which the host has the CPU. The decision is 0059.
+    pub const ALWAYS_EXIT: u32 = 1 << DB | 1 << AC;
 }
 
 /// How physical interrupts meet the guest.
@@ -293,12 +299,9 @@ pub trait Vcpu {
     fn move_to_control_register(&mut self) -> bool;
     /// From here to the next call of [`Self::set_interrupt_window`] HLT does not exit: the CPU halts in the guest.
     fn let_halt(&mut self);
-    /// Which exceptions exit: bit n for vector n.
+    /// Which exceptions exit, beside [`exception::ALWAYS_EXIT`]: bit n for vector n. At the exit all registers are as
+    /// the guest's handler is to find them, DR6 and DR7 too: [`Self::inject`] is all that is left to do.
     fn set_exception_intercepts(&mut self, bitmap: u32);
-    /// Which exceptions exit.
-    fn exception_intercepts(&self) -> u32 {
-        0
-    }
     /// The guest's debug registers.
     fn debug_registers(&self) -> DebugRegisters {
         DebugRegisters::default()

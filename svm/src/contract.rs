@@ -277,10 +277,6 @@ impl Vcpu for SvmVcpu {
         controls::let_halt(&mut self.vmcb_mut().control);
     }
 
-    fn exception_intercepts(&self) -> u32 {
-        self.vmcb().control.intercept_exceptions
-    }
-
     /// DR6 and DR7 are the VMCB's. An exit leaves the others as the guest had them, and DR7 with nothing on (APM "#VMEXIT").
     fn debug_registers(&self) -> DebugRegisters {
         // SAFETY: AMD-V is on, so this is ring 0; DR7 is as an exit leaves it.
@@ -301,7 +297,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcb_mut().control.intercept_exceptions = bitmap;
+        self.vmcb_mut().control.intercept_exceptions = exception::ALWAYS_EXIT | bitmap;
     }
 
     fn flush_nested(&mut self) {

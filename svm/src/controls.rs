@@ -102,12 +102,12 @@ pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
     let mut misc = Intercepts3::all() - SWITCHED - PASSES - Intercepts3::INTR;
     match mode {
         InterruptMode::Exitless => {
-            control.intercept_exceptions = 1 << exception::NP;
+            control.intercept_exceptions = exception::ALWAYS_EXIT | 1 << exception::NP;
             control.virtual_interrupt = 0;
         }
         InterruptMode::Exiting | InterruptMode::Posted => {
             misc |= Intercepts3::INTR;
-            control.intercept_exceptions = 0;
+            control.intercept_exceptions = exception::ALWAYS_EXIT;
             control.virtual_interrupt = V_INTR_MASKING;
         }
     }
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(control.intercept_3 & 0x02bb_c3a0, 0);
         assert_eq!(control.intercept_4, 0x207f);
         assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
-        assert_eq!(control.intercept_exceptions, 1 << 11);
+        assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 11 | 1 << 17);
         assert_eq!(control.virtual_interrupt, 0);
     }
 
@@ -192,7 +192,7 @@ mod tests {
             (intercepts(InterruptMode::Exitless), intercepts(InterruptMode::Exiting));
         assert_eq!(more.intercept_3, less.intercept_3 | 1);
         assert_eq!(more.virtual_interrupt, V_INTR_MASKING);
-        assert_eq!(more.intercept_exceptions, 0);
+        assert_eq!(more.intercept_exceptions, 1 << 1 | 1 << 17);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu, exception};
 use arch::{Gva, Hpa};
 use cpu::instructions::write_msr;
 
@@ -235,15 +235,7 @@ impl Vcpu for VmxVcpu {
 
     #[inline(always)]
     fn skip_instruction(&mut self, length: u8) {
-        let (rip, length) = (self.rip(), u64::from(length));
-        let mut next = rip.wrapping_add(length);
-        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
-        // the quicker question: an instruction has 15 bytes at most.
-        let near = rip as u32 > u32::MAX - 15;
-        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
-            next &= 0xffff_ffff;
-        }
-        self.set_rip(next);
+        self.pass_over(length);
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         if state & BLOCKING_BY_STI_OR_MOV_SS != 0 {
             self.vmcs
@@ -280,11 +272,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcs.write(field::EXCEPTION_BITMAP, bitmap);
-    }
-
-    fn exception_intercepts(&self) -> u32 {
-        self.vmcs.read(field::EXCEPTION_BITMAP)
+        self.vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | bitmap);
     }
 
     /// DR7 is the VMCS's. An exit leaves the others as the guest had them, and DR7 with nothing on (SDM "Loading Host
@@ -304,12 +292,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn debug_exception(&self) -> bool {
-        let information =
-            InterruptionInformation(self.vmcs.read(field::VM_EXIT_INTERRUPTION_INFORMATION));
-        self.vmcs.read(field::EXIT_REASON) == reason::EXCEPTION_OR_NMI
-            && information.valid()
-            && information.kind() != Some(EventKind::Nmi)
-            && information.vector().0 == exception::DB
+        self.snapshot().is_debug_exception()
     }
 
     fn show_interrupts(&mut self, registers: &InterruptRegisters, awaited: u8) {

@@ -9,6 +9,7 @@
 //! * [`bitmap`]: which MSRs and ports exit (pure)
 //! * [`vcpu`]: the VMCS, and [`arch::vcpu::Vcpu`] on top of it; `contract` and `setup` are its halves
 //! * `run`: the way into the guest and back, in assembly
+//! * `debug_exception`: what the CPU leaves to the host of a #DB that exits
 //! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::ExitReason`], events in and
 //!   out, CR0 and CR4 (pure)
 //!
@@ -24,6 +25,7 @@ pub mod capability;
 mod contract;
 mod control_register;
 pub mod controls;
+mod debug_exception;
 mod decode;
 pub mod enable;
 mod error;

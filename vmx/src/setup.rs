@@ -72,7 +72,7 @@ pub(crate) fn write_controls(
         InterruptMode::Exitless => 1 << exception::NP,
         InterruptMode::Exiting | InterruptMode::Posted => 0,
     };
-    vmcs.write(field::EXCEPTION_BITMAP, shadow_gates);
+    vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | shadow_gates);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR0_GUEST_HOST_MASK, OwnedBits::cr0(&features.capabilities).mask);

@@ -135,6 +135,9 @@ impl VmxVcpu {
             self.pending_nmi = false;
             self.inject_now(Event::nmi());
         }
+        if snapshot.is_debug_exception() {
+            self.take_debug_exception(&snapshot);
+        }
         let mut reason = decode(&snapshot);
         if let ExitReason::ExternalInterrupt(Some(vector)) = reason
             && self.take_posted(vector)
@@ -159,8 +162,22 @@ impl VmxVcpu {
         }
     }
 
+    /// Moves RIP over an instruction.
+    #[inline(always)]
+    pub(crate) fn pass_over(&mut self, length: u8) {
+        let (rip, length) = (self.vmcs.read(field::GUEST_RIP), u64::from(length));
+        let mut next = rip.wrapping_add(length);
+        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
+        // the quicker question: an instruction has 15 bytes at most.
+        let near = rip as u32 > u32::MAX - 15;
+        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
+            next &= 0xffff_ffff;
+        }
+        self.vmcs.write(field::GUEST_RIP, next);
+    }
+
     /// Reads what this exit defines.
-    fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let vmcs = &self.vmcs;
         let mut snapshot = Snapshot {
             exit_reason: vmcs.read(field::EXIT_REASON),

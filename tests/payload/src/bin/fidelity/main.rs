@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod debug;
 mod exceptions;
 mod local;
 mod nmi;
@@ -37,6 +38,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     unsafe { port_write(0x3fb, Width::Byte, 3) };
     trap::prepare();
     exceptions::all();
+    debug::all();
     tables::all();
     processor::all();
     local::enter_xapic_mode();
