@@ -17,8 +17,8 @@ pub enum Request {
     Flush,
     /// The guest has ended: leave it for good.
     Stop,
-    /// Log the registers.
-    Registers,
+    /// Say what it holds.
+    Look,
     /// What the guest has said waits for the serial line, and is its to send.
     Send,
     /// A debugger wants it to look at its mailbox.
@@ -27,7 +27,7 @@ pub enum Request {
 
 const FLUSH: u32 = 1 << 0;
 const STOP: u32 = 1 << 1;
-const REGISTERS: u32 = 1 << 2;
+const LOOK: u32 = 1 << 2;
 const SEND: u32 = 1 << 3;
 const DEBUGGER: u32 = 1 << 4;
 const INIT: u32 = 1 << 5;
@@ -42,7 +42,7 @@ const fn bit(request: Request) -> u32 {
     match request {
         Request::Flush => FLUSH,
         Request::Stop => STOP,
-        Request::Registers => REGISTERS,
+        Request::Look => LOOK,
         Request::Send => SEND,
         Request::Debugger => DEBUGGER,
         Request::Signal(CpuRequest::Init) => INIT,
@@ -53,7 +53,7 @@ const fn bit(request: Request) -> u32 {
 
 /// The word once `request` has come, too.
 const fn with(word: u32, request: Request) -> u32 {
-    const OTHERS: u32 = FLUSH | STOP | REGISTERS | SEND | DEBUGGER;
+    const OTHERS: u32 = FLUSH | STOP | LOOK | SEND | DEBUGGER;
     let Request::Signal(signal) = request else { return word | bit(request) };
     let starts = word & START != 0;
     match signal {
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn what_else_is_asked_is_taken_once_and_no_signal_takes_it_away() {
         let others =
-            [Request::Flush, Request::Stop, Request::Registers, Request::Send, Request::Debugger];
+            [Request::Flush, Request::Stop, Request::Look, Request::Send, Request::Debugger];
         for request in others {
             for signal in [CpuRequest::Init, CpuRequest::Start(0xff), CpuRequest::Nmi] {
                 for signal_first in [true, false] {

@@ -12,7 +12,6 @@ use plan::Vendor;
 use crate::backend;
 use crate::console::logln;
 use crate::hardware::Hardware;
-use crate::monitor;
 use crate::processors;
 use crate::refusal::{Refusal, refuse};
 
@@ -114,7 +113,11 @@ pub(crate) fn probe(hardware: &Hardware) -> Refusal {
         let (id, first, inputs) = (io_apic.id, io_apic.first_gsi, io_apic.inputs);
         logln!("I/O APIC {id}: interrupts {first} to {}", first + inputs.saturating_sub(1));
     }
-    monitor::devices(hardware);
+    for function in &hardware.functions {
+        let (bdf, owner) = (function.bdf, hardware.owner(function.bdf));
+        let (vendor, device, class) = (function.vendor, function.device, function.class);
+        logln!("{bdf} {vendor:04x}:{device:04x} class {class:06x} {owner}");
+    }
     for function in &hardware.functions {
         if let Some(range) = hardware.reserved_memory(function.bdf) {
             logln!("{}: the firmware keeps using memory at {} (RMRR)", function.bdf, range.start);

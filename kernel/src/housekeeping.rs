@@ -8,7 +8,7 @@ use spin::Once;
 
 use crate::hardware::Hardware;
 use crate::processors::{self, Processor};
-use crate::{console, faults, monitor, watchdog};
+use crate::{console, faults, watchdog};
 
 /// TSC at the last look at what does not call.
 static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
@@ -16,8 +16,16 @@ static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
 /// The boot processor is called about once a second where nothing keeps it.
 const OVERDUE_MS: u64 = 3000;
 
+/// Takes what was typed, and answers the operator.
+static OPERATOR: Once<fn(&Hardware, LocalApic)> = Once::new();
+
 /// Takes what a gdb has sent, where a guest has a line for one.
 static DEBUGGER: Once<fn()> = Once::new();
+
+/// From now on `answer` is called whenever the host attends.
+pub(crate) fn attend_operator(answer: fn(&Hardware, LocalApic)) {
+    OPERATOR.call_once(|| answer);
+}
 
 /// From now on `listen` is called whenever the host attends.
 pub(crate) fn attend_debugger(listen: fn()) {
@@ -26,7 +34,9 @@ pub(crate) fn attend_debugger(listen: fn()) {
 
 /// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
 pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
-    monitor::poll_input(hardware, own);
+    if let Some(answer) = OPERATOR.get() {
+        answer(hardware, own);
+    }
     if let Some(listen) = DEBUGGER.get() {
         listen();
     }

@@ -43,6 +43,7 @@ mod devices;
 mod files;
 mod instance;
 mod irqs;
+mod looked_at;
 mod memory;
 mod planned;
 mod shared;

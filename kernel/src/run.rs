@@ -6,6 +6,7 @@ use arch::vcpu::{Event, StartState, Vcpu};
 use guest::requests::{Request, Requests, Signals};
 use guest::vm::{Context, CpuState, Next, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
+use view::registers::{Snapshot, last_exits};
 
 use self::debugged::Debugger;
 use crate::backend::Backend;
@@ -15,7 +16,7 @@ use crate::partition::{Edge, Instance, Partition};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::vcpu_slot::VcpuSlot;
+use crate::vcpu_slot::{Look, VcpuSlot};
 use crate::{housekeeping, watchdog};
 
 mod debugged;
@@ -68,12 +69,15 @@ pub(crate) fn run<B: Backend>(
         running.enter(&instance.start, processor);
     }
     running.until_the_end(processor);
+    if running.cpu.last_words {
+        running.last_words();
+    }
     running.debugger.leave();
     // Its interrupts are gone from this processor.
     running.machine.tables.lock().routes.mask_lines();
     running.backend.drain(processor.apic);
     if let Some(slot) = partition.slots().get(index) {
-        *slot.counters.lock() = running.cpu.counters;
+        slot.count(&running.cpu.counters);
     }
     Ok(())
 }
@@ -95,7 +99,7 @@ impl<B: Backend> Running<'_, B> {
             if requests.has(Request::Stop) {
                 return;
             }
-            self.carry_out(requests);
+            self.carry_out(requests, slot, processor);
             if self.hear(requests.signals(self.waiting), processor) {
                 continue;
             }
@@ -179,7 +183,7 @@ impl<B: Backend> Running<'_, B> {
     #[cold]
     #[inline(never)]
     fn attend(&self, slot: &VcpuSlot, processor: &Processor) {
-        *slot.counters.lock() = self.cpu.counters;
+        slot.count(&self.cpu.counters);
         housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 
@@ -203,12 +207,12 @@ impl<B: Backend> Running<'_, B> {
         Next::Resume
     }
 
-    fn carry_out(&mut self, requests: Requests) {
+    fn carry_out(&mut self, requests: Requests, slot: &VcpuSlot, processor: &Processor) {
         if requests.has(Request::Flush) {
             self.vcpu.flush_nested();
         }
-        if requests.has(Request::Registers) {
-            self.with_lock(|context| context.dump());
+        if requests.has(Request::Look) {
+            self.show(slot, processor);
         }
         if requests.has(Request::Send) {
             console::send_for(self.partition.index());
@@ -231,6 +235,38 @@ impl<B: Backend> Running<'_, B> {
             self.vcpu.inject(Event::nmi());
         }
         init || start.is_some()
+    }
+
+    /// Leaves what it holds for the monitor, and tells the processor that has asked.
+    #[cold]
+    fn show(&self, slot: &VcpuSlot, processor: &Processor) {
+        let asker = slot.show(self.look());
+        if asker == processor.apic.id() {
+            housekeeping::attend(self.partition.hardware(), processor.apic);
+        } else {
+            processor.apic.send_nmi(asker);
+        }
+    }
+
+    /// What it says of itself.
+    fn look(&self) -> Look {
+        let mut registers = Snapshot::of(&self.vcpu, &self.ram);
+        if let Some(limit) = self.cpu.idt_limit {
+            registers.set_idt_limit(limit);
+        }
+        Look { registers, recent: self.cpu.recent.clone(), waiting: self.waiting }
+    }
+
+    /// Logs what it held when its guest ended.
+    #[cold]
+    fn last_words(&self) {
+        let Look { registers, recent, .. } = self.look();
+        let (name, index) = (&self.instance.policy.name, self.partition.index());
+        let who = alloc::format!("guest {name}, CPU {}", self.cpu.index);
+        let exits = last_exits(&alloc::format!("{recent}"));
+        for line in registers.lines(&who).iter().chain(&exits) {
+            console::log_of(index, format_args!("{line}"));
+        }
     }
 
     fn with_lock<T>(&mut self, work: impl FnOnce(&mut Context<'_, Edge<B>>) -> T) -> T {

@@ -244,33 +244,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn last_words(&mut self) {
-        if !self.vm.crash_logged {
-            self.dump();
-        }
-    }
-
-    /// Logs registers, the last exits and the code at RIP.
-    pub fn dump(&mut self) {
-        let (vcpu, name) = (&*self.vcpu, &self.guest.name);
-        self.machine.log(format_args!(
-            "guest {name}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} \
-             efer {:#x}",
-            vcpu.rip(),
-            vcpu.gpr(arch::register::Gpr::Rsp),
-            vcpu.rflags(),
-            vcpu.cr0(),
-            vcpu.cr2(),
-            vcpu.cr3(),
-            vcpu.cr4(),
-            vcpu.efer()
-        ));
-        let registers = arch::register::Gpr::ALL.map(|register| vcpu.gpr(register));
-        self.machine.log(format_args!("guest {name}: registers in encoding order {registers:x?}"));
-        self.machine.log(format_args!("guest {name}: last exits: {}", self.cpu.recent));
-        if let Ok((bytes, length)) = insn::fetch_instruction(vcpu, self.memory) {
-            let code = bytes.get(..length).unwrap_or(&bytes);
-            self.machine.log(format_args!("guest {name}: code {code:02x?}"));
-        }
+        self.cpu.last_words = !self.vm.crash_logged;
     }
 }
 
