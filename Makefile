@@ -11,6 +11,7 @@
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
 #   make fidelity               the same small guest bare and under Nexit: what it sees otherwise (ten minutes)
 #   make mutants                lines taken out, one at a time, and which test notices
+#   make fuzz [TIME=3600]       any input to the parsers, state machines and the exit policy (docs/fuzzing.md)
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  five measures of the trusted code, size of the image
 #   make docs                   the book, in target/book
@@ -77,7 +78,12 @@ MODELS       := $(BUILD)/release/libbochs_devices.a
 CXXFLAGS     ?= -O2 -g
 CXXFLAGS     += -std=c++17 -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -Wno-unused-parameter
 
-.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants check stats plugin bench growth setup clean
+FUZZ     := $(BUILD)/fuzz
+TIME     ?= 3600
+# What has the compiler count coverage, and compares, for libFuzzer.
+SANCOV   := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+
+.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants fuzz check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -160,6 +166,14 @@ endurance: setup all demo payloads machines
 # Takes lines out, one at a time, and says which test notices: docs/mutants.md.
 mutants: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin mutants -- --output docs/mutants.md
+
+# TIME seconds in all, each target its part; its counts go into docs/fuzzing.md. KEEP=1: and new inputs into the corpora.
+fuzz:
+	cargo build --locked -p nexit-fuzz
+	RUSTFLAGS='$(SANCOV)' cargo build --locked --profile fuzz -p nexit-fuzz --bin guided --features guided \
+	    --target $(HOST) --target-dir $(FUZZ)
+	nice -n 19 $(BUILD)/debug/nexit-fuzz guided --program $(FUZZ)/$(HOST)/fuzz/guided --folder $(FUZZ)/corpus \
+	    --total $(TIME) $(if $(KEEP),--keep) $(if $(TARGET),--target $(TARGET)) --count docs/fuzzing.md
 
 check: setup
 	cargo fmt --all --check

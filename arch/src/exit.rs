@@ -43,25 +43,30 @@ pub enum ExitReason {
         vector: Vector,
         /// Its error code, for the vectors that have one.
         error_code: Option<u32>,
-        /// For #DB: the debug conditions (DR6 form); for #PF the faulting address; else 0.
+        /// For #DB the debug conditions, of which bits 0 to 3 are as in DR6; for #PF the faulting address; else 0.
         qualification: u64,
     },
     /// A non-maskable interrupt arrived; the back end has already taken it in the host.
     Nmi,
     /// An external interrupt arrived (only in the modes that intercept it). The back end has acknowledged it: its
-    /// vector is in service in the physical local APIC. `None`: it was gone by then.
+    /// vector is in service in the physical local APIC. `None`: it was gone by then, or the back end has seen to it.
     ExternalInterrupt(Option<Vector>),
-    /// The guest ended a level-triggered interrupt ([`crate::vcpu::InterruptMode::Posted`]); the CPU has
-    /// taken it out of ISR.
-    EndOfInterrupt(Vector),
-    /// The guest has written the register at this offset of its virtual-APIC page (RIP is behind the write),
-    /// and what the write asks for is left to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
-    ApicWrite(u16),
+    /// The guest has ended a level-triggered interrupt, which the CPU has taken out of service
+    /// ([`crate::vcpu::InterruptMode::Posted`]).
+    LevelInterruptEnded(Vector),
+    /// The guest has written a register of its local APIC (RIP is behind the write), and what the write asks for is left
+    /// to the hypervisor ([`crate::vcpu::InterruptMode::Posted`]).
+    ApicWritten {
+        /// The register, by its MSR in x2APIC mode.
+        msr: u32,
+        /// What was written.
+        value: u64,
+    },
     /// The guest can take an interrupt now (asked for by `set_interrupt_window`), or an NMI, which the back end had
     /// kept for it and delivers.
     InterruptWindow,
-    /// The preemption timer expired (VMX only).
-    PreemptionTimer,
+    /// The timer of [`crate::vcpu::Vcpu::set_host_timer`] has run out. Nothing has happened to the guest.
+    HostTimer,
     /// HLT (only where it is intercepted).
     Halt,
     /// The guest shut its CPU down by a triple fault.
@@ -75,6 +80,9 @@ pub enum ExitReason {
     /// A move to a control register that the CPU does not carry out: [`crate::vcpu::Vcpu::move_to_control_register`]
     /// may.
     ControlRegister(ControlRegisterWrite),
+    /// A task switch. VMX: none of them the CPU makes in a guest. SVM: one by an IRET that has exited for other reasons. What was being delivered where the task gate is
+    /// one of the IDT, [`crate::vcpu::Vcpu::vectoring`] tells.
+    TaskSwitch(TaskSwitch),
     /// What [`crate::vcpu::Vcpu::step`] was for is over: the instruction is done, or an event came before it, which
     /// the back end has delivered or left pending. It has cut nothing short. A back end also tells it where it has done
     /// by itself all that an exit was for (SVM: IRET, a write of CR8).
@@ -94,8 +102,8 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// Whether the exit may have cut short the delivery of an event that is still to be delivered. An exit by one of the
-    /// frequent instructions has not; an exception decides itself what becomes of the event; and there is none after a
-    /// triple fault, a step or an entry that failed.
+    /// frequent instructions has not; an exception and a task switch decide themselves what becomes of the event; and there
+    /// is none after a triple fault, a step or an entry that failed.
     #[inline(always)]
     #[must_use]
     pub const fn cuts_short(&self) -> bool {
@@ -105,6 +113,7 @@ impl ExitReason {
                 | Self::ReadMsr
                 | Self::WriteMsr
                 | Self::Exception { .. }
+                | Self::TaskSwitch(_)
                 | Self::TripleFault
                 | Self::Step
                 | Self::EntryFailure(_)
@@ -140,6 +149,28 @@ pub struct NestedPageFault {
     pub fetch: bool,
     /// The access was the CPU's own walk of the guest's page tables, not the instruction's.
     pub table_walk: bool,
+}
+
+/// Which task comes next, and why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TaskSwitch {
+    /// The selector of its TSS. `None`: the link in the current TSS names it.
+    pub selector: Option<u16>,
+    /// What asked for it.
+    pub source: TaskSwitchSource,
+}
+
+/// What a task switch comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TaskSwitchSource {
+    /// A far CALL to a TSS or a task gate.
+    Call,
+    /// IRET with RFLAGS.NT.
+    Iret,
+    /// A far JMP to a TSS or a task gate.
+    Jump,
+    /// An exception or interrupt whose gate in the IDT is a task gate.
+    IdtGate,
 }
 
 /// A write to CR0 or CR4 that the CPU leaves to the hypervisor.

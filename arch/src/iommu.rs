@@ -196,6 +196,12 @@ pub trait Iommu {
         active_low: bool,
     ) -> u64;
 
+    /// The context entry of `function` as it stands in memory, the low half first; `None` where its bus has none.
+    fn context_entry(&self, function: Bdf) -> Option<[u64; 2]>;
+
+    /// Gives `sink` each remapping entry that is taken for interrupts of `function`, by its index, as it stands in memory.
+    fn remap_entries(&self, function: Bdf, sink: &mut dyn FnMut(RemapIndex, [u64; 2]));
+
     /// Gives every recorded fault to `sink` and clears the records. Returns how many were lost to
     /// overflow.
     fn poll_faults(&mut self, sink: &mut dyn FnMut(Fault)) -> u32;

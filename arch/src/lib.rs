@@ -4,8 +4,8 @@
 //! crates (`cpu`, `vmx`, `svm`, `iommu`) implement them. Neither side ever names the other; the `kernel`
 //! crate joins them.
 //!
-//! * words: [`address`], [`interrupt`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
-//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`ExitReason`] (why it stopped),
+//! * words: [`address`], [`interrupt`], [`vectors`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
+//! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`VcpuSetup`] (what it is made of), [`ExitReason`] (why it stopped),
 //!   [`iommu::Iommu`] (DMA and interrupt remapping), [`machine::Machine`] (the physical machine as
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
 #![cfg_attr(not(test), no_std)]
@@ -23,11 +23,15 @@ pub mod machine;
 pub mod msr;
 pub mod register;
 pub mod segment;
+pub mod setup;
 pub mod uart;
 pub mod vcpu;
+pub mod vectors;
 
 pub use address::{Gpa, Gva, Hpa, Iova, PageSize};
 pub use bdf::Bdf;
 pub use exit::ExitReason;
 pub use interrupt::{ApicId, Vector};
 pub use machine::Width;
+pub use setup::VcpuSetup;
+pub use vectors::VectorSet;

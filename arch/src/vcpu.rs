@@ -1,10 +1,13 @@
-//! The contract between policy and a virtual CPU: what VT-x and AMD-V both offer, no more.
+//! The contract between policy and a virtual CPU: what policy asks of it, in words that are neither vendor's.
+//!
+//! VT-x and AMD-V each do it in their own way. What only one of them can do has a mode or an answer of its own
+//! ([`InterruptMode::Posted`]; `false` of [`Vcpu::set_host_timer`]), and the method for it does nothing by default.
 
 use core::fmt;
 
 use crate::address::Hpa;
 use crate::exit::{ExitReason, Vectoring};
-use crate::interrupt::Vector;
+use crate::interrupt::{InterruptRegisters, Vector};
 use crate::register::Gpr;
 use crate::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
@@ -74,6 +77,8 @@ pub mod exception {
     pub const UD: u8 = 6;
     /// Double fault.
     pub const DF: u8 = 8;
+    /// Invalid TSS.
+    pub const TS: u8 = 10;
     /// Segment not present: a gate that is not present raises it.
     pub const NP: u8 = 11;
     /// Stack segment.
@@ -86,6 +91,12 @@ pub mod exception {
     pub const AC: u8 = 17;
     /// Machine check.
     pub const MC: u8 = 18;
+
+    /// Those that exit in every mode, bit n for vector n. A guest can have the delivery of #DB or #AC raise the same
+    /// again, for ever, with nothing between that lets an interrupt, an NMI or a timer in: CVE-2015-8104 (a data
+    /// breakpoint on the stack of #DB) and CVE-2015-5307 (a misaligned stack at CPL 3). As an exit each turn is one
+    /// at which the host has the CPU. The decision is 0059.
+    pub const ALWAYS_EXIT: u32 = 1 << DB | 1 << AC;
 }
 
 /// How physical interrupts meet the guest.
@@ -95,8 +106,8 @@ pub enum InterruptMode {
     Exitless,
     /// Every one exits; the hypervisor injects.
     Exiting,
-    /// Every physical one exits; the CPU delivers, ends and prioritizes the guest's own with no exit
-    /// (VT-x: virtual-interrupt delivery), and posts those that other CPUs of the guest send.
+    /// Every physical one exits; the CPU delivers, ends and prioritizes the guest's own with no exit,
+    /// those that other CPUs of the guest send among them.
     Posted,
 }
 
@@ -106,17 +117,6 @@ impl InterruptMode {
     pub const fn is_exitless(self) -> bool {
         matches!(self, Self::Exitless)
     }
-}
-
-/// What the CPU must know of the guest's local APIC before an entry in [`InterruptMode::Posted`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct VirtualInterrupts {
-    /// The highest vector in IRR, 0 for none.
-    pub requesting: u8,
-    /// The highest vector in ISR, 0 for none.
-    pub in_service: u8,
-    /// The vectors whose EOI exits, 32 to a word.
-    pub eoi_exits: [u32; 8],
 }
 
 /// Instructions that the CPU has and that raise #UD in its guests all the same: CPUID must not show them.
@@ -147,9 +147,6 @@ impl Default for DebugRegisters {
         Self { addresses: [0; 4], status: 0xffff_0ff0, control: 0x400 }
     }
 }
-
-/// A page laid out as the local APIC's registers are in memory (SDM "APIC Register Address Space").
-pub type ApicPage = [u32; 1024];
 
 /// Register state at a guest CPU's first instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -241,12 +238,16 @@ pub trait Vcpu {
     fn set_rflags(&mut self, rflags: u64);
     /// CR0 as the guest sees it.
     fn cr0(&self) -> u64;
+    /// Sets CR0 as the guest sees it (EFER.LMA follows).
+    fn set_cr0(&mut self, value: u64);
     /// CR2.
     fn cr2(&self) -> u64;
     /// Sets CR2.
     fn set_cr2(&mut self, value: u64);
     /// CR3.
     fn cr3(&self) -> u64;
+    /// Sets CR3. `pointers`: what the four page-directory pointers behind it hold, where the guest's paging is PAE.
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>);
     /// CR4 as the guest sees it.
     fn cr4(&self) -> u64;
     /// CR4 as the CPU has it: quicker, and the same in the bits that the guest may change.
@@ -298,12 +299,9 @@ pub trait Vcpu {
     fn move_to_control_register(&mut self) -> bool;
     /// From here to the next call of [`Self::set_interrupt_window`] HLT does not exit: the CPU halts in the guest.
     fn let_halt(&mut self);
-    /// Which exceptions exit: bit n for vector n.
+    /// Which exceptions exit, beside [`exception::ALWAYS_EXIT`]: bit n for vector n. At the exit all registers are as
+    /// the guest's handler is to find them, DR6 and DR7 too: [`Self::inject`] is all that is left to do.
     fn set_exception_intercepts(&mut self, bitmap: u32);
-    /// Which exceptions exit.
-    fn exception_intercepts(&self) -> u32 {
-        0
-    }
     /// The guest's debug registers.
     fn debug_registers(&self) -> DebugRegisters {
         DebugRegisters::default()
@@ -314,36 +312,23 @@ pub trait Vcpu {
     fn debug_exception(&self) -> bool {
         false
     }
-    /// In [`InterruptMode::Posted`] the page in which the CPU keeps the guest's TPR, IRR and ISR while
-    /// the guest runs.
-    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        None
-    }
-    /// In [`InterruptMode::Exiting`] the guest's task priority, which MOV to CR8 changes with no exit; `known` is what
-    /// was shown last.
-    fn task_priority(&self, known: u8) -> u8 {
-        known
-    }
-    /// Before an entry in that mode: what CR8 reads. With `awaited`, a class above 0, an exit comes when the guest lets
-    /// interrupts of that class through ([`crate::ExitReason::InterruptWindow`] or [`crate::ExitReason::Step`]).
-    fn show_task_priority(&mut self, _priority: u8, _awaited: u8) {}
-    /// Goes with a change of that page.
-    fn set_virtual_interrupts(&mut self, _: &VirtualInterrupts) {}
-    /// Where `vector`, of a physical interrupt that has exited, only says that something is posted to this CPU:
-    /// takes that out, 32 vectors to a word. The CPU does it by itself, with no exit; a hypervisor beneath may not.
-    fn take_posted(&mut self, _vector: Vector) -> Option<[u32; 8]> {
-        None
-    }
-    /// Whether this CPU takes vectors, so that the guest's other CPUs may post to it by themselves where they
-    /// can (IPI virtualization). From the start and after [`Self::load`] it does not.
-    fn set_reachable(&mut self, _: bool) {}
+    /// Before an entry, but not in [`InterruptMode::Exitless`]: shows the guest's interrupts to the CPU. In
+    /// [`InterruptMode::Posted`] it delivers them. In [`InterruptMode::Exiting`] it only keeps TPR, for CR8; and with
+    /// `awaited`, a class above 0, an exit comes when the guest lets interrupts of that class through
+    /// ([`crate::ExitReason::InterruptWindow`] or [`crate::ExitReason::Step`]).
+    fn show_interrupts(&mut self, _: &InterruptRegisters, _awaited: u8) {}
+    /// After an exit, in the same modes: what the CPU and the guest have made of what was shown. TMR stays as it is.
+    fn take_interrupts(&mut self, _: &mut InterruptRegisters) {}
+    /// Whether the guest's local APIC takes interrupts: only then may the guest's other CPUs, where they can without an
+    /// exit, send it some. From the start and after [`Self::load`] it does not.
+    fn accept_interrupts(&mut self, _: bool) {}
 
     /// The nested page table changed: drop what this CPU has cached of it before the next entry.
     fn flush_nested(&mut self);
 
-    /// Arms the preemption timer for about `ticks` of the TSC, or switches it off. `false` where
-    /// the CPU has none.
-    fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool;
+    /// Has the guest exit by [`ExitReason::HostTimer`] about each `ticks` of the TSC, or no more. `false` where the CPU
+    /// has no timer for it.
+    fn set_host_timer(&mut self, ticks: Option<u64>) -> bool;
     /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive).
     fn halted(&self) -> bool;
 

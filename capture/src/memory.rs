@@ -26,7 +26,9 @@ pub struct TableMemory {
 }
 
 impl TableMemory {
-    pub(crate) fn new(tables: &[Table]) -> Self {
+    /// Each at its own place, where they say where that is and lead to one another; or else at made-up places.
+    #[must_use]
+    pub fn new(tables: &[Table]) -> Self {
         Self::as_found(tables).unwrap_or_else(|| Self::made_up(tables))
     }
 

@@ -217,6 +217,29 @@ pub unsafe fn set_debug_registers([first, second, third, fourth]: [u64; 4], stat
     }
 }
 
+/// DR6.
+///
+/// # Safety
+/// Ring 0, and DR7.GD is clear.
+#[must_use]
+pub unsafe fn debug_status() -> u64 {
+    let status;
+    // SAFETY: ring 0, says the caller; reading it changes nothing.
+    unsafe {
+        asm!("mov {}, dr6", out(reg) status, options(nomem, nostack, preserves_flags));
+    }
+    status
+}
+
+/// Sets DR6.
+///
+/// # Safety
+/// As for [`debug_status`]; the bits that have to be 0 are.
+pub unsafe fn set_debug_status(status: u64) {
+    // SAFETY: ring 0, says the caller; it only says what has happened.
+    unsafe { asm!("mov dr6, {}", in(reg) status, options(nomem, nostack, preserves_flags)) };
+}
+
 /// The stack pointer.
 #[must_use]
 #[inline(always)]

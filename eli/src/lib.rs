@@ -19,7 +19,6 @@ pub mod grants;
 pub mod icr;
 pub mod pending;
 pub mod shadow;
-pub mod vectors;
 pub mod xapic;
 
 pub use apic::{ApicAction, ApicRead, GpFault, VirtualApic};
@@ -27,4 +26,3 @@ pub use gate_fault::{FaultAction, classify};
 pub use grants::{Grants, Reason};
 pub use icr::{Addressing, Destination, IcrRequest, IpiKind};
 pub use shadow::ShadowIdt;
-pub use vectors::VectorSet;

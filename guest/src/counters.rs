@@ -54,6 +54,7 @@ counters! {
     Eoi = "eoi",
     ShadowGate = "shadow_gate",
     Step = "step",
+    TaskSwitch = "task_switch",
 }
 
 impl Counter {
@@ -65,15 +66,17 @@ impl Counter {
         match reason {
             ExitReason::Cpuid => Self::Cpuid,
             ExitReason::Io(_) => Self::Io,
-            ExitReason::ReadMsr | ExitReason::WriteMsr | ExitReason::ApicWrite(_) => Self::Msr,
+            ExitReason::ReadMsr | ExitReason::WriteMsr | ExitReason::ApicWritten { .. } => {
+                Self::Msr
+            }
             ExitReason::DescriptorTable | ExitReason::LocalDescriptorTable => Self::DescriptorTable,
             ExitReason::NestedPageFault(_) => Self::NestedPageFault,
             ExitReason::Exception { .. } => Self::Exception,
             ExitReason::Nmi => Self::Nmi,
             ExitReason::ExternalInterrupt(_) => Self::ExternalInterrupt,
-            ExitReason::EndOfInterrupt(_) => Self::Eoi,
+            ExitReason::LevelInterruptEnded(_) => Self::Eoi,
             ExitReason::InterruptWindow => Self::InterruptWindow,
-            ExitReason::PreemptionTimer => Self::PreemptionTimer,
+            ExitReason::HostTimer => Self::PreemptionTimer,
             ExitReason::Halt => Self::Halt,
             ExitReason::TripleFault => Self::TripleFault,
             ExitReason::Xsetbv => Self::Xsetbv,
@@ -82,6 +85,7 @@ impl Counter {
             ExitReason::ControlRegister(_) => Self::ControlRegister,
             ExitReason::Init => Self::Init,
             ExitReason::Step => Self::Step,
+            ExitReason::TaskSwitch(_) => Self::TaskSwitch,
             ExitReason::EntryFailure(_) => Self::EntryFailure,
             ExitReason::Unexpected { .. } => Self::Unexpected,
         }
@@ -130,68 +134,6 @@ impl ExitCounters {
     pub const fn report(&self, cpu: u32) -> Report<'_> {
         Report { counters: self, cpu }
     }
-
-    /// The exits by reason for a person, with what came since `before`, `ms` milliseconds ago; less
-    /// than a second makes no rate.
-    #[must_use]
-    pub const fn since<'a>(&'a self, before: &'a Self, ms: u64) -> Since<'a> {
-        Since { now: self, before, ms }
-    }
-}
-
-/// Formats as `12 exits (+3, 1.5/s) in the last 2.0 s: cpuid 9, io 3 (+3, 1.5/s)`.
-#[derive(Clone, Copy, Debug)]
-pub struct Since<'a> {
-    now: &'a ExitCounters,
-    before: &'a ExitCounters,
-    ms: u64,
-}
-
-impl fmt::Display for Since<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let new = |now: u64, before: u64| Rate { exits: now.saturating_sub(before), ms: self.ms };
-        let (total, seconds) = (self.now.total(), Tenths(self.ms / 100));
-        let since = new(total, self.before.total());
-        write!(f, "{total} exits ({since}) in the last {seconds} s")?;
-        let mut separator = ": ";
-        for counter in Counter::ALL {
-            let count = self.now.get(counter);
-            if count > 0 {
-                write!(f, "{separator}{} {count}", counter.key())?;
-                separator = ", ";
-            }
-            let since = new(count, self.before.get(counter));
-            if since.exits > 0 {
-                write!(f, " ({since})")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Exits in a time.
-struct Rate {
-    exits: u64,
-    ms: u64,
-}
-
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "+{}", self.exits)?;
-        if self.ms < 1000 {
-            return Ok(());
-        }
-        write!(f, ", {}/s", Tenths(self.exits.saturating_mul(10_000) / self.ms))
-    }
-}
-
-/// A number of tenths.
-struct Tenths(u64);
-
-impl fmt::Display for Tenths {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0 / 10, self.0 % 10)
-    }
 }
 
 /// Formats as `{"cpu":0,"exits":{"cpuid":3,"external_interrupt":0,"eoi":0}}`.
@@ -220,7 +162,9 @@ impl fmt::Display for Report<'_> {
 mod tests {
     use super::*;
     use arch::Vector;
-    use arch::exit::{ControlRegisterWrite, EntryFailure, IoAccess, NestedPageFault};
+    use arch::exit::{
+        ControlRegisterWrite, EntryFailure, IoAccess, NestedPageFault, TaskSwitch, TaskSwitchSource,
+    };
     use arch::{Gpa, Width};
 
     #[test]
@@ -241,29 +185,13 @@ mod tests {
     }
 
     #[test]
-    fn a_person_sees_each_reason_with_its_rate_since_last_asked() {
-        let (mut before, mut now) = (ExitCounters::new(), ExitCounters::new());
-        for counters in [&mut before, &mut now] {
-            counters.add(Counter::Cpuid, 9);
-        }
-        now.add(Counter::Io, 3);
-        assert_eq!(
-            now.since(&before, 2050).to_string(),
-            "12 exits (+3, 1.4/s) in the last 2.0 s: cpuid 9, io 3 (+3, 1.4/s)"
-        );
-        // Asked twice at once, and by a guest that restarted in between.
-        let nothing = ExitCounters::new();
-        assert_eq!(nothing.since(&now, 0).to_string(), "0 exits (+0) in the last 0.0 s");
-    }
-
-    #[test]
     fn the_places_of_the_guests_interface_stay() {
         let places = [("cpuid", 0), ("msr", 2), ("external_interrupt", 7), ("halt", 10)];
         for (key, place) in places.into_iter().chain([("eoi", 19), ("shadow_gate", 20)]) {
             assert_eq!(Counter::ALL[place].key(), key);
             assert_eq!(Counter::ALL[place] as usize, place);
         }
-        assert_eq!(COUNTERS, 22);
+        assert_eq!(COUNTERS, 23);
     }
 
     #[test]
@@ -293,7 +221,7 @@ mod tests {
             ExitReason::Nmi,
             ExitReason::ExternalInterrupt(Some(vector)),
             ExitReason::InterruptWindow,
-            ExitReason::PreemptionTimer,
+            ExitReason::HostTimer,
             ExitReason::Halt,
             ExitReason::TripleFault,
             ExitReason::Xsetbv,
@@ -302,6 +230,10 @@ mod tests {
             ExitReason::ControlRegister(ControlRegisterWrite { register: 0, qualification: 0 }),
             ExitReason::Init,
             ExitReason::Step,
+            ExitReason::TaskSwitch(TaskSwitch {
+                selector: Some(8),
+                source: TaskSwitchSource::Call,
+            }),
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
@@ -326,6 +258,7 @@ mod tests {
             "control_register",
             "init",
             "step",
+            "task_switch",
             "entry_failure",
             "unexpected",
         ];

@@ -1,6 +1,8 @@
-//! Scripted stand-ins for the machine, the CPU and the guest's memory, for this crate's tests.
+//! Scripted stand-ins for the machine, the CPU and the guest's memory: for this crate's tests, and by the feature `fake`
+//! for `fuzz/`. They panic where policy asks for what is not the guest's.
 
-use std::boxed::Box;
+#![allow(missing_docs, clippy::unwrap_used)] // for tests: a panic is the failure
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -10,7 +12,7 @@ use std::vec;
 use std::vec::Vec;
 
 use arch::exit::{ExitReason, Vectoring};
-use arch::interrupt::{InterruptTarget, MsiMessage};
+use arch::interrupt::{InterruptRegisters, InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
     NotGuestMemory, Part, PitRegister, RouteRefused,
@@ -18,15 +20,16 @@ use arch::machine::{
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{ApicPage, Event, StartState, Vcpu};
+use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 use pci::Owned;
+use pci::owned::NotOwned;
 
 use crate::msr::{policy_may_read, policy_may_write};
 
 /// What policy did to the machine that a device or another CPU can notice, in the order of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Done {
+pub enum Done {
     /// A shadow page shows something else now: a gate was opened.
     Shadow,
     Route(InterruptLine, bool),
@@ -39,42 +42,50 @@ pub(crate) enum Done {
 }
 
 /// One list, of the machine and its configuration space.
-pub(crate) type Order = Rc<RefCell<Vec<Done>>>;
+pub type Order = Rc<RefCell<Vec<Done>>>;
 
 /// A machine whose answers a test sets, and which records what is done to it. It panics where policy asks for what is
 /// not the guest's.
-pub(crate) struct FakeMachine {
-    pub(crate) tsc: u64,
-    pub(crate) tsc_khz: u64,
-    pub(crate) apic_timer_hz: Option<u64>,
-    pub(crate) unix_time: u64,
-    pub(crate) cpuid: BTreeMap<(u32, u32), CpuidResult>,
-    pub(crate) msrs: BTreeMap<u32, u64>,
-    pub(crate) xcr0: u64,
+pub struct FakeMachine {
+    pub tsc: u64,
+    pub tsc_khz: u64,
+    pub apic_timer_hz: Option<u64>,
+    pub unix_time: u64,
+    pub cpuid: BTreeMap<(u32, u32), CpuidResult>,
+    pub msrs: BTreeMap<u32, u64>,
+    pub xcr0: u64,
     /// Low halves of XMM0 to XMM15.
-    pub(crate) xmm: [[u8; 16]; 16],
+    pub xmm: [[u8; 16]; 16],
     /// Where the shadow pages are, and what they show.
-    pub(crate) shadow_at: [Option<Gpa>; 2],
-    pub(crate) shadow: [[u8; 4096]; 2],
+    pub shadow_at: Vec<Option<Gpa>>,
+    pub shadow: Vec<[u8; 4096]>,
     /// Where pages stand in for others, and what they hold.
-    pub(crate) stand_in_at: [Option<Gpa>; MAX_STAND_INS],
-    pub(crate) stand_ins: [[u8; 4096]; MAX_STAND_INS],
-    pub(crate) self_ipis: Vec<Vector>,
-    pub(crate) eois: usize,
+    pub stand_in_at: [Option<Gpa>; MAX_STAND_INS],
+    pub stand_ins: [[u8; 4096]; MAX_STAND_INS],
+    pub self_ipis: Vec<Vector>,
+    pub eois: usize,
     /// What went to other CPUs of the guest.
-    pub(crate) ipis: Vec<(usize, Vector)>,
+    pub ipis: Vec<(usize, Vector)>,
     /// What went to CPUs of other guests.
-    pub(crate) rung: Vec<(ApicId, Vector)>,
-    pub(crate) requests: Vec<(usize, CpuRequest)>,
-    pub(crate) routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
-    pub(crate) typed: VecDeque<u8>,
-    pub(crate) printed: Vec<u8>,
-    pub(crate) log: Vec<String>,
-    pub(crate) order: Order,
-    pub(crate) owned: Owned,
+    pub rung: Vec<(ApicId, Vector)>,
+    pub requests: Vec<(usize, CpuRequest)>,
+    pub routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
+    pub typed: VecDeque<u8>,
+    pub printed: Vec<u8>,
+    pub log: Vec<String>,
+    pub order: Order,
+    pub owned: Owned,
+    /// A device has lied: what is not the guest's is refused, as the kernel does, and is no mistake of policy.
+    pub refuses: bool,
+    /// What a device's registers read as.
+    pub says: u64,
+    /// Pages of parts that the guest reaches without an exit, by their addresses in the guest.
+    pub mapped: BTreeMap<u64, Hpa>,
+    /// Where the guest's registers were accessed on its behalf, with the widths.
+    pub touched: Vec<(Hpa, Width)>,
     /// The MSRs that were read, and those that were written.
-    pub(crate) read_msrs: BTreeSet<u32>,
-    pub(crate) written_msrs: BTreeSet<u32>,
+    pub read_msrs: BTreeSet<u32>,
+    pub written_msrs: BTreeSet<u32>,
 }
 
 impl Default for FakeMachine {
@@ -88,8 +99,8 @@ impl Default for FakeMachine {
             msrs: BTreeMap::new(),
             xcr0: 1,
             xmm: [[0; 16]; 16],
-            shadow_at: [None; 2],
-            shadow: [[0; 4096]; 2],
+            shadow_at: vec![None; 2],
+            shadow: vec![[0; 4096]; 2],
             stand_in_at: [None; MAX_STAND_INS],
             stand_ins: [[0; 4096]; MAX_STAND_INS],
             self_ipis: Vec::new(),
@@ -103,6 +114,10 @@ impl Default for FakeMachine {
             log: Vec::new(),
             order: Order::default(),
             owned: Owned::default(),
+            refuses: false,
+            says: u64::MAX,
+            mapped: BTreeMap::new(),
+            touched: Vec::new(),
             read_msrs: BTreeSet::new(),
             written_msrs: BTreeSet::new(),
         }
@@ -110,6 +125,18 @@ impl Default for FakeMachine {
 }
 
 impl FakeMachine {
+    /// With the shadow pages of this many CPUs.
+    #[must_use]
+    pub fn of_cpus(cpus: usize) -> Self {
+        let (shadow_at, shadow) = (vec![None; 2 * cpus], vec![[0; 4096]; 2 * cpus]);
+        Self { shadow_at, shadow, ..Self::default() }
+    }
+
+    /// What policy asked for, which is the guest's unless a device has lied.
+    fn found<T>(&self, place: Result<T, NotOwned>) -> Option<T> {
+        if self.refuses { place.ok() } else { Some(place.unwrap()) }
+    }
+
     fn did(&self, what: Done) {
         self.order.borrow_mut().push(what);
     }
@@ -149,20 +176,26 @@ impl Machine for FakeMachine {
         allowed
     }
     fn pit_write(&mut self, register: PitRegister, value: u8) {
-        self.owned.pit_port(register, value).unwrap();
-        self.did(Done::Pit(register, value));
+        if self.found(self.owned.pit_port(register, value)).is_some() {
+            self.did(Done::Pit(register, value));
+        }
     }
     fn part_read(&mut self, part: Part, offset: u64, width: Width) -> u64 {
-        self.owned.register(part, offset, width).unwrap();
-        width.mask()
+        let Some(at) = self.found(self.owned.register(part, offset, width)) else {
+            return width.mask();
+        };
+        self.touched.push((at, width));
+        self.says & width.mask()
     }
     fn part_write(&mut self, part: Part, offset: u64, width: Width, value: u64) {
-        self.owned.register(part, offset, width).unwrap();
+        let Some(at) = self.found(self.owned.register(part, offset, width)) else { return };
+        self.touched.push((at, width));
         self.did(Done::Register(part, offset, value));
     }
     fn set_msix_entry(&mut self, function: Bdf, index: u16, message: Option<MsiMessage>) {
-        self.owned.msix_entry(function, index).unwrap();
-        self.did(Done::Entry(function, index, message));
+        if self.found(self.owned.msix_entry(function, index)).is_some() {
+            self.did(Done::Entry(function, index, message));
+        }
     }
     fn self_ipi(&mut self, vector: Vector) {
         self.self_ipis.push(vector);
@@ -195,10 +228,22 @@ impl Machine for FakeMachine {
         self.routes.push((line, target));
         Ok(MsiMessage { address: 0xfee0_0010, data: 0 })
     }
-    fn map(&mut self, _: Gpa, part: Part, offset: u64, length: u64) {
-        self.owned.pages(part, offset, length).unwrap();
+    fn map(&mut self, gpa: Gpa, part: Part, offset: u64, length: u64) {
+        let Some(start) = self.found(self.owned.pages(part, offset, length)) else { return };
+        for at in (0..length).step_by(4096) {
+            let page = gpa.wrapping_add(at).as_u64();
+            assert_eq!(
+                self.mapped.insert(page, start.wrapping_add(at)),
+                None,
+                "{page:#x} is taken"
+            );
+        }
     }
-    fn unmap(&mut self, _: Gpa, _: u64) {}
+    fn unmap(&mut self, gpa: Gpa, length: u64) {
+        let gone = gpa.as_u64()..gpa.as_u64().saturating_add(length);
+        let gone: Vec<u64> = self.mapped.range(gone).map(|(page, _)| *page).collect();
+        gone.iter().for_each(|page| assert!(self.mapped.remove(page).is_some()));
+    }
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         self.shadow_at[slot] = gpa;
     }
@@ -235,7 +280,7 @@ impl Machine for FakeMachine {
 }
 
 /// Guest RAM from address 0 on.
-pub(crate) struct FakeMemory(pub(crate) Vec<u8>);
+pub struct FakeMemory(pub Vec<u8>);
 
 impl FakeMemory {
     fn range(&self, gpa: Gpa, length: usize) -> Result<std::ops::Range<usize>, NotGuestMemory> {
@@ -258,28 +303,31 @@ impl GuestMemory for FakeMemory {
 }
 
 /// A CPU that holds what it is given.
-pub(crate) struct FakeVcpu {
-    pub(crate) state: StartState,
-    pub(crate) pat: u64,
-    pub(crate) cr2: u64,
-    pub(crate) pkru: u32,
-    pub(crate) injected: Option<Event>,
+pub struct FakeVcpu {
+    pub state: StartState,
+    pub pat: u64,
+    pub cr2: u64,
+    /// What was loaded for the page-directory pointers.
+    pub pointers: Option<[u64; 4]>,
+    pub debug: DebugRegisters,
+    /// Length of the instruction that exited, if a test sets it.
+    pub length: u8,
+    pub pkru: u32,
+    pub injected: Option<Event>,
     /// What its last exit has cut short.
-    pub(crate) vectoring: Option<Vectoring>,
+    pub vectoring: Option<Vectoring>,
     /// The instruction before RIP holds interrupts back.
-    pub(crate) interrupt_shadow: bool,
-    pub(crate) window: bool,
-    pub(crate) halt_exits: bool,
-    pub(crate) exception_intercepts: u32,
-    pub(crate) halted: bool,
+    pub interrupt_shadow: bool,
+    pub window: bool,
+    pub halt_exits: bool,
+    pub exception_intercepts: u32,
+    pub halted: bool,
     /// What CR8 reads, and the class that waits for it to fall (exiting mode).
-    pub(crate) cr8: u8,
-    pub(crate) awaited: u8,
-    /// The virtual-APIC page of the posted mode.
-    pub(crate) apic_page: Option<Box<ApicPage>>,
-    pub(crate) reachable: bool,
-    /// What other CPUs have posted, and the vector that says so.
-    pub(crate) posted: Option<(Vector, [u32; 8])>,
+    pub cr8: u8,
+    pub awaited: u8,
+    /// In the posted mode the guest's interrupts, as the CPU keeps them.
+    pub interrupts: Option<InterruptRegisters>,
+    pub accepting: bool,
 }
 
 impl Default for FakeVcpu {
@@ -288,6 +336,9 @@ impl Default for FakeVcpu {
             state: StartState::after_sipi(0),
             pat: 0x0007_0406_0007_0406,
             cr2: 0,
+            pointers: None,
+            debug: DebugRegisters::default(),
+            length: 0,
             pkru: 0,
             injected: None,
             vectoring: None,
@@ -298,9 +349,8 @@ impl Default for FakeVcpu {
             halted: false,
             cr8: 0,
             awaited: 0,
-            apic_page: None,
-            reachable: false,
-            posted: None,
+            interrupts: None,
+            accepting: false,
         }
     }
 }
@@ -316,7 +366,7 @@ impl Vcpu for FakeVcpu {
         self.vectoring
     }
     fn instruction_length(&self, bare: u8) -> u8 {
-        bare
+        self.length.max(bare)
     }
     fn load(&mut self, state: &StartState) {
         self.state = *state;
@@ -353,6 +403,18 @@ impl Vcpu for FakeVcpu {
     }
     fn cr4(&self) -> u64 {
         self.state.cr4
+    }
+    fn set_cr0(&mut self, value: u64) {
+        self.state.cr0 = value;
+    }
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>) {
+        (self.state.cr3, self.pointers) = (value, pointers);
+    }
+    fn debug_registers(&self) -> DebugRegisters {
+        self.debug
+    }
+    fn set_debug_registers(&mut self, registers: &DebugRegisters) {
+        self.debug = *registers;
     }
     fn set_cr4(&mut self, value: u64) {
         self.state.cr4 = value;
@@ -419,23 +481,24 @@ impl Vcpu for FakeVcpu {
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.exception_intercepts = bitmap;
     }
-    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        self.apic_page.as_deref_mut()
+    fn show_interrupts(&mut self, shown: &InterruptRegisters, awaited: u8) {
+        (self.cr8, self.awaited) = (shown.tpr >> 4, awaited);
+        if let Some(interrupts) = &mut self.interrupts {
+            *interrupts = *shown;
+        }
     }
-    fn task_priority(&self, known: u8) -> u8 {
-        if self.cr8 == known >> 4 { known } else { self.cr8 << 4 }
+    fn take_interrupts(&mut self, known: &mut InterruptRegisters) {
+        match self.interrupts {
+            Some(kept) => *known = InterruptRegisters { tmr: known.tmr, ..kept },
+            None if self.cr8 == known.tpr >> 4 => {}
+            None => known.tpr = self.cr8 << 4,
+        }
     }
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        (self.cr8, self.awaited) = (priority >> 4, awaited);
-    }
-    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
-        self.posted.take_if(|(notification, _)| *notification == vector).map(|(_, words)| words)
-    }
-    fn set_reachable(&mut self, reachable: bool) {
-        self.reachable = reachable;
+    fn accept_interrupts(&mut self, accepting: bool) {
+        self.accepting = accepting;
     }
     fn flush_nested(&mut self) {}
-    fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
     fn halted(&self) -> bool {
@@ -448,11 +511,11 @@ impl Vcpu for FakeVcpu {
 
 /// Configuration space of bytes, each with a mask of the bits that software can write.
 #[derive(Default)]
-pub(crate) struct FakeConfig(BTreeMap<Bdf, Vec<(u8, u8)>>, pub(crate) Order);
+pub struct FakeConfig(BTreeMap<Bdf, Vec<(u8, u8)>>, pub Order);
 
 impl FakeConfig {
     /// A function with these dwords: offset, value, writable bits.
-    pub(crate) fn add(&mut self, at: Bdf, registers: &[(usize, u32, u32)]) {
+    pub fn add(&mut self, at: Bdf, registers: &[(usize, u32, u32)]) {
         let mut bytes = vec![(0, 0); 4096];
         for (offset, value, writable) in registers {
             let parts = value.to_le_bytes().into_iter().zip(writable.to_le_bytes());

@@ -3,7 +3,7 @@
 //! Pure policy: what the guest finds at power-on ([`memory_map`], [`acpi`], [`load`]), the devices
 //! that every PC has ([`devices`]), what the CPU tells about itself ([`cpuid`], [`msr`]). The
 //! machine is reached through the contracts of `arch` only, so all of it runs on the host too.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fake")), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -22,9 +22,10 @@ pub mod msr;
 mod mtrr;
 pub mod pci;
 pub mod recent;
+pub mod requests;
 pub mod restart_backoff;
 mod shadows;
 pub mod vm;
 
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;

@@ -44,20 +44,21 @@ impl RecentExits {
 fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
     Some(match *reason {
         ExitReason::Nmi
-        | ExitReason::PreemptionTimer
+        | ExitReason::HostTimer
         | ExitReason::ExternalInterrupt(_)
-        | ExitReason::EndOfInterrupt(_)
+        | ExitReason::LevelInterruptEnded(_)
         | ExitReason::InterruptWindow
         | ExitReason::Cpuid => return None,
         ExitReason::WriteMsr if msr as u32 == IA32_X2APIC_ICR => return None,
         ExitReason::Io(access) => access.port.into(),
         ExitReason::ReadMsr | ExitReason::WriteMsr => msr & 0xffff_ffff,
-        ExitReason::ApicWrite(offset) => offset.into(),
+        ExitReason::ApicWritten { msr, .. } => msr.into(),
         ExitReason::NestedPageFault(fault) => fault.gpa.as_u64(),
         ExitReason::Exception { vector, .. } => vector.0.into(),
         ExitReason::ControlRegister(write) => write.qualification,
         ExitReason::EntryFailure(failure) => failure.code,
         ExitReason::Unexpected { code, .. } => code,
+        ExitReason::TaskSwitch(switch) => switch.selector.unwrap_or(0).into(),
         ExitReason::DescriptorTable
         | ExitReason::LocalDescriptorTable
         | ExitReason::Halt

@@ -178,12 +178,14 @@ pub struct CpuState {
     /// Its exits.
     pub counters: ExitCounters,
     /// The last of them.
-    pub(crate) recent: RecentExits,
+    pub recent: RecentExits,
+    /// It has ended in a way that only its registers explain: they are to be logged.
+    pub last_words: bool,
     pub(crate) halt_detector: HaltDetector,
     /// It stands at a HLT that ended in an exit and that the CPU is to carry out.
     pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
-    pub(crate) idt_limit: Option<u16>,
+    pub idt_limit: Option<u16>,
     /// What it does by itself, with other pages in place of those that exit.
     pub step: Step,
     /// Where it exited last with bytes that are not what exited, these, and how often.
@@ -203,6 +205,7 @@ impl CpuState {
             cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),
+            last_words: false,
             halt_detector: HaltDetector::default(),
             halting: false,
             idt_limit: None,

@@ -91,6 +91,12 @@ impl Vcpu for FakeVcpu {
     fn cr4(&self) -> u64 {
         self.cr[4]
     }
+    fn set_cr0(&mut self, value: u64) {
+        self.cr[0] = value;
+    }
+    fn set_cr3(&mut self, value: u64, _: Option<[u64; 4]>) {
+        self.cr[3] = value;
+    }
     fn set_cr4(&mut self, value: u64) {
         self.cr[4] = value;
     }
@@ -134,7 +140,7 @@ impl Vcpu for FakeVcpu {
     fn let_halt(&mut self) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn flush_nested(&mut self) {}
-    fn set_preemption_timer(&mut self, _: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
     fn halted(&self) -> bool {

@@ -30,6 +30,6 @@ pub use instruction::{
     Address, Base, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
 };
 pub use linear::{
-    Access, MemoryFault, PagingRegisters, canonical, fetch_instruction, read_linear, translate,
-    write_linear,
+    Access, MemoryFault, PagingRegisters, Visited, canonical, fetch_instruction, read_linear,
+    translate, write_linear,
 };

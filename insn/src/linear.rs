@@ -158,8 +158,32 @@ impl PagingRegisters {
     /// # Errors
     /// When the guest's tables have no such page.
     pub fn translate(self, memory: &impl GuestMemory, gva: Gva) -> Result<Gpa, MemoryFault> {
-        Walk::new(self).translate(memory, gva, Access::default())
+        self.walk(memory, gva, |_| {})
     }
+
+    /// The same, and `seen` gets each entry on the way.
+    ///
+    /// # Errors
+    /// As [`Self::translate`].
+    pub fn walk(
+        self,
+        memory: &impl GuestMemory,
+        gva: Gva,
+        seen: impl FnMut(Visited),
+    ) -> Result<Gpa, MemoryFault> {
+        Walk::new(self).follow(memory, gva, Access::default(), seen)
+    }
+}
+
+/// An entry of a guest's table that a walk came by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Visited {
+    /// Counted from the pages: 1 is a page table's.
+    pub level: u32,
+    /// Where it is.
+    pub at: Gpa,
+    /// What it says.
+    pub entry: u64,
 }
 
 impl Walk {
@@ -221,12 +245,22 @@ impl Walk {
         MemoryFault::Page { address, error_code }
     }
 
-    /// Follows the tables from the root to the page.
     fn translate<M: GuestMemory>(
         &self,
         memory: &M,
         gva: Gva,
         access: Access,
+    ) -> Result<Gpa, MemoryFault> {
+        self.follow(memory, gva, access, |_| {})
+    }
+
+    /// Follows the tables from the root to the page; `seen` gets each entry.
+    fn follow<M: GuestMemory>(
+        &self,
+        memory: &M,
+        gva: Gva,
+        access: Access,
+        mut seen: impl FnMut(Visited),
     ) -> Result<Gpa, MemoryFault> {
         let (levels, index_bits) = match self.paging {
             Paging::None => return Ok(Gpa::new(gva.as_u64() & 0xffff_ffff)),
@@ -241,7 +275,9 @@ impl Walk {
         for level in (1..=levels).rev() {
             let shift = 12 + (level - 1) * index_bits;
             let index = linear >> shift & ((1 << index_bits) - 1);
-            let entry = self.entry(memory, table, index);
+            let at = Gpa::new(table + index * self.entry_size());
+            let entry = self.entry(memory, at);
+            seen(Visited { level, at, entry });
             if entry & PRESENT == 0 {
                 return Err(self.fault(gva, access, 0));
             }
@@ -279,11 +315,15 @@ impl Walk {
         canonical.then_some(gva.as_u64()).ok_or(MemoryFault::NotCanonical(gva))
     }
 
-    fn entry<M: GuestMemory>(&self, memory: &M, table: u64, index: u64) -> u64 {
+    fn entry_size(&self) -> u64 {
+        if self.paging == Paging::Bits32 { 4 } else { 8 }
+    }
+
+    fn entry<M: GuestMemory>(&self, memory: &M, at: Gpa) -> u64 {
         if self.paging == Paging::Bits32 {
-            memory.read_u32(Gpa::new(table + index * 4)).map_or(u32::MAX.into(), u64::from)
+            memory.read_u32(at).map_or(u32::MAX.into(), u64::from)
         } else {
-            memory.read_u64(Gpa::new(table + index * 8)).unwrap_or(u64::MAX)
+            memory.read_u64(at).unwrap_or(u64::MAX)
         }
     }
 

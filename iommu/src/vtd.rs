@@ -176,6 +176,11 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         Some((segment.number, segment.remap_table.wrapping_add(within)))
     }
 
+    /// An entry of 128 bits as it is in memory, the low half first.
+    fn words(&self, slot: Hpa) -> [u64; 2] {
+        [self.memory.read(slot), self.memory.read(slot.wrapping_add(8))]
+    }
+
     /// Whether an entry is taken: its high half names a source from then on, and that is never 0.
     fn is_taken(&self, index: u16) -> bool {
         self.remap_slot(index).is_some_and(|(_, slot)| self.memory.read(slot.wrapping_add(8)) != 0)
@@ -402,6 +407,24 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         active_low: bool,
     ) -> u64 {
         remapping::redirection(within_table(index), target, active_low)
+    }
+
+    fn context_entry(&self, function: Bdf) -> Option<[u64; 2]> {
+        let root_slot = context::root_slot(self.root_of(function).ok()?, function);
+        let root_entry = self.memory.read(root_slot);
+        let slot = context::context_slot(root_entry, function);
+        (root_entry & context::PRESENT != 0).then(|| self.words(slot))
+    }
+
+    fn remap_entries(&self, function: Bdf, sink: &mut dyn FnMut(RemapIndex, [u64; 2])) {
+        let source = remapping::entry_high(function);
+        for index in 0..=u16::MAX {
+            let Some((segment, slot)) = self.remap_slot(index) else { break };
+            let [low, high] = self.words(slot);
+            if segment == function.segment() && high == source {
+                sink(RemapIndex(index), [low, high]);
+            }
+        }
     }
 
     fn poll_faults(&mut self, sink: &mut dyn FnMut(Fault)) -> u32 {

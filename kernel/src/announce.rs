@@ -9,9 +9,9 @@ use boot::{BootInfo, MemoryKind};
 use cpu::instructions::{cpuid, read_msr, write_msr};
 use plan::Vendor;
 
+use crate::backend;
 use crate::console::logln;
 use crate::hardware::Hardware;
-use crate::monitor;
 use crate::processors;
 use crate::refusal::{Refusal, refuse};
 
@@ -49,30 +49,7 @@ pub(crate) fn capabilities(vendor: Vendor) {
     let width = cpuid(0x8000_0008, 0).eax & 0xff;
     match vendor {
         Vendor::AmdV => logln!("SVM: {} width={width}", SvmWords(cpuid(0x8000_000a, 0))),
-        Vendor::VtX => {
-            // SAFETY: ring 0.
-            let it = unsafe { vmx::capability::Capabilities::read() };
-            // The control words are those of the TRUE MSRs where IA32_VMX_BASIC bit 55 says that there are such.
-            let of_true = it.basic >> 55 & 1 != 0;
-            let number = |plain: u32| if of_true { plain + (0x48d - 0x481) } else { plain };
-            let words = [
-                (0x3a, it.feature_control),
-                (0x480, it.basic),
-                (number(0x481), it.pin_based),
-                (number(0x482), it.primary),
-                (0x48b, it.secondary),
-                (0x492, it.tertiary),
-                (number(0x483), it.exit),
-                (number(0x484), it.entry),
-                (0x485, it.misc),
-                (0x486, it.cr0_fixed0),
-                (0x487, it.cr0_fixed1),
-                (0x488, it.cr4_fixed0),
-                (0x489, it.cr4_fixed1),
-                (0x48c, it.ept_vpid),
-            ];
-            logln!("VMX: {} width={width}", Words(&words));
-        }
+        Vendor::VtX => logln!("VMX: {} width={width}", Words(&backend::capability_msrs())),
     }
 }
 
@@ -136,7 +113,11 @@ pub(crate) fn probe(hardware: &Hardware) -> Refusal {
         let (id, first, inputs) = (io_apic.id, io_apic.first_gsi, io_apic.inputs);
         logln!("I/O APIC {id}: interrupts {first} to {}", first + inputs.saturating_sub(1));
     }
-    monitor::devices(hardware);
+    for function in &hardware.functions {
+        let (bdf, owner) = (function.bdf, hardware.owner(function.bdf));
+        let (vendor, device, class) = (function.vendor, function.device, function.class);
+        logln!("{bdf} {vendor:04x}:{device:04x} class {class:06x} {owner}");
+    }
     for function in &hardware.functions {
         if let Some(range) = hardware.reserved_memory(function.bdf) {
             logln!("{}: the firmware keeps using memory at {} (RMRR)", function.bdf, range.start);

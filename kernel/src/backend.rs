@@ -1,38 +1,34 @@
-//! The seam between the vendors: what the kernel asks of VT-x and of AMD-V.
+//! The seam between the vendors: what the kernel asks of VT-x and of AMD-V. No other file of `kernel` names their crates.
 //!
-//! Both are compiled into every image. The choice is made once, at boot, by what the CPU has; from
-//! there on everything is generic over [`Backend`], and no call on the run path is indirect.
+//! Both are compiled into every image. The choice is made once, at boot, by what the CPU has; from there on everything
+//! is generic over [`Backend`], and no call on the run path is indirect. What only works while virtualization is on is
+//! a method of the value that [`Backend::enable`] returns.
 
-use arch::Hpa;
-use arch::address::PAGE_SIZE;
-use arch::msr::{MsrPass, PortRange};
-use arch::register::GuestCr4;
+use alloc::vec::Vec;
+
+use arch::machine::CpuidResult;
+use arch::msr::{MsrPass, PortRange, VM_CR};
 use arch::vcpu::{InterruptMode, Vcpu, Withheld};
+use arch::{ApicId, Hpa, VcpuSetup, Vector};
 use cpu::instructions::cpuid;
 use cpu::local_apic::LocalApic;
 use mem::table::Format;
 use mem::{EptFormat, NptFormat};
 use plan::Vendor;
-use vmx::Posting;
 use vmx::controls::Controls;
 
-use crate::memory;
-use crate::refusal::{Refusal, refuse};
+use crate::memory::{self, Memory};
+use crate::owned::Pages;
+use crate::refusal::Refusal;
 
-/// What a virtual CPU is made of, on either vendor.
-pub(crate) struct VcpuParts {
-    pub(crate) mode: InterruptMode,
-    pub(crate) nested_root: Hpa,
-    /// ICR writes pass in the bitmaps.
+/// What a CPU has for a guest in some interrupt mode.
+pub(crate) struct Support<F> {
+    /// Format of the nested page table.
+    pub(crate) format: F,
+    /// It sends the guest's IPIs by itself.
     pub(crate) virtual_ipis: bool,
-    /// The guest's, as [`Backend::set_bitmaps`] made them.
-    pub(crate) bitmaps: Hpa,
-    /// [`Backend::CPU_BYTES`] bytes of zeros that are this virtual CPU's alone.
-    pub(crate) memory: Hpa,
-    pub(crate) host_tss_base: u64,
-    /// In the posted mode: how other CPUs post interrupts.
-    pub(crate) posted: Option<Posting>,
-    pub(crate) cr4: GuestCr4,
+    /// The instructions that no guest of it can execute.
+    pub(crate) withheld: Withheld,
 }
 
 /// One vendor's virtualization, switched on on this CPU until this is dropped.
@@ -47,44 +43,66 @@ pub(crate) trait Backend: Sized + 'static {
 
     /// Bytes of memory that virtualization on a CPU and the virtual CPU on it take.
     const CPU_BYTES: u64;
-    /// Bytes of the bitmaps that all virtual CPUs of a guest share.
-    const BITMAP_BYTES: u64;
 
-    /// Switches it on on the CPU that calls, in the first page of the virtual CPU's memory.
-    fn enable(memory: Hpa) -> Result<Self, Refusal>;
-    /// Whether this CPU has all that `mode` needs, and the format of its nested page table.
-    fn check(mode: InterruptMode) -> Result<Self::Format, Refusal>;
-    /// Whether this CPU sends a guest's IPIs by itself in `mode`.
-    fn virtualizes_ipis(_mode: InterruptMode) -> bool {
-        false
-    }
-    /// The instructions of this CPU that no guest of it can execute.
-    fn withheld(_mode: InterruptMode) -> Withheld {
-        Withheld::default()
-    }
+    /// What this CPU has for `mode`, or what it lacks.
+    fn support(mode: InterruptMode) -> Result<Support<Self::Format>, Refusal>;
+    /// The bitmaps that all virtual CPUs of a guest share: these MSRs and ports do not exit, all others do.
+    fn bitmaps(memory: Memory, msrs: &[MsrPass], ports: &[PortRange]) -> Result<Pages, Refusal>;
+
+    /// Switches it on on the CPU that calls.
+    ///
+    /// # Safety
+    /// It is off on this CPU. The first page of [`VcpuSetup::memory`] is at `memory`, and this CPU's alone until what
+    /// this returns is dropped.
+    unsafe fn enable(memory: Hpa) -> Result<Self, Refusal>;
+    /// Makes a virtual CPU on this CPU, interrupted by others through `inbox`.
+    ///
+    /// # Safety
+    /// The virtual CPU is dropped before `self` is, and there is one at a time. `setup` is what [`VcpuSetup`] says: its
+    /// memory has [`Self::CPU_BYTES`] bytes, zero but for what [`Self::enable`] was given; its bitmaps are of
+    /// [`Self::bitmaps`]; the nested table maps the guest's own memory only; the TSS is this CPU's.
+    unsafe fn vcpu(&self, setup: &VcpuSetup, inbox: &Inbox) -> Result<Self::Cpu, Refusal>;
+
     /// From here to the next exit no NMI is lost: it stays pending for the guest and exits there.
     /// VT-x needs nothing: there the NMI's handler makes the next entry exit.
-    fn hold_nmis() {}
+    fn hold_nmis(&self) {}
     /// Delivers the NMIs held since [`Backend::hold_nmis`] or an exit.
-    fn release_nmis() {}
-    /// Sleeps for a moment, on a CPU where it is on.
-    fn idle(apic: LocalApic) {
-        Self::release_nmis();
+    fn release_nmis(&self) {}
+    /// Sleeps for a moment.
+    fn idle(&self, apic: LocalApic) {
+        self.release_nmis();
         // SAFETY: the handlers are installed, no guest runs here now, and interrupts get through.
         unsafe { apic.idle() };
     }
-    /// Empties the local APIC of a CPU where it is on of a guest's interrupts.
-    fn drain(apic: LocalApic) {
-        Self::release_nmis();
+    /// Empties the local APIC of a guest's interrupts.
+    fn drain(&self, apic: LocalApic) {
+        self.release_nmis();
         // SAFETY: as for `idle`.
         unsafe { apic.drain() };
     }
-    /// Prepares a CPU's local APIC for a guest that takes its interrupts in `mode`.
-    fn pass_interrupts(apic: LocalApic, mode: InterruptMode);
-    /// Writes the bitmaps of a guest: these MSRs and ports do not exit, all others do.
-    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]);
-    /// Makes a virtual CPU on this CPU.
-    fn vcpu(&self, parts: &VcpuParts) -> Result<Self::Cpu, Refusal>;
+    /// Prepares the local APIC for a guest that takes its interrupts in `mode`.
+    fn pass_interrupts(&self, apic: LocalApic, mode: InterruptMode);
+}
+
+/// How the other CPUs of a guest interrupt one of its virtual CPUs.
+pub(crate) struct Inbox(Option<vmx::Posting>);
+
+impl Inbox {
+    /// Those of a guest's virtual CPUs, on these processors.
+    pub(crate) fn of_guest(mode: InterruptMode, processors: &[ApicId]) -> Vec<Self> {
+        if mode == InterruptMode::Posted {
+            return vmx::Posting::of_guest(processors).map(|posting| Self(Some(posting))).collect();
+        }
+        processors.iter().map(|_| Self(None)).collect()
+    }
+
+    /// Interrupts the virtual CPU, which is on `processor`, from the processor with `own`.
+    pub(crate) fn deliver(&self, own: LocalApic, processor: ApicId, vector: Vector) {
+        let sent = self.0.map_or(Some(vector), |posting| posting.post(vector));
+        if let Some(sent) = sent {
+            own.send(processor, sent);
+        }
+    }
 }
 
 /// Which vendor's virtualization this CPU claims to have.
@@ -92,10 +110,17 @@ pub(crate) fn vendor() -> Result<Vendor, Refusal> {
     Ok(plan::platform::vendor(|leaf| cpuid(leaf, 0))?)
 }
 
-/// Where the I/O bitmaps lie in a guest's bitmaps: behind the MSR bitmap.
-const IO_BITMAPS: u64 = size_of::<vmx::MsrBitmap>() as u64;
-/// The same of the I/O permission map, behind the MSR permission map.
-const IO_PERMISSION_MAP: u64 = size_of::<svm::MsrPermissionMap>() as u64;
+/// The capability MSRs of VT-x, each with its number.
+pub(crate) fn capability_msrs() -> [(u32, u64); vmx::Capabilities::MSRS] {
+    // SAFETY: ring 0.
+    unsafe { vmx::Capabilities::read() }.msrs()
+}
+
+/// Reads through `read` each MSR that tells what virtualization can do, of those that the CPU has.
+pub(crate) fn read_capabilities(cpuid: fn(u32, u32) -> CpuidResult, read: impl Fn(u32) -> u64) {
+    let _ = vmx::Capabilities::gather(cpuid, &read);
+    let _ = svm::Capabilities::gather(cpuid, || read(VM_CR));
+}
 
 /// VT-x.
 pub(crate) struct VtX(vmx::VmxOn);
@@ -105,150 +130,93 @@ impl Backend for VtX {
     const VENDOR: Vendor = Vendor::VtX;
     type Format = EptFormat;
     type Cpu = vmx::VmxVcpu;
-    /// VMXON region, VMCS, virtual-APIC page.
-    const CPU_BYTES: u64 = 3 * PAGE_SIZE;
-    const BITMAP_BYTES: u64 = IO_BITMAPS + size_of::<vmx::IoBitmaps>() as u64;
+    const CPU_BYTES: u64 = vmx::CPU_BYTES;
 
-    fn enable(memory: Hpa) -> Result<Self, Refusal> {
-        // SAFETY: ring 0, and it is off on this CPU; the page is this CPU's.
+    fn support(mode: InterruptMode) -> Result<Support<EptFormat>, Refusal> {
+        // SAFETY: ring 0.
+        let capabilities = unsafe { vmx::Capabilities::read() };
+        let controls = Controls::choose(&capabilities, mode)?;
+        Ok(Support {
+            format: EptFormat { largest: vmx::check(&capabilities)?.largest_page },
+            virtual_ipis: controls.virtualizes_ipis(),
+            withheld: controls.withheld(),
+        })
+    }
+
+    fn bitmaps(memory: Memory, msrs: &[MsrPass], ports: &[PortRange]) -> Result<Pages, Refusal> {
+        let pages = Pages::take(memory, size_of::<vmx::Bitmaps>() as u64)?;
+        let bitmaps = cpu::physical::pointer::<vmx::Bitmaps>(pages.start());
+        // SAFETY: there is room for them, nobody else has the pages, and all zeros are bitmaps.
+        unsafe { &mut *bitmaps }.set(msrs, ports);
+        Ok(pages)
+    }
+
+    unsafe fn enable(memory: Hpa) -> Result<Self, Refusal> {
+        // SAFETY: ring 0; the rest as the caller promises.
         Ok(Self(unsafe { vmx::enable(memory) }?))
     }
 
-    fn check(mode: InterruptMode) -> Result<EptFormat, Refusal> {
-        // SAFETY: ring 0.
-        let capabilities = unsafe { vmx::Capabilities::read() };
-        Controls::choose(&capabilities, mode)?;
-        Ok(EptFormat { largest: vmx::check(&capabilities)?.largest_page })
+    unsafe fn vcpu(&self, setup: &VcpuSetup, inbox: &Inbox) -> Result<vmx::VmxVcpu, Refusal> {
+        // SAFETY: as the caller promises; the IDT of every CPU handles NMIs.
+        Ok(unsafe { vmx::VmxVcpu::new(&self.0, setup, inbox.0) }?)
     }
 
-    fn virtualizes_ipis(mode: InterruptMode) -> bool {
-        // SAFETY: ring 0.
-        let capabilities = unsafe { vmx::Capabilities::read() };
-        Controls::choose(&capabilities, mode).is_ok_and(|controls| controls.virtualizes_ipis())
-    }
-
-    fn withheld(mode: InterruptMode) -> Withheld {
-        // SAFETY: ring 0.
-        let capabilities = unsafe { vmx::Capabilities::read() };
-        let controls = Controls::choose(&capabilities, mode);
-        controls.map_or(Withheld::default(), |controls| controls.withheld())
-    }
-
-    fn pass_interrupts(apic: LocalApic, _: InterruptMode) {
+    fn pass_interrupts(&self, apic: LocalApic, _: InterruptMode) {
         apic.accept_all();
-    }
-
-    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]) {
-        // SAFETY: room for it, says [`Self::BITMAP_BYTES`].
-        unsafe { table::<vmx::MsrBitmap>(at) }.set(msrs);
-        // SAFETY: as before.
-        unsafe { table::<vmx::IoBitmaps>(at.wrapping_add(IO_BITMAPS)) }.set(ports);
-    }
-
-    fn vcpu(&self, parts: &VcpuParts) -> Result<vmx::VmxVcpu, Refusal> {
-        // Else the guest would write the ICR of the machine.
-        if parts.virtual_ipis && !Self::virtualizes_ipis(parts.mode) {
-            return Err(refuse!(
-                "this CPU has no IPI virtualization and another of the guest's has: choose CPUs of one \
-                 kind for it"
-            ));
-        }
-        let page = parts.memory.wrapping_add(2 * PAGE_SIZE);
-        let virtual_apic = vmx::VirtualApic { page, posting: parts.posted };
-        let virtual_apic = (!parts.mode.is_exitless()).then_some(virtual_apic);
-        let setup = vmx::VcpuSetup {
-            mode: parts.mode,
-            nested_root: parts.nested_root,
-            msr_bitmap: parts.bitmaps,
-            io_bitmaps: parts.bitmaps.wrapping_add(IO_BITMAPS),
-            vmcs: parts.memory.wrapping_add(PAGE_SIZE),
-            virtual_apic,
-            host_tss_base: parts.host_tss_base,
-            cr4: parts.cr4,
-        };
-        // SAFETY: the pages are this virtual CPU's alone; the nested table maps the guest's own
-        // memory only; the TSS is this CPU's, and its IDT handles NMIs.
-        Ok(unsafe { vmx::VmxVcpu::new(&self.0, &setup) }?)
     }
 }
 
 /// AMD-V.
-pub(crate) struct AmdV(svm::Features);
-
-impl Drop for AmdV {
-    fn drop(&mut self) {
-        // SAFETY: ring 0; `enable` has succeeded, and the virtual CPU is dropped before this is.
-        unsafe { svm::disable() };
-    }
-}
+pub(crate) struct AmdV(svm::SvmOn);
 
 impl Backend for AmdV {
     const NAME: &'static str = "svm";
     const VENDOR: Vendor = Vendor::AmdV;
     type Format = NptFormat;
     type Cpu = svm::SvmVcpu;
-    /// Host save area, VMCB.
-    const CPU_BYTES: u64 = 2 * PAGE_SIZE;
-    const BITMAP_BYTES: u64 = IO_PERMISSION_MAP + size_of::<svm::IoPermissionMap>() as u64;
+    const CPU_BYTES: u64 = svm::CPU_BYTES;
 
-    fn enable(memory: Hpa) -> Result<Self, Refusal> {
-        // SAFETY: ring 0; the page is this CPU's.
+    fn support(_: InterruptMode) -> Result<Support<NptFormat>, Refusal> {
+        // SAFETY: ring 0.
+        svm::check(&unsafe { svm::Capabilities::read() })?;
+        Ok(Support {
+            format: NptFormat { largest: memory::largest_host_page() },
+            virtual_ipis: false,
+            withheld: Withheld::default(),
+        })
+    }
+
+    fn bitmaps(memory: Memory, msrs: &[MsrPass], ports: &[PortRange]) -> Result<Pages, Refusal> {
+        let pages = Pages::take(memory, size_of::<svm::PermissionMaps>() as u64)?;
+        let maps = cpu::physical::pointer::<svm::PermissionMaps>(pages.start());
+        // SAFETY: there is room for them, nobody else has the pages, and all zeros are maps.
+        unsafe { &mut *maps }.set(msrs, ports);
+        Ok(pages)
+    }
+
+    unsafe fn enable(memory: Hpa) -> Result<Self, Refusal> {
+        // SAFETY: ring 0 with interrupts off, and the IDT of every CPU handles NMIs; the rest as the caller promises.
         Ok(Self(unsafe { svm::enable(memory) }?))
     }
 
-    fn check(_: InterruptMode) -> Result<NptFormat, Refusal> {
-        // SAFETY: ring 0.
-        svm::check(&unsafe { svm::Capabilities::read() })?;
-        Ok(NptFormat { largest: memory::largest_host_page() })
+    unsafe fn vcpu(&self, setup: &VcpuSetup, _: &Inbox) -> Result<svm::SvmVcpu, Refusal> {
+        // SAFETY: as the caller promises; the host uses no FS, GS or SYSCALL register and no interrupt stack.
+        Ok(unsafe { svm::SvmVcpu::new(&self.0, setup) })
     }
 
-    fn hold_nmis() {
-        // SAFETY: AMD-V is on; VMRUN sets GIF for the guest, and `idle` and `drain` for the host.
-        unsafe { core::arch::asm!("clgi", options(nostack)) };
+    fn hold_nmis(&self) {
+        self.0.hold_nmis();
     }
 
-    /// GIF is clear from the first exit on.
-    fn release_nmis() {
-        // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
-        unsafe { core::arch::asm!("stgi", options(nostack)) };
+    fn release_nmis(&self) {
+        self.0.release_nmis();
     }
 
     /// In the exiting mode the host takes the interrupts through its own IDT, and the guest's
     /// priority is virtual (V_TPR).
-    fn pass_interrupts(apic: LocalApic, mode: InterruptMode) {
+    fn pass_interrupts(&self, apic: LocalApic, mode: InterruptMode) {
         if mode == InterruptMode::Exitless {
             apic.accept_all();
         }
     }
-
-    fn set_bitmaps(at: Hpa, msrs: &[MsrPass], ports: &[PortRange]) {
-        // SAFETY: room for it, says [`Self::BITMAP_BYTES`].
-        unsafe { table::<svm::MsrPermissionMap>(at) }.set(msrs);
-        // SAFETY: as before.
-        unsafe { table::<svm::IoPermissionMap>(at.wrapping_add(IO_PERMISSION_MAP)) }.set(ports);
-    }
-
-    fn vcpu(&self, parts: &VcpuParts) -> Result<svm::SvmVcpu, Refusal> {
-        let setup = svm::VcpuSetup {
-            mode: parts.mode,
-            features: self.0,
-            nested_root: parts.nested_root,
-            msr_permission_map: parts.bitmaps,
-            io_permission_map: parts.bitmaps.wrapping_add(IO_PERMISSION_MAP),
-            vmcb: parts.memory.wrapping_add(PAGE_SIZE),
-            cr4: parts.cr4,
-        };
-        // SAFETY: AMD-V is on; the pages are this virtual CPU's alone; the nested table maps the guest's own
-        // memory only; the host uses no FS, GS or SYSCALL register and no interrupt stack.
-        Ok(unsafe { svm::SvmVcpu::new(&setup) })
-    }
-}
-
-/// A hardware table in a guest's bitmaps.
-///
-/// # Safety
-/// `at` is page-aligned and has room for it, nobody else uses it, and whatever bytes lie there are a `T`.
-unsafe fn table<'a, T>(at: Hpa) -> &'a mut T {
-    // SAFETY: the caller vouches for the place.
-    unsafe { &mut *cpu::physical::pointer::<T>(at) }
 }

@@ -10,17 +10,17 @@ use core::fmt::{self, Write};
 
 use arch::Bdf;
 use arch::uart::UartPlace;
+use guest::counters::ExitCounters;
 use mem::PageCounts;
 use mux::RING_BYTES;
 use mux::queue::Owner;
 use mux::uart::Registers;
 
-pub(crate) use self::keys::{has_typed, help, interrupt_on_receive, poll_input, prompt, typed_for};
+pub(crate) use self::keys::{has_typed, interrupt_on_receive, poll_input, prompt, typed_for};
 use self::output::{STATE, speak};
 pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for};
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 pub(crate) use self::screen::{leave_screen, map_screen, on_screen, show_on};
-use crate::vcpu_slot::VcpuSlot;
 
 mod keys;
 mod output;
@@ -67,6 +67,17 @@ pub(crate) fn add_guest(name: &str) {
     state.queue.add_guest();
 }
 
+/// Says that there is this PCI function, for who types its name.
+pub(crate) fn add_function(function: Bdf) {
+    STATE.lock().mux.add_function(alloc::format!("{function}"));
+}
+
+/// Writes a line of the monitor's answer: on the serial line alone.
+pub(crate) fn answer(line: &str) {
+    let text = format_args!("{line}");
+    speak(Owner::Hypervisor, size(text), |mux, sink| mux.log_line(text, sink));
+}
+
 /// Writes one line of the hypervisor's log: on the serial line, in memory and on the screen. Who logs sees it out.
 pub(crate) fn log(text: fmt::Arguments<'_>) {
     keep(text);
@@ -108,19 +119,20 @@ fn size(text: fmt::Arguments<'_>) -> u64 {
     count
 }
 
-/// Writes the lines that are kept in memory on the serial line.
-pub(crate) fn show_log() {
-    // A copy, as they are more than the line takes in one go.
+/// The lines that are kept in memory.
+pub(crate) fn kept_log() -> Vec<String> {
     let mut kept = Vec::with_capacity(RING_BYTES);
     for line in STATE.lock().log.lines() {
         // A vector takes all; it has room for this, so that nothing is allocated while the log is locked.
         let _ = writeln!(Text(&mut kept), "{line}");
     }
-    for line in kept.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let line = core::str::from_utf8(line).unwrap_or_default();
-        let text = format_args!("| {line}");
-        speak(Owner::Hypervisor, size(text), |mux, sink| mux.log_line(text, sink));
-    }
+    let lines = kept.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+}
+
+/// Writes the lines that are kept in memory on the serial line.
+pub(crate) fn show_log() {
+    kept_log().iter().for_each(|line| answer(&alloc::format!("| {line}")));
 }
 
 /// Text that is written into bytes.
@@ -138,22 +150,22 @@ pub(crate) fn report(json: fmt::Arguments<'_>) {
     speak(Owner::Hypervisor, size(json), |mux, sink| mux.report_line(json, sink));
 }
 
-/// Reports how guest `index` ended, in the log and for machines.
+/// Reports how guest `index` ended, in the log and for machines. `cpus`: the number of each of its CPUs, and its exits.
 pub(crate) fn report_guest(
     index: usize,
     name: &str,
     outcome: &str,
     page_counts: PageCounts,
-    slots: &[VcpuSlot],
+    cpus: &[(u32, ExitCounters)],
 ) {
     speak(Owner::Guest(index), 0, |mux, sink| mux.flush(index, sink));
-    let total: u64 = slots.iter().map(|slot| slot.counters.lock().total()).sum();
+    let total: u64 = cpus.iter().map(|(_, exits)| exits.total()).sum();
     logln!("guest {name}: {outcome} after {total} exits");
     let mut vcpus = String::new();
-    for (index, slot) in slots.iter().enumerate() {
+    for (index, (number, exits)) in cpus.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
         // Writing to a string never fails.
-        let _ = write!(vcpus, "{comma}{}", slot.counters.lock().report(slot.number));
+        let _ = write!(vcpus, "{comma}{}", exits.report(*number));
     }
     let PageCounts { size_1g, size_2m, size_4k } = page_counts;
     report(format_args!(

@@ -1,10 +1,12 @@
 //! The IOMMU's fault log: the first ones one by one, then how many each function had.
 
+use alloc::format;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::iommu::Fault;
 use arrayvec::ArrayVec;
 use spin::Mutex;
+use view::{Column, Lines, Table};
 
 use crate::console::{self, logln};
 use crate::hardware::Hardware;
@@ -43,13 +45,24 @@ fn log(hardware: &Hardware, fault: Fault) {
     }
 }
 
-/// Says how many faults there were, and which function and guest had them.
-pub(crate) fn show(hardware: &Hardware, iommu: &str) {
-    logln!("{iommu}: {} faults", FAULTS.load(Ordering::Relaxed));
-    for (last, count) in FAULTING.lock().iter() {
-        let (function, guest) = (last.source, hardware.owner(last.source));
-        logln!("{function}, guest {guest}: {count} faults, the last: {last}");
+/// How many faults there were, and which function and guest had them.
+pub(crate) fn lines(hardware: &Hardware, iommu: &str) -> Lines {
+    let mut lines = Lines::from([format!("{iommu}: {} faults", FAULTS.load(Ordering::Relaxed))]);
+    let mut table = Table::new(&[
+        Column::Left("  function"),
+        Column::Left("guest"),
+        Column::Right("faults"),
+        Column::Left("the last"),
+    ]);
+    let known = FAULTING.lock().clone();
+    for (last, count) in &known {
+        let (function, guest) = (format!("  {}", last.source), hardware.owner(last.source).into());
+        table.row([function, guest, format!("{count}"), format!("{last}")]);
     }
+    if !known.is_empty() {
+        lines.extend(table.lines());
+    }
+    lines
 }
 
 /// Reads the fault records once more, and says how many faults there were.

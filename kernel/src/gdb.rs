@@ -12,6 +12,7 @@ use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::uart::UartPlace;
 use cpu::local_apic::LocalApic;
 use debug::{DebugMailbox, Guest, Session};
+use guest::requests::Request;
 use mux::line::{Keys, Line};
 use mux::uart;
 use spin::{Mutex, Once};
@@ -70,7 +71,7 @@ impl Guest for Occupant {
 
     fn call(&mut self) {
         let own = LocalApic::current();
-        self.room.slots.iter().for_each(|slot| slot.ask_to_its_desk(own));
+        self.room.slots.iter().for_each(|slot| slot.ask(own, Request::Debugger));
     }
 
     fn memory(&mut self) -> &mut Ram {

@@ -8,13 +8,24 @@ use spin::Once;
 
 use crate::hardware::Hardware;
 use crate::processors::{self, Processor};
-use crate::{console, faults, monitor, watchdog};
+use crate::{console, faults, watchdog};
 
-/// TSC at the boot processor's last look at what does not call.
+/// TSC at the last look at what does not call.
 static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
+
+/// The boot processor is called about once a second where nothing keeps it.
+const OVERDUE_MS: u64 = 3000;
+
+/// Takes what was typed, and answers the operator.
+static OPERATOR: Once<fn(&Hardware, LocalApic)> = Once::new();
 
 /// Takes what a gdb has sent, where a guest has a line for one.
 static DEBUGGER: Once<fn()> = Once::new();
+
+/// From now on `answer` is called whenever the host attends.
+pub(crate) fn attend_operator(answer: fn(&Hardware, LocalApic)) {
+    OPERATOR.call_once(|| answer);
+}
 
 /// From now on `listen` is called whenever the host attends.
 pub(crate) fn attend_debugger(listen: fn()) {
@@ -23,18 +34,22 @@ pub(crate) fn attend_debugger(listen: fn()) {
 
 /// What is done when the watchdog, a key on the serial line or another CPU calls the CPU with `own`.
 pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
-    monitor::poll_input(hardware, own);
+    if let Some(answer) = OPERATOR.get() {
+        answer(hardware, own);
+    }
     if let Some(listen) = DEBUGGER.get() {
         listen();
     }
     console::pass();
-    if own.id() == hardware.boot_processor.apic.id() {
+    let last = LAST_LOOK.load(Ordering::Relaxed);
+    let overdue = tsc().saturating_sub(last) > hardware.clock.tsc_khz * OVERDUE_MS;
+    if own.id() == hardware.boot_processor.apic.id() || overdue {
         attend_all(hardware, own);
     }
 }
 
-/// What the boot processor does for all: at most every half second it reads the IOMMU's fault records, and on AMD-V
-/// passes the call on to the other processors.
+/// What the boot processor does for all, and any other that is called when it has not for a while: at most every half
+/// second reads the IOMMU's fault records, and on AMD-V passes the call on to the other processors.
 fn attend_all(hardware: &Hardware, own: LocalApic) {
     if console::has_typed() {
         // The key came to this CPU; the guest that it is for may run on another.

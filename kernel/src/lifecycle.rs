@@ -2,12 +2,18 @@
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use arch::machine::NotGuestMemory;
+use arch::{Bdf, Gpa, Vector};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::lifecycle::{AfterEnd, Start};
 use guest::vm::Outcome;
+use mem::table::Mapping;
+use view::Lines;
 
 use crate::backend::Backend;
 use crate::console::{self, logln};
@@ -89,8 +95,10 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
     } else {
         partition.free_ram();
     }
-    let (key, slots) = (lifecycle().last_outcome().key(), partition.slots());
-    console::report_guest(partition.index(), name, key, partition.page_counts, slots);
+    let key = lifecycle().last_outcome().key();
+    let exits = partition.slots().iter().map(|slot| (slot.number, *slot.counters.lock()));
+    let exits: Vec<_> = exits.collect();
+    console::report_guest(partition.index(), name, key, partition.page_counts, &exits);
     stay_stopped(partition);
 }
 
@@ -179,7 +187,31 @@ impl<B: Backend> GuestControl for Partition<B> {
         self.ram_bytes()
     }
 
-    fn irqs(&self) {
-        self.log_irqs();
+    fn irqs(&self) -> Lines {
+        self.irqs()
+    }
+
+    fn functions(&self) -> &[Bdf] {
+        self.functions()
+    }
+
+    fn run_ms(&self) -> u64 {
+        self.run_ms()
+    }
+
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+        self.read(gpa, bytes)
+    }
+
+    fn nested(&self, gpa: Gpa) -> Option<(Mapping, bool)> {
+        self.nested(gpa)
+    }
+
+    fn seen(&self, gpa: Gpa, bytes: &mut [u8]) -> bool {
+        self.seen(gpa, bytes)
+    }
+
+    fn granted(&self, vector: Vector) -> String {
+        self.granted(vector)
     }
 }

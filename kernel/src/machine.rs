@@ -15,6 +15,7 @@ use arch::{ApicId, Bdf, Gpa, Hpa, Vector};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
 use guest::msr::{policy_may_read, policy_may_write};
+use guest::requests::Request;
 use mem::table::Format;
 use mem::{Flush, MapError, MemoryType, Reserve, Rights, Table};
 use pci::owned::{NotOwned, Owned};
@@ -136,7 +137,7 @@ impl<F: Format> GuestMachine<F> {
     /// Has every other CPU of the guest drop what it has cached of the nested table.
     fn ask_others_to_flush(&self) {
         for slot in self.slots.iter().filter(|slot| slot.processor != self.apic.id()) {
-            slot.ask_to_flush(self.apic);
+            slot.ask(self.apic, Request::Flush);
         }
     }
 
@@ -274,7 +275,7 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn request(&mut self, cpu: usize, what: CpuRequest) {
         if let Some(slot) = self.slots.get(cpu) {
-            slot.ask(self.apic, what);
+            slot.ask(self.apic, Request::Signal(what));
         }
     }
 

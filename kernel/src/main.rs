@@ -115,10 +115,12 @@ fn start_guests<B: Backend>(
     config: &Config,
     started: u64,
 ) -> Result<Infallible, Refusal> {
+    housekeeping::attend_operator(monitor::poll_input);
     let owned = partition::planned::<B>(&hardware, config)?;
     let names = config.guests.iter().map(|guest| guest.name.clone());
     hardware.owned = names.zip(owned.iter().cloned()).collect();
     let hardware: &'static Hardware = Box::leak(Box::new(hardware));
+    hardware.functions.iter().for_each(|function| console::add_function(function.bdf));
     let mut partitions: Vec<&'static Partition<B>> = Vec::new();
     leave_devices(hardware, config, &owned);
     let shares = partition::shares(hardware, config)?;

@@ -1,30 +1,29 @@
-//! Physical memory: who has which frame, and the hypervisor's own page table.
-//!
-//! Invariant: the hypervisor runs on an identity map in which nothing is both writable and
-//! executable, only the image's text is executable, and no stack can run into its neighbour.
+//! Physical memory: the free frames (here), the hypervisor's page table (`host_table`), what is mapped in it besides RAM
+//! (`devices`), and the image's own sections (`image`).
 
-use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+mod devices;
+mod host_table;
+pub(crate) mod image;
 
+use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
-use arch::{Hpa, PageSize};
 use arrayvec::ArrayVec;
 use boot::{BootInfo, MemoryKind};
-use cpu::instructions::cpuid;
 use cpu::physical;
 use mem::frames::NotTaken;
-use mem::{Flush, FrameAllocator, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
+use mem::{FrameAllocator, TableMemory};
 use spin::Mutex;
 
 use crate::console::logln;
 use crate::refusal::{Refusal, refuse};
 
+pub(crate) use devices::{firmware_bytes, map_device, show, show_no_more};
+pub(crate) use host_table::{
+    build_own_tables, code, copy_root_below_4_gib, drop_translations, free_init, largest_host_page,
+    make_executable, make_writable, stack, stack_of, use_own_table,
+};
+
 static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
-static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
-/// Those of the other processors.
-static STACKS: Mutex<Vec<HpaRange>> = Mutex::new(Vec::new());
-/// The code that only the boot needs is no longer there.
-static INIT_IS_FREE: AtomicBool = AtomicBool::new(false);
 
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -152,100 +151,17 @@ fn occupied(info: &BootInfo<'_>) -> ArrayVec<HpaRange, 256> {
     occupied
 }
 
-/// A stack of `bytes` with an unmapped page below it; its top.
-pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
-    let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
-    // No other CPU has touched that page yet, and this one never does again.
-    with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
-        .nothing_cached();
-    let stack = HpaRange { start: guard.wrapping_add(PAGE_SIZE), length: bytes };
-    STACKS.lock().push(stack);
-    Ok(stack.end().as_u64())
+/// All of the machine's memory.
+pub(crate) fn ram(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
+    let is_memory = |kind| {
+        matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
+    };
+    info.memory.iter().filter(move |region| is_memory(region.kind)).map(|region| region.range)
 }
 
-/// The stack that `pointer` points into. Takes no lock that the CPU that calls may hold for ever.
-pub(crate) fn stack_of(pointer: u64) -> Option<HpaRange> {
-    let holds = |stack: &HpaRange| (stack.start.as_u64()..stack.end().as_u64()).contains(&pointer);
-    let others = STACKS.try_lock();
-    let others = others.iter().flat_map(|stacks| stacks.iter().copied());
-    others.chain([image::boot_stack()]).find(holds)
-}
-
-fn with_own_table<T>(
-    work: impl FnOnce(&mut Table<HostFormat>) -> Result<T, MapError>,
-) -> Result<T, Refusal> {
-    let mut table = HOST_TABLE.lock();
-    Ok(work(table.as_mut().ok_or_else(out_of_memory)?)?)
-}
-
-/// Makes pages executable and read-only.
-pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Rights::READ_EXECUTE))
-}
-
-/// Makes pages plain data again.
-pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Rights::READ_WRITE))?;
-    // The others have not touched these pages since they left them.
-    drop_translations();
-    Ok(())
-}
-
-/// Makes the code that only the boot needs free memory. The other processors drop what they have cached of it before
-/// their next job ([`drop_translations`]).
-///
-/// # Safety
-/// Nothing of it runs any more, and no other processor has a job.
-pub(crate) unsafe fn free_init() {
-    let memory = Memory::handle();
-    let range = image::init();
-    INIT_IS_FREE.store(true, Ordering::Release);
-    match make_writable(memory, range) {
-        Ok(()) => {
-            if let Some(frames) = FRAMES.lock().as_mut() {
-                frames.add(&[range], &[]);
-            }
-            logln!(
-                "{} KiB of code that only the boot needs are free memory now",
-                range.length >> 10
-            );
-        }
-        Err(refusal) => logln!("the code that only the boot needs stays in memory: {refusal}"),
-    }
-}
-
-/// The hypervisor's code, as far as it is still there.
-pub(crate) fn code() -> HpaRange {
-    let (init, text) = (image::init(), image::text());
-    if INIT_IS_FREE.load(Ordering::Acquire) {
-        return text;
-    }
-    HpaRange { start: init.start, length: text.end().as_u64() - init.start.as_u64() }
-}
-
-/// Drops the translations that this CPU has cached.
-pub(crate) fn drop_translations() {
-    // SAFETY: the table in use, again; none of its pages is global.
-    unsafe { load_cr3(root()) };
-}
-
-/// A copy of the root table below 4 GiB, where a processor that leaves real mode can load it.
-pub(crate) fn copy_root_below_4_gib(memory: Memory) -> Result<Hpa, Refusal> {
-    let memory = memory.below(Hpa::new(FOUR_GIB));
-    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
-    // SAFETY: the root is a page of the pool's, identity-mapped.
-    let from = unsafe { physical::bytes(root(), PAGE_SIZE as usize) };
-    // SAFETY: fresh memory of the pool.
-    unsafe { physical::bytes_mut(copy, PAGE_SIZE as usize) }.copy_from_slice(from);
-    Ok(copy)
-}
-
-/// Switches the CPU that calls to the hypervisor's page table.
-pub(crate) fn use_own_table() -> Result<(), Refusal> {
-    prepare_paging()?;
-    // SAFETY: the table maps the image and every stack where the start page's table does.
-    unsafe { load_cr3(root()) };
-    Ok(())
+/// Whether a part of the range is RAM, where no device's registers can be.
+pub(crate) fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
+    ram(info).any(|ram| ram.overlaps(range))
 }
 
 /// The sentence for an empty pool.
@@ -275,232 +191,5 @@ impl TableMemory for Memory {
         // SAFETY: a frame of this pool, which its owner has just done with.
         unsafe { physical::bytes_mut(page, PAGE_SIZE as usize) }.fill(0);
         self.free(page, PAGE_SIZE);
-    }
-}
-
-/// Builds the hypervisor's own page table from the memory map and switches to it. Until then only the
-/// first 4 GiB are mapped (`boot::entry`), so that the table has to lie there.
-pub(crate) fn build_own_tables(memory: Memory, info: &BootInfo<'_>) -> Result<(), Refusal> {
-    let mut memory = memory.below(Hpa::new(FOUR_GIB));
-    let mut table = Table::new(HostFormat { largest: largest_host_page() }, &mut memory)?;
-    map_everything(&mut table, memory, info)?;
-    for (range, access) in image::sections() {
-        protect(&mut table, memory, range, access)?;
-    }
-    table.unmap(&mut memory, image::stack_guard().as_u64(), PAGE_SIZE)?.nothing_cached();
-    prepare_paging()?;
-    // SAFETY: the table maps the image, the stack in use and all RAM where they were mapped before.
-    unsafe { load_cr3(table.root()) };
-    *HOST_TABLE.lock() = Some(table);
-    Ok(())
-}
-
-/// The largest page of this CPU's own page tables.
-pub(crate) fn largest_host_page() -> PageSize {
-    const GIGABYTE_PAGES: u32 = 1 << 26;
-    let gigabyte = cpuid(0x8000_0001, 0).edx & GIGABYTE_PAGES != 0;
-    if gigabyte { PageSize::Size1G } else { PageSize::Size2M }
-}
-
-/// Bits of this CPU's physical addresses.
-fn physical_bits() -> u32 {
-    const MIN: u32 = 36;
-    (cpuid(0x8000_0008, 0).eax & 0xff).clamp(MIN, 52)
-}
-
-/// Root of the hypervisor's own page table.
-pub(crate) fn root() -> Hpa {
-    HOST_TABLE.lock().as_ref().map_or(Hpa::new(0), Table::root)
-}
-
-/// Maps RAM write-back and everything else uncached; nothing is executable yet.
-fn map_everything(
-    table: &mut Table<HostFormat>,
-    mut memory: Memory,
-    info: &BootInfo<'_>,
-) -> Result<(), MapError> {
-    let mut at = 0;
-    let mut map = |start: u64, end: u64, memory_type| -> Result<(), MapError> {
-        if start < end {
-            let (hpa, length) = (Hpa::new(start), end - start);
-            table
-                .map(&mut memory, start, hpa, length, Rights::READ_WRITE, memory_type)?
-                .nothing_cached();
-        }
-        Ok(())
-    };
-    for range in ram(info) {
-        let start = range.start.page().as_u64().max(at);
-        let end = range.end().align_up(PAGE_SIZE).map_or(u64::MAX, Hpa::as_u64);
-        map(at.min(FOUR_GIB), start.min(FOUR_GIB), MemoryType::Uncached)?;
-        map(start, end.max(start), MemoryType::WriteBack)?;
-        at = end.max(at);
-    }
-    map(at, FOUR_GIB.max(at), MemoryType::Uncached)
-}
-
-/// All of the machine's memory.
-pub(crate) fn ram(info: &BootInfo<'_>) -> impl Iterator<Item = HpaRange> {
-    let is_memory = |kind| {
-        matches!(kind, MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs)
-    };
-    info.memory.iter().filter(move |region| is_memory(region.kind)).map(|region| region.range)
-}
-
-/// Whether a part of the range is RAM, where no device's registers can be.
-pub(crate) fn is_ram(info: &BootInfo<'_>, range: HpaRange) -> bool {
-    ram(info).any(|ram| ram.overlaps(range))
-}
-
-fn protect(
-    table: &mut Table<HostFormat>,
-    mut memory: Memory,
-    range: HpaRange,
-    access: Rights,
-) -> Result<(), MapError> {
-    let start = range.start.as_u64();
-    table
-        .replace(&mut memory, start, range.start, range.length, access, MemoryType::WriteBack)
-        .map(Flush::nothing_cached)
-}
-
-/// Maps device registers, as far as [`build_own_tables`] has not mapped them already.
-#[unsafe(link_section = ".text.init")]
-pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    let start = range.start.page().as_u64();
-    let end = range.start.checked_add(range.length);
-    let end = end
-        .filter(|end| end.as_u64() <= 1 << physical_bits())
-        .ok_or_else(|| refuse!("{} is beyond the CPU's physical addresses", range.start))?;
-    let end = end.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?.as_u64();
-    let (to, length, access) = (Hpa::new(start), end - start, Rights::READ_WRITE);
-    // The entries were absent, and absent entries are not cached (SDM "Caching Translation Information").
-    with_own_table(|table| {
-        let kind = MemoryType::Uncached;
-        table.map_missing(&mut memory, start, to, length, access, kind)
-    })
-    .map(Flush::nothing_cached)
-}
-
-/// Maps a framebuffer, its writes gathered; `false` where that fails. It stays uncached where there is no memory for
-/// small pages: slow, but seen.
-pub(crate) fn show(memory: Memory, range: HpaRange) -> bool {
-    map_device(memory, range).is_ok() && gather_writes(memory, range, true).is_ok()
-}
-
-/// Gathers a framebuffer's writes no longer: a guest that has the device decides on that for itself.
-pub(crate) fn show_no_more(memory: Memory, range: HpaRange) {
-    // What fails leaves a mapping that nobody uses.
-    let _ = gather_writes(memory, range, false);
-}
-
-/// Gathers writes to the whole pages of a mapped range before they go out (write combining), or not.
-fn gather_writes(mut memory: Memory, range: HpaRange, gathered: bool) -> Result<(), Refusal> {
-    let start = range.start.align_up(PAGE_SIZE).ok_or_else(out_of_memory)?;
-    let end = range.end().page().as_u64();
-    let Some(length) = end.checked_sub(start.as_u64()).filter(|length| *length > 0) else {
-        return Ok(());
-    };
-    let kind = if gathered { MemoryType::WriteCombining } else { MemoryType::Uncached };
-    let (at, access) = (start.as_u64(), Rights::READ_WRITE);
-    with_own_table(|table| {
-        let Flush { .. } = table.replace(&mut memory, at, start, length, access, kind)?;
-        // Of what is replaced this CPU alone has a translation: no other has shown anything.
-        // SAFETY: the table that is in use already; loading it again drops its cached translations.
-        unsafe { load_cr3(table.root()) };
-        Ok(())
-    })
-}
-
-/// Bytes that the firmware's tables claim, mapped where that is needed: below 4 GiB everything is, and
-/// above what the loader's memory map names. `None` for what is no memory, and for the image.
-pub(crate) fn firmware_bytes(
-    memory: Memory,
-    info: &BootInfo<'_>,
-    start: Hpa,
-    length: usize,
-) -> Option<&'static [u8]> {
-    let range = HpaRange { start, length: length as u64 };
-    let end = start.checked_add(range.length)?;
-    if start.as_u64() == 0 || range.overlaps(image::whole()) {
-        return None;
-    }
-    if end.as_u64() > FOUR_GIB {
-        let mut regions = info.memory.iter().map(|region| region.range);
-        regions.find(|region| region.start <= start && end <= region.end())?;
-        map_device(memory, range).ok()?;
-    }
-    // SAFETY: not null and mapped. Firmware does not change its tables; if it did, every byte is a claim.
-    Some(unsafe { physical::bytes(start, length) })
-}
-
-/// Lets the CPU that calls use the hypervisor's page tables.
-fn prepare_paging() -> Result<(), Refusal> {
-    // SAFETY: ring 0, and the handlers are installed; the loader's and the start page's tables use PAT entry 0 alone
-    // for what the hypervisor touches before it has its own.
-    unsafe { cpu::host_state::prepare_paging() }
-        .map_err(|_| plan::platform::no_execute_disable().into())
-}
-
-unsafe fn load_cr3(root: Hpa) {
-    // SAFETY: the caller vouches for the table.
-    unsafe { core::arch::asm!("mov cr3, {}", in(reg) root.as_u64(), options(nostack)) };
-}
-
-/// The image's sections, by the linker's symbols.
-pub(crate) mod image {
-    use super::{Hpa, HpaRange, Rights};
-
-    unsafe extern "C" {
-        static __image_start: u8;
-        static __image_end: u8;
-        static __init_start: u8;
-        static __init_end: u8;
-        static __text_start: u8;
-        static __text_end: u8;
-        static __rodata_start: u8;
-        static __rodata_end: u8;
-        static __stack_guard: u8;
-        static __stack_bottom: u8;
-        static __stack_top: u8;
-    }
-
-    fn range(start: *const u8, end: *const u8) -> HpaRange {
-        let start = Hpa::new(start as u64);
-        HpaRange { start, length: end as u64 - start.as_u64() }
-    }
-
-    /// The whole image in memory.
-    pub(crate) fn whole() -> HpaRange {
-        range(&raw const __image_start, &raw const __image_end)
-    }
-
-    /// Code that stays.
-    pub(super) fn text() -> HpaRange {
-        range(&raw const __text_start, &raw const __text_end)
-    }
-
-    /// The boot processor's stack.
-    pub(super) fn boot_stack() -> HpaRange {
-        range(&raw const __stack_bottom, &raw const __stack_top)
-    }
-
-    /// What is not plain data.
-    pub(super) fn sections() -> [(HpaRange, Rights); 3] {
-        [
-            (init(), Rights::READ_EXECUTE),
-            (text(), Rights::READ_EXECUTE),
-            (range(&raw const __rodata_start, &raw const __rodata_end), Rights::READ),
-        ]
-    }
-
-    /// Code that runs only until the guests do.
-    pub(crate) fn init() -> HpaRange {
-        range(&raw const __init_start, &raw const __init_end)
-    }
-
-    /// The page below the boot stack.
-    pub(super) fn stack_guard() -> Hpa {
-        Hpa::new(&raw const __stack_guard as u64)
     }
 }

@@ -1,18 +1,31 @@
-//! Carries out what is typed to the monitor. The parser and the keys are `mux`'s.
+//! Carries out what is typed to the monitor. The parser and the keys are `mux`'s, the words of the answers `view`'s.
+//!
+//! Nothing here is on the way of a guest's exit: the host attends to the operator through a pointer (`housekeeping`). What a
+//! guest's CPU holds it says itself, when it comes by; nobody waits for it, it is answered later ([`inquiry`]).
 
 use alloc::vec::Vec;
 
-use cpu::instructions::tsc;
+use arch::machine::NotGuestMemory;
+use arch::{Bdf, Gpa, Vector};
 use cpu::local_apic::LocalApic;
+use guest::requests::Request;
 use guest::vm::Outcome;
+use mem::table::Mapping;
 use mux::{Command, GuestRef};
 use spin::Once;
+use view::Lines;
 
-use crate::console::{self, logln};
+use self::inquiry::Question;
+use crate::console;
 use crate::hardware::Hardware;
 use crate::power;
 use crate::vcpu_slot::VcpuSlot;
-use crate::{faults, heap};
+
+mod answers;
+mod inquiry;
+mod places;
+mod report;
+mod top;
 
 /// What the monitor can do with a guest, on either back end.
 pub(crate) trait GuestControl: Sync {
@@ -20,8 +33,12 @@ pub(crate) trait GuestControl: Sync {
     fn name(&self) -> &str;
     /// Its virtual CPUs.
     fn slots(&self) -> &[VcpuSlot];
+    /// Its PCI functions.
+    fn functions(&self) -> &[Bdf];
     /// How it ended, if it has.
     fn outcome(&self) -> Option<Outcome>;
+    /// How long it has run since it last began.
+    fn run_ms(&self) -> u64;
     /// Starts it, if it has ended.
     fn start(&'static self);
     /// Ends it, as if its power was cut.
@@ -30,8 +47,16 @@ pub(crate) trait GuestControl: Sync {
     fn restart(&'static self, own: LocalApic);
     /// Bytes of RAM; none when it has ended.
     fn ram_bytes(&self) -> u64;
-    /// Logs its vectors and what raises them.
-    fn irqs(&self);
+    /// Its vectors and what raises them.
+    fn irqs(&self) -> Lines;
+    /// Reads its RAM.
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory>;
+    /// What its nested table has there, and whether that is the RAM of the address.
+    fn nested(&self, gpa: Gpa) -> Option<(Mapping, bool)>;
+    /// Reads what its CPUs find there, if that is memory; `false` where it is not.
+    fn seen(&self, gpa: Gpa, bytes: &mut [u8]) -> bool;
+    /// Why a vector may reach it directly; empty where it may not.
+    fn granted(&self, vector: Vector) -> alloc::string::String;
 }
 
 static GUESTS: Once<Vec<&'static dyn GuestControl>> = Once::new();
@@ -45,7 +70,7 @@ pub(crate) fn set_guests(guests: Vec<&'static dyn GuestControl>) {
 /// Has a CPU of a guest see out what the guest has said.
 fn call_to_send(guest: usize) {
     if let Some(slot) = guests().get(guest).and_then(|guest| guest.slots().first()) {
-        slot.ask_to_send(LocalApic::current());
+        slot.ask(LocalApic::current(), Request::Send);
     }
 }
 
@@ -53,97 +78,78 @@ fn guests() -> &'static [&'static dyn GuestControl] {
     GUESTS.get().map_or(&[], Vec::as_slice)
 }
 
-/// Reads typed keys and carries out monitor commands.
+/// Reads typed keys, carries out monitor commands, and answers those that waited for a guest's CPU.
 pub(crate) fn poll_input(hardware: &Hardware, own: LocalApic) {
-    while let Some(command) = console::poll_input() {
-        carry_out(hardware, own, command);
+    if let Some(complete) = inquiry::due(hardware) {
+        say(complete.answer(hardware));
         console::prompt();
     }
+    while let Some(command) = console::poll_input() {
+        if carry_out(hardware, own, command) {
+            console::prompt();
+        }
+    }
+    top::refresh(hardware);
 }
 
-fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) {
+/// The lines of an answer, one after the other: who asked waits for them, and no guest.
+#[inline(never)]
+fn say(lines: Lines) {
+    lines.iter().for_each(|line| console::answer(line));
+}
+
+/// `false`: the answer comes later.
+fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) -> bool {
+    // Who asks something else does not wait for the last answer.
+    if let Some(unfinished) = inquiry::take() {
+        say(unfinished.answer(hardware));
+    }
+    let every = |lines: fn(&dyn GuestControl) -> Lines| {
+        guests().iter().for_each(|guest| say(lines(*guest)));
+    };
     match command {
-        Command::Help => console::help(),
-        Command::Guests => guests().iter().for_each(|guest| describe(*guest)),
-        Command::Exits(Some(guest)) => with(guest, |guest| exits(hardware, guest)),
-        Command::Exits(None) => guests().iter().for_each(|guest| exits(hardware, *guest)),
-        Command::Irqs => guests().iter().for_each(|guest| guest.irqs()),
-        Command::Devices => devices(hardware),
-        Command::Iommu => match hardware.iommu {
-            Some(iommu) => {
-                let name = iommu.lock().name();
-                faults::show(hardware, name);
-            }
-            None => logln!("the machine has no IOMMU"),
-        },
+        Command::Help(of) => say(mux::help(of)),
+        Command::Guests => say(answers::guests_table()),
+        Command::Exits(Some(guest)) => with(guest, |guest| say(answers::exits(hardware, guest))),
+        Command::Exits(None) => {
+            guests().iter().for_each(|guest| say(answers::exits(hardware, *guest)));
+        }
+        Command::Top => top::begin(hardware),
+        Command::EndTop => top::end(),
+        Command::Irqs => every(|guest| guest.irqs()),
+        Command::Devices => say(answers::devices(hardware)),
+        Command::Iommu => say(answers::iommu(hardware)),
+        Command::Vtd(function) => say(answers::vtd(hardware, function)),
         Command::Log => console::show_log(),
-        Command::Memory => memory(hardware),
-        Command::Regs { guest, cpu } => with(guest, |guest| registers(own, guest, cpu)),
+        Command::Sizes => say(answers::sizes(hardware)),
+        Command::Memory { place, bytes } => {
+            with(place.guest, |guest| say(places::memory(guest, Gpa::new(place.address), bytes)));
+        }
+        Command::Regs { guest, cpu } => {
+            return inquiry::begin(own, Question::Registers, guest, cpu);
+        }
+        Command::Virtual { place, bytes } => {
+            let question = Question::Linear(place.address, bytes);
+            return inquiry::begin(own, question, place.guest, Some(0));
+        }
+        Command::Walk(place) => {
+            let (question, cpu) = (Question::Walk(place.address), place.cpu.unwrap_or(0));
+            return inquiry::begin(own, question, place.guest, Some(cpu));
+        }
+        Command::Gates { guest, cpu } => {
+            return inquiry::begin(own, Question::Gates, guest, cpu.or(Some(0)));
+        }
+        Command::Report(guest) => return inquiry::begin(own, Question::Report, guest, None),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => power::reset(&hardware.resets),
         Command::Restart(guest) => with(guest, |guest| guest.restart(own)),
         Command::Start(guest) => with(guest, |guest| guest.start()),
     }
+    true
 }
 
 fn with(guest: GuestRef, work: impl FnOnce(&'static dyn GuestControl)) {
     if let Some(guest) = guests().get(guest.0) {
         work(*guest);
-    }
-}
-
-fn describe(guest: &dyn GuestControl) {
-    let state = guest.outcome().map_or("running", Outcome::key);
-    let cpus: Vec<u32> = guest.slots().iter().map(|slot| slot.number).collect();
-    logln!("{}: {state}, CPUs {cpus:?}, {} MiB", guest.name(), guest.ram_bytes() >> 20);
-}
-
-/// The counters as of each CPU's last call by the watchdog, and since the `exits` before.
-fn exits(hardware: &Hardware, guest: &dyn GuestControl) {
-    for (index, slot) in guest.slots().iter().enumerate() {
-        let (name, now, exits) = (guest.name(), tsc(), *slot.counters.lock());
-        let (before, shown) = core::mem::replace(&mut *slot.shown.lock(), (now, exits));
-        let ms = now.wrapping_sub(before) / hardware.clock.tsc_khz.max(1);
-        logln!("{name}: CPU {index}: {}", exits.since(&shown, ms));
-    }
-}
-
-/// Has one CPU of a guest log its registers, or all.
-fn registers(own: LocalApic, guest: &dyn GuestControl, cpu: Option<u32>) {
-    let (name, slots) = (guest.name(), guest.slots());
-    if let Some(outcome) = guest.outcome() {
-        return logln!("{name} has ended ({}): its CPUs have no registers", outcome.key());
-    }
-    if cpu.is_some_and(|cpu| cpu as usize >= slots.len()) {
-        return logln!("{name} has no such CPU: it has {}, counted from 0", slots.len());
-    }
-    for (index, slot) in slots.iter().enumerate() {
-        if cpu.is_none_or(|cpu| cpu as usize == index) {
-            slot.ask_for_registers(own);
-        }
-    }
-}
-
-pub(crate) fn devices(hardware: &Hardware) {
-    for function in &hardware.functions {
-        logln!(
-            "{} {:04x}:{:04x} class {:06x} {}",
-            function.bdf,
-            function.vendor,
-            function.device,
-            function.class,
-            hardware.owner(function.bdf)
-        );
-    }
-}
-
-fn memory(hardware: &Hardware) {
-    logln!("hypervisor: {} bytes, of its heap {}", hardware.memory.own(), heap::used());
-    for guest in guests() {
-        logln!("{}: {} bytes", guest.name(), guest.ram_bytes());
-    }
-    logln!("free: {} bytes", hardware.memory.available());
-    if let Some(iommu) = hardware.iommu {
-        logln!("remapping entries in use: {}", iommu.lock().remaps_in_use());
     }
 }

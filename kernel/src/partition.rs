@@ -14,6 +14,7 @@ use cpu::instructions::{self, tsc};
 use cpu::local_apic::LocalApic;
 use guest::lifecycle::Lifecycle;
 use guest::memory_map::MemoryMap;
+use guest::requests::Request;
 use guest::restart_backoff::RestartBackoff;
 use guest::vm::{Outcome, Platform};
 use mem::PageCounts;
@@ -42,6 +43,7 @@ mod devices;
 mod files;
 mod instance;
 mod irqs;
+mod looked_at;
 mod memory;
 mod planned;
 mod shared;
@@ -221,7 +223,7 @@ impl<B: Backend> Partition<B> {
     /// Has its CPUs leave. With the lock on `lifecycle` held, so that it is this generation that they leave.
     pub(crate) fn ask_to_stop(&self, own: LocalApic) {
         for slot in self.plan.slots {
-            slot.ask_to_stop(own);
+            slot.ask(own, Request::Stop);
         }
     }
 

@@ -15,10 +15,10 @@ use cpu::instructions::{cpuid, read_msr};
 use pci::Function;
 use pci::header::HeaderType;
 
-use crate::announce;
 use crate::console::{self, logln};
 use crate::hardware::Hardware;
 use crate::memory;
+use crate::{announce, backend};
 
 /// Above this many bytes, the extended configuration space of functions is left out.
 const MAX_LENGTH: usize = 100 << 10;
@@ -84,7 +84,6 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
                 .line(format_args!("cpuid {leaf:x} {subleaf:x} {eax:x} {ebx:x} {ecx:x} {edx:x}"));
         });
         let mut found = Vec::new();
-        // `gather` asks for those that are there, and for no other.
         let asked = core::cell::RefCell::new(&mut found);
         let read = |number: u32| {
             // SAFETY: ring 0, and the MSR is one that the CPU has.
@@ -92,8 +91,7 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
             asked.borrow_mut().push((number, value));
             value
         };
-        let _ = vmx::capability::Capabilities::gather(cpuid, read);
-        let _ = svm::Capabilities::gather(cpuid, || read(arch::msr::VM_CR));
+        backend::read_capabilities(cpuid, read);
         for (number, value) in found {
             self.lines.line(format_args!("msr {number:x} {value:x}"));
         }

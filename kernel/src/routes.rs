@@ -7,7 +7,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use arch::interrupt::{DeliveryMode, InterruptTarget, MsiMessage, TriggerMode};
+use arch::interrupt::{InterruptTarget, MsiMessage, TriggerMode};
 use arch::iommu::{InterruptSource, Iommu, RemapIndex};
 use arch::machine::{InterruptLine, RouteRefused};
 use arch::{ApicId, Bdf};
@@ -124,7 +124,10 @@ impl Routes {
                 iommu.set_remap(entry, target).map_err(|_| IOMMU_REFUSED)?;
                 Ok(iommu.remap_message(entry))
             }
-            _ => compatible_message(target),
+            _ => match target {
+                Some(target) => target.message().ok_or(TOO_FAR),
+                None => Ok(MsiMessage { address: MsiMessage::BASE, data: 0 }),
+            },
         }
     }
 
@@ -153,7 +156,7 @@ impl Routes {
         if let Some(target) = target {
             let value = match remapped {
                 Some((iommu, entry)) => iommu.lock().remap_redirection(entry, target, active_low),
-                None => compatible_entry(target, active_low)?,
+                None => target.redirection(active_low).ok_or(TOO_FAR)?,
             };
             io_apic.set_redirection(input, value);
         }
@@ -204,28 +207,5 @@ impl Drop for Routes {
 }
 
 const IOMMU_REFUSED: RouteRefused = RouteRefused("the IOMMU did not take the remapping entry");
-
-fn short_destination(target: InterruptTarget) -> Result<u64, RouteRefused> {
-    u8::try_from(target.destination.0)
-        .map(u64::from)
-        .map_err(|_| RouteRefused("an APIC identifier above 255 needs interrupt remapping"))
-}
-
-/// The message without interrupt remapping (SDM "Message Address Register Format").
-fn compatible_message(target: Option<InterruptTarget>) -> Result<MsiMessage, RouteRefused> {
-    const MESSAGE_BASE: u64 = 0xfee0_0000;
-    let Some(target) = target else { return Ok(MsiMessage { address: MESSAGE_BASE, data: 0 }) };
-    let address = MESSAGE_BASE | short_destination(target)? << 12;
-    Ok(MsiMessage { address, data: u32::from(target.vector.0) })
-}
-
-/// The redirection entry without interrupt remapping (82093AA "I/O Redirection Table Registers").
-fn compatible_entry(target: InterruptTarget, active_low: bool) -> Result<u64, RouteRefused> {
-    let level = u64::from(target.trigger == TriggerMode::Level);
-    let delivery = if target.delivery == DeliveryMode::Nmi { 4 << 8 } else { 0 };
-    Ok(short_destination(target)? << 56
-        | level << 15
-        | u64::from(active_low) << 13
-        | delivery
-        | u64::from(target.vector.0))
-}
+const TOO_FAR: RouteRefused =
+    RouteRefused("an APIC identifier above 255 needs interrupt remapping");

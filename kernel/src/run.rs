@@ -3,8 +3,10 @@
 
 use arch::ExitReason;
 use arch::vcpu::{Event, StartState, Vcpu};
+use guest::requests::{Request, Requests, Signals};
 use guest::vm::{Context, CpuState, Next, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
+use view::registers::{Snapshot, last_exits};
 
 use self::debugged::Debugger;
 use crate::backend::Backend;
@@ -14,7 +16,7 @@ use crate::partition::{Edge, Instance, Partition};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::vcpu_slot::{self, Requests, VcpuSlot};
+use crate::vcpu_slot::{Look, VcpuSlot};
 use crate::{housekeeping, watchdog};
 
 mod debugged;
@@ -26,7 +28,7 @@ struct Running<'a, B: Backend> {
     cpu: CpuState,
     vcpu: B::Cpu,
     /// Virtualization is on until this is dropped, after the virtual CPU.
-    _backend: B,
+    backend: B,
     machine: GuestMachine<B::Format>,
     ram: GuestRam,
     config: <Edge<B> as Platform>::Config,
@@ -47,7 +49,7 @@ pub(crate) fn run<B: Backend>(
     let cpu = instance.cpu_state(index);
     let (mut vcpu, backend) = instance.vcpu(index, processor)?;
     // What came after the last generation's end, such as a neighbour's doorbell.
-    B::drain(processor.apic);
+    backend.drain(processor.apic);
     watchdog::arm(partition.hardware(), &mut vcpu);
     let machine = instance.machine_on(processor);
     let config = OwnedConfigSpace::new(partition.hardware().config, machine.owned.clone());
@@ -56,7 +58,7 @@ pub(crate) fn run<B: Backend>(
         instance: &instance,
         cpu,
         vcpu,
-        _backend: backend,
+        backend,
         ram: machine.ram.clone(),
         machine,
         config,
@@ -67,12 +69,15 @@ pub(crate) fn run<B: Backend>(
         running.enter(&instance.start, processor);
     }
     running.until_the_end(processor);
+    if running.cpu.last_words {
+        running.last_words();
+    }
     running.debugger.leave();
     // Its interrupts are gone from this processor.
     running.machine.tables.lock().routes.mask_lines();
-    B::drain(processor.apic);
+    running.backend.drain(processor.apic);
     if let Some(slot) = partition.slots().get(index) {
-        *slot.counters.lock() = running.cpu.counters;
+        slot.count(&running.cpu.counters);
     }
     Ok(())
 }
@@ -80,7 +85,7 @@ pub(crate) fn run<B: Backend>(
 impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
-        B::pass_interrupts(processor.apic, self.instance.policy.mode);
+        self.backend.pass_interrupts(processor.apic, self.instance.policy.mode);
         self.arrive(processor);
     }
 
@@ -89,23 +94,20 @@ impl<B: Backend> Running<'_, B> {
     fn until_the_end(&mut self, processor: &Processor) {
         let Some(slot) = self.partition.slots().get(self.cpu.index) else { return };
         loop {
-            B::hold_nmis();
+            self.backend.hold_nmis();
             let requests = slot.take_requests();
-            if requests.has(vcpu_slot::STOP) {
+            if requests.has(Request::Stop) {
                 return;
             }
-            self.carry_out(requests, processor);
-            if self.waiting {
-                match requests.startup_vector() {
-                    Some(vector) => {
-                        self.enter(&StartState::after_sipi(vector), processor);
-                        self.waiting = false;
-                    }
-                    None => self.idle(processor),
-                }
+            self.carry_out(requests, slot, processor);
+            if self.hear(requests.signals(self.waiting), processor) {
                 continue;
             }
-            if requests.has(vcpu_slot::DEBUGGER) {
+            if self.waiting {
+                self.idle(processor);
+                continue;
+            }
+            if requests.has(Request::Debugger) {
                 self.look_at_desk(slot, processor);
             }
             // A loop each: nothing is asked about the mode between two exits.
@@ -165,13 +167,13 @@ impl<B: Backend> Running<'_, B> {
     fn run_once_delivering(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         self.context().prepare_entry();
         let reason = self.vcpu.run();
-        self.context().take_virtual_interrupts();
+        self.context().take_interrupts();
         self.handle(reason, slot, processor)
     }
 
     #[inline(never)]
     fn handle(&mut self, reason: ExitReason, slot: &VcpuSlot, processor: &Processor) -> Next {
-        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        if matches!(reason, ExitReason::Nmi | ExitReason::HostTimer) {
             self.attend(slot, processor);
         }
         self.context().handle(reason)
@@ -181,7 +183,7 @@ impl<B: Backend> Running<'_, B> {
     #[cold]
     #[inline(never)]
     fn attend(&self, slot: &VcpuSlot, processor: &Processor) {
-        *slot.counters.lock() = self.cpu.counters;
+        slot.count(&self.cpu.counters);
         housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 
@@ -193,7 +195,7 @@ impl<B: Backend> Running<'_, B> {
         while let Some(root) = self.machine.step_root().filter(|_| !slot.asked()) {
             let reason = self.vcpu.step(root, self.cpu.step.one());
             if !self.instance.policy.mode.is_exitless() {
-                self.context().take_virtual_interrupts();
+                self.context().take_interrupts();
             }
             self.with_lock(|context| context.stepped(&reason));
             let next = self.handle(reason, slot, processor);
@@ -205,24 +207,65 @@ impl<B: Backend> Running<'_, B> {
         Next::Resume
     }
 
-    fn carry_out(&mut self, requests: Requests, processor: &Processor) {
-        if requests.has(vcpu_slot::FLUSH) {
+    fn carry_out(&mut self, requests: Requests, slot: &VcpuSlot, processor: &Processor) {
+        if requests.has(Request::Flush) {
             self.vcpu.flush_nested();
         }
-        if requests.has(vcpu_slot::INIT) {
-            B::drain(processor.apic);
+        if requests.has(Request::Look) {
+            self.show(slot, processor);
+        }
+        if requests.has(Request::Send) {
+            console::send_for(self.partition.index());
+        }
+    }
+
+    /// What the guest's other CPUs signal. `true`: it has been reset or started, and is to look again what is asked.
+    fn hear(&mut self, Signals { init, start, nmi }: Signals, processor: &Processor) -> bool {
+        if init {
+            self.backend.drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
             self.debugger.leave();
         }
-        if requests.has(vcpu_slot::REGISTERS) {
-            self.with_lock(|context| context.dump());
+        if let Some(vector) = start {
+            self.enter(&StartState::after_sipi(vector), processor);
+            self.waiting = false;
         }
-        if requests.has(vcpu_slot::SEND) {
-            console::send_for(self.partition.index());
-        }
-        if requests.has(vcpu_slot::NMI) && !self.waiting {
+        if nmi {
             self.vcpu.inject(Event::nmi());
+        }
+        init || start.is_some()
+    }
+
+    /// Leaves what it holds for the monitor, and tells the processor that has asked.
+    #[cold]
+    fn show(&self, slot: &VcpuSlot, processor: &Processor) {
+        let asker = slot.show(self.look());
+        if asker == processor.apic.id() {
+            housekeeping::attend(self.partition.hardware(), processor.apic);
+        } else {
+            processor.apic.send_nmi(asker);
+        }
+    }
+
+    /// What it says of itself.
+    fn look(&self) -> Look {
+        let mut registers = Snapshot::of(&self.vcpu, &self.ram);
+        if let Some(limit) = self.cpu.idt_limit {
+            registers.set_idt_limit(limit);
+        }
+        Look { registers, recent: self.cpu.recent.clone(), waiting: self.waiting }
+    }
+
+    /// Logs what it held when its guest ended.
+    #[cold]
+    fn last_words(&self) {
+        let Look { registers, recent, .. } = self.look();
+        let (name, index) = (&self.instance.policy.name, self.partition.index());
+        let who = alloc::format!("guest {name}, CPU {}", self.cpu.index);
+        let exits = last_exits(&alloc::format!("{recent}"));
+        for line in registers.lines(&who).iter().chain(&exits) {
+            console::log_of(index, format_args!("{line}"));
         }
     }
 
@@ -245,7 +288,7 @@ impl<B: Backend> Running<'_, B> {
 
     /// Sleeps for about a millisecond, and does the machine's housekeeping meanwhile.
     fn idle(&self, processor: &Processor) {
-        B::idle(processor.apic);
+        self.backend.idle(processor.apic);
         housekeeping::attend(self.partition.hardware(), processor.apic);
     }
 }

@@ -1,36 +1,20 @@
 //! A virtual CPU's slot on its physical processor: what other processors may ask of it.
 //!
-//! A request is a bit here and an NMI there: the NMI makes the guest exit, whatever it does, and the
-//! run loop looks at the bits before it enters again. A start-up IPI is in the same word as the INIT
-//! before it, so that the two are seen in their order.
+//! A request is a bit here ([`guest::requests`]) and an NMI there: the NMI makes the guest exit, whatever it does, and
+//! the run loop looks at the bits before it enters again.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use arch::machine::CpuRequest;
 use arch::{ApicId, Vector};
 use cpu::instructions::tsc;
 use cpu::local_apic::LocalApic;
 use guest::counters::ExitCounters;
+use guest::recent::RecentExits;
+use guest::requests::{Request, RequestWord, Requests};
 use spin::Mutex;
-use vmx::Posting;
+use view::registers::Snapshot;
 
-/// The nested table changed.
-pub(crate) const FLUSH: u32 = 1 << 0;
-/// INIT arrived.
-pub(crate) const INIT: u32 = 1 << 1;
-/// A non-maskable interrupt for the guest.
-pub(crate) const NMI: u32 = 1 << 2;
-/// The guest has ended.
-pub(crate) const STOP: u32 = 1 << 3;
-/// The monitor wants to see its registers.
-pub(crate) const REGISTERS: u32 = 1 << 4;
-/// A start-up IPI came after the last INIT; its vector is in the top byte.
-const START: u32 = 1 << 5;
-/// What the guest has said waits for the serial line, and is its to send.
-pub(crate) const SEND: u32 = 1 << 6;
-/// A debugger wants it to look at its mailbox.
-pub(crate) const DEBUGGER: u32 = 1 << 7;
-const START_VECTOR: u32 = 24;
+use crate::backend::Inbox;
 
 /// One virtual CPU's slot.
 pub(crate) struct VcpuSlot {
@@ -38,45 +22,48 @@ pub(crate) struct VcpuSlot {
     pub(crate) processor: ApicId,
     /// Its number in the configuration.
     pub(crate) number: u32,
-    /// In the posted mode: what other CPUs post.
-    pub(crate) posted: Option<Posting>,
-    requests: AtomicU32,
+    /// How other CPUs of its guest interrupt it.
+    pub(crate) inbox: Inbox,
+    requests: RequestWord,
     /// Its exits, as of the watchdog's last call or, once it has left, all of them.
     pub(crate) counters: Mutex<ExitCounters>,
+    /// TSC when they were so many.
+    pub(crate) counted_at: AtomicU64,
     /// What the monitor showed of them last, and the TSC then.
     pub(crate) shown: Mutex<(u64, ExitCounters)>,
+    /// What it has said of itself since it was last asked.
+    pub(crate) look: Mutex<Option<Look>>,
+    /// The processor that has asked.
+    asker: AtomicU32,
 }
 
-/// What was asked of a virtual CPU since it last looked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Requests(u32);
-
-impl Requests {
-    /// Whether this was asked.
-    pub(crate) fn has(self, what: u32) -> bool {
-        self.0 & what != 0
-    }
-    /// The vector of a start-up IPI that came after an INIT.
-    pub(crate) fn startup_vector(self) -> Option<u8> {
-        self.has(START).then_some((self.0 >> START_VECTOR) as u8)
-    }
+/// What a virtual CPU says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    pub(crate) registers: Snapshot,
+    pub(crate) recent: RecentExits,
+    /// It waits for a start-up IPI.
+    pub(crate) waiting: bool,
 }
 
 impl VcpuSlot {
-    pub(crate) fn new(processor: ApicId, number: u32, posted: Option<Posting>) -> Self {
+    pub(crate) fn new(processor: ApicId, number: u32, inbox: Inbox) -> Self {
         Self {
             processor,
             number,
-            posted,
-            requests: AtomicU32::new(0),
+            inbox,
+            requests: RequestWord::default(),
             counters: Mutex::new(ExitCounters::new()),
+            counted_at: AtomicU64::new(tsc()),
             shown: Mutex::new((tsc(), ExitCounters::new())),
+            look: Mutex::new(None),
+            asker: AtomicU32::new(0),
         }
     }
 
     /// Clears requests and counters: the guest restarts.
     pub(crate) fn forget_requests(&self) {
-        self.requests.store(0, Ordering::Release);
+        let _ = self.requests.take();
         *self.counters.lock() = ExitCounters::new();
         *self.shown.lock() = (tsc(), ExitCounters::new());
     }
@@ -84,68 +71,46 @@ impl VcpuSlot {
     /// Whether anything was asked since the last call of [`Self::take_requests`].
     #[inline]
     pub(crate) fn asked(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) != 0
+        self.requests.asked()
     }
 
     /// What was asked since the last call.
     pub(crate) fn take_requests(&self) -> Requests {
-        Requests(self.requests.swap(0, Ordering::AcqRel))
-    }
-
-    /// Sends it a guest's vector, from the processor with `own`: posted, where it can be.
-    pub(crate) fn interrupt(&self, own: LocalApic, vector: Vector) {
-        let send = self.posted.map_or(Some(vector), |posted| posted.post(vector));
-        if let Some(vector) = send {
-            own.send(self.processor, vector);
-        }
-    }
-
-    /// Asks for `what`, from the processor with `own`.
-    pub(crate) fn ask(&self, own: LocalApic, what: CpuRequest) {
-        match what {
-            CpuRequest::Init => self.kick(own, START | 0xff << START_VECTOR, INIT),
-            CpuRequest::Start(vector) => {
-                let bits = START | u32::from(vector) << START_VECTOR;
-                self.kick(own, 0xff << START_VECTOR, bits);
-            }
-            CpuRequest::Nmi => self.kick(own, 0, NMI),
-        }
-    }
-
-    /// Has it drop what it has cached of the nested table.
-    pub(crate) fn ask_to_flush(&self, own: LocalApic) {
-        self.kick(own, 0, FLUSH);
-    }
-
-    /// Has it log its registers.
-    pub(crate) fn ask_for_registers(&self, own: LocalApic) {
-        self.kick(own, 0, REGISTERS);
-    }
-
-    /// Has it look at its mailbox (`gdb`).
-    pub(crate) fn ask_to_its_desk(&self, own: LocalApic) {
-        self.kick(own, 0, DEBUGGER);
+        self.requests.take()
     }
 
     /// Whether it shall leave the guest for good.
     pub(crate) fn shall_stop(&self) -> bool {
-        self.requests.load(Ordering::Acquire) & STOP != 0
+        self.requests.look().has(Request::Stop)
     }
 
-    /// Has it see out what the guest has said.
-    pub(crate) fn ask_to_send(&self, own: LocalApic) {
-        self.kick(own, 0, SEND);
+    /// Sends it a guest's vector, from the processor with `own`.
+    pub(crate) fn interrupt(&self, own: LocalApic, vector: Vector) {
+        self.inbox.deliver(own, self.processor, vector);
     }
 
-    /// Has it leave the guest for good.
-    pub(crate) fn ask_to_stop(&self, own: LocalApic) {
-        self.kick(own, 0, STOP);
+    /// Has it say what it holds, and call the processor with `own` then.
+    pub(crate) fn ask_for_a_look(&self, own: LocalApic) {
+        *self.look.lock() = None;
+        self.asker.store(own.id().0, Ordering::Release);
+        self.ask(own, Request::Look);
     }
 
-    /// Takes `clear` out of the requests, puts `set` in, and kicks the processor.
-    fn kick(&self, own: LocalApic, clear: u32, set: u32) {
-        let change = |requests: u32| Some(requests & !clear | set);
-        let _ = self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+    /// Leaves it for who has asked: the processor that is given back.
+    pub(crate) fn show(&self, look: Look) -> ApicId {
+        *self.look.lock() = Some(look);
+        ApicId(self.asker.load(Ordering::Acquire))
+    }
+
+    /// So many exits it has had until now.
+    pub(crate) fn count(&self, counters: &ExitCounters) {
+        *self.counters.lock() = *counters;
+        self.counted_at.store(tsc(), Ordering::Release);
+    }
+
+    /// Asks for something, and brings the CPU out of the guest, from the processor with `own`.
+    pub(crate) fn ask(&self, own: LocalApic, request: Request) {
+        self.requests.ask(request);
         if self.processor != own.id() {
             own.send_nmi(self.processor);
         }

@@ -21,7 +21,7 @@ static KEYS_INTERRUPT: AtomicBool = AtomicBool::new(false);
 /// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
 /// calls the boot processor, which passes the call on.
 pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
-    if !vcpu.set_preemption_timer(Some(hardware.clock.tsc_khz * 1000)) {
+    if !vcpu.set_host_timer(Some(hardware.clock.tsc_khz * 1000)) {
         HPET.call_once(|| match arm_hpet(hardware) {
             Ok(()) => logln!("watchdog: the HPET by NMI, once a second"),
             Err(why) => logln!(
@@ -64,7 +64,6 @@ pub(crate) fn arm_console(hardware: &Hardware) {
 
 /// Has the line of the UART at `base` call the boot processor by NMI, where that has an interrupt of the ISA bus.
 pub(crate) fn arm_uart(hardware: &Hardware, base: u16) -> bool {
-    const NMI_ENTRY: u64 = 4 << 8;
     let Some(irq) = mux::uart::line(base) else { return false };
     let Wired { gsi, active_low, .. } = hardware.isa_line(irq);
     let mut io_apics = hardware.io_apics.iter();
@@ -74,9 +73,7 @@ pub(crate) fn arm_uart(hardware: &Hardware, base: u16) -> bool {
     let target = nmi(hardware.boot_processor.apic.id());
     let entry = match hardware.iommu {
         Some(iommu) => route(iommu, io_apic.id, target, active_low).ok(),
-        None => Some(
-            u64::from(target.destination.0 & 0xff) << 56 | u64::from(active_low) << 13 | NMI_ENTRY,
-        ),
+        None => target.redirection(active_low),
     };
     if let Some(entry) = entry {
         io_apic.set_redirection(input, entry);

@@ -8,12 +8,15 @@
 //!
 //! Path: a guest's UART → [`Mux::guest_output`] → [`queue`] → the [`line`]; the line → [`Mux::typed`] → a guest's
 //! UART, or a [`Command`] that the kernel carries out. What the user sees of it:
-//! `docs/console.md`. Only [`Mux::add_guest`] allocates.
+//! `docs/console.md`. Only [`Mux::add_guest`],
+//! [`Mux::add_function`] and [`help`] allocate.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+mod commands;
+mod complete;
 mod editor;
 pub mod line;
 mod monitor;
@@ -26,7 +29,8 @@ mod typed;
 pub mod uart;
 mod wire;
 
-pub use monitor::{Command, CommandError, GuestRef, parse};
+pub use commands::help;
+pub use monitor::{Command, CommandError, GuestRef, Place, parse};
 pub use mux::{Input, Mux};
 pub use ring::{RING_BYTES, Ring, RingLine};
 pub use typed::Typed;

@@ -1,30 +1,51 @@
 //! The monitor's commands: text in, [`Command`] out. Carrying them out is the kernel's.
 //!
-//! Invariant: the table [`COMMANDS`] is both what is parsed and what `help` prints; a guest in a
-//! [`Command`] is one of the names that the parser was given.
+//! Invariant: a guest in a [`Command`] is one of the names that the parser was given. What there is to type stands in
+//! [`crate::commands`].
 
 use alloc::string::String;
 use core::fmt;
+
+use arch::Bdf;
+
+use crate::commands::{self, Entry, Shape};
 
 /// A guest by its index, in the order of the configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestRef(pub usize);
 
+/// An address of a guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Whose.
+    pub guest: GuestRef,
+    /// Guest-physical or linear, as the command says.
+    pub address: u64,
+    /// The CPU whose tables are meant, where that matters: the first if none is given.
+    pub cpu: Option<u32>,
+}
+
 /// What the user asks of the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
-    /// Lists the commands: [`crate::Mux::help`].
-    Help,
+    /// Lists the commands, or says more of one: [`crate::Mux::help`].
+    Help(Option<&'static str>),
     /// Every guest: its state, CPUs and memory.
     Guests,
     /// Exits by reason, of one guest or of all.
     Exits(Option<GuestRef>),
+    /// Exits of all guests, again and again, until [`Command::EndTop`].
+    Top,
+    /// A key was typed: [`Command::Top`] ends.
+    EndTop,
     /// The vectors of every guest, and what raises them.
     Irqs,
     /// Every PCI function and its owner.
     Devices,
     /// The IOMMU: tables and faults.
     Iommu,
+    /// What the IOMMU was told of a function.
+    Vtd(Bdf),
     /// Registers of one CPU of a guest, or of all its CPUs.
     Regs {
         /// Whose.
@@ -33,10 +54,35 @@ pub enum Command {
         /// many there are.
         cpu: Option<u32>,
     },
+    /// Bytes of a guest's RAM.
+    Memory {
+        /// By guest-physical address.
+        place: Place,
+        /// How many.
+        bytes: u64,
+    },
+    /// The same through the guest's own tables.
+    Virtual {
+        /// By linear address.
+        place: Place,
+        /// How many.
+        bytes: u64,
+    },
+    /// Where a linear address leads.
+    Walk(Place),
+    /// The IDT of a guest's CPU.
+    Gates {
+        /// Whose.
+        guest: GuestRef,
+        /// Which of the guest's CPUs.
+        cpu: Option<u32>,
+    },
+    /// All that one needs when a guest hangs.
+    Report(GuestRef),
     /// The last lines of the log.
     Log,
     /// Who has how much memory.
-    Memory,
+    Sizes,
     /// Starts a guest that has ended.
     Start(GuestRef),
     /// Stops a guest, as if its power was cut.
@@ -47,59 +93,9 @@ pub enum Command {
     Reboot,
 }
 
-/// A line of the table.
-struct Entry {
-    word: &'static str,
-    shape: Shape,
-    help: &'static str,
-}
-
-/// Which arguments a command takes, and what becomes of them.
-enum Shape {
-    Plain(Command),
-    MayGuest(fn(Option<GuestRef>) -> Command),
-    Guest(fn(GuestRef) -> Command),
-    GuestMayCpu(fn(GuestRef, Option<u32>) -> Command),
-}
-
-impl Shape {
-    const fn arguments(&self) -> &'static str {
-        match self {
-            Self::Plain(_) => "",
-            Self::MayGuest(_) => " [GUEST]",
-            Self::Guest(_) => " GUEST",
-            Self::GuestMayCpu(_) => " GUEST [CPU]",
-        }
-    }
-}
-
-const fn entry(word: &'static str, shape: Shape, help: &'static str) -> Entry {
-    Entry { word, shape, help }
-}
-
-static COMMANDS: [Entry; 13] = [
-    entry("help", Shape::Plain(Command::Help), "this list"),
-    entry("guests", Shape::Plain(Command::Guests), "every guest: state, CPUs, memory"),
-    entry(
-        "exits",
-        Shape::MayGuest(Command::Exits),
-        "exits by reason, and their rates since last asked",
-    ),
-    entry("irqs", Shape::Plain(Command::Irqs), "each guest's vectors, and what raises them"),
-    entry("devices", Shape::Plain(Command::Devices), "every PCI function and its owner"),
-    entry("iommu", Shape::Plain(Command::Iommu), "the IOMMU and its faults"),
-    entry(
-        "regs",
-        Shape::GuestMayCpu(|guest, cpu| Command::Regs { guest, cpu }),
-        "registers of a guest's CPU (the first is 0), even of a hung one",
-    ),
-    entry("log", Shape::Plain(Command::Log), "the last lines of the log, from memory"),
-    entry("memory", Shape::Plain(Command::Memory), "who has how much memory"),
-    entry("start", Shape::Guest(Command::Start), "start a guest that has ended"),
-    entry("stop", Shape::Guest(Command::Stop), "stop a guest, as if its power was cut"),
-    entry("restart", Shape::Guest(Command::Restart), "stop a guest and start it afresh"),
-    entry("reboot", Shape::Plain(Command::Reboot), "reset the machine"),
-];
+/// Bytes that are shown where none is said, and at most.
+const BYTES: u64 = 64;
+const MAX_BYTES: u64 = 1024;
 
 /// Why a line is no command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +127,12 @@ pub enum CommandError<'a> {
     },
     /// A CPU is a number.
     BadCpu(&'a str),
+    /// An address is a hexadecimal number.
+    BadAddress(&'a str),
+    /// Not a number of bytes, or too many.
+    BadBytes(&'a str),
+    /// No PCI function is written so.
+    BadFunction(&'a str),
 }
 
 impl fmt::Display for CommandError<'_> {
@@ -150,6 +152,15 @@ impl fmt::Display for CommandError<'_> {
             }
             Self::BadCpu(found) => {
                 write!(f, "\"{found}\" is no CPU: give its number in the guest, from 0")
+            }
+            Self::BadAddress(found) => {
+                write!(f, "\"{found}\" is no address: give it in hexadecimal, such as 0x1000")
+            }
+            Self::BadBytes(found) => {
+                write!(f, "\"{found}\" is no number of bytes: give 1 to {MAX_BYTES}")
+            }
+            Self::BadFunction(found) => {
+                write!(f, "\"{found}\" is no PCI function: `devices` lists them, such as 00:04.0")
             }
         }
     }
@@ -178,20 +189,31 @@ impl fmt::Display for Guests<'_> {
 pub fn parse<'a>(line: &'a str, guests: &'a [String]) -> Result<Option<Command>, CommandError<'a>> {
     let mut words = line.split_ascii_whitespace();
     let Some(word) = words.next() else { return Ok(None) };
-    let entry = COMMANDS.iter().find(|entry| entry.word == word);
-    let Entry { word, shape, .. } = entry.ok_or(CommandError::UnknownCommand(word))?;
+    let Entry { word, shape, .. } =
+        commands::find(word).ok_or(CommandError::UnknownCommand(word))?;
     let arguments = shape.arguments();
     let guest = |found| find_guest(found, guests);
-    let needed = |found: Option<&'a str>| {
-        guest(found.ok_or(CommandError::MissingArgument { word, arguments })?)
-    };
+    let needed =
+        |found: Option<&'a str>| found.ok_or(CommandError::MissingArgument { word, arguments });
     let command = match shape {
         Shape::Plain(command) => *command,
+        Shape::MayCommand => Command::Help(words.next().map(known).transpose()?),
         Shape::MayGuest(command) => command(words.next().map(guest).transpose()?),
-        Shape::Guest(command) => command(needed(words.next())?),
+        Shape::Guest(command) => command(guest(needed(words.next())?)?),
+        Shape::Function(command) => command(function(needed(words.next())?)?),
         Shape::GuestMayCpu(command) => {
-            let guest = needed(words.next())?;
+            let guest = guest(needed(words.next())?)?;
             command(guest, words.next().map(cpu).transpose()?)
+        }
+        Shape::GuestAddressMayCpu(command) => {
+            let (guest, found) = (guest(needed(words.next())?)?, needed(words.next())?);
+            let (address, cpu) = (address(found)?, words.next().map(cpu).transpose()?);
+            command(Place { guest, address, cpu })
+        }
+        Shape::GuestAddressMayBytes(command) => {
+            let (guest, found) = (guest(needed(words.next())?)?, needed(words.next())?);
+            let bytes = words.next().map_or(Ok(BYTES), bytes)?;
+            command(Place { guest, address: address(found)?, cpu: None }, bytes)
         }
     };
     match words.next() {
@@ -214,9 +236,28 @@ fn cpu(found: &str) -> Result<u32, CommandError<'_>> {
     found.parse().map_err(|_| CommandError::BadCpu(found))
 }
 
-/// What `help` prints, a line for each command: what to type, and what it does.
-pub(crate) fn help() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
-    COMMANDS.iter().map(|entry| (entry.word, entry.shape.arguments(), entry.help))
+fn known(found: &str) -> Result<&'static str, CommandError<'_>> {
+    commands::find(found).map(|entry| entry.word).ok_or(CommandError::UnknownCommand(found))
+}
+
+fn function(found: &str) -> Result<Bdf, CommandError<'_>> {
+    found.parse().map_err(|_| CommandError::BadFunction(found))
+}
+
+fn address(found: &str) -> Result<u64, CommandError<'_>> {
+    let digits = found.strip_prefix("0x").unwrap_or(found);
+    // `from_str_radix` takes a sign.
+    let number = || u64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+'));
+    number().ok_or(CommandError::BadAddress(found))
+}
+
+fn bytes(found: &str) -> Result<u64, CommandError<'_>> {
+    let number = match found.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => found.parse(),
+    };
+    let bytes = number.ok().filter(|bytes| (1..=MAX_BYTES).contains(bytes));
+    bytes.ok_or(CommandError::BadBytes(found))
 }
 
 #[cfg(test)]
@@ -239,19 +280,38 @@ mod tests {
 
     #[test]
     fn every_command_of_the_table_is_understood_as_help_writes_it() {
-        for (word, arguments, _) in help() {
+        for Entry { word, shape, .. } in &commands::COMMANDS {
+            let arguments = shape.arguments();
             let full = arguments.replace(['[', ']'], "").replace("GUEST", "linux");
-            let line = format!("{word}{}", full.replace("CPU", "3"));
+            let full = full.replace("CPU", "3").replace("ADDRESS", "0x10").replace("BYTES", "16");
+            let full = full.replace("COMMAND", "exits").replace("FUNCTION", "00:04.0");
+            let line = format!("{word}{full}");
             assert!(parse(&line, &names()).unwrap().is_some(), "{line}");
             let error = CommandError::UnexpectedArgument { word, arguments, found: "more" };
             assert_eq!(parse(&format!("{line} more"), &names()), Err(error));
         }
     }
 
+    const HIGH: u64 = 0xffff_ffff_8100_0000;
+
+    const fn at(address: u64) -> Place {
+        Place { guest: GuestRef(0), address, cpu: None }
+    }
+
     #[test]
     fn each_command_is_the_one_that_its_word_says() {
         let all = [
-            ("help", Command::Help),
+            ("help", Command::Help(None)),
+            ("help mem", Command::Help(Some("mem"))),
+            ("top", Command::Top),
+            ("vtd 00:1f.2", Command::Vtd(Bdf::new(0, 31, 2))),
+            ("mem 1 1000", Command::Memory { place: at(0x1000), bytes: 64 }),
+            ("mem linux 0x10 0x20", Command::Memory { place: at(16), bytes: 32 }),
+            ("virt linux ffffffff81000000 7", Command::Virtual { place: at(HIGH), bytes: 7 }),
+            ("walk linux ffffffff81000000", Command::Walk(at(HIGH))),
+            ("walk linux 0 2", Command::Walk(Place { cpu: Some(2), ..at(0) })),
+            ("idt 1", Command::Gates { guest: GuestRef(0), cpu: None }),
+            ("report 1", Command::Report(GuestRef(0))),
             ("guests", Command::Guests),
             ("exits", Command::Exits(None)),
             ("exits linux", Command::Exits(Some(GuestRef(0)))),
@@ -261,7 +321,7 @@ mod tests {
             ("regs linux", Command::Regs { guest: GuestRef(0), cpu: None }),
             (" regs  3\t1 ", Command::Regs { guest: GuestRef(2), cpu: Some(1) }),
             ("log", Command::Log),
-            ("memory", Command::Memory),
+            ("memory", Command::Sizes),
             ("start 1", Command::Start(GuestRef(0))),
             ("stop 1", Command::Stop(GuestRef(0))),
             ("restart 1", Command::Restart(GuestRef(0))),
@@ -303,12 +363,23 @@ mod tests {
             sentence("regs linux x"),
             "\"x\" is no CPU: give its number in the guest, from 0"
         );
+        for (line, words) in [
+            ("mem linux", "mem lacks an argument: write `mem GUEST ADDRESS [BYTES]`"),
+            ("mem linux xyz", "\"xyz\" is no address: give it in hexadecimal, such as 0x1000"),
+            ("mem linux +1", "\"+1\" is no address: give it in hexadecimal, such as 0x1000"),
+            ("mem linux 0 0", "\"0\" is no number of bytes: give 1 to 1024"),
+            ("virt linux 0 1025", "\"1025\" is no number of bytes: give 1 to 1024"),
+            ("vtd 4", "\"4\" is no PCI function: `devices` lists them, such as 00:04.0"),
+            ("help halt", "there is no command \"halt\": `help` lists them"),
+        ] {
+            assert_eq!(sentence(line), words);
+        }
     }
 
     proptest! {
         #[test]
         fn any_line_is_parsed_or_refused_in_one_line(
-            line in ".{0,40}|(help|exits|regs|stop|linux|[0-9]{1,20}| |\t){0,8}"
+            line in ".{0,40}|(help|exits|regs|mem|walk|vtd|stop|linux|[0-9a-fx:.]{1,20}| |\t){0,8}"
         ) {
             if let Err(error) = parse(&line, &names()) {
                 prop_assert!(!error.to_string().is_empty());

@@ -7,6 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::complete::{self, Known};
 use crate::editor::{Edited, Editor};
 use crate::monitor::{self, Command, Guests};
 use crate::queue::Owner;
@@ -16,6 +17,8 @@ use crate::{ESCAPE, LOG, Sink};
 /// The keys behind Ctrl-A, for the user. The `x` never arrives here: `nexit run` keeps it.
 const KEYS: &str = "Ctrl-A, then 1 to 8: that guest; n: the next guest, or back from the monitor; \
                     m: the monitor; Ctrl-A: a Ctrl-A; h or ?: this; x: end `nexit run`";
+
+const BELL: u8 = 0x07;
 
 /// The serial line.
 ///
@@ -31,6 +34,10 @@ pub struct Mux {
     /// The last key was the escape key.
     escaped: bool,
     editor: Editor,
+    /// What Tab knows of PCI functions.
+    functions: Vec<String>,
+    /// The monitor shows a live table, until a key.
+    live: bool,
 }
 
 /// What a key asks for.
@@ -55,6 +62,8 @@ impl Mux {
             in_monitor: false,
             escaped: false,
             editor: Editor::new(),
+            functions: Vec::new(),
+            live: false,
         }
     }
 
@@ -63,6 +72,11 @@ impl Mux {
     pub fn add_guest(&mut self, name: String) {
         self.names.push(name);
         self.wire.add_guest();
+    }
+
+    /// Adds a PCI function, which Tab completes.
+    pub fn add_function(&mut self, name: String) {
+        self.functions.push(name);
     }
 
     /// Takes a byte of a guest's console.
@@ -106,19 +120,10 @@ impl Mux {
         }
     }
 
-    /// Answers [`Command::Help`].
-    pub fn help(&mut self, sink: &mut Sink<'_>) {
-        for (word, arguments, help) in monitor::help() {
-            // The longest, `regs GUEST [CPU]`, has 16 characters.
-            let space = 18_usize.saturating_sub(word.len() + arguments.len());
-            self.log_line(format_args!("{word}{arguments}{:space$}{help}", ""), sink);
-        }
-    }
-
     /// Puts the monitor's prompt on the line, if the monitor is typed to: for when a command has
     /// been answered.
     pub fn prompt(&mut self, sink: &mut Sink<'_>) {
-        if self.in_monitor && !self.wire.has_prompt() {
+        if self.in_monitor && !self.live && !self.wire.has_prompt() {
             self.wire.prompt(sink);
             self.editor.text().bytes().for_each(sink);
         }
@@ -127,7 +132,10 @@ impl Mux {
     /// Takes a byte that was typed.
     pub fn typed(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
         if core::mem::take(&mut self.escaped) {
-            return self.escaped_key(byte, sink);
+            let input = self.escaped_key(byte, sink);
+            // Nobody looks at the live table any more.
+            let left = !self.in_monitor && core::mem::take(&mut self.live);
+            return if left { Input::Monitor(Command::EndTop) } else { input };
         }
         if byte == ESCAPE {
             self.escaped = true;
@@ -142,14 +150,21 @@ impl Mux {
             let there = self.guest < self.names.len();
             return if there { Input::ToGuest(self.guest, byte) } else { Input::None };
         }
+        if core::mem::take(&mut self.live) {
+            return Input::Monitor(Command::EndTop);
+        }
         self.prompt(sink);
         match self.editor.key(byte, sink) {
             Edited::Open => return Input::None,
+            Edited::Tab => self.complete(sink),
             Edited::Abandoned => self.wire.end_line(sink),
             Edited::Entered => {
                 self.wire.end_line(sink);
                 match monitor::parse(self.editor.take().text(), &self.names) {
-                    Ok(Some(command)) => return Input::Monitor(command),
+                    Ok(Some(command)) => {
+                        self.live = command == Command::Top;
+                        return Input::Monitor(command);
+                    }
                     Ok(None) => {}
                     Err(error) => self.wire.own_line(LOG, format_args!("{error}"), sink),
                 }
@@ -157,6 +172,22 @@ impl Mux {
         }
         self.prompt(sink);
         Input::None
+    }
+
+    /// Completes the word that is being typed, as far as there is one way; else says what the ways are.
+    fn complete(&mut self, sink: &mut Sink<'_>) {
+        let Self { names, functions, editor, wire, .. } = self;
+        let line = *editor.typing();
+        let known = Known { guests: names.as_slice(), functions: functions.as_slice() };
+        let (begun, words) = complete::candidates(line.text(), known);
+        let rest = complete::common(words.clone()).get(begun.len()..).unwrap_or_default();
+        editor.insert(rest, sink);
+        match words.clone().count() {
+            0 => sink(BELL),
+            1 => editor.insert(" ", sink),
+            _ if rest.is_empty() => wire.own_line(LOG, format_args!("{}", Words(words)), sink),
+            _ => {}
+        }
     }
 
     /// The key behind the escape key.
@@ -196,6 +227,22 @@ impl Mux {
             let text = "typing to the monitor: `help` lists its commands, Ctrl-A n goes back";
             self.log_line(format_args!("{text}"), sink);
         }
+    }
+}
+
+/// Words in a row.
+struct Words<I>(I);
+
+impl<'a, I: Iterator<Item = &'a str> + Clone> fmt::Display for Words<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// A line holds no more; what has more in common is to be typed first.
+        const MAX_LISTED: usize = 64;
+        let mut blank = "";
+        for word in self.0.clone().take(MAX_LISTED) {
+            write!(f, "{blank}{word}")?;
+            blank = " ";
+        }
+        f.write_str(if self.0.clone().nth(MAX_LISTED).is_some() { " .." } else { "" })
     }
 }
 

@@ -163,13 +163,39 @@ fn a_command_that_was_cut_in_two_by_output_is_shown_again_with_the_next_key() {
 }
 
 #[test]
-fn help_lists_every_command_in_columns() {
+fn tab_completes_what_is_known_and_lists_what_is_not_clear() {
+    let mut line = Line::with(&["linux", "lisp"]);
+    line.mux.add_function("00:04.0".to_owned());
+    line.keys(b"\x01m");
+    line.sent();
+    assert_eq!(line.keys(b"reg\tl\tn\t\r").len(), 1);
+    assert_eq!(line.sent(), "regs linux \r\n");
+    line.mux.prompt(&mut |byte| line.sent.push(byte));
+    line.sent();
+    line.keys(b"re\t");
+    assert_eq!(line.sent(), "re\r\n#nexit: regs report restart reboot\r\n#nexit> re");
+    line.keys(b"\x15vtd \t\x15x\t");
+    assert_eq!(
+        line.sent(),
+        "\x08 \x08\x08 \x08vtd 00:04.0 ".to_owned() + &"\x08 \x08".repeat(12) + "x\x07"
+    );
+}
+
+#[test]
+fn a_live_table_ends_with_any_key_and_where_the_focus_goes() {
     let mut line = Line::with(&["a"]);
-    line.mux.help(&mut |byte| line.sent.push(byte));
-    let help = line.sent();
-    assert!(help.starts_with("#nexit: help              this list\r\n"), "{help}");
-    assert!(help.contains("#nexit: regs GUEST [CPU]  registers of"), "{help}");
-    assert_eq!(help.lines().count(), 13);
+    line.keys(b"\x01m");
+    line.sent();
+    assert_eq!(line.keys(b"top\r"), [Input::Monitor(Command::Top)]);
+    line.mux.prompt(&mut |byte| line.sent.push(byte));
+    assert_eq!(line.sent(), "top\r\n", "no prompt meanwhile");
+    assert_eq!(line.keys(b"q"), [Input::Monitor(Command::EndTop)], "the key is no part of a line");
+    line.mux.prompt(&mut |byte| line.sent.push(byte));
+    assert_eq!(line.sent(), "#nexit> ");
+    assert_eq!(
+        line.keys(b"top\r\x011x"),
+        [Input::Monitor(Command::Top), Input::Monitor(Command::EndTop), Input::ToGuest(0, b'x'),]
+    );
 }
 
 const NAMES: [&str; 3] = ["a", "b", "ab"];

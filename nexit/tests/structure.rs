@@ -1,5 +1,6 @@
 //! The structure that `docs/architecture.md` draws is the one that the code has: crates and the modules of `kernel`
-//! name only what stands below them.
+//! name only what stands below them, the two vendors are named where the page says, and its walks name files and
+//! functions that exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests: a panic is the failure
 
@@ -46,12 +47,21 @@ fn wrong(layers: &[Vec<String>], imports: &Imports) -> Imports {
     wrong
 }
 
+/// A source text without its comments.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+/// The lines of code in which one of these words stands, in whatever case.
+fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
+    let code = code(text).to_lowercase();
+    let named = |line: &&str| words.iter().any(|word| line.contains(word));
+    code.lines().filter(named).map(|line| line.trim().to_owned()).collect()
+}
+
 /// The first names behind each `crate::` of a source text.
 fn named(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n")
-        .collect();
+    let code = code(text);
     let word = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
     };
@@ -167,6 +177,58 @@ fn crates_depend_only_on_what_is_below_them() {
     );
 }
 
+#[test]
+fn only_the_seam_between_the_vendors_names_their_crates() {
+    let mut all = Vec::new();
+    files(&root().join("kernel/src"), &mut all);
+    let seam = root().join("kernel/src/backend.rs");
+    assert!(all.contains(&seam));
+    for path in all.iter().filter(|path| **path != seam) {
+        let lines = lines_with(&fs::read_to_string(path).unwrap(), &["vmx::", "svm::"]);
+        assert!(
+            lines.is_empty(),
+            "{} names a back end's crate, which only kernel/src/backend.rs may: {lines:?}",
+            path.display()
+        );
+    }
+}
+
+/// What VT-x alone has, and what it was called in the contract until it was said in words that fit both.
+const OF_ONE_VENDOR: [&str; 13] = [
+    "vmx",
+    "svm",
+    "vmcs",
+    "vmcb",
+    "preemption",
+    "notification",
+    "virtual_apic",
+    "apicpage",
+    "virtualinterrupts",
+    "set_reachable",
+    "take_posted",
+    "endofinterrupt",
+    "apicwrite(",
+];
+
+#[test]
+fn the_contract_of_a_virtual_cpu_has_no_name_that_is_one_vendors() {
+    for file in ["vcpu.rs", "exit.rs", "setup.rs", "interrupt.rs"] {
+        let text = fs::read_to_string(root().join("arch/src").join(file)).unwrap();
+        let lines = lines_with(&text, &OF_ONE_VENDOR);
+        assert!(lines.is_empty(), "arch/src/{file}: say it so that it fits both: {lines:?}");
+    }
+}
+
+#[test]
+fn a_name_of_one_vendor_is_found_in_code_and_not_in_comments() {
+    let text = "// VMX: vmx::on\n  let x = Vmx::y; // svm::\nExitReason::PreemptionTimer\n";
+    assert_eq!(lines_with(text, &["vmx::", "svm::"]), ["let x = vmx::y;"]);
+    assert_eq!(
+        lines_with(text, &OF_ONE_VENDOR),
+        ["let x = vmx::y;", "exitreason::preemptiontimer"]
+    );
+}
+
 fn pairs(text: &str) -> Imports {
     let pair = |pair: &str| pair.split_once('>').map(|(a, b)| (a.to_owned(), b.to_owned()));
     text.split(' ').filter_map(pair).collect()
@@ -186,4 +248,46 @@ fn all_ways_to_name_a_module_are_seen() {
     let text = "use crate::a::B;\nuse crate::{c, d::{E, f::G},\n  h as i};\n// use crate::x;\nlet y = crate::j::k();\n";
     let names: Vec<String> = named(text).into_iter().collect();
     assert_eq!(names, ["a", "c", "d", "h", "j"]);
+}
+
+/// The files of a walk, each with the names in backquotes that its row gives: the rows of the first table below the
+/// heading `## PATH: …`.
+fn walk(page: &str, path: &str) -> Vec<(String, Vec<String>)> {
+    let (_, rest) = page.split_once(&format!("\n## {path}: ")).expect("the page has that path");
+    let rows = rest.lines().skip_while(|line| !line.starts_with("| 1 |"));
+    let row = |line: &str| {
+        let mut quoted = line.split('`').skip(1).step_by(2).map(str::to_owned);
+        (quoted.next().unwrap(), quoted.collect())
+    };
+    rows.take_while(|line| line.starts_with('|')).map(row).collect()
+}
+
+/// The names of a walk's row that do not occur in its file.
+fn lost(file: &str, names: &[String]) -> Vec<String> {
+    let Ok(text) = fs::read_to_string(root().join(file)) else { return vec![file.to_owned()] };
+    let words: BTreeSet<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let word = |name: &String| name.rsplit("::").next().unwrap().to_owned();
+    let is_name = |name: &&String| name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
+    let lost = names.iter().filter(is_name).filter(|name| !words.contains(word(name).as_str()));
+    lost.map(|name| format!("{file}: {name}")).collect()
+}
+
+#[test]
+fn each_walk_has_at_most_eight_files_that_hold_what_it_names() {
+    let page = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    for path in ["Path 1", "Path 2", "Path 3"] {
+        let rows = walk(&page, path);
+        assert!((1..=8).contains(&rows.len()), "{path}: {} files", rows.len());
+        let lost: Vec<_> = rows.iter().flat_map(|(file, names)| lost(file, names)).collect();
+        assert!(lost.is_empty(), "{path}: {lost:?}");
+    }
+}
+
+#[test]
+fn a_walk_that_names_what_its_file_does_not_have_is_found() {
+    let named = ["layers", "BTreeSet::new", "a path/with.marks"].map(str::to_owned);
+    assert!(lost("nexit/tests/structure.rs", &named).is_empty());
+    let none = ["not", "there"].concat();
+    assert_eq!(lost("nexit/tests/structure.rs", std::slice::from_ref(&none)).len(), 1);
+    assert_eq!(lost("nexit/tests/no_such_file.rs", &[]), ["nexit/tests/no_such_file.rs"]);
 }

@@ -3,7 +3,7 @@
 //!
 //! Pure. Invariant: what no pass names is intercepted.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
 use arch::msr::{MsrPass, PortRange};
 
@@ -59,6 +59,24 @@ impl IoPermissionMap {
                 *byte &= !(1 << (port % 8));
             }
         }
+    }
+}
+
+/// The maps that all virtual CPUs of a guest share. Any bytes are some.
+#[repr(C, align(4096))]
+pub struct PermissionMaps {
+    msrs: MsrPermissionMap,
+    ports: IoPermissionMap,
+}
+
+impl PermissionMaps {
+    /// Bytes from the MSR permission map to the I/O permission map.
+    pub(crate) const IO_OFFSET: u64 = offset_of!(Self, ports) as u64;
+
+    /// These MSRs and ports do not exit, all others do.
+    pub fn set(&mut self, msrs: &[MsrPass], ports: &[PortRange]) {
+        self.msrs.set(msrs);
+        self.ports.set(ports);
     }
 }
 

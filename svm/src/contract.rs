@@ -7,6 +7,7 @@ use core::fmt;
 
 use arch::Hpa;
 use arch::exit::{ExitReason, Vectoring};
+use arch::interrupt::InterruptRegisters;
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
@@ -131,6 +132,12 @@ impl Vcpu for SvmVcpu {
         self.vmcb().save.cr0
     }
 
+    fn set_cr0(&mut self, value: u64) {
+        self.vmcb_mut().save.cr0 = value;
+        self.update_lma();
+        self.flush();
+    }
+
     fn cr2(&self) -> u64 {
         self.vmcb().save.cr2
     }
@@ -141,6 +148,12 @@ impl Vcpu for SvmVcpu {
 
     fn cr3(&self) -> u64 {
         self.vmcb().save.cr3
+    }
+
+    /// With nested paging the CPU reads the pointers from memory (APM "Nested Paging", "Guest CR3").
+    fn set_cr3(&mut self, value: u64, _: Option<[u64; 4]>) {
+        self.vmcb_mut().save.cr3 = value;
+        self.flush();
     }
 
     fn cr4(&self) -> u64 {
@@ -244,12 +257,12 @@ impl Vcpu for SvmVcpu {
         save.rflags & Rflags::IF.bits() != 0 && control.interrupt_shadow & INTERRUPT_SHADOW == 0
     }
 
-    fn task_priority(&self, known: u8) -> u8 {
-        self.shown_priority(known)
+    fn show_interrupts(&mut self, registers: &InterruptRegisters, awaited: u8) {
+        self.show_priority(registers.tpr, awaited);
     }
 
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        self.show_priority(priority, awaited);
+    fn take_interrupts(&mut self, registers: &mut InterruptRegisters) {
+        registers.tpr = self.shown_priority(registers.tpr);
     }
 
     fn set_interrupt_window(&mut self, wanted: bool) {
@@ -262,10 +275,6 @@ impl Vcpu for SvmVcpu {
 
     fn let_halt(&mut self) {
         controls::let_halt(&mut self.vmcb_mut().control);
-    }
-
-    fn exception_intercepts(&self) -> u32 {
-        self.vmcb().control.intercept_exceptions
     }
 
     /// DR6 and DR7 are the VMCB's. An exit leaves the others as the guest had them, and DR7 with nothing on (APM "#VMEXIT").
@@ -288,7 +297,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcb_mut().control.intercept_exceptions = bitmap;
+        self.vmcb_mut().control.intercept_exceptions = exception::ALWAYS_EXIT | bitmap;
     }
 
     fn flush_nested(&mut self) {
@@ -296,7 +305,7 @@ impl Vcpu for SvmVcpu {
     }
 
     /// AMD-V has none.
-    fn set_preemption_timer(&mut self, _ticks: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, _ticks: Option<u64>) -> bool {
         false
     }
 

@@ -92,18 +92,22 @@ const FLUSH_THIS_GUEST: u32 = 3;
 /// What is switched on and off while the guest runs.
 const SWITCHED: Intercepts3 = Intercepts3::VINTR.union(Intercepts3::HLT).union(Intercepts3::IRET);
 
+/// What passes: with nested paging the CPU makes a guest's task switch by itself, and nothing that it loads is the host's
+/// (APM "Task Switch Intercept").
+const PASSES: Intercepts3 = Intercepts3::TASK_SWITCH;
+
 /// Sets what exits, and how physical interrupts meet the guest. WBINVD passes: a guest that owns
 /// devices may need it, and it only writes back.
 pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
-    let mut misc = Intercepts3::all() - SWITCHED - Intercepts3::INTR;
+    let mut misc = Intercepts3::all() - SWITCHED - PASSES - Intercepts3::INTR;
     match mode {
         InterruptMode::Exitless => {
-            control.intercept_exceptions = 1 << exception::NP;
+            control.intercept_exceptions = exception::ALWAYS_EXIT | 1 << exception::NP;
             control.virtual_interrupt = 0;
         }
         InterruptMode::Exiting | InterruptMode::Posted => {
             misc |= Intercepts3::INTR;
-            control.intercept_exceptions = 0;
+            control.intercept_exceptions = exception::ALWAYS_EXIT;
             control.virtual_interrupt = V_INTR_MASKING;
         }
     }
@@ -171,13 +175,14 @@ mod tests {
         let control = intercepts(InterruptMode::Exitless);
         let quiet = Intercepts3::INTR | Intercepts3::VINTR | Intercepts3::HLT;
         assert_eq!(control.intercept_3 & quiet.bits(), 0);
+        assert_eq!(control.intercept_3 & Intercepts3::TASK_SWITCH.bits(), 0);
         let probe = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 31;
         assert_eq!(control.intercept_3 & probe, probe);
         // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.
         assert_eq!(control.intercept_3 & 0x02bb_c3a0, 0);
         assert_eq!(control.intercept_4, 0x207f);
         assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
-        assert_eq!(control.intercept_exceptions, 1 << 11);
+        assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 11 | 1 << 17);
         assert_eq!(control.virtual_interrupt, 0);
     }
 
@@ -187,7 +192,7 @@ mod tests {
             (intercepts(InterruptMode::Exitless), intercepts(InterruptMode::Exiting));
         assert_eq!(more.intercept_3, less.intercept_3 | 1);
         assert_eq!(more.virtual_interrupt, V_INTR_MASKING);
-        assert_eq!(more.intercept_exceptions, 0);
+        assert_eq!(more.intercept_exceptions, 1 << 1 | 1 << 17);
     }
 
     #[test]

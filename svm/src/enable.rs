@@ -4,6 +4,7 @@
 //! Invariant: nothing that could raise #GP is done before [`check`] has said yes.
 
 use core::fmt;
+use core::marker::PhantomData;
 
 use arch::Hpa;
 use arch::machine::CpuidResult;
@@ -147,15 +148,51 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
     })
 }
 
-/// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's
-/// state; it belongs to this CPU alone until [`disable`].
+/// Proof that AMD-V is on on this CPU, which goes off when this is dropped. Not `Send`: it stays on its CPU.
+#[derive(Debug)]
+pub struct SvmOn {
+    /// What this CPU has beyond the necessary.
+    pub features: Features,
+    _this_cpu: PhantomData<*mut ()>,
+}
+
+impl SvmOn {
+    /// From here to the next exit no NMI is lost: it stays pending for the guest and exits there. (GIF is clear from
+    /// the first exit on; VMRUN sets it for the guest.)
+    pub fn hold_nmis(&self) {
+        // SAFETY: AMD-V is on, so this is privilege level 0 and the instruction exists.
+        unsafe { core::arch::asm!("clgi", options(nostack)) };
+    }
+
+    /// The host takes the NMIs held since [`Self::hold_nmis`] or an exit.
+    pub fn release_nmis(&self) {
+        // SAFETY: AMD-V is on; the host's handlers take whatever was held back, and IF is clear.
+        unsafe { core::arch::asm!("stgi", options(nostack)) };
+    }
+}
+
+impl Drop for SvmOn {
+    /// Switches AMD-V off with GIF set, as it has to be before (APM "Global Interrupt Flag").
+    fn drop(&mut self) {
+        self.release_nmis();
+        // SAFETY: SVM is on, so the MSR is there.
+        unsafe { write_msr(VM_HSAVE_PA, 0) };
+        // SAFETY: every 64-bit CPU has EFER; privilege level 0.
+        let efer = unsafe { read_msr(IA32_EFER) };
+        // SAFETY: whoever made a virtual CPU promised that it is gone by now; the rest is kept.
+        unsafe { write_msr(IA32_EFER, efer & !Efer::SVME.bits()) };
+    }
+}
+
+/// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's state.
 ///
 /// # Errors
 /// What [`check`] finds missing. Nothing has been changed then.
 ///
 /// # Safety
-/// The caller runs at privilege level 0, and nothing else uses the frame at `hsave`.
-pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
+/// The caller runs at privilege level 0, with interrupts off and an IDT that handles NMIs, and nothing that this returned before lives on this
+/// CPU. The frame at `hsave` is this CPU's alone for as long as what this returns lives.
+pub unsafe fn enable(hsave: Hpa) -> Result<SvmOn, SvmError> {
     // SAFETY: privilege level 0, as the caller promises.
     let capabilities = unsafe { Capabilities::read() };
     let features = check(&capabilities)?;
@@ -169,24 +206,7 @@ pub unsafe fn enable(hsave: Hpa) -> Result<Features, SvmError> {
     unsafe { write_msr(IA32_EFER, efer | Efer::SVME.bits()) };
     // SAFETY: SVM is on; the address is a frame's and the caller gives the frame away.
     unsafe { write_msr(VM_HSAVE_PA, hsave.as_u64()) };
-    Ok(features)
-}
-
-/// Switches AMD-V off again, on the CPU that runs this, with GIF set. The frame that [`enable`] was
-/// given is free afterwards.
-///
-/// # Safety
-/// Privilege level 0, [`enable`] has succeeded on this CPU, and no virtual CPU lives on it. The host's
-/// IDT handles NMIs.
-pub unsafe fn disable() {
-    // SAFETY: SVM is on; GIF has to be set before it goes (APM "Global Interrupt Flag"), IF is clear.
-    unsafe { core::arch::asm!("stgi", options(nostack)) };
-    // SAFETY: SVM is on, so the MSR is there.
-    unsafe { write_msr(VM_HSAVE_PA, 0) };
-    // SAFETY: every 64-bit CPU has EFER; privilege level 0.
-    let efer = unsafe { read_msr(IA32_EFER) };
-    // SAFETY: no guest is entered any more; the rest is kept.
-    unsafe { write_msr(IA32_EFER, efer & !Efer::SVME.bits()) };
+    Ok(SvmOn { features, _this_cpu: PhantomData })
 }
 
 #[cfg(test)]

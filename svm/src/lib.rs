@@ -33,6 +33,6 @@ mod step;
 pub mod vcpu;
 pub mod vmcb;
 
-pub use bitmap::{IoPermissionMap, MsrPermissionMap};
-pub use enable::{Capabilities, Features, SvmError, check, disable, enable};
-pub use vcpu::{SvmVcpu, VcpuSetup};
+pub use bitmap::PermissionMaps;
+pub use enable::{Capabilities, Features, SvmError, SvmOn, check, enable};
+pub use vcpu::{CPU_BYTES, SvmVcpu};

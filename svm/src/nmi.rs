@@ -4,13 +4,14 @@
 //! One NMI is served and one more waits, as the CPU itself has it (APM "NMI (Non-Maskable Interrupt)"). What waits never
 //! replaces an event that is to be delivered, nor is it replaced: it comes behind that event's delivery.
 
-use arch::exit::ExitReason;
+use arch::exit::{ExitReason, TaskSwitch, TaskSwitchSource};
+use arch::register::{Cr0, Efer, Rflags};
 use arch::vcpu::{Event, EventKind};
 
 use crate::controls::{self, EVENT_VALID, Intercepts3};
 use crate::decode::{VMEXIT_IRET, vectoring};
 use crate::vcpu::SvmVcpu;
-use crate::vmcb::ControlArea;
+use crate::vmcb::{ControlArea, StateSaveArea};
 
 /// What holds NMIs back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -73,8 +74,24 @@ impl SvmVcpu {
         if exitcode != VMEXIT_IRET {
             return None;
         }
+        if self.returns_to_a_task() {
+            self.block_nmis(Blocking::Nothing);
+            let source = TaskSwitchSource::Iret;
+            return Some(ExitReason::TaskSwitch(TaskSwitch { selector: None, source }));
+        }
         self.block_nmis(Blocking::Iret(self.vmcb().save.rip));
         if self.nmis.pending { self.step_alone() } else { None }
+    }
+
+    /// Whether the IRET at which the guest stands is a task switch. The hypervisor carries that one out: executed alone it
+    /// would save the step's trap flag in the TSS.
+    fn returns_to_a_task(&self) -> bool {
+        const NESTED_TASK: u64 = 1 << 14;
+        let StateSaveArea { cr0, efer, rflags, .. } = self.vmcb().save;
+        rflags & NESTED_TASK != 0
+            && rflags & Rflags::VM.bits() == 0
+            && cr0 & Cr0::PE.bits() != 0
+            && efer & Efer::LMA.bits() == 0
     }
 
     /// Delivers the NMI that waits, if nothing holds it back any more.

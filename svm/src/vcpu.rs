@@ -6,15 +6,17 @@
 use core::cell::Cell;
 use core::ptr::NonNull;
 
+use arch::address::PAGE_SIZE;
 use arch::exit::ExitReason;
 use arch::register::{Cr0, Efer, GuestCr4};
-use arch::vcpu::{InterruptMode, StartState, Vcpu};
-use arch::{Hpa, Vector};
+use arch::vcpu::{StartState, Vcpu};
+use arch::{Hpa, VcpuSetup, Vector};
 
+use crate::bitmap::PermissionMaps;
 use crate::controls;
 use crate::cr4;
 use crate::decode::{VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode};
-use crate::enable::Features;
+use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
 use crate::run;
 use crate::vmcb::Vmcb;
@@ -22,24 +24,8 @@ use crate::vmcb::Vmcb;
 /// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
 const ASID: u32 = 1;
 
-/// What a virtual CPU is made of. All addresses are host-physical and start at a frame.
-#[derive(Clone, Copy, Debug)]
-pub struct VcpuSetup {
-    /// How physical interrupts meet the guest.
-    pub mode: InterruptMode,
-    /// What [`crate::enable`] found on this CPU.
-    pub features: Features,
-    /// The nested page table's top table.
-    pub nested_root: Hpa,
-    /// A [`crate::MsrPermissionMap`].
-    pub msr_permission_map: Hpa,
-    /// A [`crate::IoPermissionMap`].
-    pub io_permission_map: Hpa,
-    /// A frame for the VMCB.
-    pub vmcb: Hpa,
-    /// What the guest may set in CR4.
-    pub cr4: GuestCr4,
-}
+/// Bytes of [`VcpuSetup::memory`]: the host's save area, for [`crate::enable`], and the VMCB.
+pub const CPU_BYTES: u64 = 2 * PAGE_SIZE;
 
 /// Where the registers that VMRUN does not switch have their newest value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,20 +54,28 @@ impl SvmVcpu {
     /// Makes a virtual CPU in the state after reset, with #NP intercepted in the exitless mode.
     ///
     /// # Safety
-    /// [`crate::enable`] has succeeded on this CPU, on which alone the virtual CPU is used. The
-    /// addresses are those of identity-mapped frames; the VMCB's frame is given away; the maps and the nested table
-    /// outlive the virtual CPU, and the table gives the guest no memory that is not its own. The
-    /// host keeps to what this crate's front page says it gives up, and its IDT is that of
-    /// [`cpu::exceptions`].
-    pub unsafe fn new(setup: &VcpuSetup) -> Self {
-        let vmcb = cpu::physical::pointer::<Vmcb>(setup.vmcb);
+    /// `on` is this CPU's and outlives the virtual CPU. Every page in `setup` is what its field says, identity-mapped,
+    /// and lives as long as the virtual CPU; the maps are [`PermissionMaps`], the memory has [`CPU_BYTES`] bytes, of
+    /// which `on` has the first page. The maps and the nested table give the guest nothing that is not its own. The host
+    /// keeps to what this crate's front page says it gives up, and its IDT is that of [`cpu::exceptions`].
+    pub unsafe fn new(on: &SvmOn, setup: &VcpuSetup) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self::with(on.features, setup) }
+    }
+
+    /// [`Self::new`] on a CPU with these features.
+    ///
+    /// # Safety
+    /// As for [`Self::new`].
+    unsafe fn with(features: Features, setup: &VcpuSetup) -> Self {
+        let vmcb = cpu::physical::pointer::<Vmcb>(setup.memory.wrapping_add(PAGE_SIZE));
         // SAFETY: an identity-mapped frame that the caller gives away, aligned and large enough.
         let vmcb = unsafe { &mut *vmcb };
         *vmcb = Vmcb::zeroed();
         let mut vcpu = Self {
             vmcb: NonNull::from(vmcb),
             gpr: [0; 16],
-            features: setup.features,
+            features,
             cr4: setup.cr4,
             unswitched: Cell::new(Unswitched::NewestInVmcb),
             nested_root: setup.nested_root,
@@ -89,13 +83,13 @@ impl SvmVcpu {
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
-        if cr4::intercepted(setup.features, setup.cr4) {
+        if cr4::intercepted(features, setup.cr4) {
             control.intercept_cr |= cr4::INTERCEPT_WRITE;
         }
         control.np_enable = 1;
         control.n_cr3 = setup.nested_root.as_u64();
-        control.msrpm_base_pa = setup.msr_permission_map.as_u64();
-        control.iopm_base_pa = setup.io_permission_map.as_u64();
+        control.msrpm_base_pa = setup.bitmaps.as_u64();
+        control.iopm_base_pa = setup.bitmaps.as_u64() + PermissionMaps::IO_OFFSET;
         control.guest_asid = ASID;
         vcpu.load(&StartState::after_sipi(0));
         vcpu

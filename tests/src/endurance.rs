@@ -170,10 +170,11 @@ fn memory_of_one(session: &mut Session) -> (String, u64) {
     memory(session)
 }
 
-/// Whether the answer to `guests` says that this one has ended.
+/// Whether the answer to `guests` says that this one has ended: its name, then its state.
 fn ended(guests: &str, name: &str) -> bool {
-    let line = guests.lines().find(|line| line.contains(&format!("{name}:")));
-    line.is_some_and(|line| ["stopped", "poweroff"].iter().any(|end| line.contains(end)))
+    let mut rows =
+        guests.lines().map(|line| line.split_whitespace().skip_while(|word| *word != name));
+    rows.any(|mut row| row.nth(1).is_some_and(|state| state != "running"))
 }
 
 fn attack(minutes: u64) -> String {

@@ -48,10 +48,11 @@ pub fn restart(session: &mut Session) {
 /// The answer has no such figures.
 pub fn memory(session: &mut Session) -> (String, u64) {
     let answer = session.ask("memory");
-    let parts = answer.split_once(", of its heap ").and_then(|(before, rest)| {
-        let (heap, after) = rest.split_once('\n')?;
-        Some((format!("{before}\n{after}"), heap.parse().ok()?))
-    });
-    assert!(parts.is_some(), "no figures: {answer}");
-    parts.unwrap_or_default()
+    let (heap, others): (Vec<&str>, Vec<&str>) =
+        answer.lines().partition(|line| line.contains("its heap"));
+    // Blanks depend on how wide the columns are.
+    let others = others.join("\n").split_whitespace().collect::<Vec<_>>().join(" ");
+    let bytes = heap.first().and_then(|line| line.split_whitespace().last()?.parse().ok());
+    assert!(bytes.is_some(), "no figures: {answer}");
+    (others, bytes.unwrap_or_default())
 }

@@ -125,6 +125,15 @@ impl Outcome {
         let vcpus = guests.iter().filter_map(|guest| guest["vcpus"].as_array()).flatten();
         vcpus.map(|vcpu| vcpu["exits"][reason].as_u64()).sum()
     }
+
+    /// The same of one guest; a CPU that had none does not name the reason.
+    #[must_use]
+    pub fn guest_exits(&self, name: &str, reason: &str) -> Option<u64> {
+        let guests = self.report.get("guests")?.as_array()?;
+        let guest = guests.iter().find(|guest| guest["name"] == name)?;
+        let vcpus = guest["vcpus"].as_array()?.iter();
+        Some(vcpus.filter_map(|vcpu| vcpu["exits"][reason].as_u64()).sum())
+    }
 }
 
 /// The console with each line in one piece: where another spoke in the middle of a guest's line, its

@@ -158,6 +158,40 @@ fn a_guest_that_breaks_itself_breaks_nothing_else_on_vt_x() {
     who_breaks_itself_breaks_nothing_else(Emulator::Bochs);
 }
 
+/// A CPU of each guest raises an exception whose delivery raises it again; its other CPU ends the guest, for which the
+/// hypervisor must get the first one back.
+fn a_cpu_that_raises_the_same_exception_for_ever_still_comes_back(
+    emulator: Emulator,
+    endless: &[(&str, &str)],
+) {
+    let others = endless.iter().map(|(attempt, cpus)| guest(attempt, cpus, attempt, ""));
+    let toml = victim(emulator, (300, 4)) + &others.collect::<String>();
+    let outcome = run(emulator, "endless", &toml);
+    for (attempt, _) in endless {
+        assert_eq!(outcome.guest_outcome(attempt), Some("poweroff"), "{attempt}\n{outcome}");
+        let exceptions = outcome.guest_exits(attempt, "exception");
+        // In QEMU a delivery hits no breakpoint: one exit, and the handler runs.
+        let least = if emulator == Emulator::Qemu { 1 } else { 100 };
+        assert!(exceptions >= Some(least), "{attempt}: {exceptions:?} exceptions\n{outcome}");
+    }
+}
+
+#[test]
+fn a_cpu_that_raises_the_same_exception_for_ever_still_comes_back_on_amd_v() {
+    a_cpu_that_raises_the_same_exception_for_ever_still_comes_back(
+        Emulator::Qemu,
+        &[("debug", "[1, 2]")],
+    );
+}
+
+#[test]
+fn a_cpu_that_raises_the_same_exception_for_ever_still_comes_back_on_vt_x() {
+    a_cpu_that_raises_the_same_exception_for_ever_still_comes_back(
+        Emulator::Bochs,
+        &[("debug", "[1, 2]"), ("alignment", "[3, 4]")],
+    );
+}
+
 /// A CPU that has CET, which no guest is shown.
 #[test]
 fn no_bit_of_cr4_brings_in_a_feature_that_is_not_shown_on_vt_x() {

@@ -44,8 +44,8 @@ fn small(folder: &Folder) -> String {
 /// The free bytes in the monitor's answer to `memory`.
 fn free_memory(session: &mut Session) -> u64 {
     let answer = session.ask("memory");
-    let free = answer.lines().find_map(|line| line.strip_prefix("nexit: free: "));
-    let bytes = free.and_then(|free| free.strip_suffix(" bytes")?.parse().ok());
+    let free = answer.lines().find_map(|line| line.strip_prefix("nexit: free "));
+    let bytes = free.and_then(|free| free.split_whitespace().last()?.parse().ok());
     bytes.unwrap_or_else(|| panic!("no free memory: {answer}"))
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: what nobody lets through exits. Pure; the kernel puts the tables where the VMCS points.
 
+use core::mem::offset_of;
+
 use arch::msr::{MsrPass, PortRange};
 
 /// Bytes of each of the four parts of the MSR bitmap.
@@ -61,6 +63,24 @@ impl IoBitmaps {
         for port in ranges.iter().flat_map(|range| range.first..=range.last) {
             clear(&mut self.0, port as usize);
         }
+    }
+}
+
+/// The bitmaps that all virtual CPUs of a guest share. Any bytes are some.
+#[repr(C, align(4096))]
+pub struct Bitmaps {
+    msrs: MsrBitmap,
+    ports: IoBitmaps,
+}
+
+impl Bitmaps {
+    /// Bytes from the MSR bitmap to the I/O bitmaps.
+    pub(crate) const IO_OFFSET: u64 = offset_of!(Self, ports) as u64;
+
+    /// These MSRs and ports do not exit, all others do.
+    pub fn set(&mut self, msrs: &[MsrPass], ports: &[PortRange]) {
+        self.msrs.set(msrs);
+        self.ports.set(ports);
     }
 }
 

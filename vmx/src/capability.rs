@@ -100,7 +100,7 @@ impl Capabilities {
             if exists { read_msr(number) } else { 0 }
         };
         let basic = existing(msr::IA32_VMX_BASIC, true);
-        let true_offset = if basic & BASIC_TRUE_CONTROLS != 0 { msr::TRUE_OFFSET } else { 0 };
+        let true_offset = true_offset(basic);
         let control = |number: u32| existing(number + true_offset, true);
         let primary = control(msr::IA32_VMX_PROCBASED_CTLS);
         let may = |capability: u64, bit: u32| (capability >> 32) as u32 & bit != 0;
@@ -134,6 +134,31 @@ impl Capabilities {
         }
     }
 
+    /// How many [`Self::msrs`] there are.
+    pub const MSRS: usize = 14;
+
+    /// The MSRs that were read, each with its number. The control words are those of the TRUE MSRs where there are such.
+    #[must_use]
+    pub const fn msrs(&self) -> [(u32, u64); Self::MSRS] {
+        let true_offset = true_offset(self.basic);
+        [
+            (IA32_FEATURE_CONTROL, self.feature_control),
+            (msr::IA32_VMX_BASIC, self.basic),
+            (msr::IA32_VMX_PINBASED_CTLS + true_offset, self.pin_based),
+            (msr::IA32_VMX_PROCBASED_CTLS + true_offset, self.primary),
+            (msr::IA32_VMX_PROCBASED_CTLS2, self.secondary),
+            (msr::IA32_VMX_PROCBASED_CTLS3, self.tertiary),
+            (msr::IA32_VMX_EXIT_CTLS + true_offset, self.exit),
+            (msr::IA32_VMX_ENTRY_CTLS + true_offset, self.entry),
+            (msr::IA32_VMX_MISC, self.misc),
+            (msr::IA32_VMX_CR0_FIXED0, self.cr0_fixed0),
+            (msr::IA32_VMX_CR0_FIXED1, self.cr0_fixed1),
+            (msr::IA32_VMX_CR4_FIXED0, self.cr4_fixed0),
+            (msr::IA32_VMX_CR4_FIXED1, self.cr4_fixed1),
+            (msr::IA32_VMX_EPT_VPID_CAP, self.ept_vpid),
+        ]
+    }
+
     /// VMCS revision identifier.
     #[must_use]
     pub const fn revision(&self) -> u32 {
@@ -160,6 +185,11 @@ impl Capabilities {
         self.ept_vpid & ept_vpid::INVVPID != 0
             && self.ept_vpid & (ept_vpid::INVVPID_SINGLE | ept_vpid::INVVPID_ALL) != 0
     }
+}
+
+/// From the number of a control MSR to that of the one which is read in its place.
+const fn true_offset(basic: u64) -> u32 {
+    if basic & BASIC_TRUE_CONTROLS != 0 { msr::TRUE_OFFSET } else { 0 }
 }
 
 /// A CPU that can run guests, and what it offers beyond the least.
@@ -292,6 +322,27 @@ pub(crate) mod tests {
         let ept_vpid = SKYLAKE.ept_vpid & 0xffff_ffff;
         let features = check(&Capabilities { pin_based, ept_vpid, ..SKYLAKE }).unwrap();
         assert_eq!((features.preemption_timer_shift, features.vpid), (None, false));
+    }
+
+    #[test]
+    fn the_msrs_that_are_told_are_those_that_were_read() {
+        let cpuid = |_: u32, _: u32| CpuidResult { ecx: 1 << 5, ..CpuidResult::default() };
+        for of_true in [0, BASIC_TRUE_CONTROLS] {
+            let read = std::cell::RefCell::new(Vec::new());
+            // Each its own value, and every secondary and tertiary control may be 1.
+            let value = |number: u32| match number {
+                0x480 => of_true,
+                number => 0xffff_ffff_0000_0000 | u64::from(number),
+            };
+            let gathered = Capabilities::gather(cpuid, |number| {
+                read.borrow_mut().push((number, value(number)));
+                value(number)
+            });
+            let (mut read, mut told) = (read.into_inner(), gathered.msrs().to_vec());
+            read.sort_unstable();
+            told.sort_unstable();
+            assert_eq!(told, read);
+        }
     }
 
     proptest! {

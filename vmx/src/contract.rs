@@ -4,15 +4,14 @@ use core::arch::asm;
 use core::fmt;
 
 use arch::exit::{ExitReason, Vectoring};
+use arch::interrupt::InterruptRegisters;
 use arch::msr::{IA32_CSTAR, IA32_FMASK, IA32_KERNEL_GS_BASE, IA32_LSTAR, IA32_STAR};
 use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{
-    ApicPage, DebugRegisters, Event, EventKind, StartState, Vcpu, VirtualInterrupts, exception,
-};
-use arch::{Gva, Hpa, Vector};
+use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu, exception};
+use arch::{Gva, Hpa};
 use cpu::instructions::write_msr;
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
@@ -135,6 +134,11 @@ impl Vcpu for VmxVcpu {
         self.cr0.seen(self.vmcs.read(field::GUEST_CR0), self.vmcs.read(field::CR0_READ_SHADOW))
     }
 
+    fn set_cr0(&mut self, value: u64) {
+        let efer = self.efer();
+        self.set_cr0_and_efer(value, efer);
+    }
+
     fn cr2(&self) -> u64 {
         x86_64::registers::control::Cr2::read_raw()
     }
@@ -146,6 +150,14 @@ impl Vcpu for VmxVcpu {
 
     fn cr3(&self) -> u64 {
         self.vmcs.read(field::GUEST_CR3)
+    }
+
+    fn set_cr3(&mut self, value: u64, pointers: Option<[u64; 4]>) {
+        self.vmcs.write(field::GUEST_CR3, value);
+        for (index, pointer) in (0..).zip(pointers.into_iter().flatten()) {
+            self.vmcs.write(field::GUEST_PDPTE0.nth(index), pointer);
+        }
+        self.flush_linear();
     }
 
     fn cr4(&self) -> u64 {
@@ -223,15 +235,7 @@ impl Vcpu for VmxVcpu {
 
     #[inline(always)]
     fn skip_instruction(&mut self, length: u8) {
-        let (rip, length) = (self.rip(), u64::from(length));
-        let mut next = rip.wrapping_add(length);
-        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
-        // the quicker question: an instruction has 15 bytes at most.
-        let near = rip as u32 > u32::MAX - 15;
-        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
-            next &= 0xffff_ffff;
-        }
-        self.set_rip(next);
+        self.pass_over(length);
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         if state & BLOCKING_BY_STI_OR_MOV_SS != 0 {
             self.vmcs
@@ -268,11 +272,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcs.write(field::EXCEPTION_BITMAP, bitmap);
-    }
-
-    fn exception_intercepts(&self) -> u32 {
-        self.vmcs.read(field::EXCEPTION_BITMAP)
+        self.vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | bitmap);
     }
 
     /// DR7 is the VMCS's. An exit leaves the others as the guest had them, and DR7 with nothing on (SDM "Loading Host
@@ -292,43 +292,20 @@ impl Vcpu for VmxVcpu {
     }
 
     fn debug_exception(&self) -> bool {
-        let information =
-            InterruptionInformation(self.vmcs.read(field::VM_EXIT_INTERRUPTION_INFORMATION));
-        self.vmcs.read(field::EXIT_REASON) == reason::EXCEPTION_OR_NMI
-            && information.valid()
-            && information.kind() != Some(EventKind::Nmi)
-            && information.vector().0 == exception::DB
+        self.snapshot().is_debug_exception()
     }
 
-    fn virtual_apic(&mut self) -> Option<&mut ApicPage> {
-        self.posting()?;
-        self.apic_page()
+    fn show_interrupts(&mut self, registers: &InterruptRegisters, awaited: u8) {
+        self.show(registers, awaited);
     }
 
-    fn task_priority(&self, known: u8) -> u8 {
-        self.shown_priority().unwrap_or(known)
+    fn take_interrupts(&mut self, registers: &mut InterruptRegisters) {
+        self.take(registers);
     }
 
-    fn show_task_priority(&mut self, priority: u8, awaited: u8) {
-        self.show_priority(priority, awaited);
-    }
-
-    fn set_virtual_interrupts(&mut self, shown: &VirtualInterrupts) {
-        let status = u16::from(shown.in_service) << 8 | u16::from(shown.requesting);
-        self.vmcs.write(field::GUEST_INTERRUPT_STATUS, status);
-        for (index, pair) in (0..).zip(shown.eoi_exits.as_chunks::<2>().0) {
-            let [low, high] = pair.map(u64::from);
-            self.vmcs.write(field::EOI_EXIT_BITMAP_0.nth(index), high << 32 | low);
-        }
-    }
-
-    fn take_posted(&mut self, vector: Vector) -> Option<[u32; 8]> {
-        self.posting()?.take(vector)
-    }
-
-    fn set_reachable(&mut self, reachable: bool) {
+    fn accept_interrupts(&mut self, accepts: bool) {
         if let Some(posting) = self.posting() {
-            posting.set_reachable(reachable);
+            posting.set_reachable(accepts);
         }
     }
 
@@ -336,9 +313,9 @@ impl Vcpu for VmxVcpu {
         self.invalidate_nested();
     }
 
-    /// The timer goes on over exits (on a CPU that cannot save it, it starts again at each) and starts
+    /// The preemption timer. It goes on over exits (on a CPU that cannot save it, it starts again at each) and starts
     /// again when it has fired, until it is switched off.
-    fn set_preemption_timer(&mut self, ticks: Option<u64>) -> bool {
+    fn set_host_timer(&mut self, ticks: Option<u64>) -> bool {
         let Some(shift) = self.features.preemption_timer_shift else {
             return false;
         };

@@ -1,6 +1,8 @@
 //! From a snapshot of the exit information to [`ExitReason`]. Pure.
 
-use arch::exit::{ControlRegisterWrite, ExitReason, IoAccess, NestedPageFault};
+use arch::exit::{
+    ControlRegisterWrite, ExitReason, IoAccess, NestedPageFault, TaskSwitch, TaskSwitchSource,
+};
 use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
 
@@ -23,6 +25,7 @@ basic_exit_reasons! {
     INIT_SIGNAL = 3,
     INTERRUPT_WINDOW = 7,
     NMI_WINDOW = 8,
+    TASK_SWITCH = 9,
     CPUID = 10,
     GETSEC = 11,
     HLT = 12,
@@ -65,6 +68,8 @@ pub(crate) struct Snapshot {
     pub(crate) instruction_length: u32,
     /// Guest-physical address.
     pub(crate) guest_physical_address: u64,
+    /// At an APIC-write exit: the register, by its MSR, and what was written.
+    pub(crate) apic_write: (u32, u64),
 }
 
 impl Snapshot {
@@ -78,10 +83,24 @@ impl Snapshot {
         self.exit_reason >> 31 != 0
     }
 
+    /// Whether the exit leaves NMIs blocked that were not, or the other way round; `None`: as they are.
+    ///
+    /// An event whose delivery was cut short is delivered again, so an NMI's does not block. A task switch is finished by
+    /// the hypervisor: one through NMI's gate blocks, one by IRET ends it, even if it faults (SDM "Treatment of Task
+    /// Switches", "Changes to Instruction Behavior in VMX Non-Root Operation").
+    pub(crate) fn nmi_blocking(&self) -> Option<bool> {
+        let delivers_nmi = self.vectoring.valid() && self.vectoring.kind() == Some(EventKind::Nmi);
+        if self.reason() == reason::TASK_SWITCH {
+            let returns = task_switch(self.qualification).source == TaskSwitchSource::Iret;
+            return (delivers_nmi || returns).then_some(delivers_nmi);
+        }
+        if self.iret_unblocked_nmi() { Some(true) } else { delivers_nmi.then_some(false) }
+    }
+
     /// The exit hit an IRET after it had ended blocking by NMI: the blocking must be put back before
     /// the IRET is tried again (SDM "Information for VM Exits Due to Vectored Events", "Exit
     /// Qualification for EPT Violations").
-    pub(crate) fn iret_unblocked_nmi(&self) -> bool {
+    fn iret_unblocked_nmi(&self) -> bool {
         if self.vectoring.valid() {
             return false;
         }
@@ -111,6 +130,7 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
         reason::INTERRUPT_WINDOW | reason::NMI_WINDOW | reason::TPR_BELOW_THRESHOLD => {
             ExitReason::InterruptWindow
         }
+        reason::TASK_SWITCH => ExitReason::TaskSwitch(task_switch(qualification)),
         reason::CPUID => ExitReason::Cpuid,
         reason::HLT => ExitReason::Halt,
         reason::INVD | reason::WBINVD => ExitReason::CacheInvalidate,
@@ -128,13 +148,16 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
         reason::IO_INSTRUCTION => io(snapshot).map_or(unexpected, ExitReason::Io),
         reason::RDMSR => ExitReason::ReadMsr,
         reason::WRMSR => ExitReason::WriteMsr,
-        reason::VIRTUALIZED_EOI => ExitReason::EndOfInterrupt(Vector(qualification as u8)),
+        reason::VIRTUALIZED_EOI => ExitReason::LevelInterruptEnded(Vector(qualification as u8)),
         reason::ACCESS_TO_GDTR_OR_IDTR => ExitReason::DescriptorTable,
         reason::ACCESS_TO_LDTR_OR_TR => ExitReason::LocalDescriptorTable,
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),
-        reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::PreemptionTimer,
+        reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::HostTimer,
         reason::XSETBV => ExitReason::Xsetbv,
-        reason::APIC_WRITE => ExitReason::ApicWrite(qualification as u16 & 0xfff),
+        reason::APIC_WRITE => {
+            let (msr, value) = snapshot.apic_write;
+            ExitReason::ApicWritten { msr, value }
+        }
         _ => unexpected,
     }
 }
@@ -165,6 +188,17 @@ fn io(snapshot: &Snapshot) -> Option<IoAccess> {
         repeat: qualification & 1 << 5 != 0,
         instruction_length: snapshot.instruction_length as u8,
     })
+}
+
+/// SDM "Exit Qualification for Task Switches".
+fn task_switch(qualification: u64) -> TaskSwitch {
+    let source = match qualification >> 30 & 3 {
+        0 => TaskSwitchSource::Call,
+        1 => TaskSwitchSource::Iret,
+        2 => TaskSwitchSource::Jump,
+        _ => TaskSwitchSource::IdtGate,
+    };
+    TaskSwitch { selector: Some(qualification as u16), source }
 }
 
 /// SDM "Exit Qualification for EPT Violations".
@@ -265,7 +299,7 @@ mod tests {
             (3, "Init"),
             (7, "InterruptWindow"),
             (8, "InterruptWindow"),
-            (9, "Unexpected"),
+            (9, "TaskSwitch"),
             (10, "Cpuid"),
             (11, "VirtualizationInstruction"),
             (12, "Halt"),
@@ -276,15 +310,15 @@ mod tests {
             (30, "Io"),
             (31, "ReadMsr"),
             (32, "WriteMsr"),
-            (45, "EndOfInterrupt"),
+            (45, "LevelInterruptEnded"),
             (46, "DescriptorTable"),
             (47, "LocalDescriptorTable"),
             (48, "NestedPageFault"),
             (49, "Unexpected"),
-            (52, "PreemptionTimer"),
+            (52, "HostTimer"),
             (54, "CacheInvalidate"),
             (55, "Xsetbv"),
-            (56, "ApicWrite"),
+            (56, "ApicWritten"),
         ] {
             let reason = std::format!("{:?}", decode(&exit(number)));
             assert!(reason.starts_with(name), "{number}: {reason}");
@@ -302,6 +336,31 @@ mod tests {
         assert!(!double.iret_unblocked_nmi());
         assert!(Snapshot { qualification: 1 << 12, ..exit(48) }.iret_unblocked_nmi());
         assert!(!Snapshot { qualification: 1 << 12, ..exit(30) }.iret_unblocked_nmi());
+    }
+
+    #[test]
+    fn a_task_switch_says_which_task_and_why() {
+        let switch = |qualification| decode(&Snapshot { qualification, ..exit(9) });
+        for (bits, source) in [
+            (0, TaskSwitchSource::Call),
+            (1, TaskSwitchSource::Iret),
+            (2, TaskSwitchSource::Jump),
+            (3, TaskSwitchSource::IdtGate),
+        ] {
+            let expected = ExitReason::TaskSwitch(TaskSwitch { selector: Some(0x58), source });
+            assert_eq!(switch(bits << 30 | 0x58), expected);
+        }
+    }
+
+    #[test]
+    fn a_task_switch_through_the_gate_of_nmi_blocks_nmis_and_one_by_iret_ends_that() {
+        let nmi = InterruptionInformation(0x8000_0202);
+        let (gate, iret) = (3 << 30, 1 << 30);
+        let switch = |qualification| Snapshot { qualification, ..exit(9) };
+        assert_eq!(Snapshot { vectoring: nmi, ..switch(gate) }.nmi_blocking(), Some(true));
+        assert_eq!(switch(iret).nmi_blocking(), Some(false));
+        assert_eq!(switch(gate).nmi_blocking(), None);
+        assert_eq!(Snapshot { vectoring: nmi, ..exit(48) }.nmi_blocking(), Some(false));
     }
 
     proptest! {

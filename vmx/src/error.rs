@@ -22,6 +22,8 @@ pub enum VmxError {
         /// IA32_VMX_EPT_VPID_CAP.
         capability: u64,
     },
+    /// ICR writes pass in the guest's bitmaps, and this CPU does not send IPIs by itself.
+    NoIpiVirtualization,
     /// A VMX instruction failed where it must not.
     Refused {
         /// The instruction.
@@ -67,6 +69,9 @@ impl fmt::Display for VmxError {
                 f,
                 "the CPU's EPT has no {what} (IA32_VMX_EPT_VPID_CAP = {capability:#x}): use a newer \
                  CPU"
+            ),
+            Self::NoIpiVirtualization => f.write_str(
+                "this CPU has no IPI virtualization and another of the guest's has: choose CPUs of one kind for it",
             ),
             Self::Refused { instruction, frame } => write!(
                 f,

@@ -9,6 +9,7 @@
 //! * [`bitmap`]: which MSRs and ports exit (pure)
 //! * [`vcpu`]: the VMCS, and [`arch::vcpu::Vcpu`] on top of it; `contract` and `setup` are its halves
 //! * `run`: the way into the guest and back, in assembly
+//! * `debug_exception`: what the CPU leaves to the host of a #DB that exits
 //! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::ExitReason`], events in and
 //!   out, CR0 and CR4 (pure)
 //!
@@ -17,28 +18,31 @@
 //! and DR0–DR6: those are the guest's all the time and cost nothing at an exit.
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
 pub mod bitmap;
 pub mod capability;
 mod contract;
 mod control_register;
 pub mod controls;
+mod debug_exception;
 mod decode;
 pub mod enable;
 mod error;
 mod event;
 mod field;
-pub mod posted;
-mod priority;
+mod posted;
 mod run;
 mod setup;
 mod state;
 mod step;
 pub mod vcpu;
+mod virtual_apic;
 mod vmcs;
 
-pub use bitmap::{IoBitmaps, MsrBitmap};
+pub use bitmap::Bitmaps;
 pub use capability::{Capabilities, Features, check};
 pub use enable::{VmxOn, enable};
 pub use error::VmxError;
-pub use posted::{PidPointers, PostedInterrupts, Posting};
-pub use vcpu::{VcpuSetup, VirtualApic, VmxVcpu};
+pub use posted::Posting;
+pub use vcpu::{CPU_BYTES, VmxVcpu};

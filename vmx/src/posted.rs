@@ -4,6 +4,7 @@
 //! Invariant: a request is in the descriptor before its notification goes out, so that whoever takes the
 //! notification finds it. Pure but for the atomics.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::{ApicId, Vector};
@@ -12,7 +13,7 @@ use arch::{ApicId, Vector};
 /// level-triggered interrupt that the guest has not ended does not hold it back; not the physical
 /// spurious vector, for which no EOI must be. A device or timer to which its guest gives this vector
 /// would only ever notify.
-pub const NOTIFICATION: Vector = Vector(0xf2);
+pub(crate) const NOTIFICATION: Vector = Vector(0xf2);
 
 /// Bit 256 of a descriptor: outstanding notification.
 const OUTSTANDING: u32 = 1 << 0;
@@ -24,7 +25,7 @@ const NOTIFICATION_VECTOR: u32 = (NOTIFICATION.0 as u32) << 16;
 /// page-aligned.
 #[derive(Debug)]
 #[repr(C, align(4096))]
-pub struct PostedInterrupts {
+pub(crate) struct PostedInterrupts {
     requests: [AtomicU32; 8],
     /// With [`NOTIFICATION_VECTOR`] once a VMCS names this descriptor.
     control: AtomicU32,
@@ -33,8 +34,7 @@ pub struct PostedInterrupts {
 
 impl PostedInterrupts {
     /// That of a virtual CPU on `processor`.
-    #[must_use]
-    pub const fn new(processor: ApicId) -> Self {
+    pub(crate) const fn new(processor: ApicId) -> Self {
         let (requests, control) = ([const { AtomicU32::new(0) }; 8], AtomicU32::new(0));
         Self { requests, control, destination: processor.0 }
     }
@@ -53,7 +53,7 @@ impl PostedInterrupts {
 /// is not in it is reached by an exit.
 #[derive(Debug)]
 #[repr(C, align(4096))]
-pub struct PidPointers([AtomicU64; Self::LAST as usize + 1]);
+pub(crate) struct PidPointers([AtomicU64; Self::LAST as usize + 1]);
 
 impl PidPointers {
     /// Index of the last entry: as many CPUs as a guest may have.
@@ -71,15 +71,23 @@ impl Default for PidPointers {
 /// How a virtual CPU is posted to.
 #[derive(Clone, Copy, Debug)]
 pub struct Posting {
-    /// Its own.
-    pub descriptor: &'static PostedInterrupts,
+    pub(crate) descriptor: &'static PostedInterrupts,
     /// Its guest's.
-    pub table: &'static PidPointers,
+    pub(crate) table: &'static PidPointers,
     /// Its index in the guest.
-    pub index: usize,
+    pub(crate) index: usize,
 }
 
 impl Posting {
+    /// Those of a guest's virtual CPUs on these processors. They are never given back, as guests are not.
+    pub fn of_guest(processors: &[ApicId]) -> impl Iterator<Item = Self> {
+        let table = &*Box::leak(Box::<PidPointers>::default());
+        processors.iter().enumerate().map(move |(index, processor)| {
+            let descriptor = Box::leak(Box::new(PostedInterrupts::new(*processor)));
+            Self { descriptor, table, index }
+        })
+    }
+
     /// Requests `vector`. The vector to send to the CPU: the notification, none if one is on its way, and
     /// `vector` itself where nothing can be posted.
     #[inline(never)]
@@ -133,11 +141,7 @@ mod tests {
     use core::mem::offset_of;
 
     fn two_cpus() -> [Posting; 2] {
-        let table = &*Box::leak(Box::new(PidPointers::default()));
-        [0, 1].map(|index| {
-            let descriptor = PostedInterrupts::new(ApicId(4 + 2 * index as u32));
-            Posting { descriptor: Box::leak(Box::new(descriptor)), table, index }
-        })
+        Posting::of_guest(&[ApicId(4), ApicId(6)]).collect::<Vec<_>>().try_into().unwrap()
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The parts of a VMCS that are written once: the controls, what they point at, and the host state.
 
+use arch::VcpuSetup;
 use arch::msr::{IA32_EFER, IA32_FS_BASE, IA32_GS_BASE, IA32_PAT};
 use arch::vcpu::{InterruptMode, exception};
 use cpu::instructions::read_msr;
@@ -7,14 +8,15 @@ use cpu::segments;
 use x86_64::registers::control::{Cr0, Cr3, Cr4};
 
 use crate::VmxError;
-use crate::bitmap::IoBitmaps;
+use crate::bitmap::{Bitmaps, IoBitmaps};
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::OwnedBits;
 use crate::controls::{Controls, PinBased, Secondary};
 use crate::field::{self, FieldWriter};
 use crate::posted::{NOTIFICATION, PidPointers, Posting};
 use crate::run;
-use crate::vcpu::{VPID, VcpuSetup};
+use crate::vcpu::VPID;
+use crate::virtual_apic::VirtualApic;
 use crate::vmcs::Vmcs;
 
 /// Writes the control fields.
@@ -22,8 +24,13 @@ pub(crate) fn write_controls(
     vmcs: &mut impl FieldWriter,
     features: &Features,
     setup: &VcpuSetup,
+    virtual_apic: Option<VirtualApic>,
 ) -> Result<(), VmxError> {
     let controls = Controls::choose(&features.capabilities, setup.mode)?;
+    // Else the guest would write the ICR of the machine.
+    if setup.virtual_ipis && !controls.virtualizes_ipis() {
+        return Err(VmxError::NoIpiVirtualization);
+    }
     vmcs.write(field::PIN_BASED_VM_EXECUTION_CONTROLS, controls.pin_based.bits());
     vmcs.write(field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls.primary.bits());
     vmcs.write(field::SECONDARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS, controls.secondary.bits());
@@ -35,7 +42,7 @@ pub(crate) fn write_controls(
     if controls.secondary.contains(Secondary::ENABLE_XSAVES) {
         vmcs.write(field::XSS_EXITING_BITMAP, 0);
     }
-    if let Some(virtual_apic) = &setup.virtual_apic {
+    if let Some(virtual_apic) = virtual_apic {
         vmcs.write(field::VIRTUAL_APIC_ADDRESS, virtual_apic.page.as_u64());
         vmcs.write(field::TPR_THRESHOLD, 0);
         if controls.pin_based.contains(PinBased::PROCESS_POSTED_INTERRUPTS)
@@ -55,15 +62,17 @@ pub(crate) fn write_controls(
         }
     }
     vmcs.write(field::EPT_POINTER, ept_pointer(setup.nested_root));
-    vmcs.write(field::ADDRESS_OF_MSR_BITMAPS, setup.msr_bitmap.as_u64());
-    vmcs.write(field::ADDRESS_OF_IO_BITMAP_A, setup.io_bitmaps.as_u64());
-    vmcs.write(field::ADDRESS_OF_IO_BITMAP_B, setup.io_bitmaps.as_u64() + IoBitmaps::B_OFFSET);
+    let (bitmaps, io_bitmaps) =
+        (setup.bitmaps.as_u64(), setup.bitmaps.as_u64() + Bitmaps::IO_OFFSET);
+    vmcs.write(field::ADDRESS_OF_MSR_BITMAPS, bitmaps);
+    vmcs.write(field::ADDRESS_OF_IO_BITMAP_A, io_bitmaps);
+    vmcs.write(field::ADDRESS_OF_IO_BITMAP_B, io_bitmaps + IoBitmaps::B_OFFSET);
     vmcs.write(field::TSC_OFFSET, 0);
     let shadow_gates = match setup.mode {
         InterruptMode::Exitless => 1 << exception::NP,
         InterruptMode::Exiting | InterruptMode::Posted => 0,
     };
-    vmcs.write(field::EXCEPTION_BITMAP, shadow_gates);
+    vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | shadow_gates);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR0_GUEST_HOST_MASK, OwnedBits::cr0(&features.capabilities).mask);

@@ -3,13 +3,12 @@
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
 //! it keeps the SDM's checks on guest state.
 
-use arch::Hpa;
+use arch::VcpuSetup;
+use arch::address::PAGE_SIZE;
 use arch::exit::{EntryFailure, ExitReason};
-use arch::register::{Cr0, Efer, GuestCr4, Rflags};
+use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::SegmentRegister;
-use arch::vcpu::{
-    ApicPage, Event, EventKind, InterruptMode, StartState, Vcpu, VirtualInterrupts, exception,
-};
+use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -21,6 +20,7 @@ use crate::event::{InterruptionInformation, injection, interruptibility, is_faul
 use crate::field::{self, Readable};
 use crate::posted::Posting;
 use crate::step::Step;
+use crate::virtual_apic::VirtualApic;
 use crate::vmcs::Vmcs;
 use crate::{VmxError, error, run, setup, vmcs};
 
@@ -33,35 +33,8 @@ pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
-/// What a virtual CPU has where interrupts exit.
-#[derive(Clone, Copy, Debug)]
-pub struct VirtualApic {
-    /// A free page for the virtual-APIC page. In the exiting mode the CPU keeps the guest's TPR there and nothing else.
-    pub page: Hpa,
-    /// In the posted mode: how other CPUs post to it; identity-mapped.
-    pub posting: Option<Posting>,
-}
-
-/// What a virtual CPU is made of. Each host-physical address is that of a 4 KiB page.
-#[derive(Clone, Copy, Debug)]
-pub struct VcpuSetup {
-    /// How physical interrupts meet the guest.
-    pub mode: InterruptMode,
-    /// Root of the extended page table (four levels).
-    pub nested_root: Hpa,
-    /// A [`crate::MsrBitmap`].
-    pub msr_bitmap: Hpa,
-    /// A [`crate::IoBitmaps`].
-    pub io_bitmaps: Hpa,
-    /// A free page for the VMCS.
-    pub vmcs: Hpa,
-    /// Not in the exitless mode.
-    pub virtual_apic: Option<VirtualApic>,
-    /// Linear address of this CPU's TSS.
-    pub host_tss_base: u64,
-    /// What the guest may set in CR4.
-    pub cr4: GuestCr4,
-}
+/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable`], the VMCS and the virtual-APIC page.
+pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
 
 /// A virtual CPU on VT-x.
 pub struct VmxVcpu {
@@ -88,15 +61,23 @@ impl VmxVcpu {
     ///
     /// # Safety
     /// * `on` is this CPU's and outlives this, and no other [`VmxVcpu`] lives on it.
-    /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this.
+    /// * Every page in `setup` is what its field says, identity-mapped, and lives as long as this; so does what
+    ///   `posting` names. The bitmaps are [`crate::Bitmaps`]; the memory has [`CPU_BYTES`] bytes, all zero but the
+    ///   first page, which `on` has.
     /// * The nested table and the bitmaps give the guest nothing that is not its own.
     /// * The TSS is the caller's. CR3 and the descriptor tables that this CPU has now stay, and gate 2 of the IDT
     ///   handles NMIs.
-    pub unsafe fn new(on: &VmxOn, setup: &VcpuSetup) -> Result<Self, VmxError> {
+    pub unsafe fn new(
+        on: &VmxOn,
+        setup: &VcpuSetup,
+        posting: Option<Posting>,
+    ) -> Result<Self, VmxError> {
         let features = on.features;
+        let virtual_apic = VirtualApic::of(setup, posting);
+        let page = setup.memory.wrapping_add(PAGE_SIZE);
         // SAFETY: `on` proves root operation; the frame is free, says the caller.
-        let mut vmcs = unsafe { Vmcs::make_current(setup.vmcs, features.capabilities.revision()) }?;
-        setup::write_controls(&mut vmcs, &features, setup)?;
+        let mut vmcs = unsafe { Vmcs::make_current(page, features.capabilities.revision()) }?;
+        setup::write_controls(&mut vmcs, &features, setup, virtual_apic)?;
         // SAFETY: ring 0 follows from `on`; the caller vouches for the TSS.
         unsafe { setup::write_host_state(&mut vmcs, setup.host_tss_base) };
         let mut vcpu = Self {
@@ -108,7 +89,7 @@ impl VmxVcpu {
             ept_pointer: ept_pointer(setup.nested_root),
             pending_nmi: false,
             timer_count: 0,
-            virtual_apic: setup.virtual_apic,
+            virtual_apic,
             tpr_threshold: 0,
         };
         vcpu.flush_nested();
@@ -154,12 +135,20 @@ impl VmxVcpu {
             self.pending_nmi = false;
             self.inject_now(Event::nmi());
         }
-        let reason = decode(&snapshot);
+        if snapshot.is_debug_exception() {
+            self.take_debug_exception(&snapshot);
+        }
+        let mut reason = decode(&snapshot);
+        if let ExitReason::ExternalInterrupt(Some(vector)) = reason
+            && self.take_posted(vector)
+        {
+            reason = ExitReason::ExternalInterrupt(None);
+        }
         if reason == ExitReason::Nmi {
             // SAFETY: the caller of `new` vouched for the gate.
             unsafe { run::take_nmi() };
         }
-        if matches!(reason, ExitReason::Nmi | ExitReason::PreemptionTimer) {
+        if matches!(reason, ExitReason::Nmi | ExitReason::HostTimer) {
             // The sender of the NMI is served after this return: no need for `exit_at_once`.
             self.restart_timer();
         }
@@ -173,8 +162,22 @@ impl VmxVcpu {
         }
     }
 
+    /// Moves RIP over an instruction.
+    #[inline(always)]
+    pub(crate) fn pass_over(&mut self, length: u8) {
+        let (rip, length) = (self.vmcs.read(field::GUEST_RIP), u64::from(length));
+        let mut next = rip.wrapping_add(length);
+        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
+        // the quicker question: an instruction has 15 bytes at most.
+        let near = rip as u32 > u32::MAX - 15;
+        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
+            next &= 0xffff_ffff;
+        }
+        self.vmcs.write(field::GUEST_RIP, next);
+    }
+
     /// Reads what this exit defines.
-    fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let vmcs = &self.vmcs;
         let mut snapshot = Snapshot {
             exit_reason: vmcs.read(field::EXIT_REASON),
@@ -194,6 +197,9 @@ impl VmxVcpu {
             reason::EPT_VIOLATION => {
                 snapshot.guest_physical_address = vmcs.read(field::GUEST_PHYSICAL_ADDRESS);
             }
+            reason::APIC_WRITE => {
+                snapshot.apic_write = self.written_register(snapshot.qualification as u16 & 0xfff);
+            }
             _ => {}
         }
         snapshot
@@ -202,13 +208,7 @@ impl VmxVcpu {
     /// Puts the guest's blocking by NMI where it belongs when an IRET or the delivery of an NMI is
     /// to be done again.
     fn restore_nmi_blocking(&mut self, snapshot: &Snapshot) {
-        let blocks = if snapshot.iret_unblocked_nmi() {
-            true
-        } else if snapshot.vectoring.valid() && snapshot.vectoring.kind() == Some(EventKind::Nmi) {
-            false
-        } else {
-            return;
-        };
+        let Some(blocks) = snapshot.nmi_blocking() else { return };
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         let state = if blocks { state | BLOCKING_BY_NMI } else { state & !BLOCKING_BY_NMI };
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state);
@@ -307,29 +307,6 @@ impl VmxVcpu {
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
         self.pending_nmi = false;
         self.set_primary(SWITCHED, false);
-    }
-
-    /// Nothing is requested, in service or posted.
-    pub(crate) fn reset_virtual_apic(&mut self) {
-        if let Some(page) = self.virtual_apic() {
-            page.fill(0);
-            self.set_virtual_interrupts(&VirtualInterrupts::default());
-        }
-        if let Some(posting) = self.posting() {
-            posting.reset();
-        }
-    }
-
-    pub(crate) fn posting(&self) -> Option<&Posting> {
-        self.virtual_apic.as_ref()?.posting.as_ref()
-    }
-
-    /// The page in which the CPU keeps what it does of a local APIC's work.
-    pub(crate) fn apic_page(&mut self) -> Option<&mut ApicPage> {
-        let page = self.virtual_apic?.page;
-        // SAFETY: the caller of `new` gave the page away, identity-mapped; the CPU uses it only in the guest,
-        // and `self` is borrowed for as long as the reference lives.
-        Some(unsafe { &mut *(page.as_u64() as *mut ApicPage) })
     }
 
     /// Drops this CPU's translations that came through the nested table.

@@ -60,11 +60,11 @@ impl VirtualApic {
             IA32_X2APIC_ESR => self.esr,
             IA32_X2APIC_ICR => return Ok(ApicRead::Value(self.icr)),
             IA32_X2APIC_LVT_TIMER..=IA32_X2APIC_LVT_ERROR => *self.lvt_entry(msr)?,
-            IA32_X2APIC_TPR if exiting => u32::from(self.pending.tpr),
+            IA32_X2APIC_TPR if exiting => u32::from(self.pending.registers.tpr),
             IA32_X2APIC_PPR if exiting => u32::from(self.pending.ppr()),
-            IA32_X2APIC_ISR0..IA32_X2APIC_TMR0 if exiting => self.pending.isr.word(word),
-            IA32_X2APIC_TMR0..IA32_X2APIC_IRR0 if exiting => self.pending.tmr.word(word),
-            IA32_X2APIC_IRR0..IA32_X2APIC_ESR if exiting => self.pending.irr.word(word),
+            IA32_X2APIC_ISR0..IA32_X2APIC_TMR0 if exiting => self.pending.registers.isr.word(word),
+            IA32_X2APIC_TMR0..IA32_X2APIC_IRR0 if exiting => self.pending.registers.tmr.word(word),
+            IA32_X2APIC_IRR0..IA32_X2APIC_ESR if exiting => self.pending.registers.irr.word(word),
             IA32_X2APIC_TPR
             | IA32_X2APIC_PPR
             | IA32_X2APIC_ISR0..IA32_X2APIC_ESR
@@ -90,7 +90,7 @@ impl VirtualApic {
             IA32_X2APIC_INIT_COUNT | IA32_X2APIC_DIV_CONF => Ok(physical),
             IA32_X2APIC_TPR | IA32_X2APIC_EOI | IA32_X2APIC_SELF_IPI if exitless => Ok(physical),
             IA32_X2APIC_TPR => {
-                self.pending.tpr = value as u8;
+                self.pending.registers.tpr = value as u8;
                 Ok(ApicAction::None)
             }
             IA32_X2APIC_EOI => Ok(match self.pending.eoi() {

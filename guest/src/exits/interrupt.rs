@@ -12,7 +12,7 @@ use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
 use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::icr::{IcrRequest, IpiKind};
-use eli::{Destination, FaultAction, Reason, ShadowIdt, VectorSet};
+use eli::{Destination, FaultAction, Reason, ShadowIdt};
 
 use crate::devices::ioapic::RedirectionEntry;
 use crate::vm::{Context, Guest, Next, Platform};
@@ -109,26 +109,15 @@ impl<P: Platform> Context<'_, P> {
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
-    /// A physical interrupt in the exiting mode; it is in service in the physical local APIC.
+    /// A physical interrupt where they exit; it is in service in the physical local APIC.
     pub(super) fn external_interrupt(&mut self, vector: Option<Vector>) {
         let Some(vector) = vector else { return };
-        if let Some(posted) = self.vcpu.take_posted(vector) {
-            self.machine.eoi();
-            return self.accept_posted(VectorSet::from_words(posted));
-        }
         let level = self.physical_bit(IA32_X2APIC_TMR0, vector);
         let trigger = if level { TriggerMode::Level } else { TriggerMode::Edge };
         let accepted = self.cpu.apic.accept(vector, trigger);
         // A level-triggered line keeps its interrupt in service until the guest ends it.
         if !(accepted && level) {
             self.machine.eoi();
-        }
-    }
-
-    fn accept_posted(&mut self, mut posted: VectorSet) {
-        while let Some(vector) = posted.highest() {
-            posted.remove(vector);
-            self.cpu.apic.accept(vector, TriggerMode::Edge);
         }
     }
 
@@ -213,27 +202,22 @@ impl<P: Platform, V> Context<'_, P, V> {
         cpu.filter(|_| live)
     }
 
-    /// After each exit of the posted mode: what the CPU has delivered and the guest has ended. After each of the exiting
-    /// mode: the priority that the guest has set by CR8.
-    pub fn take_virtual_interrupts(&mut self) {
-        let pending = &mut self.cpu.apic.pending;
-        match self.vcpu.virtual_apic() {
-            Some(page) => pending.load(page),
-            None => pending.tpr = self.vcpu.task_priority(pending.tpr),
-        }
+    /// After each exit but in the exitless mode: what the CPU has delivered meanwhile and the guest has ended, and the
+    /// priority that it has set by CR8.
+    pub fn take_interrupts(&mut self) {
+        self.vcpu.take_interrupts(&mut self.cpu.apic.pending.registers);
     }
 
-    /// Before each entry of the posted mode: shows what is due to the CPU. Before each entry of the
-    /// exiting mode: injects it, or asks for the moment to.
+    /// Before each entry but in the exitless mode: shows the CPU what is due. In the exiting mode injects it, or asks
+    /// for the moment to.
     #[inline(always)]
     pub fn prepare_entry(&mut self) {
-        if let Some(page) = self.vcpu.virtual_apic() {
-            let shown = self.cpu.apic.pending.store(page);
-            return self.vcpu.set_virtual_interrupts(&shown);
+        let pending = &self.cpu.apic.pending;
+        self.vcpu.show_interrupts(&pending.registers, pending.held_back_by_tpr());
+        if self.guest.mode == InterruptMode::Posted {
+            return;
         }
         let halting = core::mem::take(&mut self.cpu.halting);
-        let pending = &self.cpu.apic.pending;
-        self.vcpu.show_task_priority(pending.tpr, pending.held_back_by_tpr());
         let Some(vector) = self.cpu.apic.pending.next() else {
             return self.vcpu.set_interrupt_window(false);
         };

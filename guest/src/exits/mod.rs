@@ -2,7 +2,7 @@
 //!
 //! The way of an exit: the back end decodes its reason ([`Vcpu::run`]) → [`Context::handle`] counts it, delivers again
 //! what it cut short, and calls its handler, with the guest's lock held where it concerns more than the CPU that exited
-//! → [`Context::prepare_entry`] → the guest goes on. In the posted mode [`Context::take_virtual_interrupts`] comes first
+//! → [`Context::prepare_entry`] → the guest goes on. But in the exitless mode [`Context::take_interrupts`] comes first
 //! of all. The same policy serves both vendors and the host tests' scripted CPU.
 
 pub(crate) mod access;
@@ -11,8 +11,10 @@ mod interrupt;
 mod memory;
 mod port;
 mod register;
+mod segment_descriptor;
 pub(crate) mod step;
 mod system_segment;
+mod task;
 pub(crate) mod tick;
 
 use arch::ExitReason;
@@ -51,12 +53,18 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
                 let event = Event::exception(vector.0, error_code);
                 return self.locked(|context| context.exception(event));
             }
-            ExitReason::Nmi | ExitReason::PreemptionTimer => {
+            ExitReason::Nmi | ExitReason::HostTimer => {
                 return self.locked(|context| context.tick());
             }
             ExitReason::ExternalInterrupt(vector) => self.again().external_interrupt(vector),
-            ExitReason::EndOfInterrupt(vector) => self.again().ended(vector, TriggerMode::Level),
-            ExitReason::ApicWrite(offset) => self.again().apic_written(offset),
+            ExitReason::LevelInterruptEnded(vector) => {
+                self.again().ended(vector, TriggerMode::Level);
+            }
+            // The CPU has checked the reserved bits and carried the write out but for its effect: an IPI that it does not
+            // send by itself, or a self-IPI that nobody can take.
+            ExitReason::ApicWritten { msr, value } => {
+                self.again().write_apic(msr, value);
+            }
             ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
             ExitReason::Halt => self.again().halt(),
             ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),
@@ -65,6 +73,9 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
                 // The guest owns its devices' memory accesses; caches are coherent without it.
                 const INVD: u8 = 2;
                 self.vcpu.skip_instruction(self.vcpu.instruction_length(INVD));
+            }
+            ExitReason::TaskSwitch(switch) => {
+                return self.locked(|context| context.task_switch(switch));
             }
             ExitReason::VirtualizationInstruction => {
                 self.again().raise(Event::exception(exception::UD, None));
@@ -233,33 +244,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     fn last_words(&mut self) {
-        if !self.vm.crash_logged {
-            self.dump();
-        }
-    }
-
-    /// Logs registers, the last exits and the code at RIP.
-    pub fn dump(&mut self) {
-        let (vcpu, name) = (&*self.vcpu, &self.guest.name);
-        self.machine.log(format_args!(
-            "guest {name}: rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} \
-             efer {:#x}",
-            vcpu.rip(),
-            vcpu.gpr(arch::register::Gpr::Rsp),
-            vcpu.rflags(),
-            vcpu.cr0(),
-            vcpu.cr2(),
-            vcpu.cr3(),
-            vcpu.cr4(),
-            vcpu.efer()
-        ));
-        let registers = arch::register::Gpr::ALL.map(|register| vcpu.gpr(register));
-        self.machine.log(format_args!("guest {name}: registers in encoding order {registers:x?}"));
-        self.machine.log(format_args!("guest {name}: last exits: {}", self.cpu.recent));
-        if let Ok((bytes, length)) = insn::fetch_instruction(vcpu, self.memory) {
-            let code = bytes.get(..length).unwrap_or(&bytes);
-            self.machine.log(format_args!("guest {name}: code {code:02x?}"));
-        }
+        self.cpu.last_words = !self.vm.crash_logged;
     }
 }
 

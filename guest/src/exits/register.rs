@@ -80,15 +80,6 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
         }
         self.apic_action(action)
     }
-
-    /// A write to the local APIC that the CPU has carried out but for its effect: an IPI that it does not send
-    /// by itself, or a self-IPI that nobody can take. It has checked the reserved bits.
-    pub(super) fn apic_written(&mut self, offset: u16) {
-        let Some(page) = self.vcpu.virtual_apic() else { return };
-        let word = |at: u16| page.get(usize::from(at / 4)).map_or(0, |word| u64::from(*word));
-        let value = word(offset.wrapping_add(4)) << 32 | word(offset);
-        self.write_apic(X2APIC.start() + u32::from(offset >> 4), value);
-    }
 }
 
 /// What CPUID says where no answer is ready.
@@ -165,7 +156,7 @@ impl<P: Platform, V> Context<'_, P, V> {
     pub(super) fn publish_addressing(&mut self) {
         let addressing = self.cpu.apic.addressing();
         self.guest.set_addressing(self.cpu.index, addressing);
-        self.vcpu.set_reachable(addressing.enabled());
+        self.vcpu.accept_interrupts(addressing.enabled());
     }
 
     /// Does what a write to the local APIC comes to, its vector granted; `false` where the guest gets

@@ -8,20 +8,21 @@
 use arch::Gva;
 use arch::machine::GuestMemory;
 use arch::register::{Cr0, Cr4, Efer, Gpr, Rflags};
-use arch::segment::{AccessRights, DescriptorTableRegister, Segment, SegmentRegister};
+use arch::segment::{DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, Vcpu, exception};
 use insn::{Access, Instruction, MemoryFault, Mode, Operation, Register, canonical};
 
 use super::access::{self, Refused};
+use super::segment_descriptor::{Descriptor, kind};
 use crate::vm::{Context, Platform};
 
 /// Table indicator of a selector: LDT.
-const TABLE_INDICATOR: u16 = 1 << 2;
+pub(super) const TABLE_INDICATOR: u16 = 1 << 2;
 /// Requested privilege level of a selector.
-const RPL: u16 = 3;
+pub(super) const RPL: u16 = 3;
 
 /// The CPU reads descriptors with its own rights, at any privilege level.
-const SUPERVISOR: Access = Access { write: false, fetch: false, user: false };
+pub(super) const SUPERVISOR: Access = Access { write: false, fetch: false, user: false };
 
 impl<P: Platform> Context<'_, P> {
     /// Carries out the LLDT, LTR, SLDT or STR at RIP and moves on, or says why not; nothing has changed
@@ -106,7 +107,7 @@ fn load<V: Vcpu, M: GuestMemory>(
     if !task {
         return Ok(descriptor.segment(selector));
     }
-    let busy = descriptor.busy();
+    let busy = descriptor.with_kind(kind::BUSY);
     let (at, byte) = (at.wrapping_add(Descriptor::ACCESS_BYTE), busy.access_byte());
     insn::write_linear(vcpu, memory, at, SUPERVISOR, &[byte])?;
     Ok(busy.segment(selector))
@@ -128,6 +129,16 @@ fn read_descriptor<V: Vcpu, M: GuestMemory>(
         return Ok(None);
     }
     let at = table.base.wrapping_add(offset.into());
+    Ok(Some((at, descriptor_at(vcpu, memory, at, length)?)))
+}
+
+/// The descriptor of `length` bytes, 8 or 16, at a linear address.
+pub(super) fn descriptor_at<V: Vcpu, M: GuestMemory>(
+    vcpu: &V,
+    memory: &M,
+    at: Gva,
+    length: u16,
+) -> Result<Descriptor, Refused> {
     let mut bytes = [0; 16];
     let part = bytes.get_mut(..length.into()).unwrap_or_default();
     match insn::read_linear(vcpu, memory, at, SUPERVISOR, part) {
@@ -135,78 +146,11 @@ fn read_descriptor<V: Vcpu, M: GuestMemory>(
         Err(MemoryFault::NotMemory(_)) => part.fill(0xff),
         read => read?,
     }
-    Ok(Some((at, Descriptor(u128::from_le_bytes(bytes)))))
+    Ok(Descriptor(u128::from_le_bytes(bytes)))
 }
 
 pub(super) const fn fault(vector: u8, error_code: Option<u32>) -> Refused {
     Refused::Fault(Event::exception(vector, error_code), None)
-}
-
-/// S and type fields of the descriptors that can be loaded (SDM "System Descriptor Types").
-mod kind {
-    /// 16-bit TSS, available; only without IA-32e mode.
-    pub(super) const AVAILABLE_TSS_16: u8 = 1;
-    pub(super) const LDT: u8 = 2;
-    /// 32-bit TSS, in IA-32e mode 64-bit TSS; available.
-    pub(super) const AVAILABLE_TSS: u8 = 9;
-}
-
-/// Descriptor of a system segment: 16 bytes in 64-bit mode, else 8 and zeros
-/// (SDM "Segment Descriptors"; "Segment Descriptor Tables in IA-32e Mode").
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Descriptor(u128);
-
-impl Descriptor {
-    /// Where in the descriptor the byte with P, DPL, S and type is.
-    const ACCESS_BYTE: u64 = 5;
-    const BUSY: u128 = 1 << 41;
-    const GRANULARITY: u128 = 1 << 55;
-
-    const fn bits(self, low: u32, count: u32) -> u64 {
-        (self.0 >> low & ((1 << count) - 1)) as u64
-    }
-
-    /// S and type.
-    const fn kind(self) -> u8 {
-        self.bits(40, 5) as u8
-    }
-
-    /// What stands in the upper half where the lower one has S and type; zero in a valid one.
-    const fn upper_kind(self) -> u8 {
-        self.bits(64 + 40, 5) as u8
-    }
-
-    const fn present(self) -> bool {
-        self.bits(47, 1) != 0
-    }
-
-    const fn base(self) -> u64 {
-        self.bits(16, 24) | self.bits(56, 40) << 24
-    }
-
-    /// Offset of the last byte.
-    const fn limit(self) -> u32 {
-        let limit = (self.bits(0, 16) | self.bits(48, 4) << 16) as u32;
-        if self.0 & Self::GRANULARITY != 0 { limit << 12 | 0xfff } else { limit }
-    }
-
-    const fn access_byte(self) -> u8 {
-        self.bits(40, 8) as u8
-    }
-
-    const fn busy(self) -> Self {
-        Self(self.0 | Self::BUSY)
-    }
-
-    const fn segment(self, selector: u16) -> Segment {
-        let access = self.bits(40, 8) | self.bits(52, 4) << 12;
-        Segment {
-            selector,
-            base: self.base(),
-            limit: self.limit(),
-            access: AccessRights(access as u32),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod processors;
 mod registers;
 mod steps;
 mod tables;
+mod tasks;
 
 use std::cell::RefCell;
 
@@ -206,7 +207,7 @@ impl World {
         self.vcpu.injected = None;
         self.vcpu.vectoring = vectoring;
         if !self.guest.mode.is_exitless() {
-            self.context(|_| ()).take_virtual_interrupts();
+            self.context(|_| ()).take_interrupts();
         }
         let next = self.unlocked(|context| context.handle(reason));
         if !self.guest.mode.is_exitless() {
@@ -333,7 +334,7 @@ fn each_exit_counts_once_under_its_own_name() {
     for (counter, reason) in [
         (Counter::Cpuid, ExitReason::Cpuid),
         (Counter::Nmi, ExitReason::Nmi),
-        (Counter::PreemptionTimer, ExitReason::PreemptionTimer),
+        (Counter::PreemptionTimer, ExitReason::HostTimer),
         (Counter::ExternalInterrupt, ExitReason::ExternalInterrupt(Some(Vector(0x40)))),
         (Counter::InterruptWindow, ExitReason::InterruptWindow),
         (Counter::CacheInvalidate, ExitReason::CacheInvalidate),
@@ -377,7 +378,7 @@ fn an_event_cut_short_by_another_exit_is_delivered_again() {
     }
     let page_fault =
         Vectoring { vector: Vector(14), kind: EventKind::HardwareException, error_code: Some(6) };
-    world.handle(ExitReason::PreemptionTimer, Some(page_fault));
+    world.handle(ExitReason::HostTimer, Some(page_fault));
     assert_eq!(world.vcpu.injected, Some(Event::exception(14, Some(6))));
 }
 
@@ -407,9 +408,9 @@ fn what_no_guest_may_do_ends_it_with_a_sentence_and_its_state() {
     ] {
         let mut world = World::with_idt();
         assert_eq!(world.exit(reason, None), Next::End(Outcome::Crash));
-        let [first, registers, ..] = &world.machine.log[..] else { panic!() };
+        let [first, ..] = &world.machine.log[..] else { panic!() };
         assert!(first.starts_with(sentence), "{first}");
-        assert!(registers.contains("rip 0x6003"), "{registers}");
+        assert!(world.cpu.last_words, "its registers are logged");
         let refused = matches!(reason, ExitReason::EntryFailure(_));
         let state = world.machine.log.iter().any(|line| line == "guest test: vmcs 681e=6003");
         assert_eq!(state, refused, "what `nexit explain` reads");

@@ -3,6 +3,7 @@
 mod shared;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
@@ -10,7 +11,7 @@ use std::vec::Vec;
 use arch::address::HpaRange;
 use arch::interrupt::{ApicId, MsiMessage};
 use arch::machine::{CpuidResult, InterruptLine, Part, PitRegister, RouteRefused};
-use arch::{Hpa, Vector};
+use arch::{Gpa, Hpa, Vector, Width};
 use pci::Owned;
 use pci::msix::entry_writes;
 use proptest::prelude::*;

@@ -63,11 +63,6 @@ fn typed(byte: u8) -> Input {
     mux.typed(byte, &mut |byte| queue.push(Owner::Hypervisor, byte))
 }
 
-/// Lists the monitor's commands.
-pub(crate) fn help() {
-    speak(Owner::Hypervisor, 0, Mux::help);
-}
-
 /// Shows the monitor's prompt again.
 pub(crate) fn prompt() {
     speak(Owner::Hypervisor, 0, Mux::prompt);

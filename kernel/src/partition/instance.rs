@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use arch::VcpuSetup;
 use arch::address::PAGE_SIZE;
 use arch::vcpu::StartState;
 use cpu::instructions::tsc;
@@ -21,7 +22,7 @@ use super::devices::{
 use super::files::load;
 use super::memory::{map_ram, reserve};
 use super::slots::virtual_ids;
-use crate::backend::{Backend, VcpuParts};
+use crate::backend::{Backend, Support};
 use crate::machine::{GuestMachine, Tables};
 use crate::memory::out_of_memory;
 use crate::owned::{OwnTable, Pages};
@@ -64,7 +65,8 @@ impl<B: Backend> Instance<B> {
         let config = hardware.config;
         check_bars(hardware, functions, &config)?;
         let mut ram = ram.clone();
-        let mut nested = OwnTable::new(B::check(guest.interrupts)?, memory)?;
+        let Support { format, virtual_ipis, withheld } = B::support(guest.interrupts)?;
+        let mut nested = OwnTable::new(format, memory)?;
         map_ram(&mut nested, memory, &ram)?;
         let domain = Domain::new(hardware, guest, functions, &ram)?;
         quiet_uart(guest)?;
@@ -72,11 +74,9 @@ impl<B: Backend> Instance<B> {
         let timer = (*index == 0 && guest.pit).then_some(guest::devices::pit::GSI);
         let (mut bus, lines) = virtual_bus(plan, timer, &config)?;
         let routes = routes(hardware, guest, &mut bus, &lines)?;
-        let bitmaps = Pages::take(memory, B::BITMAP_BYTES)?;
         let mut msr_passes = [guest::msr::passes(), eli::apic::passes(guest.interrupts)].concat();
-        let virtual_ipis = B::virtualizes_ipis(guest.interrupts);
         msr_passes.extend(virtual_ipis.then_some(eli::apic::VIRTUAL_ICR));
-        B::set_bitmaps(bitmaps.start(), &msr_passes, &port_passes(hardware, guest, &bus));
+        let bitmaps = B::bitmaps(memory, &msr_passes, &port_passes(hardware, guest, &bus))?;
         let frames = reserve(memory, guest, &bus, slots.len())?;
         let pages = |count: usize, bytes| -> Result<Vec<Pages>, Refusal> {
             (0..count).map(|_| Pages::take(memory, bytes)).collect()
@@ -102,8 +102,7 @@ impl<B: Backend> Instance<B> {
             guest: *index,
         };
         let processors = slots.iter().map(|slot| slot.processor).collect();
-        let cpuid =
-            CpuidPolicy::new(virtual_ids(guest), &machine).without(B::withheld(guest.interrupts));
+        let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine).without(withheld);
         let mut vm = Vm::new(slots.len(), bus, lines);
         vm.bus.attach(&mut Host { machine: &mut machine, config: &mut config });
         vm.crash_logged = row.crash_logged();
@@ -129,18 +128,20 @@ impl<B: Backend> Instance<B> {
     /// to be dropped first.
     pub(crate) fn vcpu(&self, index: usize, processor: &Processor) -> Result<(B::Cpu, B), Refusal> {
         let memory = self.cpus.get(index).ok_or_else(out_of_memory)?.start();
-        let backend = B::enable(memory)?;
-        let parts = VcpuParts {
+        let slot = self.plan.slots.get(index).ok_or_else(out_of_memory)?;
+        // SAFETY: this processor has no other virtual CPU, and virtualization is on for one only; the pages are its.
+        let backend = unsafe { B::enable(memory) }?;
+        let setup = VcpuSetup {
             mode: self.policy.mode,
             nested_root: self.machine.tables.lock().nested.root(),
             virtual_ipis: self.virtual_ipis,
             bitmaps: self.bitmaps.start(),
             memory,
             host_tss_base: processor.tss_base,
-            posted: self.plan.slots.get(index).and_then(|slot| slot.posted),
             cr4: self.policy.cpuid.cr4(&self.machine),
         };
-        Ok((backend.vcpu(&parts)?, backend))
+        // SAFETY: all of it was made by `new`, for this guest alone, and is given back when no CPU has `self` any more.
+        Ok((unsafe { backend.vcpu(&setup, &slot.inbox) }?, backend))
     }
 
     /// What policy keeps of virtual CPU `index`.

@@ -27,7 +27,7 @@ pub(crate) fn planned<B: Backend>(
 ) -> Result<Vec<Vec<Bdf>>, Refusal> {
     let machine = Machine {
         vendor: B::VENDOR,
-        lacks: &|mode| B::check(mode).err().map(|refusal| refusal.to_string()),
+        lacks: &|mode| B::support(mode).err().map(|refusal| refusal.to_string()),
         cpus: &cpus(hardware),
         free: hardware.memory.snapshot().unwrap_or(FrameAllocator::new(&[], &[])),
         identity_ram: hardware.identity_ram.as_deref(),

@@ -1,13 +1,11 @@
 //! The processors of a guest, as the configuration names them.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use arch::ApicId;
-use arch::vcpu::InterruptMode;
 use config::GuestConfig;
-use vmx::{PidPointers, PostedInterrupts, Posting};
 
+use crate::backend::Inbox;
 use crate::hardware::Hardware;
 use crate::vcpu_slot::VcpuSlot;
 
@@ -18,16 +16,10 @@ pub(super) fn virtual_ids(guest: &GuestConfig) -> Vec<ApicId> {
 
 /// The processors of a guest: they exist, says `plan`.
 pub(super) fn slots(hardware: &Hardware, guest: &GuestConfig) -> &'static [VcpuSlot] {
-    let posted = guest.interrupts == InterruptMode::Posted;
-    let table = posted.then(|| &*Box::<PidPointers>::leak(Box::default()));
-    let numbers = guest.cpus.iter().zip(processors(hardware, guest)).enumerate();
-    let slots = numbers.map(|(index, (number, id))| {
-        let posting = table.map(|table| {
-            let descriptor = Box::leak(Box::new(PostedInterrupts::new(id)));
-            Posting { descriptor, table, index }
-        });
-        VcpuSlot::new(id, *number, posting)
-    });
+    let processors = processors(hardware, guest);
+    let inboxes = Inbox::of_guest(guest.interrupts, &processors);
+    let numbers = guest.cpus.iter().zip(processors).zip(inboxes);
+    let slots = numbers.map(|((number, id), inbox)| VcpuSlot::new(id, *number, inbox));
     slots.collect::<Vec<_>>().leak()
 }
 

@@ -10,6 +10,7 @@ use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
 use debug::registers::Registers;
 use debug::step::{Effect, effect, flags_after, flags_for, pushed};
 use debug::{Order, Stop};
+use guest::requests::Request;
 use guest::vm::Next;
 use insn::PagingRegisters;
 
@@ -81,7 +82,7 @@ impl<B: Backend> Running<'_, B> {
             Some(Order::Stay) => {
                 self.debugger.at_desk(debug::DebugMailbox::want);
                 if let Some(slot) = self.partition.slots().get(self.debugger.cpu) {
-                    slot.ask_to_its_desk(processor.apic);
+                    slot.ask(processor.apic, Request::Debugger);
                 }
             }
         }
@@ -126,8 +127,6 @@ impl<B: Backend> Running<'_, B> {
             }
             Order::Leave => {
                 self.debugger.attached = false;
-                let intercepts = self.vcpu.exception_intercepts();
-                self.vcpu.set_exception_intercepts(intercepts & !(1 << exception::DB));
                 (false, None)
             }
         };
@@ -209,8 +208,6 @@ impl<B: Backend> Running<'_, B> {
     }
 
     fn run_to_breakpoint(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
-        let intercepts = self.vcpu.exception_intercepts();
-        self.vcpu.set_exception_intercepts(intercepts | 1 << exception::DB);
         let reason = self.exit_of(Vcpu::run);
         if let ExitReason::Exception { vector: Vector(exception::DB), qualification, .. } = reason {
             let met = self.met(qualification);
@@ -220,10 +217,6 @@ impl<B: Backend> Running<'_, B> {
                 self.stand(why, slot, processor);
                 return Next::Resume;
             }
-            // The guest's own. VT-x leaves DR6 to us.
-            let registers = self.vcpu.debug_registers();
-            let status = registers.status | qualification;
-            self.vcpu.set_debug_registers(&DebugRegisters { status, ..registers });
         }
         self.handle(reason, slot, processor)
     }
@@ -242,7 +235,7 @@ impl<B: Backend> Running<'_, B> {
         }
         let reason = enter(&mut self.vcpu);
         if !exitless {
-            self.context().take_virtual_interrupts();
+            self.context().take_interrupts();
         }
         reason
     }
@@ -251,8 +244,6 @@ impl<B: Backend> Running<'_, B> {
     fn step_once(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         let (rip, flags) = (self.vcpu.rip(), self.vcpu.rflags());
         let (effect, cpl) = (self.effect(), self.vcpu.cpl());
-        let intercepts = self.vcpu.exception_intercepts();
-        self.vcpu.set_exception_intercepts(intercepts & !(1 << exception::DB));
         self.vcpu.set_rflags(flags_for(flags));
         let root = self.machine.tables.lock().nested.root();
         let reason = self.exit_of(|vcpu| vcpu.step(root, true));

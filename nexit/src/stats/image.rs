@@ -231,6 +231,30 @@ fn functions(file: &object::File<'_>, code: &[Piece]) -> Vec<Function> {
 }
 
 #[cfg(test)]
+impl Image {
+    /// An image of functions of 16 bytes from 0x1000, with `code` at these offsets and NOPs elsewhere, and of `data` from
+    /// 0x2000.
+    pub(crate) fn of_test(names: &[&str], code: &[(usize, &[u8])], data: &[u64]) -> Self {
+        let mut bytes = vec![0x90; 16 * names.len()];
+        for (offset, piece) in code {
+            bytes[*offset..offset + piece.len()].copy_from_slice(piece);
+        }
+        let function = |(name, start): (&&str, u64)| Function {
+            name: (*name).to_owned(),
+            start,
+            end: start + 16,
+        };
+        let data = data.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Self {
+            functions: names.iter().zip((0x1000..).step_by(16)).map(function).collect(),
+            code: vec![Piece { start: 0x1000, bytes }],
+            data: vec![Piece { start: 0x2000, bytes: data }],
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

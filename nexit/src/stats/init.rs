@@ -96,7 +96,6 @@ fn needed(function: &Function, callers: &[&Function]) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::super::image::Piece;
     use super::*;
 
     const NAMES: [&str; 6] = [
@@ -111,24 +110,13 @@ mod tests {
     /// Functions of 16 bytes from 0x1000. The boot calls the second and the last; the second calls the third; a
     /// table holds the fourth and the fifth, and the boot loads its address.
     fn image(init: std::ops::Range<u64>) -> Image {
-        let mut code = vec![0x90; 16 * NAMES.len()];
-        code[..5].copy_from_slice(&[0xE8, 0x0B, 0, 0, 0]);
-        code[5..10].copy_from_slice(&[0xE8, 0x46, 0, 0, 0]);
-        code[10..16].copy_from_slice(&[0x90, 0xB8, 0, 0x20, 0, 0]);
-        code[16..21].copy_from_slice(&[0xE8, 0x0B, 0, 0, 0]);
-        let data = [0x1030_u64, 0x1040].map(u64::to_le_bytes).concat();
-        let function = |(name, start): (&&str, u64)| Function {
-            name: (*name).to_owned(),
-            start,
-            end: start + 16,
-        };
-        Image {
-            functions: NAMES.iter().zip((0x1000..).step_by(16)).map(function).collect(),
-            code: vec![Piece { start: 0x1000, bytes: code }],
-            data: vec![Piece { start: 0x2000, bytes: data }],
-            init,
-            ..Image::default()
-        }
+        let code: [(usize, &[u8]); 4] = [
+            (0, &[0xE8, 0x0B, 0, 0, 0]),
+            (5, &[0xE8, 0x46, 0, 0, 0]),
+            (10, &[0x90, 0xB8, 0, 0x20, 0, 0]),
+            (16, &[0xE8, 0x0B, 0, 0, 0]),
+        ];
+        Image { init, ..Image::of_test(&NAMES, &code, &[0x1030, 0x1040]) }
     }
 
     fn text(init: std::ops::Range<u64>) -> std::result::Result<String, String> {

@@ -253,7 +253,6 @@ fn addresses(instruction: &Instruction) -> Vec<Named> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::image::Piece;
     use super::*;
 
     const NAMES: [&str; 6] = [
@@ -268,26 +267,14 @@ mod tests {
     /// Functions of 16 bytes from 0x1000: the loop enters by VMRUN, calls the second and loads the address of a
     /// table that holds the third; the second has a number that is an address in the fourth; the last calls the loop.
     fn image() -> Image {
-        let mut code = vec![0x90; 16 * NAMES.len()];
-        code[..3].copy_from_slice(&[0x0F, 0x01, 0xD8]);
-        code[3..8].copy_from_slice(&[0xE8, 8, 0, 0, 0]);
-        code[8..15].copy_from_slice(&[0x48, 0xC7, 0xC0, 0x08, 0x20, 0, 0]);
-        code[16..21].copy_from_slice(&[0xB8, 0x38, 0x10, 0, 0]);
-        code[80..85].copy_from_slice(&[0xE8, 0xAB, 0xFF, 0xFF, 0xFF]);
-        let mut data = vec![0; 32];
-        data[..8].copy_from_slice(&0x1030_u64.to_le_bytes());
-        data[16..24].copy_from_slice(&0x1020_u64.to_le_bytes());
-        let function = |(name, start): (&&str, u64)| Function {
-            name: (*name).to_owned(),
-            start,
-            end: start + 16,
-        };
-        Image {
-            functions: NAMES.iter().zip((0x1000..).step_by(16)).map(function).collect(),
-            code: vec![Piece { start: 0x1000, bytes: code }],
-            data: vec![Piece { start: 0x2000, bytes: data }],
-            ..Image::default()
-        }
+        let code: [(usize, &[u8]); 5] = [
+            (0, &[0x0F, 0x01, 0xD8]),
+            (3, &[0xE8, 8, 0, 0, 0]),
+            (8, &[0x48, 0xC7, 0xC0, 0x08, 0x20, 0, 0]),
+            (16, &[0xB8, 0x38, 0x10, 0, 0]),
+            (80, &[0xE8, 0xAB, 0xFF, 0xFF, 0xFF]),
+        ];
+        Image::of_test(&NAMES, &code, &[0x1030, 0, 0x1020, 0])
     }
 
     fn reach(image: &Image, vendor: Vendor) -> Vec<String> {

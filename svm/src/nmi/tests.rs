@@ -98,3 +98,20 @@ fn a_reset_forgets_the_nmis() {
     exit(&mut vcpu, OTHER, 0, 0);
     assert!(!vcpu.injecting() && !iret_exits(&vcpu));
 }
+
+#[test]
+fn an_iret_that_is_a_task_switch_is_the_hypervisors_and_the_one_that_waits_comes_behind_it() {
+    let mut vcpu = vcpu();
+    vcpu.inject(Event::nmi());
+    let save = &mut vcpu.vmcb_mut().save;
+    (save.cr0, save.efer, save.rflags) = (0x11, 0x1000, 0x4002);
+    exit(&mut vcpu, OTHER, 0x100, 0);
+    vcpu.inject(Event::nmi());
+    vcpu.entered();
+    let vmcb = vcpu.vmcb_mut();
+    (vmcb.control.exitcode, vmcb.save.rip) = (VMEXIT_IRET, 0x200);
+    let by_link = TaskSwitch { selector: None, source: TaskSwitchSource::Iret };
+    assert_eq!(vcpu.last_exit(), ExitReason::TaskSwitch(by_link));
+    assert_eq!((vcpu.vmcb().control.eventinj, vcpu.nmis.pending), (NMI, false));
+    assert_eq!(vcpu.vmcb().save.rflags, 0x4002, "and no trap flag");
+}

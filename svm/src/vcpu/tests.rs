@@ -7,29 +7,30 @@ use arch::register::Gpr;
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{Event, EventKind};
+use arch::vcpu::{Event, EventKind, InterruptMode};
 
 const PLAIN: Features = Features { nrip_save: false, flush_by_asid: true, decode_assists: false };
 /// A CPU that has FRED beside what the guest is shown.
 const CR4: GuestCr4 = GuestCr4 { allowed: 0x0077_0fff, hidden: 1 << 32 };
 const FRAME: Hpa = Hpa::new(0x1000);
 
-fn setup(mode: InterruptMode, features: Features) -> VcpuSetup {
-    let memory = Box::leak(Box::new(Vmcb::zeroed()));
+fn setup(mode: InterruptMode) -> VcpuSetup {
+    let pages = Box::leak(Box::new([Vmcb::zeroed(), Vmcb::zeroed()]));
+    const { assert!(size_of::<[Vmcb; 2]>() as u64 == CPU_BYTES) };
     VcpuSetup {
         mode,
-        features,
         nested_root: FRAME,
-        msr_permission_map: Hpa::new(0x2000),
-        io_permission_map: Hpa::new(0x4000),
-        vmcb: Hpa::new((&raw mut *memory).expose_provenance() as u64),
+        bitmaps: Hpa::new(0x2000),
+        virtual_ipis: false,
+        memory: Hpa::new((&raw mut *pages).expose_provenance() as u64),
+        host_tss_base: 0,
         cr4: CR4,
     }
 }
 
 fn vcpu_with(features: Features) -> SvmVcpu {
     // SAFETY: the VMCB is leaked memory of its own, and no test enters the guest.
-    unsafe { SvmVcpu::new(&setup(InterruptMode::Exitless, features)) }
+    unsafe { SvmVcpu::with(features, &setup(InterruptMode::Exitless)) }
 }
 
 pub(crate) fn vcpu() -> SvmVcpu {

@@ -14,8 +14,7 @@ use crate::capability::{BASIC_TRUE_CONTROLS, Capabilities, check};
 use crate::controls::{ExitControls, Primary};
 use crate::event::injection;
 use crate::field::{Field, Readable, Width};
-use crate::posted::PostedInterrupts;
-use crate::vcpu::VirtualApic;
+use crate::virtual_apic::VirtualApic;
 
 /// An entry of the table.
 struct Cpu {
@@ -112,23 +111,21 @@ impl Written {
     }
 }
 
-fn setup_of(mode: InterruptMode) -> VcpuSetup {
-    let descriptor = Box::leak(Box::new(PostedInterrupts::new(ApicId(2))));
-    let posting = Posting { descriptor, table: Box::leak(Box::default()), index: 0 };
-    let page = Hpa::new(0x5000);
+fn setup_of(mode: InterruptMode, virtual_ipis: bool) -> VcpuSetup {
     VcpuSetup {
         mode,
         nested_root: Hpa::new(0x1000),
-        msr_bitmap: Hpa::new(0x2000),
-        io_bitmaps: Hpa::new(0x3000),
-        vmcs: Hpa::new(0x6000),
-        virtual_apic: (mode != InterruptMode::Exitless).then_some(VirtualApic {
-            page,
-            posting: (mode == InterruptMode::Posted).then_some(posting),
-        }),
+        bitmaps: Hpa::new(0x2000),
+        virtual_ipis,
+        memory: Hpa::new(0x5000),
         host_tss_base: 0,
         cr4: GuestCr4 { allowed: 0x0077_0fff, hidden: 0 },
     }
+}
+
+fn write(vmcs: &mut Written, features: &Features, setup: &VcpuSetup) -> Result<(), VmxError> {
+    let posting = Posting::of_guest(&[ApicId(2)]).find(|_| setup.mode == InterruptMode::Posted);
+    write_controls(vmcs, features, setup, VirtualApic::of(setup, posting))
 }
 
 /// Builds all fields for `mode`, with each control that is switched while the guest runs.
@@ -140,7 +137,7 @@ fn assert_entries_are_taken(cpu: &Cpu, features: &Features, mode: InterruptMode)
         vmcs.0.insert(msr, value);
     }
     vmcs.write(field::GUEST_CR0, 0x8000_0021);
-    write_controls(&mut vmcs, features, &setup_of(mode)).unwrap();
+    write(&mut vmcs, features, &setup_of(mode, false)).unwrap();
     vmcs.assert_kept(&what("as it is set up"));
     if features.preemption_timer_shift.is_some() {
         for on in [true, false] {
@@ -193,6 +190,25 @@ fn every_cpu_takes_the_controls_that_are_made_for_it_or_is_refused_by_name() {
             }
         }
     }
+}
+
+#[test]
+fn a_cpu_that_cannot_send_ipis_is_refused_where_writes_of_icr_pass() {
+    let (mut with, mut without) = (0, 0);
+    for cpu in cpus().iter().filter(|cpu| cpu.verdict == "runs: exitless exiting posted") {
+        let features = check(&cpu.capabilities()).unwrap();
+        let controls = Controls::choose(&features.capabilities, InterruptMode::Posted).unwrap();
+        let mut vmcs = Written(BTreeMap::new());
+        let written = write(&mut vmcs, &features, &setup_of(InterruptMode::Posted, true));
+        if controls.virtualizes_ipis() {
+            with += 1;
+            assert_eq!(written, Ok(()), "{}", cpu.name);
+        } else {
+            without += 1;
+            assert_eq!(written, Err(VmxError::NoIpiVirtualization), "{}", cpu.name);
+        }
+    }
+    assert!(with > 0 && without > 0, "{with} can and {without} cannot");
 }
 
 /// The table names each kind.

@@ -1,7 +1,7 @@
 //! LLDT, LTR, SLDT and STR on a scripted CPU, against the manual's conditions.
 
 use arch::Gpa;
-use arch::segment::DescriptorTable;
+use arch::segment::{AccessRights, DescriptorTable};
 use proptest::prelude::*;
 
 use super::*;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use arch::Width;
-use arch::exit::{IoAccess, NestedPageFault};
+use arch::exit::{IoAccess, NestedPageFault, TaskSwitch, TaskSwitchSource};
 use proptest::prelude::*;
 
 use super::*;
@@ -81,7 +81,7 @@ fn reason(step: &Step) -> ExitReason {
     let bit = |n: u8| flags >> n & 1 != 0;
     let vector = Vector(step.gpr[1] as u8);
     let widths = [Width::Byte, Width::Word, Width::Dword];
-    match step.kind % 16 {
+    match step.kind % 17 {
         0 => ExitReason::Cpuid,
         1 | 2 => ExitReason::Io(IoAccess {
             port: if bit(7) { 0xcf8 + (gpa as u16 & 7) } else { gpa as u16 },
@@ -106,10 +106,19 @@ fn reason(step: &Step) -> ExitReason {
             qualification: 0,
         },
         11 => ExitReason::ExternalInterrupt(Some(vector)),
-        12 => [ExitReason::Nmi, ExitReason::PreemptionTimer, ExitReason::InterruptWindow]
+        12 => [ExitReason::Nmi, ExitReason::HostTimer, ExitReason::InterruptWindow]
             [usize::from(flags) % 3],
         13 => ExitReason::Halt,
         14 => ExitReason::Xsetbv,
+        15 => ExitReason::TaskSwitch(TaskSwitch {
+            selector: bit(6).then_some(gpa as u16),
+            source: [
+                TaskSwitchSource::Call,
+                TaskSwitchSource::Iret,
+                TaskSwitchSource::Jump,
+                TaskSwitchSource::IdtGate,
+            ][usize::from(flags) % 4],
+        }),
         _ => ExitReason::CacheInvalidate,
     }
 }

@@ -14,7 +14,7 @@ const MOVUPS: [u8; 3] = [0x0f, 0x11, 0x13]; // movups [rbx], xmm2
 
 /// Writes a mark over the shadow, so that what is derived again stands out.
 fn mark(world: &mut World) {
-    world.machine.shadow = [[0xcc; 4096]; 2];
+    world.machine.shadow = vec![[0xcc; 4096]; 2];
 }
 
 /// Which bytes of the shadows have been derived since.
@@ -166,7 +166,7 @@ fn a_stack_or_gdt_in_the_page_of_the_idt_opens_all_gates_and_goes_on() {
     let rip = world.vcpu.state.rip;
     world.touch(&PUSH, IDT + 0xff8, true);
     assert_eq!((world.vcpu.state.rip, world.vcpu.injected), (rip, None), "executed again");
-    assert_eq!((world.machine.shadow_at, world.gate(0x40)), ([None, None], OPEN));
+    assert_eq!((&world.machine.shadow_at[..], world.gate(0x40)), (&[None, None][..], OPEN));
     assert_eq!(world.machine.log.len(), 1);
     world.lidt(IDT, 0xfff);
     assert_eq!(world.gate(0x40), CLOSED);

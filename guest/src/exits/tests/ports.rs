@@ -201,6 +201,6 @@ mod strings {
     fn a_port_that_passes_into_the_page_of_the_idt_is_the_cpus_to_read() {
         let mut world = World::with_idt();
         world.touch(&REP_INSB, IDT, true);
-        assert_eq!((world.machine.shadow_at, world.vcpu.injected), ([None, None], None));
+        assert_eq!((&world.machine.shadow_at[..], world.vcpu.injected), (&[None, None][..], None));
     }
 }

@@ -1,8 +1,12 @@
 //! Several CPUs of one guest.
 
-use arch::Vector;
+use arch::interrupt::InterruptRegisters;
 use arch::machine::CpuRequest;
-use arch::msr::{IA32_X2APIC_ESR, IA32_X2APIC_ICR};
+use arch::msr::{
+    IA32_X2APIC_DIV_CONF, IA32_X2APIC_ESR, IA32_X2APIC_ICR, IA32_X2APIC_INIT_COUNT,
+    IA32_X2APIC_LVT_TIMER, IA32_X2APIC_SELF_IPI,
+};
+use arch::{Vector, VectorSet};
 
 use super::*;
 
@@ -84,18 +88,15 @@ fn a_logical_ipi_follows_what_the_cpus_wrote_to_their_ldr() {
 fn posted() -> World {
     let mut world = World::new(InterruptMode::Posted);
     world.switch_apics_on(4);
-    world.vcpu.apic_page = Some(Box::new([0; 1024]));
+    world.vcpu.interrupts = Some(InterruptRegisters::default());
     world.wrmsr(IA32_X2APIC_SIVR, 0x1ff);
     world
 }
 
-/// The CPU has put `value` into the guest's page, and exits behind the WRMSR.
-fn written(world: &mut World, offset: u16, value: u64) {
-    let page = world.vcpu.apic_page.as_mut().unwrap();
-    let at = usize::from(offset / 4);
-    (page[at], page[at + 1]) = (value as u32, (value >> 32) as u32);
+/// The CPU has carried out a write to the local APIC, and exits behind the WRMSR.
+fn written(world: &mut World, msr: u32, value: u64) {
     let rip = world.vcpu.state.rip;
-    world.handle(ExitReason::ApicWrite(offset), None);
+    world.handle(ExitReason::ApicWritten { msr, value }, None);
     assert_eq!(world.vcpu.state.rip, rip, "the write has been carried out");
 }
 
@@ -115,7 +116,7 @@ fn an_ipi_that_the_cpu_leaves_to_us_goes_where_a_trapped_one_does() {
     ];
     for icr in icrs {
         let (mut left, mut trapped) = (posted(), posted());
-        written(&mut left, 0x300, icr);
+        written(&mut left, IA32_X2APIC_ICR, icr);
         trapped.wrmsr(IA32_X2APIC_ICR, icr);
         assert_eq!(left.machine.ipis, trapped.machine.ipis, "{icr:#x}");
         assert_eq!(left.machine.requests, trapped.machine.requests, "{icr:#x}");
@@ -125,47 +126,56 @@ fn an_ipi_that_the_cpu_leaves_to_us_goes_where_a_trapped_one_does() {
 }
 
 #[test]
-fn a_notification_that_exits_delivers_what_is_posted_and_is_no_interrupt_itself() {
-    const NOTIFICATION: Vector = Vector(0xf2);
+fn what_the_cpu_has_delivered_and_taken_in_meanwhile_is_taken_over_and_shown_again() {
     let mut world = posted();
-    world.vcpu.posted = Some((NOTIFICATION, [0, 1 << 31, 1 << 1, 0, 0, 0, 0, 1 << 30]));
     world.handle(ExitReason::ExternalInterrupt(Some(Vector(0x51))), None);
-    assert_eq!(world.cpu.apic.pending.irr.words(), [0, 0, 1 << 17, 0, 0, 0, 0, 0], "the guest's");
-    world.handle(ExitReason::ExternalInterrupt(Some(NOTIFICATION)), None);
-    let requested = [0, 1 << 31, 1 << 17 | 1 << 1, 0, 0, 0, 0, 1 << 30];
-    assert_eq!(world.cpu.apic.pending.irr.words(), requested);
-    assert_eq!(world.machine.eois, 2, "each is ended in the physical local APIC");
-    assert_eq!(world.vcpu.posted, None);
+    let set = |vectors: &[u8]| {
+        let mut set = VectorSet::EMPTY;
+        vectors.iter().for_each(|vector| assert!(set.insert(Vector(*vector))));
+        set
+    };
+    let shown = world.vcpu.interrupts.unwrap();
+    assert_eq!((shown.irr, shown.isr), (set(&[0x51]), VectorSet::EMPTY));
+    assert_eq!((world.vcpu.injected, world.vcpu.window), (None, false), "the CPU delivers");
+    // It has, another CPU has sent one more, and the back end has seen to what told that.
+    let kept = InterruptRegisters { irr: set(&[0x61]), isr: set(&[0x51]), tpr: 0x30, ..shown };
+    world.vcpu.interrupts = Some(kept);
+    world.handle(ExitReason::ExternalInterrupt(None), None);
+    assert_eq!(world.cpu.apic.pending.registers, kept);
+    assert_eq!(world.vcpu.interrupts, Some(kept));
+    assert_eq!(world.machine.eois, 1, "the first one's, in the physical local APIC");
 }
 
 #[test]
 fn a_self_ipi_that_nobody_can_take_is_an_error_and_nothing_else() {
     let mut world = posted();
-    written(&mut world, 0x3f0, 5);
+    written(&mut world, IA32_X2APIC_SELF_IPI, 5);
     assert_eq!(world.cpu.apic.pending.next(), None);
     world.wrmsr(IA32_X2APIC_ESR, 0);
     assert_eq!(world.cpu.apic.read(IA32_X2APIC_ESR), Ok(eli::ApicRead::Value(0x60)));
 }
 
 #[test]
-fn no_write_to_the_page_reaches_beyond_the_guest_or_past_its_end() {
+fn no_write_to_the_local_apic_reaches_beyond_the_guest() {
     let mut world = posted();
-    for offset in 0..=0xfff {
-        world.vcpu.apic_page = Some(Box::new([0xffff_ffff; 1024]));
-        world.handle(ExitReason::ApicWrite(offset), None);
+    for msr in 0x800..=0x8ff {
+        for value in [u64::MAX, u64::MAX >> 32, 0] {
+            world.handle(ExitReason::ApicWritten { msr, value }, None);
+        }
     }
     assert!(world.machine.ipis.iter().all(|(cpu, _)| *cpu < 4));
-    assert!(world.machine.msrs.is_empty());
+    let timer = [IA32_X2APIC_LVT_TIMER, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_DIV_CONF];
+    assert!(world.machine.written_msrs.iter().all(|msr| timer.contains(msr)));
 }
 
 #[test]
-fn other_cpus_post_by_themselves_only_while_the_local_apic_is_on() {
+fn other_cpus_send_by_themselves_only_while_the_local_apic_is_on() {
     let mut world = posted();
-    assert!(world.vcpu.reachable);
+    assert!(world.vcpu.accepting);
     world.wrmsr(IA32_X2APIC_SIVR, 0xff);
-    assert!(!world.vcpu.reachable);
+    assert!(!world.vcpu.accepting);
     world.wrmsr(IA32_X2APIC_SIVR, 0x1ff);
-    assert!(world.vcpu.reachable);
+    assert!(world.vcpu.accepting);
     world.context(|vm| vm).init();
-    assert!(!world.vcpu.reachable);
+    assert!(!world.vcpu.accepting);
 }

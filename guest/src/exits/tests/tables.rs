@@ -5,7 +5,7 @@ use arch::segment::DescriptorTableRegister;
 use super::*;
 
 fn shadows(world: &World) -> [Option<u64>; 2] {
-    world.machine.shadow_at.map(|page| page.map(Gpa::as_u64))
+    core::array::from_fn(|slot| world.machine.shadow_at[slot].map(Gpa::as_u64))
 }
 
 #[test]

@@ -5,11 +5,14 @@
 #![no_std]
 #![no_main]
 
+mod debug;
 mod exceptions;
 mod local;
 mod nmi;
 mod processor;
+mod protected;
 mod tables;
+mod tasks;
 mod trap;
 
 use arch::machine::Width;
@@ -35,6 +38,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     unsafe { port_write(0x3fb, Width::Byte, 3) };
     trap::prepare();
     exceptions::all();
+    debug::all();
     tables::all();
     processor::all();
     local::enter_xapic_mode();
@@ -42,6 +46,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::priorities();
     local::timer();
     nmi::all();
+    tasks::all();
     local::enter_x2apic_mode();
     local::registers();
     local::msrs();

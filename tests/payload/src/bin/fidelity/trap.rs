@@ -211,6 +211,11 @@ pub(crate) fn bytes(code: &[u8], argument: u64) -> Option<Seen> {
     at(place as u64, argument)
 }
 
+/// Where [`bytes`] runs them.
+pub(crate) fn code() -> u64 {
+    CODE.0.get() as u64
+}
+
 fn at(code: u64, argument: u64) -> Option<Seen> {
     // SAFETY: one CPU, and no trial is on.
     unsafe { *SEEN.0.get() = None };

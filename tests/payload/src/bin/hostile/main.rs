@@ -8,6 +8,7 @@
 #![feature(abi_x86_interrupt)]
 
 mod cpu_state;
+mod endless;
 mod ends;
 mod others;
 mod reach;
@@ -26,6 +27,8 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     match attempt {
         "victim" => victim::watch(number.and_then(|number| number.parse().ok()).unwrap_or(1)),
         "all" => all(number == Some("two")),
+        "debug" => endless::debug(),
+        "alignment" => endless::alignment(),
         attempt => ends::end(attempt),
     }
     say!("{attempt} done");

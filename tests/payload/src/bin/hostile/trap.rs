@@ -125,6 +125,13 @@ fn set(vector: u8, handler: *const ()) {
     unsafe { at.write_volatile(gate) };
 }
 
+/// Has `vector` delivered on one of the TSS's stacks.
+pub(crate) fn use_stack(vector: u8, stack: u64) {
+    let gate = TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector.into()).cast::<u64>();
+    // SAFETY: one of the table's 256 gates.
+    unsafe { gate.write_volatile(gate.read_volatile() | stack << 32) };
+}
+
 /// Makes the table and loads it.
 pub(crate) fn load() {
     (32..=255).for_each(|vector| set(vector, stray as *const ()));

@@ -1,7 +1,7 @@
 //! A set of vectors, in the layout of the local APIC's 256-bit registers
 //! (SDM "Interrupt Acceptance for Fixed Interrupts").
 
-use arch::Vector;
+use crate::interrupt::Vector;
 
 /// A set of vectors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -1,0 +1,70 @@
+//! The whole exit policy: a guest of two CPUs that does anything, in each interrupt mode.
+
+mod step;
+mod world;
+
+use arch::exit::ExitReason;
+use guest::vm::Next;
+
+use crate::input::Input;
+use world::World;
+
+/// The most exits of an input.
+const MAX_EXITS: usize = 64;
+/// The most pages that one step needs.
+const MAX_PAGES: usize = 8;
+
+/// Devices that are as they said at the boot: policy never asks for what is not the guest's.
+pub(super) fn honest(input: &[u8]) {
+    let mut input = Input(input);
+    run(World::new(input.byte(), &[]), input);
+}
+
+/// Devices that say something else each time: policy may be misled, and what it then asks for is refused.
+pub(super) fn lying(input: &[u8]) {
+    let mut input = Input(input);
+    let head = input.byte();
+    let lies = usize::from(input.byte()) + 1;
+    let lies = input.bytes(lies);
+    run(World::new(head, lies), input);
+}
+
+fn run(mut world: World, mut input: Input<'_>) {
+    for _ in 0..MAX_EXITS {
+        if input.is_empty() || goes_on(&mut world, &mut input) == Gone::Over {
+            break;
+        }
+    }
+    world.end();
+}
+
+#[derive(PartialEq)]
+enum Gone {
+    On,
+    Over,
+}
+
+/// One exit with all that follows from it.
+fn goes_on(world: &mut World, input: &mut Input<'_>) -> Gone {
+    let cpu = usize::from(input.byte() & 1);
+    let exit = step::Exit::read(input);
+    world.before(cpu, &exit);
+    let mut next = world.exit(cpu, exit.reason);
+    for _ in 0..MAX_PAGES {
+        if next != Next::Step {
+            break;
+        }
+        // The CPU writes to the pages that stand in, and is done; or it needs another one.
+        let (slot, at, bytes) =
+            (input.byte() & 3, usize::from(input.word() & 0xfff), input.array::<8>());
+        let page = &mut world.machine.stand_ins[usize::from(slot)];
+        page.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = from);
+        let reason = if input.bit() { ExitReason::Step } else { step::fault(input) };
+        next = world.stepped(cpu, reason);
+    }
+    if next == Next::Step {
+        world.end_steps(cpu);
+    }
+    world.check();
+    if matches!(next, Next::End(_)) { Gone::Over } else { Gone::On }
+}
