@@ -1,12 +1,12 @@
-//! Exitless interrupts: which vectors may reach the guest without the hypervisor, and what its
-//! local APIC looks like to it.
+//! A guest's interrupts: which vectors may reach it without the hypervisor, what its local APIC looks like to it, and a
+//! local APIC in software for where interrupts exit.
 //!
 //! * [`grants`]: the vectors that are the guest's, and why.
 //! * [`shadow`]: the IDT that the CPU really uses: the guest's own bytes, but gates of external
 //!   vectors that are not granted are not present.
 //! * [`gate_fault`]: classifies the #NP of a closed gate: whose fault it is, and what to do.
 //! * [`apic`]: the x2APIC registers: what passes to the hardware, what is checked, what is virtual;
-//!   in the classic mode a whole software local APIC ([`pending`]).
+//!   where interrupts exit all of it, with what is [`pending`].
 //! * [`xapic`]: the page of xAPIC mode, for guests that do not use x2APIC mode.
 //!
 //! Invariant: pure state machines. They say what is to be done; the `guest` crate has it done.

@@ -24,6 +24,7 @@ pub mod pci;
 pub mod recent;
 pub mod requests;
 pub mod restart_backoff;
+pub mod routes;
 mod shadows;
 pub mod vm;
 

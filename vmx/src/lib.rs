@@ -10,6 +10,7 @@
 //! * [`vcpu`]: the VMCS, and [`arch::vcpu::Vcpu`] on top of it; `contract` and `setup` are its halves
 //! * `run`: the way into the guest and back, in assembly
 //! * `debug_exception`: what the CPU leaves to the host of a #DB that exits
+//! * `virtual_apic`, `posted`: a guest's interrupts where the CPU, or another CPU of the guest, helps with them
 //! * `decode`, `event`, `control_register`: from a snapshot of the exit to [`arch::ExitReason`], events in and
 //!   out, CR0 and CR4 (pure)
 //!

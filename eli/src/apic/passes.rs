@@ -33,8 +33,8 @@ const EXITLESS: [MsrPass; 9] = [
 
 static EXITING: [MsrPass; 4] = TIMER;
 
-/// The CPU answers these from the guest's page: reads of the timer's registers, which it would answer from
-/// there too, exit.
+/// The CPU answers these from what it keeps of the guest's local APIC: reads of the timer's registers, which it would
+/// answer from there too, exit.
 static POSTED: [MsrPass; 8] = [
     EXITLESS[0],
     EXITLESS[1],

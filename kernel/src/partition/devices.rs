@@ -22,7 +22,7 @@ use crate::hardware::Hardware;
 use crate::memory;
 use crate::ram::GuestRam;
 use crate::refusal::{Refusal, refuse};
-use crate::routes::{Routes, SharedIommu};
+use crate::routes::{Interrupts, Routes, SharedIommu};
 
 /// A guest's DMA domain, with its functions in it until this is dropped.
 pub(super) struct Domain {
@@ -179,11 +179,14 @@ pub(super) fn routes(
     bus: &mut VirtualBus,
     lines: &[Line],
 ) -> Result<Routes, Refusal> {
-    let mut routes = Routes::new(hardware.iommu, hardware.io_apics, &processors(hardware, guest));
+    let interrupts = Interrupts { iommu: hardware.iommu, io_apics: hardware.io_apics };
+    let mut routes = Routes::new(interrupts, &processors(hardware, guest));
     for (function, messages) in bus.messages() {
         if messages > 0 {
             let requester = hardware.groups.interrupt_requester(function);
-            routes.grant_messages(function, requester, messages)?;
+            routes
+                .grant_messages(function, requester, messages)
+                .map_err(|error| refuse!("device {function}: {error}"))?;
         }
     }
     for line in lines {
