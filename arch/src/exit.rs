@@ -73,7 +73,7 @@ pub enum ExitReason {
     TripleFault,
     /// XSETBV; index in ECX, value in EDX:EAX.
     Xsetbv,
-    /// INVD or WBINVD.
+    /// INVD, WBINVD or WBNOINVD.
     CacheInvalidate,
     /// An instruction of the virtualization extensions themselves (VMXON, VMRUN, VMCALL, SKINIT …).
     VirtualizationInstruction,

@@ -20,6 +20,7 @@ pub mod gate;
 pub mod interrupt;
 pub mod iommu;
 pub mod machine;
+pub mod machine_check;
 pub mod msr;
 pub mod register;
 pub mod segment;

@@ -8,6 +8,7 @@ use core::fmt;
 use crate::address::Gpa;
 use crate::bdf::Bdf;
 use crate::interrupt::{ApicId, InterruptTarget, MsiMessage, Vector};
+use crate::machine_check::MachineCheck;
 
 /// Width of an access.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -213,6 +214,10 @@ pub trait Machine {
     fn self_ipi(&mut self, vector: Vector);
     /// Ends the highest interrupt in service in this CPU's local APIC.
     fn eoi(&mut self);
+    /// Takes what this CPU recorded of a machine check. Does not come back where the CPU is lost.
+    fn machine_check(&mut self) -> MachineCheck;
+    /// Writes this CPU's caches back and empties them (WBINVD): for devices whose accesses do not look there.
+    fn write_back_caches(&mut self);
     /// Sends `vector` to the physical CPU behind virtual CPU `cpu` of this guest: no exit there.
     fn send_ipi(&mut self, cpu: usize, vector: Vector);
     /// Sends `vector` to a physical CPU of a guest that this one shares memory with: no exit there.

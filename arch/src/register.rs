@@ -88,12 +88,16 @@ bitflags! {
     pub struct Cr4: u64 {
         /// Physical address extension.
         const PAE = 1 << 5;
+        /// Machine-check enable.
+        const MCE = 1 << 6;
         /// Page global enable.
         const PGE = 1 << 7;
         /// FXSAVE and FXRSTOR save XMM registers, and SSE instructions work.
         const OSFXSR = 1 << 9;
         /// Unmasked SIMD floating-point exceptions raise #XM.
         const OSXMMEXCPT = 1 << 10;
+        /// User-mode instruction prevention.
+        const UMIP = 1 << 11;
         /// 57-bit linear addresses.
         const LA57 = 1 << 12;
         /// VMX enable.
@@ -102,6 +106,10 @@ bitflags! {
         const PCIDE = 1 << 17;
         /// XSAVE and processor extended states enable.
         const OSXSAVE = 1 << 18;
+        /// No execution of user pages in the supervisor's mode.
+        const SMEP = 1 << 20;
+        /// No access to user pages in the supervisor's mode.
+        const SMAP = 1 << 21;
         const _ = !0;
     }
 

@@ -95,8 +95,8 @@ pub mod exception {
     /// Those that exit in every mode, bit n for vector n. A guest can have the delivery of #DB or #AC raise the same
     /// again, for ever, with nothing between that lets an interrupt, an NMI or a timer in: CVE-2015-8104 (a data
     /// breakpoint on the stack of #DB) and CVE-2015-5307 (a misaligned stack at CPL 3). As an exit each turn is one
-    /// at which the host has the CPU. The decision is 0059.
-    pub const ALWAYS_EXIT: u32 = 1 << DB | 1 << AC;
+    /// at which the host has the CPU. The decision is 0059. And machine checks, which are the host's.
+    pub const ALWAYS_EXIT: u32 = 1 << DB | 1 << AC | 1 << MC;
 }
 
 /// How physical interrupts meet the guest.

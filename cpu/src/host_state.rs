@@ -4,6 +4,7 @@
 //! What is decided is pure and tested on the host; the rest reads and writes. `boot`'s entry and [`crate::start`]
 //! set CR0: no emulation, no task switched, so that FXSAVE never faults.
 
+use arch::machine::CpuidResult;
 use arch::msr::{IA32_EFER, IA32_MISC_ENABLE, IA32_PAT};
 use arch::register::{Cr4, Efer};
 
@@ -25,12 +26,23 @@ const EXECUTE_DISABLE: u32 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoExecuteDisable;
 
-/// CR4 as the host holds it: with FXSAVE of XMM registers, without which a guest's vector store that the
-/// hypervisor carries out would read as zeros, and with XSETBV where there is XSAVE.
-const fn host_cr4(cr4: u64, has_xsave: bool) -> u64 {
+/// CR4 as the host holds it. Always with FXSAVE of XMM registers, without which a guest's vector store that the
+/// hypervisor carries out would read as zeros. Where the CPU has it, with XSETBV; with #MC in place of a shutdown; and
+/// so that the hypervisor can neither execute nor use a page that is a user's, of which its own table has none: what
+/// leads it astray to such a table ends in a fault. Not CET: the compiler makes no ENDBR64, and a shadow stack would have
+/// to be switched at each exit.
+fn host_cr4(cr4: u64, cpuid: impl Fn(u32) -> CpuidResult) -> u64 {
+    let (basic, extended) = (cpuid(1), cpuid(7));
+    let there = [
+        (basic.ecx >> 26, Cr4::OSXSAVE),
+        (basic.edx >> 7, Cr4::MCE),
+        (extended.ebx >> 7, Cr4::SMEP),
+        (extended.ebx >> 20, Cr4::SMAP),
+        (extended.ecx >> 2, Cr4::UMIP),
+    ];
     let always = Cr4::OSFXSR.union(Cr4::OSXMMEXCPT);
-    let wanted = if has_xsave { always.union(Cr4::OSXSAVE) } else { always };
-    cr4 | wanted.bits()
+    let wanted = there.into_iter().filter(|(bit, _)| bit & 1 != 0).map(|(_, of_cr4)| of_cr4);
+    cr4 | wanted.fold(always, Cr4::union).bits()
 }
 
 /// IA32_EFER as the host holds it: with execute disable, and without AMD's fast FXSAVE, which leaves the XMM
@@ -86,19 +98,21 @@ pub unsafe fn prepare_paging() -> Result<(), NoExecuteDisable> {
     Ok(())
 }
 
-/// Lets this CPU save a guest's extended state, and carry out a guest's XSETBV.
+/// Sets CR4: this CPU can save a guest's extended state and carry out its XSETBV, and is held to what the hypervisor
+/// itself does.
 ///
 /// # Safety
-/// Ring 0.
-pub unsafe fn enable_extended_state() {
-    const XSAVE: u32 = 1 << 26;
-    let has_xsave = cpuid(1, 0).ecx & XSAVE != 0;
+/// Ring 0, and the page table in use has no user pages.
+pub unsafe fn set_cr4() {
+    let highest = cpuid(0, 0).eax;
+    let known = |leaf| if leaf <= highest { cpuid(leaf, 0) } else { CpuidResult::default() };
     let cr4: u64;
     // SAFETY: ring 0, says the caller.
     unsafe { core::arch::asm!("mov {}, cr4", out(reg) cr4, options(nostack, nomem)) };
-    // SAFETY: as above; every CPU in long mode has FXSAVE and SSE, and XSAVE is there where its bit is set. The
+    let cr4 = host_cr4(cr4, known);
+    // SAFETY: as above; every CPU in long mode has FXSAVE and SSE, and the others are there where CPUID shows them. The
     // hypervisor itself uses no extended state.
-    unsafe { core::arch::asm!("mov cr4, {}", in(reg) host_cr4(cr4, has_xsave), options(nostack)) };
+    unsafe { core::arch::asm!("mov cr4, {}", in(reg) cr4, options(nostack, nomem)) };
 }
 
 #[cfg(test)]
@@ -108,11 +122,23 @@ mod tests {
     #[test]
     fn fxsave_saves_the_vector_registers_whatever_the_firmware_left() {
         const OSFXSR_AND_OSXMMEXCPT: u64 = 3 << 9;
-        const OSXSAVE: u64 = 1 << 18;
-        assert_eq!(host_cr4(0x20, false), 0x20 | OSFXSR_AND_OSXMMEXCPT);
-        assert_eq!(host_cr4(0x20, true), 0x20 | OSFXSR_AND_OSXMMEXCPT | OSXSAVE);
+        let none = |_| CpuidResult::default();
+        assert_eq!(host_cr4(0x20, none), 0x20 | OSFXSR_AND_OSXMMEXCPT);
         let fast_fxsave = 1 << 14;
         assert_eq!(host_efer(0x500 | fast_fxsave), 0xd00);
+    }
+
+    #[test]
+    fn the_host_holds_itself_to_what_the_cpu_can_check() {
+        let all = |leaf| match leaf {
+            1 => CpuidResult { ecx: 1 << 26, edx: 1 << 7, ..CpuidResult::default() },
+            7 => CpuidResult { ebx: 1 << 7 | 1 << 20, ecx: 1 << 2, ..CpuidResult::default() },
+            _ => CpuidResult::default(),
+        };
+        let (osxsave, mce, smep, smap, umip) = (1 << 18, 1 << 6, 1 << 20, 1 << 21, 1 << 11);
+        assert_eq!(host_cr4(0x20, all), 0x620 | osxsave | mce | smep | smap | umip);
+        let few = |leaf| CpuidResult { ebx: u32::from(leaf == 7) << 7, ..CpuidResult::default() };
+        assert_eq!(host_cr4(0x20, few), 0x620 | smep);
     }
 
     #[test]

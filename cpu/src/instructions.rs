@@ -240,6 +240,12 @@ pub unsafe fn set_debug_status(status: u64) {
     unsafe { asm!("mov dr6, {}", in(reg) status, options(nomem, nostack, preserves_flags)) };
 }
 
+/// WBINVD.
+pub fn write_back_caches() {
+    // SAFETY: it changes no value that anybody reads.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
 /// The stack pointer.
 #[must_use]
 #[inline(always)]

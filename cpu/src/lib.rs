@@ -12,6 +12,7 @@ pub mod hpet;
 pub mod instructions;
 pub mod io_apic;
 pub mod local_apic;
+pub mod machine_check;
 pub mod physical;
 pub mod pic;
 pub mod segments;

@@ -81,6 +81,16 @@ impl LocalApic {
             // SAFETY: these four exist in every local APIC.
             unsafe { write_msr(lvt, LVT_MASKED) };
         }
+        // SAFETY: `self` proves x2APIC mode.
+        let version = unsafe { read_msr(msr::IA32_X2APIC_VERSION) };
+        for lvt in further_entries(version) {
+            // SAFETY: as above; the version says that it is there.
+            let value = unsafe { read_msr(lvt) };
+            if let Some(masked) = masked(value) {
+                // SAFETY: as above; only the mask changes.
+                unsafe { write_msr(lvt, masked) };
+            }
+        }
     }
 
     /// Accepts every vector (TPR = 0), as after a CPU reset: a guest takes the APIC over.
@@ -179,6 +189,32 @@ impl LocalApic {
     }
 }
 
+/// The entries of the local vector table that not every local APIC has, of one with this version register: that of
+/// performance counters, the thermal one, and that of corrected machine checks (SDM "Local APIC Version Register").
+fn further_entries(version: u64) -> impl Iterator<Item = u32> {
+    let last = version >> 16 & 0xff;
+    [
+        (4, msr::IA32_X2APIC_LVT_PMI),
+        (5, msr::IA32_X2APIC_LVT_THERMAL),
+        (6, msr::IA32_X2APIC_LVT_CMCI),
+    ]
+    .into_iter()
+    .filter(move |(index, _)| *index <= last)
+    .map(|(_, lvt)| lvt)
+}
+
+/// What to write so that the entry lets nothing through; nothing where it is the firmware's own, a system management
+/// interrupt, as the thermal one may be: without it the machine may get too hot.
+const fn masked(value: u64) -> Option<u64> {
+    const DELIVERY_MODE: u64 = 7 << 8;
+    const SMI: u64 = 2 << 8;
+    const STATUS: u64 = 1 << 12;
+    if value & DELIVERY_MODE == SMI || value & LVT_MASKED != 0 {
+        return None;
+    }
+    Some(value & !STATUS | LVT_MASKED)
+}
+
 /// The local APIC's timer as a counter, with no interrupt at its end (SDM "APIC Timer").
 #[derive(Debug)]
 pub struct ApicTimer(());
@@ -220,5 +256,20 @@ impl Counter for ApicTimer {
     fn reading(&mut self) -> Reading {
         // SAFETY: as for `write`; it counts down.
         bracketed(|| u64::from(!unsafe { read_msr(msr::IA32_X2APIC_CUR_COUNT) } as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_entry_that_is_there_is_masked_but_the_firmwares_own() {
+        let entries = |last: u64| further_entries(last << 16 | 0x15).count();
+        assert_eq!([3, 4, 5, 6].map(entries), [0, 1, 2, 3]);
+        assert_eq!(masked(0xfe), Some(0x1_00fe), "a vector");
+        assert_eq!(masked(0x1400), Some(0x1_0400), "an NMI that waits");
+        assert_eq!(masked(0x200), None, "a system management interrupt");
+        assert_eq!(masked(0x1_00fe), None, "masked already");
     }
 }

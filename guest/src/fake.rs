@@ -17,6 +17,7 @@ use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
     NotGuestMemory, Part, PitRegister, RouteRefused,
 };
+use arch::machine_check::MachineCheck;
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
@@ -64,6 +65,8 @@ pub struct FakeMachine {
     pub stand_ins: [[u8; 4096]; MAX_STAND_INS],
     pub self_ipis: Vec<Vector>,
     pub eois: usize,
+    pub written_back: usize,
+    pub machine_check: MachineCheck,
     /// What went to other CPUs of the guest.
     pub ipis: Vec<(usize, Vector)>,
     /// What went to CPUs of other guests.
@@ -105,6 +108,8 @@ impl Default for FakeMachine {
             stand_ins: [[0; 4096]; MAX_STAND_INS],
             self_ipis: Vec::new(),
             eois: 0,
+            written_back: 0,
+            machine_check: MachineCheck::NotHere,
             ipis: Vec::new(),
             rung: Vec::new(),
             requests: Vec::new(),
@@ -207,6 +212,12 @@ impl Machine for FakeMachine {
         if let Some((_, word)) = isr.find(|(_, word)| **word != 0) {
             *word &= !(1 << word.ilog2());
         }
+    }
+    fn machine_check(&mut self) -> MachineCheck {
+        self.machine_check
+    }
+    fn write_back_caches(&mut self) {
+        self.written_back += 1;
     }
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {
         self.did(Done::Ipi(cpu, vector));

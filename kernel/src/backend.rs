@@ -16,6 +16,7 @@ use mem::table::Format;
 use mem::{EptFormat, NptFormat};
 use plan::Vendor;
 use vmx::controls::Controls;
+use vmx::large_pages::largest_executable_page;
 
 use crate::memory::{self, Memory};
 use crate::owned::Pages;
@@ -136,8 +137,12 @@ impl Backend for VtX {
         // SAFETY: ring 0.
         let capabilities = unsafe { vmx::Capabilities::read() };
         let controls = Controls::choose(&capabilities, mode)?;
+        let largest = vmx::check(&capabilities)?.largest_page;
+        // SAFETY: ring 0.
+        let arch_capabilities = unsafe { vmx::large_pages::arch_capabilities() };
+        let largest_executable = largest_executable_page(largest, arch_capabilities);
         Ok(Support {
-            format: EptFormat { largest: vmx::check(&capabilities)?.largest_page },
+            format: EptFormat { largest, largest_executable },
             virtual_ipis: controls.virtualizes_ipis(),
             withheld: controls.withheld(),
         })

@@ -11,6 +11,7 @@ use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
     CpuRequest, CpuidResult, InterruptLine, Machine, Part, PitRegister, RouteRefused, Width,
 };
+use arch::machine_check::MachineCheck;
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector};
 use cpu::local_apic::LocalApic;
 use cpu::{instructions, physical};
@@ -258,6 +259,20 @@ impl<F: Format> Machine for GuestMachine<F> {
 
     fn eoi(&mut self) {
         self.apic.eoi();
+    }
+
+    fn write_back_caches(&mut self) {
+        instructions::write_back_caches();
+    }
+
+    fn machine_check(&mut self) -> MachineCheck {
+        let verdict = cpu::machine_check::take();
+        if let MachineCheck::Lost(recorded) = verdict {
+            console::logln!("error: CPU {}: a machine check, {recorded}", self.apic.id());
+            console::logln!("this CPU is stopped; its guest does not run any more");
+            instructions::halt_forever();
+        }
+        verdict
     }
 
     fn send_ipi(&mut self, cpu: usize, vector: Vector) {

@@ -40,8 +40,8 @@ impl Processor {
     /// state usable.
     pub(crate) fn take_over(memory: Memory) -> Result<Self, Refusal> {
         let tss_base = load_cpu_tables(memory)?;
-        // SAFETY: ring 0.
-        unsafe { cpu::host_state::enable_extended_state() };
+        // SAFETY: ring 0, with the hypervisor's own page table, which has no user pages.
+        unsafe { cpu::host_state::set_cr4() };
         // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
         let apic = unsafe { LocalApic::enable() }.ok_or_else(plan::platform::no_x2apic)?;
         Ok(Self { apic, tss_base })

@@ -51,7 +51,7 @@ pub struct Paging<const ALWAYS: u64> {
 }
 
 impl<const ALWAYS: u64> Format for Paging<ALWAYS> {
-    fn largest_page(&self) -> PageSize {
+    fn largest_page(&self, _: Rights) -> PageSize {
         self.largest
     }
     fn table_entry(&self, table: Hpa) -> u64 {
@@ -96,11 +96,21 @@ const EPT_MEMORY_TYPE: u64 = 7 << 3;
 pub struct EptFormat {
     /// Largest page, from `IA32_VMX_EPT_VPID_CAP` bits 16 (2 MiB) and 17 (1 GiB).
     pub largest: PageSize,
+    /// Largest page from which a guest may fetch instructions.
+    pub largest_executable: PageSize,
+}
+
+impl EptFormat {
+    /// Instructions may be fetched from pages of any size.
+    #[must_use]
+    pub const fn up_to(largest: PageSize) -> Self {
+        Self { largest, largest_executable: largest }
+    }
 }
 
 impl Format for EptFormat {
-    fn largest_page(&self) -> PageSize {
-        self.largest
+    fn largest_page(&self, access: Rights) -> PageSize {
+        if access.execute { self.largest.min(self.largest_executable) } else { self.largest }
     }
     fn table_entry(&self, table: Hpa) -> u64 {
         table.as_u64() & ADDRESS | READ | WRITE | EPT_EXECUTE
@@ -137,7 +147,7 @@ impl Format for DmaFormat {
     fn levels(&self) -> u8 {
         self.levels
     }
-    fn largest_page(&self) -> PageSize {
+    fn largest_page(&self, _: Rights) -> PageSize {
         self.largest
     }
     fn table_entry(&self, table: Hpa) -> u64 {
@@ -167,7 +177,7 @@ mod tests {
     fn entries_have_the_manuals_bits() {
         let largest = PageSize::Size1G;
         let (host, npt) = (HostFormat { largest }, NptFormat { largest });
-        let (ept, dma) = (EptFormat { largest }, DmaFormat { levels: 4, largest });
+        let (ept, dma) = (EptFormat::up_to(largest), DmaFormat { levels: 4, largest });
         let code = leaf(0x1234_5000, Rights::READ_EXECUTE, MemoryType::WriteBack);
         let ram = leaf(0x4020_0000, Rights::ALL, MemoryType::WriteBack);
         let bar = leaf(0xfebf_0000, Rights::READ_WRITE, MemoryType::Uncached);
@@ -189,12 +199,23 @@ mod tests {
     }
 
     #[test]
+    fn where_large_pages_are_not_to_be_executed_what_is_no_code_still_has_them() {
+        let largest = PageSize::Size1G;
+        let ept = EptFormat { largest, largest_executable: PageSize::Size4K };
+        for access in [Rights::ALL, Rights::READ_EXECUTE] {
+            assert_eq!(ept.largest_page(access), PageSize::Size4K);
+            assert_eq!(EptFormat::up_to(largest).largest_page(access), largest);
+        }
+        assert_eq!(ept.largest_page(Rights::READ_WRITE), largest);
+    }
+
+    #[test]
     fn bits_that_hardware_sets_change_nothing() {
         let largest = PageSize::Size2M;
         let ram = leaf(0x4020_0000, Rights::READ_WRITE, MemoryType::WriteBack);
         let x86 = HostFormat { largest };
         assert_eq!(x86.decode(x86.leaf_entry(ram, 1) | 0x60, 1), Entry::Leaf(ram));
-        let ept = EptFormat { largest };
+        let ept = EptFormat::up_to(largest);
         assert_eq!(ept.decode(ept.leaf_entry(ram, 1) | 0x300, 1), Entry::Leaf(ram));
     }
 }

@@ -114,7 +114,7 @@ mod tests {
         largest: PageSize,
         count: usize,
     ) -> (Table<EptFormat>, Frames) {
-        let table = Table::new(EptFormat { largest }, memory).unwrap();
+        let table = Table::new(EptFormat::up_to(largest), memory).unwrap();
         let mut frames = Frames::default();
         for _ in 0..count {
             let frame = memory.allocate_table().unwrap();

@@ -329,7 +329,9 @@ impl<F: Format> Table<F> {
                 memory_type: change.memory_type,
             });
             let fits = |leaf: Leaf| {
-                whole && size <= self.format.largest_page().bytes() && leaf.hpa.is_aligned(size)
+                whole
+                    && size <= self.format.largest_page(leaf.access).bytes()
+                    && leaf.hpa.is_aligned(size)
             };
             let lower = match (self.format.decode(memory.read(slot), level), leaf) {
                 (Entry::Table(lower), _) => Some(lower),

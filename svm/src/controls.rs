@@ -64,6 +64,8 @@ bitflags! {
         const CLGI = 1 << 5;
         /// SKINIT.
         const SKINIT = 1 << 6;
+        /// WBINVD and WBNOINVD: would empty the caches for other guests, too.
+        const WBINVD = 1 << 9;
         /// XSETBV.
         const XSETBV = 1 << 13;
     }
@@ -96,8 +98,7 @@ const SWITCHED: Intercepts3 = Intercepts3::VINTR.union(Intercepts3::HLT).union(I
 /// (APM "Task Switch Intercept").
 const PASSES: Intercepts3 = Intercepts3::TASK_SWITCH;
 
-/// Sets what exits, and how physical interrupts meet the guest. WBINVD passes: a guest that owns
-/// devices may need it, and it only writes back.
+/// Sets what exits, and how physical interrupts meet the guest.
 pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
     let mut misc = Intercepts3::all() - SWITCHED - PASSES - Intercepts3::INTR;
     match mode {
@@ -180,9 +181,9 @@ mod tests {
         assert_eq!(control.intercept_3 & probe, probe);
         // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.
         assert_eq!(control.intercept_3 & 0x02bb_c3a0, 0);
-        assert_eq!(control.intercept_4, 0x207f);
+        assert_eq!(control.intercept_4, 0x227f);
         assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
-        assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 11 | 1 << 17);
+        assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 11 | 1 << 17 | 1 << 18);
         assert_eq!(control.virtual_interrupt, 0);
     }
 
@@ -192,7 +193,7 @@ mod tests {
             (intercepts(InterruptMode::Exitless), intercepts(InterruptMode::Exiting));
         assert_eq!(more.intercept_3, less.intercept_3 | 1);
         assert_eq!(more.virtual_interrupt, V_INTR_MASKING);
-        assert_eq!(more.intercept_exceptions, 1 << 1 | 1 << 17);
+        assert_eq!(more.intercept_exceptions, 1 << 1 | 1 << 17 | 1 << 18);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::vmcb::Vmcb;
 /// BS and B0 to B3 of DR6.
 const SINGLE_STEP: u64 = 1 << 14;
 const BREAKPOINTS: u64 = 0xf;
-/// NMI is none, INT3 and INTO push what is behind them, and a machine check is delivered as ever.
-const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << exception::MC;
+/// NMI is none, and INT3 and INTO push what is behind them.
+const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4;
 
 /// What was changed for a step.
 #[derive(Clone, Copy, Debug)]

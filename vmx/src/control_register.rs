@@ -2,7 +2,7 @@
 //!
 //! Invariant: what the CPU holds in VMX non-root operation satisfies its fixed bits, whatever the
 //! guest writes; the guest reads back what it wrote. Host-owned are the fixed bits, CR0.CD and
-//! CR0.NW (a guest must not switch the caches of the core off), CR4.VMXE, and every bit of CR4 whose feature the
+//! CR0.NW (a guest must not switch the caches of the core off), CR4.VMXE and CR4.MCE, and every bit of CR4 whose feature the
 //! guest is not shown. Pure.
 
 use arch::register::{Cr0, Cr4, Efer, Gpr, GuestCr4};
@@ -30,7 +30,9 @@ impl OwnedBits {
 
     /// For CR4. A bit that is not the guest's is refused as one that the CPU does not have.
     pub(crate) const fn cr4(capabilities: &Capabilities, of_guest: GuestCr4) -> Self {
-        let ones = capabilities.cr4_fixed0 | Cr4::VMXE.bits();
+        // A machine check with CR4.MCE clear would shut the CPU down.
+        let machine_checks = capabilities.cr4_fixed1 & Cr4::MCE.bits();
+        let ones = capabilities.cr4_fixed0 | Cr4::VMXE.bits() | machine_checks;
         let reserved = !(capabilities.cr4_fixed1 & of_guest.allowed) | Cr4::VMXE.bits();
         Self { mask: ones | reserved, ones, reserved }
     }
@@ -107,7 +109,9 @@ mod tests {
     fn the_host_owns_what_it_must_and_no_more() {
         assert_eq!(OwnedBits::cr0(&SKYLAKE).mask, 0xffff_ffff_6000_0020);
         let cr4 = cr4();
-        assert_eq!(cr4.mask, !SKYLAKE.cr4_fixed1 | 0x6000);
+        assert_eq!(cr4.mask, !SKYLAKE.cr4_fixed1 | 0x6040);
+        assert_eq!(cr4.real(0) & 0x40, 0x40, "MCE is on whatever the guest writes");
+        assert!(cr4.allows(0x40) && cr4.seen(cr4.real(0), 0) & 0x40 == 0);
         assert!(!cr4.allows(0x2000), "VMXE");
         assert!(!cr4.allows(1 << 63));
         assert!(OwnedBits::cr0(&SKYLAKE).allows(0x6000_0010), "CD, NW, no NE");

@@ -84,6 +84,8 @@ bitflags! {
         const VIRTUALIZE_X2APIC_MODE = 1 << 4;
         /// Translations are tagged.
         const ENABLE_VPID = 1 << 5;
+        /// WBINVD and WBNOINVD exit.
+        const WBINVD_EXITING = 1 << 6;
         /// Real mode and protected mode without paging work.
         const UNRESTRICTED_GUEST = 1 << 7;
         /// All of the virtual APIC can be read.
@@ -221,7 +223,8 @@ impl Controls {
         secondary.set(VIRTUAL_APIC, posted);
         // Only the shadow IDT needs to know where the guest's IDT is.
         secondary.set(Secondary::DESCRIPTOR_TABLE_EXITING, !exiting);
-        let mut optional = Secondary::ENABLE_RDTSCP
+        let mut optional = Secondary::WBINVD_EXITING
+            | Secondary::ENABLE_RDTSCP
             | Secondary::ENABLE_INVPCID
             | Secondary::ENABLE_XSAVES
             | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
@@ -425,7 +428,7 @@ mod tests {
         let controls = Controls::choose(&SKYLAKE, InterruptMode::Exitless).unwrap();
         assert_eq!(controls.pin_based.bits(), 0x3e);
         assert_eq!(controls.primary.bits(), 0x9600_6172);
-        assert_eq!(controls.secondary.bits(), 0x0010_10ae);
+        assert_eq!(controls.secondary.bits(), 0x0010_10ee);
         assert_eq!(controls.exit.bits(), 0x003f_6fff);
         assert_eq!(controls.entry.bits(), 0x0000_d1ff);
     }

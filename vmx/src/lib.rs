@@ -32,6 +32,7 @@ pub mod enable;
 mod error;
 mod event;
 mod field;
+pub mod large_pages;
 mod posted;
 mod run;
 mod setup;

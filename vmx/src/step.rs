@@ -17,8 +17,8 @@ use crate::vcpu::{BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 const SINGLE_STEP: u64 = 1 << 14;
 const BREAKPOINTS: u64 = 0xf;
 const ENABLED_BREAKPOINT: u64 = 1 << 12;
-/// NMI is none, INT3 and INTO push what is behind them, and a machine check is delivered as ever.
-const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4 | 1 << exception::MC;
+/// NMI is none, and INT3 and INTO push what is behind them.
+const NOT_INTERCEPTED: u32 = 1 << 2 | 1 << 3 | 1 << 4;
 /// What a step changes of RFLAGS.
 const CHANGED: u64 = Rflags::TF.union(Rflags::IF).bits();
 

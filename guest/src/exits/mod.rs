@@ -6,8 +6,10 @@
 //! of all. The same policy serves both vendors and the host tests' scripted CPU.
 
 pub(crate) mod access;
+mod cache;
 mod descriptor;
 mod interrupt;
+mod machine_check;
 mod memory;
 mod port;
 mod register;
@@ -17,13 +19,13 @@ mod system_segment;
 mod task;
 pub(crate) mod tick;
 
-use arch::ExitReason;
 use arch::exit::{ControlRegisterWrite, EntryFailure, Vectoring};
 use arch::interrupt::TriggerMode;
 use arch::machine::Machine;
 use arch::msr::IA32_X2APIC_EOI;
 use arch::register::{Cr0, Gpr};
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
+use arch::{ExitReason, Vector};
 
 use crate::counters::Counter;
 use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, VmLock};
@@ -49,6 +51,11 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::NestedPageFault(fault) => {
                 return self.locked(|context| context.nested_page_fault(fault));
             }
+            ExitReason::Exception { vector: Vector(exception::MC), .. } => {
+                // Before the lock, as the CPU may be lost.
+                let verdict = self.machine.machine_check();
+                return self.locked(|context| context.machine_check(verdict));
+            }
             ExitReason::Exception { vector, error_code, .. } => {
                 let event = Event::exception(vector.0, error_code);
                 return self.locked(|context| context.exception(event));
@@ -69,11 +76,7 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::Halt => self.again().halt(),
             ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),
             ExitReason::Xsetbv => self.again().xsetbv(),
-            ExitReason::CacheInvalidate => {
-                // The guest owns its devices' memory accesses; caches are coherent without it.
-                const INVD: u8 = 2;
-                self.vcpu.skip_instruction(self.vcpu.instruction_length(INVD));
-            }
+            ExitReason::CacheInvalidate => self.locked(|context| context.cache_instruction()),
             ExitReason::TaskSwitch(switch) => {
                 return self.locked(|context| context.task_switch(switch));
             }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod halt_detector;
+mod hardware;
 mod hostile;
 mod interrupts;
 mod memory;

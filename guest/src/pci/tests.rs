@@ -11,6 +11,7 @@ use std::vec::Vec;
 use arch::address::HpaRange;
 use arch::interrupt::{ApicId, MsiMessage};
 use arch::machine::{CpuidResult, InterruptLine, Part, PitRegister, RouteRefused};
+use arch::machine_check::MachineCheck;
 use arch::{Gpa, Hpa, Vector, Width};
 use pci::Owned;
 use pci::msix::entry_writes;
@@ -147,6 +148,10 @@ impl Machine for Recorder {
         }
     }
     fn self_ipi(&mut self, _: Vector) {}
+    fn machine_check(&mut self) -> MachineCheck {
+        MachineCheck::NotHere
+    }
+    fn write_back_caches(&mut self) {}
     fn eoi(&mut self) {}
     fn send_ipi(&mut self, _: usize, _: Vector) {}
     fn ring(&mut self, to: ApicId, vector: Vector) {

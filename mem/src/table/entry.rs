@@ -63,8 +63,8 @@ pub trait Format {
     fn levels(&self) -> u8 {
         4
     }
-    /// The largest page that the reader knows.
-    fn largest_page(&self) -> PageSize;
+    /// The largest page that the reader knows, for these rights.
+    fn largest_page(&self, access: Rights) -> PageSize;
     /// The entry that links the table at `table`.
     fn table_entry(&self, table: Hpa) -> u64;
     /// The entry of `level` that maps `leaf`.

@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn an_overlay_of_an_extended_page_table() {
         let largest = PageSize::Size1G;
-        an_overlay_shows_its_pages_and_leaves_the_table_alone(EptFormat { largest });
+        an_overlay_shows_its_pages_and_leaves_the_table_alone(EptFormat::up_to(largest));
     }
 
     #[test]

@@ -17,7 +17,7 @@ const fn np(code: u32) -> Option<Event> {
     Some(Event::exception(exception::NP, Some(code)))
 }
 
-fn raised(vector: u8, error_code: u32) -> ExitReason {
+pub(super) fn raised(vector: u8, error_code: u32) -> ExitReason {
     ExitReason::Exception { vector: Vector(vector), error_code: Some(error_code), qualification: 0 }
 }
 
