@@ -60,9 +60,10 @@ fn derive(
     grants: &Grants,
     shadow: &mut Page,
 ) {
-    let shared = shadow.map(AtomicU8::new);
+    let shared = [const { AtomicU8::new(0) }; PAGE_BYTES];
+    shared.iter().zip(&*shadow).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
     idt.derive(page, offset, real, grants, &shared);
-    *shadow = shared.map(AtomicU8::into_inner);
+    shared.iter().zip(shadow).for_each(|(from, to)| *to = from.load(Ordering::Relaxed));
 }
 
 fn whole(idt: &ShadowIdt, real: &[Page; 2], grants: &Grants) -> [Page; 2] {
