@@ -4,6 +4,7 @@
 //! the kernel implements for the image and a scripted fake implements for host tests.
 
 use core::fmt;
+use core::sync::atomic::AtomicU8;
 
 use crate::address::Gpa;
 use crate::bdf::Bdf;
@@ -178,6 +179,9 @@ pub enum CpuRequest {
 /// Maximum number of stand-in pages during a single step: two operands, each across a page boundary.
 pub const MAX_STAND_INS: usize = 4;
 
+/// A page whose bytes CPUs read while they are written: each store is made once, as it stands in the code.
+pub type SharedPage = [AtomicU8; 4096];
+
 /// The physical machine, for one guest on the CPU that calls.
 pub trait Machine {
     /// The time-stamp counter.
@@ -250,8 +254,8 @@ pub trait Machine {
     /// Puts the shadow page `slot` (two for each CPU) in place of the RAM page at `gpa`, read-only; or with
     /// `None` takes it away again.
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>);
-    /// Has `work` write the bytes of shadow page `slot`.
-    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096]));
+    /// Has `work` write the bytes of shadow page `slot`, which the guest's CPUs read meanwhile.
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&SharedPage));
 
     /// Has this CPU see a page of its own at `page`, full of ones, while it makes a step
     /// ([`crate::vcpu::Vcpu::step`]); with `None` no more. `slot` is below [`MAX_STAND_INS`]. `false` where no nested

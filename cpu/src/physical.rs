@@ -38,6 +38,46 @@ pub unsafe fn bytes_mut<'a>(at: Hpa, length: usize) -> &'a mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(pointer(at), length) }
 }
 
+/// Eight bytes at any address, read and written at once.
+#[repr(C, packed)]
+struct Word(u64);
+
+/// Copies bytes out that others may change meanwhile: each is read once, so that what was checked is what is used.
+///
+/// # Safety
+/// The range is RAM, mapped, and no Rust reference to it lives.
+pub unsafe fn copy_from_shared(at: Hpa, bytes: &mut [u8]) {
+    let (words, rest) = bytes.as_chunks_mut::<8>();
+    let behind = at.wrapping_add(8 * words.len() as u64);
+    for (at, to) in (at.as_u64()..).step_by(8).zip(words) {
+        // SAFETY: the caller vouches for the range; it needs no alignment.
+        let Word(word) = unsafe { pointer::<Word>(Hpa::new(at)).read_volatile() };
+        *to = word.to_ne_bytes();
+    }
+    for (at, to) in (behind.as_u64()..).zip(rest) {
+        // SAFETY: as above.
+        *to = unsafe { pointer::<u8>(Hpa::new(at)).read_volatile() };
+    }
+}
+
+/// Copies bytes to where others may read and write meanwhile: each is written once.
+///
+/// # Safety
+/// The range is RAM, mapped writable, nothing of the hypervisor's is in it, and no Rust reference to it lives.
+pub unsafe fn copy_to_shared(at: Hpa, bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let behind = at.wrapping_add(8 * words.len() as u64);
+    for (at, from) in (at.as_u64()..).step_by(8).zip(words) {
+        let word = Word(u64::from_ne_bytes(*from));
+        // SAFETY: the caller vouches for the range; it needs no alignment.
+        unsafe { pointer::<Word>(Hpa::new(at)).write_volatile(word) };
+    }
+    for (at, from) in (behind.as_u64()..).zip(rest) {
+        // SAFETY: as above.
+        unsafe { pointer::<u8>(Hpa::new(at)).write_volatile(*from) };
+    }
+}
+
 /// Reads a device register.
 ///
 /// # Safety
@@ -70,5 +110,31 @@ pub unsafe fn mmio_write(at: Hpa, width: Width, value: u64) {
         Width::Dword => unsafe { pointer::<u32>(at).write_volatile(value as u32) },
         // SAFETY: the caller vouches for the register and the value.
         Width::Qword => unsafe { pointer::<u64>(at).write_volatile(value) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_is_copied_whole_at_any_address_and_length() {
+        let shared: Vec<u8> = (0..64).collect();
+        for (start, length) in (0..9).flat_map(|start| (0..40).map(move |length| (start, length))) {
+            let mut copy = vec![0xaa; length + 1];
+            let at = Hpa::new(shared.as_ptr().wrapping_add(start) as u64);
+            // SAFETY: within the vector, which nobody writes.
+            unsafe { copy_from_shared(at, &mut copy[..length]) };
+            assert_eq!(copy[..length], shared[start..start + length]);
+            let mut target = vec![0x55_u8; 64];
+            let at = Hpa::new(target.as_mut_ptr().wrapping_add(start) as u64);
+            // SAFETY: within the vector, which nobody else uses.
+            unsafe { copy_to_shared(at, &copy[..length]) };
+            assert_eq!(target[start..start + length], copy[..length]);
+            assert!(
+                target[..start].iter().chain(&target[start + length..]).all(|byte| *byte == 0x55)
+            );
+            assert_eq!(copy[length], 0xaa);
+        }
     }
 }

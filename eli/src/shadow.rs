@@ -10,9 +10,11 @@
 //! shadow depends on the same byte of the real page and on the grants, on nothing else: deriving
 //! any range of bytes again, however it cuts gates or pages, is exact.
 
+use core::sync::atomic::{AtomicU8, Ordering};
+
 use arch::address::PAGE_SIZE;
 use arch::gate::{GATE_FLAGS_OFFSET, GATE_PRESENT, GateFormat};
-use arch::machine::GuestMemory;
+use arch::machine::{GuestMemory, SharedPage};
 use arch::segment::DescriptorTable;
 use arch::{Gpa, Vector};
 
@@ -109,27 +111,29 @@ impl ShadowIdt {
     /// flags byte ([`Self::flags_position`]) after a grant. What reaches beyond the page is
     /// ignored.
     ///
-    /// Each byte is written once, with its final value: a CPU that reads the shadow meanwhile finds
-    /// the old gate or the new one as it would in the guest's own table.
+    /// Each byte is stored once, with its final value, and as an atomic, so that the compiler does no more: a CPU that
+    /// reads the shadow meanwhile finds the old gate or the new one as it would in the guest's own table, and never one
+    /// that is open for a moment.
     pub fn derive(
         &self,
         page: usize,
         offset: usize,
         real: &[u8],
         grants: &Grants,
-        shadow: &mut [u8; PAGE_BYTES],
+        shadow: &SharedPage,
     ) {
-        let Some(shadow) = shadow.get_mut(offset..) else { return };
+        let Some(shadow) = shadow.get(offset..) else { return };
         let length = real.len().min(shadow.len());
-        let (Some(real), Some(shadow)) = (real.get(..length), shadow.get_mut(..length)) else {
+        let (Some(real), Some(shadow)) = (real.get(..length), shadow.get(..length)) else {
             return;
         };
         let mut done = 0;
         while let Some((vector, at)) = self.next_flags(page, offset + done, offset + length) {
             let at = at - offset;
             copy(real, shadow, done..at);
-            if let (Some(from), Some(to)) = (real.get(at), shadow.get_mut(at)) {
-                *to = if grants.allows(vector) { *from } else { closed(*from) };
+            if let (Some(from), Some(to)) = (real.get(at), shadow.get(at)) {
+                let flags = if grants.allows(vector) { *from } else { closed(*from) };
+                to.store(flags, Ordering::Relaxed);
             }
             done = at + 1;
         }
@@ -156,9 +160,9 @@ const fn closed(flags: u8) -> u8 {
 }
 
 /// Copies a range of equal places.
-fn copy(from: &[u8], to: &mut [u8], range: core::ops::Range<usize>) {
-    if let (Some(from), Some(to)) = (from.get(range.clone()), to.get_mut(range)) {
-        to.copy_from_slice(from);
+fn copy(from: &[u8], to: &[AtomicU8], range: core::ops::Range<usize>) {
+    if let (Some(from), Some(to)) = (from.get(range.clone()), to.get(range)) {
+        from.iter().zip(to).for_each(|(from, to)| to.store(*from, Ordering::Relaxed));
     }
 }
 

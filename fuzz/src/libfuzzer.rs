@@ -13,6 +13,8 @@ pub(crate) struct Paths<'a> {
 
 /// The most inputs of a target that are kept in the tree.
 const MAX_KEPT: usize = 64;
+/// Where they begin in a corpus.
+const FOUND: &str = "# Found by `make fuzz KEEP=1`:\n";
 /// The longest of them.
 const MAX_KEPT_BYTES: usize = 512;
 
@@ -84,7 +86,9 @@ fn keep_smallest(target: &Target, paths: &Paths<'_>, folder: &Path) -> Result<()
     kept.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
     let step = kept.len().div_ceil(MAX_KEPT).max(1);
     let kept: Vec<String> = kept.iter().step_by(step).map(|input| corpus::line(input)).collect();
-    let head = format!("# {}: inputs of `make fuzz KEEP=1`, a line each.\n", target.name);
+    // What was put there by hand stays.
     let path = corpus::path(target.name);
-    fs::write(&path, head + &kept.join("\n") + "\n").map_err(told)
+    let text = fs::read_to_string(&path).map_err(told)?;
+    let by_hand = text.split(FOUND).next().unwrap_or_default();
+    fs::write(&path, format!("{by_hand}{FOUND}{}\n", kept.join("\n"))).map_err(told)
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::rc::Rc;
 use std::string::{String, ToString};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::vec;
 use std::vec::Vec;
 
@@ -15,7 +16,7 @@ use arch::exit::{ExitReason, Vectoring};
 use arch::interrupt::{InterruptRegisters, InterruptTarget, MsiMessage};
 use arch::machine::{
     ConfigSpace, CpuRequest, CpuidResult, GuestMemory, InterruptLine, MAX_STAND_INS, Machine,
-    NotGuestMemory, Part, PitRegister, RouteRefused,
+    NotGuestMemory, Part, PitRegister, RouteRefused, SharedPage,
 };
 use arch::machine_check::MachineCheck;
 use arch::msr::IA32_X2APIC_ISR0;
@@ -59,7 +60,9 @@ pub struct FakeMachine {
     pub xmm: [[u8; 16]; 16],
     /// Where the shadow pages are, and what they show.
     pub shadow_at: Vec<Option<Gpa>>,
-    pub shadow: Vec<[u8; 4096]>,
+    pub shadow: Vec<SharedPage>,
+    /// Whether changes of them are in the order.
+    pub watches_shadows: bool,
     /// Where pages stand in for others, and what they hold.
     pub stand_in_at: [Option<Gpa>; MAX_STAND_INS],
     pub stand_ins: [[u8; 4096]; MAX_STAND_INS],
@@ -103,7 +106,8 @@ impl Default for FakeMachine {
             xcr0: 1,
             xmm: [[0; 16]; 16],
             shadow_at: vec![None; 2],
-            shadow: vec![[0; 4096]; 2],
+            shadow: vec![blank(), blank()],
+            watches_shadows: false,
             stand_in_at: [None; MAX_STAND_INS],
             stand_ins: [[0; 4096]; MAX_STAND_INS],
             self_ipis: Vec::new(),
@@ -129,12 +133,23 @@ impl Default for FakeMachine {
     }
 }
 
+const fn blank() -> SharedPage {
+    [const { AtomicU8::new(0) }; 4096]
+}
+
 impl FakeMachine {
     /// With the shadow pages of this many CPUs.
     #[must_use]
     pub fn of_cpus(cpus: usize) -> Self {
-        let (shadow_at, shadow) = (vec![None; 2 * cpus], vec![[0; 4096]; 2 * cpus]);
+        let shadow = (0..2 * cpus).map(|_| blank()).collect();
+        let shadow_at = vec![None; 2 * cpus];
         Self { shadow_at, shadow, ..Self::default() }
+    }
+
+    /// What a shadow page shows.
+    #[must_use]
+    pub fn shown(&self, slot: usize) -> Vec<u8> {
+        self.shadow[slot].iter().map(|byte| byte.load(Ordering::Relaxed)).collect()
     }
 
     /// What policy asked for, which is the guest's unless a device has lied.
@@ -258,10 +273,10 @@ impl Machine for FakeMachine {
     fn set_shadow_page(&mut self, slot: usize, gpa: Option<Gpa>) {
         self.shadow_at[slot] = gpa;
     }
-    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
-        let before = self.shadow[slot];
-        work(&mut self.shadow[slot]);
-        if self.shadow[slot] != before {
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&SharedPage)) {
+        let before = self.watches_shadows.then(|| self.shown(slot));
+        work(&self.shadow[slot]);
+        if before.is_some_and(|before| before != self.shown(slot)) {
             self.did(Done::Shadow);
         }
     }

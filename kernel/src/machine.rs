@@ -9,7 +9,8 @@ use core::fmt;
 
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
-    CpuRequest, CpuidResult, InterruptLine, Machine, Part, PitRegister, RouteRefused, Width,
+    CpuRequest, CpuidResult, InterruptLine, Machine, Part, PitRegister, RouteRefused, SharedPage,
+    Width,
 };
 use arch::machine_check::MachineCheck;
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector};
@@ -350,12 +351,12 @@ impl<F: Format> Machine for GuestMachine<F> {
         }
     }
 
-    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&mut [u8; 4096])) {
+    fn with_shadow_page(&mut self, slot: usize, work: impl FnOnce(&SharedPage)) {
         let tables = self.tables.lock();
         let Some(page) = tables.shadow.get(slot) else { return };
-        // SAFETY: the frame is this machine's own, nobody else holds its bytes while the tables are
-        // locked, and the guest's view of it is read-only.
-        work(unsafe { &mut *physical::pointer::<[u8; 4096]>(page.frame.start()) });
+        // SAFETY: the frame is this machine's own; who else holds its bytes shares them as atomics, and the guest's
+        // view of it is read-only.
+        work(unsafe { &*physical::pointer::<SharedPage>(page.frame.start()) });
     }
 
     fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool {

@@ -67,7 +67,7 @@ impl Memory {
     }
 
     /// Gives memory back; its content stays in it.
-    pub(crate) fn free(self, start: Hpa, bytes: u64) {
+    fn free(self, start: Hpa, bytes: u64) {
         let range = HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) };
         Self::give(range, FrameAllocator::free);
     }

@@ -106,28 +106,16 @@ impl Scrubbing {
 impl GuestMemory for GuestRam {
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
         let from = self.translate(gpa, bytes.len() as u64)?;
-        // SAFETY: the range is this guest's RAM; another of its CPUs may write it meanwhile, which
-        // changes the bytes copied and nothing else.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                physical::pointer::<u8>(from).cast_const(),
-                bytes.as_mut_ptr(),
-                bytes.len(),
-            );
-        }
+        // SAFETY: the range is this guest's RAM; another of its CPUs may write it meanwhile, which changes the bytes
+        // copied and nothing else.
+        unsafe { physical::copy_from_shared(from, bytes) };
         Ok(())
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         let to = self.translate(gpa, bytes.len() as u64)?;
         // SAFETY: as for `read`; the hypervisor keeps nothing of its own in guest RAM.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                bytes.as_ptr(),
-                physical::pointer::<u8>(to),
-                bytes.len(),
-            );
-        }
+        unsafe { physical::copy_to_shared(to, bytes) };
         Ok(())
     }
 }

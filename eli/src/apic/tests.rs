@@ -41,6 +41,23 @@ fn eoi_is_trapped_only_while_injecting() {
     assert!(!passed(InterruptMode::Exiting, IA32_X2APIC_EOI, true));
 }
 
+/// Each by its number: SDM "x2APIC Register Address Space".
+#[test]
+fn these_registers_pass_in_each_mode_and_no_others() {
+    let writes = |mode| (0..0x900).filter(|msr| passed(mode, *msr, true)).collect::<Vec<u32>>();
+    let reads = |mode| (0..0x900).filter(|msr| passed(mode, *msr, false)).collect::<Vec<u32>>();
+    let interrupts = 0x810..0x828;
+    let timer = [0x838, 0x839, 0x83e];
+    let with_timer = |others: Vec<u32>| [&[0x6e0][..], &others, &timer].concat();
+    let state = || [0x808, 0x80a].into_iter().chain(interrupts.clone()).collect::<Vec<u32>>();
+    assert_eq!(reads(InterruptMode::Exitless), with_timer(state()));
+    assert_eq!(writes(InterruptMode::Exitless), [0x6e0, 0x808, 0x80b, 0x838, 0x83e, 0x83f]);
+    assert_eq!(reads(InterruptMode::Exiting), with_timer(Vec::new()));
+    assert_eq!(writes(InterruptMode::Exiting), [0x6e0, 0x838, 0x83e]);
+    assert_eq!(reads(InterruptMode::Posted), [&[0x6e0][..], &state()].concat());
+    assert_eq!(writes(InterruptMode::Posted), [0x6e0, 0x808, 0x80b, 0x838, 0x83e, 0x83f]);
+}
+
 #[test]
 fn what_could_reach_beyond_the_guest_never_passes() {
     for mode in [InterruptMode::Exitless, InterruptMode::Exiting, InterruptMode::Posted] {

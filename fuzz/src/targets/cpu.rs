@@ -1,8 +1,10 @@
 //! What a guest's CPU has loaded: code, page tables, an IDT, its local APIC.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use arch::gate::GateFormat;
+use arch::machine::SharedPage;
 use arch::register::Gpr;
 use arch::segment::{DescriptorTable, SegmentRegister};
 use arch::vcpu::InterruptMode;
@@ -171,19 +173,19 @@ pub(super) fn shadow(input: &[u8]) {
         *byte = seed.get(at % 67).copied().unwrap_or(at as u8);
     }
     let grants = Grants::new();
-    let mut shadows = [[0; PAGE]; 2];
+    let shadows = [[const { AtomicU8::new(0) }; PAGE], [const { AtomicU8::new(0) }; PAGE]];
     let derive = |page: usize,
                   from: usize,
                   length: usize,
                   memory: &FakeMemory,
-                  shadows: &mut [[u8; PAGE]; 2],
+                  shadows: &[SharedPage; 2],
                   grants: &Grants| {
         let end = (from + length).min(PAGE);
         let real = &memory.0[page * PAGE + from..page * PAGE + end];
-        idt.derive(page, from, real, grants, &mut shadows[page]);
+        idt.derive(page, from, real, grants, &shadows[page]);
     };
-    derive(0, 0, PAGE, &memory, &mut shadows, &grants);
-    derive(1, 0, PAGE, &memory, &mut shadows, &grants);
+    derive(0, 0, PAGE, &memory, &shadows, &grants);
+    derive(1, 0, PAGE, &memory, &shadows, &grants);
     while !input.is_empty() {
         let (page, at) = (usize::from(input.byte() & 1), usize::from(input.word()) % PAGE);
         if input.bit() {
@@ -192,20 +194,23 @@ pub(super) fn shadow(input: &[u8]) {
             if let (Some(flags), Some(at)) =
                 (idt.real_flags(vector, &memory), idt.flags_position(vector))
             {
-                idt.derive(at.page, at.offset, &[flags], &grants, &mut shadows[at.page]);
+                idt.derive(at.page, at.offset, &[flags], &grants, &shadows[at.page]);
             }
         } else {
             let new = input.bytes(16);
             let length = new.len().min(PAGE - at);
             memory.0[page * PAGE + at..][..length].copy_from_slice(&new[..length]);
-            derive(page, at, length, &memory, &mut shadows, &grants);
+            derive(page, at, length, &memory, &shadows, &grants);
         }
     }
     let mut flags = BTreeSet::new();
     for vector in (0..=255).map(Vector) {
         let Some(at) = idt.flags_position(vector) else { continue };
         flags.insert(at.page * PAGE + at.offset);
-        let (seen, real) = (shadows[at.page][at.offset], memory.0[at.page * PAGE + at.offset]);
+        let (seen, real) = (
+            shadows[at.page][at.offset].load(Ordering::Relaxed),
+            memory.0[at.page * PAGE + at.offset],
+        );
         if grants.allows(vector) {
             assert_eq!(seen, real);
         } else {
@@ -213,6 +218,6 @@ pub(super) fn shadow(input: &[u8]) {
         }
     }
     for at in (0..2 * PAGE).filter(|at| !flags.contains(at)) {
-        assert_eq!(shadows[at / PAGE][at % PAGE], memory.0[at], "{at:#x}");
+        assert_eq!(shadows[at / PAGE][at % PAGE].load(Ordering::Relaxed), memory.0[at], "{at:#x}");
     }
 }

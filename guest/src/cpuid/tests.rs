@@ -46,6 +46,35 @@ fn virtualization_monitor_counters_and_machine_check_are_hidden() {
     }
 }
 
+/// Each bit by its own: a list of hidden or shown bits that loses one is noticed.
+#[test]
+fn of_a_cpu_that_has_everything_a_guest_is_shown_these_bits_and_no_others() {
+    let hidden = |vendor, leaf, subleaf| {
+        let CpuidResult { eax, ebx, ecx, edx } = ask(vendor, &[0], 0, leaf, subleaf);
+        [!eax, !ebx, !ecx, !edx]
+    };
+    const ALL: u32 = !0;
+    // OSXSAVE and OSPKE follow CR4; transactions are not shown where all abort; a guest of one CPU is no multi-core.
+    let expected = [
+        ((1, 0), [None, None, Some(0x0804_cdfc), Some(0xb064_4080)]),
+        ((6, 0), [Some(!4), Some(ALL), Some(ALL), Some(ALL)]),
+        ((7, 0), [None, Some(0x0200_d814), Some(0xe1bf_20b0), Some(0x403e_bae3)]),
+        ((7, 1), [Some(0xff5f_e3c8), Some(ALL), Some(ALL), Some(0xfff7_bacf)]),
+        ((0x8000_0001, 0), [None, None, Some(0x7d88_b60e), Some(0x0000_4080)]),
+        ((0x8000_0008, 0), [None, Some(0x8af0_2dfa), None, None]),
+        ((0x8000_0021, 0), [Some(0x07ff_febb), Some(ALL), Some(ALL), Some(ALL)]),
+    ];
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        for ((leaf, subleaf), registers) in expected {
+            let found = hidden(vendor, leaf, subleaf).into_iter().zip(registers);
+            for (at, (found, expected)) in found.enumerate() {
+                let wrong = expected.map_or(0, |expected| found ^ expected);
+                assert_eq!(wrong, 0, "{vendor:?}: leaf {leaf:#x}.{subleaf}, register {at}");
+            }
+        }
+    }
+}
+
 #[test]
 fn no_feature_is_shown_whose_msrs_the_guest_does_not_have() {
     for vendor in [Vendor::Intel, Vendor::Amd] {

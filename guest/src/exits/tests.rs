@@ -16,6 +16,7 @@ mod tables;
 mod tasks;
 
 use std::cell::RefCell;
+use std::sync::atomic::Ordering;
 
 use arch::address::HpaRange;
 use arch::exit::NestedPageFault;
@@ -289,7 +290,9 @@ impl World {
     fn seen(&self, gpa: u64) -> u8 {
         let at = Gpa::new(gpa);
         match self.machine.shadow_at.iter().position(|page| *page == Some(at.page())) {
-            Some(slot) => self.machine.shadow[slot][at.page_offset() as usize],
+            Some(slot) => {
+                self.machine.shadow[slot][at.page_offset() as usize].load(Ordering::Relaxed)
+            }
             None => self.memory.0[gpa as usize],
         }
     }

@@ -139,6 +139,23 @@ fn no_supervisor_state_can_be_enabled_through_which_xrstors_would_load_an_msr() 
     assert!(rig.machine.msrs.is_empty());
 }
 
+/// Each by its number: SDM "Model-Specific Registers (MSRs)", APM "MSR Cross-Reference".
+#[test]
+fn these_msrs_pass_and_no_others() {
+    let both = |first, last| MsrPass { first, last, read: true, write: true };
+    let expected = [
+        both(0x174, 0x176),             // SYSENTER
+        both(0xc000_0081, 0xc000_0084), // SYSCALL
+        both(0xc000_0100, 0xc000_0102), // bases of FS and GS
+        both(0xc000_0103, 0xc000_0103), // TSC_AUX
+        MsrPass { first: 0x3b, last: 0x3b, read: true, write: false },
+        both(0x48, 0x49), // SPEC_CTRL, PRED_CMD
+        MsrPass { first: 0x10b, last: 0x10b, read: false, write: true },
+        both(0x1c4, 0x1c5), // XFD
+    ];
+    assert_eq!(passes(), expected);
+}
+
 #[test]
 fn performance_counters_aperf_and_xss_do_not_pass() {
     for msr in [0xda0, 0xe7, 0xe8, 0xc1, 0x186, 0x10, 0x1b, 0x277, 0xc000_0080, 0x3a] {

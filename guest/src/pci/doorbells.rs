@@ -89,3 +89,44 @@ impl SharedMemory {
         (0..DOORBELLS).filter(rung).fold(0, |bits, index| bits | 1 << index)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arch::interrupt::{DeliveryMode, TriggerMode};
+
+    const LIVE_TARGET: InterruptTarget = InterruptTarget {
+        vector: Vector(0x71),
+        destination: ApicId(0x1_0002),
+        trigger: TriggerMode::Edge,
+        delivery: DeliveryMode::Fixed,
+    };
+
+    /// Every sequence of this many operations. Each is one atomic operation on one word, so whatever CPUs do at once comes
+    /// to one of these.
+    #[test]
+    fn in_every_order_a_bell_is_heard_once_for_what_was_rung_since_it_was_heard_last() {
+        const LENGTH: u32 = 8;
+        for number in 0..4_u32.pow(LENGTH) {
+            let memory = SharedMemory::new(4096);
+            let (mut state, mut waits) = (Bell::Off, false);
+            for step in (0..LENGTH).map(|place| number >> (2 * place) & 3) {
+                let next =
+                    [Bell::Off, Bell::Masked, Bell::Live(LIVE_TARGET)].get(step as usize).copied();
+                let Some(next) = next else {
+                    let heard = memory.ring(2, 5);
+                    let now = (LIVE_TARGET.destination, LIVE_TARGET.vector);
+                    assert_eq!(heard, matches!(state, Bell::Live(_)).then_some(now), "{number:#x}");
+                    waits |= state == Bell::Masked;
+                    continue;
+                };
+                let late = memory.set(2, 5, next);
+                assert_eq!(late, waits && matches!(next, Bell::Live(_)), "{number:#x}");
+                waits &= next == Bell::Masked;
+                state = next;
+                assert_eq!(memory.pending(2), u64::from(waits) << 5, "{number:#x}");
+            }
+            assert_eq!((memory.pending(1), memory.ring(2, 4), memory.ring(1, 5)), (0, None, None));
+        }
+    }
+}

@@ -183,7 +183,7 @@ impl Machine for Recorder {
         }
     }
     fn set_shadow_page(&mut self, _: usize, _: Option<Gpa>) {}
-    fn with_shadow_page(&mut self, _: usize, _: impl FnOnce(&mut [u8; 4096])) {
+    fn with_shadow_page(&mut self, _: usize, _: impl FnOnce(&arch::machine::SharedPage)) {
         panic!("the bus has no business with shadow pages")
     }
     fn vector_register(&self, _: u8) -> [u8; 16] {

@@ -34,6 +34,8 @@ struct Words {
     holds_back: bool,
     next: u64,
     returned: u64,
+    /// Frames that the driver can have yet.
+    left: u64,
 }
 
 impl Ram {
@@ -44,8 +46,18 @@ impl Ram {
             holds_back: false,
             next: 0x10_0000,
             returned: 0,
+            left: u64::MAX,
         };
         Self { words: Rc::new(RefCell::new(words)), watcher: Rc::new(RefCell::new(None)) }
+    }
+
+    /// The driver gets this many frames more.
+    pub(super) fn leave(&self, frames: u64) {
+        self.words.borrow_mut().left = frames;
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.words.borrow().left
     }
 
     /// From here on what the driver writes reaches no unit before a flush of the write buffer (VT-d
@@ -87,16 +99,19 @@ impl TableMemory for Ram {
         }
     }
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let next = &mut self.words.borrow_mut().next;
-        let at = next.next_multiple_of(bytes.next_power_of_two());
-        *next = at + bytes.next_multiple_of(4096);
+        let words = &mut *self.words.borrow_mut();
+        words.left = words.left.checked_sub(bytes.div_ceil(4096))?;
+        let at = words.next.next_multiple_of(bytes.next_power_of_two());
+        words.next = at + bytes.next_multiple_of(4096);
         Some(Hpa::new(at))
     }
     fn free_page(&mut self, page: Hpa) {
         for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
             self.write(Hpa::new(at), u64::MAX);
         }
-        self.words.borrow_mut().returned += 1;
+        let words = &mut *self.words.borrow_mut();
+        words.returned += 1;
+        words.left = words.left.saturating_add(1);
     }
 }
 

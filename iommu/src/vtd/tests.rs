@@ -34,6 +34,7 @@ fn firmware_table() -> &'static [u8] {
 }
 
 struct Machine {
+    ram: Ram,
     units: [Model; 3],
     vtd: Result<VtD<'static, Ram, Model>, IommuError>,
 }
@@ -46,8 +47,8 @@ fn machine(prepare: impl Fn(&mut model::State)) -> Machine {
     units.iter().for_each(Model::start);
     let dmar = Dmar::parse(firmware_table()).unwrap();
     let window = |base: Hpa| units[base.as_u64() as usize / 0x1000 - 1].clone();
-    let vtd = VtD::with_registers(dmar, &no_bridges, ram, window);
-    Machine { units, vtd }
+    let vtd = VtD::with_registers(dmar, &no_bridges, ram.clone(), window);
+    Machine { ram, units, vtd }
 }
 
 fn refusal(prepare: impl Fn(&mut model::State)) -> String {
@@ -83,7 +84,7 @@ fn what_the_firmware_left_on_is_switched_off_first() {
 
 #[test]
 fn what_the_unit_kept_from_the_time_before_is_forgotten() {
-    let Machine { units, vtd } = machine(|unit| unit.remembers(NVME));
+    let Machine { units, vtd, .. } = machine(|unit| unit.remembers(NVME));
     let vtd = vtd.unwrap();
     for unit in &units {
         assert_eq!(unit.dma(NVME, 0x1000), Err(2));
@@ -100,7 +101,7 @@ fn the_firmwares_queue_is_empty_before_it_is_switched_off() {
 
 #[test]
 fn a_unit_that_holds_writes_back_is_told_to_look() {
-    let Machine { units, vtd } = machine(model::State::needs_write_buffer_flushing);
+    let Machine { units, vtd, .. } = machine(model::State::needs_write_buffer_flushing);
     let mut vtd = vtd.unwrap();
     let domain = vtd.create_domain(&[NVME]).unwrap();
     vtd.attach(NVME, domain).unwrap();
@@ -120,7 +121,7 @@ const NEIGHBOUR: Bdf = Bdf::new(0, 6, 0);
 /// A unit may read an entry between any two writes of the driver.
 #[test]
 fn between_two_writes_a_function_has_its_old_domain_its_new_one_or_none() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     let first = vtd.create_domain(&[NVME]).unwrap();
     let second = vtd.create_domain(&[NVME, NEIGHBOUR]).unwrap();
@@ -155,7 +156,7 @@ fn no_address_is_mapped_that_a_unit_cannot_carry() {
 
 #[test]
 fn a_slow_unit_is_waited_for_each_time() {
-    let Machine { units, vtd } = machine(|unit| unit.slow = 3);
+    let Machine { units, vtd, .. } = machine(|unit| unit.slow = 3);
     let mut vtd = vtd.unwrap();
     let domain = vtd.create_domain(&[NVME]).unwrap();
     vtd.map(domain, Iova::new(0), Hpa::new(GIB), 0x4000).unwrap();
@@ -245,7 +246,7 @@ fn a_unit_without_large_pages_costs_only_those_behind_it() {
 #[test]
 fn a_function_reaches_its_domain_and_nothing_else() {
     for caching_mode in [0, 1 << 7] {
-        let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);
+        let Machine { units, vtd, .. } = machine(|unit| unit.cap = CAP | caching_mode);
         let mut vtd = vtd.unwrap();
         let first = vtd.create_domain(&[NVME, NIC]).unwrap();
         let second = vtd.create_domain(&[NVME, NIC]).unwrap();
@@ -272,7 +273,7 @@ fn a_function_reaches_its_domain_and_nothing_else() {
 #[test]
 fn an_entry_serves_its_source_until_it_is_taken_away() {
     for caching_mode in [0, 1 << 7] {
-        let Machine { units, vtd } = machine(|unit| unit.cap = CAP | caching_mode);
+        let Machine { units, vtd, .. } = machine(|unit| unit.cap = CAP | caching_mode);
         let mut vtd = vtd.unwrap();
         let first = vtd.allocate_remap(InterruptSource::Device(NIC), 2).unwrap();
         let next = vtd.allocate_remap(InterruptSource::Device(NVME), 1).unwrap();
@@ -301,7 +302,7 @@ const FAR_NIC: Bdf = NIC.in_segment(1);
 
 #[test]
 fn functions_of_the_same_number_in_two_segments_are_kept_apart() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     let near = vtd.create_domain(&[NIC]).unwrap();
     let far = vtd.create_domain(&[FAR_NIC]).unwrap();
@@ -335,7 +336,7 @@ fn functions_of_the_same_number_in_two_segments_are_kept_apart() {
 
 #[test]
 fn a_fault_names_the_segment() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     units[2].state.borrow_mut().records[0] = (0xdead_0000, 1 << 63 | 5 << 32 | 0x28);
     let mut seen = Vec::new();
     vtd.unwrap().poll_faults(&mut |fault| seen.push(fault.source));
@@ -344,7 +345,7 @@ fn a_fault_names_the_segment() {
 
 #[test]
 fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     let kept = vtd.create_domain(&[NVME, NIC]).unwrap();
     let gone = vtd.create_domain(&[NVME, NIC]).unwrap();
@@ -378,7 +379,7 @@ fn what_is_given_back_serves_nobody_and_is_handed_out_again() {
 
 #[test]
 fn an_io_apic_line_carries_its_requester() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     let index = vtd.allocate_remap(InterruptSource::IoApic(2), 1).unwrap();
     vtd.set_remap(index, Some(TARGET)).unwrap();
@@ -404,7 +405,7 @@ fn what_a_unit_lacks_is_said() {
 fn a_unit_that_does_not_answer_is_given_up() {
     assert!(refusal(|unit| unit.deaf = true).contains("setting the root table pointer"));
     assert!(refusal(|unit| unit.queue_stopped = true).contains("invalidating its caches"));
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     let index = vtd.allocate_remap(InterruptSource::Device(NVME), 1).unwrap();
     units[1].state.borrow_mut().fault_status = 1 << 4;
@@ -416,7 +417,7 @@ fn a_unit_that_does_not_answer_is_given_up() {
 
 #[test]
 fn faults_are_handed_over_once() {
-    let Machine { units, vtd } = machine(|_| {});
+    let Machine { units, vtd, .. } = machine(|_| {});
     let mut vtd = vtd.unwrap();
     {
         let mut state = units[1].state.borrow_mut();
@@ -450,4 +451,42 @@ fn limits_are_errors() {
     assert_eq!(vtd.set_remap(RemapIndex(0), None), Err(IommuError::OutOfRemapEntries));
     assert_eq!(vtd.allocate_remap(source, 4096), Ok(RemapIndex(0)));
     assert_eq!(vtd.allocate_remap(source, 1), Err(IommuError::OutOfRemapEntries));
+}
+
+/// With a pool of any size below what is needed: what was made is taken apart again, as the kernel does.
+#[test]
+fn a_domain_that_cannot_be_made_gives_back_all_that_it_took() {
+    let functions = [NVME, NIC];
+    let make = |vtd: &mut VtD<'static, Ram, Model>, domain: DomainId| {
+        for (at, length) in [(0, 3 << 20), (5 * GIB, 0x5000)] {
+            vtd.map(domain, Iova::new(at), Hpa::new(at), length)?;
+        }
+        functions.iter().try_for_each(|function| vtd.attach(*function, domain))
+    };
+    for frames in 0.. {
+        assert!(frames < 100, "no pool is large enough");
+        let machine = machine(|_| ());
+        let mut vtd = machine.vtd.unwrap();
+        machine.ram.leave(frames);
+        let made = vtd.create_domain(&functions).and_then(|domain| {
+            let made = make(&mut vtd, domain);
+            let able = [NVME, NIC]
+                .map(|function| vtd.context_entry(function).is_some_and(|[low, _]| low & 1 != 0));
+            assert_eq!(able == [true, true], made.is_ok());
+            functions.iter().for_each(|function| vtd.detach(*function).unwrap());
+            vtd.destroy_domain(domain);
+            made
+        });
+        assert_eq!(made, if made.is_ok() { Ok(()) } else { Err(IommuError::OutOfFrames) });
+        // The contexts of a bus stay, for the next domain: one page at most.
+        let left = machine.ram.left();
+        assert!(left == frames || left + 1 == frames, "{left} of {frames} frames are back");
+        assert_eq!(vtd.create_domain(&[]).is_ok(), left > 0, "the number is free again");
+        for (unit, function) in [(&machine.units[1], NVME), (&machine.units[0], NIC)] {
+            assert!(unit.dma(function, 0x1000).is_err(), "{function} reaches memory");
+        }
+        if made.is_ok() {
+            break;
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
+use crate::reserve::Frames;
 use crate::testing::TestMemory;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -227,6 +228,52 @@ fn a_split_without_memory_changes_nothing() {
     memory.log.clear();
     assert_eq!(table.unmap(&mut memory, 0, 4096), Err(MapError::OutOfFrames));
     assert!(memory.log.is_empty());
+}
+
+/// RAM of two pieces with a page of its own in one, a reserve, and stand-ins for two CPUs: what a guest's tables are.
+fn build(frames: u64) -> (Result<(), MapError>, TestMemory) {
+    let mut memory = TestMemory::new();
+    memory.frames = frames;
+    let mut reserved = Frames::default();
+    let result =
+        Table::new(EptFormat { largest: PageSize::Size2M }, &mut memory).and_then(|mut table| {
+            let filled = fill(&mut table, &mut memory, &mut reserved);
+            table.free_tables(&mut memory);
+            filled
+        });
+    while let Some(frame) = reserved.take(&mut memory) {
+        memory.free_page(frame);
+    }
+    (result, memory)
+}
+
+fn fill(
+    table: &mut Table<EptFormat>,
+    memory: &mut TestMemory,
+    reserved: &mut Frames,
+) -> Result<(), MapError> {
+    const RESERVED: usize = 5;
+    let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
+    for (start, length) in [(0, 3 << 20), (5 * GIB, GIB + 4096)] {
+        table.map(memory, start, Hpa::new(start), length, access, kind)?.nothing_cached();
+    }
+    table.replace(memory, 0x3000, Hpa::new(0), 4096, Rights::READ, kind)?.nothing_cached();
+    for _ in 0..RESERVED {
+        let frame = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
+        reserved.put(memory, frame);
+    }
+    Ok(())
+}
+
+#[test]
+fn tables_that_run_out_of_frames_give_back_all_that_they_took() {
+    let needed = (0..100).find(|frames| build(*frames).0.is_ok()).unwrap();
+    assert!(needed > 8, "each of these can be the first that is missing");
+    for frames in 0..=needed {
+        let (result, memory) = build(frames);
+        assert_eq!(result, if frames < needed { Err(MapError::OutOfFrames) } else { Ok(()) });
+        assert_eq!(memory.frames, frames);
+    }
 }
 
 #[test]

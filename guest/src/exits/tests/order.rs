@@ -16,6 +16,13 @@ const ENTRY: u64 = BAR + 0x2000;
 const LIVE: u32 = 0;
 const MASKED: u32 = 1;
 
+/// A world that notes changes of its shadows.
+fn world() -> World {
+    let mut world = World::with_idt();
+    world.machine.watches_shadows = true;
+    world
+}
+
 fn store(world: &mut World, gpa: u64, value: u32) {
     *world.gpr(Gpr::Rax) = value.into();
     world.touch(&[0x89, 0x03], gpa, true); // mov [rbx], eax
@@ -47,7 +54,7 @@ fn programmed() -> Done {
 
 #[test]
 fn an_msi_x_vector_is_granted_then_routed_then_programmed() {
-    let mut world = World::with_idt();
+    let mut world = world();
     store(&mut world, config(NVME, 0x40), 0x8000_0011);
     fill_entry(&mut world, MASKED);
     order(&world);
@@ -58,7 +65,7 @@ fn an_msi_x_vector_is_granted_then_routed_then_programmed() {
 
 #[test]
 fn msi_x_is_enabled_after_all_its_vectors_were_granted() {
-    let mut world = World::with_idt();
+    let mut world = world();
     fill_entry(&mut world, LIVE);
     order(&world);
     store(&mut world, config(NVME, 0x40), 0x8000_0011);
@@ -70,7 +77,7 @@ fn msi_x_is_enabled_after_all_its_vectors_were_granted() {
 /// An interrupt that is live already moves by its route alone.
 #[test]
 fn a_live_vector_changes_only_after_the_new_one_was_granted() {
-    let mut world = World::with_idt();
+    let mut world = world();
     store(&mut world, config(NVME, 0x40), 0x8000_0011);
     fill_entry(&mut world, LIVE);
     order(&world);
@@ -81,7 +88,7 @@ fn a_live_vector_changes_only_after_the_new_one_was_granted() {
 
 #[test]
 fn an_msi_vector_is_granted_then_routed_then_programmed() {
-    let mut world = World::with_idt();
+    let mut world = world();
     for (offset, value) in [(0x54, 0xfee0_0000), (0x58, 0), (0x5c, 0x51)] {
         store(&mut world, config(NIC, offset), value);
     }
@@ -96,7 +103,7 @@ fn an_msi_vector_is_granted_then_routed_then_programmed() {
 /// As Linux does it: enabled first, masked, with a message that is nobody's; then filled; then unmasked.
 #[test]
 fn a_masked_msi_is_not_granted_and_unmasked_only_after_it_was() {
-    let mut world = World::with_idt();
+    let mut world = world();
     order(&world);
     store(&mut world, config(NIC, 0x60), MASKED);
     store(&mut world, config(NIC, 0x50), 0x0001_0005);
@@ -114,7 +121,7 @@ fn a_masked_msi_is_not_granted_and_unmasked_only_after_it_was() {
 
 #[test]
 fn an_msi_message_that_is_refused_is_said_only_while_it_is_unmasked_and_enabled() {
-    let mut world = World::with_idt();
+    let mut world = world();
     store(&mut world, config(NIC, 0x5c), 0x0e); // a vector of exceptions
     store(&mut world, config(NIC, 0x60), MASKED);
     store(&mut world, config(NIC, 0x50), 0x0001_0005);
@@ -134,7 +141,7 @@ fn an_msi_message_that_is_refused_is_said_only_while_it_is_unmasked_and_enabled(
 #[test]
 fn in_a_row_of_short_lives_a_refused_message_is_not_said() {
     for quiet in [false, true] {
-        let mut world = World::with_idt();
+        let mut world = world();
         if quiet {
             world.vm.be_quiet();
         }
@@ -149,7 +156,7 @@ fn in_a_row_of_short_lives_a_refused_message_is_not_said() {
 
 #[test]
 fn a_lines_vector_is_granted_before_the_line_is_routed() {
-    let mut world = World::with_idt();
+    let mut world = world();
     store(&mut world, ioapic::BASE, 0x10 + 2 * 14);
     order(&world);
     store(&mut world, ioapic::BASE + 0x10, 0x2e);
@@ -158,7 +165,7 @@ fn a_lines_vector_is_granted_before_the_line_is_routed() {
 
 #[test]
 fn a_doorbell_that_was_rung_while_masked_rings_after_its_vector_was_granted() {
-    let mut world = World::with_idt();
+    let mut world = world();
     let memory: &'static SharedMemory = Box::leak(Box::new(SharedMemory::new(REGION.length)));
     world.vm.bus.add_shared(memory, 0).unwrap();
     let (machine, space) = (&mut world.machine, &mut world.config);
