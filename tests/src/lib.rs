@@ -11,6 +11,7 @@ pub mod fidelity;
 mod folder;
 pub mod gates;
 mod guest;
+pub mod i386;
 pub mod line;
 mod outcome;
 pub mod page;
