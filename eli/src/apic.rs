@@ -140,6 +140,12 @@ impl VirtualApic {
         }
     }
 
+    /// The same as the firmware of a CPU without x2APIC mode leaves it.
+    #[must_use]
+    pub const fn in_xapic_mode(self) -> Self {
+        Self { base: self.base & !BASE_X2APIC, ..self }
+    }
+
     /// INIT: the registers are as after reset, mode and identifier stay. Do [`RESET_WRITES`] too.
     pub fn init(&mut self) {
         let bootstrap = self.base & BASE_BSP != 0;

@@ -51,6 +51,8 @@ pub struct Guest {
     pub(crate) addressing: Vec<AtomicU64>,
     /// What CPUID says.
     pub cpuid: CpuidPolicy,
+    /// Its local APICs begin in xAPIC mode.
+    pub(crate) xapic: bool,
     /// The vectors that may reach its CPUs directly.
     pub grants: Grants,
     /// CPUs that run (bit n for CPU n).
@@ -63,9 +65,23 @@ impl Guest {
     pub fn new(name: String, mode: InterruptMode, cpus: Vec<ApicId>, cpuid: CpuidPolicy) -> Self {
         let addressing = cpus.iter().map(|_| AtomicU64::default()).collect();
         let (grants, started) = (Grants::new(), AtomicU64::default());
-        let guest = Self { name, mode, cpus, addressing, cpuid, grants, started };
+        let guest = Self { name, mode, cpus, addressing, cpuid, xapic: false, grants, started };
         guest.reset();
         guest
+    }
+
+    /// The same with local APICs that begin in xAPIC mode, or not.
+    #[must_use]
+    pub fn with_xapic(self, xapic: bool) -> Self {
+        let guest = Self { xapic, ..self };
+        guest.reset();
+        guest
+    }
+
+    /// The local APIC of a CPU after reset.
+    fn apic(&self, cpu: usize, bootstrap: bool) -> VirtualApic {
+        let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), bootstrap);
+        if self.xapic { apic.in_xapic_mode() } else { apic }
     }
 
     /// It restarts. None of its CPUs runs.
@@ -73,8 +89,7 @@ impl Guest {
         self.grants.clear();
         self.started.store(1, Ordering::Release);
         for cpu in 0..self.cpus.len() {
-            let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), false);
-            self.set_addressing(cpu, apic.addressing());
+            self.set_addressing(cpu, self.apic(cpu, false).addressing());
         }
     }
 
@@ -200,7 +215,7 @@ impl CpuState {
         let clock = guest.cpuid.kvmclock().then_some(ClockBase { tsc: now });
         Self {
             index,
-            apic: VirtualApic::new(guest.mode, ApicId(index as u32), bootstrap),
+            apic: guest.apic(index, bootstrap),
             msrs: Msrs::new(guest.cpuid.vendor(), clock),
             cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),

@@ -357,8 +357,9 @@ impl Walk {
         let mask = match (self.paging, level) {
             (Paging::Bits32, 2) if large => 1 << 21,
             (Paging::Bits32 | Paging::None, _) => 0,
-            // Execute-disable is reserved in a PAE directory pointer, as are bits 1, 2 and 5 to 8.
-            (Paging::Pae, 3) => EXECUTE_DISABLE | 0x1e6,
+            // Execute-disable is reserved in a PAE directory pointer, as are bits 1, 2 and 5 to 8. Bit 5 is not looked at:
+            // QEMU sets it as an accessed bit, and what its CPU has fetched must be found here.
+            (Paging::Pae, 3) => EXECUTE_DISABLE | 0x1c6,
             (Paging::Long { .. }, 4 | 5) => LARGE | self.no_execute_disable(),
             (_, 3) if large => 0x3fff_e000 | self.no_execute_disable(),
             (_, 2) if large => 0x001f_e000 | self.no_execute_disable(),

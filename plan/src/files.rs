@@ -68,7 +68,7 @@ pub(crate) fn check(
             LoadError::UnknownFormat
             | LoadError::Truncated { .. }
             | LoadError::OldProtocol(_)
-            | LoadError::No64BitEntry
+            | LoadError::NeedsBios
             | LoadError::BadField { .. }
             | LoadError::UnsupportedFlags(_) => "kernel",
         };

@@ -13,6 +13,7 @@ mod folder;
 pub mod gates;
 pub mod generations;
 mod guest;
+pub mod i386;
 pub mod line;
 mod outcome;
 pub mod page;

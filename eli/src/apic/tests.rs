@@ -277,3 +277,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_guest_that_does_not_know_x2apic_mode_begins_in_xapic_mode() {
+    let apic = apic(InterruptMode::Exitless).in_xapic_mode();
+    assert_eq!(apic.base(), 0xfee0_0900);
+    assert_eq!(apic.page_offset(Gpa::new(0xfee0_0080)), Some(0x80));
+    assert_eq!(apic.read(arch::msr::IA32_X2APIC_SIVR), Err(GpFault));
+}

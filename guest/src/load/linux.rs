@@ -1,7 +1,7 @@
-//! Linux: a bzImage by the 64-bit boot protocol.
+//! Linux: a bzImage by the 64-bit boot protocol, or one without a 64-bit entry by the 32-bit one.
 //!
-//! The kernel begins at its 64-bit entry with the "zero page" in RSI, flat segments 0x10 and 0x18,
-//! and page tables that map the low 4 GiB one to one. (Linux, `Documentation/arch/x86/boot.rst` and
+//! The kernel begins with the "zero page" in RSI and flat segments 0x10 and 0x18: at its 64-bit entry with page tables that
+//! map the low 4 GiB one to one, at its 32-bit entry without paging. (Linux, `Documentation/arch/x86/boot.rst` and
 //! `Documentation/arch/x86/zero-page.rst`, which name the fields.)
 
 use alloc::vec::Vec;
@@ -68,7 +68,8 @@ const COMMAND_LINE_ROOM: usize = (BOOT_AREA_END.as_u64() - COMMAND_LINE.as_u64()
 
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
-const CODE_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
+const CODE64_DESCRIPTOR: u64 = 0x00af_9b00_0000_ffff;
+const CODE32_DESCRIPTOR: u64 = 0x00cf_9b00_0000_ffff;
 const DATA_DESCRIPTOR: u64 = 0x00cf_9300_0000_ffff;
 
 /// Whether the image has the setup header's magic.
@@ -89,6 +90,16 @@ pub(super) struct Header {
     command_line_limit: usize,
     preferred: u64,
     init_size: u64,
+    entry: Entry,
+}
+
+/// Where the kernel begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// In long mode.
+    Bits64,
+    /// In protected mode without paging, at the load address.
+    Bits32,
 }
 
 impl Header {
@@ -97,9 +108,10 @@ impl Header {
         if version < MIN_PROTOCOL {
             return Err(LoadError::OldProtocol(version));
         }
-        if u16_at(image, offset::XLOADFLAGS)? & XLF_KERNEL_64 == 0 {
-            return Err(LoadError::No64BitEntry);
+        if u8_at(image, offset::LOADFLAGS)? & LOADED_HIGH == 0 {
+            return Err(LoadError::NeedsBios);
         }
+        let long = u16_at(image, offset::XLOADFLAGS)? & XLF_KERNEL_64 != 0;
         // 0 stands for 4, for the oldest kernels' sake.
         let sectors = match u8_at(image, offset::SETUP_SECTS)? {
             0 => 4,
@@ -123,6 +135,7 @@ impl Header {
             command_line_limit: u32_at(image, offset::CMDLINE_SIZE)? as usize,
             preferred: u64_at(image, offset::PREF_ADDRESS)?,
             init_size: u32_at(image, offset::INIT_SIZE)?.into(),
+            entry: if long { Entry::Bits64 } else { Entry::Bits32 },
         };
         bytes(image, "kernel", payload, payload_size)?;
         header.check()?;
@@ -183,16 +196,24 @@ pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
         copies.push(Copy { source: Source::Initrd, bytes: 0..size, to: at });
         initrd = Some((at, size));
     }
+    let code = match header.entry {
+        Entry::Bits64 => CODE64_DESCRIPTOR,
+        Entry::Bits32 => CODE32_DESCRIPTOR,
+    };
     let gdt: Vec<u8> =
-        [0, 0, CODE_DESCRIPTOR, DATA_DESCRIPTOR].into_iter().flat_map(u64::to_le_bytes).collect();
+        [0, 0, code, DATA_DESCRIPTOR].into_iter().flat_map(u64::to_le_bytes).collect();
     let last = (gdt.len() - 1) as u16;
-    let blobs = Vec::from([
+    let mut blobs = Vec::from([
         Blob { at: GDT, bytes: gdt },
-        Blob { at: PAGE_TABLES, bytes: identity_page_tables() },
         Blob { at: ZERO_PAGE, bytes: zero_page(request, load, initrd)? },
         Blob { at: COMMAND_LINE, bytes: [request.command_line.as_bytes(), &[0]].concat() },
     ]);
-    Ok(LoadPlan { copies, blobs, start: start_state(load, last) })
+    if header.entry == Entry::Bits64 {
+        blobs.push(Blob { at: PAGE_TABLES, bytes: identity_page_tables() });
+    }
+    let start = start_state(header.entry, load, last);
+    // A 32-bit Linux has no driver for x2APIC mode: it would do without a local APIC.
+    Ok(LoadPlan { copies, blobs, start, xapic: header.entry == Entry::Bits32 })
 }
 
 fn zero_page(
@@ -256,23 +277,35 @@ fn identity_page_tables() -> Vec<u8> {
     bytes
 }
 
-fn start_state(load: Gpa, gdt_limit: u16) -> StartState {
-    let code =
-        Segment { selector: CODE_SELECTOR, base: 0, limit: u32::MAX, access: AccessRights::CODE64 };
+fn start_state(entry: Entry, load: Gpa, gdt_limit: u16) -> StartState {
+    let long = entry == Entry::Bits64;
+    let access = if long { AccessRights::CODE64 } else { AccessRights::CODE32 };
+    let code = Segment { selector: CODE_SELECTOR, base: 0, limit: u32::MAX, access };
     let mut gpr = [0; 16];
     let [_, _, _, _, _, _, rsi, ..] = &mut gpr;
     *rsi = ZERO_PAGE.as_u64();
-    let cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG;
-    StartState {
+    let cr0 = Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM;
+    let in_protected_mode = StartState {
         gpr,
-        rip: load.as_u64() + ENTRY_64,
+        rip: load.as_u64(),
         rflags: 2,
         cr0: cr0.bits(),
-        cr3: PAGE_TABLES.as_u64(),
-        cr4: Cr4::PAE.bits(),
-        efer: (Efer::LME | Efer::LMA).bits(),
+        cr3: 0,
+        cr4: 0,
+        efer: 0,
         segments: flat_segments(code, DATA_SELECTOR),
         gdtr: DescriptorTable { base: Gva::new(GDT.as_u64()), limit: gdt_limit },
         idtr: NO_TABLE,
+    };
+    match entry {
+        Entry::Bits32 => in_protected_mode,
+        Entry::Bits64 => StartState {
+            rip: load.as_u64() + ENTRY_64,
+            cr0: (cr0 | Cr0::PG).bits(),
+            cr3: PAGE_TABLES.as_u64(),
+            cr4: Cr4::PAE.bits(),
+            efer: (Efer::LME | Efer::LMA).bits(),
+            ..in_protected_mode
+        },
     }
 }

@@ -61,6 +61,8 @@ pub struct LoadPlan {
     pub blobs: Vec<Blob>,
     /// The boot processor's registers.
     pub start: StartState,
+    /// The kernel does not know x2APIC mode: its local APICs begin in xAPIC mode.
+    pub xapic: bool,
 }
 
 /// A further module of a multiboot kernel.
@@ -106,8 +108,8 @@ pub enum LoadError {
     },
     /// Linux: boot protocol older than 2.12.
     OldProtocol(u16),
-    /// Linux: the kernel has no 64-bit entry point.
-    No64BitEntry,
+    /// Linux: the kernel is loaded low and begins in real mode.
+    NeedsBios,
     /// A header field that makes no sense.
     BadField {
         /// The field by its name in the protocol's documentation.
@@ -180,9 +182,10 @@ impl fmt::Display for LoadError {
                 version >> 8,
                 version & 0xff
             ),
-            Self::No64BitEntry => {
-                f.write_str("the kernel has no 64-bit entry point: use a 64-bit kernel")
-            }
+            Self::NeedsBios => f.write_str(
+                "the kernel is a zImage, which begins in real mode and calls the BIOS, and a guest \
+                 has none: use a bzImage",
+            ),
             Self::BadField { field, value } => {
                 write!(f, "the kernel's header is damaged: {field} is {value:#x}")
             }

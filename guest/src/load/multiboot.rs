@@ -98,7 +98,8 @@ pub fn plan(request: LoadRequest<'_>, header: Header) -> Result<LoadPlan, LoadEr
         copies.push(Copy { source: Source::Kernel, bytes: segment.bytes, to });
     }
     let modules = place_modules(request, &mut placement, &mut copies)?;
-    Ok(LoadPlan { copies, blobs: information(request, &modules)?, start: start_state(entry) })
+    let (blobs, start) = (information(request, &modules)?, start_state(entry));
+    Ok(LoadPlan { copies, blobs, start, xapic: false })
 }
 
 /// A module in memory.

@@ -14,6 +14,7 @@ fn bzimage() -> Vec<u8> {
     set(0x1f4, &0x1000u32.to_le_bytes());
     set(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]);
     set(0x202, b"HdrS\x0f\x02");
+    set(0x211, &[1]);
     set(0x22c, &0x7fff_ffffu32.to_le_bytes());
     set(0x230, &0x20_0000u32.to_le_bytes());
     set(0x234, &[1, 21]);
@@ -93,6 +94,21 @@ fn a_bzimage_starts_in_64_bit_mode_at_its_preferred_address() {
 }
 
 #[test]
+fn a_kernel_without_a_64_bit_entry_starts_in_protected_mode_and_its_local_apics_in_xapic_mode() {
+    let plan = plan_in(&with(bzimage(), 0x236, &[0, 0]), 512, Some(5_000_000)).unwrap();
+    assert_eq!((plan.start.rip, plan.copies[0].to), (0x100_0000, Gpa::new(0x100_0000)));
+    let start = plan.start;
+    assert_eq!((start.cr0 & 0x8000_0001, start.cr3, start.cr4, start.efer), (1, 0, 0, 0));
+    let [data, code, ..] = start.segments;
+    assert_eq!((code.selector, code.access), (0x10, AccessRights::CODE32));
+    assert_eq!((data.selector, data.limit), (0x18, u32::MAX));
+    let gdt = start.gdtr.base.as_u64();
+    assert_eq!(word_at(&plan, gdt + 0x10, 8), 0x00cf_9b00_0000_ffff);
+    assert_eq!(word_at(&plan, start.gpr[6] + 0x214, 4), 0x100_0000, "code32_start");
+    assert!(plan.xapic && !plan_in(&bzimage(), 512, None).unwrap().xapic);
+}
+
+#[test]
 fn the_first_page_tables_map_4_gib_one_to_one() {
     let plan = plan_in(&bzimage(), 64, None).unwrap();
     for address in [0u64, 0x100_0200, 0x7fff_f000, 0xffff_f000] {
@@ -140,7 +156,7 @@ fn what_is_wrong_with_a_bzimage_is_told() {
     let short = bzimage()[..0x8000].to_vec();
     for (image, words) in [
         (with(bzimage(), 0x206, &[4, 2]), "Linux boot protocol 2.04, and 2.12 is needed"),
-        (with(bzimage(), 0x236, &[0, 0]), "no 64-bit entry point"),
+        (with(bzimage(), 0x211, &[0]), "the kernel is a zImage, which begins in real mode"),
         (short, "cut off: its headers promise 68096 bytes of kernel, and there are 32768"),
         (with(bzimage(), 0x1f4, &[0xff; 4]), "cut off"),
         (with(bzimage(), 0x1f4, &[1, 0, 0, 0]), "syssize is 0x1"),

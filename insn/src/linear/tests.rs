@@ -132,6 +132,21 @@ fn pae_directory_pointers_carry_no_rights() {
 }
 
 #[test]
+fn a_pae_directory_pointer_that_qemu_has_marked_as_accessed_is_followed_and_no_other_reserved_bit_is()
+ {
+    let mut vcpu = FakeVcpu::new(Mode::Bits32);
+    vcpu.cr = [0x8001_0011, 0, 0, 0x1020, Cr4::PAE.bits()];
+    for (bit, followed) in [(5, true), (1, false), (2, false), (6, false), (8, false), (63, false)]
+    {
+        let mut memory = FakeMemory::new(1 << 40);
+        memory.set_u64(0x1020, 0x2000 | PRESENT | 1 << bit);
+        memory.set_u64(0x2000, ALL | LARGE);
+        let at = translate(&vcpu, &memory, Gva::new(0x42), READ);
+        assert_eq!(at.is_ok(), followed, "bit {bit}");
+    }
+}
+
+#[test]
 fn tables_where_there_is_no_memory_read_as_ones() {
     let (vcpu, mut memory) = long(4);
     memory.size = 0x2000;

@@ -58,7 +58,8 @@ pub(super) fn module_bytes(module: &Module<'static>) -> &'static [u8] {
     unsafe { physical::bytes(module.range.start, module.range.length as usize) }
 }
 
-/// Puts kernel, initrd and the tables that it starts from into the guest's memory, which is scrubbed.
+/// Puts kernel, initrd and the tables that it starts from into the guest's memory, which is scrubbed. How its first CPU
+/// begins, and whether its local APICs do so in xAPIC mode.
 pub(super) fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
@@ -67,7 +68,7 @@ pub(super) fn load(
     ram: &mut GuestRam,
     files: &Files,
     pm_timer: Option<PortRange>,
-) -> Result<StartState, Refusal> {
+) -> Result<(StartState, bool), Refusal> {
     let Files { kernel, initrd, modules } = files;
     let (kernel, initrd) = (*kernel, *initrd);
     let requests = modules.iter().zip(&guest.modules);
@@ -105,5 +106,5 @@ pub(super) fn load(
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
         ram.write(blob.at, &blob.bytes)?;
     }
-    Ok(plan.start)
+    Ok((plan.start, plan.xapic))
 }

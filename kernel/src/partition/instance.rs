@@ -85,7 +85,7 @@ impl<B: Backend> Instance<B> {
         let stand_ins = StandInFrames::new(&nested, slots.len(), memory)?;
         let cpus = pages(slots.len(), B::CPU_BYTES)?;
         let legacy = guest::lines::legacy(&lines);
-        let start = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
+        let (start, xapic) = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let owned = Arc::new(owned(plan, timer.is_some(), &config));
         let mut config = OwnedConfigSpace::new(config, owned.clone());
         let mut machine = GuestMachine {
@@ -112,7 +112,8 @@ impl<B: Backend> Instance<B> {
         }
         Ok(Arc::new(Self {
             plan,
-            policy: Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid),
+            policy: Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid)
+                .with_xapic(xapic),
             vm: Mutex::new(vm),
             start,
             began: tsc(),

@@ -426,27 +426,6 @@ impl Trial {
     }
 
     pub(crate) fn run(&self) -> Seen {
-        let mut gdt = [0; 16];
-        let code_d = protected_task_d as *const () as u32;
-        for (selector, entry) in [
-            (CODE, segment(0, 0xf_ffff, 0x9b, 0xc)),
-            (DATA, segment(0, 0xf_ffff, 0x93, 0xc)),
-            (TASK_A, segment(address(&TSS_A), 0x67, 0x89, 0)),
-            (TASK_B, segment(address(&TSS_B), 0x67, 0x89, 0)),
-            (TASK_C, segment(address(&TSS_C), 0x67, 0x89, 0)),
-            (GATE_B, task_gate(TASK_B)),
-            (TASK_ABSENT, segment(address(&TSS_C), 0x67, 0x09, 0)),
-            (TASK_SHORT, segment(address(&TSS_C), 0x66, 0x89, 0)),
-            (0x48, segment(0, 0xf_ffff, 0x9b, 0xa)),
-            (READ_ONLY, segment(0, 0xf_ffff, 0x91, 0xc)),
-            (DATA_ABSENT, segment(0, 0xf_ffff, 0x13, 0xc)),
-            (TASK_D, segment(address(&TSS_D), 0x2b, 0x81, 0)),
-            (CODE_D, segment(code_d, 0xffff, 0x9b, 4)),
-            (CODE_ABSENT, segment(0, 0xf_ffff, 0x1b, 0xc)),
-            (CODE_SHORT, segment(0, 0xff, 0x9b, 4)),
-        ] {
-            gdt[usize::from(selector >> 3)] = entry;
-        }
         let stubs = protected_stubs as *const () as u32;
         let mut idt = [0; 128];
         for (vector, gate) in idt.iter_mut().enumerate().take(32) {
@@ -458,18 +437,6 @@ impl Trial {
         }
         if let Some(vector) = self.absent {
             idt[usize::from(vector)] &= !(0x80 << 40);
-        }
-        let mut tss_d = Tss([0; 128]);
-        for (at, value) in [
-            (0x10, 2),
-            (0x14, 0x4321),
-            (0x1a, 0x100),
-            (0x22, DATA),
-            (0x24, CODE_D),
-            (0x26, DATA),
-            (0x28, DATA),
-        ] {
-            tss_d.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
         let mut tss_a = task(0, end(&STACK_A));
         tss_a.0[..2].copy_from_slice(&self.link.to_le_bytes());
@@ -484,25 +451,68 @@ impl Trial {
         }
         let mut body = [0xcc; 256];
         body[..=self.length].copy_from_slice(&self.body[..=self.length]);
-        set(&GDT, gdt);
+        set(&GDT, descriptors());
         set(&IDT, idt);
         set(&TSS_A, tss_a);
         set(&TSS_B, tss_b);
         set(&TSS_C, self.task_c);
-        set(&TSS_D, tss_d);
+        set(&TSS_D, task_d());
         set(&TABLES, tables);
         set(&BODY, body);
         set(&HOW, self.how);
         set(&NEXT, address(&NOTES));
         // SAFETY: whatever the body does leads back: its tables are those above.
         unsafe { protected_run(self.cr3.into()) };
-        // SAFETY: nothing but the code before writes to them.
-        let (next, notes) =
-            unsafe { (NEXT.0.get().read_volatile(), NOTES.0.get().read_volatile()) };
+        // SAFETY: nothing but the code before writes to it.
+        let next = unsafe { NEXT.0.get().read_volatile() };
+        // SAFETY: as above.
+        let notes = unsafe { NOTES.0.get().read_volatile() };
         // SAFETY: as above.
         let c = unsafe { TSS_C.0.get().read_volatile() };
         Seen { count: (next - address(&NOTES)) as usize / 4, notes, c }
     }
+}
+
+fn descriptors() -> [u64; 16] {
+    let mut gdt = [0; 16];
+    let code_d = protected_task_d as *const () as u32;
+    for (selector, entry) in [
+        (CODE, segment(0, 0xf_ffff, 0x9b, 0xc)),
+        (DATA, segment(0, 0xf_ffff, 0x93, 0xc)),
+        (TASK_A, segment(address(&TSS_A), 0x67, 0x89, 0)),
+        (TASK_B, segment(address(&TSS_B), 0x67, 0x89, 0)),
+        (TASK_C, segment(address(&TSS_C), 0x67, 0x89, 0)),
+        (GATE_B, task_gate(TASK_B)),
+        (TASK_ABSENT, segment(address(&TSS_C), 0x67, 0x09, 0)),
+        (TASK_SHORT, segment(address(&TSS_C), 0x66, 0x89, 0)),
+        (0x48, segment(0, 0xf_ffff, 0x9b, 0xa)),
+        (READ_ONLY, segment(0, 0xf_ffff, 0x91, 0xc)),
+        (DATA_ABSENT, segment(0, 0xf_ffff, 0x13, 0xc)),
+        (TASK_D, segment(address(&TSS_D), 0x2b, 0x81, 0)),
+        (CODE_D, segment(code_d, 0xffff, 0x9b, 4)),
+        (CODE_ABSENT, segment(0, 0xf_ffff, 0x1b, 0xc)),
+        (CODE_SHORT, segment(0, 0xff, 0x9b, 4)),
+    ] {
+        gdt[usize::from(selector >> 3)] = entry;
+    }
+    gdt
+}
+
+/// The 16-bit TSS.
+fn task_d() -> Tss {
+    let mut tss_d = Tss([0; 128]);
+    for (at, value) in [
+        (0x10, 2),
+        (0x14, 0x4321),
+        (0x1a, 0x100),
+        (0x22, DATA),
+        (0x24, CODE_D),
+        (0x26, DATA),
+        (0x28, DATA),
+    ] {
+        tss_d.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    tss_d
 }
 
 fn end(stack: &Stack) -> u32 {
