@@ -148,6 +148,23 @@ impl Default for DebugRegisters {
     }
 }
 
+/// MSRs of system calls, which a guest reads and writes without an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SystemCallMsrs {
+    /// IA32_STAR.
+    pub star: u64,
+    /// IA32_LSTAR.
+    pub lstar: u64,
+    /// IA32_CSTAR.
+    pub cstar: u64,
+    /// IA32_FMASK.
+    pub fmask: u64,
+    /// IA32_KERNEL_GS_BASE: what SWAPGS brings.
+    pub kernel_gs_base: u64,
+    /// IA32_SYSENTER_CS, IA32_SYSENTER_ESP, IA32_SYSENTER_EIP.
+    pub sysenter: [u64; 3],
+}
+
 /// Register state at a guest CPU's first instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StartState {
@@ -308,6 +325,10 @@ pub trait Vcpu {
     }
     /// Sets them.
     fn set_debug_registers(&mut self, _: &DebugRegisters) {}
+    /// The guest's MSRs of system calls.
+    fn system_call_msrs(&self) -> SystemCallMsrs {
+        SystemCallMsrs::default()
+    }
     /// Whether the last exit was a debug exception, a step's own too.
     fn debug_exception(&self) -> bool {
         false

@@ -307,16 +307,23 @@ pub fn halt_forever() -> ! {
 #[repr(C, align(16))]
 struct FxsaveArea([u8; 512]);
 
-/// The low 128 bits of XMM0 to XMM15 (`register` modulo 16), as they stand: the hypervisor itself is
-/// compiled without vector instructions.
+/// The FPU's and SSE's registers as they stand, as FXSAVE stores them in 64-bit mode: the hypervisor itself is compiled
+/// without such instructions.
 #[must_use]
-pub fn vector_register(register: u8) -> [u8; 16] {
-    const XMM0: usize = 160;
+pub fn fxsave() -> [u8; 512] {
     let mut area = FxsaveArea([0; 512]);
     // SAFETY: the area is 512 bytes, aligned to 16; every CPU in long mode has FXSAVE.
     unsafe {
         asm!("fxsave64 [{}]", in(reg) &raw mut area, options(nostack, preserves_flags));
     }
+    area.0
+}
+
+/// The low 128 bits of XMM0 to XMM15 (`register` modulo 16), as they stand.
+#[must_use]
+pub fn vector_register(register: u8) -> [u8; 16] {
+    const XMM0: usize = 160;
+    let area = fxsave();
     let at = XMM0 + 16 * usize::from(register & 15);
-    core::array::from_fn(|byte| area.0[at + byte])
+    core::array::from_fn(|byte| area[at + byte])
 }

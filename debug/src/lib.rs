@@ -12,6 +12,7 @@ pub mod backtrace;
 pub mod breakpoints;
 #[cfg(test)]
 mod fake;
+mod fpu;
 pub mod frame;
 pub mod mailbox;
 pub mod registers;
@@ -21,5 +22,6 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use fpu::Fxsave;
 pub use mailbox::{DebugMailbox, Order, Stop};
 pub use session::{Guest, Session};

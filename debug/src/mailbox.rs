@@ -3,7 +3,9 @@
 //! The CPU itself writes [`DebugMailbox::stand`] and takes the [`Order`]; between the two the stub reads and writes. Whoever has
 //! the mailbox locks it.
 
+use crate::fpu::Fxsave;
 use arch::vcpu::DebugRegisters;
+use arch::vcpu::SystemCallMsrs;
 
 use crate::registers::Registers;
 
@@ -135,9 +137,18 @@ const EMPTY: Registers = Registers {
     rip: 0,
     rflags: 2,
     segments: [0; 6],
+    fpu: Fxsave([0; 512]),
     bases: [0; 2],
     paging: insn::PagingRegisters { cr0: 0, cr3: 0, cr4: 0, efer: 0 },
     cr2: 0,
+    calls: SystemCallMsrs {
+        star: 0,
+        lstar: 0,
+        cstar: 0,
+        fmask: 0,
+        kernel_gs_base: 0,
+        sysenter: [0; 3],
+    },
 };
 
 impl Default for DebugMailbox {

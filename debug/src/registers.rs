@@ -1,7 +1,10 @@
 //! A CPU's registers as gdb sees them.
 
+use arch::vcpu::SystemCallMsrs;
 use gdbstub::arch::{Arch, Registers as GdbRegisters};
 use insn::PagingRegisters;
+
+use crate::fpu::Fxsave;
 
 /// The architecture: x86-64 with its system registers.
 #[derive(Debug)]
@@ -18,9 +21,6 @@ impl Arch for X86_64 {
     }
 }
 
-/// Bytes of ST0 to ST7 and of the eight FPU registers behind them, which gdb insists on.
-const FPU_BYTES: usize = 8 * 10 + 8 * 4;
-
 /// The registers that a CPU leaves on its mailbox, in the order of `target.xml`. Those before `segments` can be changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
@@ -32,12 +32,16 @@ pub struct Registers {
     pub rflags: u32,
     /// CS, SS, DS, ES, FS, GS.
     pub segments: [u32; 6],
+    /// The FPU's and SSE's.
+    pub fpu: Fxsave,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
     /// What says how addresses are translated.
     pub paging: PagingRegisters,
     /// Where the last page fault was.
     pub cr2: u64,
+    /// What system calls go by.
+    pub calls: SystemCallMsrs,
 }
 
 impl GdbRegisters for Registers {
@@ -52,9 +56,15 @@ impl GdbRegisters for Registers {
         let flags_and_segments = [self.rflags].into_iter().chain(self.segments);
         let dwords = flags_and_segments.flat_map(u32::to_le_bytes);
         words.chain(dwords).for_each(|byte| write_byte(Some(byte)));
-        (0..FPU_BYTES).for_each(|_| write_byte(None));
+        self.fpu.stack().for_each(|byte| write_byte(Some(byte)));
+        let control = self.fpu.control().into_iter().flat_map(u32::to_le_bytes);
+        let vectors = self.fpu.vectors().iter().copied().chain(self.fpu.mxcsr().to_le_bytes());
+        control.chain(vectors).for_each(|byte| write_byte(Some(byte)));
         let PagingRegisters { cr0, cr3, cr4, efer } = self.paging;
         let system = self.bases.into_iter().chain([cr0, self.cr2, cr3, cr4, efer]);
+        let SystemCallMsrs { star, lstar, cstar, fmask, kernel_gs_base, sysenter } = self.calls;
+        let calls = [kernel_gs_base, star, lstar, cstar, fmask].into_iter().chain(sysenter);
+        let system = system.chain(calls);
         system.flat_map(u64::to_le_bytes).for_each(|byte| write_byte(Some(byte)));
     }
 

@@ -10,7 +10,7 @@ use arch::exit::{ExitReason, Vectoring};
 use arch::interrupt::InterruptRegisters;
 use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, SystemCallMsrs, Vcpu, exception};
 
 use crate::controls::{self, EVENT_VALID};
 use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_MSR, length, vectoring};
@@ -290,6 +290,19 @@ impl Vcpu for SvmVcpu {
         (save.dr6, save.dr7) = (registers.status, registers.control);
         // SAFETY: as above; DR6 is as after a reset.
         unsafe { cpu::instructions::set_debug_registers(registers.addresses, DR6_RESET) };
+    }
+
+    fn system_call_msrs(&self) -> SystemCallMsrs {
+        self.save_unswitched();
+        let save = &self.vmcb().save;
+        SystemCallMsrs {
+            star: save.star,
+            lstar: save.lstar,
+            cstar: save.cstar,
+            fmask: save.sfmask,
+            kernel_gs_base: save.kernel_gs_base,
+            sysenter: [save.sysenter_cs, save.sysenter_esp, save.sysenter_eip],
+        }
     }
 
     fn debug_exception(&self) -> bool {

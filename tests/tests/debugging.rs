@@ -73,13 +73,14 @@ fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
 }
 
 /// What gdb does with the guest that counts: a breakpoint, steps over CLI, STI, PUSHF and POPF while the timer interrupts,
-/// a watchpoint, a register, memory.
+/// a watchpoint, registers of the CPU and of its FPU, an MSR, memory.
 const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     break one_round\ncontinue\nbacktrace 2\ninfo threads\n\
     delete\nwatch *(unsigned long *)&ROUNDS\ncontinue\n\
     delete\nhbreak flags\ncontinue\ndelete\n\
     echo before \\n\nprint $rip\nstepi 12\nprint $rip\n\
     print ($eflags & 0x100) == 0\nprint $cr0 & 1\nprint $efer & 0x400\n\
+    print $st0 > 3.14 && $st0 < 3.15\nprint $lstar == 0x12345678\n\
     set $before = *(unsigned long *)&TICKS\n\
     hbreak one_round\ncontinue 20\ndelete\n\
     print *(unsigned long *)&TICKS > $before\n\
@@ -113,7 +114,7 @@ fn gdb_looks_at_a_guest_and_leaves_it_as_it_was(emulator: Emulator) {
     }
     let values: Vec<&str> =
         said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect();
-    assert_eq!(&values[2..], ["1", "1", "1024", "1"], "{said}");
+    assert_eq!(&values[2..], ["1", "1", "1024", "1", "1", "1"], "{said}");
     for verdict in ["its flags are its own: ok", "nothing exits behind a debugger: ok"] {
         assert!(screen.contains(verdict), "{verdict}: {screen}");
     }

@@ -8,7 +8,7 @@ use core::fmt;
 use arch::machine::GuestMemory;
 use arch::register::Gpr;
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{DebugRegisters, Vcpu};
+use arch::vcpu::{DebugRegisters, SystemCallMsrs, Vcpu};
 use insn::{MAX_LENGTH, PagingRegisters};
 
 use crate::flags::words;
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub tables: [DescriptorTable; 2],
     /// Debug registers.
     pub debug: DebugRegisters,
+    /// What system calls go by.
+    pub calls: SystemCallMsrs,
     /// Current privilege level.
     pub cpl: u8,
     /// It halts until an interrupt comes.
@@ -60,6 +62,7 @@ impl Snapshot {
             segments: SegmentRegister::ALL.map(|register| vcpu.segment(register)),
             tables: [Gdtr, Idtr].map(|register| vcpu.descriptor_table(register)),
             debug: vcpu.debug_registers(),
+            calls: vcpu.system_call_msrs(),
             cpl: vcpu.cpl(),
             halted: vcpu.halted(),
             code: insn::fetch_instruction(vcpu, memory).unwrap_or_default(),
@@ -144,6 +147,11 @@ impl Snapshot {
                 table.limit
             ));
         }
+        let SystemCallMsrs { star, lstar, cstar, fmask, kernel_gs_base, sysenter } = self.calls;
+        let [cs, esp, eip] = sysenter;
+        lines.push(format!("  kernel_gs_base {kernel_gs_base:016x}  lstar {lstar:016x}"));
+        lines.push(format!("  cstar {cstar:x}  star {star:x}  fmask {fmask:x}"));
+        lines.push(format!("  sysenter_cs {cs:x}  sysenter_esp {esp:x}  sysenter_eip {eip:x}"));
         let DebugRegisters { addresses: [a, b, c, d], status, control } = self.debug;
         if self.debug.control & 0xff != 0 {
             lines.push(format!("  dr0 {a:x}  dr1 {b:x}  dr2 {c:x}  dr3 {d:x}"));
@@ -302,6 +310,7 @@ mod tests {
             segments,
             tables: [table(0x7000, 0x7f), table(0xffff_fe00_0000_0000, 0xfff)],
             debug: DebugRegisters::default(),
+            calls: SystemCallMsrs { lstar: 0xffff_ffff_81c0_0080, ..SystemCallMsrs::default() },
             cpl: 0,
             halted: false,
             code: (code, 2),
@@ -334,6 +343,7 @@ mod tests {
         has("  cs   0010 base 0000000000000000  limit ffffffff: code, 64-bit, ring 0");
         has("  tr   0000 base 0000000000000000  limit 0000ffff: system, ring 0");
         has("  idtr base fffffe0000000000  limit fff");
+        has("  kernel_gs_base 0000000000000000  lstar ffffffff81c00080");
         has("  code at rip: eb fe");
         assert!(!lines.iter().any(|line| line.contains("dr7")), "{lines:#?}");
         // The log's lines are 80 columns behind `nexit: `, or few more.

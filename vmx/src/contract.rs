@@ -10,9 +10,9 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, StartState, SystemCallMsrs, Vcpu, exception};
 use arch::{Gva, Hpa};
-use cpu::instructions::write_msr;
+use cpu::instructions::{read_msr, write_msr};
 
 use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
 use crate::decode::reason;
@@ -289,6 +289,24 @@ impl Vcpu for VmxVcpu {
         // SAFETY: as above.
         unsafe { cpu::instructions::set_debug_registers(addresses, status & STATUS) };
         self.vmcs.write(field::GUEST_DR7, control);
+    }
+
+    /// The CPU switches those of SYSENTER alone; the host uses none of the others.
+    fn system_call_msrs(&self) -> SystemCallMsrs {
+        // SAFETY: every 64-bit CPU has these, and reading one changes nothing.
+        let read = |msr| unsafe { read_msr(msr) };
+        SystemCallMsrs {
+            star: read(IA32_STAR),
+            lstar: read(IA32_LSTAR),
+            cstar: read(IA32_CSTAR),
+            fmask: read(IA32_FMASK),
+            kernel_gs_base: read(IA32_KERNEL_GS_BASE),
+            sysenter: [
+                self.vmcs.read(field::GUEST_IA32_SYSENTER_CS).into(),
+                self.vmcs.read(field::GUEST_IA32_SYSENTER_ESP),
+                self.vmcs.read(field::GUEST_IA32_SYSENTER_EIP),
+            ],
+        }
     }
 
     fn debug_exception(&self) -> bool {

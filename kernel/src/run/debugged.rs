@@ -6,6 +6,7 @@ use arch::register::Gpr;
 use arch::segment::SegmentRegister;
 use arch::vcpu::{DebugRegisters, Vcpu, exception};
 use arch::{ExitReason, Gva, Vector};
+use debug::Fxsave;
 use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
 use debug::registers::Registers;
 use debug::step::{Effect, effect, flags_after, flags_for, pushed};
@@ -294,8 +295,11 @@ impl<B: Backend> Running<'_, B> {
             rflags: vcpu.rflags() as u32,
             segments: [Cs, Ss, Ds, Es, Fs, Gs].map(|which| vcpu.segment(which).selector.into()),
             bases: [Fs, Gs].map(|which| vcpu.segment(which).base),
+            // As the guest has left them: the hypervisor uses none.
+            fpu: Fxsave(cpu::instructions::fxsave()),
             paging: self.paging(),
             cr2: vcpu.cr2(),
+            calls: vcpu.system_call_msrs(),
         }
     }
 

@@ -1,0 +1,115 @@
+//! The FPU's and SSE's registers, as FXSAVE stores them (SDM "FXSAVE Area") and as gdb counts them.
+
+/// What FXSAVE stores in 64-bit mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fxsave(pub [u8; 512]);
+
+impl Default for Fxsave {
+    /// As after a reset, but for FCW and MXCSR.
+    fn default() -> Self {
+        Self([0; 512])
+    }
+}
+
+const REGISTERS: usize = 8;
+/// Where ST0 is; each register has 16 bytes.
+const ST0: usize = 32;
+const XMM0: usize = 160;
+
+impl Fxsave {
+    fn word(&self, at: usize) -> u16 {
+        let byte = |at| self.0.get(at).copied().unwrap_or_default();
+        u16::from_le_bytes([byte(at), byte(at + 1)])
+    }
+
+    fn dword(&self, at: usize) -> u32 {
+        u32::from(self.word(at)) | u32::from(self.word(at + 2)) << 16
+    }
+
+    fn bytes(&self, at: usize, length: usize) -> &[u8] {
+        self.0.get(at..at + length).unwrap_or_default()
+    }
+
+    /// ST0 to ST7, ten bytes each.
+    pub(crate) fn stack(&self) -> impl Iterator<Item = u8> {
+        (0..REGISTERS).flat_map(|at| self.bytes(ST0 + 16 * at, 10).iter().copied())
+    }
+
+    /// XMM0 to XMM15.
+    pub(crate) fn vectors(&self) -> &[u8] {
+        self.bytes(XMM0, 16 * 16)
+    }
+
+    /// MXCSR.
+    pub(crate) fn mxcsr(&self) -> u32 {
+        self.dword(24)
+    }
+
+    /// `fctrl`, `fstat`, `ftag`, `fiseg`, `fioff`, `foseg`, `fooff`, `fop`. In 64-bit mode the pointers have no segments:
+    /// gdb has the upper halves there.
+    pub(crate) fn control(&self) -> [u32; 8] {
+        let words = [self.word(0), self.word(2), self.tags()];
+        let [control, status, tags] = words.map(u32::from);
+        let code = [self.dword(12), self.dword(8)];
+        let data = [self.dword(20), self.dword(16)];
+        [control, status, tags, code[0], code[1], data[0], data[1], self.word(6).into()]
+    }
+
+    /// The tag word, of which FXSAVE stores whether a register is empty (SDM "x87 FPU Tag Word").
+    fn tags(&self) -> u16 {
+        const EMPTY: u16 = 3;
+        let top = usize::from(self.word(2) >> 11 & 7);
+        (0..REGISTERS).fold(0, |tags, physical| {
+            let full = self.word(4) >> physical & 1 != 0;
+            let tag = if full { self.tag((physical + REGISTERS - top) % REGISTERS) } else { EMPTY };
+            tags | tag << (2 * physical)
+        })
+    }
+
+    /// Of a register on the stack: valid, zero, or special.
+    fn tag(&self, on_stack: usize) -> u16 {
+        const VALID: u16 = 0;
+        const ZERO: u16 = 1;
+        const SPECIAL: u16 = 2;
+        let at = ST0 + 16 * on_stack;
+        let exponent = self.word(at + 8) & 0x7fff;
+        let fraction = u64::from(self.dword(at + 4)) << 32 | u64::from(self.dword(at));
+        match (exponent, fraction) {
+            (0, 0) => ZERO,
+            (0 | 0x7fff, _) => SPECIAL,
+            (_, fraction) if fraction >> 63 == 0 => SPECIAL,
+            _ => VALID,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_register_is_empty_zero_special_or_valid() {
+        let mut it = Fxsave::default();
+        assert_eq!(it.control()[2], 0xffff, "all are empty");
+        // TOP is 6: ST0 is register 6, ST1 is 7, ST2 is 0.
+        it.0[2..4].copy_from_slice(&(6_u16 << 11).to_le_bytes());
+        it.0[4] = 0b1100_0001;
+        // ST0 is 1.0, ST1 0.0, ST2 an infinity.
+        it.0[ST0..ST0 + 10].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x3f]);
+        it.0[ST0 + 32..ST0 + 42].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0x80, 0xff, 0x7f]);
+        assert_eq!(it.control()[2], 0b01_00_11_11_11_11_11_10);
+        assert_eq!(it.control()[1], 6 << 11);
+        assert_eq!(it.stack().count(), 80);
+        assert_eq!(it.stack().take(10).last(), Some(0x3f));
+    }
+
+    #[test]
+    fn pointers_and_vectors_are_where_fxsave_has_them() {
+        let it = Fxsave(core::array::from_fn(|at| at as u8));
+        assert_eq!(it.mxcsr(), 0x1b1a_1918);
+        assert_eq!(it.control()[3..5], [0x0f0e_0d0c, 0x0b0a_0908]);
+        assert_eq!(it.control()[7], 0x0706);
+        assert_eq!(it.vectors().first_chunk(), Some(&[160, 161, 162]));
+        assert_eq!(it.vectors().len(), 256);
+    }
+}
