@@ -107,7 +107,7 @@ impl Table {
     fn add(&mut self, key: Key, item: Item) -> Result<(), ConfigError> {
         if let Some((first, _)) = self.0.iter().find(|(other, _)| other.name == key.name) {
             let what = format!(
-                "duplicate key \"{}\", which stands on line {} already: keep one of them",
+                "duplicate key \"{}\", already on line {}: keep one of them",
                 key.name,
                 first.line()
             );

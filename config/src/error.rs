@@ -152,14 +152,14 @@ impl fmt::Display for Problem {
                 write!(f, "this {table} has no {key}: add a line such as {example}")
             }
             Self::WrongType { key, takes, found } => {
-                write!(f, "{key} is {takes}, and here stands {found}")
+                write!(f, "{key} must be {takes}, not {found}")
             }
             Self::BadValue { key, takes, found } => {
-                write!(f, "{key} is {takes}, and here stands {found:?}")
+                write!(f, "{key} must be {takes}, not {found:?}")
             }
             Self::Memory { bytes } => write!(
                 f,
-                "memory is at least {}M and a multiple of {}M, and here stand {bytes} bytes",
+                "memory must be at least {}M and a multiple of {}M, not {bytes} bytes",
                 MIN_MEMORY >> 20,
                 MEMORY_UNIT >> 20
             ),

@@ -43,7 +43,7 @@ impl fmt::Display for Changed {
         let Self { function, register, was, is } = self;
         write!(
             f,
-            "{function}: BAR register {register} says {is:#010x}, where it said {was:#010x} at the boot: the device \
+            "{function}: BAR register {register} is {is:#010x}, but was {was:#010x} at boot: the device \
              is not given to a guest again until the machine is switched off and on"
         )
     }

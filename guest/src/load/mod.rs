@@ -188,7 +188,7 @@ impl fmt::Display for LoadError {
             }
             Self::UnsupportedFlags(flags) => write!(
                 f,
-                "the multiboot kernel requires what is not offered (flags {flags:#x}): only \
+                "the multiboot kernel requires features that are not offered (flags {flags:#x}): only \
                  aligned modules, memory information and address fields are"
             ),
             Self::ModulesForLinux => f.write_str(

@@ -50,7 +50,7 @@ impl Facts {
         let kind = view.kind.clone().filter(|kind| !kind.cpuid.0.is_empty());
         let vendor = match &kind {
             None => {
-                unknown.push("what the CPUs can do: the machine file has no CPUID".to_owned());
+                unknown.push("the CPUs' features: the machine file has no CPUID".to_owned());
                 None
             }
             Some(kind) => {
@@ -77,7 +77,7 @@ impl Facts {
     fn judge_processor(mut self, kind: Option<&CpuKind>) -> Self {
         let Some(kind) = kind else { return self };
         if self.vendor == Some(Vendor::VtX) && kind.vmx().is_none() {
-            let what = "whether VT-x has what is needed: the machine file has no VMX MSRs (`modprobe \
+            let what = "whether VT-x has the required features: the machine file has no VMX MSRs (`modprobe \
                         msr`, then probe again as root)";
             self.unknown.push(what.to_owned());
         }
