@@ -1,4 +1,4 @@
-//! What a boot said: the guest's lines (`measure`) and the plugin's windows, put together. Pure.
+//! The results of a boot: combines the guest's lines (`measure`) and the plugin's windows. Pure.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ pub(crate) struct Cpu {
     pub(crate) halts: u64,
     /// By exit code.
     pub(crate) by_code: BTreeMap<String, Cost>,
-    /// Interrupts by vector, where the handlers' addresses were known.
+    /// Interrupts by vector, if the handlers' addresses were known.
     #[serde(default)]
     pub(crate) vectors: BTreeMap<String, u64>,
     /// Exit code, address, instructions.
@@ -99,20 +99,20 @@ pub(crate) struct Measured {
     pub(crate) ns: u64,
     /// Interrupts by the name of their line in `/proc/interrupts`.
     pub(crate) interrupts: BTreeMap<String, u64>,
-    /// What the program printed.
+    /// The program's output.
     pub(crate) output: Vec<String>,
     /// What went wrong.
     pub(crate) failed: Option<String>,
-    /// What was executed, by all CPUs.
+    /// Instructions and exits of all CPUs.
     pub(crate) counted: Cpu,
     /// Of this, instructions of either level on the first CPU, to which most works are pinned.
     pub(crate) first_cpu: u64,
-    /// What stands in the place of instructions are ticks of the TSC.
+    /// The numbers of instructions are TSC ticks instead.
     pub(crate) ticks: bool,
 }
 
 impl Measured {
-    /// What a program counted itself: `busy=` ticks of the TSC, `exits=`, exits by reason.
+    /// The counts of the program itself: `busy=` TSC ticks, `exits=`, exits by reason.
     fn take(&mut self, words: &[&str]) {
         let numbers = words.iter().filter_map(|word| word.split_once('='));
         for (name, number) in numbers.filter_map(|(n, v)| Some((n, v.parse::<u64>().ok()?))) {
@@ -129,10 +129,10 @@ impl Measured {
     }
 }
 
-/// All works of a boot, in their order. Without the plugin's counts they are what the guest's programs say.
+/// All workloads of a boot, in order. Without the plugin's counts, those of the guest's programs are used.
 ///
 /// # Errors
-/// Guest and plugin do not tell the same story.
+/// Guest and plugin contradict each other.
 pub(crate) fn works(console: &str, counts: Option<&str>) -> Result<Vec<Measured>> {
     let all = counts.map(windows).transpose()?;
     let mut windows = all.map(|all| all.into_iter().filter(|window| window.window.is_some()));
@@ -183,7 +183,7 @@ pub(crate) fn works(console: &str, counts: Option<&str>) -> Result<Vec<Measured>
     Ok(all)
 }
 
-/// All works of a boot on a machine whose TSC counts time, not instructions.
+/// All workloads of a boot on a machine whose TSC counts time, not instructions.
 ///
 /// # Errors
 /// As [`works`].
@@ -193,7 +193,7 @@ pub(crate) fn ticks(console: &str) -> Result<Vec<Measured>> {
     Ok(works)
 }
 
-/// What the guest said of the machine and of what it was to do.
+/// The guest's lines about the machine and its task.
 pub(crate) fn facts(console: &str) -> BTreeMap<&str, &str> {
     const NAMES: [(&str, &str); 5] = [
         ("output", "guest"),

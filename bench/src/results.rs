@@ -1,4 +1,4 @@
-//! Figures with their spread, and where they come from: the file of results.
+//! The results file: figures with their spread and origin.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::reading::{Measured, facts, reason};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum How {
-    /// By the TCG plugin, every instruction and world switch; where it is not, instructions by the emulator's
+    /// By the TCG plugin: every instruction and world switch. Without it: instructions by the emulator's
     /// TSC, exits by the hypervisor.
     Counted,
     /// By the time-stamp counter, in its ticks.
@@ -50,8 +50,7 @@ pub(crate) const INSTRUCTIONS: &str = "instructions";
 pub(crate) const FIRST_CPU: &str = "instructions of the first CPU";
 /// Of these, the hypervisor's.
 pub(crate) const HYPERVISOR: &str = "hypervisor instructions";
-/// Ticks of the TSC for each operation, of all CPUs that worked on it: what stands in the place of instructions
-/// where nobody counts these.
+/// TSC ticks for each operation, of all CPUs that worked on it; used if instructions cannot be counted.
 pub(crate) const TICKS: &str = "TSC ticks";
 /// Of these, the hypervisor's.
 pub(crate) const HYPERVISOR_TICKS: &str = "hypervisor TSC ticks";
@@ -59,7 +58,7 @@ pub(crate) const HYPERVISOR_TICKS: &str = "hypervisor TSC ticks";
 pub(crate) const EXITS: &str = "exits";
 /// World switches for each interrupt that the guest's kernel counted.
 pub(crate) const EXITS_PER_INTERRUPT: &str = "exits per interrupt";
-/// From the guest's first instruction to its kernel's first program, but the watchdog's.
+/// Exits from the guest's first instruction to its kernel's first program, without the watchdog's.
 pub(crate) const EXITS_TO_INIT: &str = "exits to init";
 /// Interrupts for each operation.
 pub(crate) const INTERRUPTS: &str = "interrupts";
@@ -109,8 +108,8 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// The figure that is compared with the bare machine's: of the CPU that works, where it is one. A network
-    /// card's interrupts come to either, and KVM's virtual CPUs move.
+    /// The figure that is compared with the bare machine's: of the one CPU that does the work, if there is one. A network
+    /// card's interrupts go to either CPU, and KVM's virtual CPUs move.
     pub(crate) fn principal(&self, work: &str, mode: Mode) -> &'static str {
         let both = mode == Mode::Kvm
             || ["ipi", "idle"].contains(&work)
@@ -123,7 +122,7 @@ impl Results {
         }
     }
 
-    /// Keeps what a boot's guest said of its machine, beside what an earlier one said otherwise.
+    /// Adds a guest's facts about its machine; keeps different facts of earlier boots.
     pub(crate) fn add_facts(&mut self, mode: Mode, console: &str) {
         for (name, fact) in facts(console) {
             let said = self.machine.entry(format!("{name}, {}", mode.name())).or_default();
@@ -145,7 +144,7 @@ impl Results {
         self.machine.get("settings").is_some_and(|settings| settings == GROWTH)
     }
 
-    /// Takes the figures of another run in, and says of what they are.
+    /// Adds the figures of another run; returns the works that they are of.
     pub(crate) fn merge(&mut self, other: Self) {
         let Self { date, revision, modified, machine, notes, figures } = other;
         if self.date.is_empty() {
@@ -200,9 +199,9 @@ impl Results {
 pub(crate) fn figures(mode: Mode, measured: &Measured) -> Vec<(String, How, f64)> {
     let counted = &measured.counted;
     let each = |count: u64| count as f64 / measured.operations as f64;
-    // On the bare machine nobody is below the one that runs.
+    // On the bare machine there is no hypervisor.
     let hypervisor = if mode == Mode::Bare { 0 } else { counted.host };
-    // By the plugin where it knows the handlers, else by the kernel.
+    // From the plugin if it knows the handlers, else from the kernel.
     let (vectors, lines) = (&counted.vectors, &measured.interrupts);
     let (how, interrupts): (How, u64) = if vectors.is_empty() {
         (How::Reported, lines.values().sum())

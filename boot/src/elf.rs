@@ -16,9 +16,9 @@ const E_ENTRY: usize = 24;
 /// The file is damaged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ElfError {
-    /// It ends before what it promises.
+    /// It is shorter than its headers claim.
     Truncated {
-        /// What is promised.
+        /// The part that is cut off.
         what: &'static str,
         /// Bytes that the file must have for that.
         promised: u64,
@@ -29,7 +29,7 @@ pub enum ElfError {
     BadField {
         /// Its name.
         field: &'static str,
-        /// What it says.
+        /// The value in the file.
         value: u64,
     },
 }
@@ -39,9 +39,9 @@ pub enum ElfError {
 pub struct Segment {
     /// Of the file.
     pub bytes: Range<usize>,
-    /// Where the code in it expects to be.
+    /// The address that its code expects.
     pub virtual_address: u64,
-    /// Where it goes.
+    /// The physical address to load it at.
     pub address: u64,
     /// Bytes in memory, not 0; those that the file does not have are zero.
     pub size: u64,
@@ -54,11 +54,11 @@ pub struct Elf<'a> {
     layout: &'static Layout,
     /// Virtual address of the first instruction.
     pub entry: u64,
-    /// The program headers: where the first is, how far from one to the next, how many.
+    /// The program headers: offset, size of one, number.
     headers: (u64, u64, u64),
 }
 
-/// Where the fields lie.
+/// Offsets of the fields.
 #[derive(Debug)]
 struct Layout {
     wide: bool,
@@ -102,7 +102,7 @@ impl<'a> Elf<'a> {
         Ok(elf)
     }
 
-    /// What is to be loaded.
+    /// The segments to load.
     pub fn segments(self) -> impl Iterator<Item = Result<Segment, ElfError>> + 'a {
         let (.., count) = self.headers;
         (0..count).filter_map(move |index| self.segment(index).transpose())

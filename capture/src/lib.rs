@@ -1,16 +1,16 @@
-//! The machine file: what a machine says of itself, as it says it.
+//! The machine file: what a machine reports about itself, unchanged.
 //!
 //! A [`Capture`] holds claims only: CPUID leaves, capability MSRs, the bytes of the ACPI tables and of
-//! configuration space. What follows from them (groups, reserved memory, whether a guest can run) is
-//! computed by the hypervisor's own crates, which read a capture as they read a machine:
+//! configuration space. The hypervisor's own crates draw the conclusions (groups, reserved memory, whether a guest can
+//! run); they read a capture as they read a machine:
 //!
 //! * [`Capture::config_space`] answers as the machine's configuration space would ([`space`])
 //! * [`Capture::memory`] has the ACPI tables where the machine has them ([`memory`])
 //! * [`CpuKind::cpuid`], [`CpuKind::vmx`] and [`CpuKind::svm`] answer for a CPU ([`cpu`])
 //! * [`Capture::view`] is all of it as the boot sees it ([`view`])
 //!
-//! Invariant: what is not known is `None`, or missing from its list, and [`Capture::missing`] says why.
-//! A file that was written by hand is as good as any: no contents of it make this crate panic.
+//! Invariant: unknown values are `None`, or missing from their list, and [`Capture::missing`] says why.
+//! A file may also be written by hand: no content makes this crate panic.
 #![forbid(unsafe_code)]
 
 pub mod bytes;
@@ -34,7 +34,7 @@ pub use view::View;
 /// The format of the file that this crate writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
 
-/// What a machine says of itself.
+/// What a machine reports about itself.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capture {
@@ -54,13 +54,13 @@ pub struct Capture {
     /// The CPUs that an operating system has found; the order is the system's, not the MADT's.
     #[serde(default, rename = "cpu")]
     pub cpus: Vec<Cpu>,
-    /// What the CPUs say, each kind once.
+    /// CPUID and MSRs of the CPUs, each kind once.
     #[serde(default, rename = "cpu_kind")]
     pub cpu_kinds: Vec<CpuKind>,
     /// The memory map, sorted by address.
     #[serde(default)]
     pub memory: Vec<MemoryRange>,
-    /// The firmware's ACPI tables, and where they are known the RSDP and the root tables.
+    /// The firmware's ACPI tables; the RSDP and the root tables if they are known.
     #[serde(default, rename = "table")]
     pub tables: Vec<Table>,
     /// VT-d units.
@@ -114,14 +114,14 @@ impl Capture {
         self.cpu_kinds.get(cpu.kind)
     }
 
-    /// What is written of the function at `at`.
+    /// The record of the function at `at`.
     #[must_use]
     pub fn function(&self, at: Bdf) -> Option<&Function> {
         self.functions.iter().find(|function| function.at == at)
     }
 }
 
-/// What may be done with a range of memory, in the words of the boot ([`boot::MemoryKind`]).
+/// The use of a range of memory, as in [`boot::MemoryKind`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
@@ -167,9 +167,9 @@ pub struct MemoryRange {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
-    /// Its signature, for the reader; that of the RSDP is `RSD PTR`.
+    /// Its signature, for human readers; the RSDP's is `RSD PTR`.
     pub signature: String,
-    /// Where it is in the machine's memory, where known.
+    /// Its address in the machine's memory, if known.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "numbers::optional_hex")]
     pub address: Option<u64>,
     /// All of it, header included.
@@ -223,8 +223,8 @@ pub struct Function {
     /// The NUMA node that it is near.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa: Option<u32>,
-    /// Sizes of its BARs in bytes, in the order of the registers, and behind them of its expansion ROM; 0
-    /// where there is none, `None` where it is not known. The second register of a 64-bit BAR has 0.
+    /// Sizes of its BARs in bytes, in the order of the registers, then of its expansion ROM; 0
+    /// if there is none, `None` if it is unknown. The second register of a 64-bit BAR has 0.
     #[serde(default, with = "numbers::sizes")]
     pub bar_sizes: Vec<Option<u64>>,
     /// Configuration space from its first byte: 64 bytes, 256, or 4096.

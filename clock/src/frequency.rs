@@ -16,7 +16,7 @@ use crate::claims::claims;
 use crate::interval::Interval;
 use crate::window::{Fault, tsc_by};
 
-/// How much a clock may be wrong and yet be honest: what the IA-PC HPET Specification allows over a
+/// Maximum error of a correct clock: the IA-PC HPET Specification's limit over a
 /// millisecond or more. Crystals of other clocks are no worse.
 const CLOCK_PPM: u64 = 500;
 /// A measurement with a larger error may contradict, but gives no value.
@@ -24,11 +24,11 @@ const MAX_ERROR_PPM: u64 = 5000;
 
 /// A clock that may be there.
 pub struct Clock<'a> {
-    /// What the log calls it.
+    /// Its name in the log.
     pub name: &'static str,
     /// Its rate.
     pub hz: u64,
-    /// `None` where the machine has none.
+    /// `None` if the machine has none.
     pub counter: Option<&'a mut dyn Counter>,
 }
 
@@ -45,7 +45,7 @@ pub struct Frequency {
     pub remarks: Vec<String>,
 }
 
-/// No source can be believed: each, and what it said.
+/// No source can be trusted: each source and its value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused(Vec<(&'static str, String)>);
 
@@ -67,7 +67,7 @@ impl fmt::Display for Refused {
 struct Evidence {
     name: &'static str,
     hz: u64,
-    /// Where the true frequency is, if the source is as exact as it says.
+    /// The interval of the true frequency, if the source is as exact as it claims.
     interval: Interval,
     kind: Kind,
 }
@@ -80,7 +80,7 @@ enum Kind {
 }
 
 impl Evidence {
-    /// Where it may be if the source is as exact as such sources are.
+    /// The interval, if the source has the error that is permitted for its kind.
     fn honest(&self) -> Interval {
         match self.kind {
             Kind::Measured => self.interval.widened(CLOCK_PPM),
@@ -97,10 +97,10 @@ impl Evidence {
     }
 }
 
-/// Asks everybody, in their order: CPUID, then each of `clocks` until there is no doubt.
+/// Asks the sources in order: CPUID, then each of `clocks` until the result is certain.
 ///
 /// # Errors
-/// Where nobody can be believed.
+/// If no source can be trusted.
 pub fn tsc_frequency(
     cpuid: &dyn Fn(u32) -> CpuidResult,
     clocks: &mut [Clock<'_>],

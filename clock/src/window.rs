@@ -12,7 +12,7 @@ use arch::clock::{Counter, Reading};
 
 use crate::interval::Interval;
 
-/// What a TSC can have: less than any CPU with an x2APIC, but what Bochs gives its guests; more than any CPU.
+/// Plausible TSC frequencies: from less than any CPU with x2APIC has (for Bochs) to more than any CPU has.
 pub(crate) const PLAUSIBLE_HZ: RangeInclusive<u64> = 20_000_000..=10_000_000_000;
 /// A window ends when its error is no more than this.
 pub(crate) const TARGET_PPM: u64 = 100;
@@ -64,7 +64,7 @@ impl fmt::Display for Fault {
 pub(crate) struct Limits {
     /// The counter's frequency.
     pub(crate) hz: u64,
-    /// What can come out.
+    /// The range of plausible results.
     pub(crate) plausible: RangeInclusive<u64>,
     /// It ends when the counter has gone on by this much …
     pub(crate) counts: u64,
@@ -167,10 +167,10 @@ impl Doubt for Reading {
 struct Window<'a> {
     limits: &'a Limits,
     step: u64,
-    /// What the readings are compared with.
+    /// The reading with which later ones are compared.
     anchor: Reading,
     last: Reading,
-    /// What the counter went on by since the anchor.
+    /// The counter's advance since the anchor.
     counted: u64,
     known: Interval,
 }
@@ -189,8 +189,8 @@ impl Window<'_> {
         (self.anchor, self.last, self.counted) = (now, now, 0);
     }
 
-    /// Takes one more reading in, the counter having gone on by `gone` since the last; `false` where it
-    /// contradicts what was known, which then is forgotten.
+    /// Adds a reading; the counter has advanced by `gone` since the last. `false` if it
+    /// contradicts the interval so far, which is then discarded.
     fn learn(&mut self, now: Reading, gone: u64) -> bool {
         self.counted = self.counted.saturating_add(gone);
         self.last = now;
@@ -204,14 +204,14 @@ impl Window<'_> {
             return false;
         };
         self.known = known;
-        // What the old anchor has shown stays known.
+        // The interval from the old anchor stays valid.
         if now.doubt() < self.anchor.doubt() / 2 {
             self.begin_at(now);
         }
         true
     }
 
-    /// What the anchor and `now` say together.
+    /// The interval that follows from the anchor and `now`.
     fn pair(&self, now: Reading) -> Interval {
         let hz = u128::from(self.limits.hz);
         let least = now.before.saturating_sub(self.anchor.after);

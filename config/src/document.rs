@@ -32,15 +32,15 @@ pub(crate) struct Key {
     at: Position,
 }
 
-/// A value, and where it stands.
+/// A value and its line.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Item {
-    /// What stands there.
+    /// The value itself.
     pub(crate) value: Value,
     at: Position,
 }
 
-/// What a key can have.
+/// The value of a key.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Value {
     /// Without quotes and escapes.
@@ -51,7 +51,7 @@ pub(crate) enum Value {
     Boolean(bool),
     /// Values in brackets, or the tables under lines `[[name]]`.
     List(Vec<Item>),
-    /// What stands under a line `[name]` or `[[name]]`.
+    /// The keys below a line `[name]` or `[[name]]`.
     Table(Table),
 }
 
@@ -59,7 +59,7 @@ impl Table {
     /// Reads a whole text.
     ///
     /// # Errors
-    /// The first place where it is not TOML, or not of the part that is read here.
+    /// The first place that is not TOML, or not in the supported subset.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
         let mut cursor = Cursor::new(text.strip_prefix('\u{feff}').unwrap_or(text));
         let mut file = Self::body(&mut cursor)?;
@@ -107,7 +107,7 @@ impl Table {
     fn add(&mut self, key: Key, item: Item) -> Result<(), ConfigError> {
         if let Some((first, _)) = self.0.iter().find(|(other, _)| other.name == key.name) {
             let what = format!(
-                "duplicate key \"{}\", which stands on line {} already: keep one of them",
+                "duplicate key \"{}\", already on line {}: keep one of them",
                 key.name,
                 first.line()
             );
@@ -196,7 +196,7 @@ impl Item {
         }
     }
 
-    /// Reads what is no list.
+    /// Reads a value other than a list.
     fn single(cursor: &mut Cursor<'_>) -> Result<Self, ConfigError> {
         let at = cursor.position();
         let value = match cursor.peek() {

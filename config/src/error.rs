@@ -1,5 +1,4 @@
-//! What can be wrong with the configuration, each as a sentence that says where it is and what to
-//! do about it.
+//! Errors of the configuration: each is a sentence that gives the place and what to do about it.
 
 use alloc::string::String;
 use core::fmt;
@@ -11,7 +10,7 @@ use crate::{FILE_NAME, MEMORY_UNIT, MIN_MEMORY};
 /// A problem and its place in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigError {
-    /// Line, counted from 1; `None` where the file as a whole is meant.
+    /// Line, counted from 1; `None` for the file as a whole.
     pub line: Option<usize>,
     /// What is wrong.
     pub problem: Problem,
@@ -35,14 +34,14 @@ pub enum Problem {
     Syntax {
         /// Counted from 1.
         column: usize,
-        /// What is wrong, and what would be right.
+        /// The problem, and the correct form.
         what: String,
     },
     /// The text is TOML that no key takes, or a mistake in such.
     Unread {
         /// Counted from 1.
         column: usize,
-        /// What is to stand there in its place.
+        /// The correct text.
         what: String,
     },
     /// There is no `[[guest]]`.
@@ -97,7 +96,7 @@ pub enum Problem {
     },
     /// Something that only one guest can own, or a guest only once, stands there twice.
     Twice {
-        /// What it is: `CPU`, `device`, `devices =`, `port`, `interrupt line` …
+        /// Its kind: `CPU`, `device`, `devices =`, `port`, `interrupt line` …
         what: &'static str,
         /// Which one.
         which: String,
@@ -121,7 +120,7 @@ pub enum Problem {
         /// The guest's name.
         guest: String,
     },
-    /// A guest has the serial card that is to be the console.
+    /// The serial card that `console` names is assigned to a guest.
     ConsoleCardTaken {
         /// The card.
         function: Bdf,
@@ -153,14 +152,14 @@ impl fmt::Display for Problem {
                 write!(f, "this {table} has no {key}: add a line such as {example}")
             }
             Self::WrongType { key, takes, found } => {
-                write!(f, "{key} is {takes}, and here stands {found}")
+                write!(f, "{key} must be {takes}, not {found}")
             }
             Self::BadValue { key, takes, found } => {
-                write!(f, "{key} is {takes}, and here stands {found:?}")
+                write!(f, "{key} must be {takes}, not {found:?}")
             }
             Self::Memory { bytes } => write!(
                 f,
-                "memory is at least {}M and a multiple of {}M, and here stand {bytes} bytes",
+                "memory must be at least {}M and a multiple of {}M, not {bytes} bytes",
                 MIN_MEMORY >> 20,
                 MEMORY_UNIT >> 20
             ),

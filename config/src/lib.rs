@@ -1,9 +1,9 @@
 //! The configuration file `nexit.toml`: text in, checked [`Config`] out.
 //!
 //! The hypervisor parses it at boot, and the host tool parses it before it starts anything, with
-//! this same code. Invariant: a [`Config`] holds only what can be meant – every check that needs
-//! no knowledge of the machine has been made; whether a CPU, a device or a file exists is for the
-//! caller. What is wrong is one sentence with the line ([`ConfigError`]).
+//! this same code. Invariant: a [`Config`] has passed every check that needs
+//! no knowledge of the machine; the caller checks whether a CPU, a device or a file exists.
+//! An error is one sentence with the line ([`ConfigError`]).
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -45,16 +45,16 @@ pub const MIN_MEMORY: u64 = 16 << 20;
 pub struct Config {
     /// The guests, in the order of the file; at least one, unless `probe` is set.
     pub guests: Vec<GuestConfig>,
-    /// Devices may be assigned on a machine that has no IOMMU, to the only guest, whose memory is
-    /// identity-mapped then. Accepted at the top level and, meaning the same, in `[[guest]]`.
+    /// On a machine without an IOMMU, devices may be assigned to the only guest, which is then
+    /// identity-mapped. Accepted at the top level and, with the same meaning, in `[[guest]]`.
     pub unsafe_no_iommu: bool,
-    /// `console`: where the hypervisor's log goes; what is found where the key is missing.
+    /// `console`: where the hypervisor's log goes; if the key is missing, the first console that is found.
     pub console: Option<Console>,
-    /// `probe`: the hypervisor says what the machine is, and stops.
+    /// `probe`: the hypervisor describes the machine, and halts.
     pub probe: bool,
     /// The regions of memory that guests share, in the order of the file.
     pub shared: Vec<SharedConfig>,
-    /// Where the keys outside of tables stand.
+    /// The lines of the top-level keys.
     pub places: Places,
 }
 
@@ -72,14 +72,14 @@ pub struct GuestConfig {
     pub kernel: String,
     /// `initrd`: file name.
     pub initrd: Option<String>,
-    /// `cmdline`: the kernel's command line; empty where the key is missing.
+    /// `cmdline`: the kernel's command line; empty if the key is missing.
     pub cmdline: String,
     /// `modules`: further boot modules of a multiboot kernel, behind the initrd.
     pub modules: Vec<ModuleConfig>,
-    /// `devices` and `except`: the PCI functions that the guest owns, no other guest's. What they
-    /// come to on a machine is for [`Config::functions`].
+    /// `devices` and `except`: the PCI functions that the guest alone owns. [`Config::functions`]
+    /// resolves them on a machine.
     pub devices: Devices,
-    /// `interrupts`: `exitless` where the key is missing.
+    /// `interrupts`: `exitless` if the key is missing.
     pub interrupts: InterruptMode,
     /// `io_ports`: raw ports handed over, no other guest's.
     pub io_ports: Vec<PortRange>,
@@ -87,14 +87,14 @@ pub struct GuestConfig {
     pub intx: Vec<IntxConfig>,
     /// `uart`: a UART of the machine, no other guest's.
     pub uart: Option<Uart>,
-    /// `gdb`: the UART at which a gdb of the guest is, nobody else's.
+    /// `gdb`: the UART of the guest's gdb; no guest gets it.
     pub gdb: Option<Uart>,
-    /// `pit`: the first guest has the line of the machine's PIT; `true` where the key is missing.
+    /// `pit`: the first guest has the line of the machine's PIT; `true` if the key is missing.
     pub pit: bool,
-    /// `on_crash`: what follows when the guest ends by a fault of its own or is stopped for a
-    /// forbidden act; [`Afterwards::Stop`] where the key is missing.
+    /// `on_crash`: what follows after the guest's own fault or a forbidden act;
+    /// [`Afterwards::Stop`] if the key is missing.
     pub on_crash: Afterwards,
-    /// `on_reboot`: what follows when the guest resets its machine; [`Afterwards::Restart`] where
+    /// `on_reboot`: what follows after the guest resets its machine; [`Afterwards::Restart`] if
     /// the key is missing.
     pub on_reboot: Afterwards,
     /// Where its keys stand.
@@ -110,7 +110,7 @@ pub struct ModuleConfig {
     pub args: String,
 }
 
-/// What follows when a guest ends other than by switching its machine off.
+/// What follows when a guest ends without switching its machine off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Afterwards {
     /// `"stop"`: it stays ended.

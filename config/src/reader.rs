@@ -26,7 +26,7 @@ const TAKES_FILE: &str = "a file name such as \"vmlinuz\"";
 const TAKES_CPUS: &str = "a list of CPU numbers such as [0, 1]";
 const TAKES_MEMORY: &str = "a size in K, M or G such as \"512M\"";
 const TAKES_CMDLINE: &str = "one line of text such as \"console=ttyS0\"";
-const TAKES_MODULES: &str = "a list of file names, each with its words behind it, such as \
+const TAKES_MODULES: &str = "a list of file names, each with its arguments after it, such as \
                              [\"shell.bin verbose\"]";
 const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"], or \"all\"";
 const TAKES_EXCEPT: &str = "a list of PCI functions such as [\"00:1f.0\"]";

@@ -271,29 +271,29 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "\"initrd.img\"",
         "7",
-        "line 6: initrd is a file name such as \"vmlinuz\", and here stands an integer",
+        "line 6: initrd must be a file name such as \"vmlinuz\", not an integer",
     ),
     ("[0]", "[]", "line 3: cpus is empty"),
     (
         "[0]",
         "0",
-        "line 3: cpus is a list of CPU numbers such as [0, 1], and here stands an integer",
+        "line 3: cpus must be a list of CPU numbers such as [0, 1], not an integer",
     ),
     (
         "[0]",
         "[0, 1, 0]",
-        "line 3: cpus is a list of CPU numbers such as [0, 1], and here stands \"0 for the second time\"",
+        "line 3: cpus must be a list of CPU numbers such as [0, 1], not \"0 for the second time\"",
     ),
-    ("[0]", "[-1]", "line 3: cpus is a list of CPU numbers such as [0, 1], and here stands \"-1\""),
+    ("[0]", "[-1]", "line 3: cpus must be a list of CPU numbers such as [0, 1], not \"-1\""),
     (
         "[0]",
         "[\"0\"]",
-        "line 3: cpus is a list of CPU numbers such as [0, 1], and here stands a string",
+        "line 3: cpus must be a list of CPU numbers such as [0, 1], not a string",
     ),
     (
         "\"512M\"",
         "512",
-        "line 4: memory is a size in K, M or G such as \"512M\", and here stands an integer",
+        "line 4: memory must be a size in K, M or G such as \"512M\", not an integer",
     ),
     ("\"512M\"", "\"512\"", "line 4: memory is a size"),
     ("\"512M\"", "\"-1M\"", "line 4: memory is a size"),
@@ -302,7 +302,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "\"512M\"",
         "\"8M\"",
-        "line 4: memory is at least 16M and a multiple of 2M, and here stand 8388608 bytes",
+        "line 4: memory must be at least 16M and a multiple of 2M, not 8388608 bytes",
     ),
     ("\"512M\"", "\"17M\"", "line 4: memory is at least 16M"),
     ("\"console=ttyS0\"", "\"a\\nb\"", "line 7: cmdline is one line of text"),
@@ -332,14 +332,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "[\"00:04.0\"]",
         "\"all\"\nexcept = [\"00:01.0\", \"00:01.0\"]",
-        "line 9: except is a list of PCI functions such as [\"00:1f.0\"], and here stands \
+        "line 9: except must be a list of PCI functions such as [\"00:1f.0\"], not \
          \"00:01.0 for the second time\"",
     ),
     ("[\"00:04.0\"]", "\"all\"\nexcept = \"all\"", "line 9: except is a list of PCI functions"),
     (
         "io_ports = []",
         "on_crash = \"reboot\"",
-        "line 10: on_crash is \"stop\" or \"restart\", and here stands \"reboot\"",
+        "line 10: on_crash must be \"stop\" or \"restart\", not \"reboot\"",
     ),
     ("io_ports = []", "on_reboot = true", "line 10: on_reboot is \"stop\" or \"restart\""),
     ("io_ports = []", "modules = [\" \"]", "line 10: modules is a list of file names"),
@@ -348,14 +348,14 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "\"exitless\"",
         "\"none\"",
-        "line 9: interrupts is \"exitless\", \"exiting\" or \"posted\", and here stands \"none\"",
+        "line 9: interrupts must be \"exitless\", \"exiting\" or \"posted\", not \"none\"",
     ),
     ("io_ports = []", "io_ports = [\"0x10-0x8\"]", "line 10: io_ports is a list of ports"),
     ("io_ports = []", "io_ports = [0xf4]", "line 10: io_ports is a list of ports"),
     (
         "io_ports = []",
         "unsafe_no_iommu = 1",
-        "line 10: unsafe_no_iommu is true or false, and here stands an integer",
+        "line 10: unsafe_no_iommu must be true or false, not an integer",
     ),
     ("\"linux\"", "\"\"", "line 2: name is 1 to 64 printable characters"),
     ("\"linux\"", "\"a", "line 2: this is not TOML: "),
@@ -590,9 +590,9 @@ fn a_shared_region_that_cannot_be_is_told_with_its_line() {
         (
             "[\"b\"",
             "[\"a\"",
-            &format!("line 4: {TAKES_GUESTS}, and here stands \"a for the second"),
+            &format!("line 4: {TAKES_GUESTS}, not \"a for the second"),
         ),
-        ("[\"b\", ", "[", &format!("line 4: {TAKES_GUESTS}, and here stands \"1 of them\"")),
+        ("[\"b\", ", "[", &format!("line 4: {TAKES_GUESTS}, not \"1 of them\"")),
         ("[[shared]]", "[shared]", "line 1: shared is a list of tables"),
         (
             "[[guest]]",

@@ -1,5 +1,5 @@
-//! The local APIC as the guest sees it through x2APIC MSRs: what passes to the hardware, what is
-//! checked first, what is virtual (SDM "Extended XAPIC (x2APIC)", "x2APIC Register Address Space").
+//! The guest's local APIC through x2APIC MSRs: which registers pass to the hardware, which are
+//! checked first, and which are virtual (SDM "Extended XAPIC (x2APIC)", "x2APIC Register Address Space").
 //!
 //! Exitless: delivery, EOI, priorities, self-IPIs and the timer's count are the physical APIC's,
 //! with no exit. Only what could reach beyond the guest is checked (ICR, the timer's LVT entry) or
@@ -39,12 +39,12 @@ impl fmt::Display for GpFault {
 
 impl core::error::Error for GpFault {}
 
-/// What a write comes to.
+/// The result of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ApicAction {
     /// Nothing more.
     None,
-    /// Write this to the physical APIC. Where that raises #GP, so does the guest's write.
+    /// Write this to the physical APIC. If that raises #GP, so does the guest's write.
     WritePhysical {
         /// MSR.
         msr: u32,
@@ -204,7 +204,7 @@ impl VirtualApic {
         self.base & BASE_ENABLE != 0
     }
 
-    /// The offset of `gpa` in the APIC's page; `None` elsewhere, and where the guest is not in xAPIC
+    /// The offset of `gpa` in the APIC's page; `None` elsewhere, and if the guest is not in xAPIC
     /// mode.
     #[must_use]
     pub fn page_offset(&self, gpa: Gpa) -> Option<u16> {
@@ -213,15 +213,15 @@ impl VirtualApic {
         (xapic && here).then_some(gpa.page_offset() as u16)
     }
 
-    /// What the guest's other CPUs have to know of it.
+    /// The state that the guest's other CPUs need.
     #[must_use]
     pub const fn addressing(&self) -> Addressing {
         let enabled = self.globally_enabled() && self.svr & SOFTWARE_ENABLE != 0;
         Addressing::new(self.id, enabled, self.in_x2apic_mode(), self.xapic_ldr, self.xapic_dfr)
     }
 
-    /// Takes an interrupt in (exiting mode). Lost where the guest has switched its APIC off, as on
-    /// hardware; `false` then.
+    /// Accepts an interrupt (exiting mode). `false`: it is lost because the guest's APIC is off, as on
+    /// hardware.
     #[inline(never)]
     pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
         let enabled = self.addressing().enabled();
@@ -234,7 +234,7 @@ impl VirtualApic {
     /// RDMSR of a register between 0x800 and 0x8FF.
     ///
     /// # Errors
-    /// Where there is nothing to read, or the guest is not in x2APIC mode.
+    /// If there is no such register, or the guest is not in x2APIC mode.
     pub fn read(&self, msr: u32) -> Result<ApicRead, GpFault> {
         if self.in_x2apic_mode() { self.read_register(msr) } else { Err(GpFault) }
     }

@@ -1,8 +1,7 @@
-//! A gate that is not present was hit: whose #NP is it?
+//! Classifies an intercepted #NP: the guest's own, or that of a closed gate.
 //!
-//! The hypervisor intercepts #NP (and #GP, where the guest's table is short). Delivery of the event
-//! that ran into it has not happened; for an external interrupt the vector is already in service
-//! in the physical local APIC.
+//! The hypervisor intercepts #NP (and #GP, while the guest's table is short). The event whose delivery raised it has not
+//! been delivered; the vector of an external interrupt is already in service in the physical local APIC.
 
 use arch::Vector;
 use arch::exit::Vectoring;
@@ -12,10 +11,10 @@ use crate::grants::Grants;
 
 /// External-event bit of an error code (SDM "Error Code").
 const EXT: u32 = 1 << 0;
-/// The index is that of a gate in the IDT.
+/// Error code: the index is a gate's in the IDT.
 const IDT: u32 = 1 << 1;
 
-/// What is to be done about an intercepted exception.
+/// What to do about an intercepted exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultAction {
     /// An interrupt that only the guest itself can have raised, for a gate that the guest has
@@ -24,7 +23,7 @@ pub enum FaultAction {
     /// `INT n` for a gate that the guest has made: grant the vector, derive its gate, resume at
     /// the same instruction.
     SoftwareInterrupt(Vector),
-    /// An interrupt that nobody asked for, and that the guest has no gate for (left over from the
+    /// An unexpected interrupt for which the guest has no gate (left over from the
     /// firmware, or from before a reset): end it (EOI) and resume.
     DropSpurious(Vector),
     /// The guest's own exception: inject it.
@@ -33,10 +32,10 @@ pub enum FaultAction {
     TripleFault,
 }
 
-/// Judges `own`, an intercepted exception; `first` was being delivered. `real_gate_present` says whether the guest itself made a gate
-/// present ([`crate::ShadowIdt::real_gate_present`]; for a table that is not shadowed, `false`: what
-/// the CPU met is the guest's own). For a granted vector it must be sure that the CPU reads the
-/// shadow, or the same would be tried for ever.
+/// Classifies `own`, an intercepted exception during the delivery of `first`. `real_gate_present` tells whether the guest
+/// itself made a gate present ([`crate::ShadowIdt::real_gate_present`]). For a table that is not shadowed it is `false`,
+/// because the CPU used the guest's own gate. For a granted vector it may be `true` only if the CPU reads the shadow;
+/// otherwise the delivery would be retried without end.
 pub fn classify(
     own: Event,
     first: Option<Vectoring>,
@@ -97,8 +96,8 @@ fn class(vector: Vector) -> Class {
     }
 }
 
-/// What the guest gets when `event`, an exception, happened while `first` was being delivered: the
-/// exception itself, a double fault, or shutdown.
+/// The result of the exception `event` during the delivery of `first`: the exception itself, a double fault, or
+/// shutdown.
 #[must_use]
 pub fn reflect(first: Option<Vectoring>, event: Event) -> FaultAction {
     let first = match first {

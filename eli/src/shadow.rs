@@ -1,14 +1,14 @@
-//! The shadow IDT: what the CPU reads in place of the guest's table.
+//! The shadow IDT: the CPU reads it in place of the guest's table.
 //!
-//! The guest's table lies in one or two guest-physical pages. At each of them the nested page table
-//! shows a shadow page, read-only. Its bytes are the guest's own, but in gates of external vectors
+//! The guest's table lies in one or two guest-physical pages. The nested page table maps a shadow page, read-only, in
+//! place of each. Its bytes are the guest's own, but in gates of external vectors
 //! that are not granted the present bit is clear, so that delivery raises #NP ([`crate::gate_fault`]).
-//! The CPU looks at a gate's type before its present bit and raises #GP for one that is no gate (a
+//! The CPU checks a gate's type before its present bit and raises #GP for an invalid type (a
 //! zeroed entry), so a closed gate also has the type of an interrupt gate.
 //!
-//! The difference to the guest's bytes is in one byte of a gate. So every byte of the
-//! shadow depends on the same byte of the real page and on the grants, on nothing else: deriving
-//! any range of bytes again, however it cuts gates or pages, is exact.
+//! Shadow and guest differ in one byte of a gate only. So every byte of the
+//! shadow depends only on the same byte of the real page and on the grants. Any range of bytes can be derived again,
+//! even one that begins or ends within a gate or a page.
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -32,7 +32,7 @@ pub struct Position {
     pub offset: usize,
 }
 
-/// Where the guest's IDT is and how it is built.
+/// The guest's IDT: its address and format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShadowIdt {
     format: GateFormat,
@@ -45,11 +45,11 @@ pub struct ShadowIdt {
 
 impl ShadowIdt {
     /// The table that `idtr` names. `pages` are the guest-physical pages behind the linear page of
-    /// its base and the one after it; `None` where the guest has mapped none (delivery through it
-    /// is then the guest's own page fault). A second page that the table does not reach is dropped,
-    /// and so is one that is the first under another address: it can show one shadow only.
+    /// its base and the one after it; `None` if the guest has mapped none (delivery through it
+    /// is then the guest's own page fault). A second page is dropped if the table does not reach it,
+    /// or if it is the first page at another address: a page can show only one shadow.
     ///
-    /// A real-mode table has no present bits: it cannot be shadowed, and none is to be made.
+    /// A real-mode table has no present bits and cannot be shadowed.
     #[must_use]
     pub fn new(idtr: DescriptorTable, format: GateFormat, pages: [Option<Gpa>; 2]) -> Self {
         let start = idtr.base.page_offset() as usize;
@@ -71,15 +71,15 @@ impl ShadowIdt {
         self.pages.iter().position(|page| *page == Some(gpa.page()))
     }
 
-    /// Whether the whole gate of a vector lies within the limit. Where it does not, delivery raises
-    /// #GP in place of #NP.
+    /// Whether the whole gate of a vector lies within the limit. If not, delivery raises
+    /// #GP instead of #NP.
     #[must_use]
     pub const fn covers(&self, vector: Vector) -> bool {
         (vector.index() + 1) * self.format.size() <= self.length
     }
 
-    /// Where the byte with the present bit of a vector's gate is. A gate may straddle the two
-    /// pages; this byte is in one of them. `None` where the table does not cover the vector.
+    /// The position of the byte with the present bit of a vector's gate. A gate may cross into the second
+    /// page; this byte is in one of them. `None` if the table does not cover the vector.
     #[must_use]
     pub const fn flags_position(&self, vector: Vector) -> Option<Position> {
         if !self.covers(vector) {
@@ -89,7 +89,7 @@ impl ShadowIdt {
         Some(Position { page: at / PAGE_BYTES, offset: at % PAGE_BYTES })
     }
 
-    /// The byte with the present bit of a vector's real gate. `None` where there is no such byte.
+    /// The byte with the present bit of a vector's real gate. `None` if there is no such byte.
     #[must_use]
     pub fn real_flags<M: GuestMemory>(&self, vector: Vector, memory: &M) -> Option<u8> {
         let Position { page, offset } = self.flags_position(vector)?;

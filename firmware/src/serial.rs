@@ -1,8 +1,8 @@
-//! Where the firmware says that its serial console is (Microsoft, "Serial Port Console Redirection
+//! The firmware's serial console according to its tables (Microsoft, "Serial Port Console Redirection
 //! Table (SPCR)" and "Debug Port Table 2 (DBG2)").
 //!
-//! Invariant: a [`SerialPort`] has eight registers that lie inside of its address space, at an address
-//! that could be a UART's. Whether one is there has to be asked of the UART.
+//! Invariant: a [`SerialPort`] has eight registers inside its address space, at an address
+//! that could be a UART's. Only an access shows whether a UART is there.
 
 use alloc::format;
 use alloc::string::String;
@@ -23,12 +23,12 @@ pub struct SerialPort {
     pub table: &'static str,
     /// Where its registers are.
     pub place: UartPlace,
-    /// By what the UART's clock is to be divided; `None`: as the firmware left it.
+    /// The UART's divisor; `None`: as the firmware left it.
     pub divisor: Option<u16>,
 }
 
 impl SerialPort {
-    /// The claim cannot be true: RAM is where the registers would be.
+    /// The claim is false: the registers would overlap RAM.
     #[must_use]
     pub fn is_in_ram(&self, is_ram: impl Fn(HpaRange) -> bool) -> bool {
         self.place.range().is_some_and(is_ram)
@@ -37,7 +37,7 @@ impl SerialPort {
 
 /// The port of the SPCR.
 pub(crate) fn spcr(table: &[u8], notes: &mut Vec<String>) -> Option<SerialPort> {
-    /// What the first revisions have; the two numbers below came later.
+    /// Length of the first revisions; the two fields below were added later.
     const LENGTH: usize = 80;
     const CLOCK: usize = 76;
     const PRECISE_BAUD: usize = 80;
@@ -61,7 +61,7 @@ pub(crate) fn spcr(table: &[u8], notes: &mut Vec<String>) -> Option<SerialPort> 
     port("SPCR", kind, table.get(40..40 + ADDRESS), divisor, notes)
 }
 
-/// What makes this rate of this clock, where that is possible ("16 times" is the UART's own).
+/// The divisor for this rate with this clock, if there is one (the factor 16 is the UART's own).
 fn divisor(clock: u32, baud: u32) -> Option<u16> {
     let divided = (u64::from(clock) + 8 * u64::from(baud)) / (16 * u64::from(baud)).max(1);
     u16::try_from(divided).ok().filter(|divisor| *divisor != 0)
@@ -110,7 +110,7 @@ fn port(
     divisor: Option<u16>,
     notes: &mut Vec<String>,
 ) -> Option<SerialPort> {
-    /// Fully compatible, a subset, and compatible with what the address says of the registers.
+    /// Fully compatible, a subset, and compatible with the register layout in the address.
     const COMPATIBLE: [u16; 3] = [0, 1, 0x12];
     let found = if COMPATIBLE.contains(&kind) {
         address.ok_or_else(|| String::from("it has no address")).and_then(place)
@@ -126,7 +126,7 @@ fn port(
     }
 }
 
-/// Where the registers are, by a generic address.
+/// The registers' place, from a generic address.
 fn place(address: &[u8]) -> Result<UartPlace, String> {
     const MEMORY: u8 = 0;
     const IO: u8 = 1;
@@ -175,7 +175,7 @@ fn place(address: &[u8]) -> Result<UartPlace, String> {
     Ok(place)
 }
 
-/// What the specification calls a type of serial port that is no 16550 ("Debug Port Table 2", its table of
+/// The specification's name of a type of serial port that is not a 16550 ("Debug Port Table 2", table of
 /// types).
 fn name(kind: u16) -> String {
     let name = match kind {

@@ -1,4 +1,4 @@
-//! Where a guest is between its first generation and its last: how one ended, what the user asked for since, and what
+//! A guest's lifecycle, from its first generation to its last: how a generation ended, which command is pending, and what
 //! comes next.
 
 use config::Afterwards;
@@ -6,7 +6,7 @@ use config::Afterwards;
 use crate::restart_backoff::{EndedBy, RestartBackoff};
 use crate::vm::Outcome;
 
-/// What the user has asked for and is still to be done.
+/// A command of the monitor that is not carried out yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Pending {
     Stop,
@@ -23,7 +23,7 @@ enum State {
     Starting,
 }
 
-/// What the user's `start` comes to.
+/// The result of the monitor's `start`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
     /// It is to be started now.
@@ -41,7 +41,7 @@ pub enum AfterEnd {
     Next,
     /// It waits: that is not decided yet.
     Wait,
-    /// There is none.
+    /// It stops: there is no next generation.
     Stopped,
 }
 
@@ -62,7 +62,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A guest of so many CPUs that is in its first generation.
+    /// A guest with this number of CPUs, in its first generation.
     #[must_use]
     pub fn new(cpus: usize, on_reboot: Afterwards, on_crash: Afterwards) -> Self {
         let (state, row) = (State::Alive, RestartBackoff::default());
@@ -99,7 +99,7 @@ impl Lifecycle {
         self.present == 0
     }
 
-    /// What a CPU does that has left generation `generation`.
+    /// What a CPU does after it has left generation `generation`.
     #[must_use]
     pub fn after(&self, generation: u32) -> AfterEnd {
         match self.state {
@@ -130,18 +130,18 @@ impl Lifecycle {
         }
     }
 
-    /// It has restarted. `false`: it is to be stopped at once, as the user has asked for that meanwhile.
+    /// It has restarted. `false`: stop it at once, because a `stop` arrived meanwhile.
     pub fn begun(&mut self) -> bool {
         self.state = State::Alive;
         self.present = self.cpus;
         self.generation = self.generation.wrapping_add(1);
-        // Whoever asked for a generation has it.
+        // A request for a generation is fulfilled; a `stop` is not.
         self.pending = self.pending.filter(|pending| *pending == Pending::Stop);
         self.outcome = self.pending.map(|_| Outcome::Stopped);
         self.pending.is_none()
     }
 
-    /// It does not restart: how it ended. Stopped, where it would have restarted but for the user.
+    /// It does not restart: its last outcome. `Stopped` if only a command kept it from restarting.
     pub fn last_outcome(&mut self) -> Outcome {
         if self.pending == Some(Pending::Stop) && self.restarts_by_itself() {
             self.outcome = Some(Outcome::Stopped);
@@ -212,7 +212,7 @@ mod tests {
         Lifecycle::new(2, Afterwards::Restart, Afterwards::Stop)
     }
 
-    /// A guest whose generation has ended so and whose CPUs have left.
+    /// A guest whose generation has ended with `outcome` and whose CPUs have left.
     fn ended(outcome: Outcome) -> Lifecycle {
         let mut guest = guest();
         guest.end(outcome);

@@ -1,4 +1,4 @@
-//! What a decoded instruction is: operation, operands, address form.
+//! A decoded instruction: operation, operands, address form.
 
 use arch::register::{Efer, Gpr};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, SegmentRegister};
@@ -125,7 +125,7 @@ impl PseudoDescriptor {
         }
     }
 
-    /// What a store leaves in memory: the first [`Self::bytes`] of the answer.
+    /// The value that a store writes to memory: the first [`Self::bytes`] of the result.
     #[must_use]
     pub fn encode(self, table: DescriptorTable) -> [u8; 10] {
         let [l0, l1] = table.limit.to_le_bytes();
@@ -200,7 +200,7 @@ pub enum Operation {
     Unary(Unary),
     /// BT, BTS, BTR or BTC.
     Bit {
-        /// What is done to the bit.
+        /// The operation on the bit.
         function: BitFunction,
         /// Number of the bit. A register reaches beyond the operand, see
         /// [`Instruction::linear_address`].
@@ -262,7 +262,7 @@ impl Operation {
     }
 }
 
-/// What a memory operand's offset starts from.
+/// The base of a memory operand's offset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Base {
     /// Zero.
@@ -276,7 +276,7 @@ pub enum Base {
 /// Address form of a memory operand (SDM "Addressing-Mode Encoding of ModR/M and SIB Bytes").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Address {
-    /// Segment, with prefixes applied. For MOVS and OUTS that of the source.
+    /// Segment, with prefixes applied. For MOVS and OUTS, the source's.
     pub segment: SegmentRegister,
     /// Base.
     pub base: Base,
@@ -286,7 +286,7 @@ pub struct Address {
     pub scale: u8,
     /// Displacement.
     pub displacement: i64,
-    /// Address size: word, dword or qword. For string instructions also that of the counter.
+    /// Address size: word, dword or qword. For string instructions also the counter's size.
     pub size: Width,
 }
 
@@ -302,7 +302,7 @@ pub struct Instruction {
     /// Width of the memory operand; says nothing for [`Operation::DescriptorTable`] and
     /// [`Operation::StoreVector`], which have their own sizes.
     pub width: Width,
-    /// Where the memory operand is; says nothing where [`Operation::SystemSegment`] has none.
+    /// Address of the memory operand; meaningless if [`Operation::SystemSegment`] has none.
     pub address: Address,
     /// Whether a REP prefix repeats it (string instructions only).
     pub repeat: bool,

@@ -1,8 +1,8 @@
 //! The guest's own page tables, read as its CPU would read them, and accesses by linear address.
 //!
 //! Covers no paging, 32-bit, PAE, 4-level and 5-level paging (SDM "Paging"). The walk only reads:
-//! it sets no accessed or dirty bit. A table where the guest has no memory reads as ones, as a bus does that nobody
-//! answers.
+//! it sets no accessed or dirty bit. A table outside the guest's memory reads as ones, like an unused address on a
+//! bus.
 
 use core::fmt;
 
@@ -38,7 +38,7 @@ mod error_code {
     pub(super) const PROTECTION_KEY: u32 = 1 << 5;
 }
 
-/// What is done at a linear address.
+/// The kind of an access to a linear address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Access {
     /// A write.
@@ -153,7 +153,7 @@ pub struct PagingRegisters {
 }
 
 impl PagingRegisters {
-    /// The guest-physical address behind a linear one, whoever may reach it.
+    /// The guest-physical address of a linear one, regardless of access rights.
     ///
     /// # Errors
     /// When the guest's tables have no such page.
@@ -368,7 +368,7 @@ impl Walk {
         entry & mask != 0
     }
 
-    /// The execute-disable bit, where it is reserved.
+    /// The execute-disable bit, if it is reserved.
     const fn no_execute_disable(&self) -> u64 {
         if self.execute_disable { 0 } else { EXECUTE_DISABLE }
     }
@@ -447,7 +447,7 @@ pub fn read_linear<V: Vcpu, M: GuestMemory>(
 /// Copies `bytes`, at most a page of them, to a linear address, across a page boundary.
 ///
 /// # Errors
-/// As [`translate`]; where the guest's tables refuse, nothing has been written.
+/// As [`translate`]; if the guest's tables refuse, nothing has been written.
 pub fn write_linear<V: Vcpu, M: GuestMemory>(
     vcpu: &V,
     memory: &mut M,
@@ -467,7 +467,7 @@ pub fn write_linear<V: Vcpu, M: GuestMemory>(
     Ok(())
 }
 
-/// The bytes of the instruction at RIP: all 15, or as many as the first page holds where the next
+/// The bytes of the instruction at RIP: all 15, or those in the first page if the next
 /// one cannot be read.
 ///
 /// # Errors

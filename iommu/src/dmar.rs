@@ -1,8 +1,8 @@
 //! The firmware's DMA remapping reporting table (VT-d specification "BIOS Considerations").
 //!
-//! Invariant: a [`Dmar`] has been checked from end to end, so that its iterators meet whole structures
-//! only and end. Nothing in the bytes is trusted before that. What is not whole is left out and counted
-//! ([`Dmar::left_out`]), unless a unit may hide in it: a unit that stays off lets every function behind
+//! Invariant: a [`Dmar`] has been checked from end to end, so that its iterators see only complete structures
+//! and terminate. No byte is trusted before that. Incomplete structures are ignored and counted
+//! ([`Dmar::left_out`]), unless one could be a unit: a unit that stays off lets every function behind
 //! it reach all memory.
 
 use alloc::format;
@@ -16,8 +16,8 @@ use arch::bytes::{u16_at, u32_at, u64_at};
 use arch::iommu::IommuError;
 use arch::{Bdf, Hpa};
 
-/// Gives the buses behind a PCI bridge (secondary to subordinate), from its configuration space;
-/// `None` for what is no bridge.
+/// Returns the buses behind a PCI bridge (secondary to subordinate), from its configuration space;
+/// `None` if the function is not a bridge.
 pub type Bridges<'a> = &'a (dyn Fn(Bdf) -> Option<RangeInclusive<u8>> + Sync);
 
 /// As far as a unit's fault records can lie ("Fault Recording Registers").
@@ -30,7 +30,7 @@ const SCOPE_BRIDGE: u8 = 2;
 const SCOPE_ENDPOINT: u8 = 1;
 const SCOPE_IO_APIC: u8 = 3;
 
-/// What is wrong with a table.
+/// A problem of a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DmarError {
     /// The table is longer than the bytes that hold it, or too short to be one.
@@ -237,7 +237,7 @@ impl<'a> Dmar<'a> {
         if self.interrupt_remapping() { Ok(()) } else { Err(IommuError::Missing(what)) }
     }
 
-    /// What is wrong with a unit whose registers would be where RAM is: the end of a sentence.
+    /// The problem of a unit whose registers would overlap RAM: the end of a sentence.
     #[must_use]
     pub fn unit_in_ram(&self, is_ram: impl Fn(HpaRange) -> bool) -> Option<String> {
         let range = |unit: &Drhd<'_>| HpaRange { start: unit.registers, length: UNIT_REGISTERS };
@@ -278,9 +278,9 @@ impl<'a> Dmar<'a> {
             .resolve(bridges)
     }
 
-    /// What the table calls the I/O APICs that the MADT calls `identifiers`, in the same order; `None`
-    /// where it has no name. They should be called the same; where firmware numbers them differently,
-    /// one that is left in each table is the same one.
+    /// The identifiers in this table of the I/O APICs that the MADT lists as `identifiers`, in the same order; `None`
+    /// if there is none. They should be equal. If firmware numbers them differently and one remains in each table,
+    /// the two are the same.
     #[must_use]
     pub fn ioapic_names(&self, identifiers: &[u8]) -> Vec<Option<u8>> {
         let own: Vec<u8> = self
@@ -322,7 +322,7 @@ impl<'a> Dmar<'a> {
     }
 }
 
-/// Where the device scopes of a structure of this kind begin; `None` for the kinds that are skipped.
+/// Offset of the device scopes in a structure of this kind; `None` for kinds that are skipped.
 fn first_scope(kind: Option<u16>) -> Option<usize> {
     match kind? {
         DRHD => Some(16),
@@ -338,8 +338,8 @@ fn structure_at(table: &[u8], offset: usize) -> Result<&[u8], DmarError> {
     if length < 4 { Err(wrong) } else { rest.get(..length).ok_or(wrong) }
 }
 
-/// Whether a structure that is not whole, or what may lie behind it, could be a unit. Zeroes to the end
-/// are none, nor is one of another kind that claims to reach beyond the table.
+/// Whether an incomplete structure, or the bytes after it, could be a unit. Zeroes to the end are not, nor is a
+/// structure of another kind whose length exceeds the table.
 fn may_hide_a_unit(rest: Option<&[u8]>) -> bool {
     let rest = rest.unwrap_or(&[]);
     let length = u16_at(rest, 2).map_or(0, usize::from);
@@ -357,11 +357,11 @@ fn split_scope(segment: u16, bytes: &[u8]) -> Option<(Scope<'_>, &[u8])> {
     Some((Scope { kind, enumeration, segment, start_bus, path }, rest))
 }
 
-/// What is wrong with the scopes of a structure.
+/// Problems of a structure's scopes.
 struct WrongScopes {
     /// Scopes that name nothing.
     without_path: usize,
-    /// One has a length that cannot be; it and what is behind it are not read.
+    /// One has an impossible length; it and the following ones are not read.
     beyond: bool,
 }
 

@@ -123,5 +123,5 @@ pub(crate) fn probe(hardware: &Hardware) -> Refusal {
             logln!("{}: the firmware keeps using memory at {} (RMRR)", function.bdf, range.start);
         }
     }
-    refuse!("nexit.toml: probe = true: this is what the machine is; no guest is started")
+    refuse!("nexit.toml: probe = true: the machine is described above; no guest is started")
 }

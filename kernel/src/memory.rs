@@ -1,4 +1,4 @@
-//! Physical memory: the free frames (here), the hypervisor's page table (`host_table`), what is mapped in it besides RAM
+//! Physical memory: the free frames (here), the hypervisor's page table (`host_table`), device mappings in it
 //! (`devices`), and the image's own sections (`image`).
 
 mod devices;
@@ -66,7 +66,7 @@ impl Memory {
         FRAMES.lock().as_mut()?.allocate(bytes, alignment, self.limit)
     }
 
-    /// Gives memory back; its content stays in it.
+    /// Frees memory; its content is not cleared.
     fn free(self, start: Hpa, bytes: u64) {
         let range = HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) };
         Self::give(range, FrameAllocator::free);
@@ -77,7 +77,7 @@ impl Memory {
         FRAMES.lock().as_mut()?.lend(bytes, alignment)
     }
 
-    /// Gives memory back that was lent; its content stays in it.
+    /// Frees memory that was lent; its content is not cleared.
     pub(crate) fn take_back(self, range: HpaRange) {
         Self::give(range, FrameAllocator::take_back);
     }
@@ -88,7 +88,7 @@ impl Memory {
         }
     }
 
-    /// Bytes that nobody has.
+    /// Bytes that are free.
     pub(crate) fn available(self) -> u64 {
         FRAMES.lock().as_ref().map_or(0, FrameAllocator::available)
     }
@@ -99,7 +99,7 @@ impl Memory {
         image + FRAMES.lock().as_ref().map_or(0, FrameAllocator::own)
     }
 
-    /// What is free, as it is now.
+    /// A copy of the free ranges.
     pub(crate) fn snapshot(self) -> Option<FrameAllocator> {
         FRAMES.lock().clone()
     }
@@ -129,7 +129,7 @@ impl plan::memory::Pool for Memory {
     }
 }
 
-/// The memory that the loader says is usable, or that of it which lies in `within`.
+/// The memory that the loader reports as usable; only the part in `within`, if given.
 fn usable(info: &BootInfo<'_>, within: Option<HpaRange>) -> ArrayVec<HpaRange, 256> {
     let regions = info.memory.iter().filter(|region| region.kind == MemoryKind::Usable);
     let within = within.unwrap_or(HpaRange { start: Hpa::new(0), length: u64::MAX });

@@ -1,8 +1,7 @@
-//! `probe = true`: the machine in lines of which `nexit probe --from-log` makes a machine file.
+//! `probe = true`: prints the machine as lines from which `nexit probe --from-log` makes a machine file.
 //!
-//! Invariant: what is printed is what the machine says, not what follows from it. On a slow line some
-//! 200 KiB are what one waits for, so zeroes are left out, and beyond limits tables with AML and extended
-//! configuration space.
+//! Invariant: it prints the machine's own data, not conclusions. On a slow line 200 KiB are the limit of patience, so
+//! zeroes are left out and, beyond limits, tables with AML and extended configuration space.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -23,13 +22,13 @@ use crate::{announce, backend};
 /// Above this many bytes, the extended configuration space of functions is left out.
 const MAX_LENGTH: usize = 100 << 10;
 
-/// The lines, and what is asked for them.
+/// The writer of the lines, and its sources.
 struct Probe<'a, F> {
     lines: Lines<F>,
     hardware: &'a Hardware,
 }
 
-/// Prints the lines, where there is a line to print them on.
+/// Prints the lines, if there is a serial line.
 pub(crate) fn print(hardware: &Hardware, info: &BootInfo<'_>) {
     if console::uart().is_none() {
         logln!("no serial line: what `nexit probe --from-log` reads is not printed");
@@ -69,7 +68,7 @@ const fn is_of_a_processor(class: u32) -> bool {
 }
 
 impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
-    /// The CPUs, and what the boot processor says.
+    /// The CPUs, and CPUID and MSRs of the boot processor.
     fn cpus(&mut self) {
         for id in &self.hardware.cpus {
             let started = u8::from(self.hardware.started.contains(id));
@@ -101,9 +100,9 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
         }
     }
 
-    /// The ACPI tables: all but keys of licences and what is too long.
+    /// The ACPI tables, without licence keys and without those that are too long.
     fn tables(&mut self, info: &BootInfo<'_>) {
-        /// Bytes of tables with AML and of tables that nobody knows.
+        /// Limit in bytes for tables with AML and for unknown tables.
         const MAX_OTHERS: usize = 24 << 10;
         const KNOWN: &[&[u8; 4]] = &[
             b"RSD ", b"RSDT", b"XSDT", b"APIC", b"FACP", b"MCFG", b"DMAR", b"IVRS", b"HPET",
@@ -130,8 +129,8 @@ impl<F: FnMut(fmt::Arguments<'_>)> Probe<'_, F> {
         });
     }
 
-    /// Every function's configuration space and the sizes of its BARs; what no guest wants comes last.
-    /// Bridges' BARs are not asked: a bridge that decodes nothing meanwhile cuts off what is behind it.
+    /// Every function's configuration space and the sizes of its BARs; bridges and the like come last.
+    /// Bridges' BARs are not sized: while a bridge does not decode, the devices behind it are cut off.
     fn functions(&mut self) {
         let (last, first): (Vec<&Function>, Vec<&Function>) =
             self.hardware.functions.iter().partition(|it| is_of_a_processor(it.class));

@@ -9,7 +9,7 @@ use arch::address::{HpaRange, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use core::fmt;
 
-/// How many separate free ranges are kept. Where there are more, the smallest are given up.
+/// Maximum number of separate free ranges. If there are more, the smallest are lost.
 const CAPACITY: usize = 128;
 
 /// The frame allocator.
@@ -23,7 +23,7 @@ pub struct FrameAllocator {
     lent: u64,
 }
 
-/// A range was given back of which a part is free already, or which is not page-aligned.
+/// A part of a freed range is already free, or the range is not page-aligned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotTaken(pub HpaRange);
 
@@ -83,10 +83,10 @@ impl FrameAllocator {
         Some(Hpa::new(start))
     }
 
-    /// Gives back what `allocate` handed out (a part of it will do).
+    /// Frees memory of `allocate`, or a part of it.
     ///
     /// # Errors
-    /// When a byte of it is free already or the range is not page-aligned; nothing changes then.
+    /// If a byte of it is already free or the range is not page-aligned; then nothing changes.
     pub fn free(&mut self, range: HpaRange) -> Result<(), NotTaken> {
         let aligned = range.start.is_aligned(PAGE_SIZE) && range.length.is_multiple_of(PAGE_SIZE);
         let is_free = self.free.iter().any(|free| free.overlaps(range));
@@ -98,7 +98,7 @@ impl FrameAllocator {
         Ok(())
     }
 
-    /// Takes memory likewise for others than the hypervisor: the RAM of guests, what they share, their files.
+    /// Allocates memory that the hypervisor does not use itself: guests' RAM, shared memory, files.
     #[must_use]
     pub fn lend(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
         let before = self.taken;
@@ -107,7 +107,7 @@ impl FrameAllocator {
         Some(start)
     }
 
-    /// Gives back what `lend` handed out (a part of it will do).
+    /// Frees memory of `lend`, or a part of it.
     ///
     /// # Errors
     /// As [`FrameAllocator::free`].
@@ -124,7 +124,7 @@ impl FrameAllocator {
         self.free.iter().map(|range| range.length).sum()
     }
 
-    /// Bytes that the hypervisor itself has: handed out, not given back, and not lent.
+    /// Bytes that the hypervisor itself has: allocated, not freed, and not lent.
     #[must_use]
     pub const fn own(&self) -> u64 {
         self.taken - self.lent

@@ -1,10 +1,10 @@
-//! One radix-table walker for every table that the machine walks.
+//! One radix-table walker for every table that the hardware walks.
 //!
-//! Invariant: a reader that walks the table while it is changed (a CPU, a device) sees for each page
-//! the old mapping or the new one. Every entry is written once, as a whole; a table that takes the
-//! place of a large page is complete before it is linked.
+//! Invariant: a CPU or device that walks the table during a change sees, for each page,
+//! the old mapping or the new one. Every entry is written once, as a whole; a table that replaces
+//! a large page is complete before it is linked.
 //!
-//! A range that is unmapped keeps its (empty) tables for the next one, until they are given back
+//! After an unmap, the empty tables are kept for the next mapping until they are freed
 //! ([`Table::prune`], [`Table::free_tables`]).
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
@@ -31,10 +31,10 @@ pub trait TableMemory {
     fn read(&self, at: Hpa) -> u64;
     /// Writes the 8 bytes at `at` in one piece, after all earlier writes.
     fn write(&mut self, at: Hpa, value: u64);
-    /// Takes `bytes` (rounded up to whole pages) of contiguous zeroed memory, aligned to the next
-    /// power of two; `None` when there is none left.
+    /// Allocates `bytes` (rounded up to whole pages) of contiguous zeroed memory, aligned to the next
+    /// power of two; `None` if none is left.
     fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa>;
-    /// Gives one page back that was taken from here.
+    /// Frees one page that was allocated here.
     fn free_page(&mut self, page: Hpa);
     /// Takes one zeroed page.
     fn allocate_table(&mut self) -> Option<Hpa> {
@@ -49,7 +49,7 @@ pub struct Table<F> {
     root: Hpa,
 }
 
-/// What a range becomes; the physical address of `input` is `input + offset` (wrapping).
+/// The new mapping of a range; the physical address of `input` is `input + offset` (wrapping).
 #[derive(Clone, Copy)]
 struct Change {
     offset: u64,
@@ -73,7 +73,7 @@ impl<F: Format> Table<F> {
         &self.format
     }
 
-    /// Where the root table is.
+    /// The address of the root table.
     #[must_use]
     pub const fn root(&self) -> Hpa {
         self.root
@@ -100,7 +100,7 @@ impl<F: Format> Table<F> {
         self.set(memory, span, hpa, access, memory_type)
     }
 
-    /// As [`Table::map`], but leaves what is mapped already as it is.
+    /// As [`Table::map`], but leaves existing mappings unchanged.
     ///
     /// # Errors
     /// As [`Table::map`], without the first.
@@ -161,16 +161,16 @@ impl<F: Format> Table<F> {
         Ok(Flush { input, length })
     }
 
-    /// Gives tables back that are empty and cover a part of the range. A reader may still have where they
-    /// were in a cache: who takes them has to be one whom that does not harm (SDM "Caching Paging-Structure
-    /// Information"), such as this table for other ranges, as nothing is mapped where they were.
+    /// Frees empty tables that cover a part of the range. A reader may still have their addresses in a cache (SDM
+    /// "Caching Paging-Structure Information"). So they may only be reused where that is harmless, for example by this
+    /// table for other ranges: nothing is mapped at their old place.
     pub fn prune(&mut self, memory: &mut impl TableMemory, input: u64, length: u64) {
         if let Ok(span) = self.span(input, length) {
             self.prune_below(memory, self.root, self.format.levels() - 1, span);
         }
     }
 
-    /// As [`Table::prune`], of what is below one `table`. Returns whether nothing is left in it.
+    /// As [`Table::prune`], below one `table`. Returns whether it is empty now.
     fn prune_below(
         &self,
         memory: &mut impl TableMemory,
@@ -231,8 +231,7 @@ impl<F: Format> Table<F> {
         }
     }
 
-    /// Gives all its pages back. Nobody uses the table after that, nor has a reader anything of it in
-    /// a cache.
+    /// Frees all its pages. The table must not be in use, and no reader may have cached a part of it.
     pub fn free_tables(&self, memory: &mut impl TableMemory) {
         self.free(memory, self.root, self.format.levels() - 1);
     }
@@ -382,7 +381,7 @@ const fn bytes(level: u8) -> u64 {
     1 << (12 + 9 * level as u32)
 }
 
-/// Where the entry for `input` is in a table of `level`.
+/// The address of the entry for `input` in a table of `level`.
 const fn slot(table: Hpa, level: u8, input: u64) -> Hpa {
     table.wrapping_add(input / bytes(level) % ENTRIES * 8)
 }

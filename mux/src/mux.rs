@@ -1,7 +1,7 @@
-//! Everything on the line: the guests' output by focus, and what is typed.
+//! The multiplexer: the guests' output by focus, and typed keys.
 //!
-//! Invariant: what the focused guest sends goes out at once (a prompt shows), what the others send
-//! goes out by lines; a key goes to one place.
+//! Invariant: the focused guest's output appears at once (so that a prompt shows), the others' line by line; a key goes
+//! to one receiver.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -40,7 +40,7 @@ pub struct Mux {
     live: bool,
 }
 
-/// What a key asks for.
+/// The request of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Input {
     /// Nothing, or nothing more.
@@ -89,8 +89,7 @@ impl Mux {
         }
     }
 
-    /// Puts out what is held back of a guest's unfinished line: for when it has ended, so that its
-    /// last words are seen.
+    /// Writes the held part of a guest's unfinished line: for when it has ended, so that its last output is seen.
     pub fn flush(&mut self, guest: usize, sink: &mut Sink<'_>) {
         self.wire.flush(guest, label(&self.names, guest), sink);
     }
@@ -252,7 +251,7 @@ impl Default for Mux {
     }
 }
 
-/// What a guest's lines begin with: nothing, if it is the only one.
+/// The label of a guest's lines; none, if it is the only guest.
 fn label(names: &[String], guest: usize) -> Option<&str> {
     if names.len() > 1 { names.get(guest).map(String::as_str) } else { None }
 }

@@ -1,8 +1,8 @@
-//! What waits for the line: bytes in their order, each with an owner who waits for it.
+//! Output that waits for the serial line: a queue of bytes, each with an owner.
 //!
-//! Invariants: the bytes of one owner leave in the order in which they came; what was not taken is counted,
-//! to the byte, and the count is given out once. An owner may use up its own budget, never another's.
-//! Policy: whoever's bytes are in front sends; the others have their own work to do ([`Queue::turn`]).
+//! Invariants: the bytes of one owner leave in order; lost bytes are counted exactly, and each count is reported once.
+//! An owner can use up only its own budget. Policy: the owner of the first bytes sends them; the others continue with
+//! their own work ([`Queue::turn`]).
 
 use alloc::vec::Vec;
 
@@ -10,17 +10,17 @@ use crate::HELD;
 
 /// Bytes that wait at most, everybody's together.
 pub const QUEUE_BYTES: usize = 16 << 10;
-/// Of the hypervisor's own so many.
+/// Maximum number of queued bytes of the hypervisor.
 pub const OWN_BUDGET: usize = 4 << 10;
-/// Of one guest's at most so many; fewer where there are many guests.
+/// Maximum number of queued bytes of one guest; fewer if there are many guests.
 pub const BUDGET: usize = 1 << 10;
-/// What is begun within the budget is put in whole: a guest's held line with its label, or a line of the log.
+/// A message that begins within the budget is queued whole: a guest's held line with its label, or a line of the log.
 pub const LONGEST_MESSAGE: usize = 1 << 10;
 
-/// So many guests have an account of their own; those beyond share the last.
+/// Maximum number of accounts; guests beyond it share the last one.
 const MAX_ACCOUNTS: usize = u8::MAX as usize;
 
-/// Whose bytes they are, so who waits for them.
+/// The owner of bytes, who waits for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
     /// The hypervisor: its log, its reports, the monitor.
@@ -34,7 +34,7 @@ pub enum Owner {
 pub enum Turn {
     /// It has nothing more to do here.
     Done,
-    /// It sends what is in front.
+    /// It sends the first bytes of the queue.
     Send,
     /// The bytes in front are this guest's, which is not here: it is to be called, and sends itself.
     Call(usize),
@@ -101,8 +101,8 @@ impl Queue {
         free >= LONGEST_MESSAGE && self.account(owner).is_some_and(|it| it.waiting < budget)
     }
 
-    /// An equal share of what is not the hypervisor's, of up to 40 guests. A guest's last message goes beyond its
-    /// budget by what was held back. Labels are not counted: they are short, and what is free has room for them.
+    /// An equal share of the queue without the hypervisor's part, for up to 40 guests. A guest's last message may exceed
+    /// its budget by the length of its held line. Labels are not counted: they are short, and the free part has room.
     fn guests_budget(&self) -> usize {
         let shared = QUEUE_BYTES - OWN_BUDGET - LONGEST_MESSAGE;
         let share = shared.checked_div(self.guests.len()).unwrap_or(shared);
@@ -139,7 +139,7 @@ impl Queue {
         }
     }
 
-    /// Who has lost bytes, and how many, once there is room to say so.
+    /// An owner that has lost bytes, and their number, once there is room to report it.
     pub fn take_loss(&mut self) -> Option<(Owner, u64)> {
         let owners = (0..self.guests.len()).map(Owner::Guest);
         let mut owners = core::iter::once(Owner::Hypervisor).chain(owners);
@@ -149,7 +149,7 @@ impl Queue {
         Some((owner, bytes))
     }
 
-    /// Takes what is in front, as much as `piece` holds; how many bytes that are.
+    /// Moves the first bytes into `piece`; returns their number.
     pub fn take(&mut self, piece: &mut [u8]) -> usize {
         let mut taken = 0;
         for place in piece {
@@ -165,9 +165,9 @@ impl Queue {
         taken
     }
 
-    /// What `speaker` does next; nobody is someone who waits until all is out. A guest sends its own bytes, and the
-    /// hypervisor's, which are few. For another guest's it does not wait, while its own budget lasts. The
-    /// hypervisor sees its own words out.
+    /// What `speaker` does next; `None` waits until the queue is empty. A guest sends its own bytes and the hypervisor's,
+    /// which are few. While its budget lasts, it does not wait for another guest's. The hypervisor waits until its own
+    /// bytes are sent.
     pub fn turn(&mut self, speaker: Option<Owner>) -> Turn {
         if let Some(account) = speaker.and_then(|speaker| self.account_mut(speaker)) {
             account.called = false;
@@ -189,7 +189,7 @@ impl Queue {
         }
     }
 
-    /// Forgets what waits, and what was lost: the line goes on elsewhere.
+    /// Empties the queue and the loss counts: output continues on another line.
     pub fn clear(&mut self) {
         self.count = 0;
         core::iter::once(&mut self.own).chain(&mut self.guests).for_each(|it| *it = Account::EMPTY);

@@ -1,15 +1,15 @@
-//! Which UART has the line: found by what it answers, as an address proves nothing.
+//! Detects a UART by its behaviour, because an address proves nothing.
 //!
-//! Pure: the ports are a trait's. A port where nothing is reads as ones, or as what was written to
-//! the bus last; a chip that is no UART keeps a byte in its last register, too. Only a UART shows
-//! its own outputs at its inputs in loopback.
+//! Pure: the ports are a trait's. An unused port reads as ones, or as the last value written to
+//! the bus; a chip that is not a UART may also keep a byte in its last register. Only a UART in loopback shows
+//! its outputs at its inputs.
 
 use uart_16550::spec::registers::{LCR, MCR, offsets};
 
 /// Where PCs have their first two UARTs, in the order in which they are tried.
 pub const CANDIDATES: [u16; 2] = [0x3f8, 0x2f8];
 
-/// The eight registers of what may be a UART.
+/// The eight registers of a possible UART.
 pub trait Registers {
     /// Reads the register at `offset`.
     fn read(&mut self, offset: u16) -> u8;
@@ -64,7 +64,7 @@ pub const fn line(base: u16) -> Option<u8> {
     }
 }
 
-/// The name of the UART at `base`, where it has one.
+/// The name of the UART at `base`, if it has one.
 #[must_use]
 pub const fn name(base: u16) -> &'static str {
     match base {
@@ -80,14 +80,14 @@ pub const fn name(base: u16) -> &'static str {
 mod tests {
     use super::*;
 
-    /// What is at the ports.
+    /// The device at the ports.
     #[derive(Clone, Copy, PartialEq)]
     enum Chip {
         /// Reads as this byte.
         Nothing(u8),
-        /// Reads as what was written last.
+        /// Reads return the last written byte.
         Echo,
-        /// Eight bytes that keep what is written.
+        /// Eight bytes of memory.
         Memory,
         Uart,
     }

@@ -1,7 +1,7 @@
-//! The output half: whose line it is.
+//! The output half: which speaker owns the current line.
 //!
-//! Invariant: when a speaker other than that of the unfinished line speaks, the line is ended first.
-//! A guest that goes on with a line that was ended so gets `NAME> ` in place of `NAME: `.
+//! Invariant: if the unfinished line belongs to another speaker, it is ended first.
+//! When a guest continues a line that was ended this way, its label is `NAME> ` instead of `NAME: `.
 
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
@@ -12,7 +12,7 @@ use crate::{HELD, MARK, Sink};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Speaker {
     Guest(usize),
-    /// The monitor: its prompt, and what is typed behind it.
+    /// The monitor: its prompt and the typed command.
     Monitor,
     /// The hypervisor's log. Seen only by a caller that cuts into a line of the log, as a CPU that
     /// panics does.
@@ -28,7 +28,7 @@ pub(crate) struct Wire {
     guests: Vec<Guest>,
 }
 
-/// What is known of one guest's console.
+/// The state of one guest's console.
 #[derive(Debug)]
 struct Guest {
     /// It has sent part of a line, and that part is out.
@@ -64,7 +64,7 @@ impl Wire {
         }
     }
 
-    /// Puts out what was kept back of a guest.
+    /// Writes the bytes that were held back of a guest.
     pub(crate) fn flush(&mut self, guest: usize, label: Option<&str>, sink: &mut Sink<'_>) {
         let Some(console) = self.guests.get_mut(guest) else { return };
         let (held, length) = (console.held, core::mem::take(&mut console.length));
@@ -73,7 +73,7 @@ impl Wire {
         }
     }
 
-    /// Puts out a byte of a guest, behind its label where it has one.
+    /// Writes a byte of a guest, after its label if it has one.
     pub(crate) fn put(&mut self, guest: usize, label: Option<&str>, byte: u8, sink: &mut Sink<'_>) {
         let Some(console) = self.guests.get_mut(guest) else { return };
         if label.is_none() && byte == b'\r' && self.speaker.is_none() {
@@ -123,7 +123,7 @@ impl Wire {
     }
 }
 
-/// A line of the hypervisor's own as it stands between the lines of others, for where nobody else speaks.
+/// A line of the hypervisor's own, as it appears among other speakers' lines, for an output with no other speaker.
 pub fn own_text(prefix: &str, text: fmt::Arguments<'_>, sink: &mut Sink<'_>) {
     begin_own(prefix, sink);
     // Neither the line nor the formatting of our own texts fails.

@@ -1,4 +1,4 @@
-//! The command line, as the user sees it.
+//! The command line.
 
 use std::path::PathBuf;
 
@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Explain from the hypervisor's log why a CPU refused to enter a guest.
     Explain(ExplainArgs),
-    /// Name the functions in the backtraces of a log: where the hypervisor itself failed.
+    /// Add function names and source lines to the backtraces of a log.
     Symbolize(SymbolizeArgs),
 }
 
@@ -102,7 +102,7 @@ pub(crate) enum Format {
     Pxe,
 }
 
-/// Where the built images are.
+/// Paths of the built images.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ImagePaths {
     /// The hypervisor image [default: the one built last].
@@ -143,10 +143,10 @@ pub(crate) struct RunArgs {
     /// End the run after this many seconds, with status 124.
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: Option<u64>,
-    /// Write what the hypervisor reports (exits by reason …) as JSON.
+    /// Write the hypervisor's report (exits by reason and more) as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
-    /// Let gdb in at this port of the loopback, to the guest with `gdb = "COM2"`; 0 for any free one.
+    /// Listen for gdb on this port of the loopback interface, for the guest with `gdb = "COM2"`; 0 for any free port.
     #[arg(long, value_name = "PORT")]
     pub(crate) gdb: Option<u16>,
     /// Start even what `nexit check` refuses, to see the hypervisor refuse it.
@@ -155,8 +155,8 @@ pub(crate) struct RunArgs {
     /// The CPU model of Bochs.
     #[arg(long, value_name = "MODEL", default_value = "corei7_haswell_4770")]
     pub(crate) bochs_model: String,
-    /// Bochs itself [default: version 3 with VT-d, which `make setup machines` puts in target/bochs3, else the
-    /// installed one; nested KVM wants version 3].
+    /// The Bochs program [default: version 3 with VT-d, which `make setup machines` puts in target/bochs3, else the
+    /// installed one; nested KVM needs version 3].
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) bochs: Option<String>,
     /// Where the images are.
@@ -193,10 +193,10 @@ pub(crate) struct ImageArgs {
 /// `nexit probe`. Without `--from` and `--from-log`: the machine that runs this.
 #[derive(Args, Debug)]
 pub(crate) struct ProbeArgs {
-    /// Write the machine file; JSON where its name ends in `.json`.
+    /// Write the machine file; as JSON if its name ends in `.json`.
     #[arg(long, value_name = "machine.toml")]
     pub(crate) output: Option<PathBuf>,
-    /// A folder with a copy of another machine's /sys and /proc, or texts of `acpidump` and `lspci -xxxx -vvv`.
+    /// A folder with a copy of another machine's /sys and /proc, or output of `acpidump` and `lspci -xxxx -vvv`.
     #[arg(long, value_name = "DIR", conflicts_with = "from_log")]
     pub(crate) from: Option<PathBuf>,
     /// The log of a machine on which Nexit ran with `probe = true`.
@@ -260,7 +260,7 @@ pub(crate) struct SymbolizeArgs {
     /// The hypervisor's log, as it came over the serial line.
     #[arg(value_name = "FILE")]
     pub(crate) log: PathBuf,
-    /// Where the images are: the image must be the one that wrote the log.
+    /// The image must be the one that wrote the log.
     #[command(flatten)]
     pub(crate) images: ImagePaths,
 }

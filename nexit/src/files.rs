@@ -76,7 +76,7 @@ fn size(path: &Path) -> std::result::Result<u64, String> {
         return Err(format!("{shown} is a folder: name a file in it"));
     }
     if !about.is_file() {
-        return Err(format!("{shown} is no plain file: copy what is in it to one"));
+        return Err(format!("{shown} is not a regular file: copy its contents to one"));
     }
     fs::File::open(path).map_err(|error| unreadable(path, &error))?;
     if about.len() > MAX_BYTES {
@@ -140,7 +140,7 @@ mod tests {
         let said = |path: &Path| size(path).unwrap_err();
         assert!(said(path).ends_with("is a folder: name a file in it"));
         assert!(said(&path.join("gone")).starts_with("there is no such file: "));
-        assert!(said(Path::new("/dev/null")).contains("/dev/null is no plain file"));
+        assert!(said(Path::new("/dev/null")).contains("/dev/null is not a regular file"));
         assert!(said(&large).contains("has 5120 MiB, and a file may have less than 4096"));
         fs::write(path.join("some"), "abc").unwrap();
         assert_eq!(size(&path.join("some")), Ok(3));

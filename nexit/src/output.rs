@@ -27,7 +27,7 @@ pub(crate) fn check_file(output: &Path, bytes: u64) -> Result<()> {
             Err(Failure::Usage(format!("{shown} is a folder: name the file that is to be written")))
         }
         Ok(found) if !found.is_file() => Err(Failure::Usage(format!(
-            "{shown} is no plain file: write the image to a file, and copy that with dd"
+            "{shown} is not a regular file: write the image to a file, and copy that with dd"
         ))),
         _ => check_place(&parent(output), bytes),
     }

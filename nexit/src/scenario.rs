@@ -12,7 +12,7 @@ use plan::Refusal;
 use crate::failure::{Failure, Result};
 use crate::files::Files;
 
-/// So many boot modules the hypervisor takes (`boot::info::MAX_MODULES`).
+/// Maximum number of boot modules of the hypervisor (`boot::info::MAX_MODULES`).
 const MAX_FILES: usize = 64;
 /// Name of the hypervisor image among the files of an image.
 pub(crate) const IMAGE_NAME: &str = "nexit.elf";
@@ -22,7 +22,7 @@ pub(crate) const IMAGE_NAME: &str = "nexit.elf";
 pub(crate) struct BootFile {
     /// Its name in the image: the last part of its path.
     pub(crate) name: String,
-    /// Where it is on this host.
+    /// Its path on this host.
     pub(crate) path: PathBuf,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct BootFile {
 pub(crate) struct Scenario {
     /// The parsed configuration.
     pub(crate) config: Config,
-    /// The configuration itself first, then what it names, each file once.
+    /// The configuration first, then the files that it names, each once.
     pub(crate) files: Vec<BootFile>,
 }
 
@@ -54,8 +54,8 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 }
 
 impl Scenario {
-    /// Reads and checks `path`, and finds the files that it names. What the hypervisor would refuse is
-    /// refused, unless it is `unchecked`.
+    /// Reads and checks `path`, and finds the files that it names. Unless `unchecked`, it refuses what the hypervisor would
+    /// refuse.
     pub(crate) fn load(path: &Path, unchecked: bool) -> Result<Self> {
         let text = read(path)?;
         let usage =
@@ -81,7 +81,7 @@ impl Scenario {
         all.max().map_or(1, |highest| highest.saturating_add(1))
     }
 
-    /// Memory of all guests and of what they share, in bytes.
+    /// Memory of all guests, shared memory included, in bytes.
     pub(crate) fn guest_memory(&self) -> u64 {
         let shared = self.config.shared.iter().map(|region| region.size);
         let memory = self.config.guests.iter().map(|guest| guest.memory);
@@ -104,7 +104,7 @@ fn is_missing(found: &Files, config: &Config, refusal: &Refusal) -> bool {
         })
 }
 
-/// What a configuration names: guest, key, index in it, and path.
+/// The files that a configuration names: guest, key, index in it, and path.
 fn named(config: &Config) -> impl Iterator<Item = (&GuestConfig, &'static str, usize, &str)> {
     config.guests.iter().flat_map(|guest| {
         let kernel = [(guest, "kernel", 0, guest.kernel.as_str())];
@@ -115,8 +115,7 @@ fn named(config: &Config) -> impl Iterator<Item = (&GuestConfig, &'static str, u
     })
 }
 
-/// The configuration and the files that it names, under the names that they get in the image; and what is
-/// wrong with those names.
+/// The configuration and the files that it names, with their names in the image; and the problems with those names.
 pub(crate) fn boot_files(
     config: &Config,
     path: &Path,

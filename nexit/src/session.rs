@@ -33,7 +33,7 @@ pub(crate) struct Emulation {
     pub(crate) output: Output,
 }
 
-/// Where the machine's serial line comes out.
+/// The machine's serial line on the host.
 #[derive(Debug)]
 pub(crate) enum Output {
     /// The process's standard output; standard input goes to the line, by way of this program where
@@ -41,7 +41,7 @@ pub(crate) enum Output {
     Pipe,
     /// A connection that the process makes; standard input goes there too.
     Socket {
-        /// Where it connects to.
+        /// Accepts its connection.
         listener: TcpListener,
         /// The emulator's own log, shown if the run fails.
         log: PathBuf,
@@ -68,11 +68,10 @@ enum Event {
     Interrupted(&'static str),
 }
 
-/// Runs it to its end, with its console on standard output and every line of it told to `verdict`.
+/// Runs the machine to its end, with its console on standard output, and passes every line to `verdict`.
 ///
 /// # Errors
-/// `TimedOut`, or `Failed` where it cannot be started or was interrupted. What the guests did is
-/// the verdict's matter.
+/// `TimedOut`, or `Failed` if it cannot be started or was interrupted. `verdict` judges the guests.
 pub(crate) fn run(
     emulation: Emulation,
     timeout: Option<Duration>,
@@ -85,7 +84,7 @@ pub(crate) fn run(
     let terminal = Terminal::take(io::stdin())?;
     let mut child = start(&emulation, terminal.is_some())?;
     let dead = Arc::new(AtomicBool::new(false));
-    // A terminal that could not be taken is somebody else's.
+    // A terminal that could not be taken belongs to another process.
     let typed = terminal.is_some() || !io::stdin().is_terminal();
     let result = watch(&emulation, &mut child, sender, &dead, typed)
         .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict));
@@ -103,7 +102,7 @@ fn catch_signals(sender: Sender<Event>) -> Result<()> {
         .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))
 }
 
-/// Starts the process: Bochs in its turn, and again where the machine had no port for it.
+/// Starts the process. One Bochs starts at a time, and again if it found no free port.
 fn start(emulation: &Emulation, typed: bool) -> Result<Child> {
     let Output::Socket { listener, log, .. } = &emulation.output else {
         return spawn(emulation, typed);
@@ -117,7 +116,7 @@ fn start(emulation: &Emulation, typed: bool) -> Result<Child> {
         if turn.has_port(log, &mut child) || tries == turn::TRIES {
             return Ok(child);
         }
-        // What the one that died has left.
+        // Connections that the ended process has left.
         while listener.accept().is_ok() {}
         remove_locks(&emulation.output);
         thread::sleep(turn::PAUSE);
@@ -183,7 +182,7 @@ fn watch(
     Ok(())
 }
 
-/// Carries what is typed to the machine's serial line.
+/// Forwards typed bytes to the machine's serial line.
 fn forward(line: impl Write + Send + 'static, sender: &Sender<Event>) {
     eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
     let quit = sender.clone();
@@ -264,7 +263,7 @@ fn follow(
     }
 }
 
-/// Output that nobody reads (a closed pipe) does not stop the run.
+/// A closed pipe on standard output does not stop the run.
 fn show(bytes: &[u8]) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());

@@ -36,7 +36,7 @@ fn each_test_that_the_threat_model_names_exists() {
         Some(target) => targets.contains(&format!("\"{target}\"")) || target == "NAME",
         None => there.contains(**name),
     };
-    let (found, missing): (Vec<_>, Vec<_>) = quoted.iter().filter(named).partition(exists);
+    let (found, missing): (Vec<&&str>, Vec<&&str>) = quoted.iter().filter(named).partition(exists);
     assert!(missing.is_empty(), "no such test: {missing:?}");
     assert!(found.len() > 50, "the page names {} tests", found.len());
 }

@@ -1,12 +1,12 @@
-//! Access Control Services: whether a function lets requests of its device, or of what is behind
-//! it, reach other devices without passing the IOMMU (PCI Express Base Specification, "Access
+//! Access Control Services: whether requests of a function's device, or of devices behind
+//! it, can reach other devices without passing the IOMMU (PCI Express Base Specification, "Access
 //! Control Services").
 //!
 //! Two kinds of Intel functions are exceptions, by name: [`has_wide_registers`] and
 //! [`never_reaches_peers`].
 //!
-//! Invariant: what is called isolating here has its controls set, not only offered; a machine that
-//! reaches only 256 bytes of configuration space has no such function.
+//! Invariant: a function counts as isolating only if its controls are set, not merely offered. On a machine that
+//! reaches only 256 bytes of configuration space, no function does.
 
 use arch::Width;
 use arch::machine::ConfigSpace;
@@ -22,7 +22,7 @@ bitflags::bitflags! {
     struct Acs: u16 {
         /// ACS Source Validation.
         const SOURCE_VALIDATION = 1;
-        /// ACS Translation Blocking: nobody may claim that an address is translated already.
+        /// ACS Translation Blocking: blocks requests that claim to be translated already.
         const TRANSLATION_BLOCKING = 1 << 1;
         /// ACS P2P Request Redirect.
         const REQUEST_REDIRECT = 1 << 2;
@@ -37,7 +37,7 @@ bitflags::bitflags! {
     }
 }
 
-/// What has to be on where the function has it: what it does not have, it does not need.
+/// The controls that must be on if the function has them; it does not need those that it lacks.
 const WANTED: Acs = Acs::SOURCE_VALIDATION
     .union(Acs::TRANSLATION_BLOCKING)
     .union(Acs::REQUEST_REDIRECT)

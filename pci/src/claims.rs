@@ -1,7 +1,7 @@
-//! Every BAR is a claim to addresses: whether it is a good one is decided here.
+//! Checks the addresses in BARs, which are claims until then.
 //!
-//! Invariant: a function that [`Claims::check`] lets pass decodes no byte that is somebody else's, and
-//! nothing that its bridges do not send to it.
+//! Invariant: a function that passes [`Claims::check`] decodes no byte that has another owner, and only addresses that its
+//! bridges forward to it.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -25,7 +25,7 @@ pub struct Owners {
     pub ports: Vec<(PortRange, &'static str)>,
 }
 
-/// The BARs of all functions, and whose everything else is.
+/// The BARs of all functions, and the owners of all other addresses.
 #[derive(Clone, Debug)]
 pub struct Claims {
     records: Vec<Record>,
@@ -33,7 +33,7 @@ pub struct Claims {
     owners: Owners,
 }
 
-/// A bridge, and what it sends to the buses behind it.
+/// A bridge, and the addresses that it forwards to the buses behind it.
 #[derive(Clone, Debug)]
 struct Bridge {
     bdf: Bdf,
@@ -48,11 +48,11 @@ pub struct BadClaim {
     pub function: Bdf,
     /// Its BAR.
     pub bar: Bar,
-    /// What is wrong with that.
+    /// The problem with that.
     pub problem: Problem,
 }
 
-/// What is wrong with a BAR.
+/// A problem of a BAR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Problem {
     /// It overlaps this, from its first address to its last.
@@ -109,16 +109,16 @@ impl Claims {
         Self { records, bridges, owners }
     }
 
-    /// What was recorded of a function.
+    /// The record of a function.
     #[must_use]
     pub fn of(&self, function: Bdf) -> Option<&Record> {
         self.records.iter().find(|record| record.function == function)
     }
 
-    /// Whether a guest may have what the BARs of `function` claim. A BAR without an address claims none.
+    /// Whether a guest may have the addresses of the BARs of `function`. A BAR without an address claims none.
     ///
     /// # Errors
-    /// Names the first that claims what is not its own.
+    /// Names the first BAR that claims addresses with another owner.
     pub fn check(&self, function: Bdf) -> Result<(), BadClaim> {
         let Some(record) = self.of(function) else { return Ok(()) };
         for bar in record.bars.iter().flatten().filter(|bar| bar.base != 0) {
@@ -160,8 +160,8 @@ impl Claims {
         }
     }
 
-    /// A BAR that is not decoded may hold anything: one of two must be for the other to be in its way,
-    /// or nobody knows which of the two will be.
+    /// Two BARs are in each other's way if at least one of them is decoded, or if it is unknown which will be. A BAR that is
+    /// not decoded may hold any value.
     fn other_bar(&self, own: &Record, bar: &Bar) -> Option<Problem> {
         for other in &self.records {
             for theirs in other.bars.iter().flatten().filter(|theirs| theirs.base != 0) {

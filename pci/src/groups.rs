@@ -22,7 +22,7 @@ use crate::acs;
 use crate::capability::{PCI_EXPRESS, find};
 use crate::header::{Function, HeaderType};
 
-/// What a function is to the tree ("PCI Express Capabilities Register", Device/Port Type).
+/// A function's role in the tree ("PCI Express Capabilities Register", Device/Port Type).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Port {
     /// A device, or anything else that forwards nothing.
@@ -57,15 +57,15 @@ impl Port {
     }
 }
 
-/// What all functions of one device have in common: segment and bus, and the device number but behind a
-/// link, where the one device may use all of them for more than eight functions (ARI).
+/// Identifies a device: segment, bus and device number. Behind a link there is no device number, because the one device
+/// may use all numbers for more than eight functions (ARI).
 type Device = ((u16, u8), Option<u8>);
 
 const fn bus(function: Bdf) -> (u16, u8) {
     (function.segment(), function.bus())
 }
 
-/// A function and where it belongs.
+/// A function and its group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Member {
     function: Function,
@@ -89,7 +89,7 @@ impl Member {
         })
     }
 
-    /// The buses behind a bridge, where the firmware has set them.
+    /// The buses behind a bridge, if the firmware has set them.
     fn secondary(&self) -> Option<(u8, u8)> {
         match self.function.header {
             HeaderType::Bridge { secondary: secondary @ 1.., subordinate } => {
@@ -141,8 +141,8 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// The groups of `functions`, which are all that a scan has found. Access Control Services count
-    /// where they are on ([`acs::enable`]).
+    /// The groups of `functions`, which are the complete result of a scan. Access Control Services count
+    /// if they are on ([`acs::enable`]).
     #[must_use]
     pub fn new(space: &impl ConfigSpace, functions: &[Function]) -> Self {
         let member = |function: &Function| Member {
@@ -198,7 +198,7 @@ impl Groups {
         self.members.iter().find(|member| member.function.bdf == function).map(|found| found.group)
     }
 
-    /// The group of `function`, itself included; empty where the scan has not found it.
+    /// The group of `function`, itself included; empty if the scan has not found it.
     pub fn group(&self, function: Bdf) -> impl Iterator<Item = &Function> {
         let label = self.label(function);
         let members = self.members.iter().filter(move |member| Some(member.group) == label);
@@ -216,8 +216,8 @@ impl Groups {
         core::iter::once(function).chain(aliases)
     }
 
-    /// The requester ID that the messages of `function` carry when they reach the IOMMU: that of the
-    /// uppermost bridge to conventional PCI above it, else its own. All that share it are one group.
+    /// The requester ID in the messages of `function` when they reach the IOMMU: the ID of the
+    /// uppermost bridge to conventional PCI above it, else its own. Functions that share an ID are one group.
     #[must_use]
     pub fn interrupt_requester(&self, function: Bdf) -> Bdf {
         let above = |bridge: &Member| self.aliases(bridge.function.bdf).count();
@@ -244,7 +244,7 @@ impl Groups {
     /// what the hypervisor keeps quiet may stay behind ([`Function::may_stay_behind`]).
     ///
     /// # Errors
-    /// The first function whose group is divided, and what would have to go with it.
+    /// The first function whose group is divided, and the functions that it needs.
     pub fn check(&self, assignment: &[impl AsRef<[Bdf]>]) -> Result<(), GroupError> {
         self.divided(assignment).into_iter().next().map_or(Ok(()), Err)
     }

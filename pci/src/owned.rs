@@ -1,8 +1,8 @@
-//! What a guest has of the machine's registers and shared memory, by name, and where it is.
+//! A guest's registers and shared memory, by name, and their addresses.
 //!
-//! Invariant: an address that comes out of here lies in a memory BAR that was recorded at bring-up of a function
-//! of the guest's, or in a region that it shares. A page that a table of MSI-X touches is never mapped, and its
-//! bytes are reached as whole entries only.
+//! Invariant: every returned address lies in a memory BAR that was recorded at bring-up for a function
+//! of the guest, or in a region that it shares. A page that contains a part of an MSI-X table is never mapped, and the
+//! table is accessed by whole entries only.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,7 +16,7 @@ use crate::bar::Bar;
 use crate::capability::{self, capabilities};
 use crate::msix::{ENTRY_SIZE, MsixCapability};
 
-/// Why a guest's policy does not get what it asks for: a mistake in it, which no guest should be able to cause.
+/// Why a request of policy is refused: a bug in policy, which no guest should be able to cause.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotOwned(pub &'static str);
 
@@ -44,8 +44,8 @@ pub struct Owned {
 }
 
 impl Owned {
-    /// Adds a function of the guest's with the BARs that were recorded of it. Ports, and what the firmware gave no
-    /// address, are no parts.
+    /// Adds a function of the guest with its recorded BARs. Port BARs, and BARs without an address from the firmware, are
+    /// left out.
     pub fn add_function(
         &mut self,
         space: &impl ConfigSpace,
@@ -76,10 +76,10 @@ impl Owned {
         self.pit = true;
     }
 
-    /// Where the guest may have `length` bytes of `part` from `offset` on mapped.
+    /// The address of `length` bytes of `part` from `offset` on, to be mapped for the guest.
     ///
     /// # Errors
-    /// When it is not the guest's, is not whole pages, or has an entry of MSI-X in it.
+    /// If the part is not the guest's, is not whole pages, or contains an MSI-X entry.
     pub fn pages(&self, part: Part, offset: u64, length: u64) -> Found {
         if length == 0 || !(offset | length).is_multiple_of(PAGE_SIZE) {
             return Err(UNALIGNED);
@@ -87,10 +87,10 @@ impl Owned {
         self.clear_of(MsixCapability::table_pages, part, offset, length)
     }
 
-    /// Where the register of this width at `offset` of `part` is.
+    /// The address of the register of this width at `offset` of `part`.
     ///
     /// # Errors
-    /// When it is not the guest's, not aligned, or one of an entry of MSI-X.
+    /// If it is not the guest's, not aligned, or in an MSI-X entry.
     pub fn register(&self, part: Part, offset: u64, width: Width) -> Found {
         let length = u64::from(width.bytes());
         if !offset.is_multiple_of(length) {
@@ -150,7 +150,7 @@ pub struct OwnedConfigSpace<C> {
 }
 
 impl<C> OwnedConfigSpace<C> {
-    /// That of a guest that has `owned`.
+    /// For a guest that owns `owned`.
     pub const fn new(space: C, owned: Arc<Owned>) -> Self {
         Self { space, owned }
     }

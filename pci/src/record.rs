@@ -1,7 +1,7 @@
-//! What the BARs of a function said once, before any guest ran.
+//! A record of a function's BARs from before any guest ran.
 //!
-//! Invariant: what a device says later is compared with the record and never believed: a guest can
-//! change what some devices say (FPGAs, network cards and displays that can be programmed).
+//! Invariant: later values are compared with the record and never trusted: a guest can reprogram some devices (FPGAs,
+//! network cards and displays).
 
 use core::fmt;
 
@@ -25,16 +25,16 @@ pub struct Record {
     count: usize,
 }
 
-/// A BAR register does not say what it said at bring-up.
+/// A BAR register differs from its record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Changed {
     /// The function.
     pub function: Bdf,
     /// Index of the register.
     pub register: u8,
-    /// What it said.
+    /// The recorded value.
     pub was: u32,
-    /// What it says.
+    /// The value now.
     pub is: u32,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Changed {
         let Self { function, register, was, is } = self;
         write!(
             f,
-            "{function}: BAR register {register} says {is:#010x}, where it said {was:#010x} at the boot: the device \
+            "{function}: BAR register {register} is {is:#010x}, but was {was:#010x} at boot: the device \
              is not given to a guest again until the machine is switched off and on"
         )
     }
@@ -85,10 +85,10 @@ impl Record {
         }
     }
 
-    /// Whether the registers say what they said.
+    /// Whether the registers still have the recorded values.
     ///
     /// # Errors
-    /// Names the first that does not.
+    /// Names the first that differs.
     pub fn check(&self, space: &impl ConfigSpace) -> Result<(), Changed> {
         for (index, (was, offset)) in
             self.registers.iter().zip(offsets()).take(self.count).enumerate()

@@ -1,12 +1,11 @@
 //! Takes a function away from its previous owner: bus mastering off, and reset.
 //!
-//! Three ways, best first: Function Level Reset; the power states D3hot and D0; and where a bridge has
-//! nothing behind it but functions of one owner, the bridge's Secondary Bus Reset for all of them. Ways
-//! that are broken in a device are left out ([`crate::quirks`]), and where a function does not come back
-//! from its own way, its bus is tried.
+//! Three methods, best first: Function Level Reset; the power states D3hot and D0; and, if all functions behind a bridge
+//! have one owner, the bridge's Secondary Bus Reset for all of them. Methods that are broken in a device are skipped
+//! ([`crate::quirks`]). If a function does not return from its own reset, its bus is tried.
 //!
-//! Invariant: a function that is reset has its BARs where they were, decoding and bus mastering off;
-//! for every other there is an error that says why. Nobody else's function is touched.
+//! Invariant: after a reset, a function has its BARs where they were, decoding and bus mastering off;
+//! otherwise there is an error that says why. No function of another owner is touched.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -89,7 +88,7 @@ impl fmt::Display for ResetError {
 
 impl core::error::Error for ResetError {}
 
-/// What the log should say of a reset.
+/// The log's line about a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// Transactions are still pending: it is reset all the same.
@@ -219,7 +218,7 @@ pub fn reset_all(
     }
 }
 
-/// No decoding, no bus mastering, no interrupt, no ROM. Returns what it decoded.
+/// Switches off decoding, bus mastering, the interrupt and the ROM. Returns the command register from before.
 fn quiet(space: &mut impl ConfigSpace, function: Bdf) -> Command {
     const MESSAGE_CONTROL: u16 = 2;
     const ROM_ENABLE: u32 = 1;

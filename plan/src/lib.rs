@@ -1,15 +1,15 @@
 //! Whether a configuration fits a machine: every refusal that can be made before anything is started.
 //!
-//! The hypervisor asks at boot, once it knows the machine ([`check`]); `nexit check` asks on another one,
-//! with what was captured of it. What either says comes from here, word for word. What shows only while
-//! the machine is set up (a unit that does not answer, a table that finds no memory) is refused there.
+//! The hypervisor calls [`check`] at boot, once it knows the machine; `nexit check` calls it elsewhere, with a capture of
+//! the machine. The sentences of both come from here. Problems that show only while the machine is set up (a unit that
+//! does not answer, no memory for a table) are refused there.
 //!
 //! * [`devices`]: do they exist, can they be assigned, what goes together
 //! * [`memory`]: where a guest's RAM comes from, and what guests share
 //! * [`files`]: kernel, initrd and modules; [`processors`]; [`interrupts`]: mode, lines, ports
-//! * [`platform`]: what every CPU must have; [`owners`]: whose addresses no BAR may claim
+//! * [`platform`]: features that every CPU needs; [`owners`]: addresses that no BAR may claim
 //!
-//! Invariant: nothing here touches the machine, and nothing stops at the first thing that is wrong.
+//! Invariant: nothing here touches the machine, and no check stops at the first problem.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -44,20 +44,20 @@ pub use platform::Vendor;
 pub use processors::Cpu;
 pub use refusal::{About, Refusal};
 
-/// What is known of the machine.
+/// The machine's facts.
 pub struct Machine<'a, C> {
-    /// Whose virtualization it has.
+    /// The vendor of its virtualization.
     pub vendor: Vendor,
-    /// What the CPUs lack to run guests in a mode: a sentence.
+    /// The feature that the CPUs lack for a mode: a sentence.
     pub lacks: &'a dyn Fn(InterruptMode) -> Option<String>,
     /// In the order in which the configuration counts them.
     pub cpus: &'a [Cpu],
     /// The memory that is left for guests.
     pub free: FrameAllocator,
-    /// The RAM of the one guest that is identity-mapped, where there is no IOMMU and the configuration
-    /// accepts that ([`memory::identity`]).
+    /// The RAM of the one identity-mapped guest, if there is no IOMMU and the configuration accepts that
+    /// ([`memory::identity`]).
     pub identity_ram: Option<&'a [GpaRange]>,
-    /// The window to configuration space, where it is one that a guest can have ([`memory::low_window`]).
+    /// The window to configuration space, if a guest can have it ([`memory::low_window`]).
     pub ecam: Option<Ecam>,
     /// Configuration space.
     pub space: &'a C,
@@ -69,11 +69,11 @@ pub struct Machine<'a, C> {
     pub reserved: &'a dyn Fn(Bdf) -> Option<HpaRange>,
     /// Whether a unit of the IOMMU covers a function.
     pub covered: &'a dyn Fn(Bdf) -> bool,
-    /// Why there is no usable IOMMU, where there is none.
+    /// Why there is no usable IOMMU; `None` if there is one.
     pub no_iommu: Option<&'a str>,
     /// Whether an input of an I/O APIC has this global system interrupt.
     pub has_line: &'a dyn Fn(u32) -> bool,
-    /// What the BARs of all functions claim.
+    /// The BARs of all functions.
     pub claims: &'a pci::Claims,
     /// How an interrupt of the ISA bus is wired.
     pub isa_line: &'a dyn Fn(u8) -> Wired,
@@ -83,14 +83,14 @@ pub struct Machine<'a, C> {
     pub files: files::Source<'a>,
 }
 
-/// What a configuration comes to on a machine.
+/// The result of a configuration on a machine.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Plan {
     /// The functions of each guest, in the order of the file; without those that are refused.
     pub functions: Vec<Vec<Bdf>>,
-    /// All that is wrong; empty where the guests can be built.
+    /// All problems; empty if the guests can be built.
     pub refusals: Vec<Refusal>,
-    /// What is not wrong, but is better known.
+    /// Not problems, but worth knowing.
     pub remarks: Vec<Refusal>,
 }
 
@@ -124,7 +124,7 @@ pub fn check<C: ConfigSpace>(config: &Config, machine: &Machine<'_, C>) -> Plan 
     plan
 }
 
-/// The refusals that need no machine: what the configuration and its files say by themselves.
+/// The refusals that need no machine: those of the configuration and its files alone.
 #[must_use]
 pub fn check_alone(config: &Config, files: files::Source<'_>) -> Vec<Refusal> {
     let mut refusals = Vec::new();

@@ -16,7 +16,7 @@ pub const MAX_BLOCKS: usize = 32;
 
 const MIB: u64 = 1 << 20;
 
-/// Memory that nobody has yet.
+/// Free memory.
 pub trait Pool {
     /// Takes contiguous memory.
     fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa>;
@@ -32,7 +32,7 @@ impl Pool for FrameAllocator {
     }
 
     fn put_back(&mut self, range: HpaRange) {
-        // What was taken can be put back.
+        // Memory that was just taken can always be put back.
         let _ = self.take_back(range);
     }
 
@@ -44,9 +44,9 @@ impl Pool for FrameAllocator {
 /// A run of guest RAM that is contiguous in both spaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Block {
-    /// Where the guest has it.
+    /// Its address in the guest.
     pub gpa: Gpa,
-    /// Where the machine has it.
+    /// Its address in the machine.
     pub hpa: Hpa,
     /// Bytes.
     pub length: u64,
@@ -54,8 +54,8 @@ pub struct Block {
     pub pooled: bool,
 }
 
-/// The window to configuration space that a guest gets, of these (segment, first bus, last bus, base).
-/// One above 4 GiB would lie where the guest has RAM or the BARs of its devices: it does without.
+/// The guest's window to configuration space, chosen from these (segment, first bus, last bus, base).
+/// A window above 4 GiB would overlap the guest's RAM or BARs; then the guest has none.
 pub fn low_window(windows: impl IntoIterator<Item = (u16, u8, u8, Hpa)>) -> Option<Ecam> {
     let low = |(segment, first, last, base): (u16, u8, u8, Hpa)| {
         let ecam = Ecam { base: Gpa::new(base.as_u64()), buses: u16::from(last) + 1 };
@@ -64,7 +64,7 @@ pub fn low_window(windows: impl IntoIterator<Item = (u16, u8, u8, Hpa)>) -> Opti
     windows.into_iter().find_map(low)
 }
 
-/// Where the guest's memory lies in its own address space.
+/// The guest's memory map.
 #[must_use]
 pub fn map(
     guest: &GuestConfig,
@@ -118,8 +118,8 @@ fn find_blocks(
             find_run(pool, *run, blocks)?;
             continue;
         }
-        // Identity-mapped, but the legacy area comes from elsewhere: the machine's own holds its
-        // firmware.
+        // Identity-mapped except for the legacy area, which comes from elsewhere: the machine's own holds
+        // firmware data.
         let (start, end) = (run.start.as_u64(), run.end());
         let legacy_end = LEGACY.end();
         let same = |start: u64, end: u64| Block {
@@ -180,8 +180,8 @@ pub fn share(region: &SharedConfig, pool: &mut impl Pool) -> Result<Hpa, Refusal
 }
 
 /// The RAM of an identity-mapped guest: the machine's own below the guest's size, without the image.
-/// `usable` is the machine's RAM in ascending order. `None` where the configuration does not ask for it,
-/// should there be no IOMMU.
+/// `usable` is the machine's RAM in ascending order. `None` if the configuration does not permit an identity-mapped
+/// guest without an IOMMU.
 pub fn identity(
     config: &Config,
     usable: impl Iterator<Item = HpaRange>,

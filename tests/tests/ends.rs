@@ -41,7 +41,7 @@ fn a_triple_fault_ends_the_guest_alone(emulator: Emulator) {
 fn code_where_nothing_is_is_no_instruction(emulator: Emulator) {
     let outcome = run(emulator, "nowhere");
     assert_fails_as(&outcome, "triple_fault");
-    let sentence = "nexit: guest ends: it got to 0xd0000000, where nothing is";
+    let sentence = "nexit: guest ends: it executed 0xd0000000, which is unused";
     assert!(outcome.own_lines().any(|line| line == sentence), "{outcome}");
 }
 

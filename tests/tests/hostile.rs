@@ -90,7 +90,7 @@ fn nothing_comes_through(emulator: Emulator, interrupts: &str) {
     }
     let both = end_of(&outcome, "hostile") < end_of(&outcome, "victim");
     assert!(both, "the neighbour watched to the end\n{outcome}");
-    let notes = outcome.own_lines().filter(|line| line.contains("where nothing is")).count();
+    let notes = outcome.own_lines().filter(|line| line.contains("which is unused")).count();
     assert!((1..=8).contains(&notes), "{notes} notes of what it did again and again\n{outcome}");
 }
 

@@ -13,7 +13,7 @@ fn probe(name: &str, options: &[&str], devices: &[&str]) -> Capture {
     let run =
         [&["run", "--config", &config, "--timeout", "90"], options, &["--"], devices].concat();
     let outcome = folder.nexit("boot", &run);
-    let refusal = "probe = true: this is what the machine is; no guest is started";
+    let refusal = "probe = true: the machine is described above; no guest is started";
     assert!(outcome.output.contains(refusal), "{outcome}");
     let bytes: usize =
         outcome.output.lines().filter(|it| it.contains("probe ")).map(str::len).sum();

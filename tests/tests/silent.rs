@@ -30,7 +30,7 @@ fn is_whole(rows: &[String]) {
         "nexit: console: no UART",
         "nexit: CPUs: 2 found, 2 started",
         "00:03.0 1234:1111 class 030000",
-        "nexit: error: nexit.toml: probe = true: this is what the machine is",
+        "nexit: error: nexit.toml: probe = true: the machine is described above",
     ] {
         assert!(has(rows, text), "{text:?} is missing\n{}", rows.join("\n"));
     }

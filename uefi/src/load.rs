@@ -28,7 +28,7 @@ pub(crate) fn load() -> Result<Infallible, LoadError> {
     let file = files::read_image(&mut folder)?;
     let image = Image::parse(file.bytes()).map_err(|_| LoadError::NotAnImage)?;
     let range = image.range();
-    // The file was read before anybody knew where the image wants to lie: move it out of the way.
+    // The file was read before the image's address was known: move it out of the way.
     let mut staged = Pages::allocate(file.length(), MemoryType::LOADER_DATA, &range)?;
     staged.bytes_mut().copy_from_slice(file.bytes());
     drop(file);
@@ -75,7 +75,7 @@ fn memory_map() -> Result<MemoryMapOwned, LoadError> {
     boot::memory_map(MemoryType::LOADER_DATA).map_err(|_| LoadError::NoMemory { bytes: MAP_GROWTH })
 }
 
-/// Adds what is known of the loader itself, the command line and the modules.
+/// Adds the loader's name, the command line and the modules.
 fn describe(information: &mut Information<'_>, modules: &[BootFile]) -> Result<(), Full> {
     information.tag(tag::LOADER_NAME, &[tag::UEFI_LOADER_NAME.as_bytes(), b"\0"])?;
     information.tag(tag::COMMAND_LINE, &[command_line().as_bytes(), b"\0"])?;
@@ -89,7 +89,7 @@ fn describe(information: &mut Information<'_>, modules: &[BootFile]) -> Result<(
     information.tag(tag::EFI64_SYSTEM_TABLE, &[&table.to_le_bytes()])
 }
 
-/// The load options, where the boot manager or the shell gave any that are text.
+/// The load options, if the boot manager or the shell gave text.
 fn command_line() -> ArrayString<1024> {
     let mut text = ArrayString::new();
     let image = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle());
@@ -102,7 +102,7 @@ fn command_line() -> ArrayString<1024> {
     text
 }
 
-/// Adds a copy of the Root System Description Pointer, of ACPI 2.0 where there is one.
+/// Adds a copy of the Root System Description Pointer; that of ACPI 2.0 if there is one.
 fn add_rsdp(information: &mut Information<'_>) -> Result<Result<(), Full>, LoadError> {
     let find = |guid, kind, size| {
         let table = uefi::system::with_config_table(|entries| {
@@ -120,8 +120,8 @@ fn add_rsdp(information: &mut Information<'_>) -> Result<Result<(), Full>, LoadE
     Ok(information.tag(kind, &[rsdp]))
 }
 
-/// Adds the framebuffer of the firmware's screen, where there is one of 32 bits a pixel: in the mode
-/// that the firmware has set, so that a screen that shows its text shows ours.
+/// Adds the framebuffer of the firmware's screen, if it has 32 bits a pixel. The mode stays as
+/// the firmware has set it, so that a screen that shows the firmware's text also shows ours.
 fn add_framebuffer(information: &mut Information<'_>) -> Result<(), Full> {
     let Ok(handle) = boot::get_handle_for_protocol::<GraphicsOutput>() else { return Ok(()) };
     let parameters = OpenProtocolParams { handle, agent: boot::image_handle(), controller: None };

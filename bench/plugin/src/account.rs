@@ -1,14 +1,13 @@
-//! What one virtual CPU has executed, by level. Pure.
+//! The instructions of one virtual CPU, by level. Pure.
 //!
-//! QEMU adds up all instructions of a CPU in one counter. Only a world switch tells whose they were:
-//! what has been counted since the last one is booked to the level that ends.
+//! QEMU counts all instructions of a CPU in one counter. At a world switch, the instructions since the last one are
+//! added to the level that ends.
 
 use std::collections::BTreeMap;
 
-/// Key of what the hypervisor executed before the first VMRUN: no exit of any code.
+/// Key of the hypervisor's instructions before the first VMRUN: they belong to no exit code.
 pub(crate) const BEFORE_THE_FIRST_ENTRY: u64 = u64::MAX;
-/// Key of the exits whose code could not be read (a hypervisor that does not map its VMCB where it
-/// is).
+/// Key of exits with an unreadable code (a hypervisor whose VMCB is not identity-mapped).
 pub(crate) const UNKNOWN: u64 = u64::MAX - 1;
 /// Key of the guest's own instructions in the profile.
 pub(crate) const GUEST: u64 = u64::MAX - 2;
@@ -23,7 +22,7 @@ pub(crate) enum Level {
     Guest,
 }
 
-/// Exits of one code, and what the hypervisor executed for them.
+/// Exits of one code, and the hypervisor's instructions for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Cost {
     /// Exits.
@@ -47,7 +46,7 @@ pub(crate) struct Account {
     pub(crate) halts: u64,
     /// By exit code (`BEFORE_THE_FIRST_ENTRY`, `UNKNOWN`).
     pub(crate) by_code: BTreeMap<u64, Cost>,
-    /// Instructions by exit code (`GUEST`: the guest's) and address, where that is wanted.
+    /// Instructions by exit code (`GUEST`: the guest's) and address, if a profile is wanted.
     pub(crate) profile: BTreeMap<(u64, u64), u64>,
     /// Entries through the gate of each vector: the guest's, or the machine's owner's while there is no guest.
     pub(crate) vectors: BTreeMap<u8, u64>,
@@ -58,7 +57,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// Books what was executed since the last call: the counter stands at `executed`.
+    /// Adds the instructions since the last call; the counter is at `executed`.
     pub(crate) fn settle(&mut self, executed: u64) {
         let fresh = executed.wrapping_sub(self.booked);
         self.booked = executed;
@@ -96,15 +95,15 @@ impl Account {
         *self.profile.entry((code, address)).or_default() += 1;
     }
 
-    /// The first instruction of this vector's handler is about to be executed. That of a hypervisor which is
-    /// the same kernel as its guest is no interrupt of the guest.
+    /// The first instruction of this vector's handler is about to be executed. If hypervisor and guest run the same
+    /// kernel, the hypervisor's interrupts are not counted.
     pub(crate) fn interrupted(&mut self, vector: u8) {
         if self.level == Level::Guest || self.switches == 0 {
             *self.vectors.entry(vector).or_default() += 1;
         }
     }
 
-    /// What was added since `earlier`.
+    /// The difference from `earlier`.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let by_code = self.by_code.iter().filter_map(|(code, cost)| {
             let before = earlier.by_code.get(code).copied().unwrap_or_default();

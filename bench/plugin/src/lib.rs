@@ -34,8 +34,8 @@ use abi::{Block, Callback, Counter, Id, Instruction, RegisterDescriptor};
 use account::{Account, Level, UNKNOWN};
 use code::Kind;
 
-/// Read by QEMU before anything is called.
-// SAFETY: nobody else defines this name.
+/// QEMU reads this before it calls any function.
+// SAFETY: no other code defines this name.
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "QEMU looks for this name")]
 pub static qemu_plugin_version: c_int = abi::VERSION;
@@ -45,11 +45,11 @@ const EXITCODE: u64 = 0x70;
 /// The longest instruction, in bytes.
 const LONGEST: usize = 15;
 
-/// What is set once.
+/// The settings, written once.
 struct Setup {
     executed: Counter,
     profile: Range<u64>,
-    /// Where the hypervisor maps physical address 0.
+    /// The address at which the hypervisor maps physical address 0.
     physical: u64,
     /// Vectors by the address of their handlers' first instruction.
     vectors: HashMap<u64, u8>,
@@ -85,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The slot of a CPU, made where there is none yet.
+/// The slot of a CPU; created if it does not exist yet.
 fn slot<T: Clone + Default>(list: &mut Vec<T>, cpu: c_uint) -> &mut T {
     let index = cpu as usize;
     if list.len() <= index {
@@ -98,7 +98,7 @@ fn slot<T: Clone + Default>(list: &mut Vec<T>, cpu: c_uint) -> &mut T {
 ///
 /// # Safety
 /// Called by QEMU only: `arguments` are `count` strings.
-// SAFETY: nobody else defines this name.
+// SAFETY: no other code defines this name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: Id,
@@ -184,7 +184,7 @@ extern "C" fn on_cpu(_id: Id, cpu: c_uint) {
     let Some(registers) = (unsafe { registers.as_ref() }) else { return };
     let first = registers.data.cast::<RegisterDescriptor>();
     for index in 0..registers.length as usize {
-        // SAFETY: the array holds so many.
+        // SAFETY: the array holds `count` elements.
         let at = unsafe { first.add(index) };
         // SAFETY: as above.
         let register = unsafe { &*at };
@@ -195,13 +195,13 @@ extern "C" fn on_cpu(_id: Id, cpu: c_uint) {
     }
 }
 
-/// QEMU has translated a block: each instruction gets what it needs when it is executed.
+/// QEMU has translated a block: registers the callbacks of each instruction.
 extern "C" fn on_translation(_id: Id, block: *mut Block) {
     let Some(setup) = SETUP.get() else { return };
     // SAFETY: QEMU's block, in its translation.
     let count = unsafe { abi::qemu_plugin_tb_n_insns(block) };
     for index in 0..count {
-        // SAFETY: as above, and it has so many instructions.
+        // SAFETY: as above, and `index` is below the number of instructions.
         let instruction = unsafe { abi::qemu_plugin_tb_get_insn(block, index) };
         instrument(setup, instruction);
     }
@@ -209,7 +209,7 @@ extern "C" fn on_translation(_id: Id, block: *mut Block) {
 
 fn instrument(setup: &Setup, instruction: *mut Instruction) {
     let mut bytes = [0; LONGEST];
-    // SAFETY: the buffer takes so many bytes, and the instruction is QEMU's.
+    // SAFETY: the buffer has that many bytes, and the instruction is QEMU's.
     let length =
         unsafe { abi::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), LONGEST) };
     let bytes = bytes.get(..length).unwrap_or_default();
@@ -305,13 +305,13 @@ fn read(fill: impl FnOnce(*mut abi::Array) -> bool) -> Option<u64> {
         // SAFETY: the array holds eight bytes.
         unsafe { array.data.cast::<u64>().read_unaligned() }
     });
-    // SAFETY: nobody else has it.
+    // SAFETY: no other code uses it.
     unsafe { abi::g_byte_array_free(array, 1) };
     value
 }
 
-/// Outside windows the hypervisor's alone is booked, which lies in the lower half: what a kernel executes
-/// to boot is neither cheap to keep nor asked for.
+/// Outside windows only the hypervisor's instructions are recorded, which lie in the lower half. A kernel's boot would be
+/// expensive to record and is not needed.
 extern "C" fn on_step(cpu: c_uint, address: *mut c_void) {
     let mut accounts = lock(&ACCOUNTS);
     let account = slot(&mut accounts, cpu);

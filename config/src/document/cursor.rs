@@ -98,7 +98,7 @@ impl<'a> Cursor<'a> {
         if self.take("#") {
             self.take_while(|c| c == '\t' || !c.is_ascii_control());
             if self.peek().is_some() && !self.starts_with("\n") && !self.starts_with("\r\n") {
-                return Err(self.syntax("a control character stands in a comment: remove it"));
+                return Err(self.syntax("a comment contains a control character: remove it"));
             }
         }
         Ok(())

@@ -83,7 +83,7 @@ fn character(cursor: &mut Cursor<'_>, quote: char, text: &mut String) -> Result<
             text.push(unescaped);
         }
         Some(c) if c.is_ascii_control() && c != '\t' => {
-            return Err(here.syntax("a control character stands in a text: remove it"));
+            return Err(here.syntax("a string contains a control character: remove it"));
         }
         other => text.extend(other),
     }

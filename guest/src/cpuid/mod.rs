@@ -1,9 +1,8 @@
-//! What CPUID tells the guest: the physical CPU's answer, less what a guest cannot have.
+//! The guest's CPUID: the physical CPU's answer without features that a guest cannot have.
 //!
-//! Invariant: no feature is shown whose registers the guest cannot use ([`crate::msr`]), and none
-//! that the CPU does not have. Where a leaf is not known here it reads as zero. The hypervisor
-//! leaves carry KVM's signature, as stock kernels use x2APIC without interrupt remapping only then
-//! (Linux, `arch/x86/kernel/kvm.c`); what Nexit itself has to say is at 0x4000_0100.
+//! Invariant: a feature is shown only if the CPU has it and the guest can use its registers ([`crate::msr`]). Unknown
+//! leaves read as zero. The hypervisor leaves carry KVM's signature, because without it stock kernels do not use
+//! x2APIC unless they have interrupt remapping (Linux, `arch/x86/kernel/kvm.c`). Nexit's own leaves are at 0x4000_0100.
 
 mod answers;
 mod bits;
@@ -75,8 +74,8 @@ pub struct CpuidPolicy {
 }
 
 impl CpuidPolicy {
-    /// For a guest whose vCPUs have these APIC identifiers. The KVM clock is offered on AMD CPUs,
-    /// which have no leaf that tells the TSC's frequency; on Intel's that leaf is filled in.
+    /// For a guest with these APIC identifiers. The KVM clock is offered on AMD CPUs,
+    /// which have no leaf for the TSC's frequency; on Intel CPUs that leaf is filled in.
     #[must_use]
     pub fn new(apic_ids: Vec<ApicId>, machine: &impl Machine) -> Self {
         let vendor = Vendor::of(machine);
@@ -103,7 +102,7 @@ impl CpuidPolicy {
         self.kvmclock
     }
 
-    /// Whose CPU it is.
+    /// The CPU's vendor.
     #[must_use]
     pub fn vendor(&self) -> Vendor {
         self.vendor
@@ -198,8 +197,8 @@ impl CpuidPolicy {
         CpuidResult { eax: shift, ebx: count, ecx: kind << 8 | subleaf & 0xff, edx }
     }
 
-    /// Leaf 0x15: crystal clock × EBX / EAX is the TSC's frequency. What the CPU says is passed on
-    /// where both are so.
+    /// Leaf 0x15: crystal clock × EBX / EAX is the TSC's frequency. The CPU's own values are passed on
+    /// if they give that frequency.
     fn tsc_ratio(&self, real: CpuidResult) -> CpuidResult {
         const PER_MILLE: u64 = 1000;
         let near = |told: u64, hz: u64| told.abs_diff(hz) <= hz / PER_MILLE;
@@ -211,7 +210,7 @@ impl CpuidPolicy {
         ratio::made_up(self.tsc_khz, self.apic_timer_hz, self.tsc_deadline)
     }
 
-    /// Leaf 0x16 in MHz: base and highest frequency, and the bus where the CPU does not tell.
+    /// Leaf 0x16 in MHz: base and highest frequency, and the bus frequency if the CPU gives none.
     fn frequencies(&self, real: CpuidResult) -> CpuidResult {
         let mhz = (self.tsc_khz / 1000).min(0xffff);
         let bus = if real.ecx & 0xffff == 0 { 100 } else { real.ecx & 0xffff };
@@ -273,8 +272,8 @@ impl CpuidPolicy {
         CpuidResult { eax: cache.eax & 0x3ff_ffff, ..cache }
     }
 
-    /// Leaf 0xD: the CPU's own, without what IA32_XSS would enable (subleaf 1 ECX and EDX; components
-    /// whose ECX bit 0 is set).
+    /// Leaf 0xD: the CPU's own, without the components that IA32_XSS enables (subleaf 1 ECX and EDX; components
+    /// with ECX bit 0 set).
     fn extended_state(&self, subleaf: u32, real: CpuidResult) -> CpuidResult {
         match subleaf {
             0 => real,

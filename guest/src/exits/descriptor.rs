@@ -1,14 +1,13 @@
-//! LGDT, LIDT, SGDT, SIDT: the hypervisor must learn where the IDT is, so that it can put the shadow
-//! in its place. What the guest loads and stores is its own, unchanged.
+//! LGDT, LIDT, SGDT, SIDT: the hypervisor must know the IDT's address, so that it can put the shadow
+//! in its place. The values that the guest loads and stores are unchanged.
 //!
 //! Before a guest's first interrupt nothing needs the shadow, and operating systems write hundreds of gates.
-//! Until then the guest's own table is in place, and no more of it than the gates of exceptions: any other
-//! vector is a #GP, which exits and has the shadow put in place (decision 0030).
+//! Until then the guest's own table is in place, limited to the gates of exceptions: any other
+//! vector raises #GP, which exits, and the handler puts the shadow in place (decision 0030).
 //!
-//! The shadow is where the IDT was at that moment or, later, at LIDT. A guest that then maps other pages behind the same
-//! linear address meets its own table there, with no closed gates, until its next LIDT; so does one
-//! that loads its IDT before it switches to protected mode. A device that writes to a page of the
-//! IDT writes to the real one only.
+//! The shadow covers the pages of the IDT at that moment or, later, at LIDT. If the guest then maps other pages at the
+//! same linear address, the CPU uses the guest's own table, without closed gates, until the next LIDT. The same holds if
+//! the guest loads its IDT before it switches to protected mode. DMA to a page of the IDT reaches only the real page.
 
 use arch::address::PAGE_SIZE;
 use arch::gate::GateFormat;
@@ -49,7 +48,7 @@ impl<P: Platform> Context<'_, P> {
         } else {
             self.system_segment(instruction)?;
         }
-        // What was stored, or the TSS that was marked busy, may share the IDT's page.
+        // The stored bytes, or the TSS that was marked busy, may share the IDT's page.
         self.refresh_shadow();
         Ok(())
     }
@@ -87,15 +86,15 @@ impl<P: Platform> Context<'_, P> {
         Ok(())
     }
 
-    /// What the guest has loaded: its IDTR may be shortened.
+    /// The table that the guest has loaded: the CPU's IDTR may be shortened.
     pub(super) fn guest_table(&self, register: DescriptorTableRegister) -> DescriptorTable {
         let table = self.vcpu.descriptor_table(register);
         let limit = self.cpu.idt_limit.filter(|_| register == DescriptorTableRegister::Idtr);
         DescriptorTable { limit: limit.unwrap_or(table.limit), ..table }
     }
 
-    /// The guest has loaded `table`. Before its first interrupt it keeps it, less all gates but those
-    /// of exceptions.
+    /// The guest has loaded `table`. Before its first interrupt the table stays in place, limited to the gates of
+    /// exceptions.
     fn load_idt(&mut self, table: DescriptorTable) {
         self.cpu.idt_limit = None;
         match self.gate_format() {
@@ -110,8 +109,8 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// An exception of a CPU whose IDTR is shortened: `true` if it was the #GP of that, or may have been.
-    /// The table is whole and shadowed now, and what had the #GP is tried again.
+    /// An exception of a CPU with a shortened IDTR: `true` if that caused it, or may have caused it.
+    /// The table is then complete and shadowed, and the event is delivered again.
     pub(super) fn first_interrupt(&mut self, event: Event) -> bool {
         if self.cpu.idt_limit.is_none() || event.vector != Vector(exception::GP) {
             return false;
@@ -139,8 +138,8 @@ impl<P: Platform> Context<'_, P> {
         Some(ShadowIdt::new(table, format, pages))
     }
 
-    /// Gives the pages of this CPU's shadow before back, unless another CPU uses it too, and puts
-    /// `shadow` where the guest has its IDT.
+    /// Releases the pages of this CPU's previous shadow, unless another CPU also uses it, and puts
+    /// `shadow` in place of the guest's IDT.
     pub(super) fn place_shadow(&mut self, shadow: Option<ShadowIdt>) {
         let change = self.vm.shadows.load(self.cpu.index, shadow);
         if let Some(place) = change.freed {
@@ -193,9 +192,9 @@ impl<P: Platform> Context<'_, P> {
         pages
     }
 
-    /// A page of the IDT is written in a way that cannot be carried out here: it holds the stack,
-    /// or a GDT in which the CPU marks a segment. The guest meets its own table, as it does before
-    /// its first LIDT: the host depends on no gate of it.
+    /// A page of the IDT is written in a way that cannot be emulated: it holds the stack,
+    /// or a GDT in which the CPU marks a segment. The CPU uses the guest's own table, as before
+    /// its first LIDT: the host depends on none of its gates.
     pub(super) fn show_real_table(&mut self, gpa: Gpa) -> Next {
         self.log_limited(format_args!(
             "the page of its IDT at {gpa} is its stack or GDT, too: no gate is closed any more"
@@ -209,7 +208,7 @@ impl<P: Platform> Context<'_, P> {
         Next::Resume
     }
 
-    /// The guest-physical page behind a linear one, as the CPU itself would read its IDT.
+    /// The guest-physical page of a linear one, translated as the CPU translates IDT reads.
     fn page_behind(&self, page: Gva) -> Option<Gpa> {
         let access = Access { write: false, fetch: false, user: false };
         insn::translate(self.vcpu, self.memory, page, access).ok()

@@ -152,7 +152,7 @@ impl<P: Platform> Context<'_, P> {
 
     fn stray(&mut self, gpa: Gpa, write: bool) {
         let kind = if write { "wrote to" } else { "read from" };
-        self.log_limited(format_args!("it {kind} {gpa}, where nothing is"));
+        self.log_limited(format_args!("it {kind} {gpa}, which is unused"));
     }
 }
 

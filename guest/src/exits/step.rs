@@ -67,7 +67,7 @@ impl<P: Platform> Context<'_, P> {
         }
         let registers = self.fill(slot, gpa);
         if registers.is_none() {
-            self.log_limited(format_args!("it got to {gpa}, where nothing is"));
+            self.log_limited(format_args!("it executed {gpa}, which is unused"));
         }
         let step = &mut self.cpu.step;
         if let Some(place) = step.pages.get_mut(slot) {

@@ -39,14 +39,14 @@ pub struct Copy {
     pub source: Source,
     /// Which of its bytes; within the module.
     pub bytes: Range<usize>,
-    /// Where they go; the whole run is RAM.
+    /// Their address; the whole range is RAM.
     pub to: Gpa,
 }
 
 /// Bytes made up here.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Blob {
-    /// Where they go; RAM.
+    /// Their address, in RAM.
     pub at: Gpa,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -74,12 +74,12 @@ pub struct ModuleRequest<'a> {
     pub words: &'a str,
 }
 
-/// What a plan is made from.
+/// The input of a plan.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadRequest<'a> {
     /// The kernel image.
     pub kernel: &'a [u8],
-    /// Size of the initrd in bytes, where there is one.
+    /// Size of the initrd in bytes, if there is one.
     pub initrd_size: Option<usize>,
     /// Further modules, behind the initrd; a multiboot kernel's only.
     pub modules: &'a [ModuleRequest<'a>],
@@ -99,7 +99,7 @@ pub enum LoadError {
     UnknownFormat,
     /// The image ends before what its headers promise.
     Truncated {
-        /// What is cut off.
+        /// The part that is cut off.
         what: &'static str,
         /// Bytes that the headers promise.
         promised: u64,
@@ -135,7 +135,7 @@ pub enum LoadError {
         /// The most that the kernel takes.
         limit: usize,
     },
-    /// Something must lie where the guest has no free RAM.
+    /// A part needs an address at which the guest has no free RAM.
     NoRoomAt {
         /// What.
         what: &'static str,
@@ -191,7 +191,7 @@ impl fmt::Display for LoadError {
             }
             Self::UnsupportedFlags(flags) => write!(
                 f,
-                "the multiboot kernel requires what is not offered (flags {flags:#x}): only \
+                "the multiboot kernel requires features that are not offered (flags {flags:#x}): only \
                  aligned modules, memory information and address fields are"
             ),
             Self::ModulesForLinux => f.write_str(

@@ -283,7 +283,7 @@ fn elf_kernels_are_loaded_by_physical_address_and_entered_there() {
 fn what_is_wrong_with_a_multiboot_kernel_is_told() {
     let at = |load| multiboot(0x1_0003, [load + 0x40, load, 0, 0, load], 0x1000);
     for (image, words) in [
-        (elf32(4), "requires what is not offered (flags 0x4)"),
+        (elf32(4), "requires features that are not offered (flags 0x4)"),
         (multiboot(3, [0; 5], 0x1000), "neither a Linux bzImage nor a multiboot kernel"),
         (with(elf32(0), 0x230, &[0xff; 4]), "p_filesz"),
         (with(elf32(0), 0x224, &[0xff; 4]), "cut off"),

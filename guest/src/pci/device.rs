@@ -1,10 +1,9 @@
-//! One assigned function: what its guest's accesses do to the machine.
+//! One assigned function: carries the guest's accesses out on the machine.
 //!
 //! Invariant: the physical BARs stay where the firmware put them and keep decoding; only their
 //! place in the guest moves. The pages of the MSI-X table are never mapped. A real message is
-//! enabled only after its vector was granted and [`Machine::route`] gave it: an access of the guest
-//! takes messages away at once, and what it adds becomes *due* ([`Device::next_wanted`],
-//! [`Device::program`]).
+//! enabled only after its vector was granted and [`Machine::route`] returned it. A message that the guest disables is
+//! masked at once; a message that it enables becomes *due* ([`Device::next_wanted`], [`Device::program`]).
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -42,7 +41,7 @@ pub(super) struct Device {
     identity: Function,
     attached: bool,
     refusals: u8,
-    /// Entries of the table that are to be programmed where they are live.
+    /// Entries of the table that are to be programmed if they are live.
     due: Range<u16>,
     /// The MSI message is to be programmed if it is live.
     msi_due: bool,
@@ -195,8 +194,8 @@ impl Device {
         })
     }
 
-    /// The command register that the device gets: decoding always, bus mastering as the guest
-    /// wants, INTx as it wants where a line is wired to it, and always that of IDE's ISA lines.
+    /// The real command register: decoding always on, bus mastering as the guest
+    /// wants, INTx as it wants if a line is wired to it, and always on for IDE's ISA lines.
     fn real_command(&self, wanted: Command) -> Command {
         let isa = self.legacy_ide().next().is_some();
         let mut command = wanted & Command::BUS_MASTER;
@@ -243,7 +242,7 @@ impl Device {
         false
     }
 
-    /// Maps (or unmaps) a BAR where it is in the guest.
+    /// Maps (or unmaps) a BAR at its address in the guest.
     pub(super) fn set_mapped(
         &self,
         machine: &mut impl Machine,
@@ -327,7 +326,7 @@ impl Device {
         }
     }
 
-    /// The guest wrote to its MSI capability: what it disabled or masked is so at once.
+    /// The guest wrote to its MSI capability: a message that it disabled or masked is masked at once.
     fn msi_changed<M: Machine, C: ConfigSpace>(&mut self, host: &mut Host<'_, M, C>) {
         let function = self.view.function();
         let Some(msi) = self.view.msi() else { return };
@@ -335,7 +334,7 @@ impl Device {
         if self.msi_due {
             return;
         }
-        // Enabled and masked, the function keeps what it has to say: any message will do.
+        // Enabled and masked, the function keeps its message pending: any message will do.
         let message = msi.message().and_then(|_| {
             let line = InterruptLine::Message { function, index: MessageSlot::Msi.index() };
             msi.programmed().or_else(|| host.machine.route(line, None).ok())
@@ -392,7 +391,7 @@ impl Device {
         }
     }
 
-    /// Has the real function send `message`, or with `None` nothing.
+    /// Programs the real function to send `message`; `None`: nothing.
     fn set_message<M: Machine, C: ConfigSpace>(
         &mut self,
         host: &mut Host<'_, M, C>,

@@ -29,7 +29,7 @@ impl std::fmt::Debug for Ram {
 #[derive(Debug)]
 struct Words {
     memory: BTreeMap<u64, u64>,
-    /// What the driver wrote and no unit sees yet; empty where nothing is held back.
+    /// Writes of the driver that no unit sees yet; empty if none are held back.
     buffer: BTreeMap<u64, u64>,
     holds_back: bool,
     next: u64,
@@ -51,7 +51,7 @@ impl Ram {
         Self { words: Rc::new(RefCell::new(words)), watcher: Rc::new(RefCell::new(None)) }
     }
 
-    /// The driver gets this many frames more.
+    /// The driver gets this many more frames.
     pub(super) fn leave(&self, frames: u64) {
         self.words.borrow_mut().left = frames;
     }
@@ -60,7 +60,7 @@ impl Ram {
         self.words.borrow().left
     }
 
-    /// From here on what the driver writes reaches no unit before a flush of the write buffer (VT-d
+    /// From here on, the driver's writes reach no unit before a flush of the write buffer (VT-d
     /// specification "Write Buffer Flushing").
     fn hold_back(&self) {
         self.words.borrow_mut().holds_back = true;
@@ -71,12 +71,12 @@ impl Ram {
         words.memory.append(&mut words.buffer);
     }
 
-    /// What a unit reads.
+    /// A read by a unit.
     fn seen(&self, at: u64) -> u64 {
         self.words.borrow().memory.get(&at).copied().unwrap_or(0)
     }
 
-    /// What a unit writes.
+    /// A write by a unit.
     fn answer(&self, at: u64, value: u64) {
         self.words.borrow_mut().memory.insert(at, value);
     }
@@ -156,7 +156,7 @@ pub(super) const CAP: u64 =
 pub(super) const ECAP: u64 = 0x1b;
 
 impl Model {
-    /// Has what the driver writes held back where a unit says so ([`State::needs_write_buffer_flushing`]).
+    /// Holds the driver's writes back if a unit needs it ([`State::needs_write_buffer_flushing`]).
     pub(super) fn start(&self) {
         if self.state.borrow().cap & 1 << 4 != 0 {
             self.ram.hold_back();
@@ -213,7 +213,7 @@ impl Model {
         (self.ram.seen(at), self.ram.seen(at + 8))
     }
 
-    /// A DMA request; the fault reason where it is refused.
+    /// A DMA request; if it is refused, the fault reason.
     pub(super) fn dma(&self, function: Bdf, iova: u64) -> Result<u64, u8> {
         let mut state = self.state.borrow_mut();
         assert_ne!(state.status & command::TE, 0, "translation is off");
@@ -361,7 +361,7 @@ impl Model {
 }
 
 impl State {
-    /// What the unit keeps from the time before the driver came: all that `function` may and index 0 of the
+    /// Cached entries from before the driver: all mappings of `function`, and index 0 of the
     /// interrupt-remapping table.
     pub(super) fn remembers(&mut self, function: Bdf) {
         self.contexts.insert(function.requester_id(), (1, 1 << 8 | 2));
@@ -369,7 +369,7 @@ impl State {
         self.entries.insert(0, (0x66_0001, 0));
     }
 
-    /// It cannot see what the driver wrote before its write buffer is flushed.
+    /// It sees the driver's writes only after its write buffer is flushed.
     pub(super) fn needs_write_buffer_flushing(&mut self) {
         self.cap |= 1 << 4;
     }

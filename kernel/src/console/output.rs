@@ -1,9 +1,9 @@
-//! What goes out on the serial line, and who waits for it (`docs/decisions/0052-no-guest-waits-for-anothers-bytes.md`).
+//! Output on the serial line (`docs/decisions/0052-no-guest-waits-for-anothers-bytes.md`).
 //!
-//! Who speaks puts its bytes into the queue ([`mux::queue`]) and sends what is in front, if that is its own: it waits
-//! for the UART, and nobody for it. Locks: [`STATE`] is held for memory alone. [`LINE`] is held while the UART is
-//! waited for, so it is only tried: who finds it taken leaves its bytes, within its budget, to be sent behind those of
-//! the one who has it, which calls it where it does not send them itself.
+//! A speaker puts its bytes into the queue ([`mux::queue`]) and sends the first ones if they are its own: it waits
+//! for the UART, and no other speaker waits for it. Locks: [`STATE`] protects memory only and is held briefly. [`LINE`]
+//! is held during waits for the UART, so it is only tried: a speaker that finds it taken leaves its bytes, within its
+//! budget, in the queue. The holder sends them later, or calls the speaker to do so.
 
 use arch::Bdf;
 use arch::uart::UartPlace;
@@ -17,10 +17,10 @@ use super::{Uart, screen};
 
 /// Far more looks than it takes until a UART has sent what waits for it, or has stalled.
 const MAX_WAITS: u32 = 1 << 28;
-/// A lock that is not let go of in so many looks is held by who will never let go.
+/// A lock that is still held after this many attempts is held by a CPU that has stopped.
 const MAX_LOOKS: u32 = 10_000_000;
 
-/// Who speaks, what waits for the line, and what was said.
+/// The multiplexer, the queue of the line, and the log in memory.
 pub(super) struct State {
     pub(super) mux: Mux,
     pub(super) queue: Queue,
@@ -61,8 +61,8 @@ impl State {
     }
 }
 
-/// Has `owner` say what `work` puts into the queue: it waits for its own bytes, and for room for them. Where the UART
-/// has stalled they are lost, `size` bytes.
+/// Queues what `work` writes in the name of `owner`, which then waits for its own bytes, and before that for room. If the
+/// UART has stalled, the bytes are lost: `size` of them.
 pub(super) fn speak(owner: Owner, size: u64, work: impl Fn(&mut Mux, &mut dyn FnMut(u8))) {
     for _ in 0..MAX_WAITS {
         if STATE.lock().put(owner, &work) {
@@ -88,7 +88,7 @@ pub(super) fn leave(guest: usize, size: u64, work: impl Fn(&mut Mux, &mut dyn Fn
     call(guest);
 }
 
-/// Sends what is `speaker`'s to send, and calls who is next; `false`: the UART has stalled.
+/// Sends while it is `speaker`'s turn, and calls the next owner; `false`: the UART has stalled.
 pub(super) fn send(speaker: Option<Owner>) -> bool {
     loop {
         let Some(mut line) = LINE.try_lock() else { return true };
@@ -110,8 +110,8 @@ pub(super) fn send(speaker: Option<Owner>) -> bool {
     }
 }
 
-/// Sends as long as it is `speaker`'s turn, and says what is next; the queue is not locked while the UART is waited
-/// for. Nothing: the UART has stalled.
+/// Sends while it is `speaker`'s turn, and returns the next turn. The queue is not locked during waits for the UART.
+/// `None`: the UART has stalled.
 fn send_on(line: &mut Line<Uart>, speaker: Option<Owner>) -> Option<Turn> {
     loop {
         let turn = STATE.lock().queue.turn(speaker);
@@ -139,12 +139,12 @@ fn send_piece(line: &mut Line<Uart>, room: usize) {
     line.send(piece.get(..count).unwrap_or_default());
 }
 
-/// Has a CPU of a guest see out what is the guest's: it was called for that.
+/// A guest's CPU sends the guest's bytes: it was called for that.
 pub(crate) fn send_for(guest: usize) {
     send(Some(Owner::Guest(guest)));
 }
 
-/// Sends a piece, whoever's it is, if that costs no waiting.
+/// Sends a piece of any owner's bytes if the UART is ready.
 pub(crate) fn pass() {
     let Some(mut line) = LINE.try_lock() else { return };
     let Some(line) = line.as_mut() else { return };
@@ -157,7 +157,7 @@ pub(crate) fn pass() {
     }
 }
 
-/// From now on a guest whose bytes wait is called so.
+/// Sets the function that calls a guest whose bytes wait.
 pub(crate) fn call_by(call: fn(usize)) {
     CALL.call_once(|| call);
 }
@@ -177,10 +177,10 @@ pub(crate) fn drain() {
     }
 }
 
-/// Goes on at another UART, or at none.
+/// Continues at another UART, or at none.
 ///
 /// # Safety
-/// Nobody else drives it.
+/// No other code drives it.
 pub(super) unsafe fn move_to(place: Option<UartPlace>, divisor: Option<u16>, card: Option<Bdf>) {
     let (mut line, mut keys) = (LINE.lock(), KEYS.lock());
     *line = place.map(|place| Line::new(Uart(place), divisor));

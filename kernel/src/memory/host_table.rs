@@ -108,7 +108,7 @@ pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
     Ok(stack.end().as_u64())
 }
 
-/// The stack that `pointer` points into. Takes no lock that the CPU that calls may hold for ever.
+/// The stack that `pointer` points into. Waits for no lock, because the calling CPU may hold it.
 pub(crate) fn stack_of(pointer: u64) -> Option<HpaRange> {
     let holds = |stack: &HpaRange| (stack.start.as_u64()..stack.end().as_u64()).contains(&pointer);
     let others = STACKS.try_lock();
@@ -136,11 +136,11 @@ pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refus
     Ok(())
 }
 
-/// Makes the code that only the boot needs free memory. The other processors drop what they have cached of it before
+/// Frees the memory of code that only the boot needs. The other processors drop their cached translations of it before
 /// their next job ([`drop_translations`]).
 ///
 /// # Safety
-/// Nothing of it runs any more, and no other processor has a job.
+/// This code never runs again, and no other processor has a job.
 pub(crate) unsafe fn free_init() {
     let memory = Memory::handle();
     let range = image::init();

@@ -19,24 +19,24 @@ use vmx::controls::Controls;
 use crate::files::Files;
 
 const MIB: u64 = 1 << 20;
-/// Where the image lies, and room for it: it takes 2 MiB (`nexit stats`).
+/// The image's place in memory; it takes 2 MiB (`nexit stats`).
 const IMAGE: HpaRange = HpaRange { start: Hpa::new(2 * MIB), length: 2 * MIB };
 
-/// What is known of a machine, whatever the configuration says.
+/// Facts about a machine that do not depend on the configuration.
 pub(crate) struct Facts {
     pub(crate) view: View,
-    /// Whose virtualization; `None` where no CPU is known to have any.
+    /// The vendor of the virtualization; `None` if no CPU is known to have any.
     vendor: Option<Vendor>,
     pub(crate) cpus: Vec<Cpu>,
-    /// What the BARs of all functions claim.
+    /// The BARs of all functions.
     claims: Claims,
     /// Why there is no usable IOMMU.
     pub(crate) no_iommu: Option<String>,
     /// Usable memory, sorted.
     usable: Vec<HpaRange>,
-    /// What is wrong with the machine, for every configuration.
+    /// Problems of the machine with every configuration.
     pub(crate) refusals: Vec<Refusal>,
-    /// What could not be checked, as the machine file does not say it.
+    /// What could not be checked, because the machine file lacks it.
     pub(crate) unknown: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl Facts {
         let kind = view.kind.clone().filter(|kind| !kind.cpuid.0.is_empty());
         let vendor = match &kind {
             None => {
-                unknown.push("what the CPUs can do: the machine file has no CPUID".to_owned());
+                unknown.push("the CPUs' features: the machine file has no CPUID".to_owned());
                 None
             }
             Some(kind) => {
@@ -73,11 +73,11 @@ impl Facts {
         facts.judge_processor(kind.as_ref())
     }
 
-    /// Refuses a CPU whose virtualization does not do, once; modes are a guest's to choose.
+    /// Refuses a CPU whose virtualization is insufficient, once; modes are checked for each guest.
     fn judge_processor(mut self, kind: Option<&CpuKind>) -> Self {
         let Some(kind) = kind else { return self };
         if self.vendor == Some(Vendor::VtX) && kind.vmx().is_none() {
-            let what = "whether VT-x has what is needed: the machine file has no VMX MSRs (`modprobe \
+            let what = "whether VT-x has the required features: the machine file has no VMX MSRs (`modprobe \
                         msr`, then probe again as root)";
             self.unknown.push(what.to_owned());
         }
@@ -86,7 +86,7 @@ impl Facts {
         self
     }
 
-    /// What the CPUs lack for a mode, as far as that is known.
+    /// The feature that the CPUs lack for a mode, as far as that is known.
     fn lacks(&self, mode: InterruptMode) -> Option<String> {
         let kind = self.view.kind.as_ref().filter(|kind| !kind.cpuid.0.is_empty())?;
         match self.vendor? {
@@ -113,8 +113,8 @@ impl Facts {
         free
     }
 
-    /// What the hypervisor takes beside its image: at most 64 KiB for each CPU, and an entry of 8 bytes for
-    /// each 2 MiB in its own tables and in a guest's two; half a MiB for the rest.
+    /// The hypervisor's memory without its image: at most 64 KiB for each CPU, an entry of 8 bytes for
+    /// each 2 MiB in its own tables and in a guest's two, and half a MiB for the rest.
     fn own_need(&self, guests: u64) -> u64 {
         let total: u64 = self.usable.iter().map(|range| range.length).sum();
         let tables = (total + 2 * guests) / (2 * MIB) * 8;
@@ -159,7 +159,7 @@ impl Facts {
             has_line: &|gsi| self.has_line(gsi),
             claims: &self.claims,
             isa_line: &isa_line,
-            // Where the console would be found first.
+            // The first UART that the console search finds.
             console_irq: Some(4),
             files: &|_, path| files.get(path),
         };
@@ -184,7 +184,7 @@ impl Facts {
         dmar.drhd_for(function, &|bridge| self.view.buses_behind(bridge)).is_some()
     }
 
-    /// The tables tell where an I/O APIC's lines begin, not where they end.
+    /// The tables give the first line of an I/O APIC, not the last.
     fn has_line(&self, gsi: u32) -> bool {
         const MAX_INPUTS: u32 = 240;
         let Ok(platform) = &self.view.platform else { return true };
@@ -224,7 +224,7 @@ fn claims(view: &View, usable: &[HpaRange]) -> Claims {
     Claims::record(&mut view.space.clone(), &view.functions, plan::owners::of(platform, others))
 }
 
-/// In the MADT's order; without tables in that of the file.
+/// In the order of the MADT; without tables, in the file's.
 fn cpus(capture: &Capture, view: &View, kind: Option<&CpuKind>) -> Vec<Cpu> {
     let topology = kind.and_then(|kind| Topology::read(|leaf, sub| kind.cpuid(leaf, sub)));
     let known = |id: u32| {

@@ -129,7 +129,7 @@ fn verdict(
     }
     if function.is_of_the_platform() {
         verdict.notes.push(
-            "not among \"all\": the board's sensors or its firmware are behind it".to_owned(),
+            "not among \"all\": it controls the board's sensors or its firmware".to_owned(),
         );
     }
     let owner = config.and_then(|(config, owned)| {

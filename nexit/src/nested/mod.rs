@@ -65,7 +65,7 @@ pub(crate) fn bochs(given: Option<&str>, places: &[PathBuf]) -> Result<String> {
     let found = places.iter().find(|place| place.is_file());
     let found = given.map(str::to_owned).or_else(|| found.map(|place| place.display().to_string()));
     found.ok_or_else(|| {
-        let text = "nested KVM wants Bochs 3, and there is none in target/bochs3: `make setup` unpacks it, \
+        let text = "nested KVM needs Bochs 3, which is not in target/bochs3: `make setup` unpacks it, \
                     --bochs names another";
         Failure::Usage(text.to_owned())
     })
@@ -93,7 +93,7 @@ pub(crate) fn machine(
     let job = cpio::archive(&job(&system, &luggage, script)?);
     let iso = folder.join("nested.iso");
     disc::build(&system, &job, folder, &iso)?;
-    eprintln!("nexit: Bochs boots Linux with KVM first: a minute or so until it says what it is");
+    eprintln!("nexit: Bochs first boots Linux with KVM: the next line takes about a minute");
     let outer = Machine {
         cpus: 1,
         memory: MEMORY,

@@ -20,7 +20,7 @@ pub(crate) const THROUGH_OBJECTS: [&str; 2] = [
     "cpu::exceptions::handle",
 ];
 
-/// Whose virtualization.
+/// The vendor of the virtualization.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Vendor {
     /// Intel.
@@ -80,7 +80,7 @@ impl<'a> Graph<'a> {
         graph
     }
 
-    /// What a function's instructions name.
+    /// The targets that a function's instructions refer to.
     fn named_by(&mut self, index: usize, function: &Function) -> BTreeSet<Node> {
         let mut named = BTreeSet::new();
         let bytes =
@@ -114,8 +114,8 @@ impl<'a> Graph<'a> {
         before.filter(|index| functions.get(*index).is_some_and(|f| at < f.end))
     }
 
-    /// What a value is the address of. A pointer to a function is its first byte's: a number that is an
-    /// address in its midst is a number.
+    /// The function or data at an address. A pointer to a function is the address of its first byte: an address within a
+    /// function is only a number.
     fn node(&self, at: u64) -> Option<Node> {
         if let Some(index) = self.function_around(at) {
             let start = self.image.functions.get(index).map(|function| function.start);
@@ -125,7 +125,7 @@ impl<'a> Graph<'a> {
         held(at).then_some(Node::Data(at))
     }
 
-    /// Edges of data: a named address is the start of something that ends where the next one starts.
+    /// Edges of data: a referenced address starts an object that ends at the next referenced address.
     fn follow_data(&mut self) {
         let mut starts: BTreeSet<u64> = self.edges.values().flatten().filter_map(data).collect();
         let mut words = BTreeMap::new();
@@ -145,7 +145,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// The functions that a guest's exit can reach; none where the loop is not found.
+    /// The functions that a guest's exit can reach; none if the loop is not found.
     pub(crate) fn reach(&self, vendor: Vendor) -> Vec<&'a Function> {
         let [first, second] = &self.entries;
         let entries = if vendor == Vendor::VtX { first } else { second };

@@ -1,18 +1,18 @@
-//! The second half of each controller: an engine that sends a message, copies or writes *exactly so many
-//! ticks later*, as no device of a shop does. Eight-byte registers are two words.
+//! The second half of each controller: an engine that sends a message, copies or writes after an *exact number of
+//! ticks*, which no real device offers. Eight-byte registers are two words.
 //!
 //! | offset | |
 //! |---|---|
-//! | 0x00 | start: bits 27:0 the ticks, 31:28 what ([`Operation`]) |
-//! | 0x04 | state: 0 done, 1 under way, 2 refused; reading it costs nothing |
+//! | 0x00 | start: bits 27:0 the ticks, 31:28 the operation ([`Operation`]) |
+//! | 0x04 | state: 0 done, 1 in progress, 2 refused; reading it has no effect |
 //! | 0x08 | source address |
 //! | 0x10 | destination address |
 //! | 0x18 | length in bytes, or the number of the message; for a fault its reason |
 //! | 0x1c | the word to write; for a fault its requester |
-//! | 0x20 | when the last operation was done, in ticks |
-//! | 0x28 | how many were done since the reset |
+//! | 0x20 | tick at which the last operation was done |
+//! | 0x28 | number of operations since the reset |
 
-/// Where it is in BAR 0.
+/// Its offset in BAR 0.
 pub const OFFSET: u32 = 0x8000;
 /// Bytes of its registers.
 pub const SIZE: u32 = 0x30;
@@ -24,12 +24,12 @@ const STATE: usize = 1;
 const DONE_AT: usize = 8;
 const COUNT: usize = 10;
 
-/// What it does.
+/// An operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// 0: sends the message of this number.
     Message(u16),
-    /// 1: copies so many bytes.
+    /// 1: copies bytes.
     Copy {
         /// From here.
         source: u64,
@@ -45,9 +45,9 @@ pub enum Operation {
         /// These.
         data: u32,
     },
-    /// 3: the unit records a fault that nobody caused.
+    /// 3: the unit records a fault without a request.
     Fault {
-        /// Whose it would be.
+        /// The requester in the record.
         source: u16,
         /// Why.
         reason: u8,
@@ -67,7 +67,7 @@ impl Engine {
         self.0.get(offset as usize / 4).copied().unwrap_or(0)
     }
 
-    /// Writes it. The ticks to wait where it starts something.
+    /// Writes a register. Returns the ticks to wait if the write starts an operation.
     pub fn write(&mut self, offset: u32, value: u32) -> Option<u64> {
         const TICKS: u32 = (1 << 28) - 1;
         let word = offset as usize / 4;
@@ -82,7 +82,7 @@ impl Engine {
         Some(u64::from(value & TICKS).max(1))
     }
 
-    /// What is to be done; `None` where it knows no such thing.
+    /// The operation to do; `None` if the number is unknown.
     #[must_use]
     pub fn operation(&self) -> Option<Operation> {
         let [start, _, source, source_high, destination, destination_high, length, data, ..] =
