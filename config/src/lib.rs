@@ -52,6 +52,8 @@ pub struct Config {
     pub console: Option<Console>,
     /// `probe`: the hypervisor describes the machine, and halts.
     pub probe: bool,
+    /// `share_cores`: guests may have threads of one core each.
+    pub share_cores: bool,
     /// The regions of memory that guests share, in the order of the file.
     pub shared: Vec<SharedConfig>,
     /// The lines of the top-level keys.

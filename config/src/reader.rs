@@ -15,7 +15,7 @@ use crate::{
     ModuleConfig, Places, Uart, value,
 };
 
-const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe and unsafe_no_iommu";
+const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe, share_cores and unsafe_no_iommu";
 const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
                           interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
                           unsafe_no_iommu";
@@ -53,6 +53,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         unsafe_no_iommu: false,
         console: None,
         probe: false,
+        share_cores: false,
     }
     .file(&Table::parse(text)?)
 }
@@ -63,6 +64,7 @@ pub(crate) struct Reader {
     unsafe_no_iommu: bool,
     console: Option<Console>,
     probe: bool,
+    share_cores: bool,
 }
 
 impl Reader {
@@ -81,6 +83,7 @@ impl Reader {
                     self.unsafe_no_iommu |= self.flag("unsafe_no_iommu", item)?;
                 }
                 "probe" => self.probe = self.flag("probe", item)?,
+                "share_cores" => self.share_cores = self.flag("share_cores", item)?,
                 "console" => self.console = Some(self.console(item)?),
                 _ => return Err(self.unknown(key, "the file", TOP_KEYS)),
             }
@@ -92,8 +95,9 @@ impl Reader {
             return Err(ConfigError { line: None, problem: Problem::NoIommuForMany });
         }
         let shared = self.shared(table)?;
-        let Self { guests, places, unsafe_no_iommu, console, probe, .. } = self;
-        let config = Config { guests, unsafe_no_iommu, console, probe, shared, places };
+        let Self { guests, places, unsafe_no_iommu, console, probe, share_cores } = self;
+        let config =
+            Config { guests, unsafe_no_iommu, console, probe, share_cores, shared, places };
         if let Some(Console::Port(base)) = console {
             config.check_console(base)?;
         }

@@ -50,6 +50,7 @@ fn the_documented_example_is_read() {
         unsafe_no_iommu: false,
         console: None,
         probe: false,
+        share_cores: false,
         shared: vec![],
         places: Places::default(),
     };
@@ -162,6 +163,15 @@ fn a_serial_card_is_the_consoles_or_a_guests() {
     for accepted in ["devices = [\"04:00.0\"]", free] {
         assert!(with(accepted).is_ok(), "{accepted}");
     }
+}
+
+#[test]
+fn guests_share_cores_only_where_the_file_says_so() {
+    assert!(!parse(LINUX).unwrap().share_cores);
+    assert!(parse(&format!("share_cores = true\n{LINUX}")).unwrap().share_cores);
+    assert!(!parse(&format!("share_cores = false\n{LINUX}")).unwrap().share_cores);
+    let wrong = sentence(&format!("share_cores = 1\n{LINUX}"));
+    assert!(wrong.contains("share_cores") && wrong.contains("true or false"), "{wrong}");
 }
 
 #[test]
@@ -507,7 +517,7 @@ proptest! {
     #[test]
     fn every_valid_configuration_round_trips(one in guest(0), two in guest(1), flag: bool) {
         for guests in [vec![one.clone()], vec![one, two]] {
-            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, console: None, probe: false, shared: vec![], places: Places::default() };
+            let config = Config { unsafe_no_iommu: flag && guests.len() == 1, guests, console: None, probe: false, share_cores: false, shared: vec![], places: Places::default() };
             prop_assert_eq!(parse(&write(&config)), Ok(config));
         }
     }
@@ -518,7 +528,7 @@ proptest! {
         two in guest(1),
         existing in proptest::collection::btree_set(0u16..0x200, 0..20),
     ) {
-        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, console: None, probe: false, shared: vec![], places: Places::default() };
+        let config = Config { guests: vec![one, two], unsafe_no_iommu: false, console: None, probe: false, share_cores: false, shared: vec![], places: Places::default() };
         let existing: Vec<_> = existing.into_iter().map(Bdf::from_requester_id).collect();
         let [one, two] = [0, 1].map(|index| config.functions(&config.guests[index], &existing));
         prop_assert!(!one.iter().any(|function| two.contains(function)));

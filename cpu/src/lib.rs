@@ -18,4 +18,5 @@ pub mod pic;
 pub mod segments;
 pub mod serial;
 pub mod sleep;
+pub mod speculation;
 pub mod start;

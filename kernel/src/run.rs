@@ -50,6 +50,8 @@ pub(crate) fn run<B: Backend>(
     let (mut vcpu, backend) = instance.vcpu(index, processor)?;
     // What came after the last generation's end, such as a neighbour's doorbell.
     backend.drain(processor.apic);
+    // SAFETY: ring 0, and the guest does not run yet.
+    unsafe { cpu::speculation::forget() };
     watchdog::arm(partition.hardware(), &mut vcpu);
     let machine = instance.machine_on(processor);
     let config = OwnedConfigSpace::new(partition.hardware().config, machine.owned.clone());

@@ -120,7 +120,7 @@ pub fn check<C: ConfigSpace>(config: &Config, machine: &Machine<'_, C>) -> Plan 
     }
     interrupts::check_moved_lines(config, &plan.functions, machine, &mut plan.refusals);
     devices::remark_left_out(config, machine.functions, &plan.functions, &mut plan.remarks);
-    processors::remark_divided_cores(config, machine.cpus, &mut plan.remarks);
+    processors::check_divided_cores(config, machine.cpus, &mut plan);
     plan
 }
 

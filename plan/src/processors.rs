@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use arch::ApicId;
 use config::{Config, GuestConfig};
 
-use crate::Refusal;
+use crate::{Plan, Refusal};
 
 /// More CPUs than this no guest has.
 pub const MAX_CPUS: usize = 64;
@@ -50,9 +50,15 @@ pub(crate) fn check(guest: &GuestConfig, cpus: &[Cpu], refusals: &mut Vec<Refusa
     }
 }
 
-/// Threads of one core share its caches and its execution units: guests that have one each slow each
-/// other down, and can learn of each other.
-pub(crate) fn remark_divided_cores(config: &Config, cpus: &[Cpu], remarks: &mut Vec<Refusal>) {
+/// Threads of one core share its caches, its buffers and its execution units: guests that have one each slow each other
+/// down, and can read what the other works on where the CPU leaks it. So it is refused, or remarked on where the
+/// configuration accepts it.
+pub(crate) fn check_divided_cores(config: &Config, cpus: &[Cpu], plan: &mut Plan) {
+    let (list, advice) = if config.share_cores {
+        (&mut plan.remarks, "")
+    } else {
+        (&mut plan.refusals, ": give both to one guest, or accept it by share_cores = true")
+    };
     let core = |number: u32| cpus.get(number as usize).and_then(|cpu| cpu.core);
     for (place, guest) in config.guests.iter().enumerate() {
         for (index, number) in guest.cpus.iter().enumerate() {
@@ -63,10 +69,10 @@ pub(crate) fn remark_divided_cores(config: &Config, cpus: &[Cpu], remarks: &mut 
             if let Some((other, theirs)) = other {
                 let sentence = format!(
                     "cpus has CPU {number}, and guest {} has CPU {theirs}, two threads of one core: \
-                     each slows the other down and can learn of it",
+                     each slows the other down and can learn of it{advice}",
                     other.name
                 );
-                remarks.push(Refusal::entry(guest, ("cpus", index), sentence));
+                list.push(Refusal::entry(guest, ("cpus", index), sentence));
             }
         }
     }

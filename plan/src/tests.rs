@@ -49,13 +49,13 @@ fn range(start: u64, length: u64) -> HpaRange {
     HpaRange { start: Hpa::new(start), length }
 }
 
-/// Four CPUs on two cores, 1 GiB in one piece, with an IOMMU: an NVMe (4), a USB controller (5), two
+/// Four CPUs on three cores, 1 GiB in one piece, with an IOMMU: an NVMe (4), a USB controller (5), two
 /// functions of one device (6), and a chipset's functions (1f): ISA bridge, SATA, SMBus.
 fn machine() -> Fake {
     let mut fake = Fake {
         vendor: Vendor::VtX,
         lacks: None,
-        cpus: (0..4).map(|n| Cpu { id: ApicId(n), started: true, core: Some(n / 2) }).collect(),
+        cpus: (0..4).map(|n| Cpu { id: ApicId(n), started: true, core: Some(n % 3) }).collect(),
         free: FrameAllocator::new(&[range(16 * MIB, 1024 * MIB)], &[]),
         identity_ram: None,
         space: Space::default(),
@@ -268,14 +268,24 @@ fn cpus_that_are_not_there_or_do_not_start_are_named_each() {
 }
 
 #[test]
-fn threads_of_one_core_in_two_guests_are_remarked_on() {
-    let remarks = |cpu| machine().plan(&(guest("") + &other(cpu, ""))).remarks;
-    assert_eq!(remarks(2), []);
-    let remarks = remarks(1);
-    let [remark] = remarks.as_slice() else { panic!("{remarks:?}") };
+fn threads_of_one_core_in_two_guests_are_refused_or_remarked_on_where_that_is_accepted() {
+    let plan =
+        |accepts: &str, cpu| machine().plan(&(accepts.to_owned() + &guest("") + &other(cpu, "")));
+    let other_core = plan("", 1);
+    assert_eq!((other_core.refusals, other_core.remarks), (vec![], vec![]));
+    let refused = plan("", 3);
+    let [refusal] = refused.refusals.as_slice() else { panic!("{refused:?}") };
+    assert_eq!(
+        refusal.to_string(),
+        "nexit.toml, line 3: guest a: cpus has CPU 0, and guest b has CPU 3, two threads of one core: each \
+         slows the other down and can learn of it: give both to one guest, or accept it by share_cores = true"
+    );
+    let accepted = plan("share_cores = true\n", 3);
+    let [remark] = accepted.remarks.as_slice() else { panic!("{accepted:?}") };
+    assert_eq!(accepted.refusals, []);
     assert_eq!(
         remark.to_string(),
-        "nexit.toml, line 3: guest a: cpus has CPU 0, and guest b has CPU 1, two threads of one core: each \
+        "nexit.toml, line 4: guest a: cpus has CPU 0, and guest b has CPU 3, two threads of one core: each \
          slows the other down and can learn of it"
     );
 }

@@ -34,6 +34,18 @@ fn the_posted_mode_on_amd_v_is_refused() {
     assert_says(&sentence, &["interrupts = \"posted\"", "VT-x", "\"exitless\""]);
 }
 
+#[test]
+fn two_guests_on_the_threads_of_one_core_are_refused_unless_the_file_accepts_it() {
+    let other = Payload { cpus: "[1]", ..ends() }.toml().replace("name = \"", "name = \"other-");
+    let toml = ends().toml() + &other;
+    let threads = ["-smp", "2,sockets=1,cores=1,threads=2"];
+    let sentence = refusal("core", &toml, &threads);
+    assert_says(&sentence, &["CPU 0", "CPU 1", "two threads of one core", "share_cores = true"]);
+    let accepted = format!("share_cores = true\n{toml}");
+    let outcome = Folder::new("core-shared").run(&accepted, OPTIONS, &Devices::arguments(&threads));
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+}
+
 /// The refusal of a boot with these modules, each a name and its contents, in spite of a
 /// configuration that the host finds right.
 fn refusal_of_modules(name: &str, modules: &[(&str, &[u8])]) -> String {

@@ -41,10 +41,10 @@ impl VmxVcpu {
             self.pass_over(snapshot.instruction_length as u8);
         } else {
             // SAFETY: ring 0 follows from the VMCS; an exit leaves DR7 with nothing on.
-            unsafe {
-                let before = cpu::instructions::debug_status();
-                cpu::instructions::set_debug_status(status(before, snapshot.qualification));
-            }
+            let before = unsafe { cpu::instructions::debug_status() };
+            let after = status(before, snapshot.qualification);
+            // SAFETY: as above; what has to be 0 in DR6 was, and stays.
+            unsafe { cpu::instructions::set_debug_status(after) };
         }
         let control = self.vmcs.read(field::GUEST_DR7);
         self.vmcs.write(field::GUEST_DR7, control & !GENERAL_DETECT);

@@ -155,6 +155,7 @@ pub(crate) fn refusal(facts: &Facts, functions: &[Bdf], trusting: bool) -> Optio
         unsafe_no_iommu: trusting,
         console: None,
         probe: false,
+        share_cores: false,
         shared: Vec::new(),
         places: config::Places::default(),
     };

@@ -97,8 +97,10 @@ fn start(program: *const u8, end: *const u8) {
     let bytes = end as usize - program as usize;
     let place = cpu::physical::pointer::<u8>(Hpa::new(PROGRAM));
     for index in 0..bytes {
-        // SAFETY: low memory that nobody uses once the loader is done, and the program's own bytes.
-        unsafe { place.wrapping_add(index).write_volatile(*program.wrapping_add(index)) };
+        // SAFETY: one of the program's own bytes.
+        let byte = unsafe { program.wrapping_add(index).read() };
+        // SAFETY: low memory that nobody uses once the loader is done.
+        unsafe { place.wrapping_add(index).write_volatile(byte) };
     }
     // SAFETY: the guest's own local APIC, in x2APIC mode.
     unsafe { write_msr(msr::IA32_X2APIC_ICR, 1 << 32 | STARTUP | PROGRAM >> 12) };
@@ -132,13 +134,12 @@ pub(crate) fn debug() -> ! {
     let limit = size_of::<[u32; 26]>() as u64 - 1;
     let descriptor = limit | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
     let table = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, descriptor, task >> 32];
-    // SAFETY: nobody uses either yet.
-    unsafe {
-        GDT.0.get().write(table);
-        let task = TASK.0.get().cast::<u32>();
-        task.wrapping_add(9).write_volatile(top as u32);
-        task.wrapping_add(10).write_volatile((top >> 32) as u32);
-        task.wrapping_add(25).write_volatile(104 << 16);
+    // SAFETY: nobody uses it yet.
+    unsafe { GDT.0.get().write(table) };
+    let fields = TASK.0.get().cast::<u32>();
+    for (index, value) in [(9, top as u32), (10, (top >> 32) as u32), (25, 104 << 16)] {
+        // SAFETY: one of its 26 words, and nobody uses it yet.
+        unsafe { fields.wrapping_add(index).write_volatile(value) };
     }
     trap::load();
     trap::use_stack(1, 1);
@@ -148,9 +149,10 @@ pub(crate) fn debug() -> ! {
     };
     // DR0: a write of 8 bytes (SDM "Debug Control Register (DR7)").
     const WRITE_OF_8_BYTES: u64 = 0x400 | 1 | 0b1001 << 16;
-    // SAFETY: the tables are there; what comes of it is this guest's end.
+    // SAFETY: the table is there, and its segments are those that are in use.
+    unsafe { x86_64::instructions::tables::lgdt(&pointer) };
+    // SAFETY: the task's segment is there; what comes of it is this guest's end.
     unsafe {
-        x86_64::instructions::tables::lgdt(&pointer);
         asm!(
             "ltr {task:x}", "mov dr0, {at}", "mov dr7, {control}", "mov qword ptr [{at}], 0",
             "2: jmp 2b", task = in(reg) 0x18_u64, at = in(reg) top - 8,

@@ -129,7 +129,9 @@ fn set(vector: u8, handler: *const ()) {
 pub(crate) fn use_stack(vector: u8, stack: u64) {
     let gate = TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector.into()).cast::<u64>();
     // SAFETY: one of the table's 256 gates.
-    unsafe { gate.write_volatile(gate.read_volatile() | stack << 32) };
+    let before = unsafe { gate.read_volatile() };
+    // SAFETY: as above.
+    unsafe { gate.write_volatile(before | stack << 32) };
 }
 
 /// Makes the table and loads it.
