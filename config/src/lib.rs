@@ -119,4 +119,6 @@ pub enum Afterwards {
     Stop,
     /// `"restart"`: it restarts, from its files.
     Restart,
+    /// `"debug"`, of `on_crash` alone: the CPU that crashed waits for a gdb; when that lets it go, the guest stays ended.
+    Debug,
 }

@@ -31,6 +31,7 @@ const TAKES_MODULES: &str = "a list of file names, each with its arguments after
 const TAKES_DEVICES: &str = "a list of PCI functions such as [\"00:04.0\"], or \"all\"";
 const TAKES_EXCEPT: &str = "a list of PCI functions such as [\"00:1f.0\"]";
 const TAKES_AFTERWARDS: &str = "\"stop\" or \"restart\"";
+const TAKES_AFTER_CRASH: &str = "\"stop\", \"restart\" or \"debug\"";
 const TAKES_INTERRUPTS: &str = "\"exitless\", \"exiting\" or \"posted\"";
 const TAKES_PORTS: &str = "a list of ports such as [\"0xf4\", \"0x3f0-0x3f7\"]";
 const TAKES_INTX: &str = "a list of PCI functions, each with the global system interrupt that its \
@@ -124,8 +125,11 @@ impl Reader {
             let problem = Problem::MissingKey { table: "[[guest]]", key, example };
             table.get(key).ok_or_else(|| self.error(item, problem))
         };
-        let afterwards =
-            |key, missing| table.get(key).map_or(Ok(missing), |value| self.afterwards(key, value));
+        let on_crash =
+            table.get("on_crash").map_or(Ok(Afterwards::Stop), |v| self.after_crash(v))?;
+        if on_crash == Afterwards::Debug {
+            needed("gdb", "gdb = \"COM2\"")?;
+        }
         let guest = GuestConfig {
             name: self.name(needed("name", "name = \"linux\"")?)?,
             cpus: self.cpus(needed("cpus", "cpus = [0]")?)?,
@@ -143,8 +147,10 @@ impl Reader {
             uart: table.get("uart").map(|v| self.uart(v)).transpose()?,
             gdb: table.get("gdb").map(|v| self.gdb(v)).transpose()?,
             pit: table.get("pit").map_or(Ok(true), |v| self.flag("pit", v))?,
-            on_crash: afterwards("on_crash", Afterwards::Stop)?,
-            on_reboot: afterwards("on_reboot", Afterwards::Restart)?,
+            on_crash,
+            on_reboot: table
+                .get("on_reboot")
+                .map_or(Ok(Afterwards::Restart), |v| self.after_reboot(v))?,
             places,
         };
         self.guests.push(guest);
@@ -202,11 +208,22 @@ impl Reader {
         }
     }
 
-    fn afterwards(&self, key: &'static str, item: &Item) -> Result<Afterwards, ConfigError> {
-        match self.string(key, TAKES_AFTERWARDS, item)? {
+    fn after_crash(&self, item: &Item) -> Result<Afterwards, ConfigError> {
+        const KEY: &str = "on_crash";
+        match self.string(KEY, TAKES_AFTER_CRASH, item)? {
             "stop" => Ok(Afterwards::Stop),
             "restart" => Ok(Afterwards::Restart),
-            other => Err(self.bad_value(key, TAKES_AFTERWARDS, item, other)),
+            "debug" => Ok(Afterwards::Debug),
+            other => Err(self.bad_value(KEY, TAKES_AFTER_CRASH, item, other)),
+        }
+    }
+
+    fn after_reboot(&self, item: &Item) -> Result<Afterwards, ConfigError> {
+        const KEY: &str = "on_reboot";
+        match self.string(KEY, TAKES_AFTERWARDS, item)? {
+            "stop" => Ok(Afterwards::Stop),
+            "restart" => Ok(Afterwards::Restart),
+            other => Err(self.bad_value(KEY, TAKES_AFTERWARDS, item, other)),
         }
     }
 

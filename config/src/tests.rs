@@ -110,6 +110,16 @@ fn interrupt_lines_are_read_and_belong_to_one_guest() {
 }
 
 #[test]
+fn a_crash_waits_for_gdb_only_where_there_is_a_line_to_one() {
+    let text = format!("{LINUX}gdb = \"COM2\"\non_crash = \"debug\"\n");
+    assert_eq!(parse(&text).unwrap().guests[0].on_crash, Afterwards::Debug);
+    let error = sentence(&format!("{LINUX}on_crash = \"debug\"\n"));
+    assert!(error.contains("gdb = \"COM2\""), "{error}");
+    let error = sentence(&format!("{LINUX}gdb = \"COM2\"\non_reboot = \"debug\"\n"));
+    assert!(error.contains("on_reboot is \"stop\" or \"restart\""), "{error}");
+}
+
+#[test]
 fn the_line_of_gdb_is_nobody_elses() {
     let with = |key: &str| format!("{LINUX}{key}\n");
     assert_eq!(parse(&with("gdb = \"COM2\"")).unwrap().guests[0].gdb, Some(Uart::Com2));
@@ -349,7 +359,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "io_ports = []",
         "on_crash = \"reboot\"",
-        "line 10: on_crash must be \"stop\" or \"restart\", not \"reboot\"",
+        "line 10: on_crash must be \"stop\", \"restart\" or \"debug\", not \"reboot\"",
     ),
     ("io_ports = []", "on_reboot = true", "line 10: on_reboot is \"stop\" or \"restart\""),
     ("io_ports = []", "modules = [\" \"]", "line 10: modules is a list of file names"),
@@ -427,6 +437,7 @@ fn write(config: &Config) -> String {
         let word = |afterwards| match afterwards {
             Afterwards::Stop => "stop",
             Afterwards::Restart => "restart",
+            Afterwards::Debug => "debug",
         };
         let (on_crash, on_reboot) = (word(guest.on_crash), word(guest.on_reboot));
         let ports = guest.io_ports.iter();

@@ -16,6 +16,8 @@ pub enum Stop {
     Asked,
     /// It has done the one instruction that it was to do.
     Step,
+    /// Its guest has crashed: it will never run again.
+    Crashed,
     /// It has met breakpoints: bit n for DRn.
     Breakpoint(u8),
 }

@@ -206,7 +206,11 @@ impl<G: Guest, L: Line> Session<G, L> {
     fn reason(&self, (cpu, why): (usize, Stop)) -> MultiThreadStopReason<u64> {
         let tid = thread(cpu);
         let Stop::Breakpoint(slots) = why else {
-            let signal = if why == Stop::Asked { Signal::SIGINT } else { Signal::SIGTRAP };
+            let signal = match why {
+                Stop::Asked => Signal::SIGINT,
+                Stop::Crashed => Signal::SIGABRT,
+                Stop::Step | Stop::Breakpoint(_) => Signal::SIGTRAP,
+            };
             return BaseStopReason::SignalWithThread { tid, signal };
         };
         match self.guest.met(slots) {

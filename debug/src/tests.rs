@@ -194,6 +194,16 @@ fn a_guest_that_runs_is_stopped_by_a_byte() {
 }
 
 #[test]
+fn a_guest_that_has_crashed_says_so() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    talk.world.borrow_mut().mailboxes[1].stand(Stop::Crashed, at(0x2000));
+    talk.work();
+    assert_eq!(talk.answer(), "T06thread:p01.02;");
+}
+
+#[test]
 fn an_answer_that_was_not_understood_is_sent_again() {
     let mut talk = Talk::attached();
     assert_eq!(talk.ask("m100,2"), "0001");

@@ -182,6 +182,11 @@ impl<B: Backend> Partition<B> {
         &self.plan.guest.name
     }
 
+    /// Whether a CPU that crashes waits for a gdb.
+    pub(crate) fn waits_for_gdb(&self) -> bool {
+        self.plan.guest.on_crash == config::Afterwards::Debug
+    }
+
     /// The machine that it is on.
     pub(crate) fn hardware(&self) -> &'static Hardware {
         self.plan.hardware

@@ -4,7 +4,7 @@
 use arch::ExitReason;
 use arch::vcpu::{Event, StartState, Vcpu};
 use guest::requests::{Request, Requests, Signals};
-use guest::vm::{Context, CpuState, Next, Platform, Vm, VmLock};
+use guest::vm::{Context, CpuState, Next, Outcome, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
 use view::registers::{Snapshot, last_exits};
 
@@ -147,6 +147,9 @@ impl<B: Backend> Running<'_, B> {
             next = self.make_steps(slot, processor);
         }
         if let Next::End(outcome) = next {
+            if matches!(outcome, Outcome::TripleFault | Outcome::Crash) {
+                self.wait_for_gdb(slot, processor);
+            }
             self.partition.end(outcome, processor.apic);
         }
     }

@@ -121,6 +121,40 @@ fn gdb_looks_at_a_guest_and_leaves_it_as_it_was(emulator: Emulator) {
     assert_eq!(status.code(), Some(0), "{screen}");
 }
 
+/// A triple fault, with its outcome once gdb has seen enough.
+fn a_guest_that_crashes_waits_for_gdb(emulator: Emulator) {
+    let folder = Folder::new(&format!("debugging-crash-{emulator}"));
+    let further = "gdb = \"COM2\"\non_crash = \"debug\"";
+    let payload = Payload { further, command_line: "triple-fault", ..Payload::new("ends") };
+    let config = folder.write("nexit.toml", payload.toml());
+    let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
+    let mut session = Session::start(&[&run, emulator.options()].concat());
+    session.see("guest ends: gdb: target remote ");
+    let address = session.see("\n");
+    session.see("guest ends: CPU 0 waits for gdb");
+    let said = gdb(
+        &folder,
+        &payload.path(),
+        &format!("target remote {address}\nbacktrace 1\nprint $cr0 & 1\ndetach\n"),
+    );
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    assert!(said.contains("#0  ") && said.contains("$1 = 1"), "{said}\n{screen}");
+    assert!(said.contains("[Inferior 1 (process 1) detached]"), "{said}\n{screen}");
+    assert!(screen.contains("guest ends: triple_fault after "), "{screen}");
+    assert_eq!(status.code(), Some(1), "{screen}");
+}
+
+#[test]
+fn a_guest_that_crashes_waits_for_gdb_on_amd_v() {
+    a_guest_that_crashes_waits_for_gdb(Emulator::Qemu);
+}
+
+#[test]
+fn a_guest_that_crashes_waits_for_gdb_on_vt_x() {
+    a_guest_that_crashes_waits_for_gdb(Emulator::Bochs);
+}
+
 #[test]
 fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_amd_v() {
     gdb_looks_at_a_guest_and_leaves_it_as_it_was(Emulator::Qemu);

@@ -89,6 +89,19 @@ impl<B: Backend> Running<'_, B> {
         }
     }
 
+    /// The guest has crashed here: it waits for a gdb first, where the configuration says so.
+    #[cold]
+    pub(super) fn wait_for_gdb(&mut self, slot: &VcpuSlot, processor: &Processor) {
+        if !self.partition.waits_for_gdb() || self.debugger.room.is_none() {
+            return;
+        }
+        let (name, cpu) = (&self.instance.policy.name, self.debugger.cpu);
+        logln!(
+            "guest {name}: CPU {cpu} waits for gdb, and the guest with it; `stop {name}` ends it"
+        );
+        self.stand(Stop::Crashed, slot, processor);
+    }
+
     /// gdb may want it to stand.
     #[cold]
     pub(super) fn look_at_desk(&mut self, slot: &VcpuSlot, processor: &Processor) {
