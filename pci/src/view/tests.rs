@@ -68,6 +68,27 @@ fn capabilities_that_reach_past_the_function_are_hidden() {
 }
 
 #[test]
+fn what_is_hidden_takes_no_write() {
+    let mut space = space();
+    let mut view = view(&mut space);
+    // Advanced Features: bit 0 of the byte at 4 starts a Function Level Reset.
+    for (offset, width) in [(0x64, Width::Byte), (0x62, Width::Word), (0x60, Width::Dword)] {
+        assert_eq!(view.write(&space, offset, width, u32::MAX), Effect::None);
+    }
+}
+
+#[test]
+fn of_two_capabilities_of_one_kind_the_first_counts_and_the_other_is_hidden() {
+    let mut space = space();
+    let device = space.functions.get_mut(&AT).unwrap();
+    device.capability(0xe0, capability::MSI_X, &[3, 0, 0, 0x10, 0, 0, 0, 0x18, 0, 0]);
+    let mut view = view(&mut space);
+    assert_eq!(view.msix().map(|msix| msix.offset), Some(0xc0));
+    assert!(!seen(&view, &space).contains(&(0x11, 0xe0)));
+    assert_eq!(view.write(&space, 0xe2, Width::Word, 0x8000), Effect::None);
+}
+
+#[test]
 fn a_vector_table_outside_its_bar_hides_msi_x() {
     let mut space = space();
     space.functions.get_mut(&AT).unwrap().bytes[0xc5] = 0x40;
