@@ -118,6 +118,10 @@ impl Iommu for FakeIommu<'_> {
     fn remap_redirection(&self, index: RemapIndex, target: InterruptTarget, low: bool) -> u64 {
         u64::from(index.0) << 48 | u64::from(low) << 13 | u64::from(target.vector.0)
     }
+    fn context_entry(&self, _: Bdf) -> Option<[u64; 2]> {
+        None
+    }
+    fn remap_entries(&self, _: Bdf, _: &mut dyn FnMut(RemapIndex, [u64; 2])) {}
     fn poll_faults(&mut self, _: &mut dyn FnMut(Fault)) -> u32 {
         0
     }
