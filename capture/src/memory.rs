@@ -50,9 +50,9 @@ impl TableMemory {
     /// What the firmware's tables say.
     ///
     /// # Errors
-    /// As [`firmware::Platform::read`].
-    pub fn platform(&self) -> Result<firmware::Platform, firmware::FirmwareError> {
-        firmware::Platform::read(Some(self.rsdp()), &|at, length| self.bytes(at, length))
+    /// As [`firmware::PlatformTables::read`].
+    pub fn platform(&self) -> Result<firmware::PlatformTables, firmware::FirmwareError> {
+        firmware::PlatformTables::read(Some(self.rsdp()), &|at, length| self.bytes(at, length))
     }
 
     /// Each at its own place, if all have one and the RSDP leads to a root table there.

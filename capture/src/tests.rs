@@ -143,7 +143,7 @@ fn a_whole_capture_is_read_as_the_machine_is() {
     for name in ["xsdt-null-first.txt", "hw-reduced-s5.txt", "mcfg-slimboot.txt"] {
         let ram = Ram::new(&Case::named(name), 0x10_0000);
         let bytes = |at: Hpa, length: usize| ram.bytes(at.as_u64(), length);
-        let direct = firmware::Platform::read(Some(Hpa::new(Ram::RSDP)), &bytes);
+        let direct = firmware::PlatformTables::read(Some(Hpa::new(Ram::RSDP)), &bytes);
         let capture = Capture { tables: everything(&ram), ..Capture::new("a test") };
         let again = Capture::from_toml(&capture.to_toml().unwrap()).unwrap();
         assert_eq!(again.memory().platform(), direct, "{name}");

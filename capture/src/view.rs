@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use arch::address::HpaRange;
 use arch::{ApicId, Bdf};
-use firmware::{FirmwareError, Platform};
+use firmware::{FirmwareError, PlatformTables};
 use iommu::dmar::Dmar;
 use pci::header::HeaderType;
 use pci::{Bar, Function, Groups};
@@ -16,7 +16,7 @@ use crate::{Capture, CapturedSpace, CpuKind};
 #[derive(Clone, Debug)]
 pub struct View {
     /// What the firmware's tables say.
-    pub platform: Result<Platform, FirmwareError>,
+    pub platform: Result<PlatformTables, FirmwareError>,
     /// Configuration space, Access Control Services on.
     pub space: CapturedSpace,
     /// The functions that the boot finds, in its order.
@@ -103,7 +103,7 @@ fn segments(capture: &Capture) -> Vec<u16> {
 }
 
 /// As `cpu::config_space` reaches: segment 0 by ports too. Without any tables the capture is believed.
-fn reaches(platform: &Result<Platform, FirmwareError>, segment: u16, bus: u8) -> bool {
+fn reaches(platform: &Result<PlatformTables, FirmwareError>, segment: u16, bus: u8) -> bool {
     let Ok(platform) = platform else { return true };
     segment == 0
         || platform.ecam.iter().any(|window| {

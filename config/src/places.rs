@@ -8,10 +8,10 @@ use crate::document::{Item, Key};
 /// The lines of one table's keys, and of the entries of its lists. Tables that say the same are equal,
 /// wherever they stand.
 #[derive(Clone, Debug, Default)]
-pub struct Places(Vec<Place>);
+pub struct Places(Vec<KeyLine>);
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct KeyLine {
     key: &'static str,
     /// Of an entry: which one.
     entry: Option<usize>,
@@ -21,9 +21,9 @@ struct Place {
 impl Places {
     /// Notes where a key stands, and the entries of its list.
     pub(crate) fn add(&mut self, known: &'static str, key: &Key, item: &Item) {
-        self.0.push(Place { key: known, entry: None, line: key.line() });
+        self.0.push(KeyLine { key: known, entry: None, line: key.line() });
         for (index, entry) in item.list().into_iter().flatten().enumerate() {
-            self.0.push(Place { key: known, entry: Some(index), line: entry.line() });
+            self.0.push(KeyLine { key: known, entry: Some(index), line: entry.line() });
         }
     }
 

@@ -205,7 +205,7 @@ fn the_console_is_a_uart_or_none_and_no_guests() {
     for refused in ["COM5", "com1", "3f8", "0x60", "0x3f9", "0xcf8", "0x10000", "0x+8", ""] {
         let error = sentence(&with(refused));
         assert!(
-            error.starts_with("nexit.toml, line 1: console is \"COM1\" to \"COM4\""),
+            error.starts_with("nexit.toml, line 1: console must be \"COM1\" to \"COM4\""),
             "{error}"
         );
     }
@@ -284,61 +284,53 @@ const REFUSED: &[(&str, &str, &str)] = &[
          unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
-    ("[[guest]]", "[guest]", "line 1: guest is a list of tables"),
-    ("[[guest]]", "guest = [1]\n[x]", "line 1: guest is a list of tables"),
+    ("[[guest]]", "[guest]", "line 1: guest must be a list of tables"),
+    ("[[guest]]", "guest = [1]\n[x]", "line 1: guest must be a list of tables"),
     ("kernel = \"vmlinuz\"", "", "line 1: this [[guest]] has no kernel: add a line such as"),
-    ("\"vmlinuz\"", "\" \"", "line 5: kernel is a file name such as \"vmlinuz\""),
+    ("\"vmlinuz\"", "\" \"", "line 5: kernel must be a file name such as \"vmlinuz\""),
     (
         "\"initrd.img\"",
         "7",
         "line 6: initrd must be a file name such as \"vmlinuz\", not an integer",
     ),
     ("[0]", "[]", "line 3: cpus is empty"),
-    (
-        "[0]",
-        "0",
-        "line 3: cpus must be a list of CPU numbers such as [0, 1], not an integer",
-    ),
+    ("[0]", "0", "line 3: cpus must be a list of CPU numbers such as [0, 1], not an integer"),
     (
         "[0]",
         "[0, 1, 0]",
         "line 3: cpus must be a list of CPU numbers such as [0, 1], not \"0 for the second time\"",
     ),
     ("[0]", "[-1]", "line 3: cpus must be a list of CPU numbers such as [0, 1], not \"-1\""),
-    (
-        "[0]",
-        "[\"0\"]",
-        "line 3: cpus must be a list of CPU numbers such as [0, 1], not a string",
-    ),
+    ("[0]", "[\"0\"]", "line 3: cpus must be a list of CPU numbers such as [0, 1], not a string"),
     (
         "\"512M\"",
         "512",
         "line 4: memory must be a size in K, M or G such as \"512M\", not an integer",
     ),
-    ("\"512M\"", "\"512\"", "line 4: memory is a size"),
-    ("\"512M\"", "\"-1M\"", "line 4: memory is a size"),
-    ("\"512M\"", "\"M\"", "line 4: memory is a size"),
-    ("\"512M\"", "\"99999999999999G\"", "line 4: memory is a size"),
+    ("\"512M\"", "\"512\"", "line 4: memory must be a size"),
+    ("\"512M\"", "\"-1M\"", "line 4: memory must be a size"),
+    ("\"512M\"", "\"M\"", "line 4: memory must be a size"),
+    ("\"512M\"", "\"99999999999999G\"", "line 4: memory must be a size"),
     (
         "\"512M\"",
         "\"8M\"",
         "line 4: memory must be at least 16M and a multiple of 2M, not 8388608 bytes",
     ),
-    ("\"512M\"", "\"17M\"", "line 4: memory is at least 16M"),
-    ("\"console=ttyS0\"", "\"a\\nb\"", "line 7: cmdline is one line of text"),
+    ("\"512M\"", "\"17M\"", "line 4: memory must be at least 16M"),
+    ("\"console=ttyS0\"", "\"a\\nb\"", "line 7: cmdline must be one line of text"),
     (
         "\"00:04.0\"",
         "\"00:99.0\"",
-        "line 8: devices is a list of PCI functions such as [\"00:04.0\"], or \"all\", and here \
-         stands \"00:99.0\"",
+        "line 8: devices must be a list of PCI functions such as [\"00:04.0\"], or \"all\", not \
+         \"00:99.0\"",
     ),
     (
         "[\"00:04.0\"]",
         "[\"00:04.0\", \"0000:00:04.0\"]",
-        "line 8: devices is a list of PCI functions",
+        "line 8: devices must be a list of PCI functions",
     ),
-    ("[\"00:04.0\"]", "\"ALL\"", "line 8: devices is a list of PCI functions"),
-    ("[\"00:04.0\"]", "4", "line 8: devices is a list of PCI functions"),
+    ("[\"00:04.0\"]", "\"ALL\"", "line 8: devices must be a list of PCI functions"),
+    ("[\"00:04.0\"]", "4", "line 8: devices must be a list of PCI functions"),
     (
         "interrupts = \"exitless\"",
         "except = []",
@@ -355,29 +347,33 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "line 9: except must be a list of PCI functions such as [\"00:1f.0\"], not \
          \"00:01.0 for the second time\"",
     ),
-    ("[\"00:04.0\"]", "\"all\"\nexcept = \"all\"", "line 9: except is a list of PCI functions"),
+    (
+        "[\"00:04.0\"]",
+        "\"all\"\nexcept = \"all\"",
+        "line 9: except must be a list of PCI functions",
+    ),
     (
         "io_ports = []",
         "on_crash = \"reboot\"",
         "line 10: on_crash must be \"stop\", \"restart\" or \"debug\", not \"reboot\"",
     ),
-    ("io_ports = []", "on_reboot = true", "line 10: on_reboot is \"stop\" or \"restart\""),
-    ("io_ports = []", "modules = [\" \"]", "line 10: modules is a list of file names"),
-    ("io_ports = []", "modules = [\"a\\tb\"]", "line 10: modules is a list of file names"),
-    ("io_ports = []", "modules = \"a\"", "line 10: modules is a list of file names"),
+    ("io_ports = []", "on_reboot = true", "line 10: on_reboot must be \"stop\" or \"restart\""),
+    ("io_ports = []", "modules = [\" \"]", "line 10: modules must be a list of file names"),
+    ("io_ports = []", "modules = [\"a\\tb\"]", "line 10: modules must be a list of file names"),
+    ("io_ports = []", "modules = \"a\"", "line 10: modules must be a list of file names"),
     (
         "\"exitless\"",
         "\"none\"",
         "line 9: interrupts must be \"exitless\", \"exiting\" or \"posted\", not \"none\"",
     ),
-    ("io_ports = []", "io_ports = [\"0x10-0x8\"]", "line 10: io_ports is a list of ports"),
-    ("io_ports = []", "io_ports = [0xf4]", "line 10: io_ports is a list of ports"),
+    ("io_ports = []", "io_ports = [\"0x10-0x8\"]", "line 10: io_ports must be a list of ports"),
+    ("io_ports = []", "io_ports = [0xf4]", "line 10: io_ports must be a list of ports"),
     (
         "io_ports = []",
         "unsafe_no_iommu = 1",
         "line 10: unsafe_no_iommu must be true or false, not an integer",
     ),
-    ("\"linux\"", "\"\"", "line 2: name is 1 to 64 printable characters"),
+    ("\"linux\"", "\"\"", "line 2: name must be 1 to 64 printable characters"),
     ("\"linux\"", "\"a", "line 2: this is not TOML: "),
     ("cpus = [0]", "cpus = [0]\ncpus = [1]", "line 4: this is not TOML: duplicate key"),
 ];
@@ -599,22 +595,19 @@ fn a_shared_region_names_its_guests_in_the_order_of_their_peer_identifiers() {
 
 #[test]
 fn a_shared_region_that_cannot_be_is_told_with_its_line() {
-    const TAKES_GUESTS: &str = "guests is a list of 2 to 8 guests' names such as [\"a\", \"b\"]";
+    const TAKES_GUESTS: &str =
+        "guests must be a list of 2 to 8 guests' names such as [\"a\", \"b\"]";
     for (from, to, expected) in [
         ("size", "length", "line 3: unknown key \"length\" in [[shared]]: the keys are name, size"),
         ("size = \"1M\"", "", "line 1: this [[shared]] has no size: add a line such as size ="),
-        ("\"1M\"", "\"3M\"", "line 3: size is a power of two from \"4K\" on"),
-        ("\"1M\"", "\"2K\"", "line 3: size is a power of two"),
-        ("\"1M\"", "1", "line 3: size is a power of two"),
-        ("\"pipe\"", "\"\"", "line 2: name is 1 to 64 printable characters"),
+        ("\"1M\"", "\"3M\"", "line 3: size must be a power of two from \"4K\" on"),
+        ("\"1M\"", "\"2K\"", "line 3: size must be a power of two"),
+        ("\"1M\"", "1", "line 3: size must be a power of two"),
+        ("\"pipe\"", "\"\"", "line 2: name must be 1 to 64 printable characters"),
         ("[\"b\"", "[\"c\"", "line 4: there is no [[guest]] \"c\": add it, or share with others"),
-        (
-            "[\"b\"",
-            "[\"a\"",
-            &format!("line 4: {TAKES_GUESTS}, not \"a for the second"),
-        ),
+        ("[\"b\"", "[\"a\"", &format!("line 4: {TAKES_GUESTS}, not \"a for the second")),
         ("[\"b\", ", "[", &format!("line 4: {TAKES_GUESTS}, not \"1 of them\"")),
-        ("[[shared]]", "[shared]", "line 1: shared is a list of tables"),
+        ("[[shared]]", "[shared]", "line 1: shared must be a list of tables"),
         (
             "[[guest]]",
             "[[shared]]\nname = \"pipe\"\nsize = \"4K\"\nguests = [\"a\", \"b\"]\n[[guest]]",

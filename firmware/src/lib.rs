@@ -1,4 +1,4 @@
-//! What the firmware's ACPI tables say about the machine, as one [`Platform`].
+//! What the firmware's ACPI tables say about the machine, as one [`PlatformTables`].
 //!
 //! * `tables`: from the RSDP to every table whose pointer and length hold; nothing else is read
 //! * `madt`, `mcfg`, `fadt`, `aml`, `serial`: what they say; `structures` is where the `acpi` crate reads them
@@ -6,7 +6,7 @@
 //!
 //! Invariant: the tables are claims. The `acpi` crate believes lengths and pointers, so it is given
 //! only tables that were checked here, and of the MADT and the MCFG only whole entries. What does not
-//! hold is left out with a sentence in [`Platform::notes`]; only a machine without CPUs is refused.
+//! hold is left out with a sentence in [`PlatformTables::notes`]; only a machine without CPUs is refused.
 //! No bytes make this crate panic, loop for ever or read outside of what its caller's memory gives.
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
@@ -29,7 +29,7 @@ pub use fadt::{Pm1Control, PmTimer, Register, Reset, SoftOff};
 pub use madt::{InterruptOverride, IoApicEntry};
 pub use mcfg::EcamWindow;
 pub use origin::Origin;
-pub use platform::{FirmwareError, Platform};
+pub use platform::{FirmwareError, PlatformTables};
 pub use serial::SerialPort;
 pub use tables::each_table;
 

@@ -31,7 +31,7 @@ impl core::error::Error for FirmwareError {}
 
 /// What the tables say.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Platform {
+pub struct PlatformTables {
     /// Local APIC identifiers of the CPUs that can be used, in the tables' order, each once:
     /// `cpus = [0]` in the configuration is the first.
     pub cpus: Vec<ApicId>,
@@ -65,7 +65,7 @@ pub struct Platform {
     pub notes: Vec<String>,
 }
 
-impl Platform {
+impl PlatformTables {
     /// Reads the tables that the RSDP at `rsdp` leads to, or without it the one in the BIOS area.
     ///
     /// # Errors

@@ -8,30 +8,30 @@ use arch::ApicId;
 
 const BASE: u64 = 0x7f00_0000;
 
-fn read_ram(ram: &Ram) -> Result<Platform, String> {
+fn read_ram(ram: &Ram) -> Result<PlatformTables, String> {
     let memory = |at: Hpa, length: usize| ram.bytes(at.as_u64(), length);
-    Platform::read(None, &memory).map_err(|error| error.to_string())
+    PlatformTables::read(None, &memory).map_err(|error| error.to_string())
 }
 
-fn read(case: &Case) -> Result<Platform, String> {
+fn read(case: &Case) -> Result<PlatformTables, String> {
     read_ram(&Ram::new(case, BASE))
 }
 
-fn named(name: &str) -> Platform {
+fn named(name: &str) -> PlatformTables {
     read(&Case::named(name)).unwrap()
 }
 
-fn cpus(platform: &Platform) -> Vec<u32> {
+fn cpus(platform: &PlatformTables) -> Vec<u32> {
     platform.cpus.iter().map(|id| id.0).collect()
 }
 
 /// A machine with one CPU, and further tables.
-fn with(tables: &str) -> Platform {
+fn with(tables: &str) -> PlatformTables {
     read(&Case::parse(&format!("table APIC\nd fee00000 1\nlapic 0 0 1\n{tables}"))).unwrap()
 }
 
 /// The notes, without those that every small case has.
-fn notes(platform: &Platform) -> String {
+fn notes(platform: &PlatformTables) -> String {
     platform.notes.join("\n")
 }
 
@@ -131,7 +131,7 @@ fn windows_to_configuration_space_are_those_that_can_be() {
 }
 
 /// A FADT with its flags, PM1a_CNT, PM1b_CNT and the addresses at its end, a DSDT with `\_S5`.
-fn fadt(flags: u32, pm1: (u32, u32), end: &str) -> Platform {
+fn fadt(flags: u32, pm1: (u32, u32), end: &str) -> PlatformTables {
     with(&format!(
         "table FACP\nrevision 6\nd 0 0\nhex 1 2\nw 9\nd b2\nzero 4\nd 400 0 {:x} {:x} 0 408\nzero 8\n\
          hex 4 2 0 4\nzero 11\nw 20\nhex 0\nd {flags:x}\nhex 1 8 0 1\nq cf9\nhex 6 0 0 0\nzero 70\n{end}\n\
@@ -221,7 +221,7 @@ fn the_hpet_is_where_memory_is() {
 #[test]
 fn interrupts_of_the_isa_bus_go_where_the_overrides_say() {
     let platform = with("");
-    let wired = |platform: &Platform, irq| {
+    let wired = |platform: &PlatformTables, irq| {
         let line = platform.isa_line(irq);
         (line.gsi, line.active_low)
     };
@@ -247,7 +247,7 @@ fn io_apics_are_named_once_and_never_at_0() {
 #[test]
 fn a_machine_without_tables_is_refused_in_a_sentence() {
     let nothing = |_: Hpa, _: usize| None;
-    let refusal = |rsdp| Platform::read(rsdp, &nothing).unwrap_err().to_string();
+    let refusal = |rsdp| PlatformTables::read(rsdp, &nothing).unwrap_err().to_string();
     assert!(refusal(None).contains("the firmware has no ACPI tables"));
     assert!(refusal(Some(Hpa::new(0x1000))).contains("at 0x1000 there is no RSDP"));
     assert!(read(&Case::parse("table HPET\nd 0\n")).unwrap_err().contains("no usable CPU"));

@@ -9,7 +9,7 @@ use arch::msr::PortRange;
 use boot::BootInfo;
 use config::Config;
 use cpu::config_space::EcamWindow;
-use firmware::{Platform, Register};
+use firmware::{PlatformTables, Register};
 use guest::devices::{Devices, power};
 
 use crate::console::{self, logln};
@@ -24,9 +24,9 @@ pub(crate) fn read(
     memory: Memory,
     info: &BootInfo<'_>,
     config: &Config,
-) -> Result<Platform, Refusal> {
+) -> Result<PlatformTables, Refusal> {
     let bytes = |at: Hpa, length: usize| memory::firmware_bytes(memory, info, at, length);
-    let mut platform = Platform::read(info.rsdp, &bytes)?;
+    let mut platform = PlatformTables::read(info.rsdp, &bytes)?;
     let mut map = |what: &str, start: Hpa, length: u64| {
         let high = start.as_u64().saturating_add(length) > FOUR_GIB;
         let mapped =
@@ -54,7 +54,7 @@ pub(crate) fn read(
 }
 
 /// The windows to configuration space, mapped where they are above 4 GiB.
-pub(crate) fn ecam(memory: Memory, platform: &Platform) -> &'static [EcamWindow] {
+pub(crate) fn ecam(memory: Memory, platform: &PlatformTables) -> &'static [EcamWindow] {
     let mut windows = Vec::new();
     for window in &platform.ecam {
         let firmware::EcamWindow { segment, first_bus, last_bus, base } = *window;
@@ -71,7 +71,7 @@ pub(crate) fn ecam(memory: Memory, platform: &Platform) -> &'static [EcamWindow]
 
 /// The ports of the ACPI timer, which guests read without an exit; `None` where there is none, or where
 /// a guest has a virtual device in its place (ACPI Specification, "PM Timer": it is read-only).
-pub(crate) fn pm_timer(platform: &Platform) -> Option<PortRange> {
+pub(crate) fn pm_timer(platform: &PlatformTables) -> Option<PortRange> {
     let first = platform.pm_timer?.port;
     let ports = PortRange { first, last: first.checked_add(3)? };
     let free = first == power::PM_TIMER || !(first..=ports.last).any(Devices::claims);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use arch::Bdf;
 
-use crate::monitor::{Command, GuestRef, Place};
+use crate::monitor::{Command, GuestAddress, GuestRef};
 
 /// A line of the table.
 pub(crate) struct Entry {
@@ -25,8 +25,8 @@ pub(crate) enum Shape {
     MayGuest(fn(Option<GuestRef>) -> Command),
     Guest(fn(GuestRef) -> Command),
     GuestMayCpu(fn(GuestRef, Option<u32>) -> Command),
-    GuestAddressMayCpu(fn(Place) -> Command),
-    GuestAddressMayBytes(fn(Place, u64) -> Command),
+    GuestAddressMayCpu(fn(GuestAddress) -> Command),
+    GuestAddressMayBytes(fn(GuestAddress, u64) -> Command),
     Function(fn(Bdf) -> Command),
 }
 

@@ -30,7 +30,7 @@ pub mod uart;
 mod wire;
 
 pub use commands::help;
-pub use monitor::{Command, CommandError, GuestRef, Place, parse};
+pub use monitor::{Command, CommandError, GuestAddress, GuestRef, parse};
 pub use mux::{Input, Mux};
 pub use ring::{RING_BYTES, Ring, RingLine};
 pub use typed::Typed;

@@ -16,7 +16,7 @@ pub struct GuestRef(pub usize);
 
 /// An address of a guest's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct GuestAddress {
     /// Whose.
     pub guest: GuestRef,
     /// Guest-physical or linear, as the command says.
@@ -57,19 +57,19 @@ pub enum Command {
     /// Bytes of a guest's RAM.
     Memory {
         /// By guest-physical address.
-        place: Place,
+        place: GuestAddress,
         /// How many.
         bytes: u64,
     },
     /// The same through the guest's own tables.
     Virtual {
         /// By linear address.
-        place: Place,
+        place: GuestAddress,
         /// How many.
         bytes: u64,
     },
     /// Where a linear address leads.
-    Walk(Place),
+    Walk(GuestAddress),
     /// The IDT of a guest's CPU.
     Gates {
         /// Whose.
@@ -208,12 +208,12 @@ pub fn parse<'a>(line: &'a str, guests: &'a [String]) -> Result<Option<Command>,
         Shape::GuestAddressMayCpu(command) => {
             let (guest, found) = (guest(needed(words.next())?)?, needed(words.next())?);
             let (address, cpu) = (address(found)?, words.next().map(cpu).transpose()?);
-            command(Place { guest, address, cpu })
+            command(GuestAddress { guest, address, cpu })
         }
         Shape::GuestAddressMayBytes(command) => {
             let (guest, found) = (guest(needed(words.next())?)?, needed(words.next())?);
             let bytes = words.next().map_or(Ok(BYTES), bytes)?;
-            command(Place { guest, address: address(found)?, cpu: None }, bytes)
+            command(GuestAddress { guest, address: address(found)?, cpu: None }, bytes)
         }
     };
     match words.next() {
@@ -294,8 +294,8 @@ mod tests {
 
     const HIGH: u64 = 0xffff_ffff_8100_0000;
 
-    const fn at(address: u64) -> Place {
-        Place { guest: GuestRef(0), address, cpu: None }
+    const fn at(address: u64) -> GuestAddress {
+        GuestAddress { guest: GuestRef(0), address, cpu: None }
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
             ("mem linux 0x10 0x20", Command::Memory { place: at(16), bytes: 32 }),
             ("virt linux ffffffff81000000 7", Command::Virtual { place: at(HIGH), bytes: 7 }),
             ("walk linux ffffffff81000000", Command::Walk(at(HIGH))),
-            ("walk linux 0 2", Command::Walk(Place { cpu: Some(2), ..at(0) })),
+            ("walk linux 0 2", Command::Walk(GuestAddress { cpu: Some(2), ..at(0) })),
             ("idt 1", Command::Gates { guest: GuestRef(0), cpu: None }),
             ("report 1", Command::Report(GuestRef(0))),
             ("guests", Command::Guests),

@@ -16,7 +16,7 @@ use plan::processors::MAX_CPUS;
 
 use crate::check::facts::Facts;
 use crate::check::read_machine;
-use crate::check::verdict::{Verdict, verdicts};
+use crate::check::verdict::{DeviceVerdict, verdicts};
 use crate::cli::InitArgs;
 use crate::failure::{Failure, OrFailed as _, Result};
 
@@ -200,7 +200,7 @@ fn about_memory(facts: &Facts, left: u64) -> String {
 fn devices(text: &mut String, capture: &Capture, facts: &Facts) {
     let verdicts = verdicts(capture, facts, None);
     let of = |at: &str| facts.view.functions.iter().find(|function| function.bdf.to_string() == at);
-    let wanted = |it: &&Verdict| of(&it.at).is_some_and(|function| !stays(function));
+    let wanted = |it: &&DeviceVerdict| of(&it.at).is_some_and(|function| !stays(function));
     let mut given = String::new();
     let (mut except, mut lines, mut left) = (Vec::new(), Vec::new(), String::new());
     for verdict in verdicts.iter().filter(wanted) {

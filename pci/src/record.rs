@@ -150,7 +150,7 @@ mod tests {
         record.restore(&mut space);
         let changed = record.check(&space).unwrap_err();
         assert_eq!((changed.was, changed.is), (0xfebd_0000, 0x0010_0000));
-        assert!(changed.to_string().starts_with("00:04.0: BAR register 0 says 0x00100000"));
+        assert!(changed.to_string().starts_with("00:04.0: BAR register 0 is 0x00100000"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::msr::PortRange;
 use arch::uart::UartPlace;
-use firmware::{Platform, Register};
+use firmware::{PlatformTables, Register};
 use guest::devices::Devices;
 use pci::claims::Owners;
 
@@ -31,7 +31,7 @@ pub struct Others<R, E, U> {
 
 /// The owners of all that is known to be somebody's.
 pub fn of(
-    firmware: Option<&Platform>,
+    firmware: Option<&PlatformTables>,
     others: Others<
         impl Iterator<Item = HpaRange>,
         impl Iterator<Item = HpaRange>,

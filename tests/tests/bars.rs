@@ -116,7 +116,7 @@ fn a_bar_that_moves_in_a_life_comes_back_and_one_that_moves_between_two_is_refus
     session.see("guest generations: stopped after");
     monitor.move_bar(RAM);
     session.keys("start generations\r");
-    session.see("guest generations: not started: 00:04.0: BAR register 0 says 0x00200004");
+    session.see("guest generations: not started: 00:04.0: BAR register 0 is 0x00200004");
     monitor.move_bar(place);
     session.keys("start generations\r");
     session.see("guest generations: started");

@@ -100,7 +100,11 @@ fn a_place_where_no_image_can_be_written_is_refused_before_any_work() {
     let absent = folder.path("no/such").display().to_string();
     for (format, output, words) in [
         ("iso", full.as_str(), "this is a folder: name a file in it"),
-        ("iso", "/dev/null", "is not a regular file: write the image to a file, and copy that with dd"),
+        (
+            "iso",
+            "/dev/null",
+            "is not a regular file: write the image to a file, and copy that with dd",
+        ),
         ("iso", &absent, "it cannot be written: No such file"),
         ("iso", "/proc/nexit.iso", "it cannot be written"),
         ("esp", &file, "exists and is no folder"),

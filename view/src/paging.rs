@@ -14,7 +14,7 @@ use crate::{Column, Lines, Table};
 
 /// What a guest-physical address is to the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum Backing {
     /// The guest's own RAM.
     Ram,
     /// RAM of the guest's in whose place it is shown another page: a shadow of its IDT, for one.
@@ -25,7 +25,7 @@ pub enum Place {
     Exits,
 }
 
-impl Place {
+impl Backing {
     /// Of an address: whether it is in the guest's RAM, and whether the nested table leads there.
     #[must_use]
     pub const fn new(in_ram: bool, mapped: bool, to_ram: bool) -> Self {
@@ -120,7 +120,7 @@ fn flags(entry: u64, level: u32) -> String {
 
 /// What the nested table has at a guest-physical address.
 #[must_use]
-pub fn nested(gpa: Gpa, mapping: Option<Mapping>, place: Place) -> Lines {
+pub fn nested(gpa: Gpa, mapping: Option<Mapping>, place: Backing) -> Lines {
     let Some(Mapping { hpa, size, access, memory_type }) = mapping else {
         return vec![
             format!("  nested table: {gpa} is not mapped"),
@@ -224,16 +224,16 @@ mod tests {
             memory_type: MemoryType::WriteBack,
         };
         assert_eq!(
-            nested(Gpa::new(0x3000), Some(mapping), Place::new(true, true, false)),
+            nested(Gpa::new(0x3000), Some(mapping), Backing::new(true, true, false)),
             [
                 "  nested table: 0x3000 is host-physical 0x100003000, in a page of 4 KiB: read, write-back",
                 "  it is: another page in place of the guest's RAM, such as a shadow of its IDT",
             ]
         );
-        let lines = nested(Gpa::new(0xfec0_0000), None, Place::new(false, false, false));
+        let lines = nested(Gpa::new(0xfec0_0000), None, Backing::new(false, false, false));
         assert_eq!(lines[0], "  nested table: 0xfec00000 is not mapped");
         assert!(lines[1].contains("an access exits"));
-        assert_eq!(Place::new(true, true, true), Place::Ram);
-        assert_eq!(Place::new(false, true, false), Place::Device);
+        assert_eq!(Backing::new(true, true, true), Backing::Ram);
+        assert_eq!(Backing::new(false, true, false), Backing::Device);
     }
 }

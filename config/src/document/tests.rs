@@ -90,12 +90,7 @@ const MISTAKES: &[(&str, usize, usize, &str)] = &[
     ("[a\n]", 1, 3, "the name of a table is followed by ]"),
     ("[ [a]]", 1, 3, "a key is missing"),
     ("[a] b = 1", 1, 5, "nothing may follow here"),
-    (
-        "a = 1\n\n a = 2",
-        3,
-        2,
-        "duplicate key \"a\", already on line 1: keep one of them",
-    ),
+    ("a = 1\n\n a = 2", 3, 2, "duplicate key \"a\", already on line 1: keep one of them"),
     ("[a]\nb = 1\n\"b\" = 2", 3, 1, "duplicate key \"b\""),
     ("[a]\n[a]", 2, 2, "duplicate key \"a\""),
     ("[a]\n[[a]]", 2, 3, "duplicate key \"a\""),

@@ -18,9 +18,9 @@ pub struct Window {
     busy: Option<Busy>,
 }
 
-/// What happened inside.
+/// The counts of a window.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Counts {
     /// Interrupts of the device.
     pub interrupts: u64,
     /// Exits of all virtual CPUs; `None` where the machine is not a Nexit guest.
@@ -46,12 +46,12 @@ impl Window {
     ///
     /// # Errors
     /// As [`Window::open`].
-    pub fn close(self) -> io::Result<Outcome> {
+    pub fn close(self) -> io::Result<Counts> {
         marker::close::<{ marker::WORK }>();
         let busy = self.busy.as_ref().map(Busy::so_far);
         let later = read_all()?;
         let interrupts = read_interrupts(&self.name)?.saturating_sub(self.interrupts);
-        Ok(Outcome { interrupts, exits: difference(&self.exits, &later), busy })
+        Ok(Counts { interrupts, exits: difference(&self.exits, &later), busy })
     }
 }
 
@@ -93,7 +93,7 @@ pub fn read_all() -> io::Result<Vec<Reading>> {
 
 /// The outcome as words of a result line.
 #[must_use]
-pub fn describe(outcome: &Outcome) -> String {
+pub fn describe(outcome: &Counts) -> String {
     let exits = outcome.exits.as_ref();
     let exits =
         exits.map_or_else(|| "exits=unknown (bare machine)".to_owned(), ToString::to_string);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ::firmware::Platform;
+use ::firmware::PlatformTables;
 use arch::{Bdf, Hpa};
 use capture::{Table, TableMemory};
 use iommu::dmar::Dmar;
@@ -40,7 +40,7 @@ fn table(input: &mut Input<'_>) -> Vec<u8> {
     table
 }
 
-fn check(platform: Result<Platform, ::firmware::FirmwareError>) {
+fn check(platform: Result<PlatformTables, ::firmware::FirmwareError>) {
     match platform {
         Ok(platform) => {
             let each: BTreeSet<u32> = platform.cpus.iter().map(|id| id.0).collect();
@@ -88,7 +88,7 @@ pub(super) fn acpi_memory(input: &[u8]) {
         let at = usize::try_from(at.as_u64()).ok()?;
         bytes.get(at..at.checked_add(length)?)
     };
-    check(Platform::read(Some(Hpa::new(0)), &memory));
+    check(PlatformTables::read(Some(Hpa::new(0)), &memory));
 }
 
 /// Puts the checksum of the table at `at` right, if the table is there.

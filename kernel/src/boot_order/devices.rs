@@ -7,7 +7,7 @@ use arch::{Hpa, Width};
 use boot::BootInfo;
 use config::Config;
 use cpu::config_space::{EcamWindow, MachineConfigSpace};
-use firmware::Platform;
+use firmware::PlatformTables;
 use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use pci::claims::Owners;
 use pci::header::HeaderType;
@@ -106,7 +106,11 @@ impl usb::Registers for UsbRegisters {
 }
 
 /// Whose the addresses are that no BAR may claim.
-pub(super) fn owners(info: &BootInfo<'_>, firmware: &Platform, ecam: &[EcamWindow]) -> Owners {
+pub(super) fn owners(
+    info: &BootInfo<'_>,
+    firmware: &PlatformTables,
+    ecam: &[EcamWindow],
+) -> Owners {
     let dmar = firmware.dmar.as_ref().ok().and_then(|table| Dmar::parse(table).ok());
     let units = dmar.iter().flat_map(Dmar::units);
     let others = Others {

@@ -8,7 +8,7 @@ use arch::address::HpaRange;
 use arch::iommu::Iommu;
 use boot::BootInfo;
 use cpu::config_space::MachineConfigSpace;
-use firmware::Platform;
+use firmware::PlatformTables;
 use iommu::dmar::{Dmar, UNIT_REGISTERS};
 use iommu::vtd::VtD;
 use spin::Mutex;
@@ -21,7 +21,7 @@ use crate::routes::SharedIommu;
 /// Switches all VT-d units on; or says why there is no usable IOMMU.
 pub(super) fn switch_on(
     info: &BootInfo<'_>,
-    firmware: &Platform,
+    firmware: &PlatformTables,
     space: MachineConfigSpace,
     memory: Memory,
 ) -> Result<(SharedIommu, Dmar<'static>), String> {

@@ -8,7 +8,7 @@ use arch::gate::GateFormat;
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::{Gpa, Gva, Vector};
 use view::gates::{Gate, GateBytes};
-use view::paging::{self, Place};
+use view::paging::{self, Backing};
 use view::registers::Snapshot;
 use view::{Lines, gates, hex};
 
@@ -90,7 +90,7 @@ pub(super) fn walk(who: &str, guest: &dyn GuestControl, cpu: &Snapshot, address:
     if let Some(gpa) = walked.gpa {
         let nested = guest.nested(gpa);
         let in_ram = byte(guest, gpa).is_some();
-        let place = Place::new(in_ram, nested.is_some(), nested.is_some_and(|(_, own)| own));
+        let place = Backing::new(in_ram, nested.is_some(), nested.is_some_and(|(_, own)| own));
         lines.extend(paging::nested(gpa, nested.map(|(mapping, _)| mapping), place));
     }
     lines

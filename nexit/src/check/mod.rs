@@ -21,7 +21,7 @@ use crate::failure::{Failure, Result};
 use crate::files::Files;
 use crate::scenario;
 use facts::Facts;
-use verdict::{Verdict, verdicts};
+use verdict::{DeviceVerdict, verdicts};
 
 /// All that was found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -30,7 +30,7 @@ pub(crate) struct Findings {
     pub(crate) remarks: Vec<Finding>,
     /// What could not be checked.
     pub(crate) unknown: Vec<String>,
-    pub(crate) devices: Vec<Verdict>,
+    pub(crate) devices: Vec<DeviceVerdict>,
 }
 
 /// One of them.
@@ -184,7 +184,7 @@ impl fmt::Display for Findings {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for DeviceVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.at, self.id, self.what)?;
         if let Some(driver) = &self.driver {

@@ -268,7 +268,7 @@ fn all_that_is_wrong_is_said_at_once() {
     assert_eq!(lines, ["6", "3", "4", "5", "7", "6"], "{said:#?}");
 }
 
-fn verdicts_of(machine: &Capture, text: &str) -> Vec<Verdict> {
+fn verdicts_of(machine: &Capture, text: &str) -> Vec<DeviceVerdict> {
     let folder = folder();
     find(&folder.path().join("c.toml"), text, Some((machine, Path::new("m.toml")))).devices
 }

@@ -20,7 +20,7 @@ const HEADER_BYTES: usize = 64;
 
 /// A function and what is known of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub(crate) struct Verdict {
+pub(crate) struct DeviceVerdict {
     /// Its address.
     pub(crate) at: String,
     /// Vendor and device.
@@ -55,11 +55,11 @@ pub(crate) fn verdicts(
     capture: &Capture,
     facts: &Facts,
     config: Option<(&Config, &[Vec<Bdf>])>,
-) -> Vec<Verdict> {
+) -> Vec<DeviceVerdict> {
     let trusting = config.is_some_and(|(config, _)| config.unsafe_no_iommu);
     let functions = facts.view.functions.iter();
     let found = functions.map(|function| verdict(capture, facts, function, trusting, config));
-    let unreached = facts.unreached().iter().map(|at| Verdict {
+    let unreached = facts.unreached().iter().map(|at| DeviceVerdict {
         why_not: Some(
             "the boot does not find it: no window to configuration space and no bridge leads \
                        there"
@@ -70,11 +70,11 @@ pub(crate) fn verdicts(
     found.chain(unreached).collect()
 }
 
-fn blank(capture: &Capture, at: Bdf, what: &str) -> Verdict {
+fn blank(capture: &Capture, at: Bdf, what: &str) -> DeviceVerdict {
     let captured = capture.function(at);
     let identity = captured.and_then(|it| arch::bytes::u32_at(&it.config.0, 0)).unwrap_or(0);
     let name = captured.and_then(|it| it.name.clone());
-    Verdict {
+    DeviceVerdict {
         at: at.to_string(),
         id: format!("{:04x}:{:04x}", identity as u16, identity >> 16),
         what: name.unwrap_or_else(|| what.to_owned()),
@@ -95,7 +95,7 @@ fn verdict(
     function: &Function,
     trusting: bool,
     config: Option<(&Config, &[Vec<Bdf>])>,
-) -> Verdict {
+) -> DeviceVerdict {
     let at = function.bdf;
     let mut verdict = blank(capture, at, class_name(function.class));
     let together = together(facts, at);
@@ -128,9 +128,9 @@ fn verdict(
         ));
     }
     if function.is_of_the_platform() {
-        verdict.notes.push(
-            "not among \"all\": it controls the board's sensors or its firmware".to_owned(),
-        );
+        verdict
+            .notes
+            .push("not among \"all\": it controls the board's sensors or its firmware".to_owned());
     }
     let owner = config.and_then(|(config, owned)| {
         let index = owned.iter().position(|own| own.contains(&at))?;

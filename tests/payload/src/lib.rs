@@ -7,6 +7,7 @@
 
 pub mod controller;
 pub mod pci;
+pub mod trap;
 
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;

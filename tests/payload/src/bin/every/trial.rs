@@ -5,6 +5,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use cpu::instructions::cpuid;
+use payload::trap::{Faults, LIMIT, Table};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::InterruptStackFrame;
@@ -59,7 +60,7 @@ static REGISTERS: Place<Registers> = Place(UnsafeCell::new(Registers {
     status: 0,
 }));
 static CODE: Place<[u8; 4096]> = Place(UnsafeCell::new([0x90; 4096]));
-static TABLE: Place<[[u64; 2]; 256]> = Place(UnsafeCell::new([[0; 2]; 256]));
+static TABLE: Table = Table::new();
 
 static VECTOR: AtomicU64 = AtomicU64::new(Seen::NONE);
 static ERROR_CODE: AtomicU64 = AtomicU64::new(0);
@@ -123,39 +124,24 @@ global_asm!(
     "ret",
 );
 
-fn faulted(vector: u64, error_code: u64, frame: &mut InterruptStackFrame) {
-    let address: u64;
-    // SAFETY: a read; segments as they were, whatever the instruction has loaded.
-    unsafe {
-        asm!("mov {0}, cr2", "mov {1:e}, 16", "mov ds, {1:e}", "mov es, {1:e}", out(reg) address, out(reg) _);
+/// Notes the fault of an instruction, and goes on after it.
+struct Trial;
+
+impl Faults for Trial {
+    fn fault(vector: u64, error_code: u64, frame: &mut InterruptStackFrame) {
+        let address: u64;
+        // SAFETY: a read; segments as they were, whatever the instruction has loaded.
+        unsafe {
+            asm!("mov {0}, cr2", "mov {1:e}, 16", "mov ds, {1:e}", "mov es, {1:e}", out(reg) address, out(reg) _);
+        }
+        VECTOR.store(vector, Ordering::Relaxed);
+        ERROR_CODE.store(error_code, Ordering::Relaxed);
+        ADDRESS.store(if vector == 14 { address } else { 0 }, Ordering::Relaxed);
+        RIP.store(frame.instruction_pointer.as_u64(), Ordering::Relaxed);
+        let resume = VirtAddr::new(every_resume as *const () as u64);
+        // SAFETY: the frame is this handler's own.
+        unsafe { frame.as_mut().update(|value| value.instruction_pointer = resume) };
     }
-    VECTOR.store(vector, Ordering::Relaxed);
-    ERROR_CODE.store(error_code, Ordering::Relaxed);
-    ADDRESS.store(if vector == 14 { address } else { 0 }, Ordering::Relaxed);
-    RIP.store(frame.instruction_pointer.as_u64(), Ordering::Relaxed);
-    let resume = VirtAddr::new(every_resume as *const () as u64);
-    // SAFETY: the frame is this handler's own.
-    unsafe { frame.as_mut().update(|value| value.instruction_pointer = resume) };
-}
-
-extern "x86-interrupt" fn fault<const VECTOR: u64>(mut frame: InterruptStackFrame) {
-    faulted(VECTOR, 0, &mut frame);
-}
-
-extern "x86-interrupt" fn fault_with_code<const VECTOR: u64>(
-    mut frame: InterruptStackFrame,
-    error_code: u64,
-) {
-    faulted(VECTOR, error_code, &mut frame);
-}
-
-fn set(vector: usize, handler: *const ()) {
-    /// Code segment 8, interrupt stack 1, an interrupt gate, present: the instruction's own stack may be anywhere.
-    const GATE: u64 = 8 << 16 | 1 << 32 | 0x8e << 40;
-    let address = handler as u64;
-    let gate = [address & 0xffff | (address >> 16 & 0xffff) << 48 | GATE, address >> 32];
-    // SAFETY: one of the table's gates.
-    unsafe { TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector).write_volatile(gate) };
 }
 
 static STACK: Place<[u8; 16384]> = Place(UnsafeCell::new([0; 16384]));
@@ -164,19 +150,9 @@ static GDT: Place<[u64; 5]> = Place(UnsafeCell::new([0; 5]));
 
 /// Loads a table whose handlers have a stack of their own, and lets vector instructions work.
 pub(crate) fn prepare() {
-    set(0, fault::<0> as *const ());
-    set(1, fault::<1> as *const ());
-    set(3, fault::<3> as *const ());
-    set(6, fault::<6> as *const ());
-    set(7, fault::<7> as *const ());
-    set(16, fault::<16> as *const ());
-    set(19, fault::<19> as *const ());
-    set(10, fault_with_code::<10> as *const ());
-    set(11, fault_with_code::<11> as *const ());
-    set(12, fault_with_code::<12> as *const ());
-    set(13, fault_with_code::<13> as *const ());
-    set(14, fault_with_code::<14> as *const ());
-    set(17, fault_with_code::<17> as *const ());
+    TABLE.catch::<Trial>();
+    // The instruction's own stack may be anywhere.
+    (0..32).for_each(|vector| TABLE.use_stack(vector, 1));
     let task = TASK.0.get() as u64;
     let stack = STACK.0.get() as u64 + 16384;
     // SAFETY: IST1 of a TSS that is not loaded yet.
@@ -188,8 +164,7 @@ pub(crate) fn prepare() {
     let pointer = |base: u64, limit| DescriptorTablePointer { limit, base: VirtAddr::new(base) };
     // SAFETY: the selectors are those that are in use; interrupts are off.
     unsafe { x86_64::instructions::tables::lgdt(&pointer(GDT.0.get() as u64, 39)) };
-    // SAFETY: as above.
-    unsafe { x86_64::instructions::tables::lidt(&pointer(TABLE.0.get() as u64, 0xfff)) };
+    TABLE.load(LIMIT);
     // SAFETY: as above; SSE and x87 instructions work from here on, and their exceptions come.
     unsafe {
         asm!(

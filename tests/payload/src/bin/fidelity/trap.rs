@@ -5,8 +5,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use x86_64::VirtAddr;
-use x86_64::structures::DescriptorTablePointer;
+use payload::trap::{INTERRUPT_GATE, LIMIT, Table};
 
 /// What the stub of a vector leaves on the stack.
 #[repr(C)]
@@ -117,7 +116,7 @@ unsafe impl<T> Sync for Place<T> {}
 
 static STACK: AtomicU64 = AtomicU64::new(0);
 static CODE: Place<[u8; 4096]> = Place(UnsafeCell::new([0xcc; 4096]));
-static TABLE: Place<[[u64; 2]; 256]> = Place(UnsafeCell::new([[0; 2]; 256]));
+static TABLE: Table = Table::new();
 static SEEN: Place<Option<Seen>> = Place(UnsafeCell::new(None));
 
 /// The vectors from 32 on that have come, in their order.
@@ -173,27 +172,22 @@ extern "C" fn trapped(frame: &mut Frame) {
 /// Sets a gate of the table: type 14 and the rest as the flags say.
 pub(crate) fn set_gate(vector: u8, selector: u64, flags: u64) {
     let address = fidelity_stubs as *const () as u64 + 16 * u64::from(vector);
-    let low = address & 0xffff | selector << 16 | flags << 40 | (address >> 16 & 0xffff) << 48;
-    let at = TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector.into());
-    // SAFETY: one of the table's gates.
-    unsafe { at.write_volatile([low, address >> 32]) };
+    TABLE.set_gate(vector, address, selector, flags);
 }
 
 /// An interrupt gate, present.
-pub(crate) const GATE: u64 = 0x8e;
+pub(crate) const GATE: u64 = INTERRUPT_GATE;
 
 /// Loads the table with this limit.
 pub(crate) fn load(limit: u16) {
-    let base = VirtAddr::new(TABLE.0.get() as u64);
-    // SAFETY: its gates lead to the stubs.
-    unsafe { x86_64::instructions::tables::lidt(&DescriptorTablePointer { limit, base }) };
+    TABLE.load(limit);
 }
 
 pub(crate) fn prepare() {
     for vector in 0..=255 {
         set_gate(vector, 8, GATE);
     }
-    load(0xfff);
+    load(LIMIT);
 }
 
 /// Runs `code`; what ended it, if it did not end by itself. Interrupts are as they were.

@@ -1,13 +1,12 @@
 //! What arrives at this CPU: an IDT that catches the fault of a trial and counts everything else.
 
-use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::msr;
 use cpu::instructions::write_msr;
+use payload::trap::{Faults, LIMIT, Table};
 use payload::{power_off, say};
 use x86_64::VirtAddr;
-use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::InterruptStackFrame;
 
 /// The vector of the guest's own timer.
@@ -53,26 +52,20 @@ macro_rules! fault_of {
 }
 pub(crate) use fault_of;
 
-fn faulted(vector: u32, frame: &mut InterruptStackFrame) {
-    let resume = RESUME.swap(0, Ordering::Relaxed);
-    if resume == 0 {
-        say!("FAILED: exception {vector} at {:#x}", frame.instruction_pointer);
-        power_off();
+/// Ends a trial by its fault.
+struct Trial;
+
+impl Faults for Trial {
+    fn fault(vector: u64, _: u64, frame: &mut InterruptStackFrame) {
+        let resume = RESUME.swap(0, Ordering::Relaxed);
+        if resume == 0 {
+            say!("FAILED: exception {vector} at {:#x}", frame.instruction_pointer);
+            power_off();
+        }
+        FAULT.store(vector as u32, Ordering::Relaxed);
+        // SAFETY: the frame is this handler's own; a trial left the address.
+        unsafe { frame.as_mut().update(|value| value.instruction_pointer = VirtAddr::new(resume)) };
     }
-    FAULT.store(vector, Ordering::Relaxed);
-    // SAFETY: the frame is this handler's own; a trial left the address.
-    unsafe { frame.as_mut().update(|value| value.instruction_pointer = VirtAddr::new(resume)) };
-}
-
-extern "x86-interrupt" fn fault<const VECTOR: u32>(mut frame: InterruptStackFrame) {
-    faulted(VECTOR, &mut frame);
-}
-
-extern "x86-interrupt" fn fault_with_code<const VECTOR: u32>(
-    mut frame: InterruptStackFrame,
-    _: u64,
-) {
-    faulted(VECTOR, &mut frame);
 }
 
 /// A single step, or what stands for it: goes on.
@@ -104,61 +97,31 @@ fn end_of_interrupt() {
     unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
 }
 
-#[repr(align(4096))]
-struct Table(UnsafeCell<[[u64; 2]; 256]>);
-// SAFETY: one CPU uses it, and its device writes to it as to any memory.
-unsafe impl Sync for Table {}
-static TABLE: Table = Table(UnsafeCell::new([[0; 2]; 256]));
+static TABLE: Table = Table::new();
 
 /// The page that holds the IDT.
 pub(crate) fn page() -> u64 {
-    TABLE.0.get() as u64
-}
-
-fn set(vector: u8, handler: *const ()) {
-    /// Code segment 8, an interrupt gate, present (SDM "64-Bit Mode IDT").
-    const GATE: u64 = 8 << 16 | 0x8e << 40;
-    let address = handler as u64;
-    let gate = [address & 0xffff | (address >> 16 & 0xffff) << 48 | GATE, address >> 32];
-    let at = TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector.into());
-    // SAFETY: one of the table's 256 gates.
-    unsafe { at.write_volatile(gate) };
+    TABLE.address()
 }
 
 /// Has `vector` delivered on one of the TSS's stacks.
 pub(crate) fn use_stack(vector: u8, stack: u64) {
-    let gate = TABLE.0.get().cast::<[u64; 2]>().wrapping_add(vector.into()).cast::<u64>();
-    // SAFETY: one of the table's 256 gates.
-    let before = unsafe { gate.read_volatile() };
-    // SAFETY: as above.
-    unsafe { gate.write_volatile(before | stack << 32) };
+    TABLE.use_stack(vector, stack);
 }
 
 /// Makes the table and loads it.
 pub(crate) fn load() {
-    (32..=255).for_each(|vector| set(vector, stray as *const ()));
-    OWN.for_each(|vector| set(vector, expected as *const ()));
-    set(TIMER, tick as *const ());
-    set(1, step as *const ());
-    set(SOFTWARE, step as *const ());
-    set(2, nmi as *const ());
-    set(0, fault::<0> as *const ());
-    set(3, fault::<3> as *const ());
-    set(6, fault::<6> as *const ());
-    set(7, fault::<7> as *const ());
-    set(16, fault::<16> as *const ());
-    set(10, fault_with_code::<10> as *const ());
-    set(11, fault_with_code::<11> as *const ());
-    set(12, fault_with_code::<12> as *const ());
-    set(13, fault_with_code::<13> as *const ());
-    set(14, fault_with_code::<14> as *const ());
-    set(17, fault_with_code::<17> as *const ());
-    point_at(page(), 0xfff);
+    (32..=255).for_each(|vector| TABLE.set(vector, stray as *const ()));
+    OWN.for_each(|vector| TABLE.set(vector, expected as *const ()));
+    TABLE.set(TIMER, tick as *const ());
+    TABLE.catch::<Trial>();
+    TABLE.set(1, step as *const ());
+    TABLE.set(SOFTWARE, step as *const ());
+    TABLE.set(2, nmi as *const ());
+    point_at(page(), LIMIT);
 }
 
 /// LIDT.
 pub(crate) fn point_at(base: u64, limit: u16) {
-    let pointer = DescriptorTablePointer { limit, base: VirtAddr::new(base) };
-    // SAFETY: interrupts are off, or the table there is the one above.
-    unsafe { x86_64::instructions::tables::lidt(&pointer) };
+    payload::trap::load(base, limit);
 }
