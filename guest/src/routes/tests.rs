@@ -125,10 +125,6 @@ impl Iommu for FakeIommu<'_> {
     fn poll_faults(&mut self, _: &mut dyn FnMut(Fault)) -> u32 {
         0
     }
-    fn context_entry(&self, _: Bdf) -> Option<[u64; 2]> {
-        None
-    }
-    fn remap_entries(&self, _: Bdf, _: &mut dyn FnMut(RemapIndex, [u64; 2])) {}
 }
 
 /// Routes of a guest with two messages and two lines, and what was done.
