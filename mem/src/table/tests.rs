@@ -235,15 +235,12 @@ fn build(frames: u64) -> (Result<(), MapError>, TestMemory) {
     let mut memory = TestMemory::new();
     memory.frames = frames;
     let mut reserved = Frames::default();
-    let result = Table::new(
-        EptFormat { largest: PageSize::Size2M, largest_executable: PageSize::Size2M },
-        &mut memory,
-    )
-    .and_then(|mut table| {
-        let filled = fill(&mut table, &mut memory, &mut reserved);
-        table.free_tables(&mut memory);
-        filled
-    });
+    let result =
+        Table::new(EptFormat::up_to(PageSize::Size2M), &mut memory).and_then(|mut table| {
+            let filled = fill(&mut table, &mut memory, &mut reserved);
+            table.free_tables(&mut memory);
+            filled
+        });
     while let Some(frame) = reserved.take(&mut memory) {
         memory.free_page(frame);
     }
