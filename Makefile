@@ -29,8 +29,8 @@ TIMEOUT  ?= $(if $(filter nested,$(EMULATOR)),1800,600)
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
-MAX      := reached-vt-x=8900 reached-amd-v=8800 foreign-linked=3200 foreign-whole=53000 \
-            code-bytes=640000 unsafe-blocks=290 untested-lines=5400
+MAX      := reached-vt-x=9300 reached-amd-v=9100 foreign-linked=3200 foreign-whole=53000 \
+            code-bytes=740000 unsafe-blocks=310 untested-lines=5800
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
 KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))

@@ -116,7 +116,7 @@ fn a_crash_waits_for_gdb_only_where_there_is_a_line_to_one() {
     let error = sentence(&format!("{LINUX}on_crash = \"debug\"\n"));
     assert!(error.contains("gdb = \"COM2\""), "{error}");
     let error = sentence(&format!("{LINUX}gdb = \"COM2\"\non_reboot = \"debug\"\n"));
-    assert!(error.contains("on_reboot is \"stop\" or \"restart\""), "{error}");
+    assert!(error.contains("on_reboot must be \"stop\" or \"restart\""), "{error}");
 }
 
 #[test]

@@ -149,7 +149,7 @@ pub(crate) fn room(guest: usize) -> Option<&'static Room> {
 
 impl Room {
     /// Has `work` see the mailbox of a CPU.
-    pub(crate) fn at_desk<T>(
+    pub(crate) fn at_mailbox<T>(
         &self,
         cpu: usize,
         work: impl FnOnce(&mut DebugMailbox) -> T,

@@ -110,7 +110,7 @@ impl<B: Backend> Running<'_, B> {
                 continue;
             }
             if requests.has(Request::Debugger) {
-                self.look_at_desk(slot, processor);
+                self.look_at_mailbox(slot, processor);
             }
             // A loop each: nothing is asked about the mode between two exits.
             if self.debugger.attached() {

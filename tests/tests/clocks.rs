@@ -120,5 +120,6 @@ fn what_firmware_has_added_to_a_cpus_tsc_is_taken_off() {
     let options = ["--emulator", "bochs", "--timeout", "120"];
     let outcome = folder.run(&payload.toml(), &options, &Devices::arguments(&[&line]));
     assert_eq!(outcome.status, Some(0), "{outcome}");
-    assert_eq!(outcome.number("TSC adjusted by"), 0, "{outcome}");
+    // Bochs' counter starts at 0 and has 50 millions a second.
+    assert!(outcome.number("TSC") < 1 << 36, "{outcome}");
 }

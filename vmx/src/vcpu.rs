@@ -3,12 +3,12 @@
 //! Invariant: the VMCS is current on the CPU that holds the [`VmxVcpu`], and whatever is written to
 //! it keeps the SDM's checks on guest state.
 
-use arch::VcpuSetup;
 use arch::address::PAGE_SIZE;
 use arch::exit::{EntryFailure, ExitReason};
 use arch::register::{Cr0, Efer, Rflags};
 use arch::segment::SegmentRegister;
 use arch::vcpu::{Event, EventKind, StartState, Vcpu, exception};
+use arch::{VcpuSetup, Vector};
 use cpu::instructions::vmwrite_checked;
 
 use crate::capability::{Features, ept_pointer};
@@ -107,6 +107,7 @@ impl VmxVcpu {
 
     /// What [`Self::enter`] has come back with.
     #[inline(never)]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most exits ask the back end for no more")]
     pub(crate) fn last_exit(&mut self, step: Option<Step>) -> ExitReason {
         let status = core::mem::replace(&mut self.registers.status, run::status::EXITED);
         let snapshot = self.snapshot();
@@ -130,27 +131,28 @@ impl VmxVcpu {
                 meaning: "VM-entry failure",
             });
         }
-        if snapshot.reason() == reason::NMI_WINDOW {
-            self.set_primary(Primary::NMI_WINDOW_EXITING, false);
-            self.pending_nmi = false;
-            self.inject_now(Event::nmi());
-        }
-        if snapshot.is_debug_exception() {
-            self.take_debug_exception(&snapshot);
-        }
         let mut reason = decode(&snapshot);
-        if let ExitReason::ExternalInterrupt(Some(vector)) = reason
-            && self.take_posted(vector)
-        {
-            reason = ExitReason::ExternalInterrupt(None);
-        }
-        if reason == ExitReason::Nmi {
-            // SAFETY: the caller of `new` vouched for the gate.
-            unsafe { run::take_nmi() };
-        }
-        if matches!(reason, ExitReason::Nmi | ExitReason::HostTimer) {
-            // The sender of the NMI is served after this return: no need for `exit_at_once`.
-            self.restart_timer();
+        // What else the back end has to do, for those exits only that ask for it.
+        match reason {
+            ExitReason::InterruptWindow if snapshot.reason() == reason::NMI_WINDOW => {
+                self.set_primary(Primary::NMI_WINDOW_EXITING, false);
+                self.pending_nmi = false;
+                self.inject_now(Event::nmi());
+            }
+            ExitReason::Exception { vector: Vector(exception::DB), .. } => {
+                self.take_debug_exception(&snapshot);
+            }
+            ExitReason::ExternalInterrupt(Some(vector)) if self.take_posted(vector) => {
+                reason = ExitReason::ExternalInterrupt(None);
+            }
+            ExitReason::Nmi => {
+                // SAFETY: the caller of `new` vouched for the gate.
+                unsafe { run::take_nmi() };
+                // The sender of the NMI is served after this return: no need for `exit_at_once`.
+                self.restart_timer();
+            }
+            ExitReason::HostTimer => self.restart_timer(),
+            _ => {}
         }
         reason
     }

@@ -25,8 +25,9 @@ pub(super) const MTRR: u32 = 1 << 12;
 pub(super) const HTT: u32 = 1 << 28;
 /// Leaf 6 EAX, shown: ARAT.
 pub(super) const SHOWN_6_EAX: u32 = bits([2]);
-/// Leaf 7.0 EBX, hidden: SGX, PQM, MPX, PQE, PT.
-pub(super) const HIDDEN_7_EBX: u32 = bits([2, 12, 14, 15, 25]);
+/// Leaf 7.0 EBX, hidden: TSC_ADJUST, SGX, PQM, MPX, PQE, PT. A TSC that a guest moves would have to be moved back for
+/// the TSC deadline, which passes.
+pub(super) const HIDDEN_7_EBX: u32 = bits([1, 2, 12, 14, 15, 25]);
 pub(super) const INVPCID: u32 = 1 << 10;
 /// Leaf 7.0 EBX: HLE, RTM.
 pub(super) const TSX: u32 = bits([4, 11]);

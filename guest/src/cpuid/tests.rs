@@ -58,7 +58,7 @@ fn of_a_cpu_that_has_everything_a_guest_is_shown_these_bits_and_no_others() {
     let expected = [
         ((1, 0), [None, None, Some(0x0804_cdfc), Some(0xb064_4080)]),
         ((6, 0), [Some(!4), Some(ALL), Some(ALL), Some(ALL)]),
-        ((7, 0), [None, Some(0x0200_d814), Some(0xe1bf_20b0), Some(0x403e_bae3)]),
+        ((7, 0), [None, Some(0x0200_d816), Some(0xe1bf_20b0), Some(0x403e_bae3)]),
         ((7, 1), [Some(0xff5f_e3c8), Some(ALL), Some(ALL), Some(0xfff7_bacf)]),
         ((0x8000_0001, 0), [None, None, Some(0x7d88_b60e), Some(0x0000_4080)]),
         ((0x8000_0008, 0), [None, Some(0x8af0_2dfa), None, None]),

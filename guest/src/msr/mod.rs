@@ -12,7 +12,7 @@ use arch::msr::{
     IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_DEBUGCTL, IA32_EFER, IA32_FEATURE_CONTROL,
     IA32_FMASK, IA32_FS_BASE, IA32_KERNEL_GS_BASE, IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MISC_ENABLE,
     IA32_PAT, IA32_STAR, IA32_SYSENTER_CS, IA32_SYSENTER_EIP, IA32_TIME_STAMP_COUNTER,
-    IA32_TSC_ADJUST, IA32_TSC_AUX, IA32_XSS, MsrPass,
+    IA32_TSC_AUX, IA32_XSS, MsrPass,
 };
 use arch::register::{Cr0, Efer};
 use arch::vcpu::Vcpu;
@@ -52,13 +52,11 @@ const HWCR_TSC_FREQUENCY_SELECT: u64 = 1 << 24;
 const ARCH_CAPABILITIES_SHOWN: u64 =
     0x1f | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 17 | 3 << 19 | 1 << 24 | 3 << 26 | 1 << 62;
 /// The MSRs that pass on every CPU. One that the CPU lacks raises #GP by itself.
-const PASSES: [MsrPass; 8] = [
+const PASSES: [MsrPass; 7] = [
     both(IA32_SYSENTER_CS, IA32_SYSENTER_EIP),
     both(IA32_STAR, IA32_FMASK),
     both(IA32_FS_BASE, IA32_KERNEL_GS_BASE),
     both(IA32_TSC_AUX, IA32_TSC_AUX),
-    // Read once a second by Linux; a write would move the TSC of the whole CPU.
-    MsrPass { first: IA32_TSC_ADJUST, last: IA32_TSC_ADJUST, read: true, write: false },
     both(IA32_SPEC_CTRL, IA32_PRED_CMD),
     MsrPass { first: IA32_FLUSH_CMD, last: IA32_FLUSH_CMD, read: false, write: true },
     both(IA32_XFD, IA32_XFD_ERR),
@@ -131,7 +129,7 @@ impl Msrs {
             IA32_TIME_STAMP_COUNTER => machine.tsc(),
             IA32_PAT => vcpu.pat(),
             IA32_EFER => vcpu.efer(),
-            IA32_TSC_ADJUST | IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
+            IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
             IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL | IA32_XSS => 0,
             IA32_ARCH_CAPABILITIES => match machine.read_msr(msr) {
                 Some(real) => real & ARCH_CAPABILITIES_SHOWN,
@@ -176,7 +174,7 @@ impl Msrs {
         }
         match msr {
             // The TSC is the machine's; a guest that would set it keeps the one that it has.
-            IA32_TIME_STAMP_COUNTER | IA32_TSC_ADJUST => MsrOutcome::Done,
+            IA32_TIME_STAMP_COUNTER => MsrOutcome::Done,
             IA32_PAT => write_pat(value, vcpu),
             IA32_EFER => self.write_efer(value, vcpu, machine),
             // Written before CPUID, to make it fill the revision in; and features that are not there.

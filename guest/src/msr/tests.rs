@@ -39,7 +39,6 @@ fn what_linux_reads_without_expecting_a_fault_is_there() {
         (0x10, 5_000_000),
         (0x17, 0),
         (0x3a, 1),
-        (0x3b, 0),
         (0x8b, 0),
         (0xfe, 0x400),
         (0x179, 0),
@@ -68,11 +67,11 @@ fn arch_capabilities_are_the_cpus_own_less_what_needs_more_msrs() {
 #[test]
 fn what_is_not_there_faults_and_writes_nothing_physical() {
     let mut rig = Rig::new(Vendor::Intel);
-    for msr in [0xe7, 0xe8, 0x186, 0x38f, 0x480, 0x570, 0xc001_0114, 0x4000_0000] {
+    for msr in [0x3b, 0xe7, 0xe8, 0x186, 0x38f, 0x480, 0x570, 0xc001_0114, 0x4000_0000] {
         assert_eq!(rig.read(msr), Unknown, "{msr:#x}");
         assert_eq!(rig.write(msr, 0), Unknown, "{msr:#x}");
     }
-    assert_eq!(rig.write(0x3b, 5), Done);
+    assert_eq!(rig.write(0x10, 5), Done);
     assert_eq!(rig.write(0x3a, 5), GeneralProtection);
     assert!(rig.machine.msrs.is_empty());
 }
@@ -148,8 +147,7 @@ fn these_msrs_pass_and_no_others() {
         both(0xc000_0081, 0xc000_0084), // SYSCALL
         both(0xc000_0100, 0xc000_0102), // bases of FS and GS
         both(0xc000_0103, 0xc000_0103), // TSC_AUX
-        MsrPass { first: 0x3b, last: 0x3b, read: true, write: false },
-        both(0x48, 0x49), // SPEC_CTRL, PRED_CMD
+        both(0x48, 0x49),               // SPEC_CTRL, PRED_CMD
         MsrPass { first: 0x10b, last: 0x10b, read: false, write: true },
         both(0x1c4, 0x1c5), // XFD
     ];

@@ -58,13 +58,13 @@ impl Debugger {
         self.attached
     }
 
-    fn at_desk<T>(&self, work: impl FnOnce(&mut debug::DebugMailbox) -> T) -> Option<T> {
-        self.room?.at_desk(self.cpu, work)
+    fn at_mailbox<T>(&self, work: impl FnOnce(&mut debug::DebugMailbox) -> T) -> Option<T> {
+        self.room?.at_mailbox(self.cpu, work)
     }
 
     /// The CPU does not run the guest any more.
     pub(super) fn leave(&mut self) {
-        self.at_desk(debug::DebugMailbox::leave);
+        self.at_mailbox(debug::DebugMailbox::leave);
         if let Some(room) = self.room {
             room.forget_ram();
         }
@@ -75,13 +75,13 @@ impl Debugger {
 impl<B: Backend> Running<'_, B> {
     /// The CPU is about to run the guest: what gdb has ordered is for it, too.
     pub(super) fn arrive(&mut self, processor: &Processor) {
-        match self.debugger.at_desk(debug::DebugMailbox::arrive) {
+        match self.debugger.at_mailbox(debug::DebugMailbox::arrive) {
             None | Some(Order::Leave) => {}
             Some(Order::Go { breakpoints, .. }) => {
                 self.go_on(Order::Go { step: false, breakpoints })
             }
             Some(Order::Stay) => {
-                self.debugger.at_desk(debug::DebugMailbox::want);
+                self.debugger.at_mailbox(debug::DebugMailbox::want);
                 if let Some(slot) = self.partition.slots().get(self.debugger.cpu) {
                     slot.ask(processor.apic, Request::Debugger);
                 }
@@ -104,8 +104,8 @@ impl<B: Backend> Running<'_, B> {
 
     /// gdb may want it to stand.
     #[cold]
-    pub(super) fn look_at_desk(&mut self, slot: &VcpuSlot, processor: &Processor) {
-        if self.debugger.at_desk(|mailbox| mailbox.wanted()) == Some(true) {
+    pub(super) fn look_at_mailbox(&mut self, slot: &VcpuSlot, processor: &Processor) {
+        if self.debugger.at_mailbox(|mailbox| mailbox.wanted()) == Some(true) {
             self.stand(Stop::Asked, slot, processor);
         }
     }
@@ -117,11 +117,11 @@ impl<B: Backend> Running<'_, B> {
         if let Some(room) = self.debugger.room {
             room.show(&self.ram);
         }
-        self.debugger.at_desk(|mailbox| mailbox.stand(why, registers));
+        self.debugger.at_mailbox(|mailbox| mailbox.stand(why, registers));
         while !slot.shall_stop() {
             housekeeping::attend(self.partition.hardware(), processor.apic);
             if let Some((order, changed)) =
-                self.debugger.at_desk(debug::DebugMailbox::take).flatten()
+                self.debugger.at_mailbox(debug::DebugMailbox::take).flatten()
             {
                 if let Some(registers) = changed {
                     self.set_registers(&registers);

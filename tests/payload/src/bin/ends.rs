@@ -8,7 +8,7 @@ use core::fmt::Write as _;
 use arch::Hpa;
 use arch::machine::Width;
 use boot::MemoryKind;
-use cpu::instructions::{cpuid, halt_forever, port_write, read_msr};
+use cpu::instructions::{halt_forever, port_write, tsc};
 use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -27,20 +27,11 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
             unsafe { cpu::physical::bytes(module.range.start, module.range.length as usize) };
         say!("module: {} bytes, checksum {:#x}", bytes.len(), checksum(bytes));
     }
-    say_tsc_adjustment();
+    say!("TSC: {}", tsc());
     leave_a_mark();
     let way = info.command_line.split_whitespace().next().unwrap_or("poweroff");
     say!("ends by {way}");
     end(way)
-}
-
-/// What has been added to the TSC of this CPU, where it can tell.
-fn say_tsc_adjustment() {
-    const TSC_ADJUST: u32 = 1 << 1;
-    if cpuid(0, 0).eax >= 7 && cpuid(7, 0).ebx & TSC_ADJUST != 0 {
-        // SAFETY: CPUID shows the MSR.
-        say!("TSC adjusted by: {}", unsafe { read_msr(arch::msr::IA32_TSC_ADJUST) });
-    }
 }
 
 /// Writes into memory that no loader touches what an earlier generation would have left there.
