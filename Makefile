@@ -182,6 +182,7 @@ check: setup
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(PAYLOADS) -- -Dwarnings
 	cargo clippy --locked $(UEFI) -- -Dwarnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --quiet
 	cargo test --locked
 	cargo test --locked -p guest-tools -p nexit-bench -p bench-plugin
 

@@ -62,7 +62,7 @@ pub enum ApicAction {
         /// Value.
         value: u64,
     },
-    /// Send this to the guest's CPUs that [`VirtualApic::accepts`] names.
+    /// Send this to the guest's CPUs that [`crate::icr::Addressing::accepts`] names.
     Ipi(IcrRequest),
     /// The guest has ended this interrupt (not in the exitless mode).
     Eoi {

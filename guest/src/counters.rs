@@ -9,7 +9,7 @@ use arch::ExitReason;
 
 macro_rules! counters {
     ($($variant:ident = $key:literal),* $(,)?) => {
-        /// What is counted: the exit reasons by [`ExitReason::key`], and two causes that are told
+        /// What is counted: the exit reasons by [`Self::of`], and two causes that are told
         /// apart from their reason.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[allow(missing_docs)]

@@ -1,6 +1,6 @@
 //! Decodes the few guest instructions that the hypervisor must carry out, and says what they do.
 //!
-//! The way of an emulated access: [`fetch_instruction`] (guest bytes at RIP) → [`decode`] →
+//! The way of an emulated access: [`fetch_instruction`] (guest bytes at RIP) → [`decode()`] →
 //! [`Instruction::linear_address`] → [`translate`] → read the old value →
 //! [`Instruction::evaluate`] → write the new value → [`Evaluation::commit`].
 //!

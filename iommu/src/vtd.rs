@@ -3,7 +3,7 @@
 //! All units of a PCI segment share one root table and one interrupt-remapping table, as a function is
 //! found by its own number in both. Each segment has its own: the same number is another function there.
 //!
-//! * [`unit`]: one unit's bring-up order; [`registers`]: its window
+//! * [`mod@unit`]: one unit's bring-up order; [`registers`]: its window
 //! * [`context`], [`remapping`]: entries; [`invalidation`]: telling the unit about changed ones
 //! * [`fault`]: what the unit refused
 

@@ -6,7 +6,7 @@
 //! - only the hypervisor's own lines begin with [`MARK`];
 //! - the bytes of one guest come out complete and in order (its [`MARK`]s as `?`).
 //!
-//! Path: a guest's UART → [`Mux::guest_output`] → [`queue`] → the [`line`]; the line → [`Mux::typed`] → a guest's
+//! Path: a guest's UART → [`Mux::guest_output`] → [`queue`] → the [`mod@line`]; the line → [`Mux::typed`] → a guest's
 //! UART, or a [`Command`] that the kernel carries out. What the user sees of it:
 //! `docs/console.md`. Only [`Mux::add_guest`],
 //! [`Mux::add_function`] and [`help`] allocate.

@@ -28,7 +28,7 @@ pub struct GuestAddress {
 /// What the user asks of the hypervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
-    /// Lists the commands, or says more of one: [`crate::Mux::help`].
+    /// Lists the commands, or says more of one: [`crate::help`].
     Help(Option<&'static str>),
     /// Every guest: its state, CPUs and memory.
     Guests,

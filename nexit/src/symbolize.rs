@@ -25,7 +25,7 @@ pub(crate) fn print(args: &SymbolizeArgs) -> Result<()> {
     Ok(())
 }
 
-/// What [`print`] prints.
+/// What [`print()`] prints.
 fn symbolize(log: &str, image: &[u8]) -> Result<String> {
     let failed = |error: &dyn std::fmt::Display| {
         Failure::Failed(format!("no image that can be read: {error}"))

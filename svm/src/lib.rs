@@ -2,7 +2,7 @@
 //!
 //! The path of an exit: [`vcpu`] enters the guest through `run` (the only assembly), [`decode`]
 //! turns the record in the [`vmcb`] into a neutral [`arch::ExitReason`], policy answers through the
-//! [`arch::vcpu::Vcpu`] trait (`contract`). [`enable`] comes before (once on each CPU), with [`controls`] and
+//! [`arch::vcpu::Vcpu`] trait (`contract`). [`mod@enable`] comes before (once on each CPU), with [`controls`] and
 //! [`bitmap`] deciding what exits at all.
 //!
 //! Pure, host-tested: [`bitmap`], [`controls`], [`decode`], [`segment`], and what

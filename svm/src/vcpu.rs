@@ -24,7 +24,7 @@ use crate::vmcb::Vmcb;
 /// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
 const ASID: u32 = 1;
 
-/// Bytes of [`VcpuSetup::memory`]: the host's save area, for [`crate::enable`], and the VMCB.
+/// Bytes of [`VcpuSetup::memory`]: the host's save area, for [`crate::enable()`], and the VMCB.
 pub const CPU_BYTES: u64 = 2 * PAGE_SIZE;
 
 /// Where the registers that VMRUN does not switch have their newest value.

@@ -33,7 +33,7 @@ pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
-/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable`], the VMCS and the virtual-APIC page.
+/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable()`], the VMCS and the virtual-APIC page.
 pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
 
 /// A virtual CPU on VT-x.

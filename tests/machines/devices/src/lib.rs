@@ -6,7 +6,7 @@
 //! forget it, and says where what it kept is no longer true.
 //!
 //! * [`machine`]: all of it together, by options
-//! * [`unit`]: the VT-d unit; [`io_apic`]: the I/O APIC
+//! * [`mod@unit`]: the VT-d unit; [`io_apic`]: the I/O APIC
 //! * [`nvme`]: a controller; [`engine`]: its second half; [`disk`]: what it stores
 //! * [`acpi`]: the DMAR table for a firmware that has none
 #![forbid(unsafe_code)]
