@@ -19,6 +19,7 @@ mod firmware;
 mod generations;
 mod hostile;
 mod image;
+mod linux32;
 mod neighbours;
 mod nested;
 mod partitions;
