@@ -10,6 +10,7 @@
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod address;
 pub mod bdf;

@@ -14,7 +14,6 @@ pub struct Topology {
 
 /// How many there are of each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
 pub struct Counts {
     pub packages: usize,
     pub cores: usize,
@@ -31,7 +30,7 @@ impl Topology {
         const HYBRID: u32 = 1 << 15;
         let most = cpuid(0, 0).eax;
         let hybrid = most >= 7 && cpuid(7, 0).edx & HYBRID != 0;
-        let leaf = |leaf| if most >= leaf { levels(&cpuid, leaf) } else { None };
+        let leaf = |leaf| if most >= leaf { levels(&cpuid, leaf, hybrid) } else { None };
         let (core_shift, package_shift) = leaf(V2).or_else(|| leaf(V1))?;
         Some(Self { core_shift, package_shift, hybrid })
     }
@@ -68,7 +67,7 @@ impl Topology {
 }
 
 /// The shifts behind the level of threads and behind the last level.
-fn levels(cpuid: &impl Cpuid, leaf: u32) -> Option<(u32, u32)> {
+fn levels(cpuid: &impl Cpuid, leaf: u32, hybrid: bool) -> Option<(u32, u32)> {
     /// More levels than any CPU has.
     const MAX_LEVELS: u32 = 8;
     const THREADS: u32 = 1;
@@ -81,7 +80,10 @@ fn levels(cpuid: &impl Cpuid, leaf: u32) -> Option<(u32, u32)> {
             break;
         }
         let shift = level.eax & 0x1f;
-        if kind == THREADS {
+        // The shift says how identifiers are numbered, the count how many threads this core can have. If that is one
+        // (no threads, or switched off; Bochs' shift is never 0), each is a core by itself. In a hybrid other cores may
+        // have more.
+        if kind == THREADS && (level.ebx & 0xffff > 1 || hybrid) {
             core_shift = shift;
         }
         package_shift = Some(shift);
@@ -114,7 +116,7 @@ mod tests {
             (0, _) => CpuidResult { eax: leaf, ..CpuidResult::default() },
             (asked, Some((kind, shift))) if asked == leaf => CpuidResult {
                 eax: *shift,
-                ebx: 1,
+                ebx: 1 << shift,
                 ecx: kind << 8 | subleaf,
                 ..CpuidResult::default()
             },
@@ -135,6 +137,24 @@ mod tests {
         // A hybrid: a core of two threads, then four of one each, which firmware numbers in steps.
         let hybrid = [0, 1, 8, 10, 12, 14];
         assert_eq!(counts(0x1f, &[(1, 1), (2, 7)], &hybrid), "1 package, 5 cores, 6 threads");
+    }
+
+    #[test]
+    fn a_core_of_one_thread_has_no_sibling_however_identifiers_are_numbered() {
+        let cpuid = |hybrid: bool| {
+            move |leaf: u32, subleaf: u32| match (leaf, subleaf) {
+                (0, _) => CpuidResult { eax: 0xb, ..CpuidResult::default() },
+                (7, _) => CpuidResult { edx: u32::from(hybrid) << 15, ..CpuidResult::default() },
+                (0xb, 0) => CpuidResult { eax: 1, ebx: 1, ecx: 1 << 8, edx: 0 },
+                (0xb, 1) => CpuidResult { eax: 4, ebx: 4, ecx: 2 << 8, edx: 0 },
+                _ => CpuidResult::default(),
+            }
+        };
+        let cores = |hybrid| {
+            let topology = Topology::read(cpuid(hybrid)).unwrap();
+            topology.count(0..4).cores
+        };
+        assert_eq!((cores(false), cores(true)), (4, 2));
     }
 
     #[test]

@@ -31,7 +31,6 @@ impl Technology {
         }
     }
 
-    /// For a file.
     pub(crate) const fn file(self) -> &'static str {
         match self {
             Self::AmdV => "amd-v",
@@ -45,7 +44,6 @@ impl Technology {
     }
 }
 
-/// A question.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Question {
     /// How much more is executed for an operation?
@@ -60,7 +58,6 @@ impl Question {
     /// All, in the order of the page.
     pub(crate) const ALL: [Self; 3] = [Self::Instructions, Self::PerInterrupt, Self::ToInit];
 
-    /// For a file.
     pub(crate) const fn file(self) -> &'static str {
         match self {
             Self::Instructions => "instructions",

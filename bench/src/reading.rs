@@ -11,7 +11,6 @@ const WORK: u8 = 2;
 /// Exits of one reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 pub(crate) struct Cost {
-    /// Exits.
     pub(crate) exits: u64,
     /// Instructions of the hypervisor for them.
     pub(crate) instructions: u64,
@@ -93,7 +92,6 @@ pub(crate) fn windows(text: &str) -> Result<Vec<Window>> {
 pub(crate) struct Measured {
     /// Its name.
     pub(crate) work: String,
-    /// Operations.
     pub(crate) operations: u64,
     /// How long it took by the guest's clock.
     pub(crate) ns: u64,

@@ -72,7 +72,6 @@ pub(crate) const BY_REASON: &str = "exits by ";
 /// One figure of one work in one mode.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Figure {
-    /// The work.
     pub(crate) work: String,
     /// Where.
     pub(crate) mode: Mode,
@@ -103,7 +102,6 @@ pub(crate) struct Results {
     pub(crate) machine: BTreeMap<String, String>,
     /// What went wrong, such as a mode that hung.
     pub(crate) notes: Vec<String>,
-    /// The figures.
     pub(crate) figures: Vec<Figure>,
 }
 

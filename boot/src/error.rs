@@ -32,7 +32,6 @@ pub enum BootError {
     NoUsableMemory,
     /// More memory regions, modules or strings than there is room for.
     TooMany {
-        /// Of what.
         what: &'static str,
         /// How many there is room for.
         limit: usize,

@@ -10,12 +10,10 @@ pub const ROW: usize = 32;
 /// No table and no configuration space is longer.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Bytes(pub Vec<u8>);
 
 impl Bytes {
-    /// As text.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = String::new();

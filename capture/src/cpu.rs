@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use arch::machine::CpuidResult;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cpu {
@@ -59,7 +58,6 @@ impl CpuKind {
         CpuidResult { eax, ebx, ecx, edx }
     }
 
-    /// An MSR.
     #[must_use]
     pub fn msr(&self, number: u32) -> Option<u64> {
         self.msrs.0.get(&number).copied()

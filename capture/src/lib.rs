@@ -124,7 +124,6 @@ impl Capture {
 /// The use of a range of memory, as in [`boot::MemoryKind`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[allow(missing_docs)]
 pub enum MemoryKind {
     Usable,
     AcpiReclaimable,

@@ -18,7 +18,6 @@ const NOMINAL_PPM: u64 = 10_000;
 pub(crate) struct Claim {
     /// Whose.
     pub(crate) name: &'static str,
-    /// In Hz.
     pub(crate) hz: u64,
     /// By how much it may be wrong and yet be honest.
     pub(crate) interval: Interval,

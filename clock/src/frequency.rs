@@ -35,7 +35,6 @@ pub struct Clock<'a> {
 /// The TSC's frequency.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frequency {
-    /// In kHz.
     pub khz: u64,
     /// How far the true one can be from it, in parts per million, as far as is known.
     pub error_ppm: Option<u64>,

@@ -23,7 +23,6 @@ impl Interval {
         Self { low: hz, high: hz }.widened(ppm)
     }
 
-    /// The middle.
     pub(crate) fn middle(self) -> u64 {
         self.low + (self.high - self.low) / 2
     }

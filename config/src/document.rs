@@ -24,7 +24,6 @@ use cursor::{Cursor, Position};
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Table(Vec<(Key, Item)>);
 
-/// A key.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Key {
     /// Without its quotes.

@@ -48,7 +48,6 @@ pub enum Problem {
     NoGuest,
     /// A key that does not exist.
     UnknownKey {
-        /// The key.
         key: String,
         /// The table that it stands in.
         table: &'static str,
@@ -57,16 +56,13 @@ pub enum Problem {
     },
     /// A key without which a table means nothing.
     MissingKey {
-        /// The table.
         table: &'static str,
-        /// The key.
         key: &'static str,
         /// An example of a line that would do.
         example: &'static str,
     },
     /// A value of another type.
     WrongType {
-        /// The key.
         key: &'static str,
         /// What it takes, with an example.
         takes: &'static str,
@@ -75,7 +71,6 @@ pub enum Problem {
     },
     /// A text or number that the key does not take.
     BadValue {
-        /// The key.
         key: &'static str,
         /// What it takes, with an example.
         takes: &'static str,
@@ -83,13 +78,9 @@ pub enum Problem {
         found: String,
     },
     /// `memory` is too small or no multiple of 2 MiB.
-    Memory {
-        /// Bytes.
-        bytes: u64,
-    },
+    Memory { bytes: u64 },
     /// A list is empty that must not be.
     EmptyList {
-        /// The key.
         key: &'static str,
         /// An example of a line that would do.
         example: &'static str,
@@ -104,15 +95,9 @@ pub enum Problem {
         owner: String,
     },
     /// Two regions of shared memory have one name.
-    SharedTwice {
-        /// The name.
-        name: String,
-    },
+    SharedTwice { name: String },
     /// Memory is shared with a guest that does not exist.
-    NoSuchGuest {
-        /// The name.
-        name: String,
-    },
+    NoSuchGuest { name: String },
     /// A guest has the UART of the console, its ports or its interrupt line.
     ConsoleTaken {
         /// The UART's first port.

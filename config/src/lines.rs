@@ -95,7 +95,6 @@ impl Config {
 /// One entry of `intx`: to which line the interrupt pin of a function is wired.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IntxConfig {
-    /// The function.
     pub function: Bdf,
     /// Global system interrupt: 5, 9 to 11 or from 16 up, where PCI's lines are.
     pub gsi: u32,
@@ -116,7 +115,6 @@ impl Uart {
         [Self::Com2, Self::Com4].into_iter().find(|uart| uart.name() == name)
     }
 
-    /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -56,7 +56,6 @@ unsafe extern "C" {
 /// What the stubs leave on the stack.
 #[repr(C)]
 #[derive(Debug)]
-#[allow(missing_docs)]
 pub struct Frame {
     pub r15: u64,
     pub r14: u64,

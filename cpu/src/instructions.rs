@@ -177,7 +177,6 @@ pub unsafe fn write_msr(msr: u32, value: u64) {
     }
 }
 
-/// CPUID.
 #[must_use]
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
@@ -246,7 +245,6 @@ pub fn write_back_caches() {
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
 }
 
-/// The stack pointer.
 #[must_use]
 #[inline(always)]
 pub fn stack_pointer() -> u64 {

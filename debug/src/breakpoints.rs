@@ -13,7 +13,6 @@ pub enum Kind {
         /// As gdb wants it called when it is met.
         software: bool,
     },
-    /// A write.
     Write,
     /// A read or a write: x86 has none for reads alone.
     Access {

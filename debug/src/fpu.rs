@@ -40,7 +40,6 @@ impl Fxsave {
         self.bytes(XMM0, 16 * 16)
     }
 
-    /// MXCSR.
     pub(crate) fn mxcsr(&self) -> u32 {
         self.dword(24)
     }

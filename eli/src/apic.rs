@@ -45,28 +45,13 @@ pub enum ApicAction {
     /// Nothing more.
     None,
     /// Write this to the physical APIC. If that raises #GP, so does the guest's write.
-    WritePhysical {
-        /// MSR.
-        msr: u32,
-        /// Value.
-        value: u64,
-    },
+    WritePhysical { msr: u32, value: u64 },
     /// Grant the vector, then write the physical APIC.
-    Grant {
-        /// The vector.
-        vector: Vector,
-        /// Why.
-        why: Reason,
-        /// MSR.
-        msr: u32,
-        /// Value.
-        value: u64,
-    },
+    Grant { vector: Vector, why: Reason, msr: u32, value: u64 },
     /// Send this to the guest's CPUs that [`crate::icr::Addressing::accepts`] names.
     Ipi(IcrRequest),
     /// The guest has ended this interrupt (not in the exitless mode).
     Eoi {
-        /// The vector.
         vector: Vector,
         /// Level: its line may interrupt again now.
         trigger: TriggerMode,

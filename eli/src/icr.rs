@@ -12,7 +12,6 @@ pub enum IpiKind {
     LowestPriority,
     /// Non-maskable interrupt.
     Nmi,
-    /// INIT.
     Init,
     /// Start-up: the vector is the number of the page to start at.
     Startup,
@@ -140,7 +139,6 @@ pub(crate) const fn logical_id(id: ApicId) -> u32 {
 /// ([`crate::Reason::Ipi`]) for the first two kinds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IcrRequest {
-    /// Kind.
     pub kind: IpiKind,
     /// Vector; of meaning for fixed, lowest priority and start-up.
     pub vector: Vector,

@@ -20,7 +20,6 @@ use arch::{Gpa, Vector};
 
 use crate::grants::Grants;
 
-/// Bytes of a page.
 pub const PAGE_BYTES: usize = PAGE_SIZE as usize;
 
 /// Where a byte of the table is.

@@ -17,14 +17,12 @@ use crate::structures::Structure;
 pub enum Register {
     /// At an I/O port.
     Port(u16),
-    /// In memory.
     Memory(Hpa),
 }
 
 /// A PM1 control register, and the value of its field SLP_TYP for the soft-off state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pm1Control {
-    /// The register.
     pub register: Register,
     /// SLP_TYP.
     pub sleep_type: u8,
@@ -43,7 +41,6 @@ pub enum SoftOff {
     /// By the sleep control register of a hardware-reduced machine ("Sleep Control and Status
     /// Registers").
     SleepControl {
-        /// The register.
         register: Register,
         /// SLP_TYP.
         sleep_type: u8,

@@ -26,7 +26,6 @@ impl<'a> Input<'a> {
         array
     }
 
-    /// A byte.
     pub fn byte(&mut self) -> u8 {
         self.array::<1>()[0]
     }

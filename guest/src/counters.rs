@@ -12,7 +12,6 @@ macro_rules! counters {
         /// What is counted: the exit reasons by [`Self::of`], and two causes that are told
         /// apart from their reason.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        #[allow(missing_docs)]
         pub enum Counter { $($variant),* }
 
         impl Counter {

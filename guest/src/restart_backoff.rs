@@ -11,11 +11,9 @@ const LOGGED_GENERATIONS: u32 = 4;
 /// What ended a generation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EndedBy {
-    /// A crash.
     Crash,
     /// The guest asked for a reset.
     Reboot,
-    /// The user.
     User,
 }
 

@@ -30,7 +30,6 @@ pub(crate) const MAX_LOGGED: u8 = 8;
 pub trait Platform {
     /// The virtual CPU.
     type Vcpu: Vcpu;
-    /// The machine.
     type Machine: Machine;
     /// The guest's RAM.
     type Memory: GuestMemory;
@@ -238,7 +237,6 @@ pub trait VmLock {
 
 /// Everything that an exit is handled with: `V` is the guest's [`Vm`], or the lock that it is behind.
 pub struct Context<'a, P: Platform, V = &'a mut Vm> {
-    /// The guest.
     pub guest: &'a Guest,
     /// What its CPUs share.
     pub vm: V,
@@ -246,7 +244,6 @@ pub struct Context<'a, P: Platform, V = &'a mut Vm> {
     pub cpu: &'a mut CpuState,
     /// Its registers.
     pub vcpu: &'a mut P::Vcpu,
-    /// The machine.
     pub machine: &'a mut P::Machine,
     /// The guest's RAM.
     pub memory: &'a mut P::Memory,
@@ -298,7 +295,6 @@ pub enum Outcome {
     PowerOff,
     /// It asked to be restarted.
     Reboot,
-    /// A triple fault.
     TripleFault,
     /// The user stopped it.
     Stopped,

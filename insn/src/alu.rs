@@ -6,7 +6,6 @@ use arch::register::Rflags;
 
 /// The two-operand functions, in encoding order (opcodes 00 to 3F; 80 to 83 /0 to /7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum Function {
     Add,
     Or,
@@ -37,7 +36,6 @@ impl Function {
 
 /// The one-operand functions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum Unary {
     Increment,
     Decrement,
@@ -47,7 +45,6 @@ pub enum Unary {
 
 /// What BT, BTS, BTR and BTC do to the bit, in encoding order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs)]
 pub enum BitFunction {
     Test,
     Set,

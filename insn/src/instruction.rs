@@ -70,7 +70,6 @@ impl Register {
 /// The operand that is not in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
-    /// A register.
     Register(Register),
     /// A constant, sign-extended by the instruction's rules and cut to the operand's width.
     Immediate(u64),
@@ -267,7 +266,6 @@ impl Operation {
 pub enum Base {
     /// Zero.
     None,
-    /// A register.
     Register(Gpr),
     /// The address of the next instruction (RIP-relative).
     NextInstruction,
@@ -278,13 +276,11 @@ pub enum Base {
 pub struct Address {
     /// Segment, with prefixes applied. For MOVS and OUTS, the source's.
     pub segment: SegmentRegister,
-    /// Base.
     pub base: Base,
     /// Index register.
     pub index: Option<Gpr>,
     /// Factor of the index: 1, 2, 4 or 8.
     pub scale: u8,
-    /// Displacement.
     pub displacement: i64,
     /// Address size: word, dword or qword. For string instructions also the counter's size.
     pub size: Width,

@@ -41,7 +41,6 @@ mod error_code {
 /// The kind of an access to a linear address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Access {
-    /// A write.
     pub write: bool,
     /// An instruction fetch.
     pub fetch: bool,
@@ -70,7 +69,6 @@ pub enum MemoryFault {
     Page {
         /// Faulting linear address, for CR2.
         address: Gva,
-        /// Error code.
         error_code: u32,
     },
     /// The address is not canonical: #GP (#SS for the stack segment).
@@ -144,7 +142,6 @@ struct Walk {
 
 /// The registers that say where a guest's tables are, and of which kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
 pub struct PagingRegisters {
     pub cr0: u64,
     pub cr3: u64,

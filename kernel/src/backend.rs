@@ -123,7 +123,6 @@ pub(crate) fn read_capabilities(cpuid: fn(u32, u32) -> CpuidResult, read: impl F
     let _ = svm::Capabilities::gather(cpuid, || read(VM_CR));
 }
 
-/// VT-x.
 pub(crate) struct VtX(vmx::VmxOn);
 
 impl Backend for VtX {
@@ -171,7 +170,6 @@ impl Backend for VtX {
     }
 }
 
-/// AMD-V.
 pub(crate) struct AmdV(svm::SvmOn);
 
 impl Backend for AmdV {

@@ -29,7 +29,6 @@ mod top;
 
 /// What the monitor can do with a guest, on either back end.
 pub(crate) trait GuestControl: Sync {
-    /// Its name.
     fn name(&self) -> &str;
     /// Its virtual CPUs.
     fn slots(&self) -> &[VcpuSlot];

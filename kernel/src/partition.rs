@@ -177,7 +177,6 @@ impl<B: Backend> Partition<B> {
         self.plan.index
     }
 
-    /// Its name.
     pub(crate) fn name(&self) -> &'static str {
         &self.plan.guest.name
     }

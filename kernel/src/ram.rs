@@ -25,7 +25,6 @@ impl GuestRam {
         ArrayVec::try_from(blocks).ok().map(Self)
     }
 
-    /// The blocks.
     pub(crate) fn blocks(&self) -> &[Block] {
         &self.0
     }

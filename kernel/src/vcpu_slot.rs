@@ -18,7 +18,6 @@ use crate::backend::Inbox;
 
 /// One virtual CPU's slot.
 pub(crate) struct VcpuSlot {
-    /// The processor.
     pub(crate) processor: ApicId,
     /// Its number in the configuration.
     pub(crate) number: u32,

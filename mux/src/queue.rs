@@ -59,7 +59,6 @@ impl Account {
     const EMPTY: Self = Self { waiting: 0, lost: 0, called: false };
 }
 
-/// The queue.
 #[derive(Debug)]
 pub struct Queue {
     slots: [Slot; QUEUE_BYTES],

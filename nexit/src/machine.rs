@@ -23,13 +23,9 @@ pub enum Start {
         modules: Vec<PathBuf>,
     },
     /// From the CD-ROM by the BIOS.
-    Bios {
-        /// The ISO.
-        iso: PathBuf,
-    },
+    Bios { iso: PathBuf },
     /// From the CD-ROM by UEFI.
     Uefi {
-        /// The ISO.
         iso: PathBuf,
         /// The firmware's code.
         code: PathBuf,
@@ -38,16 +34,13 @@ pub enum Start {
     },
 }
 
-/// A machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine {
-    /// CPUs.
     pub cpus: u32,
     /// Memory in bytes.
     pub memory: u64,
     /// QEMU's accelerator.
     pub accel: Accel,
-    /// Its IOMMU.
     pub iommu: Iommu,
     /// How it starts.
     pub start: Start,

@@ -10,7 +10,6 @@ use crate::failure::{Failure, Result};
 use crate::machine::{Machine, Start};
 use crate::size;
 
-/// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
 /// VT-d with interrupt remapping in x2APIC mode.

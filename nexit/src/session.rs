@@ -25,9 +25,7 @@ use crate::verdict::{Phase, Verdict};
 /// An emulator, ready to start.
 #[derive(Debug)]
 pub(crate) struct Emulation {
-    /// The program.
     pub(crate) program: String,
-    /// Its arguments.
     pub(crate) arguments: Vec<String>,
     /// Where its serial line is.
     pub(crate) output: Output,

@@ -17,7 +17,6 @@ const PLUGIN: &str = "plugins/libbx_vtd.so";
 /// A Bochs to start.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Program {
-    /// The program.
     pub program: String,
     /// Whether the machine in it has a VT-d unit.
     pub has_unit: bool,

@@ -10,17 +10,12 @@ use crate::header::{CAPABILITIES_POINTER, COMMAND};
 
 /// PCI Power Management Interface.
 pub const POWER_MANAGEMENT: u16 = 0x01;
-/// Vital Product Data.
 pub const VITAL_PRODUCT_DATA: u16 = 0x03;
 /// Message Signalled Interrupts.
 pub const MSI: u16 = 0x05;
-/// PCI-X.
 pub const PCI_X: u16 = 0x07;
-/// Vendor-specific.
 pub const VENDOR_SPECIFIC: u16 = 0x09;
-/// PCI Express.
 pub const PCI_EXPRESS: u16 = 0x10;
-/// MSI-X.
 pub const MSI_X: u16 = 0x11;
 /// Advanced Features (conventional PCI).
 pub const ADVANCED_FEATURES: u16 = 0x13;

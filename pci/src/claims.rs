@@ -19,9 +19,7 @@ use crate::window::Windows;
 /// The owners of addresses that no BAR may claim; the strings end a sentence.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
-    /// Memory.
     pub memory: Vec<(HpaRange, &'static str)>,
-    /// Ports.
     pub ports: Vec<(PortRange, &'static str)>,
 }
 
@@ -44,9 +42,7 @@ struct Bridge {
 /// Why a function cannot be given to a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadClaim {
-    /// The function.
     pub function: Bdf,
-    /// Its BAR.
     pub bar: Bar,
     /// The problem with that.
     pub problem: Problem,

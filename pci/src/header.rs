@@ -19,7 +19,6 @@ pub const COMMAND: u16 = 0x04;
 pub const REVISION_ID: u16 = 0x08;
 /// Cache Line Size; its dword also has Latency Timer, Header Type and BIST.
 pub const CACHE_LINE_SIZE: u16 = 0x0c;
-/// Header Type.
 pub const HEADER_TYPE: u16 = 0x0e;
 /// The first Base Address Register.
 pub const BAR0: u16 = 0x10;
@@ -29,7 +28,6 @@ pub const BAR5: u16 = 0x24;
 pub const PRIMARY_BUS: u16 = 0x18;
 /// Expansion ROM Base Address of a type 0 header.
 pub const EXPANSION_ROM: u16 = 0x30;
-/// Capabilities Pointer.
 pub const CAPABILITIES_POINTER: u16 = 0x34;
 /// Interrupt Line; Interrupt Pin is the next byte.
 pub const INTERRUPT_LINE: u16 = 0x3c;
@@ -42,13 +40,9 @@ bitflags::bitflags! {
     pub struct Command: u16 {
         /// I/O Space.
         const IO_SPACE = 1;
-        /// Memory Space.
         const MEMORY_SPACE = 1 << 1;
-        /// Bus Master.
         const BUS_MASTER = 1 << 2;
-        /// Parity Error Response.
         const PARITY_ERROR_RESPONSE = 1 << 6;
-        /// SERR# Enable.
         const SERR_ENABLE = 1 << 8;
         /// Interrupt Disable (of INTx).
         const INTERRUPT_DISABLE = 1 << 10;

@@ -64,7 +64,6 @@ pub struct BarOffset {
     pub offset: u64,
 }
 
-/// The capability.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MsixCapability {
     /// Its offset in configuration space.

@@ -14,7 +14,6 @@ use crate::header::{BAR0, Command, Function, HeaderType};
 /// The BARs of one function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
-    /// The function.
     pub function: Bdf,
     /// The BARs, by the index of their first register.
     pub bars: [Option<Bar>; 6],
@@ -28,7 +27,6 @@ pub struct Record {
 /// A BAR register differs from its record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Changed {
-    /// The function.
     pub function: Bdf,
     /// Index of the register.
     pub register: u8,

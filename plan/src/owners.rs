@@ -19,7 +19,6 @@ const PCI_CONFIGURATION: PortRange = PortRange { first: 0xcf8, last: 0xcff };
 pub struct Others<R, E, U> {
     /// The hypervisor's image.
     pub image: HpaRange,
-    /// RAM.
     pub ram: R,
     /// Windows to configuration space.
     pub ecam: E,

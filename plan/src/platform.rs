@@ -9,7 +9,6 @@ use crate::Refusal;
 pub enum Vendor {
     /// Intel's VT-x.
     VtX,
-    /// AMD-V.
     AmdV,
 }
 

@@ -15,9 +15,7 @@ bitflags! {
     pub struct Intercepts3: u32 {
         /// Physical maskable interrupt.
         const INTR = 1 << 0;
-        /// NMI.
         const NMI = 1 << 1;
-        /// INIT.
         const INIT = 1 << 3;
         /// Virtual interrupt about to be delivered.
         const VINTR = 1 << 4;
@@ -25,15 +23,12 @@ bitflags! {
         const IDTR_READ = 1 << 6;
         /// LIDT.
         const IDTR_WRITE = 1 << 10;
-        /// CPUID.
         const CPUID = 1 << 18;
         /// IRET, while the guest serves an NMI.
         const IRET = 1 << 20;
         /// INVD: would throw away what other guests have in the cache.
         const INVD = 1 << 22;
-        /// HLT.
         const HLT = 1 << 24;
-        /// INVLPGA.
         const INVLPGA = 1 << 26;
         /// IN and OUT, as the I/O permission map says.
         const IOIO_PROT = 1 << 27;
@@ -52,21 +47,14 @@ bitflags! {
     pub struct Intercepts4: u32 {
         /// VMRUN, which the CPU requires to be intercepted.
         const VMRUN = 1 << 0;
-        /// VMMCALL.
         const VMMCALL = 1 << 1;
-        /// VMLOAD.
         const VMLOAD = 1 << 2;
-        /// VMSAVE.
         const VMSAVE = 1 << 3;
-        /// STGI.
         const STGI = 1 << 4;
-        /// CLGI.
         const CLGI = 1 << 5;
-        /// SKINIT.
         const SKINIT = 1 << 6;
         /// WBINVD and WBNOINVD: would empty the caches for other guests, too.
         const WBINVD = 1 << 9;
-        /// XSETBV.
         const XSETBV = 1 << 13;
     }
 }

@@ -24,9 +24,7 @@ const CPUID_NRIPS: u32 = 1 << 3;
 const CPUID_FLUSH_BY_ASID: u32 = 1 << 6;
 /// CPUID 0x8000_000A EDX: decode assists.
 const CPUID_DECODE_ASSISTS: u32 = 1 << 7;
-/// VM_CR: LOCK.
 const VM_CR_LOCK: u64 = 1 << 3;
-/// VM_CR: SVMDIS.
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
 /// What the CPU and the firmware say about AMD-V, as plain data.
@@ -89,7 +87,6 @@ pub enum SvmError {
     NotSupported,
     /// Firmware has switched SVM off and locked it; the value of VM_CR.
     LockedOff(u64),
-    /// No nested paging.
     NoNestedPaging,
     /// Fewer than two ASIDs; the number.
     TooFewAsids(u32),

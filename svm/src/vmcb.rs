@@ -12,18 +12,15 @@ use arch::segment::{DescriptorTableRegister, SegmentRegister};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct VmcbSegment {
-    /// Selector.
     pub selector: u16,
     /// Descriptor bits 40–47 in bits 0–7, bits 52–55 in bits 8–11.
     pub attributes: u16,
     /// Limit in bytes.
     pub limit: u32,
-    /// Base.
     pub base: u64,
 }
 
 /// VMCB control area. Names are the manual's.
-#[allow(missing_docs)]
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct ControlArea {
@@ -65,7 +62,6 @@ pub struct ControlArea {
 }
 
 /// VMCB state save area. Names are the manual's.
-#[allow(missing_docs)]
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct StateSaveArea {
@@ -132,7 +128,6 @@ impl StateSaveArea {
 }
 
 /// The whole block: one 4 KiB frame.
-#[allow(missing_docs)]
 #[derive(Clone, Debug)]
 #[repr(C, align(4096))]
 pub struct Vmcb {

@@ -24,7 +24,6 @@ pub enum Column {
 }
 
 impl Column {
-    /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -148,11 +147,9 @@ impl Known {
 /// One fact that is not the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
-    /// The fact.
     pub fact: String,
     /// On the bare machine.
     pub bare: String,
-    /// Under Nexit.
     pub under_nexit: String,
     /// Why, if it is known.
     pub reason: Option<String>,

@@ -48,13 +48,10 @@ fn read(path: &Path) -> Vec<u8> {
 /// One guest that runs the demo's `init`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Guest {
-    /// Its name.
     pub name: &'static str,
     /// Its CPUs, as TOML.
     pub cpus: &'static str,
-    /// Its memory.
     pub memory: &'static str,
-    /// Its kernel.
     pub kernel: Kernel,
     /// The parts of the demo, and further words for the kernel.
     pub demo: &'static str,
@@ -110,9 +107,7 @@ pub struct Payload<'a> {
     pub program: &'a str,
     /// Its CPUs, as TOML.
     pub cpus: &'a str,
-    /// Its command line.
     pub command_line: &'a str,
-    /// Its memory.
     pub memory: &'a str,
     /// `stop`, so that a reboot ends the run, or `restart`.
     pub on_reboot: &'a str,
@@ -167,7 +162,6 @@ impl<'a> Payload<'a> {
 pub struct Devices(Vec<String>);
 
 impl Devices {
-    /// None.
     #[must_use]
     pub fn none() -> Self {
         Self::default()

@@ -18,7 +18,6 @@ const REGION_BYTES: [u8; 32] = [
     0, 0, 0, 4, 0,
 ];
 
-/// A mistake.
 struct Mistake<'a> {
     name: &'a str,
     /// What is written in place of what in the payload's configuration, `#` being a line of its own.

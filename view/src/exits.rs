@@ -79,7 +79,6 @@ pub fn table(who: &str, counts: &[Count], ms: u64) -> Lines {
 /// One CPU's line of `top`.
 #[derive(Clone, Debug)]
 pub struct Busy<'a> {
-    /// The guest.
     pub guest: &'a str,
     /// Its CPU, counted from 0.
     pub cpu: usize,

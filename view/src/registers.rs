@@ -83,7 +83,6 @@ impl Snapshot {
         if code.access.long() { self.rip } else { code.base.wrapping_add(self.rip) }
     }
 
-    /// IDTR.
     #[must_use]
     pub const fn idtr(&self) -> DescriptorTable {
         self.tables[1]

@@ -162,7 +162,6 @@ const NEVER: Primary = Primary::INVLPG_EXITING
 /// A full set of control words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Controls {
-    /// Pin-based.
     pub pin_based: PinBased,
     /// Primary processor-based.
     pub primary: Primary,

@@ -66,7 +66,6 @@ pub(crate) struct Snapshot {
     pub(crate) vectoring: InterruptionInformation,
     /// VM-exit instruction length.
     pub(crate) instruction_length: u32,
-    /// Guest-physical address.
     pub(crate) guest_physical_address: u64,
     /// At an APIC-write exit: the register, by its MSR, and what was written.
     pub(crate) apic_write: (u32, u64),

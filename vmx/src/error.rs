@@ -26,7 +26,6 @@ pub enum VmxError {
     NoIpiVirtualization,
     /// A VMX instruction failed where it must not.
     Refused {
-        /// The instruction.
         instruction: &'static str,
         /// Its operand.
         frame: Hpa,

@@ -83,9 +83,7 @@ impl<W: Width> ReadOnly<W> {
 
 /// Whatever VMREAD can read.
 pub(crate) trait Readable {
-    /// Its width.
     type Width: Width;
-    /// Its encoding.
     fn encoding(&self) -> u32;
 }
 

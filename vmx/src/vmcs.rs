@@ -137,18 +137,9 @@ macro_rules! frame_instruction {
         }
     };
 }
-frame_instruction!(
-    /// VMXON.
-    vmxon
-);
-frame_instruction!(
-    /// VMCLEAR.
-    vmclear
-);
-frame_instruction!(
-    /// VMPTRLD.
-    vmptrld
-);
+frame_instruction!(vmxon);
+frame_instruction!(vmclear);
+frame_instruction!(vmptrld);
 
 /// Types of INVEPT and INVVPID that are used: single-context and all-context are the same numbers
 /// for both (SDM "INVEPT—Invalidate Translations Derived from EPT").

@@ -18,14 +18,12 @@ pub(crate) enum Level {
     /// The hypervisor, or the operating system that owns the machine.
     #[default]
     Host,
-    /// The guest.
     Guest,
 }
 
 /// Exits of one code, and the hypervisor's instructions for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Cost {
-    /// Exits.
     pub(crate) exits: u64,
     /// Instructions from the one after VMRUN to the next VMRUN, which is the last.
     pub(crate) instructions: u64,

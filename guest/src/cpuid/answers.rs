@@ -27,7 +27,6 @@ enum Kind {
     Constant,
     /// CR4.OSXSAVE.
     Osxsave,
-    /// The subleaf.
     Subleaf,
     /// The subleaf; in subleaf 0 CR4.PKE.
     SubleafAndOspke,

@@ -12,7 +12,6 @@ pub struct PitClock {
 }
 
 impl PitClock {
-    /// Now.
     #[must_use]
     pub fn now(machine: &impl Machine) -> Self {
         Self { tsc: machine.tsc(), tsc_khz: machine.tsc_khz() }

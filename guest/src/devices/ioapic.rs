@@ -25,7 +25,6 @@ const IOREGSEL: u64 = 0x00;
 const IOWIN: u64 = 0x10;
 const FIRST_ENTRY: u8 = 0x10;
 
-/// A redirection entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RedirectionEntry(pub u64);
 
@@ -35,7 +34,6 @@ impl RedirectionEntry {
     /// What software may write: neither delivery status (12) nor Remote IRR (14).
     const WRITABLE: u64 = 0xff00_0000_0001_afff;
 
-    /// The vector.
     #[must_use]
     pub const fn vector(self) -> Vector {
         Vector(self.0 as u8)
@@ -66,7 +64,6 @@ impl RedirectionEntry {
         if self.0 & 1 << 15 != 0 { TriggerMode::Level } else { TriggerMode::Edge }
     }
 
-    /// Masked.
     #[must_use]
     pub const fn masked(self) -> bool {
         self.0 & 1 << 16 != 0

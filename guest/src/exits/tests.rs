@@ -268,7 +268,6 @@ impl World {
         self.execute(&[0x0f, 0x01, 0x1b], ExitReason::DescriptorTable);
     }
 
-    /// WRMSR.
     fn wrmsr(&mut self, msr: u32, value: u64) {
         *self.gpr(Gpr::Rcx) = msr.into();
         *self.gpr(Gpr::Rax) = value & 0xffff_ffff;

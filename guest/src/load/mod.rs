@@ -26,7 +26,6 @@ use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, GpaRange, MemoryMap};
 pub enum Source {
     /// The kernel image.
     Kernel,
-    /// The initrd.
     Initrd,
     /// One of [`LoadRequest::modules`].
     Module(usize),
@@ -48,7 +47,6 @@ pub struct Copy {
 pub struct Blob {
     /// Their address, in RAM.
     pub at: Gpa,
-    /// The bytes.
     pub bytes: Vec<u8>,
 }
 
@@ -83,11 +81,9 @@ pub struct LoadRequest<'a> {
     pub initrd_size: Option<usize>,
     /// Further modules, behind the initrd; a multiboot kernel's only.
     pub modules: &'a [ModuleRequest<'a>],
-    /// The command line.
     pub command_line: &'a str,
     /// Where RAM is.
     pub memory: &'a MemoryMap,
-    /// The RSDP.
     pub rsdp: Gpa,
 }
 
@@ -114,7 +110,6 @@ pub enum LoadError {
     BadField {
         /// The field by its name in the protocol's documentation.
         field: &'static str,
-        /// Its value.
         value: u64,
     },
     /// Multiboot: the kernel requires something that is not offered.
@@ -137,7 +132,6 @@ pub enum LoadError {
     },
     /// A part needs an address at which the guest has no free RAM.
     NoRoomAt {
-        /// What.
         what: &'static str,
         /// Where.
         at: u64,
@@ -146,7 +140,6 @@ pub enum LoadError {
     },
     /// Something does not fit anywhere.
     NoRoom {
-        /// What.
         what: &'static str,
         /// How many bytes.
         size: u64,

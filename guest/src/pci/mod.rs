@@ -46,7 +46,6 @@ const HOST_BRIDGE: Bdf = Bdf::new(0, 0, 0);
 
 /// What an access to the bus can act on.
 pub struct Host<'a, M, C> {
-    /// The machine.
     pub machine: &'a mut M,
     /// The machine's configuration space.
     pub config: &'a mut C,

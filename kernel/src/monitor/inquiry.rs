@@ -21,7 +21,6 @@ const MAX_WAIT_MS: u64 = 2000;
 /// What only a guest's CPU can say.
 #[derive(Clone, Copy)]
 pub(super) enum Question {
-    /// Its registers.
     Registers,
     /// So many bytes at a linear address.
     Linear(u64, u64),

@@ -5,7 +5,6 @@ use arch::{Hpa, PageSize};
 /// What a mapped page allows besides reading.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rights {
-    /// Writes.
     pub write: bool,
     /// Instruction fetches.
     pub execute: bool,

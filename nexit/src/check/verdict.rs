@@ -32,7 +32,6 @@ pub(crate) struct DeviceVerdict {
     pub(crate) driver: Option<String>,
     /// A guest can have it.
     pub(crate) assignable: bool,
-    /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) why_not: Option<String>,
     /// What must go to the same guest.

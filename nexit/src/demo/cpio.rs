@@ -5,7 +5,6 @@
 /// What an entry is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Node {
-    /// A folder.
     Folder,
     /// A file with its contents; `true`: may be executed.
     File(Vec<u8>, bool),

@@ -49,7 +49,6 @@ impl Output {
         Ok(Self { path: path.to_path_buf(), new })
     }
 
-    /// Writes it.
     pub(super) fn write(self, capture: &Capture) -> Result<PathBuf> {
         let failed =
             |why: String| Failure::Failed(format!("cannot write {}: {why}", self.path.display()));

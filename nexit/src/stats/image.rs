@@ -58,7 +58,6 @@ impl Piece {
     }
 }
 
-/// A function.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Function {
     /// Its name, as Rust writes it.
@@ -72,7 +71,6 @@ pub(crate) struct Function {
 /// Source lines by file, as paths that are absolute and without `..`.
 pub(crate) type Lines = BTreeMap<PathBuf, BTreeSet<usize>>;
 
-/// The image.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Image {
     /// In the order of the file.
@@ -81,7 +79,6 @@ pub(crate) struct Image {
     pub(crate) init: Range<u64>,
     /// By address.
     pub(crate) functions: Vec<Function>,
-    /// Code.
     pub(crate) code: Vec<Piece>,
     /// Data that the file holds.
     pub(crate) data: Vec<Piece>,

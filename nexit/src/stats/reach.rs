@@ -25,7 +25,6 @@ pub(crate) const THROUGH_OBJECTS: [&str; 2] = [
 pub(crate) enum Vendor {
     /// Intel.
     VtX,
-    /// AMD.
     AmdV,
 }
 

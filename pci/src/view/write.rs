@@ -20,9 +20,7 @@ pub enum Effect {
     PhysicalWrite {
         /// Offset, naturally aligned.
         offset: u16,
-        /// Width.
         width: Width,
-        /// Value.
         value: u32,
     },
     /// A BAR has a new address in the guest, which [`VirtualFunction::bar_address`] tells.

@@ -32,7 +32,6 @@ pub enum State {
     Refused,
 }
 
-/// The controller.
 #[derive(Clone, Copy)]
 pub struct Controller {
     registers: u64,

@@ -54,11 +54,9 @@ pub fn verdict(claim: &str, holds: bool, seen: fmt::Arguments<'_>) {
 /// Index of an exit counter in the CPUID leaves (`docs/guest-interface.md`).
 #[derive(Clone, Copy)]
 pub enum Counter {
-    /// Nested page faults.
     NestedPageFault = 4,
     /// NMIs, the watchdog's on AMD-V.
     Nmi = 6,
-    /// External interrupts.
     ExternalInterrupt = 7,
     /// The watchdog's on VT-x.
     PreemptionTimer = 9,

@@ -15,7 +15,6 @@ pub fn config_read(device: u32, offset: u32) -> u32 {
     unsafe { port_read(CONFIG_DATA, Width::Dword) }
 }
 
-/// Writes it.
 pub fn config_write(device: u32, offset: u32, value: u32) {
     // SAFETY: the guest's own configuration ports.
     unsafe { port_write(CONFIG_ADDRESS, Width::Dword, 1 << 31 | device << 11 | offset) };

@@ -33,7 +33,6 @@ impl Table {
         Self(UnsafeCell::new([[0; 2]; 256]))
     }
 
-    /// Its address.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.0.get() as u64

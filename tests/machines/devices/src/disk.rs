@@ -9,7 +9,6 @@ use std::path::Path;
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;
 
-/// A disk.
 #[derive(Debug)]
 pub struct Disk {
     file: Option<File>,

@@ -24,7 +24,6 @@ const STATE: usize = 1;
 const DONE_AT: usize = 8;
 const COUNT: usize = 10;
 
-/// An operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// 0: sends the message of this number.

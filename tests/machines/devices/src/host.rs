@@ -3,7 +3,6 @@
 /// A message on its way to the local APICs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Interrupt {
-    /// The vector.
     pub vector: u8,
     /// An APIC ID, or a logical destination.
     pub destination: u32,

@@ -57,7 +57,6 @@ impl IoApic {
         }
     }
 
-    /// Writes it.
     pub fn write(&mut self, bus: &mut Bus<'_>, offset: u32, value: u32) {
         match (offset, self.select) {
             (0x00, _) => self.select = value as u8,

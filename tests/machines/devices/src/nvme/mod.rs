@@ -72,7 +72,6 @@ pub struct Counters {
     pub commands: u64,
     /// Reads of the namespace.
     pub reads: u64,
-    /// Writes of it.
     pub writes: u64,
     /// Messages sent, and rises of the pin.
     pub messages: u64,
@@ -84,7 +83,6 @@ pub struct Counters {
     pub resets: u64,
 }
 
-/// A controller.
 #[derive(Debug)]
 pub struct Controller {
     options: NvmeOptions,
@@ -222,7 +220,6 @@ impl Controller {
         }
     }
 
-    /// Writes it.
     pub fn write(&mut self, bus: &mut Bus<'_>, offset: u32, value: u32) {
         let doorbells = DOORBELLS..DOORBELLS + 8 * MAX_QUEUES as u32;
         match offset {

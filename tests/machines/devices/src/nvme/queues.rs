@@ -8,7 +8,6 @@ use crate::unit::translation::Transfer;
 
 /// Queues of either kind, the admin queues among them.
 pub(super) const MAX_QUEUES: usize = 8;
-/// Words of a command.
 pub(super) const COMMAND_WORDS: usize = 16;
 
 /// Commands.

@@ -37,7 +37,6 @@ impl Vectors {
         self.table.get(word / 4).map_or(0, |entry| entry[word % 4])
     }
 
-    /// Writes it.
     pub(super) fn write(&mut self, offset: u32, value: u32) {
         const WRITABLE: [u32; 4] = [!3, !0, !0, 1];
         let word = offset as usize / 4;

@@ -80,7 +80,6 @@ struct Owed {
     entries: bool,
 }
 
-/// A unit.
 #[derive(Debug)]
 pub struct Unit {
     options: UnitOptions,

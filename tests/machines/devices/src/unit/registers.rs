@@ -1,35 +1,22 @@
 //! The unit's register window: offsets, bits, and what is stored (VT-d specification "Register
 //! Descriptions").
 
-/// VER.
 pub(super) const VER: u32 = 0x00;
-/// CAP.
 pub(super) const CAP: u32 = 0x08;
-/// ECAP.
 pub(super) const ECAP: u32 = 0x10;
-/// GCMD.
 pub(super) const GCMD: u32 = 0x18;
-/// GSTS.
 pub(super) const GSTS: u32 = 0x1c;
-/// RTADDR.
 pub(super) const RTADDR: u32 = 0x20;
-/// CCMD.
 pub(super) const CCMD: u32 = 0x28;
-/// FSTS.
 pub(super) const FSTS: u32 = 0x34;
 /// FECTL, followed by FEDATA, FEADDR and FEUADDR.
 pub(super) const FECTL: u32 = 0x38;
-/// IQH.
 pub(super) const IQH: u32 = 0x80;
-/// IQT.
 pub(super) const IQT: u32 = 0x88;
-/// IQA.
 pub(super) const IQA: u32 = 0x90;
-/// ICS.
 pub(super) const ICS: u32 = 0x9c;
 /// IECTL, followed by IEDATA, IEADDR and IEUADDR.
 pub(super) const IECTL: u32 = 0xa0;
-/// IRTA.
 pub(super) const IRTA: u32 = 0xb8;
 /// IVA, where CAP says that it is.
 pub(super) const IVA: u32 = 0x100;
@@ -47,19 +34,13 @@ pub(super) const RECORD_SIZE: u32 = 16;
 pub(super) const TE: u32 = 1 << 31;
 /// SRTP in GCMD, RTPS in GSTS.
 pub(super) const SRTP: u32 = 1 << 30;
-/// SFL.
 pub(super) const SFL: u32 = 1 << 29;
-/// EAFL.
 pub(super) const EAFL: u32 = 1 << 28;
-/// WBF.
 pub(super) const WBF: u32 = 1 << 27;
-/// QIE.
 pub(super) const QIE: u32 = 1 << 26;
-/// IRE.
 pub(super) const IRE: u32 = 1 << 25;
 /// SIRTP in GCMD, IRTPS in GSTS.
 pub(super) const SIRTP: u32 = 1 << 24;
-/// CFI.
 pub(super) const CFI: u32 = 1 << 23;
 
 /// FSTS.PFO: a fault found no free record.
@@ -97,7 +78,6 @@ impl Registers {
         self.0.get(offset as usize / 4).copied().unwrap_or(0)
     }
 
-    /// Sets it.
     pub(super) fn set(&mut self, offset: u32, value: u32) {
         if let Some(word) = self.0.get_mut(offset as usize / 4) {
             *word = value;
@@ -109,7 +89,6 @@ impl Registers {
         u64::from(self.get(offset)) | u64::from(self.get(offset + 4)) << 32
     }
 
-    /// Sets it.
     pub(super) fn set_quad(&mut self, offset: u32, value: u64) {
         self.set(offset, value as u32);
         self.set(offset + 4, (value >> 32) as u32);

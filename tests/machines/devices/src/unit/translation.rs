@@ -24,7 +24,6 @@ pub enum Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    /// Its length.
     #[must_use]
     pub fn length(&self) -> usize {
         match self {

@@ -49,7 +49,6 @@ impl Page {
     }
 }
 
-/// A controller.
 pub(crate) struct Controller {
     /// Where its registers are.
     pub(crate) registers: Hpa,
