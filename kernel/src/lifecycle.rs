@@ -98,16 +98,17 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
     let key = lifecycle().last_outcome().key();
     let exits = partition.slots().iter().map(|slot| (slot.number, *slot.counters.lock()));
     let exits: Vec<_> = exits.collect();
+    // Before it is said: an operator who reads it may start the guest at once. The start waits for this CPU.
+    lifecycle().stay_stopped();
     console::report_guest(partition.index(), name, key, partition.page_counts, &exits);
-    stay_stopped(partition);
+    one_less(partition.hardware());
 }
 
-/// The guest is stopped; after the last one the machine is switched off.
-fn stay_stopped<B: Backend>(partition: &Partition<B>) {
-    partition.lifecycle.lock().stay_stopped();
+/// A guest has ended; after the last one the machine is switched off.
+fn one_less(hardware: &Hardware) {
     if ALIVE.fetch_sub(1, Ordering::AcqRel) == 1 {
         logln!("all guests have ended");
-        power::off(partition.hardware().soft_off)
+        power::off(hardware.soft_off)
     }
 }
 
@@ -127,7 +128,8 @@ fn start<B: Backend>(partition: &'static Partition<B>, processor: &Processor) {
         }
         Err(refusal) => {
             logln!("guest {name}: not started: {refusal}");
-            stay_stopped(partition);
+            partition.lifecycle.lock().stay_stopped();
+            one_less(hardware);
         }
     }
 }

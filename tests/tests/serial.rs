@@ -85,7 +85,7 @@ fn a_serial_card_is_the_console_where_nothing_else_is() {
     line.hear("payload: ends by spin");
     // Its interrupt is not known: keys are looked for.
     line.keys("\x01mguests\r");
-    line.hear("nexit: ends: running");
+    line.hear("ends   running");
 }
 
 #[test]
