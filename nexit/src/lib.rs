@@ -2,9 +2,11 @@
 //!
 //! Path of a run: [`cli`] (what the user wants) → `scenario` (the configuration, checked) → [`qemu`],
 //! [`bochs`] or `nested`, which is both (the machine) → `session` (the process, its console, and the user's `terminal`) → `verdict`
-//! (what the hypervisor said of the guests) → exit status. Public is what the benchmark needs, too.
+//! (what the hypervisor said of the guests) → exit status. Meanwhile others `attach`. Public is what the benchmark and the tests
+//! need, too.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod bochs;
 #[cfg(test)]
 mod book;

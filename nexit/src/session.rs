@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::attach::Offer;
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::terminal::{self, Terminal};
@@ -34,10 +35,9 @@ pub(crate) struct Emulation {
 /// The machine's serial line on the host.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// The process's standard output; standard input goes to the line, by way of this program where
-    /// it is a terminal.
+    /// The process's standard output and input.
     Pipe,
-    /// A connection that the process makes; standard input goes there too.
+    /// A connection that the process makes.
     Socket {
         /// Accepts its connection.
         listener: TcpListener,
@@ -48,6 +48,17 @@ pub(crate) enum Output {
         /// Files that an earlier run that was killed has left, and that this one may leave.
         locks: Vec<PathBuf>,
     },
+}
+
+/// What standard input is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Input {
+    /// A terminal that belongs to another process.
+    None,
+    /// The user's terminal, where Ctrl-A x ends the run.
+    Terminal,
+    /// A file or a pipe: the machine gets every byte of it.
+    Pipe,
 }
 
 /// How long the machine may take to power itself off after the last guest has ended.
@@ -66,7 +77,8 @@ enum Event {
     Interrupted(&'static str),
 }
 
-/// Runs the machine to its end, with its console on standard output, and passes every line to `verdict`.
+/// Runs the machine to its end, with its console on standard output, and passes every line to `verdict`. Meanwhile others
+/// can [`attach`](crate::attach).
 ///
 /// # Errors
 /// `TimedOut`, or `Failed` if it cannot be started or was interrupted. `verdict` judges the guests.
@@ -80,12 +92,17 @@ pub(crate) fn run(
     // Before the terminal is taken, so that no signal leaves it so.
     catch_signals(sender.clone())?;
     let terminal = Terminal::take(io::stdin())?;
-    let mut child = start(&emulation, terminal.is_some())?;
+    let offer = Offer::open().map_err(|why| eprintln!("nexit: nobody can attach: {why}")).ok();
+    let offer = offer.map(Arc::new);
+    let mut child = start(&emulation)?;
     let dead = Arc::new(AtomicBool::new(false));
-    // A terminal that could not be taken belongs to another process.
-    let typed = terminal.is_some() || !io::stdin().is_terminal();
-    let result = watch(&emulation, &mut child, sender, &dead, typed)
-        .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict));
+    let input = match &terminal {
+        Some(_) => Input::Terminal,
+        None if io::stdin().is_terminal() => Input::None,
+        None => Input::Pipe,
+    };
+    let result = watch(&emulation, &mut child, sender, &dead, input, offer.clone())
+        .and_then(|()| follow(&receiver, &mut child, &dead, timeout, verdict, offer.as_deref()));
     stop(&mut child);
     remove_locks(&emulation.output);
     if verdict.phase == Phase::Running {
@@ -101,16 +118,16 @@ fn catch_signals(sender: Sender<Event>) -> Result<()> {
 }
 
 /// Starts the process. One Bochs starts at a time, and again if it found no free port.
-fn start(emulation: &Emulation, typed: bool) -> Result<Child> {
+fn start(emulation: &Emulation) -> Result<Child> {
     let Output::Socket { listener, log, .. } = &emulation.output else {
-        return spawn(emulation, typed);
+        return spawn(emulation);
     };
     let refused = |error| Failure::Failed(format!("cannot take Bochs' line: {error}"));
     listener.set_nonblocking(true).map_err(refused)?;
     let turn = turn::take();
     let mut tries = 1;
     loop {
-        let mut child = spawn(emulation, typed)?;
+        let mut child = spawn(emulation)?;
         if turn.has_port(log, &mut child) || tries == turn::TRIES {
             return Ok(child);
         }
@@ -122,15 +139,12 @@ fn start(emulation: &Emulation, typed: bool) -> Result<Child> {
     }
 }
 
-/// With `typed`, standard input is a pipe for what this program passes on.
-fn spawn(emulation: &Emulation, typed: bool) -> Result<Child> {
+fn spawn(emulation: &Emulation) -> Result<Child> {
     let mut command = Command::new(&emulation.program);
     command.args(&emulation.arguments);
-    if typed {
-        command.stdin(Stdio::piped());
-    }
     match &emulation.output {
-        Output::Pipe => command.stdout(Stdio::piped()),
+        // Standard input is what this program passes on.
+        Output::Pipe => command.stdin(Stdio::piped()).stdout(Stdio::piped()),
         Output::Socket { errors, .. } => {
             let errors = fs::File::create(errors).map_or_else(|_| Stdio::null(), Stdio::from);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors)
@@ -149,7 +163,8 @@ fn watch(
     child: &mut Child,
     sender: Sender<Event>,
     dead: &Arc<AtomicBool>,
-    typed: bool,
+    input: Input,
+    offer: Option<Arc<Offer>>,
 ) -> Result<()> {
     match (&emulation.output, child.stdout.take()) {
         (Output::Socket { listener, .. }, _) => {
@@ -158,8 +173,8 @@ fn watch(
             thread::spawn(move || {
                 let line = accept(&listener, &dead).map(|line| (line.try_clone(), line));
                 if let Some((written, line)) = line {
-                    if let (true, Ok(written)) = (typed, written) {
-                        forward(written, &sender);
+                    if let Ok(written) = written {
+                        pass_on(written, &sender, input, offer.as_deref());
                     }
                     read(line, &sender);
                 }
@@ -168,7 +183,7 @@ fn watch(
         }
         (Output::Pipe, Some(pipe)) => {
             if let Some(line) = child.stdin.take() {
-                forward(line, &sender);
+                pass_on(line, &sender, input, offer.as_deref());
             }
             thread::spawn(move || {
                 read(pipe, &sender);
@@ -180,12 +195,27 @@ fn watch(
     Ok(())
 }
 
-/// Forwards typed bytes to the machine's serial line.
-fn forward(line: impl Write + Send + 'static, sender: &Sender<Event>) {
-    eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
-    let quit = sender.clone();
-    let quit = move || drop(quit.send(Event::Interrupted("ended by Ctrl-A x")));
-    terminal::forward(io::stdin(), line, quit);
+/// Passes on `input`, and what those send who attach, to the machine's serial line.
+fn pass_on(
+    line: impl Write + Send + 'static,
+    sender: &Sender<Event>,
+    input: Input,
+    offer: Option<&Offer>,
+) {
+    let machine = terminal::carry(line);
+    if let Some(offer) = offer {
+        offer.start(machine.clone());
+    }
+    match input {
+        Input::None => {}
+        Input::Terminal => {
+            eprintln!("nexit: Ctrl-A x ends the run, Ctrl-A h lists the other keys");
+            let quit = sender.clone();
+            let quit = move || drop(quit.send(Event::Interrupted("ended by Ctrl-A x")));
+            terminal::forward(io::stdin(), machine, Some(quit));
+        }
+        Input::Pipe => terminal::forward(io::stdin(), machine, None::<fn()>),
+    }
 }
 
 /// The emulator's connection, unless it is `dead` before it makes one.
@@ -225,6 +255,7 @@ fn follow(
     dead: &AtomicBool,
     timeout: Option<Duration>,
     verdict: &mut Verdict,
+    offer: Option<&Offer>,
 ) -> Result<()> {
     let start = Instant::now();
     let mut ended: Option<Instant> = None;
@@ -232,6 +263,9 @@ fn follow(
     loop {
         match receiver.recv_timeout(TICK) {
             Ok(Event::Output(bytes)) => {
+                if let Some(offer) = offer {
+                    offer.show(&bytes);
+                }
                 show(&console.feed(&bytes, |line| verdict.line(line)));
             }
             Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {

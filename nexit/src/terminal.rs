@@ -5,7 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use rustix::process::getpgrp;
@@ -64,13 +64,8 @@ impl<F: AsFd> Drop for Terminal<F> {
     }
 }
 
-/// Carries what is typed to the machine, and calls `quit` when the user wants to end the run. A
-/// machine that does not read does not keep the user from that.
-pub(crate) fn forward(
-    mut keyboard: impl Read + Send + 'static,
-    mut machine: impl Write + Send + 'static,
-    quit: impl Fn() + Send + 'static,
-) {
+/// Carries bytes to the machine, from whoever has a sender of them. A machine that does not read keeps nobody waiting.
+pub(crate) fn carry(mut machine: impl Write + Send + 'static) -> Sender<Vec<u8>> {
     let (sender, receiver) = mpsc::channel::<Vec<u8>>();
     thread::spawn(move || {
         for bytes in receiver {
@@ -78,14 +73,28 @@ pub(crate) fn forward(
             let _ = machine.write_all(&bytes).and_then(|()| machine.flush());
         }
     });
+    sender
+}
+
+/// Passes on what is typed, and calls `quit` when the user wants to end the run. Without `quit` no key is special.
+pub(crate) fn forward(
+    mut keyboard: impl Read + Send + 'static,
+    machine: Sender<Vec<u8>>,
+    quit: Option<impl Fn() + Send + 'static>,
+) {
     thread::spawn(move || {
         let (mut keys, mut buffer) = (Keys::default(), [0; 256]);
         loop {
             match keyboard.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(length) => {
-                    let typed = keys.feed(buffer.get(..length).unwrap_or_default());
-                    let _ = sender.send(typed.bytes);
+                    let typed = buffer.get(..length).unwrap_or_default();
+                    let Some(quit) = &quit else {
+                        let _ = machine.send(typed.to_vec());
+                        continue;
+                    };
+                    let typed = keys.feed(typed);
+                    let _ = machine.send(typed.bytes);
                     if typed.quit {
                         return quit();
                     }

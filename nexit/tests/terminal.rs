@@ -12,12 +12,13 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 use tempfile::TempDir;
 
-/// Prints each byte of its standard input in hexadecimal.
+/// Prints each byte of its standard input in hexadecimal, up to a Ctrl-D.
 const MACHINE: &str = "#!/bin/sh
 [ -t 0 ] && echo 'on the terminal itself'
 echo ready
 while byte=$(dd bs=1 count=1 2>/dev/null | od -An -tx1) && [ -n \"$byte\" ]; do
     echo \"typed$byte\"
+    [ \"$byte\" = ' 04' ] && break
 done
 echo 'no more'
 ";
@@ -141,9 +142,9 @@ fn a_signal_ends_the_run_and_gives_the_terminal_back() {
 fn a_pipe_is_the_machines_own_and_no_key_in_it_is_special() {
     let folder = folder();
     let mut child = command(folder.path(), &[]).stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"\x01x\x03").unwrap();
+    child.stdin.take().unwrap().write_all(b"\x01x\x03\x04").unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.starts_with("ready\ntyped 01\ntyped 78\ntyped 03\nno more\n"), "{text}");
+    assert!(text.starts_with("ready\ntyped 01\ntyped 78\ntyped 03\ntyped 04\nno more\n"), "{text}");
     assert_eq!(output.status.code(), Some(1));
 }

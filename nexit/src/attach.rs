@@ -1,0 +1,295 @@
+//! The machine's serial line, for more than one: `nexit run` offers it at a Unix socket, and other programs attach there.
+//!
+//! What the machine sends goes to each of them as it comes, unfiltered: the hypervisor's marks, its reports and all. What
+//! they send goes to the machine, as if it was typed. Who attaches late has missed what was before, and who does not read
+//! is cut off: the run waits for nobody.
+//!
+//! The socket is in a folder of the user's own ([`folder`]), its name is the process number of `nexit run`.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::getuid;
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+
+use crate::failure::{Failure, OrFailed as _, Result};
+
+/// So many pieces of output wait for one who does not read, at most: some megabytes.
+const MAX_WAITING: usize = 1024;
+/// The rate of the hypervisor's console.
+const BAUD: u32 = 115_200;
+
+type Attached = Vec<SyncSender<Arc<[u8]>>>;
+
+/// The line of a run, offered until this goes.
+#[derive(Debug)]
+pub struct Offer {
+    place: PathBuf,
+    listener: UnixListener,
+    attached: Arc<Mutex<Attached>>,
+}
+
+impl Offer {
+    /// Listens where [`open`] looks. Who comes is served from [`Offer::start`] on.
+    ///
+    /// # Errors
+    /// There is no place for the socket.
+    pub fn open() -> Result<Self> {
+        Self::at(&folder()?.join(std::process::id().to_string()))
+    }
+
+    fn at(place: &Path) -> Result<Self> {
+        // Of an earlier process of that number.
+        let _ = fs::remove_file(place);
+        let listener = UnixListener::bind(place).or_failed("listen at", place)?;
+        Ok(Self { place: place.to_owned(), listener, attached: Arc::default() })
+    }
+
+    /// Lets others attach, in the background; what they send goes to `machine`.
+    pub fn start(&self, machine: Sender<Vec<u8>>) {
+        let Ok(listener) = self.listener.try_clone() else { return };
+        let attached = Arc::clone(&self.attached);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let Ok(to) = stream.try_clone() else { continue };
+                let (sender, receiver) = mpsc::sync_channel(MAX_WAITING);
+                lock(&attached).push(sender);
+                thread::spawn(move || carry_to(to, receiver));
+                let machine = machine.clone();
+                thread::spawn(move || carry_from(stream, &machine));
+            }
+        });
+    }
+
+    /// Gives all who are attached what the machine has sent.
+    pub fn show(&self, bytes: &[u8]) {
+        let bytes: Arc<[u8]> = bytes.into();
+        lock(&self.attached).retain(|to| to.try_send(Arc::clone(&bytes)).is_ok());
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.place);
+    }
+}
+
+fn lock(attached: &Mutex<Attached>) -> MutexGuard<'_, Attached> {
+    attached.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// To one who is attached, until it goes or is cut off.
+fn carry_to(mut to: UnixStream, receiver: Receiver<Arc<[u8]>>) {
+    for bytes in receiver {
+        if to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    // It sees that it was cut off, even if it only reads.
+    let _ = to.shutdown(std::net::Shutdown::Both);
+}
+
+fn carry_from(mut from: UnixStream, machine: &Sender<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if machine.send(buffer.get(..length).unwrap_or_default().to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Where sockets of runs are: a folder that only this user can enter, as whoever reaches a socket has the machine.
+///
+/// # Errors
+/// It cannot be made, or is another user's.
+pub fn folder() -> Result<PathBuf> {
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(own) if Path::new(&own).is_dir() => PathBuf::from(own).join("nexit"),
+        _ => std::env::temp_dir().join(format!("nexit-{}", getuid().as_raw())),
+    };
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+    .or_failed("make", &folder)?;
+    let found = fs::symlink_metadata(&folder).or_failed("look at", &folder)?;
+    if !found.is_dir() || found.uid() != getuid().as_raw() || found.mode() & 0o077 != 0 {
+        let text = "is not a folder that only you can enter: remove it";
+        return Err(Failure::Failed(format!("{} {text}", folder.display())));
+    }
+    Ok(folder)
+}
+
+/// A machine's serial line, from outside: two ends of one thing, so that two threads can have them.
+pub struct Line {
+    /// What the machine sends.
+    pub from: Box<dyn Read + Send>,
+    /// To the machine.
+    pub to: Box<dyn Write + Send>,
+}
+
+/// The line of the one `nexit run` of this user; or `named`: a serial device or the socket of a run by its path, or a
+/// TCP socket as `HOST:PORT`.
+///
+/// # Errors
+/// There is none, or there are several, or it cannot be opened.
+pub fn open(named: Option<&str>) -> Result<Line> {
+    match named {
+        Some(name) => open_named(name),
+        None => the_one(&running(&folder()?)),
+    }
+}
+
+fn open_named(name: &str) -> Result<Line> {
+    let path = Path::new(name);
+    if let Ok(found) = fs::metadata(path) {
+        return if found.file_type().is_socket() { socket(path) } else { device(path) };
+    }
+    let is_address = name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if !is_address {
+        let text = "neither a serial device or socket that exists, nor HOST:PORT";
+        return Err(Failure::Usage(format!("--line {name}: that is {text}")));
+    }
+    let stream = TcpStream::connect(name).or_failed("connect to", path)?;
+    let _ = stream.set_nodelay(true);
+    Ok(Line { from: Box::new(stream.try_clone().or_failed("use", path)?), to: Box::new(stream) })
+}
+
+fn socket(path: &Path) -> Result<Line> {
+    let stream = UnixStream::connect(path).or_failed("connect to", path)?;
+    Ok(Line { from: Box::new(stream.try_clone().or_failed("use", path)?), to: Box::new(stream) })
+}
+
+/// A serial device, at the rate of the hypervisor's console, with nothing done to its bytes.
+fn device(path: &Path) -> Result<Line> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+    let file = File::from(file.or_failed("open", path)?);
+    let set = || -> rustix::io::Result<()> {
+        let mut modes = tcgetattr(&file)?;
+        modes.make_raw();
+        modes.set_speed(BAUD)?;
+        tcsetattr(&file, OptionalActions::Now, &modes)
+    };
+    set().map_err(io::Error::from).or_failed("set the rate of", path)?;
+    Ok(Line { from: Box::new(file.try_clone().or_failed("use", path)?), to: Box::new(file) })
+}
+
+/// The sockets at which runs answer. Those of runs that were killed go.
+fn running(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.retain(|path| match UnixStream::connect(path) {
+        Ok(_) => true,
+        Err(error) => {
+            if error.kind() == io::ErrorKind::ConnectionRefused {
+                let _ = fs::remove_file(path);
+            }
+            false
+        }
+    });
+    paths
+}
+
+fn the_one(paths: &[PathBuf]) -> Result<Line> {
+    match paths {
+        [] => Err(Failure::Usage(
+            "no `nexit run` of yours is running: start one, or name a line by --line".to_owned(),
+        )),
+        [path] => socket(path),
+        several => {
+            let list: Vec<String> = several.iter().map(|it| it.display().to_string()).collect();
+            let list = list.join(" ");
+            Err(Failure::Usage(format!("several runs are there: name one by --line: {list}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(place: &Path) -> (Offer, Receiver<Vec<u8>>) {
+        let offer = Offer::at(place).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        offer.start(sender);
+        (offer, receiver)
+    }
+
+    /// Attaches, and has typed a byte: from then on it hears.
+    fn attach(place: &Path, typed: &Receiver<Vec<u8>>) -> Line {
+        let mut line = open(place.to_str()).unwrap();
+        line.to.write_all(b"x").unwrap();
+        assert_eq!(typed.recv().unwrap(), b"x");
+        line
+    }
+
+    #[test]
+    fn all_who_attach_hear_the_machine_and_can_type() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("1");
+        let (offer, typed) = offer(&place);
+        let mut lines = [attach(&place, &typed), attach(&place, &typed)];
+        offer.show(b"\x1enexit: a\r\n");
+        for line in &mut lines {
+            let mut heard = [0; 11];
+            line.from.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"\x1enexit: a\r\n");
+        }
+    }
+
+    #[test]
+    fn one_who_does_not_read_is_cut_off_and_the_others_hear_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("1");
+        let (offer, typed) = offer(&place);
+        let mut deaf = attach(&place, &typed);
+        let mut other = attach(&place, &typed);
+        let piece = [b'x'; 4096];
+        // Far more than a socket and the queue hold.
+        for _ in 0..4 * MAX_WAITING {
+            offer.show(&piece);
+            other.from.read_exact(&mut piece.clone()).unwrap();
+        }
+        assert_eq!(lock(&offer.attached).len(), 1);
+        let mut heard = Vec::new();
+        deaf.from.read_to_end(&mut heard).unwrap();
+        assert!(heard.len() < 4 * MAX_WAITING * piece.len(), "it was told the end");
+    }
+
+    #[test]
+    fn the_run_that_is_alone_is_found_and_what_a_killed_one_left_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name| folder.path().join(name);
+        assert!(running(folder.path()).is_empty());
+        assert!(the_one(&[]).err().unwrap().to_string().contains("no `nexit run`"));
+        drop(UnixListener::bind(place("7")).unwrap());
+        let first = Offer::at(&place("8")).unwrap();
+        assert_eq!(running(folder.path()), [place("8")]);
+        assert!(!place("7").exists());
+        assert!(the_one(&running(folder.path())).is_ok());
+        let _second = Offer::at(&place("9")).unwrap();
+        let error = the_one(&running(folder.path())).err().unwrap().to_string();
+        assert!(error.contains(place("9").to_str().unwrap()), "{error}");
+        drop(first);
+        assert_eq!(running(folder.path()), [place("9")]);
+    }
+
+    #[test]
+    fn a_line_is_a_device_a_socket_or_an_address() {
+        let error = |name| open(Some(name)).err().unwrap().to_string();
+        assert!(error("/nowhere").contains("neither a serial device"));
+        assert!(error("somewhere:port").contains("nor HOST:PORT"));
+        assert!(error("127.0.0.1:1").contains("cannot connect to 127.0.0.1:1"));
+        assert!(error("/dev/null").contains("cannot set the rate of /dev/null"));
+    }
+}
