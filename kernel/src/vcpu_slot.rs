@@ -90,7 +90,6 @@ impl VcpuSlot {
 
     /// Has it say what it holds, and call the processor with `own` then.
     pub(crate) fn ask_for_a_look(&self, own: LocalApic) {
-        *self.look.lock() = None;
         self.asker.store(own.id().0, Ordering::Release);
         self.ask(own, Request::Look);
     }

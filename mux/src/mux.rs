@@ -16,7 +16,8 @@ use crate::{ESCAPE, LOG, Sink};
 
 /// The keys behind Ctrl-A, for the user. The `x` never arrives here: `nexit run` keeps it.
 const KEYS: &str = "Ctrl-A, then 1 to 8: that guest; n: the next guest, or back from the monitor; \
-                    m: the monitor; Ctrl-A: a Ctrl-A; h or ?: this; x: end `nexit run`";
+                    m: the monitor; t: a live table of exits, or no more; Ctrl-A: a Ctrl-A; h or ?: this; \
+                    x: end `nexit run`";
 
 const BELL: u8 = 0x07;
 
@@ -36,8 +37,17 @@ pub struct Mux {
     editor: Editor,
     /// What Tab knows of PCI functions.
     functions: Vec<String>,
-    /// The monitor shows a live table, until a key.
-    live: bool,
+    live: Live,
+}
+
+/// Whether the monitor shows a live table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Live {
+    Off,
+    /// Until a key is typed: `top`.
+    UntilKey,
+    /// Until the same key is typed again, whoever is typed to.
+    Toggled,
 }
 
 /// The request of a key.
@@ -63,7 +73,7 @@ impl Mux {
             escaped: false,
             editor: Editor::new(),
             functions: Vec::new(),
-            live: false,
+            live: Live::Off,
         }
     }
 
@@ -122,7 +132,7 @@ impl Mux {
     /// Puts the monitor's prompt on the line, if the monitor is typed to: for when a command has
     /// been answered.
     pub fn prompt(&mut self, sink: &mut Sink<'_>) {
-        if self.in_monitor && !self.live && !self.wire.has_prompt() {
+        if self.in_monitor && self.live != Live::UntilKey && !self.wire.has_prompt() {
             self.wire.prompt(sink);
             self.editor.text().bytes().for_each(sink);
         }
@@ -133,8 +143,8 @@ impl Mux {
         if core::mem::take(&mut self.escaped) {
             let input = self.escaped_key(byte, sink);
             // Nobody looks at the live table any more.
-            let left = !self.in_monitor && core::mem::take(&mut self.live);
-            return if left { Input::Monitor(Command::EndTop) } else { input };
+            let left = !self.in_monitor && self.live == Live::UntilKey;
+            return if left { self.end_top() } else { input };
         }
         if byte == ESCAPE {
             self.escaped = true;
@@ -149,8 +159,8 @@ impl Mux {
             let there = self.guest < self.names.len();
             return if there { Input::ToGuest(self.guest, byte) } else { Input::None };
         }
-        if core::mem::take(&mut self.live) {
-            return Input::Monitor(Command::EndTop);
+        if self.live == Live::UntilKey {
+            return self.end_top();
         }
         self.prompt(sink);
         match self.editor.key(byte, sink) {
@@ -161,7 +171,9 @@ impl Mux {
                 self.wire.end_line(sink);
                 match monitor::parse(self.editor.take().text(), &self.names) {
                     Ok(Some(command)) => {
-                        self.live = command == Command::Top;
+                        if command == Command::Top {
+                            self.live = Live::UntilKey;
+                        }
                         return Input::Monitor(command);
                     }
                     Ok(None) => {}
@@ -171,6 +183,11 @@ impl Mux {
         }
         self.prompt(sink);
         Input::None
+    }
+
+    const fn end_top(&mut self) -> Input {
+        self.live = Live::Off;
+        Input::Monitor(Command::EndTop)
     }
 
     /// Completes the word that is being typed, as far as there is one way; else says what the ways are.
@@ -200,6 +217,11 @@ impl Mux {
                 self.focus(if next < self.names.len() { next } else { 0 }, sink);
             }
             b'm' => self.focus_monitor(sink),
+            b't' if self.live == Live::Off => {
+                self.live = Live::Toggled;
+                return Input::Monitor(Command::Top);
+            }
+            b't' => return self.end_top(),
             b'h' | b'?' => self.log_line(format_args!("{KEYS}"), sink),
             _ => self.log_line(format_args!("this key means nothing. {KEYS}"), sink),
         }

@@ -198,6 +198,19 @@ fn a_live_table_ends_with_any_key_and_where_the_focus_goes() {
     );
 }
 
+#[test]
+fn a_live_table_that_a_key_has_begun_stays_until_that_key() {
+    let mut line = Line::with(&["a"]);
+    assert_eq!(line.keys(b"\x01t"), [Input::Monitor(Command::Top)]);
+    let kept = line.keys(b"x\x01my\x15\x011z");
+    assert_eq!(kept, [Input::ToGuest(0, b'x'), Input::ToGuest(0, b'z')]);
+    assert_eq!(line.keys(b"\x01t"), [Input::Monitor(Command::EndTop)]);
+    assert_eq!(line.keys(b"\x01t"), [Input::Monitor(Command::Top)]);
+    // The command takes it over.
+    assert_eq!(line.keys(b"\x01mtop\r"), [Input::Monitor(Command::Top)]);
+    assert_eq!(line.keys(b"q"), [Input::Monitor(Command::EndTop)]);
+}
+
 const NAMES: [&str; 3] = ["a", "b", "ab"];
 
 #[derive(Clone, Debug)]

@@ -61,7 +61,8 @@ pub(super) fn begin(own: LocalApic, question: Question, guest: GuestRef, cpu: Op
         return true;
     }
     let inquiry = Inquiry { question, guest, cpu, began: tsc() };
-    // Before they are asked: one of them may answer at once.
+    // What they have said before is no answer to this; and one of them may answer at once.
+    inquiry.asked().for_each(|(_, slot)| *slot.look.lock() = None);
     *INQUIRY.lock() = Some(inquiry);
     inquiry.asked().for_each(|(_, slot)| slot.ask_for_a_look(own));
     false

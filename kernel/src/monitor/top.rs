@@ -32,7 +32,8 @@ fn counted() -> Vec<(u64, ExitCounters)> {
 /// From now on there is one.
 pub(super) fn begin(hardware: &Hardware) {
     *SHOWN.lock() = Some(Shown { at: tsc(), counted: counted() });
-    say([alloc::format!("every {} s, until a key", PERIOD_MS / 1000)].into());
+    say([alloc::format!("every {} s, until a key (Ctrl-A t, if that began it)", PERIOD_MS / 1000)]
+        .into());
     refresh(hardware);
 }
 
@@ -43,11 +44,15 @@ pub(super) fn end() {
 
 /// Shows the next table, if it is time.
 pub(super) fn refresh(hardware: &Hardware) {
-    let (now, khz) = (tsc(), hardware.clock.tsc_khz.max(1));
-    let due = |shown: &mut Shown| now.wrapping_sub(shown.at) / khz >= PERIOD_MS;
-    // Another CPU that comes by meanwhile finds none.
-    let Some(before) = SHOWN.lock().take_if(due) else { return };
+    let khz = hardware.clock.tsc_khz.max(1);
+    // In one step: a CPU that comes by meanwhile finds that it is not time yet, and a key that ends the table ends it.
+    let mut place = SHOWN.lock();
+    let now = tsc();
+    let due = |shown: &&mut Shown| now.wrapping_sub(shown.at) / khz >= PERIOD_MS;
+    let Some(shown) = place.as_mut().filter(due) else { return };
     let counted = counted();
+    let before = core::mem::replace(shown, Shown { at: now, counted: counted.clone() });
+    drop(place);
     let mut all = Vec::new();
     let places = guests().iter().flat_map(|guest| {
         let cpus = 0..guest.slots().len();
@@ -57,7 +62,5 @@ pub(super) fn refresh(hardware: &Hardware) {
         let ms = now.0.saturating_sub(then.0) / khz;
         all.push(Busy { guest, cpu, ms, counts: answers::counts(&now.1, &then.1) });
     }
-    // Before the table goes out, which takes a while: a key may end it meanwhile.
-    *SHOWN.lock() = Some(Shown { at: now, counted });
     say(exits::top(&all));
 }
