@@ -18,14 +18,14 @@ use std::thread;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::getuid;
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
 use crate::failure::{Failure, OrFailed as _, Result};
 
 /// So many pieces of output wait for one who does not read, at most: some megabytes.
 const MAX_WAITING: usize = 1024;
 /// The rate of the hypervisor's console.
-const BAUD: u32 = 115_200;
+pub(crate) const BAUD: u32 = 115_200;
 
 type Attached = Vec<SyncSender<Arc<[u8]>>>;
 
@@ -136,22 +136,22 @@ pub struct Line {
     pub to: Box<dyn Write + Send>,
 }
 
-/// The line of the one `nexit run` of this user; or `named`: a serial device or the socket of a run by its path, or a
-/// TCP socket as `HOST:PORT`.
+/// The line of the one `nexit run` of this user; or `named`: a serial device (at `baud`) or the socket of a run by its
+/// path, or a TCP socket as `HOST:PORT`.
 ///
 /// # Errors
 /// There is none, or there are several, or it cannot be opened.
-pub fn open(named: Option<&str>) -> Result<Line> {
+pub fn open(named: Option<&str>, baud: u32) -> Result<Line> {
     match named {
-        Some(name) => open_named(name),
+        Some(name) => open_named(name, baud),
         None => the_one(&running(&folder()?)),
     }
 }
 
-fn open_named(name: &str) -> Result<Line> {
+fn open_named(name: &str, baud: u32) -> Result<Line> {
     let path = Path::new(name);
     if let Ok(found) = fs::metadata(path) {
-        return if found.file_type().is_socket() { socket(path) } else { device(path) };
+        return if found.file_type().is_socket() { socket(path) } else { device(path, baud) };
     }
     let is_address = name.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     if !is_address {
@@ -168,16 +168,19 @@ fn socket(path: &Path) -> Result<Line> {
     Ok(Line { from: Box::new(stream.try_clone().or_failed("use", path)?), to: Box::new(stream) })
 }
 
-/// A serial device, at the rate of the hypervisor's console, with nothing done to its bytes.
-fn device(path: &Path) -> Result<Line> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+/// A serial device at this rate, with nothing done to its bytes.
+fn device(path: &Path, baud: u32) -> Result<Line> {
+    // NONBLOCK: the opening does not wait for a carrier. Three wires have none.
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
     let file = File::from(file.or_failed("open", path)?);
     let set = || -> rustix::io::Result<()> {
         let mut modes = tcgetattr(&file)?;
         modes.make_raw();
-        modes.set_speed(BAUD)?;
-        tcsetattr(&file, OptionalActions::Now, &modes)
+        modes.control_modes |= ControlModes::CLOCAL | ControlModes::CREAD;
+        modes.set_speed(baud)?;
+        tcsetattr(&file, OptionalActions::Now, &modes)?;
+        rustix::fs::fcntl_setfl(&file, rustix::fs::fcntl_getfl(&file)? - OFlags::NONBLOCK)
     };
     set().map_err(io::Error::from).or_failed("set the rate of", path)?;
     Ok(Line { from: Box::new(file.try_clone().or_failed("use", path)?), to: Box::new(file) })
@@ -227,7 +230,7 @@ mod tests {
 
     /// Attaches, and has typed a byte: from then on it hears.
     fn attach(place: &Path, typed: &Receiver<Vec<u8>>) -> Line {
-        let mut line = open(place.to_str()).unwrap();
+        let mut line = open(place.to_str(), BAUD).unwrap();
         line.to.write_all(b"x").unwrap();
         assert_eq!(typed.recv().unwrap(), b"x");
         line
@@ -286,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_line_is_a_device_a_socket_or_an_address() {
-        let error = |name| open(Some(name)).err().unwrap().to_string();
+        let error = |name| open(Some(name), BAUD).err().unwrap().to_string();
         assert!(error("/nowhere").contains("neither a serial device"));
         assert!(error("somewhere:port").contains("nor HOST:PORT"));
         assert!(error("127.0.0.1:1").contains("cannot connect to 127.0.0.1:1"));

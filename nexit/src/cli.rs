@@ -22,6 +22,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the guests of a configuration in an emulator.
     Run(RunArgs),
+    /// Attach to a machine's serial line: a pane for each guest and one for the monitor.
+    Console(ConsoleArgs),
     /// Build a bootable image of a configuration: an ISO or a stick, a system partition, a folder for GRUB or iPXE.
     Image(ImageArgs),
     /// Describe a machine before Nexit runs on it, and write its machine file.
@@ -165,6 +167,26 @@ pub(crate) struct RunArgs {
     /// Arguments for QEMU (also nested), or lines of Bochs' configuration.
     #[arg(last = true, value_name = "EMULATOR ARGS")]
     pub(crate) emulator_args: Vec<String>,
+}
+
+/// `nexit console`.
+#[derive(Args, Debug)]
+pub(crate) struct ConsoleArgs {
+    /// The line: a serial device, a socket, or HOST:PORT [default: the `nexit run` of this user].
+    #[arg(long, value_name = "LINE")]
+    pub(crate) line: Option<String>,
+    /// The rate of a serial device, in baud.
+    #[arg(long, value_name = "RATE", default_value_t = crate::attach::BAUD)]
+    pub(crate) baud: u32,
+    /// The configuration, for the guests' names [default: the hypervisor says them].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Also write what each guest says to a file of its own in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) logs: Option<PathBuf>,
+    /// No panes: lines, each with the name of who speaks. Without a terminal it is always so.
+    #[arg(long)]
+    pub(crate) plain: bool,
 }
 
 /// `nexit image`.

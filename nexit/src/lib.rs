@@ -2,7 +2,8 @@
 //!
 //! Path of a run: [`cli`] (what the user wants) → `scenario` (the configuration, checked) → [`qemu`],
 //! [`bochs`] or `nested`, which is both (the machine) → `session` (the process, its console, and the user's `terminal`) → `verdict`
-//! (what the hypervisor said of the guests) → exit status. Meanwhile others `attach`. Public is what the benchmark and the tests
+//! (what the hypervisor said of the guests) → exit status. Meanwhile others `attach`, a user by
+//! `panes`. Public is what the benchmark and the tests
 //! need, too.
 #![forbid(unsafe_code)]
 
@@ -24,6 +25,7 @@ mod init;
 pub mod machine;
 mod nested;
 mod output;
+mod panes;
 mod probe;
 pub mod qemu;
 mod report;
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
 fn execute(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Console(args) => panes::run(&args),
         Command::Image(args) => build_image(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Check(args) => check::check(&args),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{InputModes, LocalModes, Termios, tcgetattr};
+use rustix::termios::{InputModes, LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::folder::{Turn, build_folder};
 use crate::outcome::whole_lines;
@@ -21,7 +21,7 @@ pub struct Session {
     screen: String,
     /// How much of the screen was read.
     read: usize,
-    _place: Turn,
+    _place: Option<Turn>,
 }
 
 /// A character that the hypervisor's marks leave behind on no screen.
@@ -35,14 +35,31 @@ impl Session {
     /// # Panics
     /// It, or a pseudo-terminal, cannot be had.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "only tests call it")]
     pub fn start(arguments: &[&str]) -> Self {
-        let place = Turn::take();
+        Self::open(arguments, Some(Turn::take()))
+    }
+
+    /// Starts `nexit console` at the line of this run.
+    ///
+    /// # Panics
+    /// As [`Session::start`]; or the run offers no line.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "only tests call it")]
+    pub fn console(&self, arguments: &[&str]) -> Self {
+        let folder = nexit::attach::folder().expect("the folder of the runs' lines");
+        let line = folder.join(self.nexit.id().to_string()).display().to_string();
+        Self::open(&[&["console", "--line", &line], arguments].concat(), None)
+    }
+
+    #[expect(clippy::expect_used, reason = "only tests call it")]
+    fn open(arguments: &[&str], place: Option<Turn>) -> Self {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("a terminal");
         let name = ptsname(&terminal, Vec::new()).expect("a terminal with a name");
         let other = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
         let other = File::from(other.expect("the terminal's other side"));
+        let size = Winsize { ws_row: 40, ws_col: 140, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&terminal, size).expect("the terminal's size");
         let before = tcgetattr(&terminal).expect("the terminal's modes");
         let side = || other.try_clone().expect("the terminal's other side");
         let nexit = Command::new(build_folder().join("debug/nexit"))

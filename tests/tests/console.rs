@@ -61,6 +61,7 @@ fn guests_and_the_monitor_share_a_terminal() {
     session.see("typing to guest 2, ends");
     session.keys("\u{1}1");
     session.see("typing to guest 1, linux");
+    another_terminal_has_panes(&mut session, &folder);
     session.keys("exit\r");
     session.see("nexit: guest linux: poweroff");
     session.keys("\u{1}m");
@@ -72,6 +73,18 @@ fn guests_and_the_monitor_share_a_terminal() {
     assert_eq!(status.code(), Some(1), "{screen}");
     assert!(screen.contains("nexit: all guests have ended"), "{screen}");
     assert!(session.is_as_before(), "{screen}");
+}
+
+/// What a guest's CPU holds. On a busy host the emulator may not come to that CPU in the time that the monitor waits.
+fn ask_a_cpu(session: &mut Session, command: &str) -> String {
+    let mut answer = session.ask(command);
+    for _ in 0..3 {
+        if !answer.contains(": no answer: ") {
+            break;
+        }
+        answer = session.ask(command);
+    }
+    answer
 }
 
 fn complains_in_sentences(session: &mut Session) {
@@ -100,18 +113,18 @@ fn has_row(answer: &str, parts: &[&str]) {
 /// The registers come by NMI, from the instruction that jumps to itself; the tables lead to it, and its IDT is as the
 /// guest has made it.
 fn shows_where_it_hangs(session: &mut Session) {
-    let registers = session.ask("regs ends");
+    let registers = ask_a_cpu(session, "regs ends");
     has_row(&registers, &["ends, CPU 0: 64-bit, ring 0, interrupts off"]);
     has_row(&registers, &["cr0 ", "PG", "PE"]);
     has_row(&registers, &["code at rip: eb fe"]);
     has_row(&registers, &["last exits: "]);
     let rip = word_behind(&registers, "rip ");
-    let walk = session.ask(&format!("walk ends {rip}"));
+    let walk = ask_a_cpu(session, &format!("walk ends {rip}"));
     has_row(&walk, &["PML4", "present"]);
     has_row(&walk, &["nested table: ", " is host-physical ", "read, write, execute, write-back"]);
     has_row(&walk, &["it is: the guest's RAM"]);
     let gpa = word_behind(&walk, "guest-physical ");
-    let by_linear = session.ask(&format!("virt ends {rip} 2"));
+    let by_linear = ask_a_cpu(session, &format!("virt ends {rip} 2"));
     has_row(&by_linear, &[&rip, "  eb fe "]);
     has_row(&session.ask(&format!("mem ends {gpa} 2")), &["  eb fe "]);
     has_row(&session.ask("mem ends fee00000"), &["none of it is the guest's RAM"]);
@@ -124,7 +137,7 @@ fn word_behind(answer: &str, what: &str) -> String {
 
 /// Gates that were granted are the guest's own, the others are closed; VT-d has what the driver has asked for.
 fn looks_into_linux(session: &mut Session) {
-    let gates = session.ask("idt linux");
+    let gates = ask_a_cpu(session, "idt linux");
     has_row(&gates, &["linux, CPU 0: IDT at 0x", ": 256 gates"]);
     has_row(&gates, &["0x", "interrupt, ring 0", "the same", "its timer"]);
     has_row(&gates, &["0x", "interrupt, ring 0", "interrupt, ring 0, not present"]);
@@ -154,10 +167,38 @@ fn a_live_table(session: &mut Session) {
         session.see("linux    0");
     }
     session.keys("q");
+    session.see("nexit> ");
+    session.keys("\u{1}t");
+    session.see("most often, each second\n");
+    // It goes on beside what is typed, until the same keys.
+    assert!(session.ask("guests").contains("linux"));
+    session.see("most often, each second\n");
+    session.keys("\u{1}t");
+}
+
+/// It comes late, learns who the guests are, and leaves the run to itself.
+fn another_terminal_has_panes(session: &mut Session, folder: &Folder) {
+    let logs = folder.path("logs").display().to_string();
+    let _ = std::fs::remove_dir_all(&logs);
+    let mut other = session.console(&["--logs", &logs]);
+    for title in [" 1 linux ", " 2 ends ", " nexit "] {
+        other.see(title);
+    }
+    session.see("typing to guest 1, linux");
+    other.keys("echo $((7 * 8))\r");
+    session.see("linux: 56\n");
+    other.see("56");
+    other.keys("\u{1}x");
+    let (screen, status) = other.end();
+    assert!(status.success(), "{status}: {screen}");
+    assert!(other.is_as_before(), "{screen}");
+    let log = |name: &str| std::fs::read_to_string(format!("{logs}/{name}")).unwrap_or_default();
+    assert!(log("guest-linux.log").contains("echo $((7 * 8))\r\n56"), "{}", log("guest-linux.log"));
+    assert!(log("nexit.log").contains("nexit> guests\r\n"), "{}", log("nexit.log"));
 }
 
 fn a_report_has_it_all(session: &mut Session) {
-    let report = session.ask("report linux");
+    let report = ask_a_cpu(session, "report linux");
     for part in
         ["guests", "exits", "interrupts", "IOMMU", "VT-d", "registers", "stack", "code", "log"]
     {
