@@ -3,11 +3,13 @@
 //! Virtual: the command register, BARs, interrupt line and (unless a line is wired to it) pin, power state, MSI and the control
 //! word of MSI-X. Capabilities that reach past the function (ATS, PRI, PASID, SR-IOV, ACS, AER,
 //! resizable BARs …) or that reset it are unlinked and read as 0; of extended configuration space
-//! the guest can write nothing. What lies in no capability is the device's own and passes through.
+//! the guest can write nothing. What lies in no capability reads as the device has it, and takes no write but
+//! those that `exceptions` names.
 //!
 //! Invariant: the physical BARs, INTx and message registers are never written on the guest's
 //! behalf; what an access means for the machine is returned as an [`Effect`].
 
+mod exceptions;
 mod list;
 mod read;
 #[cfg(test)]
@@ -19,7 +21,7 @@ use arch::{Bdf, Width};
 
 use crate::bar::{Bar, size_bars};
 use crate::capability::{self, Capability, EXTENDED, capabilities, extended_capabilities};
-use crate::header::{Command, INTERRUPT_LINE};
+use crate::header::{Command, INTERRUPT_LINE, REVISION_ID, VENDOR_ID};
 use crate::msi::Msi;
 use crate::msix::{self, MsixCapability, MsixControl};
 use list::{List, Listed};
@@ -29,6 +31,10 @@ pub use write::Effect;
 #[derive(Clone, Debug)]
 pub struct VirtualFunction {
     function: Bdf,
+    /// Vendor ID.
+    vendor: u16,
+    /// Class Code.
+    class: u32,
     multi_function: bool,
     command: Command,
     /// INTA is 1; 0 where the guest has no INTx of it.
@@ -59,6 +65,8 @@ impl VirtualFunction {
         let decoding = Command::IO_SPACE | Command::MEMORY_SPACE;
         let mut view = Self {
             function,
+            vendor: space.read(function, VENDOR_ID, Width::Word) as u16,
+            class: space.read(function, REVISION_ID, Width::Dword) >> 8,
             multi_function: false,
             command: Command::read(space, function) & decoding,
             interrupt_pin: 0,

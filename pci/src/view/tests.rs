@@ -174,12 +174,34 @@ fn what_passes_and_what_does_not() {
     assert_eq!(view.write(&space, 0xb2, Width::Word, 0x10), word(0xb2, 0x10));
     assert_eq!(view.write(&space, 0xb2, Width::Word, 0x8010), Effect::None);
     assert_eq!(view.write(&space, 0xb4, Width::Dword, 1), Effect::None);
-    // The device's own registers pass in both directions.
+    // The device's own registers are read; a write passes where it is an exception only.
     assert_eq!(view.read(&space, 0xd1, Width::Byte), 0x55);
-    assert_eq!(view.write(&space, 0xd2, Width::Word, 7), word(0xd2, 7));
+    assert_eq!(view.write(&space, 0xd2, Width::Word, 7), Effect::None);
     // Power states are played, not passed.
     assert_eq!(view.write(&space, 0x44, Width::Word, 3), Effect::None);
     assert_eq!(view.read(&space, 0x44, Width::Word), 0xb);
+}
+
+#[test]
+fn what_no_capability_holds_is_read_only_but_for_the_exceptions() {
+    let outside = |at: u16| {
+        let within = [(0x40, 8), (0x50, 16), (0x60, 0x10), (0x70, 0x3c), (0xb0, 8), (0xc0, 12)];
+        !within.iter().any(|(first, length)| (*first..first + length).contains(&at))
+    };
+    for width in WIDTHS {
+        let mut space = space();
+        let mut view = view(&mut space);
+        for at in (0x40..0x1000).step_by(usize::from(width.bytes())).filter(|at| outside(*at)) {
+            assert_eq!(view.write(&space, at, width, u32::MAX), Effect::None, "{at:#x}");
+        }
+    }
+    // A UHCI controller: no trap is switched on, and what the guest may not change stays.
+    let mut space = FakeSpace::default();
+    space.device(AT, 0x0c_0300).set(0xc0, 0x0000_0010);
+    let mut uhci = view(&mut space);
+    let passed = Effect::PhysicalWrite { offset: 0xc0, width: Width::Word, value: 0xaf10 };
+    assert_eq!(uhci.write(&space, 0xc0, Width::Word, 0xffff), passed);
+    assert_eq!(uhci.write(&space, 0xc0, Width::Byte, 0xff), Effect::None);
 }
 
 /// Where the guest has the BARs.

@@ -72,7 +72,7 @@ impl VirtualFunction {
                 Effect::None
             }
             0x40..EXTENDED => match self.standard.at(at) {
-                None => Effect::PhysicalWrite { offset, width, value },
+                None => self.set_other(space, offset, width, value),
                 Some((Listed { visible: false, .. }, _)) => Effect::None,
                 Some((Listed { capability, .. }, _)) => {
                     let seen = self.dword(space, at).unwrap_or(0);
@@ -108,6 +108,16 @@ impl VirtualFunction {
         let new = (kept | written) & !(size - 1);
         *address = new;
         if old == new { Effect::None } else { Effect::BarMoved }
+    }
+
+    /// What no capability holds: see [`super::exceptions`].
+    fn set_other(&self, space: &impl ConfigSpace, offset: u16, width: Width, value: u32) -> Effect {
+        let bits = super::exceptions::writable(self.vendor, self.class, offset, width);
+        if bits == 0 {
+            return Effect::None;
+        }
+        let kept = space.read(self.function, offset, width) & !bits;
+        Effect::PhysicalWrite { offset, width, value: kept | value & bits }
     }
 
     fn set_standard(&mut self, capability: Capability, access: ConfigWrite) -> Effect {
