@@ -79,7 +79,7 @@ impl Vcpu for SvmVcpu {
         }
         let [rax, _, _, _, rsp, ..] = state.gpr;
         (save.rax, save.rsp, save.rip, save.rflags) = (rax, rsp, state.rip, state.rflags);
-        (save.cr0, save.cr2, save.cr3, save.cr4) = (state.cr0, 0, state.cr3, state.cr4);
+        (save.cr2, save.cr3) = (0, state.cr3);
         save.efer = state.efer | Efer::SVME.bits();
         (save.dr6, save.dr7, save.dbgctl) = (DR6_RESET, DR7_RESET, 0);
         save.g_pat = PAT_RESET;
@@ -88,6 +88,7 @@ impl Vcpu for SvmVcpu {
         (save.sysenter_esp, save.sysenter_eip) = (0, 0);
         let [_, _, ss, ..] = state.segments;
         save.cpl = ss.access.dpl();
+        self.show_control_registers(state.cr0, state.cr4);
         self.update_lma();
         self.reset_nmis();
     }
@@ -129,11 +130,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn cr0(&self) -> u64 {
-        self.vmcb().save.cr0
+        self.shown_cr0()
     }
 
     fn set_cr0(&mut self, value: u64) {
-        self.vmcb_mut().save.cr0 = value;
+        self.show_control_registers(value, self.shown_cr4());
         self.update_lma();
         self.flush();
     }
@@ -157,11 +158,15 @@ impl Vcpu for SvmVcpu {
     }
 
     fn cr4(&self) -> u64 {
+        self.shown_cr4()
+    }
+
+    fn own_cr4(&self) -> u64 {
         self.vmcb().save.cr4
     }
 
     fn set_cr4(&mut self, value: u64) {
-        self.vmcb_mut().save.cr4 = value;
+        self.show_control_registers(self.shown_cr0(), value);
         self.flush();
     }
 
@@ -269,8 +274,9 @@ impl Vcpu for SvmVcpu {
         controls::set_interrupt_window(&mut self.vmcb_mut().control, wanted);
     }
 
+    /// No exit for one comes this far: see [`SvmVcpu::access_control_register`].
     fn move_to_control_register(&mut self) -> bool {
-        self.move_to_cr4()
+        false
     }
 
     fn let_halt(&mut self) {

@@ -19,6 +19,8 @@ bitflags! {
         const INIT = 1 << 3;
         /// Virtual interrupt about to be delivered.
         const VINTR = 1 << 4;
+        /// Writes of CR0 that change more than TS or MP.
+        const CR0_SEL_WRITE = 1 << 5;
         /// SIDT.
         const IDTR_READ = 1 << 6;
         /// LIDT.
@@ -167,8 +169,8 @@ mod tests {
         assert_eq!(control.intercept_3 & Intercepts3::TASK_SWITCH.bits(), 0);
         let probe = 1 << 1 | 1 << 3 | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 28 | 1 << 31;
         assert_eq!(control.intercept_3 & probe, probe);
-        // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE, INVLPG and selective CR0 writes never exit.
-        assert_eq!(control.intercept_3 & 0x02bb_c3a0, 0);
+        // RDTSC, RDPMC, PUSHF, POPF, IRET, INTn, PAUSE and INVLPG never exit.
+        assert_eq!(control.intercept_3 & 0x02bb_c380, 0);
         assert_eq!(control.intercept_4, 0x227f);
         assert_eq!((control.intercept_cr, control.intercept_dr), (0, 0));
         assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 11 | 1 << 17 | 1 << 18);

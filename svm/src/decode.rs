@@ -4,9 +4,7 @@
 //! Pure: the VMCB is the snapshot. The two places where QEMU's emulator differs from the manual are
 //! named; the manual's behaviour is right at both.
 
-use arch::exit::{
-    ControlRegisterWrite, EntryFailure, ExitReason, IoAccess, NestedPageFault, Vectoring,
-};
+use arch::exit::{EntryFailure, ExitReason, IoAccess, NestedPageFault, Vectoring};
 use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
 
@@ -20,6 +18,9 @@ macro_rules! exit_codes {
 }
 
 exit_codes! {
+    VMEXIT_CR0_READ = 0x00,
+    VMEXIT_CR4_READ = 0x04,
+    VMEXIT_CR0_WRITE = 0x10,
     VMEXIT_CR4_WRITE = 0x14,
     VMEXIT_CR8_WRITE = 0x18,
     VMEXIT_EXCP0 = 0x40,
@@ -28,6 +29,7 @@ exit_codes! {
     VMEXIT_NMI = 0x61,
     VMEXIT_INIT = 0x63,
     VMEXIT_VINTR = 0x64,
+    VMEXIT_CR0_SEL_WRITE = 0x65,
     VMEXIT_IDTR_READ = 0x66,
     VMEXIT_IDTR_WRITE = 0x6a,
     VMEXIT_CPUID = 0x72,
@@ -68,10 +70,6 @@ pub fn decode(vmcb: &Vmcb, acknowledged: Option<Vector>) -> ExitReason {
         VMEXIT_INVLPGA | VMEXIT_VMRUN..=VMEXIT_SKINIT => ExitReason::VirtualizationInstruction,
         VMEXIT_SHUTDOWN => ExitReason::TripleFault,
         VMEXIT_INIT => ExitReason::Init,
-        VMEXIT_CR4_WRITE => ExitReason::ControlRegister(ControlRegisterWrite {
-            register: 4,
-            qualification: control.exitinfo1,
-        }),
         // VMEXIT_INVALID is -1; -2 and -3 are refusals of encrypted guests.
         code if (code as u32).cast_signed() < 0 => entry_failure(code),
         _ => unexpected,

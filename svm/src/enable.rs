@@ -76,7 +76,7 @@ pub struct Features {
     pub nrip_save: bool,
     /// One ASID can be flushed by itself.
     pub flush_by_asid: bool,
-    /// An intercepted MOV to a control register tells its source.
+    /// Exits tell more of an instruction. Every CPU with x2APIC has this; QEMU's has not.
     pub decode_assists: bool,
 }
 

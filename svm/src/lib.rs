@@ -21,8 +21,8 @@
 
 pub mod bitmap;
 mod contract;
+mod control_register;
 pub mod controls;
-mod cr4;
 pub mod decode;
 pub mod enable;
 mod nmi;

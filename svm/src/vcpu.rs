@@ -13,9 +13,12 @@ use arch::vcpu::{StartState, Vcpu};
 use arch::{Hpa, VcpuSetup, Vector};
 
 use crate::bitmap::PermissionMaps;
+use crate::control_register::Shown;
 use crate::controls;
-use crate::cr4;
-use crate::decode::{VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode};
+use crate::decode::{
+    VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ, VMEXIT_CR4_WRITE,
+    VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
+};
 use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
 use crate::run;
@@ -45,6 +48,7 @@ pub struct SvmVcpu {
     pub(crate) gpr: [u64; 16],
     pub(crate) features: Features,
     pub(crate) cr4: GuestCr4,
+    pub(crate) shown: Shown,
     pub(crate) unswitched: Cell<Unswitched>,
     pub(crate) nested_root: Hpa,
     pub(crate) nmis: Nmis,
@@ -77,15 +81,13 @@ impl SvmVcpu {
             gpr: [0; 16],
             features,
             cr4: setup.cr4,
+            shown: Shown::default(),
             unswitched: Cell::new(Unswitched::NewestInVmcb),
             nested_root: setup.nested_root,
             nmis: Nmis::default(),
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
-        if cr4::intercepted(features, setup.cr4) {
-            control.intercept_cr |= cr4::INTERCEPT_WRITE;
-        }
         control.np_enable = 1;
         control.n_cr3 = setup.nested_root.as_u64();
         control.msrpm_base_pa = setup.bitmaps.as_u64();
@@ -162,7 +164,10 @@ impl SvmVcpu {
     #[inline(never)]
     pub(crate) fn last_exit(&mut self) -> ExitReason {
         match self.vmcb().control.exitcode {
-            VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => self.watched_exit(None),
+            VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE | VMEXIT_CR0_SEL_WRITE
+            | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => {
+                self.watched_exit(None)
+            }
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }
@@ -192,6 +197,11 @@ impl SvmVcpu {
             VMEXIT_IRET => return ExitReason::Step,
             VMEXIT_CR8_WRITE => {
                 let ended = self.write_cr8();
+                return self.watched_exit(ended);
+            }
+            VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE | VMEXIT_CR0_SEL_WRITE
+            | VMEXIT_CR4_WRITE => {
+                let ended = self.access_control_register();
                 return self.watched_exit(ended);
             }
             _ => {}

@@ -62,6 +62,6 @@ fn starts_with(most: u64, further: &str) {
 
 #[test]
 fn a_quiet_linux_starts_with_few_exits() {
-    starts_with(1470, "pit = false");
-    starts_with(1860, "");
+    starts_with(1480, "pit = false");
+    starts_with(1875, "");
 }

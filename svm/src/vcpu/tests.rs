@@ -33,6 +33,11 @@ fn vcpu_with(features: Features) -> SvmVcpu {
     unsafe { SvmVcpu::with(features, &setup(InterruptMode::Exitless)) }
 }
 
+/// A CPU of today, all of which have decode assists.
+pub(crate) fn modern_vcpu() -> SvmVcpu {
+    vcpu_with(Features { nrip_save: true, decode_assists: true, ..PLAIN })
+}
+
 pub(crate) fn vcpu() -> SvmVcpu {
     vcpu_with(PLAIN)
 }
@@ -202,26 +207,4 @@ fn software_events_return_behind_their_instruction() {
         vcpu.inject(Event::exception(6, None));
         assert_eq!(vcpu.rip(), 0x1000);
     }
-}
-
-#[test]
-fn a_write_of_cr4_is_carried_out_or_is_a_fault() {
-    const MOV_FROM_RCX: u64 = 1 << 63 | 1;
-    let features = Features { nrip_save: true, decode_assists: true, ..PLAIN };
-    let mut vcpu = vcpu_with(features);
-    assert_eq!(vcpu.vmcb().control.intercept_cr, 1 << 20);
-    assert_eq!(vcpu_with(PLAIN).vmcb().control.intercept_cr, 0, "the exit would not tell");
-    let mut write = |value: u64| {
-        vcpu.set_gpr(Gpr::Rcx, value);
-        let Vmcb { control, save } = vcpu.vmcb_mut();
-        (save.rip, control.nrip, control.eventinj, control.tlb_control) = (0x1000, 0x1003, 0, 0);
-        (control.exitcode, control.exitinfo1) = (0x14, MOV_FROM_RCX);
-        assert!(matches!(vcpu.last_exit(), ExitReason::ControlRegister(_)));
-        assert!(vcpu.move_to_control_register());
-        let Vmcb { control, save } = vcpu.vmcb();
-        (save.cr4, save.rip, control.eventinj, control.tlb_control)
-    };
-    assert_eq!(write(0x6b0), (0x6b0, 0x1003, 0, 3), "with a flush");
-    assert_eq!(write(1 << 32 | 0x20), (0x20, 0x1003, 0, 3), "32 bits outside 64-bit mode");
-    assert_eq!(write(1 << 23), (0x20, 0x1000, 0x8000_0b0d, 0), "#GP(0) for CET");
 }

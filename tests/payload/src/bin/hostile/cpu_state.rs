@@ -171,6 +171,27 @@ pub(crate) fn control_registers() {
     // Caches off and on again: the core's, or nobody's.
     let (fault, back) = (write_cr0(cr0 | 1 << 30), write_cr0(cr0));
     verdict("CR0.CD can be set", fault == NONE && back == NONE, format_args!("{fault:#x}"));
+    let (set, seen, again): (u64, u64, u64);
+    // SAFETY: slower at most, and CR0 is as it was at the end.
+    unsafe {
+        core::arch::asm!(
+            "mov cr0, {0}", "mov {0}, cr0", "smsw {1}", "mov cr0, {2}", "mov {2}, cr0",
+            inout(reg) cr0 | 1 << 30 => set, out(reg) seen, inout(reg) cr0 => again,
+        );
+    }
+    let low = |value: u64| value as u32;
+    let same = set == cr0 | 1 << 30 && low(seen) == low(set) && again == cr0;
+    verdict("CR0.CD reads as it was written", same, format_args!("{set:#x} {seen:#x} {again:#x}"));
+    let is_set = |value: u64| {
+        let read: u64;
+        // SAFETY: machine checks are on or off, and CR4 is as it was at the end.
+        unsafe {
+            core::arch::asm!("mov cr4, {0}", "mov {0}, cr4", "mov cr4, {1}", inout(reg) value => read, in(reg) cr4);
+        }
+        read == value
+    };
+    let same = is_set(cr4 | 1 << 6) && is_set(cr4 & !(1 << 6));
+    verdict("CR4.MCE reads as it was written", same, format_args!("{cr4:#x}"));
 }
 
 /// Lets the program use XMM registers.
