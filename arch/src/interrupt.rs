@@ -41,6 +41,11 @@ impl fmt::Debug for Vector {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ApicId(pub u32);
 
+impl ApicId {
+    /// As a destination: every CPU (SDM "Broadcast/Self Delivery Mode", x2APIC; VT-d "Interrupt Remapping").
+    pub const EVERY: Self = Self(0xffff_ffff);
+}
+
 impl fmt::Display for ApicId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)

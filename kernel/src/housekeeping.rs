@@ -13,7 +13,7 @@ use crate::{console, faults, watchdog};
 /// TSC at the last look at what does not call.
 static LAST_LOOK: AtomicU64 = AtomicU64::new(0);
 
-/// The boot processor is called about once a second where nothing keeps it.
+/// Every CPU is called about once a second where nothing keeps it.
 const OVERDUE_MS: u64 = 3000;
 
 /// Takes what was typed, and answers the operator.
@@ -49,7 +49,7 @@ pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
 }
 
 /// What the boot processor does for all, and any other that is called when it has not for a while: at most every half
-/// second reads the IOMMU's fault records, and on AMD-V passes the call on to the other processors.
+/// second reads the IOMMU's fault records.
 fn attend_all(hardware: &Hardware, own: LocalApic) {
     if console::has_typed() {
         // The key came to this CPU; the guest that it is for may run on another.
@@ -61,9 +61,6 @@ fn attend_all(hardware: &Hardware, own: LocalApic) {
     }
     LAST_LOOK.store(now, Ordering::Relaxed);
     faults::read(hardware);
-    if watchdog::calls_boot_processor() {
-        call_others(own);
-    }
 }
 
 fn call_others(own: LocalApic) {

@@ -18,8 +18,8 @@ static HPET: Once<()> = Once::new();
 /// A key on the serial line interrupts the boot processor.
 static KEYS_INTERRUPT: AtomicBool = AtomicBool::new(false);
 
-/// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET
-/// calls the boot processor, which passes the call on.
+/// Arms the watchdog for the virtual CPU on the CPU that calls: about one call a second. The HPET calls every CPU, so that
+/// none is called only if another lives.
 pub(crate) fn arm(hardware: &Hardware, vcpu: &mut impl Vcpu) {
     if !vcpu.set_host_timer(Some(hardware.clock.tsc_khz * 1000)) {
         HPET.call_once(|| match arm_hpet(hardware) {
@@ -45,9 +45,8 @@ fn arm_hpet(hardware: &Hardware) -> Result<(), &'static str> {
         .rev()
         .find(free)
         .ok_or("the HPET drives no I/O APIC input that is not a guest's")?;
-    let target = nmi(hardware.boot_processor.apic.id());
-    let entry =
-        route(iommu, io_apic.id, target, false).map_err(|_| "the IOMMU has no entry for it")?;
+    let entry = route(iommu, io_apic.id, nmi(ApicId::EVERY), false)
+        .map_err(|_| "the IOMMU has no entry for it")?;
     io_apic.set_redirection(input, entry);
     if hpet.start_each_second(input) { Ok(()) } else { Err("the HPET's timer 0 is not periodic") }
 }
@@ -100,11 +99,6 @@ fn route(
     let index = iommu.allocate_remap(InterruptSource::IoApic(io_apic), 1)?;
     iommu.set_remap(index, Some(target))?;
     Ok(iommu.remap_redirection(index, target, active_low))
-}
-
-/// Whether the boot processor is called for all and passes the call on: the HPET is the watchdog.
-pub(crate) fn calls_boot_processor() -> bool {
-    HPET.is_completed()
 }
 
 /// Whether a key on the serial line calls the boot processor.

@@ -20,6 +20,7 @@ mod generations;
 mod hostile;
 mod image;
 mod linux32;
+mod lost_processor;
 mod neighbours;
 mod nested;
 mod partitions;
