@@ -140,7 +140,7 @@ impl Controls<'_> {
         let (shadow, x2apic, delivery) = (self.primary(21), self.secondary(4), self.secondary(9));
         let any = x2apic || self.secondary(8) || delivery || self.tertiary(4);
         let posts = self.pin(7);
-        let last_entry = self.0.at(0x2042).saturating_add(8 * self.0.at(8));
+        let last_entry = self.0.at(0x2042).saturating_add(self.0.at(8).saturating_mul(8));
         first_broken(&[
             (
                 !shadow || self.address(0x2012, 12),

@@ -53,6 +53,7 @@ fn each_rule_is_named_where_it_is_broken() {
         ("2016=5020", "posted-interrupt descriptor"),
         ("2042=7004", "the PID-pointer table"),
         ("2042=3ffffffffff8 8=3f", "the PID-pointer table"),
+        ("8=2000000000000000", "the PID-pointer table"),
         ("0=0", "VPID 0"),
         ("201a=6018", "memory type"),
         ("201a=6026", "page-walk length"),
