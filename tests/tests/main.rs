@@ -16,6 +16,7 @@ mod ends;
 mod every;
 mod fidelity;
 mod firmware;
+mod fuzz;
 mod generations;
 mod hostile;
 mod image;

@@ -1,5 +1,5 @@
 //! A guest with an NVMe controller that it uses once in each generation, by DMA and by an MSI-X message; then
-//! it waits for its end.
+//! it waits for its end. With a number on the command line it does so many transfers more, and powers off.
 #![no_std]
 #![no_main]
 #![feature(abi_x86_interrupt)]
@@ -15,7 +15,7 @@ use arch::msr;
 use cpu::instructions::write_msr;
 use cpu::physical::mmio_write;
 use payload::pci::{bar, capability, config_read, config_write};
-use payload::{say, verdict};
+use payload::{loaded, power_off, say, verdict};
 use x86_64::instructions::interrupts;
 use x86_64::structures::idt::{InterruptDescriptorTable, InterruptStackFrame};
 
@@ -47,7 +47,7 @@ fn route(device: u32) -> Option<()> {
     Some(())
 }
 
-fn live() -> Option<()> {
+fn live(transfers: u32) -> Option<()> {
     let device = (0..32).find(|device| config_read(*device, 8) >> 8 == NVME_CLASS)?;
     let command = config_read(device, 4);
     verdict("its controller is fresh", command & 4 == 0, format_args!("command {command:#x}"));
@@ -61,11 +61,38 @@ fn live() -> Option<()> {
     let arrived = wait_until(|| TAKEN.load(Ordering::Relaxed) > 0);
     let version = controller.version();
     verdict("its controller's interrupt arrives", arrived, format_args!("NVMe {version:#x}"));
+    if transfers > 0 {
+        transfer(&mut controller, vendor, transfers);
+    }
     Some(())
 }
 
+/// So many transfers more, each with its interrupt.
+fn transfer(controller: &mut Controller, vendor: u32, transfers: u32) {
+    let before = TAKEN.load(Ordering::Relaxed);
+    let (mut whole, mut on_time) = (0, 0);
+    for number in 1..=transfers {
+        // The queues begin anew before they wrap.
+        if number % 8 == 0 && !controller.enable() {
+            break;
+        }
+        whole += u32::from(controller.vendor_by_dma() == vendor);
+        let arrived = || TAKEN.load(Ordering::Relaxed) == before + number;
+        on_time += u32::from(wait_until(arrived));
+    }
+    let taken = TAKEN.load(Ordering::Relaxed) - before;
+    verdict(
+        "each transfer is whole and interrupts once",
+        [whole, on_time, taken] == [transfers; 3],
+        format_args!("{whole} whole, {on_time} on time, {taken} interrupts of {transfers}"),
+    );
+}
+
 #[unsafe(no_mangle)]
-extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
+    // SAFETY: these are the arguments of `kernel_main`.
+    let info = unsafe { loaded(magic, info) };
+    let transfers = info.and_then(|info| info.command_line.trim().parse().ok()).unwrap_or(0);
     let table = &raw mut TABLE;
     // SAFETY: one CPU, before the table is loaded.
     let idt = unsafe { &mut *table };
@@ -75,10 +102,13 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     // SAFETY: the guest's own local APIC.
     unsafe { write_msr(msr::IA32_X2APIC_SIVR, SOFTWARE_ENABLE | 0xff) };
     interrupts::enable();
-    if live().is_none() {
+    if live(transfers).is_none() {
         say!("FAILED: no NVMe controller with MSI-X");
     }
     say!("lived");
+    if transfers > 0 {
+        power_off();
+    }
     loop {
         interrupts::enable_and_hlt();
     }
