@@ -228,6 +228,8 @@ pub trait Machine {
     fn ring(&mut self, to: ApicId, vector: Vector);
     /// Has virtual CPU `cpu` of this guest do something at once.
     fn request(&mut self, cpu: usize, what: CpuRequest);
+    /// Has virtual CPU `cpu` of this guest exit ([`crate::ExitReason::Nmi`] or [`crate::ExitReason::HostTimer`]).
+    fn have_exit(&mut self, cpu: usize);
 
     /// Points a device's interrupt at a vector of the guest, or cuts it off. For a message, the
     /// answer is what the device itself must be programmed with; for a line the kernel programs the

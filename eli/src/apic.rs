@@ -85,6 +85,10 @@ const BASE_BSP: u64 = 1 << 8;
 const BASE_X2APIC: u64 = 1 << 10;
 const BASE_ENABLE: u64 = 1 << 11;
 
+/// Delivery mode of an LVT entry, and that of an external interrupt controller.
+const DELIVERY_MODE: u32 = 7 << 8;
+const EXTERNAL: u32 = 7 << 8;
+
 /// The local APIC of one virtual CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtualApic {
@@ -129,6 +133,30 @@ impl VirtualApic {
     #[must_use]
     pub const fn in_xapic_mode(self) -> Self {
         Self { base: self.base & !BASE_X2APIC, ..self }
+    }
+
+    /// The same as firmware leaves that of the boot processor of a PC with 8259s ("virtual wire mode via local APIC",
+    /// MultiProcessor Specification): they interrupt the CPU through LINT0. The enable bit of SVR, which firmware sets
+    /// for it, is left to the guest.
+    #[must_use]
+    pub fn in_virtual_wire_mode(mut self) -> Self {
+        let [_, _, _, lint0, ..] = &mut self.lvt;
+        *lint0 = EXTERNAL;
+        self
+    }
+
+    /// Whether the 8259s interrupt the CPU: it is off, or LINT0 says so (SDM "Local Vector Table").
+    #[must_use]
+    pub const fn takes_external_interrupts(&self) -> bool {
+        let [_, _, _, lint0, ..] = self.lvt;
+        !self.globally_enabled() || lint0 & (MASKED | DELIVERY_MODE) == EXTERNAL
+    }
+
+    /// Whether its timer may interrupt: it is on, and its entry is not masked.
+    #[must_use]
+    pub const fn timer_may_interrupt(&self) -> bool {
+        let [timer, ..] = self.lvt;
+        self.globally_enabled() && timer & MASKED == 0
     }
 
     /// INIT: the registers are as after reset, mode and identifier stay. Do [`RESET_WRITES`] too.

@@ -75,6 +75,8 @@ pub struct FakeMachine {
     /// What went to CPUs of other guests.
     pub rung: Vec<(ApicId, Vector)>,
     pub requests: Vec<(usize, CpuRequest)>,
+    /// CPUs of the guest that were to exit.
+    pub called: Vec<usize>,
     pub routes: Vec<(InterruptLine, Option<InterruptTarget>)>,
     pub typed: VecDeque<u8>,
     pub printed: Vec<u8>,
@@ -117,6 +119,7 @@ impl Default for FakeMachine {
             ipis: Vec::new(),
             rung: Vec::new(),
             requests: Vec::new(),
+            called: Vec::new(),
             routes: Vec::new(),
             typed: VecDeque::new(),
             printed: Vec::new(),
@@ -244,6 +247,9 @@ impl Machine for FakeMachine {
     }
     fn request(&mut self, cpu: usize, what: CpuRequest) {
         self.requests.push((cpu, what));
+    }
+    fn have_exit(&mut self, cpu: usize) {
+        self.called.push(cpu);
     }
     fn route(
         &mut self,

@@ -23,6 +23,8 @@ pub enum Request {
     Send,
     /// A debugger wants it to look at its mailbox.
     Debugger,
+    /// No more than to exit: the guest's devices have an interrupt for it.
+    Exit,
 }
 
 const FLUSH: u32 = 1 << 0;
@@ -36,6 +38,7 @@ const START: u32 = 1 << 6;
 const NMI: u32 = 1 << 7;
 /// One that came behind the start-up IPI.
 const NMI_BEHIND_START: u32 = 1 << 8;
+const EXIT: u32 = 1 << 9;
 const VECTOR: u32 = 24;
 
 const fn bit(request: Request) -> u32 {
@@ -45,6 +48,7 @@ const fn bit(request: Request) -> u32 {
         Request::Look => LOOK,
         Request::Send => SEND,
         Request::Debugger => DEBUGGER,
+        Request::Exit => EXIT,
         Request::Signal(CpuRequest::Init) => INIT,
         Request::Signal(CpuRequest::Start(_)) => START,
         Request::Signal(CpuRequest::Nmi) => NMI,
@@ -53,7 +57,7 @@ const fn bit(request: Request) -> u32 {
 
 /// The word once `request` has come, too.
 const fn with(word: u32, request: Request) -> u32 {
-    const OTHERS: u32 = FLUSH | STOP | LOOK | SEND | DEBUGGER;
+    const OTHERS: u32 = FLUSH | STOP | LOOK | SEND | DEBUGGER | EXIT;
     let Request::Signal(signal) = request else { return word | bit(request) };
     let starts = word & START != 0;
     match signal {

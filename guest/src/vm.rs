@@ -15,6 +15,7 @@ use crate::counters::ExitCounters;
 use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
 use crate::devices::ioapic::IoApic;
+use crate::exits::legacy::Legacy;
 use crate::exits::step::Step;
 use crate::exits::tick::HaltDetector;
 use crate::lines::{self, Line};
@@ -52,6 +53,8 @@ pub struct Guest {
     pub cpuid: CpuidPolicy,
     /// Its local APICs begin in xAPIC mode.
     pub(crate) xapic: bool,
+    /// It has 8259s: they interrupt its first CPU, until it says otherwise.
+    pub(crate) has_8259s: bool,
     /// The vectors that may reach its CPUs directly.
     pub grants: Grants,
     /// CPUs that run (bit n for CPU n).
@@ -64,9 +67,16 @@ impl Guest {
     pub fn new(name: String, mode: InterruptMode, cpus: Vec<ApicId>, cpuid: CpuidPolicy) -> Self {
         let addressing = cpus.iter().map(|_| AtomicU64::default()).collect();
         let (grants, started) = (Grants::new(), AtomicU64::default());
-        let guest = Self { name, mode, cpus, addressing, cpuid, xapic: false, grants, started };
+        let (xapic, has_8259s) = (false, false);
+        let guest = Self { name, mode, cpus, addressing, cpuid, xapic, has_8259s, grants, started };
         guest.reset();
         guest
+    }
+
+    /// The same with 8259s, or not.
+    #[must_use]
+    pub fn with_8259s(self, has_8259s: bool) -> Self {
+        Self { has_8259s, ..self }
     }
 
     /// The same with local APICs that begin in xAPIC mode, or not.
@@ -80,7 +90,8 @@ impl Guest {
     /// The local APIC of a CPU after reset.
     fn apic(&self, cpu: usize, bootstrap: bool) -> VirtualApic {
         let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), bootstrap);
-        if self.xapic { apic.in_xapic_mode() } else { apic }
+        let apic = if self.xapic { apic.in_xapic_mode() } else { apic };
+        if self.has_8259s && bootstrap { apic.in_virtual_wire_mode() } else { apic }
     }
 
     /// It restarts. None of its CPUs runs.
@@ -90,6 +101,11 @@ impl Guest {
         for cpu in 0..self.cpus.len() {
             self.set_addressing(cpu, self.apic(cpu, false).addressing());
         }
+    }
+
+    /// Whether only one of its CPUs runs.
+    pub(crate) fn runs_alone(&self) -> bool {
+        self.started.load(Ordering::Acquire).count_ones() == 1
     }
 
     /// Which interrupts the local APIC of CPU `cpu` takes, as it said last.
@@ -145,6 +161,8 @@ pub struct Vm {
     pub(crate) xapic_said: bool,
     /// CPUs that have halted for good (bit n for CPU n).
     pub(crate) halted_cpus: u64,
+    /// What is between its 8259s and its first CPU.
+    pub(crate) legacy: Legacy,
     /// The level that the console's interrupt line had last.
     pub(crate) uart_line: bool,
     /// Number of such lines logged so far.
@@ -166,6 +184,7 @@ impl Vm {
             io_apic: IoApic::new(lines::inputs(&lines)),
             bus,
             lines,
+            legacy: Legacy::default(),
             uart_line: false,
             logged: 0,
             crash_logged: false,
@@ -176,6 +195,7 @@ impl Vm {
     /// how the generation ends.
     pub fn be_quiet(&mut self) {
         self.xapic_said = true;
+        self.legacy.be_quiet();
         self.logged = MAX_LOGGED;
         self.bus.be_quiet();
     }
@@ -196,6 +216,10 @@ pub struct CpuState {
     /// It has ended in a way that only its registers explain: they are to be logged.
     pub last_words: bool,
     pub(crate) halt_detector: HaltDetector,
+    /// The TSC at the guest's start.
+    pub(crate) began: u64,
+    /// An interrupt of the 8259s waits until it can be taken here.
+    pub(crate) legacy_waits: bool,
     /// It stands at a HLT that ended in an exit and that the CPU is to carry out.
     pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
@@ -221,6 +245,8 @@ impl CpuState {
             recent: RecentExits::default(),
             last_words: false,
             halt_detector: HaltDetector::default(),
+            began: now,
+            legacy_waits: false,
             halting: false,
             idt_limit: None,
             step: Step::default(),

@@ -295,6 +295,12 @@ impl<F: Format> Machine for GuestMachine<F> {
         }
     }
 
+    fn have_exit(&mut self, cpu: usize) {
+        if let Some(slot) = self.slots.get(cpu) {
+            slot.ask(self.apic, Request::Exit);
+        }
+    }
+
     fn route(
         &mut self,
         line: InterruptLine,

@@ -12,9 +12,9 @@ pub mod power;
 pub mod rtc;
 pub mod uart;
 
-use arch::Width;
 use arch::machine::{Machine, PitRegister};
 use arch::msr::PortRange;
+use arch::{Vector, Width};
 
 use clock::PitClock;
 
@@ -79,6 +79,57 @@ impl Devices {
         Self { pics: legacy.then(pic::Pics::default), ..Self::default() }
     }
 
+    /// Whether there are 8259s.
+    #[must_use]
+    pub const fn has_8259s(&self) -> bool {
+        self.pics.is_some()
+    }
+
+    /// Whether the 8259s interrupt the CPU.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.pics.as_ref().is_some_and(pic::Pics::asks)
+    }
+
+    /// The CPU takes the interrupt that the 8259s ask for.
+    pub fn acknowledge(&mut self) -> Option<Vector> {
+        self.pics.as_mut().map(pic::Pics::acknowledge)
+    }
+
+    /// A line of the ISA bus changes, as the 8259s see it.
+    pub fn set_line(&mut self, irq: u8, up: bool) {
+        if let Some(pics) = &mut self.pics {
+            pics.set_line(irq, up);
+        }
+    }
+
+    /// Whether the PIT's ticks are to come through the 8259s.
+    #[must_use]
+    pub fn ticks_wanted(&self) -> bool {
+        let listens = self.pics.as_ref().is_some_and(|pics| pics.listens(pit::IRQ));
+        listens && self.pit.ticks_seldom()
+    }
+
+    /// The machine's PIT may have ticked.
+    pub fn tick(&mut self, machine: &impl Machine) {
+        self.tick_if(true, machine);
+    }
+
+    fn tick_if(&mut self, nearly: bool, machine: &impl Machine) {
+        if self.pit.ticks(PitClock::now(machine), nearly) {
+            self.set_line(pit::IRQ, false);
+            self.set_line(pit::IRQ, true);
+        }
+    }
+
+    /// Has the machine's PIT tick as this one.
+    pub fn begin_ticks(&mut self, machine: &mut impl Machine) {
+        let now = PitClock::now(machine);
+        for (register, value) in self.pit.follow(now).into_iter().flatten() {
+            machine.pit_write(register, value);
+        }
+    }
+
     /// Whether a device is at `port`. Such a port must not be handed to the guest raw.
     #[must_use]
     pub fn claims(port: u16) -> bool {
@@ -135,7 +186,10 @@ impl Devices {
     fn read_byte(&mut self, port: u16, machine: &impl Machine) -> u8 {
         match owner(port) {
             PortOwner::Uart => self.uart.read(port - uart::PORTS.first),
-            PortOwner::Pics => self.pics.as_ref().map_or(0xff, |pics| pics.read(port)),
+            PortOwner::Pics => {
+                self.tick_if(false, machine);
+                self.pics.as_mut().map_or(0xff, |pics| pics.read(port))
+            }
             PortOwner::Pit => self.pit.read(port, PitClock::now(machine)),
             // The index port cannot be read.
             PortOwner::Rtc if port == rtc::PORTS.first => 0xff,
@@ -151,6 +205,7 @@ impl Devices {
                 return sent.map_or(PortEffect::None, PortEffect::Transmit);
             }
             PortOwner::Pics => {
+                self.tick_if(false, machine);
                 if let Some(pics) = &mut self.pics {
                     pics.write(port, value);
                 }
@@ -158,6 +213,9 @@ impl Devices {
             PortOwner::Pit => {
                 self.pit.write(port, value, PitClock::now(machine));
                 if let Some(register) = pit::of_channel_0(port, value) {
+                    if self.pit.output_begins_low() {
+                        self.set_line(pit::IRQ, false);
+                    }
                     return PortEffect::Timer(register, value);
                 }
             }

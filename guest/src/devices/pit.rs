@@ -2,7 +2,8 @@
 //!
 //! Operating systems calibrate against channel 2, whose gate and output are in port 0x61. Channel 0
 //! ticks until they have found the local APIC's timer: for the guest that has the line of the machine's
-//! PIT, what is written to channel 0 here goes there too, and its ticks cost no exit.
+//! PIT, what is written to channel 0 here goes there too, and its ticks cost no exit, or one where they come through the
+//! 8259s (`exits/legacy.rs`).
 //! (Intel 8254 data sheet, "Programming the 8254" and "Mode Definitions".)
 
 use arch::machine::PitRegister;
@@ -17,6 +18,9 @@ pub const PORTS: [PortRange; 2] =
 /// The machine's interrupt line of channel 0, and the I/O APIC's input that it drives.
 pub const GSI: u32 = 2;
 
+/// Its line of the ISA bus.
+pub const IRQ: u8 = 0;
+
 /// The register of channel 0 that a write concerns, if it concerns that channel alone.
 #[must_use]
 pub const fn of_channel_0(port: u16, value: u8) -> Option<PitRegister> {
@@ -29,6 +33,9 @@ pub const fn of_channel_0(port: u16, value: u8) -> Option<PitRegister> {
 
 /// Input clock in Hz.
 pub const FREQUENCY_HZ: u64 = 1_193_182;
+
+/// The shortest period of ticks through the 8259s, each of which is an NMI: 50 µs.
+const MIN_PERIOD: u64 = 60;
 
 const CONTROL: u16 = 0x43;
 const PORT_61: u16 = 0x61;
@@ -60,6 +67,10 @@ struct Channel {
     high_next: bool,
     latched: Option<u16>,
     status: Option<u8>,
+    /// A count has been written since the control word.
+    loaded: bool,
+    /// Rising edges of the output since `started` that have been counted.
+    counted: u64,
 }
 
 impl Channel {
@@ -74,6 +85,8 @@ impl Channel {
             high_next: false,
             latched: None,
             status: None,
+            loaded: false,
+            counted: 0,
         }
     }
 
@@ -167,7 +180,34 @@ impl Channel {
             }
         };
         self.reload = reload;
-        self.started = clock.tsc;
+        self.start(clock);
+    }
+
+    fn start(&mut self, clock: PitClock) {
+        (self.started, self.loaded, self.counted) = (clock.tsc, true, 0);
+    }
+
+    /// Whether it starts over by itself.
+    const fn is_periodic(&self) -> bool {
+        matches!(self.mode & 3, 2 | 3)
+    }
+
+    /// Whether the output has risen since the last call. The machine's own counts by a clock of its own: where it is
+    /// when that one's output rises that this is asked, what is nearly due is due.
+    fn rises(&mut self, clock: PitClock, nearly: bool) -> bool {
+        if !self.loaded {
+            return false;
+        }
+        let (elapsed, period) = (self.elapsed(clock), self.period());
+        let early = |part| if nearly { period / part } else { 0 };
+        let risen = match self.mode {
+            0 | 4 => u64::from(elapsed + early(16) >= period),
+            _ if self.is_periodic() => (elapsed + early(2)) / period,
+            _ => 0,
+        };
+        let rises = risen > self.counted;
+        self.counted = self.counted.max(risen);
+        rises
     }
 }
 
@@ -180,7 +220,9 @@ pub struct Pit {
 
 impl Default for Pit {
     fn default() -> Self {
-        Self { channels: [Channel::new(true), Channel::new(true), Channel::new(false)], port_61: 0 }
+        // As firmware leaves it.
+        let ticking = Channel { loaded: true, ..Channel::new(true) };
+        Self { channels: [ticking, Channel::new(true), Channel::new(false)], port_61: 0 }
     }
 }
 
@@ -217,6 +259,57 @@ impl Pit {
                 }
             }
         }
+    }
+
+    /// Whether the output of channel 0 has risen since the last call, or nearly.
+    pub fn ticks(&mut self, clock: PitClock, nearly: bool) -> bool {
+        let [first, ..] = &mut self.channels;
+        first.rises(clock, nearly)
+    }
+
+    /// Whether channel 0 does not tick more often than may interrupt the hypervisor.
+    #[must_use]
+    pub fn ticks_seldom(&self) -> bool {
+        let [first, ..] = &self.channels;
+        !first.is_periodic() || first.period() >= MIN_PERIOD
+    }
+
+    /// Whether channel 0's output is low until it has counted down.
+    #[must_use]
+    pub fn output_begins_low(&self) -> bool {
+        let [first, ..] = &self.channels;
+        first.mode == 0
+    }
+
+    /// What is to be written to the machine's channel 0 so that it goes on as this one. A periodic one begins anew;
+    /// nothing while it is being loaded, and behind the tick of one that ticks once.
+    pub fn follow(&mut self, clock: PitClock) -> [Option<(PitRegister, u8)>; 3] {
+        let [first, ..] = &mut self.channels;
+        if !first.loaded || first.low_written.is_some() {
+            return [None; 3];
+        }
+        let count = if first.is_periodic() {
+            first.start(clock);
+            first.reload
+        } else {
+            let left = first.period().saturating_sub(first.elapsed(clock));
+            if left == 0 {
+                return [None; 3];
+            }
+            left as u16
+        };
+        let [low, high] = count.to_le_bytes();
+        let (access, low, high) = match first.access {
+            AccessMode::Low => (1, Some(low), None),
+            AccessMode::High => (2, None, Some(high)),
+            AccessMode::LowThenHigh => (3, Some(low), Some(high)),
+        };
+        let control = (PitRegister::Control, access << 4 | first.mode << 1);
+        [
+            Some(control),
+            low.map(|low| (PitRegister::Channel0, low)),
+            high.map(|high| (PitRegister::Channel0, high)),
+        ]
     }
 
     fn channel(&mut self, port: u16) -> Option<&mut Channel> {
@@ -308,6 +401,72 @@ mod tests {
         pit.write(0x42, 0x12, at_us(0));
         assert_eq!(pit.read(0x42, at_us(0)), 0x12);
         assert_eq!(pit.read(0x42, at_us(0)), 0x12);
+    }
+
+    #[test]
+    fn a_periodic_channel_0_ticks_once_a_period_also_by_a_clock_that_is_a_little_off() {
+        for (control, off) in [(0x34, 0_i64), (0x36, 0), (0x34, 400), (0x36, -400)] {
+            let mut pit = Pit::default();
+            load(&mut pit, control, 0x40, 11_932, at_us(0));
+            assert!(!pit.ticks(at_us(100), true));
+            for tick in 1..50_u64 {
+                let now = at_us((10_000 * tick).saturating_add_signed(off));
+                assert!(pit.ticks(now, true), "{control:#x} {tick}");
+                for later in [now, at_us(10_000 * tick + 2_000)] {
+                    assert!(!pit.ticks(later, true) && !pit.ticks(later, false));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_one_shot_ticks_once_for_each_count() {
+        for control in [0x30, 0x38] {
+            let mut pit = Pit::default();
+            pit.write(CONTROL, control, at_us(0));
+            assert!(!pit.ticks(at_us(90_000), true), "no count yet");
+            for begin in [100_000, 200_000] {
+                load(&mut pit, control, 0x40, 11_932, at_us(begin));
+                assert!(!pit.ticks(at_us(begin + 9_000), true));
+                assert!(!pit.ticks(at_us(begin + 9_999), false));
+                assert!(pit.ticks(at_us(begin + 9_999), true));
+                assert!(!pit.ticks(at_us(begin + 90_000), false));
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_period_below_50_us_is_too_often() {
+        let mut pit = Pit::default();
+        assert!(pit.ticks_seldom());
+        for (control, count, seldom) in [(0x34, 59, false), (0x36, 60, true), (0x38, 1, true)] {
+            load(&mut pit, control, 0x40, count, at_us(0));
+            assert_eq!(pit.ticks_seldom(), seldom);
+        }
+    }
+
+    #[test]
+    fn the_machines_is_loaded_as_this_one_is() {
+        let written = |pit: &mut Pit| {
+            let writes = pit.follow(at_us(0)).into_iter().flatten();
+            writes.map(|(register, value)| (register == PitRegister::Control, value)).collect()
+        };
+        let mut pit = Pit::default();
+        let all: Vec<(bool, u8)> = written(&mut pit);
+        assert_eq!(all, [(true, 0x36), (false, 0), (false, 0)], "as firmware leaves it");
+        pit.write(CONTROL, 0x14, at_us(0));
+        assert_eq!(written(&mut pit), Vec::new(), "no count yet");
+        pit.write(0x40, 200, at_us(0));
+        assert_eq!(written(&mut pit), [(true, 0x14), (false, 200)]);
+        load(&mut pit, 0x34, 0x40, 0x1234, at_us(0));
+        pit.write(0x40, 1, at_us(0));
+        assert_eq!(written(&mut pit), Vec::new(), "half of a count");
+        load(&mut pit, 0x30, 0x40, 0x1234, at_us(0));
+        assert_eq!(written(&mut pit), [(true, 0x30), (false, 0x34), (false, 0x12)]);
+        let behind: Vec<_> = pit.follow(at_us(5_000)).into_iter().flatten().collect();
+        assert_eq!(behind, [], "it has ticked");
+        let half = pit.follow(at_us(2_000));
+        assert_eq!(half[1..], [0xe2, 0x08].map(|byte| Some((PitRegister::Channel0, byte))));
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl<P: Platform> Context<'_, P> {
     pub fn init(&mut self) {
         self.cpu.apic.init();
         self.publish_addressing();
+        self.serve_8259s();
         self.cpu.idt_limit = None;
         self.place_shadow(None);
     }
@@ -219,7 +220,11 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
         let halting = core::mem::take(&mut self.cpu.halting);
         let Some(vector) = self.cpu.apic.pending.next() else {
-            return self.vcpu.set_interrupt_window(false);
+            self.vcpu.set_interrupt_window(self.cpu.legacy_waits);
+            if halting {
+                self.vcpu.let_halt();
+            }
+            return;
         };
         if self.vcpu.injecting() || !self.vcpu.interruptible() {
             self.vcpu.set_interrupt_window(true);
@@ -230,7 +235,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
         self.vcpu.inject(Event::interrupt(vector));
         self.cpu.apic.pending.injected(vector);
-        let more = self.cpu.apic.pending.next().is_some();
+        let more = self.cpu.legacy_waits || self.cpu.apic.pending.next().is_some();
         self.vcpu.set_interrupt_window(more);
     }
 }

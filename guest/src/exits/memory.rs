@@ -12,7 +12,7 @@ use pci::GuestInterrupt;
 use super::access::{self, Refused};
 use super::interrupt::addressee;
 use crate::devices::ioapic::{self, RedirectionEntry};
-use crate::devices::uart;
+use crate::devices::{pit, uart};
 use crate::pci::{Host, VirtualBus};
 use crate::vm::{Context, Next, Platform};
 
@@ -111,6 +111,10 @@ impl<P: Platform> Context<'_, P> {
         if target.is_some() {
             self.grant(entry.vector(), Reason::Device);
         }
+        if input == pit::GSI {
+            // Its ticks go where this says, whoever had them.
+            self.vm.legacy.lose_line();
+        }
         if let Some(line) = self.vm.lines.iter().find(|line| line.input == input)
             && let Err(refused) = self.machine.route(InterruptLine::Gsi(line.gsi), target)
         {
@@ -118,6 +122,9 @@ impl<P: Platform> Context<'_, P> {
         }
         if input == uart::GSI && target.is_some() && self.vm.uart_line {
             self.raise_line(input);
+        }
+        if input == pit::GSI && target.is_none() {
+            self.serve_8259s();
         }
     }
 
@@ -131,6 +138,8 @@ impl<P: Platform> Context<'_, P> {
 
     fn apic_page_write(&mut self, offset: u16, width: Width, value: u64) {
         const EOI: u16 = 0xb0;
+        const SVR: u16 = 0xf0;
+        const LINT0: u16 = 0x350;
         const ICR: u16 = 0x300;
         let action = self.cpu.apic.write_page(offset, width, value as u32);
         self.publish_addressing();
@@ -139,6 +148,9 @@ impl<P: Platform> Context<'_, P> {
         }
         // Registers that only an allowed value reaches: a refused one is dropped.
         self.apic_action(action);
+        if matches!(offset, SVR | LINT0) {
+            self.serve_8259s();
+        }
         let first = matches!(offset, EOI | ICR) && !self.vm.xapic_said;
         if first && self.guest.mode == InterruptMode::Exitless {
             self.vm.xapic_said = true;

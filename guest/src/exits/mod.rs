@@ -9,6 +9,7 @@ pub(crate) mod access;
 mod cache;
 mod descriptor;
 mod interrupt;
+pub(crate) mod legacy;
 mod machine_check;
 mod memory;
 mod port;
@@ -72,8 +73,14 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::ApicWritten { msr, value } => {
                 self.again().write_apic(msr, value);
             }
-            ExitReason::InterruptWindow => self.vcpu.set_interrupt_window(false),
-            ExitReason::Halt => self.again().halt(),
+            ExitReason::InterruptWindow => {
+                self.vcpu.set_interrupt_window(false);
+                self.offer_legacy_interrupt();
+            }
+            ExitReason::Halt => {
+                self.again().halt();
+                self.offer_legacy_interrupt();
+            }
             ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),
             ExitReason::Xsetbv => self.again().xsetbv(),
             ExitReason::CacheInvalidate => self.locked(|context| context.cache_instruction()),

@@ -8,7 +8,7 @@ use arch::vcpu::Vcpu;
 use insn::Operation;
 
 use super::access::{self, Operand, Refused};
-use crate::devices::{PortEffect, pit, uart};
+use crate::devices::{PortEffect, pic, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
 impl<P: Platform> Context<'_, P> {
@@ -79,8 +79,11 @@ impl<P: Platform> Context<'_, P> {
             PortEffect::None => {}
             PortEffect::Transmit(byte) => self.machine.console_write(byte),
             PortEffect::Timer(register, value) => {
-                if self.vm.lines.iter().any(|line| line.gsi == pit::GSI) {
+                if self.has_pit() {
+                    // Before the machine's PIT ticks too often, or after it is loaded.
+                    self.stop_frequent_ticks();
                     self.machine.pit_write(register, value);
+                    self.serve_8259s();
                 }
             }
             PortEffect::PowerOff => return Next::End(Outcome::PowerOff),
@@ -93,6 +96,8 @@ impl<P: Platform> Context<'_, P> {
         if uart::PORTS.contains(port) {
             self.feed_console();
             self.update_uart_line();
+        } else if pic::PORTS.iter().any(|range| range.contains(port)) {
+            self.serve_8259s();
         }
     }
 
@@ -106,13 +111,17 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Passes a change of the console's interrupt line on to the I/O APIC: it is an edge-triggered
+    /// Passes a change of the console's interrupt line on to the I/O APIC and the 8259s: it is an edge-triggered
     /// ISA line.
     pub(super) fn update_uart_line(&mut self) {
         let line = self.vm.devices.uart.interrupt();
         let before = core::mem::replace(&mut self.vm.uart_line, line);
         if line && !before {
             self.raise_line(uart::GSI);
+        }
+        if line != before {
+            self.vm.devices.set_line(uart::GSI as u8, line);
+            self.serve_8259s();
         }
     }
 }

@@ -3,7 +3,8 @@
 use arch::Gpa;
 use arch::machine::{CpuidResult, GuestMemory, Machine};
 use arch::msr::{
-    IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_SIVR, IA32_X2APIC_TPR,
+    IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_LVT_LINT0, IA32_X2APIC_SIVR,
+    IA32_X2APIC_TPR,
 };
 use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
@@ -63,8 +64,9 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
     #[inline(never)]
     pub(super) fn write_apic(&mut self, msr: u32, value: u64) -> bool {
         let action = self.cpu.apic.write(msr, value);
-        if msr == IA32_X2APIC_SIVR {
+        if matches!(msr, IA32_X2APIC_SIVR | IA32_X2APIC_LVT_LINT0) {
             self.publish_addressing();
+            self.locked(|context| context.serve_8259s());
         }
         action.is_ok_and(|action| self.granted_apic_action(action))
     }
@@ -222,6 +224,7 @@ impl<P: Platform> Context<'_, P> {
         if is_on == was_on {
             return allowed;
         }
+        self.serve_8259s();
         let exitless = self.guest.mode == InterruptMode::Exitless;
         for (msr, value) in RESET_WRITES {
             if exitless || msr != IA32_X2APIC_TPR {

@@ -5,6 +5,7 @@ mod halt_detector;
 mod hardware;
 mod hostile;
 mod interrupts;
+mod legacy;
 mod memory;
 mod order;
 mod physical;

@@ -26,7 +26,8 @@ impl<P: Platform, V> Context<'_, P, V> {
     /// CPU itself halts: nothing but an NMI, which exits, can wake it.
     pub(super) fn halt(&mut self) {
         const HLT: u8 = 1;
-        if self.interrupts_enabled() && self.cpu.apic.pending.next().is_some() {
+        let waits = self.cpu.legacy_waits || self.cpu.apic.pending.next().is_some();
+        if self.interrupts_enabled() && waits {
             self.vcpu.skip_instruction(self.vcpu.instruction_length(HLT));
         } else {
             self.cpu.halting = true;
@@ -42,6 +43,7 @@ impl<P: Platform> Context<'_, P> {
     pub(super) fn tick(&mut self) -> Next {
         self.feed_console();
         self.update_uart_line();
+        self.legacy_tick();
         if self.halted_for_good() { self.halted() } else { Next::Resume }
     }
 
@@ -74,14 +76,18 @@ impl<P: Platform> Context<'_, P> {
     /// Whether the instruction before RIP is HLT: AMD-V has no activity state to ask.
     fn behind_hlt(&self) -> bool {
         const HLT: u8 = 0xf4;
+        let mut byte = [0];
+        self.code_from(self.vcpu.rip().wrapping_sub(1), &mut byte) && byte == [HLT]
+    }
+
+    /// Reads what is in the code segment at `offset`; `false` where nothing can be read.
+    pub(super) fn code_from(&self, offset: u64, bytes: &mut [u8]) -> bool {
         let base = match insn::Mode::of(self.vcpu) {
             insn::Mode::Bits64 => 0,
             insn::Mode::Bits16 | insn::Mode::Bits32 => self.vcpu.segment(SegmentRegister::Cs).base,
         };
-        let before = Gva::new(base.wrapping_add(self.vcpu.rip()).wrapping_sub(1));
-        let mut byte = [0];
+        let at = Gva::new(base.wrapping_add(offset));
         let access = Access { write: false, fetch: true, user: self.vcpu.cpl() == 3 };
-        let read = insn::read_linear(self.vcpu, self.memory, before, access, &mut byte);
-        read.is_ok() && byte == [HLT]
+        insn::read_linear(self.vcpu, self.memory, at, access, bytes).is_ok()
     }
 }

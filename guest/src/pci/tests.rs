@@ -158,6 +158,7 @@ impl Machine for Recorder {
         self.rung.push((to, vector));
     }
     fn request(&mut self, _: usize, _: arch::machine::CpuRequest) {}
+    fn have_exit(&mut self, _: usize) {}
     fn route(
         &mut self,
         line: InterruptLine,

@@ -113,7 +113,8 @@ impl<B: Backend> Instance<B> {
         Ok(Arc::new(Self {
             plan,
             policy: Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid)
-                .with_xapic(xapic),
+                .with_xapic(xapic)
+                .with_8259s(legacy),
             vm: Mutex::new(vm),
             start,
             began: tsc(),

@@ -98,6 +98,11 @@ pub(crate) fn enter_xapic_mode() {
     write(SVR, 0x1ff);
 }
 
+/// Enables it in whatever mode it is.
+pub(crate) fn enable() {
+    write(SVR, 0x1ff);
+}
+
 pub(crate) fn enter_x2apic_mode() {
     // SAFETY: the payload's own.
     unsafe { write_msr(IA32_APIC_BASE, base() | ENABLE | X2APIC) };

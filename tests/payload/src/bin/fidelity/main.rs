@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod clocks;
 mod debug;
 mod exceptions;
 mod local;
@@ -37,6 +38,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     // SAFETY: COM1's line control register.
     unsafe { port_write(0x3fb, Width::Byte, 3) };
     trap::prepare();
+    clocks::all();
     exceptions::all();
     debug::all();
     tables::all();

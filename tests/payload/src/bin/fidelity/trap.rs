@@ -227,6 +227,10 @@ pub(crate) fn take_came() -> Came {
     Came(core::array::from_fn(|index| CAME[index].load(Ordering::Relaxed) as u8), count.min(32))
 }
 
+pub(crate) fn any_came() -> bool {
+    COUNT.load(Ordering::Relaxed) != 0
+}
+
 impl fmt::Display for Came {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.1 == 0 {
