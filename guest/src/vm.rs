@@ -18,6 +18,7 @@ use crate::devices::ioapic::IoApic;
 use crate::exits::legacy::Legacy;
 use crate::exits::step::Step;
 use crate::exits::tick::HaltDetector;
+use crate::exits::waits::WaitDetector;
 use crate::lines::{self, Line};
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
@@ -216,6 +217,7 @@ pub struct CpuState {
     /// It has ended in a way that only its registers explain: they are to be logged.
     pub last_words: bool,
     pub(crate) halt_detector: HaltDetector,
+    pub(crate) wait_detector: WaitDetector,
     /// The TSC at the guest's start.
     pub(crate) began: u64,
     /// An interrupt of the 8259s waits until it can be taken here.
@@ -245,6 +247,7 @@ impl CpuState {
             recent: RecentExits::default(),
             last_words: false,
             halt_detector: HaltDetector::default(),
+            wait_detector: WaitDetector::default(),
             began: now,
             legacy_waits: false,
             halting: false,

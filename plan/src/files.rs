@@ -66,6 +66,7 @@ pub(crate) fn check(
             LoadError::ModulesForLinux | LoadError::Modules { .. } => "modules",
             LoadError::NoRoom { .. } | LoadError::NoRoomAt { .. } => "memory",
             LoadError::UnknownFormat
+            | LoadError::NeedsFirmware(_)
             | LoadError::Truncated { .. }
             | LoadError::OldProtocol(_)
             | LoadError::NeedsBios

@@ -177,3 +177,23 @@ fn linux_that_panics_asks_for_a_restart() {
 fn linux_that_reboots_asks_for_a_restart() {
     linux("reboot", "reboot");
 }
+
+/// Executes zeros for three seconds, then waits five for a tick that cannot come.
+fn a_guest_that_waits_for_what_cannot_come_is_named(emulator: Emulator) {
+    let outcome = run(emulator, "waits");
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    for what in ["CPU 0 executes zeros at 0x", "CPU 0 waits at 0x"] {
+        let said = outcome.own_lines().filter(|line| line.contains(what)).count();
+        assert_eq!(said, 1, "{what}: {outcome}");
+    }
+}
+
+#[test]
+fn a_guest_that_waits_for_what_cannot_come_is_named_on_amd_v() {
+    a_guest_that_waits_for_what_cannot_come_is_named(Emulator::Qemu);
+}
+
+#[test]
+fn a_guest_that_waits_for_what_cannot_come_is_named_on_vt_x() {
+    a_guest_that_waits_for_what_cannot_come_is_named(Emulator::Bochs);
+}

@@ -19,6 +19,7 @@ pub(crate) mod step;
 mod system_segment;
 mod task;
 pub(crate) mod tick;
+pub(crate) mod waits;
 
 use arch::exit::{ControlRegisterWrite, EntryFailure, Vectoring};
 use arch::interrupt::TriggerMode;

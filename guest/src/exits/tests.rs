@@ -15,6 +15,7 @@ mod registers;
 mod steps;
 mod tables;
 mod tasks;
+mod waits;
 
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;

@@ -44,6 +44,7 @@ impl<P: Platform> Context<'_, P> {
         self.feed_console();
         self.update_uart_line();
         self.legacy_tick();
+        self.look_for_waits();
         if self.halted_for_good() { self.halted() } else { Next::Resume }
     }
 

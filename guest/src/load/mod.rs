@@ -19,6 +19,8 @@ use boot::elf::ElfError;
 
 pub(crate) use field::put;
 
+use field::u32_at;
+
 use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, GpaRange, MemoryMap};
 
 /// A boot module that is copied from.
@@ -102,6 +104,8 @@ pub enum LoadError {
         /// Bytes that there are.
         found: u64,
     },
+    /// It is to be started by a BIOS or by UEFI, which a guest does not have.
+    NeedsFirmware(&'static str),
     /// Linux: boot protocol older than 2.12.
     OldProtocol(u16),
     /// Linux: the kernel is loaded low and begins in real mode.
@@ -162,6 +166,10 @@ impl fmt::Display for LoadError {
         match *self {
             Self::UnknownFormat => f.write_str(
                 "this is neither a Linux bzImage nor a multiboot kernel: give one of these",
+            ),
+            Self::NeedsFirmware(what) => write!(
+                f,
+                "this is {what}, and a guest has neither BIOS nor UEFI: give a Linux bzImage or a multiboot kernel"
             ),
             Self::Truncated { what, promised, found } => write!(
                 f,
@@ -228,7 +236,27 @@ pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
     }
     match multiboot::find_header(request.kernel) {
         Some(header) => multiboot::plan(request, header),
-        None => Err(LoadError::UnknownFormat),
+        None => Err(for_firmware(request.kernel)),
+    }
+}
+
+/// Why an image is refused that speaks no protocol, by the signature of those that firmware starts.
+fn for_firmware(image: &[u8]) -> LoadError {
+    const VOLUME: usize = 0x8001;
+    const BOOT_SIGNATURE: usize = 510;
+    const PORTABLE: usize = 0x3c;
+    let has = |at: usize, signature: &[u8]| {
+        image.get(at..).is_some_and(|rest| rest.starts_with(signature))
+    };
+    let portable = u32_at(image, PORTABLE).is_ok_and(|at| has(at as usize, b"PE\0\0"));
+    if has(VOLUME, b"CD001") {
+        LoadError::NeedsFirmware("the image of a disc")
+    } else if has(0, b"MZ") && portable {
+        LoadError::NeedsFirmware("a program for UEFI")
+    } else if has(BOOT_SIGNATURE, &[0x55, 0xaa]) {
+        LoadError::NeedsFirmware("a boot sector, which calls the BIOS")
+    } else {
+        LoadError::UnknownFormat
     }
 }
 

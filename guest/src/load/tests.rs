@@ -361,3 +361,30 @@ fn a_kernel_whose_last_paragraph_is_not_whole_is_loaded() {
         }
     }
 }
+
+#[test]
+fn what_firmware_starts_is_refused_by_its_name() {
+    let refusal = |signatures: &[(usize, &[u8])]| {
+        let mut image = vec![0; 0x9000];
+        for (at, signature) in signatures {
+            image[*at..*at + signature.len()].copy_from_slice(signature);
+        }
+        for_firmware(&image)
+    };
+    let sector: (usize, &[u8]) = (510, &[0x55, 0xaa]);
+    assert_eq!(refusal(&[]), LoadError::UnknownFormat);
+    let sentence = refusal(&[sector]).to_string();
+    assert_eq!(
+        sentence,
+        "this is a boot sector, which calls the BIOS, and a guest has neither BIOS nor UEFI: give a Linux bzImage or a \
+         multiboot kernel"
+    );
+    for (signatures, name) in [
+        (&[sector, (0x8001, b"CD001")][..], "the image of a disc"),
+        (&[(0, b"MZ"), (0x3c, &[0x80]), (0x80, b"PE\0\0")], "a program for UEFI"),
+    ] {
+        assert_eq!(refusal(signatures), LoadError::NeedsFirmware(name));
+    }
+    assert_eq!(refusal(&[(0, b"MZ"), (0x3c, &[0xff; 4])]), LoadError::UnknownFormat);
+    assert_eq!(for_firmware(&[]), LoadError::UnknownFormat);
+}

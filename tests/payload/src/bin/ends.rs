@@ -4,11 +4,12 @@
 
 use core::arch::asm;
 use core::fmt::Write as _;
+use core::sync::atomic::AtomicU8;
 
 use arch::Hpa;
 use arch::machine::Width;
 use boot::MemoryKind;
-use cpu::instructions::{halt_forever, port_write, tsc};
+use cpu::instructions::{halt_forever, port_read, port_write, tsc};
 use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -68,6 +69,7 @@ fn end(way: &str) -> ! {
         "spin" => loop {
             core::hint::spin_loop();
         },
+        "waits" => wait_for_nothing(),
         // Only an NMI gets in there.
         // SAFETY: nothing comes after it.
         "hang" => unsafe { asm!("cli", "2: jmp 2b", options(noreturn)) },
@@ -76,6 +78,45 @@ fn end(way: &str) -> ! {
     }
     say!("FAILED: still here");
     halt_forever()
+}
+
+/// Executes zeros for some time, then waits for a tick that cannot come, then powers off.
+fn wait_for_nothing() -> ! {
+    /// ADD of AL to where RAX points, again and again, and RET.
+    static ZEROS: Zeros = Zeros([0; 0x8000], 0xc3);
+    static PLACE: AtomicU8 = AtomicU8::new(0);
+    let second = ticks_of_a_second();
+    let begin = tsc();
+    while tsc() - begin < 3 * second {
+        // SAFETY: the byte that RAX points to is nobody's, and RET comes back.
+        unsafe { asm!("call {}", in(reg) &raw const ZEROS, inout("rax") PLACE.as_ptr() => _) };
+    }
+    say!("zeros are over");
+    let begin = tsc();
+    // SAFETY: nothing is set that would interrupt.
+    unsafe { asm!("sti") };
+    while tsc() - begin < 5 * second {
+        core::hint::spin_loop();
+    }
+    power_off()
+}
+
+#[repr(C, align(4096))]
+struct Zeros([u8; 0x8000], u8);
+
+/// What the TSC counts in a second, by channel 2 of the PIT: 50 ms.
+fn ticks_of_a_second() -> u64 {
+    let out = |port: u16, value: u32| {
+        // SAFETY: the guest's own PIT.
+        unsafe { port_write(port, Width::Byte, value) };
+    };
+    [(0x61, 1), (0x43, 0xb0), (0x42, 0x0b), (0x42, 0xe9)]
+        .into_iter()
+        .for_each(|(port, value)| out(port, value));
+    let begin = tsc();
+    // SAFETY: as above.
+    while unsafe { port_read(0x61, Width::Byte) } & 0x20 == 0 {}
+    20 * (tsc() - begin)
 }
 
 /// Says what only the hypervisor may say, then powers off.
