@@ -20,6 +20,7 @@ use crate::exits::step::Step;
 use crate::exits::tick::HaltDetector;
 use crate::exits::waits::WaitDetector;
 use crate::lines::{self, Line};
+use crate::load::ApicStart;
 use crate::msr::{ClockBase, Msrs};
 use crate::pci::VirtualBus;
 use crate::recent::RecentExits;
@@ -52,10 +53,8 @@ pub struct Guest {
     pub(crate) addressing: Vec<AtomicU64>,
     /// What CPUID says.
     pub cpuid: CpuidPolicy,
-    /// Its local APICs begin in xAPIC mode.
-    pub(crate) xapic: bool,
-    /// It has 8259s: they interrupt its first CPU, until it says otherwise.
-    pub(crate) has_8259s: bool,
+    /// How its local APICs begin.
+    pub(crate) apics: ApicStart,
     /// The vectors that may reach its CPUs directly.
     pub grants: Grants,
     /// CPUs that run (bit n for CPU n).
@@ -68,22 +67,16 @@ impl Guest {
     pub fn new(name: String, mode: InterruptMode, cpus: Vec<ApicId>, cpuid: CpuidPolicy) -> Self {
         let addressing = cpus.iter().map(|_| AtomicU64::default()).collect();
         let (grants, started) = (Grants::new(), AtomicU64::default());
-        let (xapic, has_8259s) = (false, false);
-        let guest = Self { name, mode, cpus, addressing, cpuid, xapic, has_8259s, grants, started };
+        let apics = ApicStart::default();
+        let guest = Self { name, mode, cpus, addressing, cpuid, apics, grants, started };
         guest.reset();
         guest
     }
 
-    /// The same with 8259s, or not.
+    /// The same with local APICs that begin so.
     #[must_use]
-    pub fn with_8259s(self, has_8259s: bool) -> Self {
-        Self { has_8259s, ..self }
-    }
-
-    /// The same with local APICs that begin in xAPIC mode, or not.
-    #[must_use]
-    pub fn with_xapic(self, xapic: bool) -> Self {
-        let guest = Self { xapic, ..self };
+    pub fn with_apics(self, apics: ApicStart) -> Self {
+        let guest = Self { apics, ..self };
         guest.reset();
         guest
     }
@@ -91,8 +84,8 @@ impl Guest {
     /// The local APIC of a CPU after reset.
     fn apic(&self, cpu: usize, bootstrap: bool) -> VirtualApic {
         let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), bootstrap);
-        let apic = if self.xapic { apic.in_xapic_mode() } else { apic };
-        if self.has_8259s && bootstrap { apic.in_virtual_wire_mode() } else { apic }
+        let apic = if self.apics.xapic { apic.in_xapic_mode() } else { apic };
+        if self.apics.virtual_wire && bootstrap { apic.in_virtual_wire_mode() } else { apic }
     }
 
     /// It restarts. None of its CPUs runs.

@@ -12,7 +12,9 @@ use arch::vcpu::StartState;
 use arch::{Gpa, Gva};
 
 use super::field::{bytes, put, u8_at, u16_at, u32_at, u64_at};
-use super::{Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, NO_TABLE, PAGE, Placement};
+use super::{
+    ApicStart, Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, NO_TABLE, PAGE, Placement,
+};
 use super::{Source, flat_segments};
 use crate::memory_map::{BOOT_AREA, BOOT_AREA_END, E820Entry};
 
@@ -212,8 +214,12 @@ pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
         blobs.push(Blob { at: PAGE_TABLES, bytes: identity_page_tables() });
     }
     let start = start_state(header.entry, load, last);
+    let without_apic = |word| matches!(word, "nolapic" | "disableapic");
+    let without_apic = request.command_line.split_ascii_whitespace().any(without_apic);
     // A 32-bit Linux has no driver for x2APIC mode: it would do without a local APIC.
-    Ok(LoadPlan { copies, blobs, start, xapic: header.entry == Entry::Bits32 })
+    let xapic = header.entry == Entry::Bits32;
+    let apics = ApicStart { xapic, virtual_wire: xapic || without_apic };
+    Ok(LoadPlan { copies, blobs, start, apics })
 }
 
 fn zero_page(

@@ -61,8 +61,17 @@ pub struct LoadPlan {
     pub blobs: Vec<Blob>,
     /// The boot processor's registers.
     pub start: StartState,
-    /// The kernel does not know x2APIC mode: its local APICs begin in xAPIC mode.
+    pub apics: ApicStart,
+}
+
+/// How a guest's local APICs begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ApicStart {
+    /// The kernel does not know x2APIC mode: they begin in xAPIC mode.
     pub xapic: bool,
+    /// The kernel may have no driver for them: the 8259s interrupt the first CPU, as firmware leaves it. One that has a
+    /// driver says so itself where it wants them, and its start costs less.
+    pub virtual_wire: bool,
 }
 
 /// A further module of a multiboot kernel.

@@ -17,8 +17,8 @@ use super::field::{bytes, put, u32_at};
 use super::flat_segments;
 use super::linux::e820_bytes;
 use super::{
-    Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, ModuleRequest, NO_TABLE, Placement,
-    Source,
+    ApicStart, Blob, Copy, FOUR_GIB, LoadError, LoadPlan, LoadRequest, ModuleRequest, NO_TABLE,
+    Placement, Source,
 };
 use crate::memory_map::{BOOT_AREA, BOOT_AREA_END};
 
@@ -99,7 +99,7 @@ pub fn plan(request: LoadRequest<'_>, header: Header) -> Result<LoadPlan, LoadEr
     }
     let modules = place_modules(request, &mut placement, &mut copies)?;
     let (blobs, start) = (information(request, &modules)?, start_state(entry));
-    Ok(LoadPlan { copies, blobs, start, xapic: false })
+    Ok(LoadPlan { copies, blobs, start, apics: ApicStart { xapic: false, virtual_wire: true } })
 }
 
 /// A module in memory.

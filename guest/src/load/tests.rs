@@ -51,6 +51,19 @@ fn plan_with(
     })
 }
 
+#[test]
+fn a_linux_that_is_told_to_leave_its_local_apic_alone_finds_the_8259s_connected() {
+    let memory = MemoryMap::new(512 << 20, Some(DEFAULT_ECAM));
+    let connected = |command_line| {
+        let (image, rsdp) = (bzimage(), RSDP);
+        let (kernel, initrd_size, modules, memory) = (&image[..], None, &[][..], &memory);
+        let request = LoadRequest { kernel, initrd_size, modules, command_line, memory, rsdp };
+        plan(request).unwrap().apics.virtual_wire
+    };
+    assert!(connected("quiet nolapic") && connected("disableapic"));
+    assert!(!connected("noapic nolapic_timer"), "it has a driver, which says so itself");
+}
+
 /// Guest memory as the plan leaves it, by address.
 fn byte_at(plan: &LoadPlan, gpa: u64) -> u8 {
     let blob = plan.blobs.iter().find_map(|blob| {
@@ -105,7 +118,9 @@ fn a_kernel_without_a_64_bit_entry_starts_in_protected_mode_and_its_local_apics_
     let gdt = start.gdtr.base.as_u64();
     assert_eq!(word_at(&plan, gdt + 0x10, 8), 0x00cf_9b00_0000_ffff);
     assert_eq!(word_at(&plan, start.gpr[6] + 0x214, 4), 0x100_0000, "code32_start");
-    assert!(plan.xapic && !plan_in(&bzimage(), 512, None).unwrap().xapic);
+    let own = ApicStart { xapic: true, virtual_wire: true };
+    let of_64_bits = plan_in(&bzimage(), 512, None).unwrap();
+    assert_eq!((plan.apics, of_64_bits.apics), (own, ApicStart::default()));
 }
 
 #[test]

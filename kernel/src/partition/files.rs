@@ -11,7 +11,7 @@ use boot::Module;
 use config::GuestConfig;
 use cpu::physical;
 use guest::acpi::Parameters;
-use guest::load::{LoadRequest, ModuleRequest, Source};
+use guest::load::{ApicStart, LoadRequest, ModuleRequest, Source};
 use guest::memory_map::{ACPI_TABLES, MemoryMap};
 use guest::pci::VirtualBus;
 
@@ -59,7 +59,7 @@ pub(super) fn module_bytes(module: &Module<'static>) -> &'static [u8] {
 }
 
 /// Puts kernel, initrd and the tables that it starts from into the guest's memory, which is scrubbed. How its first CPU
-/// begins, and whether its local APICs do so in xAPIC mode.
+/// begins, and its local APICs.
 pub(super) fn load(
     guest: &GuestConfig,
     map: &MemoryMap,
@@ -68,7 +68,7 @@ pub(super) fn load(
     ram: &mut GuestRam,
     files: &Files,
     pm_timer: Option<PortRange>,
-) -> Result<(StartState, bool), Refusal> {
+) -> Result<(StartState, ApicStart), Refusal> {
     let Files { kernel, initrd, modules } = files;
     let (kernel, initrd) = (*kernel, *initrd);
     let requests = modules.iter().zip(&guest.modules);
@@ -106,5 +106,5 @@ pub(super) fn load(
     for blob in plan.blobs.iter().chain([&guest::acpi::tables(parameters)]) {
         ram.write(blob.at, &blob.bytes)?;
     }
-    Ok((plan.start, plan.xapic))
+    Ok((plan.start, plan.apics))
 }

@@ -85,7 +85,7 @@ impl<B: Backend> Instance<B> {
         let stand_ins = StandInFrames::new(&nested, slots.len(), memory)?;
         let cpus = pages(slots.len(), B::CPU_BYTES)?;
         let legacy = guest::lines::legacy(&lines);
-        let (start, xapic) = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
+        let (start, apics) = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let owned = Arc::new(owned(plan, timer.is_some(), &config));
         let mut config = OwnedConfigSpace::new(config, owned.clone());
         let mut machine = GuestMachine {
@@ -113,8 +113,7 @@ impl<B: Backend> Instance<B> {
         Ok(Arc::new(Self {
             plan,
             policy: Guest::new(guest.name.clone(), guest.interrupts, processors, cpuid)
-                .with_xapic(xapic)
-                .with_8259s(legacy),
+                .with_apics(apics),
             vm: Mutex::new(vm),
             start,
             began: tsc(),
