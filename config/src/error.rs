@@ -112,6 +112,11 @@ pub enum Problem {
         /// The guest's name.
         guest: String,
     },
+    /// `gdb = "console"` with `console = "none"`.
+    GdbWithoutConsole {
+        /// The guest's name.
+        guest: String,
+    },
     /// `except` without `devices = "all"`.
     ExceptWithoutAll,
     /// `unsafe_no_iommu` with more than one guest.
@@ -174,6 +179,11 @@ impl fmt::Display for Problem {
                 "guest \"{guest}\" has the serial card {function}, and it is the console: take it from the \
                  guest (devices, or except where that is \"all\"), or write another console at the top of \
                  the file"
+            ),
+            Self::GdbWithoutConsole { guest } => write!(
+                f,
+                "guest \"{guest}\" has gdb = \"console\", and there is none: take console = \"none\" away, or \
+                 give gdb a UART, such as \"COM2\""
             ),
             Self::ExceptWithoutAll => f.write_str(
                 "except takes functions out of devices = \"all\", which does not stand here: write \

@@ -28,7 +28,7 @@ use arch::vcpu::InterruptMode;
 
 pub use devices::Devices;
 pub use error::{ConfigError, Problem};
-pub use lines::{Console, IntxConfig, Uart};
+pub use lines::{Console, Gdb, IntxConfig, Uart};
 pub use places::Places;
 pub use reader::parse;
 pub use shared::{MAX_PEERS, MIN_SHARED, SharedConfig};
@@ -89,8 +89,8 @@ pub struct GuestConfig {
     pub intx: Vec<IntxConfig>,
     /// `uart`: a UART of the machine, no other guest's.
     pub uart: Option<Uart>,
-    /// `gdb`: the UART of the guest's gdb; no guest gets it.
-    pub gdb: Option<Uart>,
+    /// `gdb`: the line to the guest's gdb; no guest gets its UART.
+    pub gdb: Option<Gdb>,
     /// `pit`: the first guest has the line of the machine's PIT; `true` if the key is missing.
     pub pit: bool,
     /// `on_crash`: what follows after the guest's own fault or a forbidden act;

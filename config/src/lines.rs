@@ -52,7 +52,7 @@ impl Config {
         let line = matches!(base, 0x2f8 | 0x2e8).then_some(3);
         let has = |guest: &&GuestConfig| {
             guest.has_ports(ports)
-                || guest.lines().chain(guest.gdb.map(Uart::gsi)).any(|own| Some(own) == line)
+                || guest.lines().chain(guest.gdb_uart().map(Uart::gsi)).any(|own| Some(own) == line)
         };
         let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
         let problem = Problem::ConsoleTaken { base, guest: guest.name.to_owned() };
@@ -61,12 +61,19 @@ impl Config {
 }
 
 impl Config {
-    /// Whether the UARTs of gdb are nobody else's.
+    /// Whether the UARTs of gdb are nobody else's, and those at the console have one.
     ///
     /// # Errors
-    /// A guest has one, or its interrupt line; the sentence names it.
+    /// A guest has one, or its interrupt line; the sentence names it. Or there is no console.
     pub(crate) fn check_gdb(&self) -> Result<(), ConfigError> {
-        for uart in self.guests.iter().filter_map(|guest| guest.gdb) {
+        let at_console = |guest: &&GuestConfig| guest.gdb == Some(Gdb::Console);
+        if self.console == Some(Console::None)
+            && let Some(guest) = self.guests.iter().find(at_console)
+        {
+            let problem = Problem::GdbWithoutConsole { guest: guest.name.clone() };
+            return Err(ConfigError { line: None, problem });
+        }
+        for uart in self.guests.iter().filter_map(GuestConfig::gdb_uart) {
             let has = |guest: &&GuestConfig| {
                 guest.has_ports(uart.ports()) || guest.lines().any(|line| line == uart.gsi())
             };
@@ -89,6 +96,31 @@ impl Config {
         let Some(guest) = self.guests.iter().find(has) else { return Ok(()) };
         let problem = Problem::ConsoleCardTaken { function, guest: guest.name.to_owned() };
         Err(ConfigError { line: None, problem })
+    }
+}
+
+/// The line to a guest's gdb.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gdb {
+    /// A UART of its own.
+    Uart(Uart),
+    /// Frames on the console's line.
+    Console,
+}
+
+impl Gdb {
+    /// `COM2`, `COM4` or `console`.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        if name == "console" { Some(Self::Console) } else { Uart::named(name).map(Self::Uart) }
+    }
+
+    /// The UART, if it has one of its own.
+    #[must_use]
+    pub const fn uart(self) -> Option<Uart> {
+        match self {
+            Self::Uart(uart) => Some(uart),
+            Self::Console => None,
+        }
     }
 }
 
@@ -143,6 +175,11 @@ impl GuestConfig {
     /// The global system interrupts that the file gives this guest.
     pub fn lines(&self) -> impl Iterator<Item = u32> + '_ {
         self.intx.iter().map(|entry| entry.gsi).chain(self.uart.map(Uart::gsi))
+    }
+
+    /// The UART of its gdb.
+    fn gdb_uart(&self) -> Option<Uart> {
+        self.gdb.and_then(Gdb::uart)
     }
 
     /// Whether one of `ports` is handed to this guest.

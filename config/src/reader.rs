@@ -11,7 +11,7 @@ use arch::vcpu::InterruptMode;
 use crate::document::{Item, Key, Table, Value};
 use crate::error::{ConfigError, Problem};
 use crate::{
-    Afterwards, Config, Console, Devices, GuestConfig, IntxConfig, MEMORY_UNIT, MIN_MEMORY,
+    Afterwards, Config, Console, Devices, Gdb, GuestConfig, IntxConfig, MEMORY_UNIT, MIN_MEMORY,
     ModuleConfig, Places, Uart, value,
 };
 
@@ -39,7 +39,8 @@ const TAKES_INTX: &str = "a list of PCI functions, each with the global system i
 const TAKES_CONSOLE: &str = "\"COM1\" to \"COM4\", the first port of a UART such as \"0x3e8\" (a \
                              multiple of 8 from 0x100 on), a serial card such as \"pci:05:00.0\", or \
                              \"none\"";
-const TAKES_GDB: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles)";
+const TAKES_GDB: &str = "\"console\" (frames on the console's line), \"COM2\" or \"COM4\" (COM1 is the \
+                         hypervisor's own, for all consoles)";
 const TAKES_UART: &str = "\"COM2\" or \"COM4\" (COM1 is the hypervisor's own, for all consoles, and \
                           COM3 has the same interrupt line)";
 
@@ -128,7 +129,7 @@ impl Reader {
         let on_crash =
             table.get("on_crash").map_or(Ok(Afterwards::Stop), |v| self.after_crash(v))?;
         if on_crash == Afterwards::Debug {
-            needed("gdb", "gdb = \"COM2\"")?;
+            needed("gdb", "gdb = \"console\"")?;
         }
         let guest = GuestConfig {
             name: self.name(needed("name", "name = \"linux\"")?)?,
@@ -339,11 +340,12 @@ impl Reader {
     }
 
     /// Nobody gets its ports or its line.
-    fn gdb(&self, item: &Item) -> Result<Uart, ConfigError> {
+    fn gdb(&self, item: &Item) -> Result<Gdb, ConfigError> {
         let name = self.string("gdb", TAKES_GDB, item)?;
-        let uart = Uart::named(name).ok_or_else(|| self.bad_value("gdb", TAKES_GDB, item, name))?;
-        self.not_twice("UART", name, item, |guest| guest.gdb == Some(uart))?;
-        Ok(uart)
+        let gdb = Gdb::named(name).ok_or_else(|| self.bad_value("gdb", TAKES_GDB, item, name))?;
+        let same = |guest: &GuestConfig| gdb != Gdb::Console && guest.gdb == Some(gdb);
+        self.not_twice("UART", name, item, same)?;
+        Ok(gdb)
     }
 
     fn uart(&self, item: &Item) -> Result<Uart, ConfigError> {

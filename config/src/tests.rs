@@ -114,7 +114,7 @@ fn a_crash_waits_for_gdb_only_where_there_is_a_line_to_one() {
     let text = format!("{LINUX}gdb = \"COM2\"\non_crash = \"debug\"\n");
     assert_eq!(parse(&text).unwrap().guests[0].on_crash, Afterwards::Debug);
     let error = sentence(&format!("{LINUX}on_crash = \"debug\"\n"));
-    assert!(error.contains("gdb = \"COM2\""), "{error}");
+    assert!(error.contains("gdb = \"console\""), "{error}");
     let error = sentence(&format!("{LINUX}gdb = \"COM2\"\non_reboot = \"debug\"\n"));
     assert!(error.contains("on_reboot must be \"stop\" or \"restart\""), "{error}");
 }
@@ -122,7 +122,7 @@ fn a_crash_waits_for_gdb_only_where_there_is_a_line_to_one() {
 #[test]
 fn the_line_of_gdb_is_nobody_elses() {
     let with = |key: &str| format!("{LINUX}{key}\n");
-    assert_eq!(parse(&with("gdb = \"COM2\"")).unwrap().guests[0].gdb, Some(Uart::Com2));
+    assert_eq!(parse(&with("gdb = \"COM2\"")).unwrap().guests[0].gdb, Some(Gdb::Uart(Uart::Com2)));
     for refused in ["COM1", "COM3", "com2", "0x2f8"] {
         let error = sentence(&with(&format!("gdb = \"{refused}\"")));
         assert!(error.contains("COM1 is the hypervisor's own"), "{error}");
@@ -135,6 +135,15 @@ fn the_line_of_gdb_is_nobody_elses() {
     }
     let error = sentence(&format!("console = \"COM2\"\n{}", with("gdb = \"COM2\"")));
     assert!(error.contains("0x2f8 or its interrupt line"), "{error}");
+}
+
+#[test]
+fn every_guest_can_have_its_gdb_at_the_console_if_there_is_one() {
+    let both = format!("{LINUX}gdb = \"console\"\n{OTHER}gdb = \"console\"\n");
+    let guests = parse(&both).unwrap().guests;
+    assert!(guests.iter().all(|guest| guest.gdb == Some(Gdb::Console)), "{guests:?}");
+    let error = sentence(&format!("console = \"none\"\n{both}"));
+    assert!(error.contains("guest \"linux\" has gdb = \"console\", and there is none"), "{error}");
 }
 
 #[test]

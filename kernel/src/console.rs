@@ -18,7 +18,7 @@ use mux::uart::Registers;
 
 pub(crate) use self::keys::{has_typed, interrupt_on_receive, poll_input, prompt, typed_for};
 use self::output::{STATE, speak};
-pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for};
+pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for, to_debugger};
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};
 pub(crate) use self::screen::{leave_screen, map_screen, on_screen, show_on};
 
@@ -65,6 +65,16 @@ pub(crate) fn add_guest(name: &str) {
     let mut state = STATE.lock();
     state.mux.add_guest(name.into());
     state.queue.add_guest();
+}
+
+/// Says that a gdb of this guest's may come over the line.
+pub(crate) fn add_debugger(guest: usize) {
+    STATE.lock().mux.add_debugger(guest);
+}
+
+/// A byte that has come from a guest's gdb.
+pub(crate) fn from_debugger(guest: usize) -> Option<u8> {
+    STATE.lock().mux.from_debugger(guest)
 }
 
 /// Says that there is this PCI function, for who types its name.

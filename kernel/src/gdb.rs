@@ -1,5 +1,5 @@
-//! The lines to gdb: bytes between a UART and the session of the guest that is debugged over it. What they mean is
-//! `debug`'s.
+//! The lines to gdb: bytes between a UART, or frames on the console's line, and the session of the guest that is debugged
+//! over it. What they mean is `debug`'s.
 //!
 //! Any processor that looks after the host takes them, and does what they ask for; CPUs of the guest that stand do
 //! nothing else.
@@ -13,20 +13,31 @@ use arch::uart::UartPlace;
 use cpu::local_apic::LocalApic;
 use debug::{DebugMailbox, Guest, Session};
 use guest::requests::Request;
+use mux::frame::MAX_PAYLOAD;
 use mux::line::{Keys, Line};
 use mux::uart;
 use spin::{Mutex, Once};
 
-use crate::console::Uart;
+use crate::console::{self, Uart};
 use crate::ram::GuestRam;
 use crate::vcpu_slot::VcpuSlot;
 
 /// 115,200 baud of a PC's clock.
 const FASTEST: Option<u16> = Some(1);
-/// So many guests can have a line: as many UARTs as can be named.
-const MAX_LINES: usize = 2;
+/// So many guests can have a line: as many as a frame can name.
+const MAX_LINES: usize = 16;
 /// So many bytes are taken off a line at once.
 const MAX_TAKEN: usize = 4096;
+/// So many bytes wait for the console's line. What is beyond is lost: gdb asks again.
+const MAX_WAITING: usize = 128 << 10;
+
+/// What a line is.
+enum Cable {
+    /// A UART of its own.
+    Uart { line: Mutex<Line<Uart>>, keys: Mutex<Keys<Uart>> },
+    /// Frames on the console's line, and the bytes that have not gone yet.
+    Console(Mutex<Vec<u8>>),
+}
 
 /// What a session and the CPUs of its guest share.
 pub(crate) struct Room {
@@ -35,8 +46,7 @@ pub(crate) struct Room {
     mailboxes: Vec<Mutex<DebugMailbox>>,
     /// The RAM of the guest's generation, from when a CPU first stands.
     ram: Mutex<Option<GuestRam>>,
-    line: Mutex<Line<Uart>>,
-    keys: Mutex<Keys<Uart>>,
+    cable: Cable,
 }
 
 /// The guest of a room, for its session.
@@ -85,10 +95,20 @@ struct Wire(&'static Room);
 
 impl debug::session::Line for Wire {
     fn send(&mut self, byte: u8) {
-        let mut line = self.0.line.lock();
-        // A line that has stalled loses it: gdb asks again.
-        if line.wait_for_room() > 0 {
-            line.send(&[byte]);
+        match &self.0.cable {
+            Cable::Uart { line, .. } => {
+                let mut line = line.lock();
+                // A line that has stalled loses it: gdb asks again.
+                if line.wait_for_room() > 0 {
+                    line.send(&[byte]);
+                }
+            }
+            Cable::Console(waiting) => {
+                let mut waiting = waiting.lock();
+                if waiting.len() < MAX_WAITING {
+                    waiting.push(byte);
+                }
+            }
         }
     }
 }
@@ -100,20 +120,24 @@ struct Port {
 
 static PORTS: [Once<Port>; MAX_LINES] = [const { Once::new() }; MAX_LINES];
 
-/// Lets a gdb of guest `guest` in at the UART at `base`; `false` where none answers.
-pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: u16) -> bool {
-    let place = UartPlace::port(base);
-    let free = PORTS.iter().find(|port| !port.is_completed());
-    let Some(free) = free.filter(|_| uart::answers(&mut Uart(place))) else { return false };
-    free.call_once(|| {
-        let room = &*Box::leak(Box::new(Room {
-            guest,
-            slots,
-            mailboxes: slots.iter().map(|_| Mutex::default()).collect(),
-            ram: Mutex::new(None),
+/// Lets a gdb of guest `guest` in, at the UART at `base` or on the console's line; `false` where none answers.
+pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: Option<u16>) -> bool {
+    let Some(free) = PORTS.iter().find(|port| !port.is_completed()) else { return false };
+    let cable = match base.map(UartPlace::port) {
+        Some(place) if !uart::answers(&mut Uart(place)) => return false,
+        Some(place) => Cable::Uart {
             line: Mutex::new(Line::new(Uart(place), FASTEST)),
             keys: Mutex::new(Keys::new(Uart(place))),
-        }));
+        },
+        None => Cable::Console(Mutex::default()),
+    };
+    if base.is_none() {
+        console::add_debugger(guest);
+    }
+    free.call_once(|| {
+        let mailboxes = slots.iter().map(|_| Mutex::default()).collect();
+        let ram = Mutex::new(None);
+        let room = &*Box::leak(Box::new(Room { guest, slots, mailboxes, ram, cable }));
         let occupant = Occupant { room, ram: Ram(None) };
         Port { room, session: Mutex::new(Session::new(occupant, Wire(room))) }
     });
@@ -123,8 +147,8 @@ pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: u16) -> bool 
 /// Has the UART that was opened last raise its line when a byte comes, if that `calls` anybody.
 pub(crate) fn interrupt_on_receive(calls: bool) {
     let last = PORTS.iter().rev().find_map(Once::get);
-    if let Some(port) = last.filter(|_| calls) {
-        port.room.keys.lock().interrupt_on_receive();
+    if let Some(Cable::Uart { keys, .. }) = last.filter(|_| calls).map(|port| &port.room.cable) {
+        keys.lock().interrupt_on_receive();
     }
 }
 
@@ -134,10 +158,11 @@ pub(crate) fn poll_input() {
         // Whoever has it does the same.
         let Some(mut session) = port.session.try_lock() else { continue };
         for _ in 0..MAX_TAKEN {
-            let Some(byte) = port.room.keys.lock().receive() else { break };
+            let Some(byte) = port.room.receive() else { break };
             session.receive(byte);
         }
         session.work();
+        port.room.send_frames();
     }
 }
 
@@ -148,6 +173,27 @@ pub(crate) fn room(guest: usize) -> Option<&'static Room> {
 }
 
 impl Room {
+    /// A byte that has come over the line.
+    fn receive(&self) -> Option<u8> {
+        match &self.cable {
+            Cable::Uart { keys, .. } => keys.lock().receive(),
+            Cable::Console(_) => console::from_debugger(self.guest),
+        }
+    }
+
+    /// Puts what waits on the console's line, as far as there is room.
+    fn send_frames(&self) {
+        let Cable::Console(waiting) = &self.cable else { return };
+        let mut waiting = waiting.lock();
+        while !waiting.is_empty() {
+            let length = waiting.len().min(MAX_PAYLOAD);
+            if !console::to_debugger(self.guest, waiting.get(..length).unwrap_or_default()) {
+                break;
+            }
+            waiting.drain(..length);
+        }
+    }
+
     /// Has `work` see the mailbox of a CPU.
     pub(crate) fn at_mailbox<T>(
         &self,

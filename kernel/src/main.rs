@@ -145,8 +145,8 @@ fn start_guests<B: Backend>(
     );
     watchdog::arm_console(hardware);
     for (guest, partition) in config.guests.iter().zip(&partitions) {
-        if let Some(uart) = guest.gdb {
-            let_gdb_in(hardware, partition, uart);
+        if let Some(gdb) = guest.gdb {
+            let_gdb_in(hardware, partition, gdb);
         }
     }
     post::step(Step::Running);
@@ -163,17 +163,19 @@ fn serve<B: Backend>(hardware: &'static Hardware, partitions: &[&'static Partiti
     processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
 }
 
-/// Lets a gdb of a guest in at a UART.
-fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, uart: config::Uart) {
-    let (name, base) = (partition.name(), uart.ports().first);
-    if gdb::open(partition.index(), partition.slots(), base) {
-        let called = watchdog::arm_uart(hardware, base);
-        gdb::interrupt_on_receive(called);
-        housekeeping::attend_debugger(gdb::poll_input);
-        logln!("guest {name}: gdb at {}", uart.name());
-    } else {
-        logln!("guest {name}: no gdb: no UART answers at {}", uart.name());
+/// Lets a gdb of a guest in at a UART, or at the console.
+fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, gdb: config::Gdb) {
+    let name = partition.name();
+    let base = gdb.uart().map(|uart| uart.ports().first);
+    let place = gdb.uart().map_or("the console", config::Uart::name);
+    if !gdb::open(partition.index(), partition.slots(), base) {
+        return logln!("guest {name}: no gdb: no UART answers at {place}");
     }
+    if let Some(base) = base {
+        gdb::interrupt_on_receive(watchdog::arm_uart(hardware, base));
+    }
+    housekeeping::attend_debugger(gdb::poll_input);
+    logln!("guest {name}: gdb at {place}");
 }
 
 /// Leaves the screen, and the card that the console's UART is on, to the guest that has the device, before

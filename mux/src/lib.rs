@@ -6,9 +6,11 @@
 //! - only the hypervisor's own lines begin with [`MARK`];
 //! - the bytes of one guest come out complete and in order (its [`MARK`]s as `?`).
 //!
+//! [`mod@frame`]s of debuggers go between any two bytes of these, to be taken out before anybody reads the rest.
+//!
 //! Path: a guest's UART → [`Mux::guest_output`] → [`queue`] → the [`mod@line`]; the line → [`Mux::typed`] → a guest's
 //! UART, or a [`Command`] that the kernel carries out. What the user sees of it:
-//! `docs/console.md`. Only [`Mux::add_guest`],
+//! `docs/console.md`. Only [`Mux::add_guest`], [`Mux::add_debugger`],
 //! [`Mux::add_function`] and [`help`] allocate.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -17,7 +19,9 @@ extern crate alloc;
 
 mod commands;
 mod complete;
+mod debuggers;
 mod editor;
+pub mod frame;
 pub mod line;
 mod monitor;
 mod mux;

@@ -8,11 +8,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::complete::{self, Known};
+use crate::debuggers::Debuggers;
 use crate::editor::{Edited, Editor};
+use crate::frame::{Channel, Kind, encode};
 use crate::monitor::{self, Command, Guests};
 use crate::queue::Owner;
 use crate::wire::Wire;
-use crate::{ESCAPE, LOG, Sink};
+use crate::{ESCAPE, LOG, MARK, Sink};
 
 /// The keys behind Ctrl-A, for the user. The `x` never arrives here: `nexit run` keeps it.
 const KEYS: &str = "Ctrl-A, then 1 to 8: that guest; n: the next guest, or back from the monitor; \
@@ -38,6 +40,7 @@ pub struct Mux {
     /// What Tab knows of PCI functions.
     functions: Vec<String>,
     live: Live,
+    debuggers: Debuggers,
 }
 
 /// Whether the monitor shows a live table.
@@ -74,6 +77,7 @@ impl Mux {
             editor: Editor::new(),
             functions: Vec::new(),
             live: Live::Off,
+            debuggers: Debuggers::new(),
         }
     }
 
@@ -87,6 +91,22 @@ impl Mux {
     /// Adds a PCI function, which Tab completes.
     pub fn add_function(&mut self, name: String) {
         self.functions.push(name);
+    }
+
+    /// A gdb of this guest's may be at the line's other end.
+    pub fn add_debugger(&mut self, guest: usize) {
+        self.debuggers.add(guest);
+    }
+
+    /// A byte that has come from a guest's gdb.
+    pub fn from_debugger(&mut self, guest: usize) -> Option<u8> {
+        self.debuggers.take(guest)
+    }
+
+    /// Sends bytes to a guest's gdb: at most [`crate::frame::MAX_PAYLOAD`].
+    pub fn to_debugger(&mut self, guest: usize, bytes: &[u8], sink: &mut Sink<'_>) {
+        let Ok(guest) = u8::try_from(guest) else { return };
+        encode(MARK, Channel { kind: Kind::Gdb, guest }, bytes, sink);
     }
 
     /// Takes a byte of a guest's console.
@@ -140,7 +160,11 @@ impl Mux {
 
     /// Takes a byte that was typed.
     pub fn typed(&mut self, byte: u8, sink: &mut Sink<'_>) -> Input {
-        if core::mem::take(&mut self.escaped) {
+        let escaped = core::mem::take(&mut self.escaped);
+        if self.debuggers.typed(byte, escaped, &self.names, sink) {
+            return Input::None;
+        }
+        if escaped {
             let input = self.escaped_key(byte, sink);
             // Nobody looks at the live table any more.
             let left = !self.in_monitor && self.live == Live::UntilKey;

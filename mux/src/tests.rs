@@ -372,3 +372,73 @@ proptest! {
         }
     }
 }
+
+/// A frame from the user's side.
+fn frame(kind: frame::Kind, guest: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode(ESCAPE, frame::Channel { kind, guest }, payload, &mut |byte| bytes.push(byte));
+    bytes
+}
+
+#[test]
+fn a_debugger_and_keys_share_the_line_and_neither_gets_the_others() {
+    let mut line = Line::with(&["a", "b"]);
+    line.mux.add_debugger(1);
+    let packet = frame(frame::Kind::Gdb, 1, b"$g#67");
+    let keys = [b"l\x01".as_slice(), b"\x01", &packet, b"s\x01n"].concat();
+    assert_eq!(
+        line.keys(&keys),
+        [Input::ToGuest(0, b'l'), Input::ToGuest(0, ESCAPE), Input::ToGuest(0, b's')]
+    );
+    assert_eq!(line.sent(), "#nexit: typing to guest 2, b\r\n");
+    let mut taken = || line.mux.from_debugger(1);
+    assert_eq!(core::iter::from_fn(&mut taken).collect::<Vec<_>>(), b"$g#67");
+    assert_eq!(line.mux.from_debugger(0), None);
+    assert_eq!(line.keys(&frame(frame::Kind::Gdb, 0, b"$g#67")), [], "guest a has no gdb");
+    assert_eq!(line.mux.from_debugger(0), None);
+}
+
+#[test]
+fn a_frame_that_was_cut_or_damaged_costs_no_key() {
+    let mut line = Line::with(&["a"]);
+    line.mux.add_debugger(0);
+    let packet = frame(frame::Kind::Gdb, 0, b"$g#67");
+    for length in 2..packet.len() {
+        let keys = [&packet[..length], b"x"].concat();
+        assert_eq!(line.keys(&keys), [Input::ToGuest(0, b'x')], "{length}");
+    }
+    assert_eq!(line.keys(&[&packet[..5], b"\x01h"].concat()), []);
+    assert!(line.sent().contains("Ctrl-A, then"), "the escape key is one, behind a cut frame too");
+    assert_eq!(line.mux.from_debugger(0), None);
+}
+
+#[test]
+fn a_gdb_that_floods_uses_up_its_own_place_only() {
+    let mut line = Line::with(&["a"]);
+    line.mux.add_debugger(0);
+    for _ in 0..100 {
+        line.keys(&frame(frame::Kind::Gdb, 0, &[b'x'; frame::MAX_PAYLOAD]));
+    }
+    assert_eq!(line.keys(b"k"), [Input::ToGuest(0, b'k')]);
+    let waiting = core::iter::from_fn(|| line.mux.from_debugger(0)).count();
+    assert!((4096..=8192).contains(&waiting), "{waiting}");
+}
+
+#[test]
+fn whoever_asks_is_told_the_guests_and_which_of_them_gdb_can_reach() {
+    let mut line = Line::with(&["a", "b"]);
+    line.mux.add_debugger(1);
+    line.guest(0, "lo");
+    line.sent();
+    assert_eq!(line.keys(&frame(frame::Kind::Names, 0, b"")), []);
+    line.guest(0, "gin:");
+    let mut splitter = frame::Splitter::new(MARK);
+    let (mut rest, mut told) = (Vec::new(), Vec::new());
+    for byte in std::mem::take(&mut line.sent) {
+        splitter.push(byte, &mut |byte| rest.push(byte), &mut |channel, payload| {
+            told.push((channel.guest, payload.to_vec()));
+        });
+    }
+    assert_eq!(told, [(0, b"\0a".to_vec()), (1, b"\x01b".to_vec())]);
+    assert_eq!(rest, b"gin:", "the guest's line goes on");
+}

@@ -6,6 +6,7 @@
 //!
 //! The socket is in a folder of the user's own ([`folder`]), its name is the process number of `nexit run`.
 
+use std::cell::RefCell;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -16,6 +17,8 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use mux::ESCAPE;
+use mux::frame::{Splitter, encode};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::getuid;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
@@ -97,10 +100,19 @@ fn carry_to(mut to: UnixStream, receiver: Receiver<Arc<[u8]>>) {
     let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
+/// Frames go on in one piece, so that nobody cuts into another's.
 fn carry_from(mut from: UnixStream, machine: &Sender<Vec<u8>>) {
-    let mut buffer = [0; 4096];
+    let (mut splitter, mut buffer) = (Splitter::new(ESCAPE), [0; 4096]);
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if machine.send(buffer.get(..length).unwrap_or_default().to_vec()).is_err() {
+        let bytes = RefCell::new(Vec::with_capacity(length));
+        for byte in buffer.get(..length).unwrap_or_default() {
+            let mut push = |byte| bytes.borrow_mut().push(byte);
+            splitter.push(*byte, &mut push, &mut |channel, payload| {
+                let mut whole = bytes.borrow_mut();
+                encode(ESCAPE, channel, payload, &mut |byte| whole.push(byte));
+            });
+        }
+        if machine.send(bytes.into_inner()).is_err() {
             return;
         }
     }

@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Measure the trusted code and the image's size.
     Stats(StatsArgs),
+    /// Let gdb at a guest with `gdb = "console"`, by way of the machine's one serial line.
+    Gdb(GdbArgs),
     /// Explain from the hypervisor's log why a CPU refused to enter a guest.
     Explain(ExplainArgs),
     /// Add function names and source lines to the backtraces of a log.
@@ -266,6 +268,35 @@ pub(crate) struct DemoArgs {
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+}
+
+/// Which serial line.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LineArgs {
+    /// The machine's serial line: a device such as /dev/ttyUSB0, a TCP socket, or the socket of a run [default: the `nexit run`
+    /// that is running].
+    #[arg(long, value_name = "PATH|HOST:PORT")]
+    pub(crate) line: Option<String>,
+}
+
+/// `nexit gdb`.
+#[derive(Args, Debug)]
+pub(crate) struct GdbArgs {
+    /// The guest's name.
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// Where it is.
+    #[command(flatten)]
+    pub(crate) line: LineArgs,
+    /// Listen for gdb on this port of the loopback interface; 0 for any free port.
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub(crate) port: u16,
+    /// Start gdb, attached to the guest; end when it ends.
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// Arguments for the gdb that is started, such as a file with symbols.
+    #[arg(last = true, value_name = "GDB ARGS", requires = "start")]
+    pub(crate) gdb_args: Vec<String>,
 }
 
 /// `nexit explain`.

@@ -1,15 +1,21 @@
-//! gdb's way to a guest: a port of the loopback, and the machine's second serial line behind it.
+//! gdb's way to a guest: a port of the loopback, and behind it the machine's second serial line, or frames on the first
+//! ([`serve`]).
 //!
 //! The emulator connects to this program once, and gdb as often as it likes. A gdb that goes without a word leaves the guest
 //! as it is; the next one finds it so.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use config::{Config, Uart};
 
+use crate::attach;
+use crate::cable::Cable;
+use crate::cli::GdbArgs;
 use crate::failure::{Failure, Result};
 
 /// The two ends, before anybody has come to either.
@@ -25,19 +31,15 @@ impl Relay {
     /// # Errors
     /// No guest has a gdb, or the port is taken.
     pub(crate) fn open(port: u16, config: &Config) -> Result<Self> {
-        let guest = config.guests.iter().find(|guest| guest.gdb == Some(Uart::Com2));
+        let guest =
+            config.guests.iter().find(|guest| guest.gdb == Some(config::Gdb::Uart(Uart::Com2)));
         let Some(guest) = guest else {
-            let text = "--gdb: no guest of the configuration has gdb = \"COM2\": add it there";
+            let text = "--gdb: no guest of the configuration has gdb = \"COM2\": add it there; to a guest with \
+                        gdb = \"console\" goes `nexit gdb GUEST`, while this runs";
             return Err(Failure::Usage(text.to_owned()));
         };
-        let listen = |port| {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-            listener.and_then(|listener| Ok((listener.local_addr()?, listener)))
-        };
-        let refused =
-            |error| Failure::Failed(format!("cannot listen for gdb at port {port}: {error}"));
-        let (gdb_at, gdb) = listen(port).map_err(refused)?;
-        let (machine_at, machine) = listen(0).map_err(refused)?;
+        let (gdb, gdb_at) = listen(port)?;
+        let (machine, machine_at) = listen(0)?;
         println!("nexit: guest {}: gdb: target remote {gdb_at}", guest.name);
         Ok(Self { machine, machine_at, gdb })
     }
@@ -58,30 +60,94 @@ impl Relay {
     pub(crate) fn start(self) {
         thread::spawn(move || {
             let Ok((machine, _)) = self.machine.accept() else { return };
-            let gdb = Arc::new(Mutex::new(None::<TcpStream>));
+            let gdb = Gdb::default();
             let (from, to) = (machine.try_clone(), Arc::clone(&gdb));
             thread::spawn(move || from.map(|from| to_gdb(from, &to)));
-            for stream in self.gdb.incoming().flatten() {
-                let _ = stream.set_nodelay(true);
-                *gdb.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
-                to_machine(stream, &machine);
-            }
+            accept(&self.gdb, &gdb, machine);
         });
     }
 }
 
+/// The gdb that is there.
+type Gdb = Arc<Mutex<Option<TcpStream>>>;
+
+/// A port of the loopback, and which.
+fn listen(port: u16) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let refused = |error| Failure::Failed(format!("cannot listen for gdb at port {port}: {error}"));
+    listener.map(|(at, listener)| (listener, at)).map_err(refused)
+}
+
+/// One gdb after the other.
+fn accept(listener: &TcpListener, gdb: &Gdb, mut machine: impl Write) {
+    for stream in listener.incoming().flatten() {
+        let _ = stream.set_nodelay(true);
+        *lock(gdb) = stream.try_clone().ok();
+        to_machine(stream, &mut machine);
+    }
+}
+
+fn lock(gdb: &Gdb) -> MutexGuard<'_, Option<TcpStream>> {
+    gdb.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `nexit gdb`: until the line ends, or the gdb that was started.
+///
+/// # Errors
+/// There is no such line or guest, the line has ended, or gdb cannot be started.
+pub(crate) fn serve(args: &GdbArgs) -> Result<()> {
+    let cable = Cable::new(attach::open(args.line.line.as_deref())?);
+    let guest = cable.find(&args.guest)?;
+    let (listener, at) = listen(args.port)?;
+    println!("nexit: guest {}: gdb: target remote {at}", args.guest);
+    if !args.start {
+        return Err(relay(&cable, guest, listener));
+    }
+    thread::spawn(move || relay(&cable, guest, listener));
+    // Ctrl-C is gdb's.
+    ctrlc::set_handler(|| {})
+        .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
+    let attach = format!("target remote {at}");
+    let status = Command::new("gdb").args(["-ex", &attach]).args(&args.gdb_args).status();
+    let status = status.map_err(|error| Failure::Failed(format!("cannot start gdb: {error}")))?;
+    if status.success() { Ok(()) } else { Err(Failure::Failed(format!("gdb ended: {status}"))) }
+}
+
+/// Carries bytes between gdb and a guest's stub, until the line fails.
+fn relay(cable: &Cable, guest: u8, listener: TcpListener) -> Failure {
+    let (gdb, writer) = (Gdb::default(), cable.writer(guest));
+    let current = Arc::clone(&gdb);
+    thread::spawn(move || accept(&listener, &current, writer));
+    loop {
+        match cable.next(guest, Duration::from_secs(3600)) {
+            Ok(bytes) => {
+                if let (Some(gdb), Some(bytes)) = (&mut *lock(&gdb), bytes) {
+                    let _ = gdb.write_all(&bytes);
+                }
+            }
+            Err(failure) => {
+                if let Some(gdb) = &*lock(&gdb) {
+                    let _ = gdb.shutdown(Shutdown::Both);
+                }
+                return failure;
+            }
+        }
+    }
+}
+
 /// What nobody is there for is lost, as on any line.
-fn to_gdb(mut from: TcpStream, gdb: &Mutex<Option<TcpStream>>) {
+fn to_gdb(mut from: TcpStream, gdb: &Gdb) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         let bytes = buffer.get(..length).unwrap_or_default();
-        if let Some(gdb) = &mut *gdb.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(gdb) = &mut *lock(gdb) {
             let _ = gdb.write_all(bytes);
         }
     }
 }
 
-fn to_machine(mut from: TcpStream, mut machine: &TcpStream) {
+fn to_machine(mut from: TcpStream, machine: &mut impl Write) {
     let mut buffer = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         if machine.write_all(buffer.get(..length).unwrap_or_default()).is_err() {
@@ -118,6 +184,21 @@ mod tests {
             gdb.read_exact(&mut answer).unwrap();
             assert_eq!(&answer, b"+");
         }
+    }
+
+    #[test]
+    fn a_guest_at_the_console_is_reached_by_frames() {
+        let (cable, listener) = (Cable::new(crate::cable::tests::echo()), listen(0).unwrap());
+        let at = listener.1;
+        let relay = thread::spawn(move || relay(&cable, 1, listener.0));
+        for _ in 0..2 {
+            let mut gdb = TcpStream::connect(at).unwrap();
+            gdb.write_all(b"$?#3f").unwrap();
+            let mut bytes = [0; 5];
+            gdb.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"$?#3f");
+        }
+        assert!(!relay.is_finished());
     }
 
     #[test]

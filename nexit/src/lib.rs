@@ -12,6 +12,7 @@ pub mod bochs;
 #[cfg(test)]
 mod book;
 mod built;
+mod cable;
 mod check;
 pub mod cli;
 mod console;
@@ -75,6 +76,7 @@ fn execute(command: Command) -> Result<()> {
         }
         Command::Stats(args) => stats::print(&args),
         Command::Explain(args) => explain_log(&args.log),
+        Command::Gdb(args) => gdb::serve(&args),
         Command::Symbolize(args) => symbolize::print(&args),
     }
 }

@@ -14,10 +14,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mux::frame::Splitter;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::attach::Offer;
-use crate::console::Console;
+use crate::console::{Console, MARK};
 use crate::failure::{Failure, Result};
 use crate::terminal::{self, Terminal};
 use crate::turn;
@@ -260,13 +261,19 @@ fn follow(
     let start = Instant::now();
     let mut ended: Option<Instant> = None;
     let mut console = Console::default();
+    let mut splitter = Splitter::new(MARK);
     loop {
         match receiver.recv_timeout(TICK) {
             Ok(Event::Output(bytes)) => {
                 if let Some(offer) = offer {
                     offer.show(&bytes);
                 }
-                show(&console.feed(&bytes, |line| verdict.line(line)));
+                let mut rest = Vec::with_capacity(bytes.len());
+                // Frames are for those who attach.
+                for byte in bytes {
+                    splitter.push(byte, &mut |byte| rest.push(byte), &mut |_, _| {});
+                }
+                show(&console.feed(&rest, |line| verdict.line(line)));
             }
             Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
                 show(&console.finish());

@@ -82,6 +82,27 @@ impl Session {
         assert!(typed.is_ok(), "cannot type {keys:?}: {typed:?}\n{}", self.screen);
     }
 
+    /// Sends bytes that no keyboard has, as they are.
+    ///
+    /// # Panics
+    /// The terminal is gone.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        let sent = self.terminal.write_all(bytes);
+        assert!(sent.is_ok(), "cannot send: {sent:?}\n{}", self.screen);
+    }
+
+    /// The socket at which the run offers its serial line.
+    ///
+    /// # Panics
+    /// There is no folder for it.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let folder = nexit::attach::folder();
+        let place = folder.map(|folder| folder.join(self.nexit.id().to_string()));
+        assert!(place.is_ok(), "{place:?}");
+        place.unwrap_or_default().display().to_string()
+    }
+
     /// Waits until `text` is on the screen, behind what was waited for before; returns what stands
     /// between.
     ///

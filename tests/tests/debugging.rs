@@ -2,9 +2,13 @@
 
 #![allow(clippy::expect_used)] // helpers of tests: a panic is the failure
 
+use std::fs::File;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use mux::frame::{Channel, Kind, encode};
 use nexit_tests::{Emulator, Folder, Payload, Session, build_folder};
 
 /// Has gdb carry out a script with the symbols of `program`; what it says.
@@ -87,19 +91,30 @@ const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     monitor phys 0x200000 4\n\
     set var *(unsigned long *)&DONE = 1\ndetach\n";
 
-fn gdb_looks_at_a_guest_and_leaves_it_as_it_was(emulator: Emulator) {
-    let folder = Folder::new(&format!("debugging-guest-{emulator}"));
+/// What comes of [`SCRIPT`], with gdb at a machine's second line. Before it comes garbage, and packets that were cut.
+#[test]
+fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_vt_x() {
+    let folder = Folder::new("debugging-guest-bochs");
     let payload = Payload { further: "gdb = \"COM2\"", ..Payload::new("watched") };
     let config = folder.write("nexit.toml", payload.toml());
     let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
-    let mut session = Session::start(&[&run, emulator.options()].concat());
+    let mut session = Session::start(&[&run, Emulator::Bochs.options()].concat());
     session.see("guest watched: gdb: target remote ");
     let address = session.see("\n");
     session.see("payload: counting");
+    let mut line = TcpStream::connect(&address).expect("the port of gdb");
+    line.write_all(b"$g#68$vCont;c#\x03\xff\0#$m0,").expect("a line that takes garbage");
+    drop(line);
     let script = format!("target remote {address}\n{SCRIPT}");
     let said = gdb(&folder, &payload.path(), &script);
     let (screen, status) = session.end();
     folder.write("run.log", &screen);
+    has_looked(&said, &screen);
+    assert_eq!(status.code(), Some(0), "{screen}");
+}
+
+/// The values of [`SCRIPT`], and what the guest says of itself behind it.
+fn has_looked(said: &str, screen: &str) {
     for expected in [
         "Breakpoint 1, one_round () at tests/payload/src/bin/watched.rs:",
         " in kernel_main () at tests/payload/src/bin/watched.rs:",
@@ -118,7 +133,83 @@ fn gdb_looks_at_a_guest_and_leaves_it_as_it_was(emulator: Emulator) {
     for verdict in ["its flags are its own: ok", "nothing exits behind a debugger: ok"] {
         assert!(screen.contains(verdict), "{verdict}: {screen}");
     }
-    assert_eq!(status.code(), Some(0), "{screen}");
+}
+
+/// `nexit gdb GUEST --start`, with a script and the symbols of `program`.
+fn gdb_by_line(folder: &Folder, line: &str, guest: &str, program: &Path, script: &str) -> Child {
+    let script = folder.write(&format!("{guest}.gdb"), script);
+    let log = folder.path(&format!("{guest}.log"));
+    let log = File::create(log).expect("a log");
+    Command::new(build_folder().join("debug/nexit"))
+        .args(["gdb", guest, "--line", line, "--start", "--", "-q", "-nx", "-batch", "-x", &script])
+        .arg(program)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a log"))
+        .stderr(log)
+        .spawn()
+        .expect("nexit is built")
+}
+
+/// The guest that counts, and one that hangs with its interrupts off: each with a gdb, over the line that carries both
+/// consoles and the monitor. The one that hangs is stopped, looked at, and started again while its gdb is attached.
+#[test]
+fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
+    let folder = Folder::new("debugging-one-line");
+    let further = "gdb = \"console\"";
+    let watched = Payload { further, ..Payload::new("watched") };
+    let hung = Payload { further, command_line: "hang", ..Payload::new("ends") };
+    let second = hung.toml().replace("cpus = [0]", "cpus = [1]");
+    let config = folder.write("nexit.toml", watched.toml() + &second);
+    let mut session = Session::start(&["run", "--config", &config, "--timeout", "100"]);
+    session.see("ends by hang");
+    // Frames that were cut, a whole one of garbage, and what is neither key nor frame.
+    for length in [2, 9, 14] {
+        session.bytes(&frame(0, b"$vCont;c#a8")[..length]);
+        session.bytes(b"\xff\x80");
+    }
+    session.bytes(&frame(1, b"$g#00$?#\xff\x03"));
+    let (line, ready) = (session.line(), folder.path("ready").display().to_string());
+    let look = format!(
+        "set remotetimeout 60\nset language c\nprint ($eflags & 0x200) == 0\nx/i $rip\n\
+         hbreak kernel_main\nshell touch {ready}\ncontinue\nbacktrace 1\ndetach\n"
+    );
+    let mut hung_gdb = gdb_by_line(&folder, &line, "ends", &hung.path(), &look);
+    let mut gdb = gdb_by_line(&folder, &line, "watched", &watched.path(), SCRIPT);
+    session.see("its flags are its own: ok");
+    let ended = gdb.wait();
+    let said = std::fs::read_to_string(folder.path("watched.log")).unwrap_or_default();
+    assert!(ended.is_ok_and(|status| status.success()), "{said}");
+    while !Path::new(&ready).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // Its gdb goes on next, which is not to be seen from here.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("restart ends\r");
+    // It hangs again, now that gdb has left it.
+    session.see("ends by hang");
+    let ended = hung_gdb.wait();
+    let of_hung = std::fs::read_to_string(folder.path("ends.log")).unwrap_or_default();
+    assert!(ended.is_ok_and(|status| status.success()), "{of_hung}");
+    session.keys("stop ends\r");
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    has_looked(&said, &screen);
+    // A jump to itself with interrupts off; then the breakpoint, which the new start has met.
+    for expected in ["$1 = 1", "jmp    0x", "Breakpoint 1, ", "[Inferior 1 (process 1) detached]"] {
+        assert!(of_hung.contains(expected), "{expected}: {of_hung}\n{screen}");
+    }
+    assert!(screen.chars().all(|it| it.is_ascii()), "nothing of a frame is shown: {screen}");
+    assert_eq!(status.code(), Some(1), "one was stopped: {screen}");
+}
+
+/// A frame to the gdb stub of a guest.
+fn frame(guest: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let channel = Channel { kind: Kind::Gdb, guest };
+    encode(mux::ESCAPE, channel, payload, &mut |byte| bytes.push(byte));
+    bytes
 }
 
 /// A triple fault, with its outcome once gdb has seen enough.
@@ -153,14 +244,4 @@ fn a_guest_that_crashes_waits_for_gdb_on_amd_v() {
 #[test]
 fn a_guest_that_crashes_waits_for_gdb_on_vt_x() {
     a_guest_that_crashes_waits_for_gdb(Emulator::Bochs);
-}
-
-#[test]
-fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_amd_v() {
-    gdb_looks_at_a_guest_and_leaves_it_as_it_was(Emulator::Qemu);
-}
-
-#[test]
-fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_vt_x() {
-    gdb_looks_at_a_guest_and_leaves_it_as_it_was(Emulator::Bochs);
 }

@@ -13,8 +13,8 @@ use super::output::{STATE, State, send, speak};
 
 /// Maximum number of guests that can be typed to.
 const MAX_GUESTS: usize = 8;
-/// Keys taken in one go; a line brings far fewer between two looks.
-const MAX_KEYS: usize = 256;
+/// Keys taken in one go, of frames too; a line brings far fewer between two looks.
+const MAX_KEYS: usize = 1024;
 
 /// The receiving half of the UART.
 pub(super) static KEYS: Mutex<Option<Keys<Uart>>> = Mutex::new(None);

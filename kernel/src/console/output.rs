@@ -88,6 +88,16 @@ pub(super) fn leave(guest: usize, size: u64, work: impl Fn(&mut Mux, &mut dyn Fn
     call(guest);
 }
 
+/// Leaves bytes for a guest's gdb in the queue, for a CPU of the guest's to send; `false` while there is no room.
+pub(crate) fn to_debugger(guest: usize, bytes: &[u8]) -> bool {
+    let queued =
+        STATE.lock().put(Owner::Guest(guest), &|mux, sink| mux.to_debugger(guest, bytes, sink));
+    if queued {
+        call(guest);
+    }
+    queued
+}
+
 /// Sends while it is `speaker`'s turn, and calls the next owner; `false`: the UART has stalled.
 pub(super) fn send(speaker: Option<Owner>) -> bool {
     loop {
