@@ -23,6 +23,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::getuid;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
+use crate::cli::LineArgs;
 use crate::failure::{Failure, OrFailed as _, Result};
 
 /// So many pieces of output wait for one who does not read, at most: some megabytes.
@@ -153,9 +154,9 @@ pub struct Line {
 ///
 /// # Errors
 /// There is none, or there are several, or it cannot be opened.
-pub fn open(named: Option<&str>, baud: u32) -> Result<Line> {
-    match named {
-        Some(name) => open_named(name, baud),
+pub(crate) fn open(args: &LineArgs) -> Result<Line> {
+    match &args.line {
+        Some(name) => open_named(name, args.baud),
         None => the_one(&running(&folder()?)),
     }
 }
@@ -233,6 +234,10 @@ fn the_one(paths: &[PathBuf]) -> Result<Line> {
 mod tests {
     use super::*;
 
+    fn named(line: &str) -> LineArgs {
+        LineArgs { line: Some(line.to_owned()), baud: BAUD }
+    }
+
     fn offer(place: &Path) -> (Offer, Receiver<Vec<u8>>) {
         let offer = Offer::at(place).unwrap();
         let (sender, receiver) = mpsc::channel();
@@ -242,7 +247,7 @@ mod tests {
 
     /// Attaches, and has typed a byte: from then on it hears.
     fn attach(place: &Path, typed: &Receiver<Vec<u8>>) -> Line {
-        let mut line = open(place.to_str(), BAUD).unwrap();
+        let mut line = open(&named(place.to_str().unwrap())).unwrap();
         line.to.write_all(b"x").unwrap();
         assert_eq!(typed.recv().unwrap(), b"x");
         line
@@ -301,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_line_is_a_device_a_socket_or_an_address() {
-        let error = |name| open(Some(name), BAUD).err().unwrap().to_string();
+        let error = |name| open(&named(name)).err().unwrap().to_string();
         assert!(error("/nowhere").contains("neither a serial device"));
         assert!(error("somewhere:port").contains("nor HOST:PORT"));
         assert!(error("127.0.0.1:1").contains("cannot connect to 127.0.0.1:1"));

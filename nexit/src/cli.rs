@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::attach::BAUD;
 use crate::demo::Flavour;
 use crate::machine::MAX_CPUS;
 use crate::size;
@@ -174,12 +175,9 @@ pub(crate) struct RunArgs {
 /// `nexit console`.
 #[derive(Args, Debug)]
 pub(crate) struct ConsoleArgs {
-    /// The line: a serial device, a socket, or HOST:PORT [default: the `nexit run` of this user].
-    #[arg(long, value_name = "LINE")]
-    pub(crate) line: Option<String>,
-    /// The rate of a serial device, in baud.
-    #[arg(long, value_name = "RATE", default_value_t = crate::attach::BAUD)]
-    pub(crate) baud: u32,
+    /// Where it is.
+    #[command(flatten)]
+    pub(crate) line: LineArgs,
     /// The configuration, for the guests' names [default: the hypervisor says them].
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -277,6 +275,9 @@ pub(crate) struct LineArgs {
     /// that is running].
     #[arg(long, value_name = "PATH|HOST:PORT")]
     pub(crate) line: Option<String>,
+    /// The rate of a serial device, in baud.
+    #[arg(long, value_name = "RATE", default_value_t = BAUD)]
+    pub(crate) baud: u32,
 }
 
 /// `nexit gdb`.

@@ -97,7 +97,7 @@ fn lock(gdb: &Gdb) -> MutexGuard<'_, Option<TcpStream>> {
 /// # Errors
 /// There is no such line or guest, the line has ended, or gdb cannot be started.
 pub(crate) fn serve(args: &GdbArgs) -> Result<()> {
-    let cable = Cable::new(attach::open(args.line.line.as_deref())?);
+    let cable = Cable::new(attach::open(&args.line)?);
     let guest = cable.find(&args.guest)?;
     let (listener, at) = listen(args.port)?;
     println!("nexit: guest {}: gdb: target remote {at}", args.guest);

@@ -44,11 +44,8 @@ impl Session {
     /// # Panics
     /// As [`Session::start`]; or the run offers no line.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "only tests call it")]
     pub fn console(&self, arguments: &[&str]) -> Self {
-        let folder = nexit::attach::folder().expect("the folder of the runs' lines");
-        let line = folder.join(self.nexit.id().to_string()).display().to_string();
-        Self::open(&[&["console", "--line", &line], arguments].concat(), None)
+        Self::open(&[&["console", "--line", &self.line()], arguments].concat(), None)
     }
 
     #[expect(clippy::expect_used, reason = "only tests call it")]

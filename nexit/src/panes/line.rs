@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::attach::{self, Line};
+use crate::cli::LineArgs;
 use crate::failure::Result;
 
 /// How long it takes until the line is tried again.
@@ -25,12 +26,11 @@ pub(super) enum Event {
 /// # Errors
 /// It cannot be opened now. Later this is tried again.
 pub(super) fn follow<E: Send + 'static>(
-    named: Option<String>,
-    baud: u32,
+    line: LineArgs,
     events: Sender<E>,
     event: fn(Event) -> E,
 ) -> Result<()> {
-    let first = attach::open(named.as_deref(), baud)?;
+    let first = attach::open(&line)?;
     thread::spawn(move || {
         let mut open: Result<Line> = Ok(first);
         let mut reason = String::new();
@@ -53,7 +53,7 @@ pub(super) fn follow<E: Send + 'static>(
                 return;
             }
             thread::sleep(AGAIN);
-            open = attach::open(named.as_deref(), baud);
+            open = attach::open(&line);
         }
     });
     Ok(())
@@ -88,8 +88,8 @@ mod tests {
     fn a_line_that_goes_is_opened_again_and_nothing_is_lost_meanwhile() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (sender, events) = mpsc::channel();
-        let named = listener.local_addr().unwrap().to_string();
-        follow(Some(named), 0, sender, |event| event).unwrap();
+        let line = LineArgs { line: Some(listener.local_addr().unwrap().to_string()), baud: 0 };
+        follow(line, sender, |event| event).unwrap();
         for round in 0..2 {
             let (mut machine, _) = listener.accept().unwrap();
             let Ok(Event::Open(mut writer)) = events.recv() else { panic!("round {round}") };

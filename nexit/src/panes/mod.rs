@@ -64,8 +64,8 @@ pub(crate) fn run(args: &ConsoleArgs) -> Result<()> {
     let interrupt = sender.clone();
     ctrlc::set_handler(move || drop(interrupt.send(Event::Interrupted)))
         .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
-    let description = args.line.clone().unwrap_or_else(|| "nexit run".to_owned());
-    line::follow(args.line.clone(), args.baud, sender.clone(), Event::Line)?;
+    let description = args.line.line.clone().unwrap_or_else(|| "nexit run".to_owned());
+    line::follow(args.line.clone(), sender.clone(), Event::Line)?;
     let terminal = terminal::Terminal::take(io::stdin())?;
     // A terminal that could not be taken belongs to another process.
     if terminal.is_some() || !io::stdin().is_terminal() {

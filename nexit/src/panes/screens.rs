@@ -2,10 +2,12 @@
 //!
 //! A pane is a terminal of its own: what a guest does to its screen stays in its pane.
 
+use mux::frame::Splitter;
 use tui_term::vt100::{Parser, Screen};
 
 use super::known::{Focus, Known, Shown};
 use super::speakers::{Speaker, Speakers};
+use crate::console::MARK;
 
 /// Lines that a pane keeps for who scrolls back.
 const SCROLLBACK: usize = 10_000;
@@ -77,6 +79,8 @@ pub(super) type Said<'a> = dyn FnMut(Speaker, &[u8]) + 'a;
 
 /// All of them.
 pub(super) struct Screens {
+    /// Frames are a debugger's, and none of what anybody says.
+    splitter: Splitter,
     speakers: Speakers,
     pub(super) known: Known,
     guests: Vec<Pane>,
@@ -89,6 +93,7 @@ impl Screens {
     /// With the guests that the configuration names, or with none: the log will name them.
     pub(super) fn new(names: &[String]) -> Self {
         let mut panes = Self {
+            splitter: Splitter::new(MARK),
             speakers: Speakers::new(),
             known: Known::new(names),
             guests: Vec::new(),
@@ -117,8 +122,12 @@ impl Screens {
 
     /// Takes bytes of the serial line, and tells `said` whose they are.
     pub(super) fn feed(&mut self, bytes: &[u8], said: &mut Said<'_>) {
-        // Guests become known within the bytes: each byte is taken with what was known before it.
+        let mut text = Vec::with_capacity(bytes.len());
         for byte in bytes {
+            self.splitter.push(*byte, &mut |byte| text.push(byte), &mut |_, _| ());
+        }
+        // Guests become known within the bytes: each byte is taken with what was known before it.
+        for byte in &text {
             let mut pieces = Vec::new();
             let mut sink = |speaker, bytes: &[u8]| pieces.push((speaker, bytes.to_vec()));
             self.speakers.feed(&[*byte], &mut sink);
@@ -186,6 +195,8 @@ impl Screens {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use mux::frame::{Channel, Kind, encode};
+
     use super::*;
 
     pub(in crate::panes) const BOOT: &str = "\x1enexit: Nexit 0.1.0\r\n\
@@ -265,6 +276,17 @@ pub(super) mod tests {
             pane.resize(rows, 40);
             assert!(pane.screen().contents().starts_with(first), "{}", pane.screen().contents());
         }
+    }
+
+    #[test]
+    fn a_debuggers_frames_are_no_part_of_what_a_guest_says() {
+        let channel = Channel { kind: Kind::Gdb, guest: 0 };
+        let (mut screens, _) = fed(BOOT);
+        screens.feed(b"linux: he", &mut |_, _| ());
+        let mut bytes = Vec::new();
+        encode(MARK, channel, b"$g#67", &mut |byte| bytes.push(byte));
+        screens.feed(&[bytes.as_slice(), b"llo"].concat(), &mut |_, _| ());
+        assert_eq!(screens.guest(0).screen().contents(), "hello");
     }
 
     #[test]
