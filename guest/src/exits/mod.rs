@@ -95,23 +95,14 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::Unexpected { .. } if self.vcpu.cpl() == 3 => {
                 self.again().raise_general_protection();
             }
-            ExitReason::ControlRegister(ControlRegisterWrite { register, qualification }) => {
-                return self.locked(|context| {
-                    context.crash(format_args!(
-                        "it wrote to CR{register} in a way that the CPU does not tell \
-                         ({qualification:#x})"
-                    ))
-                });
+            ExitReason::ControlRegister(write) => {
+                return self.locked(|context| context.untold_register(write));
             }
             ExitReason::EntryFailure(failure) => {
                 return self.locked(|context| context.entry_failed(failure));
             }
             ExitReason::Unexpected { code, qualification } => {
-                return self.locked(|context| {
-                    context.crash(format_args!(
-                        "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
-                    ))
-                });
+                return self.locked(|context| context.never_asked_for(code, qualification));
             }
             ExitReason::Init | ExitReason::Step => {}
         }
@@ -245,6 +236,21 @@ impl<P: Platform> Context<'_, P> {
             self.vm.logged += 1;
             self.machine.log(format_args!("guest {}: {sentence}", self.guest.name));
         }
+    }
+
+    #[cold]
+    fn untold_register(&mut self, write: ControlRegisterWrite) -> Next {
+        let ControlRegisterWrite { register, qualification } = write;
+        self.crash(format_args!(
+            "it wrote to CR{register} in a way that the CPU does not tell ({qualification:#x})"
+        ))
+    }
+
+    #[cold]
+    fn never_asked_for(&mut self, code: u64, qualification: u64) -> Next {
+        self.crash(format_args!(
+            "it exited for reason {code:#x} ({qualification:#x}), which was never asked for"
+        ))
     }
 
     /// Ends the guest with a sentence and its state.
