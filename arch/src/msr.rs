@@ -12,6 +12,7 @@ msrs! {
     IA32_APIC_BASE = 0x1b,
     IA32_FEATURE_CONTROL = 0x3a,
     IA32_TSC_ADJUST = 0x3b,
+    IA32_SPEC_CTRL = 0x48,
     IA32_BIOS_SIGN_ID = 0x8b,
     MPERF = 0xe7,
     APERF = 0xe8,

@@ -128,6 +128,8 @@ bitflags! {
         const SVME = 1 << 12;
         /// Fast FXSAVE and FXRSTOR: without XMM registers, in ring 0.
         const FFXSR = 1 << 14;
+        /// Automatic IBRS.
+        const AIBRSE = 1 << 21;
         const _ = !0;
     }
 

@@ -31,7 +31,8 @@ impl Topology {
         let most = cpuid(0, 0).eax;
         let hybrid = most >= 7 && cpuid(7, 0).edx & HYBRID != 0;
         let leaf = |leaf| if most >= leaf { levels(&cpuid, leaf, hybrid) } else { None };
-        let (core_shift, package_shift) = leaf(V2).or_else(|| leaf(V1))?;
+        let of_leaves = || leaf(V2).or_else(|| leaf(V1));
+        let (core_shift, package_shift) = of_leaves().or_else(|| levels_of_amd(&cpuid))?;
         Some(Self { core_shift, package_shift, hybrid })
     }
 
@@ -64,6 +65,27 @@ impl Topology {
     pub const fn hybrid(self) -> bool {
         self.hybrid
     }
+}
+
+/// The same from AMD's own leaves, which CPUs have that lack the others (APM volume 3, "CPUID Fn8000_001E", "CPUID
+/// Fn8000_0008"): threads of a core, of which there are one or two, and how many bits of an identifier number what is in
+/// a package. A CPU that says nothing of its cores is not guessed at.
+fn levels_of_amd(cpuid: &impl Cpuid) -> Option<(u32, u32)> {
+    const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
+    if cpuid(0x8000_0000, 0).eax < 0x8000_001e
+        || cpuid(0x8000_0001, 0).ecx & TOPOLOGY_EXTENSIONS == 0
+    {
+        return None;
+    }
+    let threads = (cpuid(0x8000_001e, 0).ebx >> 8 & 0xff) + 1;
+    let core_shift = threads.next_power_of_two().trailing_zeros();
+    let sizes = cpuid(0x8000_0008, 0).ecx;
+    // Where the size of an identifier is not told, it is what the number of threads needs.
+    let package_shift = match sizes >> 12 & 0xf {
+        0 => ((sizes & 0xff) + 1).next_power_of_two().trailing_zeros(),
+        bits => bits,
+    };
+    Some((core_shift, package_shift.max(core_shift)))
 }
 
 /// The shifts behind the level of threads and behind the last level.
@@ -162,6 +184,39 @@ mod tests {
         // Modules, tiles, dies, and die groups (6).
         let levels = &[(1, 1), (2, 3), (3, 4), (5, 5), (6, 6)];
         assert_eq!(counts(0x1f, levels, &[0, 63, 64]), "2 packages, 3 cores, 3 threads");
+    }
+
+    #[test]
+    fn amds_own_leaf_tells_threads_of_a_core_where_the_common_leaves_do_not() {
+        // Leaf 0x80000001 ECX, 0x80000008 ECX, 0x8000001E EBX.
+        let amd = |features: u32, sizes: u32, core: u32| {
+            move |leaf, _: u32| {
+                let (eax, ebx, ecx) = match leaf {
+                    0x8000_0000 => (0x8000_001f, 0, 0),
+                    0x8000_0001 => (0, 0, features),
+                    0x8000_0008 => (0, 0, sizes),
+                    0x8000_001e => (0, core, 0),
+                    _ => (0, 0, 0),
+                };
+                CpuidResult { eax, ebx, ecx, edx: 0 }
+            }
+        };
+        const TOPOLOGY: u32 = 1 << 22;
+        let count = |topology: Topology| topology.count(0..16).to_string();
+        for (cpu, features, sizes, core, expected) in [
+            ("Zen with 8 cores", TOPOLOGY, 0x400f, 1 << 8, "1 package, 8 cores, 16 threads"),
+            ("Zen 2, SMT off", TOPOLOGY, 0x7007, 0, "1 package, 16 cores, 16 threads"),
+            ("Excavator", TOPOLOGY, 0x2003, 1 << 8, "4 packages, 8 cores, 16 threads"),
+            ("no size of an identifier", TOPOLOGY, 0x7, 1 << 8, "2 packages, 8 cores, 16 threads"),
+        ] {
+            let topology = Topology::read(amd(features, sizes, core)).map(count);
+            assert_eq!(topology.as_deref(), Some(expected), "{cpu}");
+        }
+        assert_eq!(
+            Topology::read(amd(0, 0x400f, 1 << 8)),
+            None,
+            "before the leaf had this meaning"
+        );
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Gate {
     }
 }
 
-static IDT: Once<[Gate; 256]> = Once::new();
+/// The two tables: with stacks of their own for what needs one, and without.
+static IDT: Once<[[Gate; 256]; 2]> = Once::new();
 static FATAL: Once<fn(&Frame) -> !> = Once::new();
 /// See [`at_nmi`].
 static AT_NMI: Once<fn()> = Once::new();
@@ -163,31 +164,38 @@ pub fn at_nmi(work: fn()) {
     AT_NMI.call_once(|| work);
 }
 
-/// Installs the IDT on the CPU that calls; `fatal` gets every exception that is our own bug.
-/// `double_fault_stack`: a double fault has a stack of its own, named by the CPU's TSS; not where a
-/// guest's TSS takes the place of the host's (AMD-V).
-pub fn install(fatal: fn(&Frame) -> !, double_fault_stack: bool) {
+/// Installs the IDT on the CPU that calls, whose TSS has not been taken over yet; `fatal` gets every exception that is our
+/// own bug.
+pub fn install(fatal: fn(&Frame) -> !) {
     FATAL.call_once(|| fatal);
-    let idt = IDT.call_once(|| {
-        const DOUBLE_FAULT: usize = 8;
-        const STUB_BYTES: u64 = 16;
-        let first = &raw const nexit_interrupt_stubs as u64;
-        core::array::from_fn(|vector| {
-            let stack = if double_fault_stack && vector == DOUBLE_FAULT {
-                segments::DOUBLE_FAULT_STACK
-            } else {
-                0
-            };
-            Gate::interrupt(first + vector as u64 * STUB_BYTES, stack)
-        })
-    });
-    point_at(idt);
+    IDT.call_once(|| [table(own_stack), table(|_| 0)]);
+    use_own_stacks(false);
 }
 
-/// Points the CPU that calls at the IDT that another has installed.
-pub fn load() {
-    if let Some(idt) = IDT.get() {
-        point_at(idt);
+/// Whether double faults and machine checks are taken on stacks of their own on the CPU that calls. Its TSS names them: not
+/// while that is a guest's (AMD-V), nor before it is ours.
+pub fn use_own_stacks(yes: bool) {
+    if let Some([with, without]) = IDT.get() {
+        point_at(if yes { with } else { without });
+    }
+}
+
+fn table(stack: fn(usize) -> u8) -> [Gate; 256] {
+    const STUB_BYTES: u64 = 16;
+    let first = &raw const nexit_interrupt_stubs as u64;
+    core::array::from_fn(|vector| {
+        Gate::interrupt(first + vector as u64 * STUB_BYTES, stack(vector))
+    })
+}
+
+/// The index of the stack that an exception has for itself; 0 where it takes the one in use.
+const fn own_stack(vector: usize) -> u8 {
+    const DOUBLE_FAULT: usize = 8;
+    const MACHINE_CHECK: usize = 18;
+    match vector {
+        DOUBLE_FAULT => segments::DOUBLE_FAULT_STACK,
+        MACHINE_CHECK => segments::MACHINE_CHECK_STACK,
+        _ => 0,
     }
 }
 
@@ -203,6 +211,7 @@ fn point_at(idt: &'static [Gate; 256]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     fn frame(vector: u64) -> Frame {
         let frame = [0_u64; 22];
@@ -210,6 +219,17 @@ mod tests {
         let mut frame: Frame = unsafe { core::mem::transmute(frame) };
         (frame.vector, frame.rflags) = (vector, arch::register::Rflags::IF.bits());
         frame
+    }
+
+    #[test]
+    fn a_double_fault_and_a_machine_check_have_a_stack_each_where_the_tss_is_ours_and_nobody_else_has()
+     {
+        let stacks = |table: [Gate; 256]| {
+            let of = |(vector, gate): (usize, &Gate)| (vector, gate.low >> 32 & 7);
+            table.iter().enumerate().map(of).filter(|(_, stack)| *stack != 0).collect::<Vec<_>>()
+        };
+        assert_eq!(stacks(table(own_stack)), [(8, 1), (18, 2)]);
+        assert_eq!(stacks(table(|_| 0)), []);
     }
 
     #[test]

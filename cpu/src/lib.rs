@@ -13,6 +13,7 @@ pub mod instructions;
 pub mod io_apic;
 pub mod local_apic;
 pub mod machine_check;
+pub mod mitigations;
 pub mod physical;
 pub mod pic;
 pub mod segments;

@@ -19,6 +19,8 @@ pub const TASK: SegmentSelector = SegmentSelector::new(3, PrivilegeLevel::Ring0)
 /// Index (1-based in the gate) of the stack on which a double fault is taken, so that running into
 /// a stack's guard page is reported instead of resetting the machine.
 pub const DOUBLE_FAULT_STACK: u8 = 1;
+/// The same for a machine check, which may come at any instruction, also where the stack is used up.
+pub const MACHINE_CHECK_STACK: u8 = 2;
 
 /// One CPU's GDT and TSS.
 pub struct CpuTables {
@@ -27,12 +29,13 @@ pub struct CpuTables {
 }
 
 impl CpuTables {
-    /// Tables whose double-fault stack ends at `double_fault_stack_top`.
+    /// Tables with a stack for each of the two, of which these are the ends.
     #[must_use]
-    pub fn new(double_fault_stack_top: u64) -> Self {
+    pub fn new(double_fault: u64, machine_check: u64) -> Self {
         let mut tss = TaskStateSegment::new();
         let mut stacks = tss.interrupt_stack_table;
-        stacks[usize::from(DOUBLE_FAULT_STACK) - 1] = VirtAddr::new(double_fault_stack_top);
+        stacks[usize::from(DOUBLE_FAULT_STACK) - 1] = VirtAddr::new(double_fault);
+        stacks[usize::from(MACHINE_CHECK_STACK) - 1] = VirtAddr::new(machine_check);
         tss.interrupt_stack_table = stacks;
         Self { gdt: GlobalDescriptorTable::new(), tss }
     }

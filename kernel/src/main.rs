@@ -78,7 +78,7 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     logln!("Nexit {}", env!("CARGO_PKG_VERSION"));
     // Judged once there is a screen to say it on.
     let vendor = backend::vendor();
-    cpu::exceptions::install(fatal_exception, matches!(vendor, Ok(Vendor::VtX)));
+    cpu::exceptions::install(fatal_exception);
     post::step(Step::Loader);
     // SAFETY: these are the entry's own values; the loader's memory is kept out of the free memory.
     let info = Box::leak(Box::new(unsafe { boot::entry::boot_info(magic, info) }?));

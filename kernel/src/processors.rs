@@ -42,6 +42,8 @@ impl Processor {
         let tss_base = load_cpu_tables(memory)?;
         // SAFETY: ring 0, with the hypervisor's own page table, which has no user pages.
         unsafe { cpu::host_state::set_cr4() };
+        // SAFETY: ring 0, and no guest runs yet.
+        unsafe { cpu::speculation::prepare() };
         // SAFETY: ring 0 with interrupts off; nobody else drives this local APIC.
         let apic = unsafe { LocalApic::enable() }.ok_or_else(plan::platform::no_x2apic)?;
         Ok(Self { apic, tss_base })
@@ -49,7 +51,7 @@ impl Processor {
 
     /// The same of a processor that has just been started.
     fn arrive() -> Result<Self, Refusal> {
-        cpu::exceptions::load();
+        cpu::exceptions::use_own_stacks(false);
         memory::use_own_table()?;
         // SAFETY: ring 0; this CPU has taken no time yet.
         unsafe { cpu::clock::take_tsc_adjustment_off() };
@@ -58,11 +60,13 @@ impl Processor {
 }
 
 fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
-    const DOUBLE_FAULT_STACK: u64 = 8 << 10;
-    let stack = memory.frames(DOUBLE_FAULT_STACK)?;
-    let tables = Box::leak(Box::new(CpuTables::new(stack.as_u64() + DOUBLE_FAULT_STACK)));
+    // For a double fault, and for a machine check.
+    const OWN_STACK: u64 = 8 << 10;
+    let end = memory.frames(2 * OWN_STACK)?.as_u64() + 2 * OWN_STACK;
+    let tables = Box::leak(Box::new(CpuTables::new(end - OWN_STACK, end)));
     let tss_base = tables.tss_base();
     tables.load();
+    cpu::exceptions::use_own_stacks(true);
     Ok(tss_base)
 }
 

@@ -7,10 +7,13 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use arch::Hpa;
+use arch::address::PAGE_SIZE;
 use arch::machine::CpuidResult;
 use arch::msr::{IA32_EFER, VM_CR, VM_HSAVE_PA};
 use arch::register::Efer;
 use cpu::instructions::{cpuid, read_msr, write_msr};
+
+use crate::run;
 
 /// CPUID 0x8000_0001 ECX: SVM.
 const CPUID_SVM: u32 = 1 << 2;
@@ -150,10 +153,17 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
 pub struct SvmOn {
     /// What this CPU has beyond the necessary.
     pub features: Features,
+    /// Where the host's own TR is, and what else VMRUN does not switch.
+    host: Hpa,
     _this_cpu: PhantomData<*mut ()>,
 }
 
 impl SvmOn {
+    /// Where the host's own TR is.
+    pub(crate) fn host(&self) -> Hpa {
+        self.host
+    }
+
     /// From here to the next exit no NMI is lost: it stays pending for the guest and exits there. (GIF is clear from
     /// the first exit on; VMRUN sets it for the guest.)
     pub fn hold_nmis(&self) {
@@ -171,6 +181,8 @@ impl SvmOn {
 impl Drop for SvmOn {
     /// Switches AMD-V off with GIF set, as it has to be before (APM "Global Interrupt Flag").
     fn drop(&mut self) {
+        // SAFETY: AMD-V is on, and `enable` has made the block; the virtual CPU is gone.
+        unsafe { run::take_task_register(self.host) };
         self.release_nmis();
         // SAFETY: SVM is on, so the MSR is there.
         unsafe { write_msr(VM_HSAVE_PA, 0) };
@@ -181,14 +193,15 @@ impl Drop for SvmOn {
     }
 }
 
-/// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's state.
+/// Switches AMD-V on, on the CPU that runs this. `hsave` is a frame where VMRUN keeps the host's state; in the one behind it
+/// is what VMRUN does not switch.
 ///
 /// # Errors
 /// What [`check`] finds missing. Nothing has been changed then.
 ///
 /// # Safety
 /// The caller runs at privilege level 0, with interrupts off and an IDT that handles NMIs, and nothing that this returned before lives on this
-/// CPU. The frame at `hsave` is this CPU's alone for as long as what this returns lives.
+/// CPU. The two frames at `hsave` are this CPU's alone for as long as what this returns lives; TR is the host's.
 pub unsafe fn enable(hsave: Hpa) -> Result<SvmOn, SvmError> {
     // SAFETY: privilege level 0, as the caller promises.
     let capabilities = unsafe { Capabilities::read() };
@@ -203,7 +216,10 @@ pub unsafe fn enable(hsave: Hpa) -> Result<SvmOn, SvmError> {
     unsafe { write_msr(IA32_EFER, efer | Efer::SVME.bits()) };
     // SAFETY: SVM is on; the address is a frame's and the caller gives the frame away.
     unsafe { write_msr(VM_HSAVE_PA, hsave.as_u64()) };
-    Ok(SvmOn { features, _this_cpu: PhantomData })
+    let host = hsave.wrapping_add(PAGE_SIZE);
+    // SAFETY: SVM is on, and the caller gives the frame away.
+    unsafe { run::vmsave(host.as_u64()) };
+    Ok(SvmOn { features, host, _this_cpu: PhantomData })
 }
 
 #[cfg(test)]

@@ -12,10 +12,10 @@
 //! * GIF stays 0 in the host from the first entry on. An NMI or, in the exiting mode, an interrupt
 //!   waits until `run` opens GIF for one instruction at a place where nothing is half done.
 //! * VMRUN switches neither FS, GS, TR, LDTR nor the MSRs of SYSCALL, SYSENTER and KernelGSBase, and
-//!   this crate does not switch them either: they stay the guest's between exits. So the host uses
-//!   no FS or GS base and no SYSCALL, and **no gate of its IDT uses an IST stack** once a guest has
-//!   run: TR, and with it the TSS that an IST index or a change of ring would read, is the guest's.
-//!   That goes for NMI and for double fault alike (IST 0, the current stack).
+//!   this crate does not switch them at frequent exits either: they stay the guest's. So the host uses no FS or GS base and
+//!   no SYSCALL, and **no gate of its IDT uses an IST stack** then: TR, and with it the TSS that an IST index or a change
+//!   of ring would read, is the guest's. At all other exits the host takes its own TR back, and with it an IDT where
+//!   double faults and machine checks have stacks of their own. NMIs never have one.
 //! * All physical memory is identity-mapped: a host-physical address is the host's pointer to it.
 #![cfg_attr(not(test), no_std)]
 

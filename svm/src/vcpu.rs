@@ -27,8 +27,8 @@ use crate::vmcb::Vmcb;
 /// The tag of the guest's translations: one guest to a processor, and 0 is the host's.
 const ASID: u32 = 1;
 
-/// Bytes of [`VcpuSetup::memory`]: the host's save area, for [`crate::enable()`], and the VMCB.
-pub const CPU_BYTES: u64 = 2 * PAGE_SIZE;
+/// Bytes of [`VcpuSetup::memory`]: the host's two save areas, for [`crate::enable()`], and the VMCB.
+pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
 
 /// Where the registers that VMRUN does not switch have their newest value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +52,8 @@ pub struct SvmVcpu {
     pub(crate) unswitched: Cell<Unswitched>,
     pub(crate) nested_root: Hpa,
     pub(crate) nmis: Nmis,
+    /// Where the host's TR is.
+    host: Hpa,
 }
 
 impl SvmVcpu {
@@ -60,19 +62,19 @@ impl SvmVcpu {
     /// # Safety
     /// `on` is this CPU's and outlives the virtual CPU. Every page in `setup` is what its field says, identity-mapped,
     /// and lives as long as the virtual CPU; the maps are [`PermissionMaps`], the memory has [`CPU_BYTES`] bytes, of
-    /// which `on` has the first page. The maps and the nested table give the guest nothing that is not its own. The host
+    /// which `on` has the first two pages. The maps and the nested table give the guest nothing that is not its own. The host
     /// keeps to what this crate's front page says it gives up, and its IDT is that of [`cpu::exceptions`].
     pub unsafe fn new(on: &SvmOn, setup: &VcpuSetup) -> Self {
         // SAFETY: as the caller promises.
-        unsafe { Self::with(on.features, setup) }
+        unsafe { Self::with(on.features, on.host(), setup) }
     }
 
     /// [`Self::new`] on a CPU with these features.
     ///
     /// # Safety
     /// As for [`Self::new`].
-    unsafe fn with(features: Features, setup: &VcpuSetup) -> Self {
-        let vmcb = cpu::physical::pointer::<Vmcb>(setup.memory.wrapping_add(PAGE_SIZE));
+    unsafe fn with(features: Features, host: Hpa, setup: &VcpuSetup) -> Self {
+        let vmcb = cpu::physical::pointer::<Vmcb>(setup.memory.wrapping_add(2 * PAGE_SIZE));
         // SAFETY: an identity-mapped frame that the caller gives away, aligned and large enough.
         let vmcb = unsafe { &mut *vmcb };
         *vmcb = Vmcb::zeroed();
@@ -85,6 +87,7 @@ impl SvmVcpu {
             unswitched: Cell::new(Unswitched::NewestInVmcb),
             nested_root: setup.nested_root,
             nmis: Nmis::default(),
+            host,
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
@@ -149,8 +152,9 @@ impl SvmVcpu {
     pub(crate) fn enter(&mut self) {
         let vmcb = self.vmcb_address();
         if self.unswitched.get() == Unswitched::NewestInVmcb {
+            cpu::exceptions::use_own_stacks(false);
             // SAFETY: SVM is on and the host needs none of these registers, as `new`'s caller
-            // promised.
+            // promised; no gate leads to the TSS any more.
             unsafe { run::vmload(vmcb) };
         }
         // SAFETY: SVM is on, the VMCB is this one's alone, the registers are an array of sixteen,
@@ -163,6 +167,7 @@ impl SvmVcpu {
     /// What [`Self::enter`] has come back with.
     #[inline(never)]
     pub(crate) fn last_exit(&mut self) -> ExitReason {
+        self.take_task_register();
         match self.vmcb().control.exitcode {
             VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE | VMEXIT_CR0_SEL_WRITE
             | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => {
@@ -171,6 +176,17 @@ impl SvmVcpu {
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }
+    }
+
+    /// What takes longer than a frequent exit, or goes deeper, has the host's TSS and the stacks that it names.
+    fn take_task_register(&self) {
+        // A test has no TR.
+        if !cfg!(test) {
+            self.save_unswitched();
+            // SAFETY: SVM is on, `on` has stored the host's, and the guest's is in its VMCB.
+            unsafe { run::take_task_register(self.host) };
+        }
+        self.unswitched.set(Unswitched::NewestInVmcb);
     }
 
     /// The same where there is something to do first, or may be, for a guest that serves an NMI or for which one waits.

@@ -33,6 +33,7 @@ mod error;
 mod event;
 mod field;
 pub mod large_pages;
+mod msr_lists;
 mod posted;
 mod run;
 mod setup;

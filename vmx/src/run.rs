@@ -7,6 +7,8 @@
 
 use core::arch::{asm, naked_asm};
 
+use cpu::speculation;
+
 use crate::field;
 
 /// How an attempt to enter ended.
@@ -39,7 +41,7 @@ pub(crate) struct Registers {
 /// with a status and [`NO_EXIT`], where the CPU does not take the instruction.
 ///
 /// # Safety
-/// A VMCS is current whose host state is the caller's own environment, with HOST_RIP = [`exited`];
+/// A VMCS is current whose host state is the caller's own environment, with HOST_RIP = [`place_of_exits`];
 /// `registers` is not touched by anyone else until the return; interrupts are off.
 #[inline(always)]
 pub(crate) unsafe fn enter(registers: *mut Registers) -> u32 {
@@ -86,6 +88,11 @@ unsafe extern "sysv64" fn switch() {
         "mov r14, [rdi + 112]",
         "mov r15, [rdi + 120]",
         "mov rdi, [rdi + 56]",
+        "test byte ptr [rip + {at_switch}], {at_entry}",
+        "jz 4f",
+        "call {before_entry}",
+        "verw word ptr [rip + {data_selector}]", // the last that the host does
+        "4:",
         "vmresume",
         "jc 2f", // VMfailInvalid sets CF, VMfailValid ZF
         "push rax",
@@ -113,6 +120,10 @@ unsafe extern "sysv64" fn switch() {
         fail_valid = const status::FAIL_VALID,
         fail_invalid = const status::FAIL_INVALID,
         no_exit = const NO_EXIT,
+        at_switch = sym speculation::AT_SWITCH,
+        at_entry = const speculation::AT_ENTRY,
+        before_entry = sym speculation::nexit_before_entry,
+        data_selector = sym speculation::DATA_SELECTOR,
     )
 }
 
@@ -122,7 +133,7 @@ unsafe extern "sysv64" fn switch() {
 /// Contract: all general registers but RSP are the guest's; RSP is HOST_RSP, with the stack that
 /// [`switch`] has left. Never called by Rust.
 #[unsafe(naked)]
-pub(crate) unsafe extern "sysv64" fn exited() {
+unsafe extern "sysv64" fn exited() {
     naked_asm!(
         "push rdi",
         "mov rdi, [rsp + 8]",
@@ -147,6 +158,28 @@ pub(crate) unsafe extern "sysv64" fn exited() {
         "ret",
         exit_reason = const field::EXIT_REASON.number(),
     )
+}
+
+/// HOST_RIP where the return-stack buffer is to be filled before the first return: then [`exited`].
+///
+/// Contract: as for [`exited`].
+#[unsafe(naked)]
+unsafe extern "sysv64" fn exited_filling() {
+    naked_asm!(
+        "call {fill_returns}",
+        "jmp {exited}",
+        fill_returns = sym speculation::nexit_fill_returns,
+        exited = sym exited,
+    )
+}
+
+/// HOST_RIP.
+pub(crate) fn place_of_exits() -> u64 {
+    if speculation::fills_returns() {
+        exited_filling as *const () as u64
+    } else {
+        exited as *const () as u64
+    }
 }
 
 /// Takes the NMI that has just exited through the host's own handler. The NMI is gone with the exit

@@ -124,7 +124,7 @@ pub(crate) unsafe fn write_host_state(vmcs: &mut Vmcs, tss_base: u64) {
     vmcs.write(field::HOST_IA32_SYSENTER_ESP, 0);
     vmcs.write(field::HOST_IA32_SYSENTER_EIP, 0);
     vmcs.write(field::HOST_RSP, 0); // `run::enter` writes it
-    vmcs.write(field::HOST_RIP, run::exited as *const () as u64);
+    vmcs.write(field::HOST_RIP, run::place_of_exits());
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
 use crate::event::{InterruptionInformation, injection, interruptibility, is_fault};
 use crate::field::{self, Readable};
+use crate::msr_lists::{self, MsrLists};
 use crate::posted::Posting;
 use crate::step::Step;
 use crate::virtual_apic::VirtualApic;
@@ -33,8 +34,9 @@ pub(crate) const VPID: u16 = 1;
 /// Activity state: HLT.
 pub(crate) const ACTIVITY_HLT: u32 = 1;
 
-/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable()`], the VMCS and the virtual-APIC page.
-pub const CPU_BYTES: u64 = 3 * PAGE_SIZE;
+/// Bytes of [`VcpuSetup::memory`]: the VMXON region, for [`crate::enable()`], the VMCS, the virtual-APIC page and the lists of
+/// MSRs.
+pub const CPU_BYTES: u64 = 4 * PAGE_SIZE;
 
 /// A virtual CPU on VT-x.
 pub struct VmxVcpu {
@@ -78,6 +80,13 @@ impl VmxVcpu {
         // SAFETY: `on` proves root operation; the frame is free, says the caller.
         let mut vmcs = unsafe { Vmcs::make_current(page, features.capabilities.revision()) }?;
         setup::write_controls(&mut vmcs, &features, setup, virtual_apic)?;
+        // SAFETY: ring 0 follows from `on`.
+        if let Some(control) = unsafe { cpu::speculation::mitigations() }.host_control {
+            let place = setup.memory.wrapping_add(3 * PAGE_SIZE);
+            // SAFETY: an identity-mapped frame that the caller gives away; the CPU uses it at entries and exits only.
+            unsafe { cpu::physical::pointer::<MsrLists>(place).write(MsrLists::new(control)) };
+            msr_lists::write(&mut vmcs, place);
+        }
         // SAFETY: ring 0 follows from `on`; the caller vouches for the TSS.
         unsafe { setup::write_host_state(&mut vmcs, setup.host_tss_base) };
         let mut vcpu = Self {

@@ -15,8 +15,8 @@ const CR4: GuestCr4 = GuestCr4 { allowed: 0x0077_0fff, hidden: 1 << 32 };
 const FRAME: Hpa = Hpa::new(0x1000);
 
 fn setup(mode: InterruptMode) -> VcpuSetup {
-    let pages = Box::leak(Box::new([Vmcb::zeroed(), Vmcb::zeroed()]));
-    const { assert!(size_of::<[Vmcb; 2]>() as u64 == CPU_BYTES) };
+    let pages = Box::leak(Box::new([const { Vmcb::zeroed() }; 3]));
+    const { assert!(size_of::<[Vmcb; 3]>() as u64 == CPU_BYTES) };
     VcpuSetup {
         mode,
         nested_root: FRAME,
@@ -30,7 +30,7 @@ fn setup(mode: InterruptMode) -> VcpuSetup {
 
 fn vcpu_with(features: Features) -> SvmVcpu {
     // SAFETY: the VMCB is leaked memory of its own, and no test enters the guest.
-    unsafe { SvmVcpu::with(features, &setup(InterruptMode::Exitless)) }
+    unsafe { SvmVcpu::with(features, FRAME, &setup(InterruptMode::Exitless)) }
 }
 
 /// A CPU of today, all of which have decode assists.
