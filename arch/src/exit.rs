@@ -75,6 +75,8 @@ pub enum ExitReason {
     Xsetbv,
     /// INVD, WBINVD or WBNOINVD.
     CacheInvalidate,
+    /// A bus lock. VT-x: it has been made. AMD-V: it will be at the next entry.
+    BusLock,
     /// An instruction of the virtualization extensions themselves (VMXON, VMRUN, VMCALL, SKINIT …).
     VirtualizationInstruction,
     /// A move to a control register that the CPU does not carry out: [`crate::vcpu::Vcpu::move_to_control_register`]

@@ -54,6 +54,7 @@ counters! {
     ShadowGate = "shadow_gate",
     Step = "step",
     TaskSwitch = "task_switch",
+    BusLock = "bus_lock",
 }
 
 impl Counter {
@@ -85,6 +86,7 @@ impl Counter {
             ExitReason::Init => Self::Init,
             ExitReason::Step => Self::Step,
             ExitReason::TaskSwitch(_) => Self::TaskSwitch,
+            ExitReason::BusLock => Self::BusLock,
             ExitReason::EntryFailure(_) => Self::EntryFailure,
             ExitReason::Unexpected { .. } => Self::Unexpected,
         }
@@ -190,7 +192,7 @@ mod tests {
             assert_eq!(Counter::ALL[place].key(), key);
             assert_eq!(Counter::ALL[place] as usize, place);
         }
-        assert_eq!(COUNTERS, 23);
+        assert_eq!(COUNTERS, 24);
     }
 
     #[test]
@@ -233,6 +235,7 @@ mod tests {
                 selector: Some(8),
                 source: TaskSwitchSource::Call,
             }),
+            ExitReason::BusLock,
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
@@ -258,6 +261,7 @@ mod tests {
             "init",
             "step",
             "task_switch",
+            "bus_lock",
             "entry_failure",
             "unexpected",
         ];

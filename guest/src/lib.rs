@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod acpi;
 mod aml;
+mod bus_locks;
 pub mod counters;
 pub mod cpuid;
 pub mod devices;

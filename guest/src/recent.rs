@@ -65,6 +65,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         | ExitReason::TripleFault
         | ExitReason::Xsetbv
         | ExitReason::CacheInvalidate
+        | ExitReason::BusLock
         | ExitReason::VirtualizationInstruction
         | ExitReason::Step
         | ExitReason::Init => 0,

@@ -11,6 +11,7 @@ use arch::machine::{ConfigSpace, GuestMemory, Machine};
 use arch::vcpu::{InterruptMode, Vcpu};
 use eli::{Addressing, Destination, Grants, VirtualApic};
 
+use crate::bus_locks::BusLocks;
 use crate::counters::ExitCounters;
 use crate::cpuid::{Answers, CpuidPolicy};
 use crate::devices::Devices;
@@ -215,6 +216,7 @@ pub struct CpuState {
     pub(crate) began: u64,
     /// An interrupt of the 8259s waits until it can be taken here.
     pub(crate) legacy_waits: bool,
+    pub(crate) bus_locks: BusLocks,
     /// It stands at a HLT that ended in an exit and that the CPU is to carry out.
     pub(crate) halting: bool,
     /// The limit of the IDTR that the guest has loaded, while the CPU's own ends behind the exceptions.
@@ -243,6 +245,7 @@ impl CpuState {
             wait_detector: WaitDetector::default(),
             began: now,
             legacy_waits: false,
+            bus_locks: BusLocks::default(),
             halting: false,
             idt_limit: None,
             step: Step::default(),

@@ -61,6 +61,9 @@ bitflags! {
     }
 }
 
+/// Intercept vector 5 (VMCB offset 0x014): a bus lock for which the counter has none left.
+pub const INTERCEPT_BUSLOCK: u32 = 1 << 5;
+
 /// V_IRQ: a virtual interrupt is pending.
 pub const V_IRQ: u64 = 1 << 8;
 /// V_INTR_PRIO, the highest.

@@ -44,6 +44,7 @@ exit_codes! {
     VMEXIT_SKINIT = 0x86,
     VMEXIT_WBINVD = 0x89,
     VMEXIT_XSETBV = 0x8d,
+    VMEXIT_BUSLOCK = 0xa5,
     VMEXIT_NPF = 0x400,
 }
 
@@ -68,6 +69,7 @@ pub fn decode(vmcb: &Vmcb, acknowledged: Option<Vector>) -> ExitReason {
         VMEXIT_XSETBV => ExitReason::Xsetbv,
         VMEXIT_INVD | VMEXIT_WBINVD => ExitReason::CacheInvalidate,
         VMEXIT_INVLPGA | VMEXIT_VMRUN..=VMEXIT_SKINIT => ExitReason::VirtualizationInstruction,
+        VMEXIT_BUSLOCK => ExitReason::BusLock,
         VMEXIT_SHUTDOWN => ExitReason::TripleFault,
         VMEXIT_INIT => ExitReason::Init,
         // VMEXIT_INVALID is -1; -2 and -3 are refusals of encrypted guests.
@@ -179,6 +181,7 @@ mod tests {
             (VMEXIT_VINTR, 0, ExitReason::InterruptWindow),
             (VMEXIT_INVLPGA, 0, ExitReason::VirtualizationInstruction),
             (0x81, 0, ExitReason::VirtualizationInstruction),
+            (VMEXIT_BUSLOCK, 0, ExitReason::BusLock),
             (0x87, 0, ExitReason::Unexpected { code: 0x87, qualification: 0 }),
         ];
         for (code, info1, reason) in cases {

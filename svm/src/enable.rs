@@ -27,6 +27,8 @@ const CPUID_NRIPS: u32 = 1 << 3;
 const CPUID_FLUSH_BY_ASID: u32 = 1 << 6;
 /// CPUID 0x8000_000A EDX: decode assists.
 const CPUID_DECODE_ASSISTS: u32 = 1 << 7;
+/// CPUID 0x8000_000A EDX: bus lock threshold.
+const CPUID_BUS_LOCK_THRESHOLD: u32 = 1 << 29;
 const VM_CR_LOCK: u64 = 1 << 3;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
@@ -81,6 +83,8 @@ pub struct Features {
     pub flush_by_asid: bool,
     /// Exits tell more of an instruction. Every CPU with x2APIC has this; QEMU's has not.
     pub decode_assists: bool,
+    /// Bus locks can be made to exit.
+    pub bus_lock_threshold: bool,
 }
 
 /// Why AMD-V cannot be used.
@@ -145,6 +149,7 @@ pub fn check(capabilities: &Capabilities) -> Result<Features, SvmError> {
         nrip_save: svm_features & CPUID_NRIPS != 0,
         flush_by_asid: svm_features & CPUID_FLUSH_BY_ASID != 0,
         decode_assists: svm_features & CPUID_DECODE_ASSISTS != 0,
+        bus_lock_threshold: svm_features & CPUID_BUS_LOCK_THRESHOLD != 0,
     })
 }
 
@@ -232,11 +237,24 @@ mod tests {
 
     #[test]
     fn a_plain_cpu_is_enough() {
-        let features = Features { nrip_save: false, flush_by_asid: false, decode_assists: false };
+        let features = Features {
+            nrip_save: false,
+            flush_by_asid: false,
+            decode_assists: false,
+            bus_lock_threshold: false,
+        };
         assert_eq!(check(&PLAIN), Ok(features));
-        let more = Features { nrip_save: true, flush_by_asid: true, decode_assists: true };
+        // Zen 2 and Zen 4 have the first three; Zen 5 has bus lock threshold, too.
+        let more = Features {
+            nrip_save: true,
+            flush_by_asid: true,
+            decode_assists: true,
+            bus_lock_threshold: false,
+        };
         let svm_features = 1 | 1 << 3 | 1 << 6 | 1 << 7;
         assert_eq!(check(&Capabilities { svm_features, ..PLAIN }), Ok(more));
+        let newest = Capabilities { svm_features: svm_features | 1 << 29, ..PLAIN };
+        assert_eq!(check(&newest), Ok(Features { bus_lock_threshold: true, ..more }));
     }
 
     #[test]

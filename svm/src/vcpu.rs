@@ -16,8 +16,8 @@ use crate::bitmap::PermissionMaps;
 use crate::control_register::Shown;
 use crate::controls;
 use crate::decode::{
-    VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ, VMEXIT_CR4_WRITE,
-    VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
+    VMEXIT_BUSLOCK, VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ,
+    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
 };
 use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
@@ -91,6 +91,9 @@ impl SvmVcpu {
         };
         let control = &mut vcpu.vmcb_mut().control;
         controls::set_intercepts(control, setup.mode);
+        if features.bus_lock_threshold {
+            control.intercept_5 |= controls::INTERCEPT_BUSLOCK;
+        }
         control.np_enable = 1;
         control.n_cr3 = setup.nested_root.as_u64();
         control.msrpm_base_pa = setup.bitmaps.as_u64();
@@ -209,6 +212,8 @@ impl SvmVcpu {
             VMEXIT_NMI => unsafe { run::take_nmi() },
             // SAFETY: as above.
             VMEXIT_INTR => acknowledged = unsafe { run::take_interrupt() }.map(Vector),
+            // The instruction is executed again, and this time may lock the bus.
+            VMEXIT_BUSLOCK => self.vmcb_mut().control.bus_lock_counter = 1,
             // It is for its moment only, which has been seen.
             VMEXIT_IRET => return ExitReason::Step,
             VMEXIT_CR8_WRITE => {

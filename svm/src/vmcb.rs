@@ -58,7 +58,10 @@ pub struct ControlArea {
     pub vmcb_clean_bits: u32,
     reserved_0c4: u32,
     pub nrip: u64,
-    reserved_0d0: [u8; 0x330],
+    reserved_0d0: [u8; 0x50],
+    /// Bus locks that the guest may make until the next exits.
+    pub bus_lock_counter: u16,
+    reserved_122: [u8; 0x2de],
 }
 
 /// VMCB state save area. Names are the manual's.
@@ -165,7 +168,7 @@ offsets!(ControlArea:
     guest_asid = 0x058, tlb_control = 0x05c, virtual_interrupt = 0x060, interrupt_shadow = 0x068,
     exitcode = 0x070, exitinfo1 = 0x078, exitinfo2 = 0x080, exitintinfo = 0x088, np_enable = 0x090,
     eventinj = 0x0a8, n_cr3 = 0x0b0, lbr_virtualization_enable = 0x0b8, vmcb_clean_bits = 0x0c0,
-    nrip = 0x0c8,
+    nrip = 0x0c8, bus_lock_counter = 0x120,
 );
 offsets!(StateSaveArea:
     segments = 0x000, reserved_0a0 = 0x0a0, cpl = 0x0cb,

@@ -98,6 +98,8 @@ bitflags! {
         const ENABLE_XSAVES = 1 << 20;
         /// UMWAIT and TPAUSE work.
         const ENABLE_USER_WAIT_AND_PAUSE = 1 << 26;
+        /// A bus lock exits behind its instruction.
+        const VMM_BUS_LOCK_DETECTION = 1 << 30;
         const _ = !0;
     }
 
@@ -226,7 +228,8 @@ impl Controls {
             | Secondary::ENABLE_RDTSCP
             | Secondary::ENABLE_INVPCID
             | Secondary::ENABLE_XSAVES
-            | Secondary::ENABLE_USER_WAIT_AND_PAUSE;
+            | Secondary::ENABLE_USER_WAIT_AND_PAUSE
+            | Secondary::VMM_BUS_LOCK_DETECTION;
         optional.set(Secondary::ENABLE_VPID, capabilities.invvpid());
         let mut exit = ExitControls::SAVE_DEBUG_CONTROLS
             | ExitControls::HOST_ADDRESS_SPACE_SIZE

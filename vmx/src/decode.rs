@@ -48,6 +48,7 @@ basic_exit_reasons! {
     XSETBV = 55,
     APIC_WRITE = 56,
     VMFUNC = 59,
+    BUS_LOCK = 74,
 }
 
 /// The VM-exit information fields (SDM "VM-Exit Information Fields"). Those that the exit does not
@@ -153,6 +154,7 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
         reason::EPT_VIOLATION => ExitReason::NestedPageFault(ept_violation(snapshot)),
         reason::VMX_PREEMPTION_TIMER_EXPIRED => ExitReason::HostTimer,
         reason::XSETBV => ExitReason::Xsetbv,
+        reason::BUS_LOCK => ExitReason::BusLock,
         reason::APIC_WRITE => {
             let (msr, value) = snapshot.apic_write;
             ExitReason::ApicWritten { msr, value }
@@ -318,6 +320,7 @@ mod tests {
             (54, "CacheInvalidate"),
             (55, "Xsetbv"),
             (56, "ApicWritten"),
+            (74, "BusLock"),
         ] {
             let reason = std::format!("{:?}", decode(&exit(number)));
             assert!(reason.starts_with(name), "{number}: {reason}");

@@ -27,3 +27,21 @@ impl<P: Platform> Context<'_, P> {
         if bytes.is_ok_and(|bytes| bytes.first() == Some(&REPEAT)) { 3 } else { 2 }
     }
 }
+
+impl<P: Platform, V> Context<'_, P, V> {
+    /// A bus lock: who makes many of them waits. Its CPU is its own, so nobody else does.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn bus_lock(&mut self) {
+        /// More turns than a wait needs at any frequency, should the TSC stand still.
+        const MAX_TURNS: u32 = 100_000;
+        let (now, khz) = (self.machine.tsc(), self.machine.tsc_khz());
+        let until = self.cpu.bus_locks.at(now, khz);
+        for _ in 0..MAX_TURNS {
+            if self.machine.tsc() >= until {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}

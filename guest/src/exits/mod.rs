@@ -85,6 +85,7 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::TripleFault => return self.locked(|context| context.triple_fault()),
             ExitReason::Xsetbv => self.again().xsetbv(),
             ExitReason::CacheInvalidate => self.locked(|context| context.cache_instruction()),
+            ExitReason::BusLock => self.again().bus_lock(),
             ExitReason::TaskSwitch(switch) => {
                 return self.locked(|context| context.task_switch(switch));
             }

@@ -9,7 +9,12 @@ use arch::segment::{
 };
 use arch::vcpu::{Event, EventKind, InterruptMode};
 
-const PLAIN: Features = Features { nrip_save: false, flush_by_asid: true, decode_assists: false };
+const PLAIN: Features = Features {
+    nrip_save: false,
+    flush_by_asid: true,
+    decode_assists: false,
+    bus_lock_threshold: false,
+};
 /// A CPU that has FRED beside what the guest is shown.
 const CR4: GuestCr4 = GuestCr4 { allowed: 0x0077_0fff, hidden: 1 << 32 };
 const FRAME: Hpa = Hpa::new(0x1000);
@@ -207,4 +212,15 @@ fn software_events_return_behind_their_instruction() {
         vcpu.inject(Event::exception(6, None));
         assert_eq!(vcpu.rip(), 0x1000);
     }
+}
+
+#[test]
+fn a_bus_lock_exits_once_and_is_then_made() {
+    let mut vcpu = vcpu_with(Features { bus_lock_threshold: true, ..PLAIN });
+    let control = &mut vcpu.vmcb_mut().control;
+    assert_eq!((control.intercept_5, control.bus_lock_counter), (1 << 5, 0), "the first exits");
+    control.exitcode = 0xa5;
+    assert_eq!(vcpu.last_exit(), ExitReason::BusLock);
+    assert_eq!(vcpu.vmcb().control.bus_lock_counter, 1);
+    assert_eq!(self::vcpu().vmcb().control.intercept_5, 0, "not where the CPU has not got it");
 }

@@ -41,3 +41,13 @@ fn a_machine_check_ends_the_guest_that_ran_and_says_what_was_recorded() {
     let said = &world.machine.log[0];
     assert!(said.contains("a machine check, bank 2 has status 0xb2"), "{said}");
 }
+
+#[test]
+fn bus_locks_are_counted_and_end_nobody() {
+    let mut world = World::new(InterruptMode::Exitless);
+    for _ in 0..3 {
+        assert_eq!(world.exit(ExitReason::BusLock, None), Next::Resume);
+    }
+    assert_eq!(world.cpu.counters.get(Counter::BusLock), 3);
+    assert_eq!(world.vcpu.injected, None);
+}
