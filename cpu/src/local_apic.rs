@@ -1,5 +1,7 @@
 //! The local APIC in x2APIC mode (SDM "Extended XAPIC (x2APIC)").
 
+use core::marker::PhantomData;
+
 use arch::clock::{Counter, Reading};
 use arch::{ApicId, Vector, msr};
 
@@ -20,10 +22,16 @@ const DIVIDE_BY_1: u64 = 0xb;
 /// and in the host's IDT those are exceptions, some with an error code that no interrupt pushes.
 const HOST_PRIORITY: u64 = 0x1f;
 
-/// Proof that this CPU's local APIC is in x2APIC mode.
+/// Proof that this CPU's local APIC is in x2APIC mode. It stays on its CPU: it is neither `Send` nor `Sync`.
+///
+/// ```compile_fail
+/// fn moves<T: Send>() {}
+/// moves::<cpu::local_apic::LocalApic>();
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct LocalApic {
     id: ApicId,
+    of_this_cpu: PhantomData<*mut ()>,
 }
 
 impl LocalApic {
@@ -47,7 +55,7 @@ impl LocalApic {
         unsafe { write_msr(msr::IA32_APIC_BASE, base | APIC_BASE_ENABLE | APIC_BASE_EXTD) };
         // SAFETY: the local APIC is in x2APIC mode now.
         let id = ApicId(unsafe { read_msr(msr::IA32_X2APIC_APICID) } as u32);
-        let apic = Self { id };
+        let apic = Self { id, of_this_cpu: PhantomData };
         apic.reset();
         Some(apic)
     }
@@ -56,7 +64,8 @@ impl LocalApic {
     #[must_use]
     pub fn current() -> Self {
         // SAFETY: every CPU enables its x2APIC before it does anything else.
-        Self { id: ApicId(unsafe { read_msr(msr::IA32_X2APIC_APICID) } as u32) }
+        let id = ApicId(unsafe { read_msr(msr::IA32_X2APIC_APICID) } as u32);
+        Self { id, of_this_cpu: PhantomData }
     }
 
     /// This CPU's identifier.

@@ -30,12 +30,12 @@ mod interrupts;
 mod iommu;
 mod modules;
 
-/// Takes the machine over.
+/// Takes the machine over. What is found, and the processor that calls.
 #[unsafe(link_section = ".text.init")]
 pub(crate) fn take_over(
     info: &'static BootInfo<'static>,
     config: &Config,
-) -> Result<Hardware, Refusal> {
+) -> Result<(Hardware, Processor), Refusal> {
     // Whether there is a usable IOMMU shows later: until then that guest's memory stays aside.
     let identity_ram = plan::memory::identity(config, usable(info), image::whole()).transpose();
     let aside = config.guests.first().filter(|_| matches!(identity_ram, Ok(Some(_))));
@@ -83,7 +83,7 @@ pub(crate) fn take_over(
     };
     let spared = identity_ram.as_ref().map_or(0, |_| spared.length);
     let modules = modules::move_out(memory, info, spared)?;
-    Ok(Hardware {
+    let hardware = Hardware {
         isa_lines: core::array::from_fn(|irq| wired(firmware.isa_line(irq as u8))),
         pm_timer: acpi::pm_timer(&firmware),
         resets: firmware.resets(),
@@ -91,7 +91,7 @@ pub(crate) fn take_over(
         modules,
         cpus: firmware.cpus,
         started,
-        boot_processor,
+        boot_processor: apic.id(),
         clock,
         io_apics: io_apics.leak(),
         hpet,
@@ -108,7 +108,8 @@ pub(crate) fn take_over(
         origins: firmware.origins,
         owned: Vec::new(),
         guests_lines: guests_lines(config, &firmware.overrides),
-    })
+    };
+    Ok((hardware, boot_processor))
 }
 
 /// Global system interrupts that may be guests': what the configuration names, and all of the ISA bus that

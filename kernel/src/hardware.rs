@@ -18,7 +18,6 @@ use pci::header::HeaderType;
 
 use crate::machine::MachineClock;
 use crate::memory::Memory;
-use crate::processors::Processor;
 use crate::routes::SharedIommu;
 
 /// The machine, once it is the hypervisor's.
@@ -29,7 +28,7 @@ pub(crate) struct Hardware {
     pub(crate) cpus: Vec<ApicId>,
     /// Those that answered; the boot processor is the first.
     pub(crate) started: Vec<ApicId>,
-    pub(crate) boot_processor: Processor,
+    pub(crate) boot_processor: ApicId,
     pub(crate) clock: MachineClock,
     pub(crate) io_apics: &'static [IoApic],
     pub(crate) hpet: Option<Hpet>,

@@ -43,7 +43,7 @@ pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
     console::pass();
     let last = LAST_LOOK.load(Ordering::Relaxed);
     let overdue = tsc().saturating_sub(last) > hardware.clock.tsc_khz * OVERDUE_MS;
-    if own.id() == hardware.boot_processor.apic.id() || overdue {
+    if own.id() == hardware.boot_processor || overdue {
         attend_all(hardware, own);
     }
 }
@@ -78,8 +78,8 @@ pub(crate) fn idle(hardware: &Hardware, processor: &Processor) {
 
 /// Attends on the boot processor, which has no job, and waits for what calls it or for the next time to look after what
 /// does not call: IOMMU faults and, on a machine where keys do not call, keys. `seen`: NMIs before.
-pub(crate) fn wait(hardware: &Hardware, seen: u32) {
-    let own = hardware.boot_processor.apic;
+pub(crate) fn wait(hardware: &Hardware, boot_processor: &Processor, seen: u32) {
+    let own = boot_processor.apic;
     attend(hardware, own);
     // About a tenth of a second, or a thousandth. A slower timer is no harm.
     let ticks = if watchdog::keys_call() { 100_000_000 } else { 1_000_000 };

@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 
 use arch::interrupt::{InterruptTarget, MsiMessage};
 use arch::machine::{
@@ -78,15 +79,12 @@ impl<F: Format> Tables<F> {
     }
 }
 
-/// The machine as one guest may use it, on one CPU.
-pub(crate) struct GuestMachine<F: Format> {
+/// What a guest has of the machine, for all its CPUs.
+pub(crate) struct GuestParts<F: Format> {
     pub(crate) memory: Memory,
     pub(crate) ram: GuestRam,
     /// Locked where they change, mostly with the guest's own lock held.
     pub(crate) tables: Arc<Mutex<Tables<F>>>,
-    pub(crate) nested_changed: bool,
-    pub(crate) stand_ins: StandIns,
-    pub(crate) apic: LocalApic,
     pub(crate) clock: MachineClock,
     pub(crate) slots: &'static [VcpuSlot],
     /// What the guest has of the machine's registers and shared memory.
@@ -97,28 +95,34 @@ pub(crate) struct GuestMachine<F: Format> {
     pub(crate) guest: usize,
 }
 
-impl<F: Format> GuestMachine<F> {
-    /// The same on the CPU with this local APIC.
-    pub(crate) fn on(&self, apic: LocalApic) -> Self {
+impl<F: Format> GuestParts<F> {
+    /// The machine on the CPU that calls.
+    pub(crate) fn on(&self, apic: LocalApic) -> GuestMachine<F> {
         let Self { memory, clock, slots, guest, .. } = *self;
         let (ram, tables) = (self.ram.clone(), self.tables.clone());
         let (owned, doorbell_targets) = (self.owned.clone(), self.doorbell_targets.clone());
-        let (nested_changed, stand_ins) = (false, StandIns::default());
-        Self {
-            memory,
-            ram,
-            tables,
-            nested_changed,
-            stand_ins,
-            apic,
-            clock,
-            slots,
-            owned,
-            doorbell_targets,
-            guest,
-        }
+        let parts = Self { memory, ram, tables, clock, slots, owned, doorbell_targets, guest };
+        GuestMachine { parts, apic, nested_changed: false, stand_ins: StandIns::default() }
     }
+}
 
+/// The machine as one guest may use it, on one CPU, which it never leaves: it has that CPU's local APIC.
+pub(crate) struct GuestMachine<F: Format> {
+    parts: GuestParts<F>,
+    apic: LocalApic,
+    nested_changed: bool,
+    stand_ins: StandIns,
+}
+
+impl<F: Format> Deref for GuestMachine<F> {
+    type Target = GuestParts<F>;
+
+    fn deref(&self) -> &GuestParts<F> {
+        &self.parts
+    }
+}
+
+impl<F: Format> GuestMachine<F> {
     /// The virtual CPU that this is the machine of.
     fn index(&self) -> usize {
         let own = |slot: &VcpuSlot| slot.processor == self.apic.id();
@@ -315,7 +319,7 @@ impl<F: Format> Machine for GuestMachine<F> {
         let found = self.found(self.owned.pages(part, offset, length), &(part, offset, length));
         let Some(hpa) = found else { return };
         self.change("mapping a BAR", |nested, memory| {
-            nested.map(memory, gpa.as_u64(), hpa, length, Rights::READ_WRITE, kind)
+            nested.map(memory, gpa.as_u64(), hpa, length, Rights::READ_WRITE, kind).map(Flush::from)
         });
     }
 
@@ -366,7 +370,7 @@ impl<F: Format> Machine for GuestMachine<F> {
     }
 
     fn set_stand_in(&mut self, slot: usize, page: Option<Gpa>) -> bool {
-        let (index, tables) = (self.index(), self.tables.lock());
+        let (index, tables) = (self.index(), self.parts.tables.lock());
         let reached = page.is_none_or(|page| tables.nested.reaches(page.as_u64()));
         self.stand_ins.set(&tables.stand_ins, index, slot, page.filter(|_| reached));
         reached

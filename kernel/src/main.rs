@@ -54,6 +54,7 @@ use crate::hardware::Hardware;
 use crate::monitor::GuestControl;
 use crate::partition::Partition;
 use crate::post::Step;
+use crate::processors::Processor;
 use crate::refusal::{Refusal, refuse};
 
 /// Where `boot`'s entry code jumps to, in long mode on the boot stack.
@@ -94,7 +95,7 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     if let Some(base) = console::uart().and_then(|place| place.first_port()) {
         config.check_console(base)?;
     }
-    let hardware = boot_order::take_over(info, &config)?;
+    let (hardware, processor) = boot_order::take_over(info, &config)?;
     announce::machine(&hardware, info);
     if config.probe {
         let refusal = announce::probe(&hardware);
@@ -103,8 +104,8 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
     }
     post::step(Step::Guests);
     match vendor {
-        Vendor::VtX => start_guests::<VtX>(hardware, &config, started),
-        Vendor::AmdV => start_guests::<AmdV>(hardware, &config, started),
+        Vendor::VtX => start_guests::<VtX>(hardware, processor, &config, started),
+        Vendor::AmdV => start_guests::<AmdV>(hardware, processor, &config, started),
     }
 }
 
@@ -112,6 +113,7 @@ fn boot(magic: u32, info: u64, started: u64) -> Result<Infallible, Refusal> {
 #[unsafe(link_section = ".text.init")]
 fn start_guests<B: Backend>(
     mut hardware: Hardware,
+    processor: Processor,
     config: &Config,
     started: u64,
 ) -> Result<Infallible, Refusal> {
@@ -127,7 +129,7 @@ fn start_guests<B: Backend>(
     let guests = config.guests.iter().zip(&owned).zip(shares).enumerate();
     for (index, ((guest, functions), shares)) in guests {
         console::add_guest(&guest.name);
-        let attend = || housekeeping::attend(hardware, hardware.boot_processor.apic);
+        let attend = || housekeeping::attend(hardware, processor.apic);
         let partition = Partition::build(hardware, index, guest, functions, shares, attend)?;
         partitions.push(&*Box::leak(Box::new(partition)));
     }
@@ -150,17 +152,21 @@ fn start_guests<B: Backend>(
         }
     }
     post::step(Step::Running);
-    serve(hardware, &partitions)
+    serve(hardware, &processor, &partitions)
 }
 
 /// The boot is over: the guests run, and the boot processor looks after what concerns them all. From here on nothing
 /// runs that only the boot needs, whose memory is free now.
 #[inline(never)]
-fn serve<B: Backend>(hardware: &'static Hardware, partitions: &[&'static Partition<B>]) -> ! {
+fn serve<B: Backend>(
+    hardware: &'static Hardware,
+    processor: &Processor,
+    partitions: &[&'static Partition<B>],
+) -> ! {
     // SAFETY: `nexit stats` finds nothing of it in what is reached from here on, and the other processors sleep.
     unsafe { memory::free_init() };
     lifecycle::enter(partitions);
-    processors::work(&hardware.boot_processor, |seen| housekeeping::wait(hardware, seen))
+    processors::work(processor, |seen| housekeeping::wait(hardware, processor, seen))
 }
 
 /// Lets a gdb of a guest in at a UART, or at the console.

@@ -46,14 +46,14 @@ pub(crate) fn run<B: Backend>(
     processor: &Processor,
 ) -> Result<(), Refusal> {
     let Some(instance) = partition.instance() else { return Ok(()) };
-    let cpu = instance.cpu_state(index);
+    let machine = instance.machine_on(processor);
+    let cpu = instance.cpu_state(index, &machine);
     let (mut vcpu, backend) = instance.vcpu(index, processor)?;
     // What came after the last generation's end, such as a neighbour's doorbell.
     backend.drain(processor.apic);
     // SAFETY: ring 0, and the guest does not run yet.
     unsafe { cpu::speculation::forget() };
     watchdog::arm(partition.hardware(), &mut vcpu);
-    let machine = instance.machine_on(processor);
     let config = OwnedConfigSpace::new(partition.hardware().config, machine.owned.clone());
     let mut running = Running {
         partition,

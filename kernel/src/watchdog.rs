@@ -69,7 +69,7 @@ pub(crate) fn arm_uart(hardware: &Hardware, base: u16) -> bool {
     let Some((io_apic, input)) = io_apics.find_map(|it| Some((it, it.input(gsi)?))) else {
         return false;
     };
-    let target = nmi(hardware.boot_processor.apic.id());
+    let target = nmi(hardware.boot_processor);
     let entry = match hardware.iommu {
         Some(iommu) => route(iommu, io_apic.id, target, active_low).ok(),
         None => target.redirection(active_low),

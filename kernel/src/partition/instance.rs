@@ -7,6 +7,7 @@ use arch::VcpuSetup;
 use arch::address::PAGE_SIZE;
 use arch::vcpu::StartState;
 use cpu::instructions::tsc;
+use cpu::local_apic::LocalApic;
 use guest::cpuid::CpuidPolicy;
 use guest::pci::Host;
 use guest::restart_backoff::RestartBackoff;
@@ -23,13 +24,13 @@ use super::files::load;
 use super::memory::{map_ram, reserve};
 use super::slots::virtual_ids;
 use crate::backend::{Backend, Support};
-use crate::machine::{GuestMachine, Tables};
+use crate::machine::{GuestMachine, GuestParts, Tables};
 use crate::memory::out_of_memory;
 use crate::owned::{OwnTable, Pages};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
-use crate::stand_in::{StandInFrames, StandIns};
+use crate::stand_in::StandInFrames;
 
 /// What a guest has for one generation.
 pub(crate) struct Instance<B: Backend> {
@@ -45,7 +46,7 @@ pub(crate) struct Instance<B: Backend> {
     pub(super) virtual_ipis: bool,
     // What follows is given back in this order, once its functions are quiet.
     _domain: Option<Domain>,
-    machine: GuestMachine<B::Format>,
+    machine: GuestParts<B::Format>,
     /// The bitmaps of all its virtual CPUs.
     bitmaps: Pages,
     /// Each virtual CPU's memory.
@@ -88,19 +89,17 @@ impl<B: Backend> Instance<B> {
         let (start, apics) = load(guest, map, &bus, legacy, &mut ram, files, hardware.pm_timer)?;
         let owned = Arc::new(owned(plan, timer.is_some(), &config));
         let mut config = OwnedConfigSpace::new(config, owned.clone());
-        let mut machine = GuestMachine {
+        let parts = GuestParts {
             memory,
             ram,
             tables: Tables::new(nested, frames, shadow, stand_ins, routes),
-            nested_changed: false,
-            stand_ins: StandIns::default(),
-            apic: hardware.boot_processor.apic,
             clock: hardware.clock,
             slots,
             owned,
             doorbell_targets: shares.iter().flat_map(|share| share.cpus.iter().copied()).collect(),
             guest: *index,
         };
+        let mut machine = parts.on(LocalApic::current());
         let processors = slots.iter().map(|slot| slot.processor).collect();
         let cpuid = CpuidPolicy::new(virtual_ids(guest), &machine).without(withheld);
         let mut vm = Vm::new(slots.len(), bus, lines);
@@ -119,7 +118,7 @@ impl<B: Backend> Instance<B> {
             began: tsc(),
             virtual_ipis,
             _domain: domain,
-            machine,
+            machine: parts,
             bitmaps,
             cpus,
         }))
@@ -139,16 +138,16 @@ impl<B: Backend> Instance<B> {
             bitmaps: self.bitmaps.start(),
             memory,
             host_tss_base: processor.tss_base,
-            cr4: self.policy.cpuid.cr4(&self.machine),
+            cr4: self.policy.cpuid.cr4(&self.machine_on(processor)),
         };
         // SAFETY: all of it was made by `new`, for this guest alone, and is given back when no CPU has `self` any more.
         Ok((unsafe { backend.vcpu(&setup, &slot.inbox) }?, backend))
     }
 
     /// What policy keeps of virtual CPU `index`.
-    pub(crate) fn cpu_state(&self, index: usize) -> CpuState {
+    pub(crate) fn cpu_state(&self, index: usize, machine: &GuestMachine<B::Format>) -> CpuState {
         // The same beginning on all its CPUs.
-        CpuState::new(index, &self.policy, self.began, &self.machine)
+        CpuState::new(index, &self.policy, self.began, machine)
     }
 
     /// The machine as the guest may use it on the processor that calls.
@@ -172,7 +171,8 @@ impl<B: Backend> Drop for Instance<B> {
     fn drop(&mut self) {
         let Plan { hardware, guest, functions, .. } = self.plan;
         let mut config = OwnedConfigSpace::new(hardware.config, self.machine.owned.clone());
-        let mut host = Host { machine: &mut self.machine, config: &mut config };
+        let mut host =
+            Host { machine: &mut self.machine.on(LocalApic::current()), config: &mut config };
         self.vm.get_mut().bus.detach(&mut host);
         reset_functions(hardware, guest, functions, &mut { hardware.config });
     }
