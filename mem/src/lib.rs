@@ -24,5 +24,5 @@ pub use frames::FrameAllocator;
 pub use pieces::Pieces;
 pub use reserve::Reserve;
 pub use table::{
-    Flush, Leaf, MapError, Mapping, MemoryType, PageCounts, Rights, Table, TableMemory,
+    Added, Flush, Leaf, MapError, Mapping, MemoryType, PageCounts, Rights, Table, TableMemory,
 };

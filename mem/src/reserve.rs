@@ -146,7 +146,7 @@ mod tests {
             let at = (step * 0x4_4321_3000) & 0xffff_ffff_f000;
             map(&mut table, &mut reserve, at, 0..4096).unwrap();
             assert_eq!(table.translate(&reserve, at).unwrap().hpa, BAR);
-            table.unmap(&mut reserve, at, 4096).unwrap().nothing_cached();
+            table.unmap(&mut reserve, at, 4096).unwrap().not_in_use();
             table.prune(&mut reserve, at, 4096);
             assert_eq!(table.translate(&reserve, at), None);
         }
@@ -170,7 +170,7 @@ mod tests {
         let mut reserve = Reserve { memory: &mut memory, frames: &mut frames };
         map(&mut table, &mut reserve, 0, 0..4096).unwrap();
         map(&mut table, &mut reserve, 0x5000, 0..4096).unwrap();
-        table.unmap(&mut reserve, 0, 4096).unwrap().nothing_cached();
+        table.unmap(&mut reserve, 0, 4096).unwrap().not_in_use();
         table.prune(&mut reserve, 0, 4096);
         assert_eq!(table.translate(&reserve, 0x5000).unwrap().hpa, BAR);
         assert_eq!(frames.count(), 0);
@@ -199,7 +199,7 @@ mod tests {
                 if let Some(at) = places[index].take() {
                     for part in parts() {
                         let (input, length) = (at + part.start, part.end - part.start);
-                        table.unmap(&mut reserve, input, length).unwrap().nothing_cached();
+                        table.unmap(&mut reserve, input, length).unwrap().not_in_use();
                         table.prune(&mut reserve, input, length);
                     }
                 }

@@ -17,7 +17,7 @@ use core::ops::Range;
 use arch::address::PAGE_SIZE;
 use arch::{Hpa, PageSize};
 
-pub use answer::{Flush, MapError, Mapping, PageCounts};
+pub use answer::{Added, Flush, MapError, Mapping, PageCounts};
 pub use entry::{Entry, Format, Leaf, MemoryType, Rights};
 
 /// Entries of a table.
@@ -92,12 +92,13 @@ impl<F: Format> Table<F> {
         length: u64,
         access: Rights,
         memory_type: MemoryType,
-    ) -> Result<Flush, MapError> {
+    ) -> Result<Added, MapError> {
         let span = self.span(input, length)?;
         if let Some(at) = self.first(memory, span.clone(), true) {
             return Err(MapError::AlreadyMapped(at));
         }
-        self.set(memory, span, hpa, access, memory_type)
+        let Flush { input, length } = self.set(memory, span, hpa, access, memory_type)?;
+        Ok(Added { input, length })
     }
 
     /// As [`Table::map`], but leaves existing mappings unchanged.
@@ -112,16 +113,16 @@ impl<F: Format> Table<F> {
         length: u64,
         access: Rights,
         memory_type: MemoryType,
-    ) -> Result<Flush, MapError> {
+    ) -> Result<Added, MapError> {
         let span = self.span(input, length)?;
         let mut at = span.start;
         while let Some(start) = self.first(memory, at..span.end, false) {
             let end = self.first(memory, start..span.end, true).unwrap_or(span.end);
             let to = Hpa::new(hpa.as_u64().wrapping_add(start - input));
-            self.set(memory, start..end, to, access, memory_type)?.nothing_cached();
+            let Flush { .. } = self.set(memory, start..end, to, access, memory_type)?;
             at = end;
         }
-        Ok(Flush { input, length })
+        Ok(Added { input, length })
     }
 
     /// As [`Table::map`], for a range that is mapped already. Large pages that the range cuts are

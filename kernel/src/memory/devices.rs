@@ -4,9 +4,9 @@ use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
 use boot::BootInfo;
 use cpu::physical;
-use mem::{Flush, MemoryType, Rights};
+use mem::{Added, MemoryType, Rights};
 
-use super::host_table::{load_cr3, physical_bits, with_own_table};
+use super::host_table::{drop_translations, physical_bits, with_own_table};
 use super::{FOUR_GIB, Memory, image, out_of_memory};
 use crate::refusal::{Refusal, refuse};
 
@@ -25,7 +25,7 @@ pub(crate) fn map_device(mut memory: Memory, range: HpaRange) -> Result<(), Refu
         let kind = MemoryType::Uncached;
         table.map_missing(&mut memory, start, to, length, access, kind)
     })
-    .map(Flush::nothing_cached)
+    .map(Added::nothing_cached)
 }
 
 /// Maps a framebuffer, its writes gathered; `false` where that fails. It stays uncached where there is no memory for
@@ -49,13 +49,10 @@ fn gather_writes(mut memory: Memory, range: HpaRange, gathered: bool) -> Result<
     };
     let kind = if gathered { MemoryType::WriteCombining } else { MemoryType::Uncached };
     let (at, access) = (start.as_u64(), Rights::READ_WRITE);
-    with_own_table(|table| {
-        let Flush { .. } = table.replace(&mut memory, at, start, length, access, kind)?;
-        // Of what is replaced this CPU alone has a translation: no other has shown anything.
-        // SAFETY: the table that is in use already; loading it again drops its cached translations.
-        unsafe { load_cr3(table.root()) };
-        Ok(())
-    })
+    // Of what is replaced this CPU alone has a translation: no other has shown anything.
+    with_own_table(|table| table.replace(&mut memory, at, start, length, access, kind))?
+        .done_by(drop_translations);
+    Ok(())
 }
 
 /// Bytes that the firmware's tables claim, mapped where that is needed: below 4 GiB everything is, and

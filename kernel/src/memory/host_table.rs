@@ -31,9 +31,9 @@ pub(crate) fn build_own_tables(memory: Memory, info: &BootInfo<'_>) -> Result<()
     let mut table = Table::new(HostFormat { largest: largest_host_page() }, &mut memory)?;
     map_everything(&mut table, memory, info)?;
     for (range, access) in image::sections() {
-        protect(&mut table, memory, range, access)?;
+        protect(&mut table, memory, range, access)?.not_in_use();
     }
-    table.unmap(&mut memory, image::stack_guard().as_u64(), PAGE_SIZE)?.nothing_cached();
+    table.unmap(&mut memory, image::stack_guard().as_u64(), PAGE_SIZE)?.not_in_use();
     prepare_paging()?;
     // SAFETY: the table maps the image, the stack in use and all RAM where they were mapped before.
     unsafe { load_cr3(table.root()) };
@@ -90,19 +90,17 @@ fn protect(
     mut memory: Memory,
     range: HpaRange,
     access: Rights,
-) -> Result<(), MapError> {
+) -> Result<Flush, MapError> {
     let start = range.start.as_u64();
-    table
-        .replace(&mut memory, start, range.start, range.length, access, MemoryType::WriteBack)
-        .map(Flush::nothing_cached)
+    table.replace(&mut memory, start, range.start, range.length, access, MemoryType::WriteBack)
 }
 
 /// A stack of `bytes` with an unmapped page below it; its top.
 pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
     let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
-    // No other CPU has touched that page yet, and this one never does again.
+    // No other CPU has touched that page yet.
     with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
-        .nothing_cached();
+        .done_by(drop_translations);
     let stack = HpaRange { start: guard.wrapping_add(PAGE_SIZE), length: bytes };
     STACKS.lock().push(stack);
     Ok(stack.end().as_u64())
@@ -125,14 +123,17 @@ pub(super) fn with_own_table<T>(
 
 /// Makes pages executable and read-only.
 pub(crate) fn make_executable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Rights::READ_EXECUTE))
+    // The processors that execute them have not been started.
+    with_own_table(|table| protect(table, memory, range, Rights::READ_EXECUTE))?
+        .done_by(drop_translations);
+    Ok(())
 }
 
 /// Makes pages plain data again.
 pub(crate) fn make_writable(memory: Memory, range: HpaRange) -> Result<(), Refusal> {
-    with_own_table(|table| protect(table, memory, range, Rights::READ_WRITE))?;
     // The others have not touched these pages since they left them.
-    drop_translations();
+    with_own_table(|table| protect(table, memory, range, Rights::READ_WRITE))?
+        .done_by(drop_translations);
     Ok(())
 }
 

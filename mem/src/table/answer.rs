@@ -40,24 +40,46 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
-/// A promise to drop what readers have cached of the range, before anybody relies on the change.
+/// Pages were mapped where nothing was. Most readers cache nothing of what is absent; one that does has to be told.
+#[must_use = "a reader that caches what is absent must be told"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Added {
+    pub(super) input: u64,
+    pub(super) length: u64,
+}
+
+impl Added {
+    /// No reader caches what is absent, or all that do were told.
+    pub const fn nothing_cached(self) {}
+}
+
+/// A promise to drop what readers have cached of a range that was mapped, before anybody relies on the change.
 #[must_use = "readers may still use the old mapping until their caches are flushed"]
 #[derive(PartialEq, Eq, Debug)]
 pub struct Flush {
-    /// First input address.
-    pub input: u64,
-    /// Length in bytes.
-    pub length: u64,
+    pub(super) input: u64,
+    pub(super) length: u64,
 }
 
 impl Flush {
-    /// Nothing can be cached: the table is not in use yet, or the range was not mapped before and
-    /// the reader does not cache that.
-    pub const fn nothing_cached(self) {}
+    /// No reader has the table yet.
+    pub const fn not_in_use(self) {}
 
     /// Something may be cached: `due` now says so to whoever empties the caches.
     pub const fn is_due(self, due: &mut bool) {
         *due = true;
+    }
+
+    /// `drop` drops the translations of all readers that may have some.
+    pub fn done_by(self, drop: impl FnOnce()) {
+        drop();
+    }
+}
+
+impl From<Added> for Flush {
+    /// For a reader of whom nobody knows whether it caches what is absent.
+    fn from(Added { input, length }: Added) -> Self {
+        Self { input, length }
     }
 }
 

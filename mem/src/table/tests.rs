@@ -79,7 +79,10 @@ fn change<F: Format>(
         .collect();
     let mapped = pages.iter().filter(|at| model.get(**at).is_some()).count();
     let (result, allowed) = match step.kind {
-        0 | 1 => (table.map(memory, input, hpa, length, access, memory_type), mapped == 0),
+        0 | 1 => {
+            let added = table.map(memory, input, hpa, length, access, memory_type);
+            (added.map(Flush::from), mapped == 0)
+        }
         2 => {
             (table.replace(memory, input, hpa, length, access, memory_type), mapped == pages.len())
         }
@@ -257,7 +260,7 @@ fn fill(
     for (start, length) in [(0, 3 << 20), (5 * GIB, GIB + 4096)] {
         table.map(memory, start, Hpa::new(start), length, access, kind)?.nothing_cached();
     }
-    table.replace(memory, 0x3000, Hpa::new(0), 4096, Rights::READ, kind)?.nothing_cached();
+    table.replace(memory, 0x3000, Hpa::new(0), 4096, Rights::READ, kind)?.not_in_use();
     for _ in 0..RESERVED {
         let frame = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
         reserved.put(memory, frame);
@@ -283,7 +286,7 @@ fn bad_addresses_are_refused() {
         let (access, kind) = (Rights::ALL, MemoryType::WriteBack);
         table
             .map(&mut memory, input, Hpa::new(hpa), length, access, kind)
-            .map(Flush::nothing_cached)
+            .map(Added::nothing_cached)
     };
     assert_eq!(map(1, 0, 4096), Err(MapError::NotAligned(1)));
     assert_eq!(map(0, 8, 4096), Err(MapError::NotAligned(8)));

@@ -11,7 +11,7 @@ use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Hpa, PageSize};
 use boot::{BootInfo, MemoryKind};
 use cpu::physical::pointer;
-use mem::{Flush, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
+use mem::{Added, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
 use payload::{loaded, power_off, say, verdict};
 
 /// One word of memory is looked at in each of these, and the last one of each region.
@@ -55,7 +55,7 @@ fn show_everything(info: &BootInfo<'_>) -> Result<(), MapError> {
         let (at, length) = (range.start, range.length);
         table
             .map(&mut pages, at.as_u64(), at, length, Rights::ALL, MemoryType::WriteBack)
-            .map(Flush::nothing_cached)?;
+            .map(Added::nothing_cached)?;
     }
     // SAFETY: the table shows what the loader's did, at the same place.
     unsafe { asm!("mov cr3, {}", in(reg) table.root().as_u64(), options(nostack)) };
