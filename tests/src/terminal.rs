@@ -106,14 +106,25 @@ impl Session {
     /// # Panics
     /// The run ends without it.
     pub fn see(&mut self, text: &str) -> String {
+        self.see_one_of(&[text]).1
+    }
+
+    /// The same for whichever of these texts comes first, and its index.
+    ///
+    /// # Panics
+    /// The run ends without any of them.
+    pub fn see_one_of(&mut self, texts: &[&str]) -> (usize, String) {
         loop {
             let rest = self.screen.get(self.read..).unwrap_or_default();
-            if let Some(at) = rest.find(text) {
+            let found = texts.iter().enumerate();
+            let found =
+                found.filter_map(|(index, text)| Some((rest.find(text)?, index, text.len())));
+            if let Some((at, index, length)) = found.min() {
                 let between = rest.get(..at).unwrap_or_default().to_owned();
-                self.read += at + text.len();
-                return between;
+                self.read += at + length;
+                return (index, between);
             }
-            assert!(self.read_more(), "{text:?} does not appear\n{}", self.screen);
+            assert!(self.read_more(), "{texts:?} do not appear\n{}", self.screen);
         }
     }
 

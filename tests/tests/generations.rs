@@ -1,7 +1,7 @@
 //! A guest's generations: what each takes is given back at its end, to the byte.
 
 use nexit_tests::generations::{self, memory, restart};
-use nexit_tests::{Emulator, Folder, Payload, Session};
+use nexit_tests::{Devices, Emulator, Folder, Payload, Session};
 
 const GENERATIONS: usize = 100;
 
@@ -39,6 +39,75 @@ fn a_guest_with_a_device_begins_a_hundred_times_and_nothing_is_lost() {
         let shown = screen.lines().filter(|line| line.contains(claim)).count();
         assert!(shown > GENERATIONS, "{claim}: {shown} times\n{screen}");
     }
+}
+
+/// The figure before ` MiB free` in a refusal.
+fn free_mib(sentence: &str) -> u64 {
+    let before = sentence.split(" MiB free").next().unwrap_or_default();
+    let figure = before.split_whitespace().last().and_then(|word| word.parse().ok());
+    figure.unwrap_or_else(|| panic!("no figure: {sentence}"))
+}
+
+/// No larger guest fits into what is left of the memory, and a neighbour's BAR wanders: what a generation needs
+/// is the guest's own from its building on.
+#[test]
+fn with_no_memory_left_any_guest_restarts_beside_one_that_moves_its_bar() {
+    let folder = Folder::new("full");
+    let further = "devices = [\"00:04.0\"]";
+    let moves =
+        Payload { command_line: "moves", memory: "16M", further, ..Payload::new("generations") };
+    let fills = |name: &str, cpu: u32, mib: u64| {
+        let kernel = Payload::new("ends").path();
+        format!(
+            "[[guest]]\nname = \"{name}\"\ncpus = [{cpu}]\nmemory = \"{mib}M\"\ncmdline = \"spin\"\nkernel = \"{}\"\n",
+            kernel.display()
+        )
+    };
+    let with = |mib| moves.toml() + &fills("small", 1, 64) + &fills("large", 2, mib);
+    let options = &["--memory", "1G", "--timeout", "150"];
+    // The refusal says what the machine has; tables of the largest guest are not counted yet.
+    let devices = Devices::none().nvme();
+    let mut mib = free_mib(folder.run(&with(4096), options, &devices).refusal()) & !1;
+    let mut refused = 0;
+    let mut session = loop {
+        let config = folder.write("nexit.toml", with(mib));
+        let mut arguments = vec!["run", "--unchecked", "--config", &config];
+        arguments.extend(options);
+        arguments.push("--");
+        arguments.extend(devices.iter());
+        let mut session = Session::start(&arguments);
+        let (seen, _) = session.see_one_of(&["nexit: halted", "guest large: entering"]);
+        if seen == 1 {
+            break session;
+        }
+        let _ = session.end();
+        (mib, refused) = (mib - 2, refused + 1);
+        assert!(refused < 8, "{mib} MiB are refused, too");
+    };
+    assert!(refused > 0, "there was room for more");
+    session.see("generations: payload: moved 0 times");
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    restart_any(&mut session, "large");
+    let first = memory(&mut session).0;
+    for name in ["large", "small", "generations", "large", "small", "generations", "large"] {
+        restart_any(&mut session, name);
+    }
+    session.see("generations: payload: moved ");
+    assert_eq!(memory(&mut session).0, first);
+    session.keys("stop generations\rstop small\rstop large\r");
+    let (screen, _) = session.end();
+    folder.write("run.log", &screen);
+    assert!(!screen.contains("FAILED") && !screen.contains("not started"), "{screen}");
+    assert!(!screen.contains("mapping a BAR"), "no table is missing\n{screen}");
+}
+
+/// Restarts a guest, whichever it is, and waits for its first words.
+fn restart_any(session: &mut Session, name: &str) {
+    let words = if name == "generations" { "moved 0 times" } else { "ends by spin" };
+    session.keys(&format!("restart {name}\r"));
+    session.see(&format!("guest {name}: stopped: restarting"));
+    session.see(&format!("{name}: payload: {words}"));
 }
 
 /// The boot processor, and one that nothing but its next job can wake.

@@ -1,5 +1,6 @@
 //! A guest with an NVMe controller that it uses once in each generation, by DMA and by an MSI-X message; then
-//! it waits for its end. With a number on the command line it does so many transfers more, and powers off.
+//! it waits for its end. With a number on the command line it does so many transfers more, and powers off; with `moves` it moves
+//! its BAR for ever, and finds the controller at each place.
 #![no_std]
 #![no_main]
 #![feature(abi_x86_interrupt)]
@@ -25,6 +26,14 @@ const NVME_CLASS: u32 = 0x01_0802;
 const MSIX: u32 = 0x11;
 const VECTOR: u8 = 0x51;
 
+/// What it does after its first transfer.
+#[derive(Clone, Copy)]
+enum Work {
+    Wait,
+    Transfer(u32),
+    Move,
+}
+
 static TAKEN: AtomicU32 = AtomicU32::new(0);
 static mut TABLE: InterruptDescriptorTable = InterruptDescriptorTable::new();
 
@@ -47,7 +56,7 @@ fn route(device: u32) -> Option<()> {
     Some(())
 }
 
-fn live(transfers: u32) -> Option<()> {
+fn live(work: Work) -> Option<()> {
     let device = (0..32).find(|device| config_read(*device, 8) >> 8 == NVME_CLASS)?;
     let command = config_read(device, 4);
     verdict("its controller is fresh", command & 4 == 0, format_args!("command {command:#x}"));
@@ -61,10 +70,40 @@ fn live(transfers: u32) -> Option<()> {
     let arrived = wait_until(|| TAKEN.load(Ordering::Relaxed) > 0);
     let version = controller.version();
     verdict("its controller's interrupt arrives", arrived, format_args!("NVMe {version:#x}"));
-    if transfers > 0 {
-        transfer(&mut controller, vendor, transfers);
+    match work {
+        Work::Wait => {}
+        Work::Transfer(transfers) => transfer(&mut controller, vendor, transfers),
+        Work::Move => {
+            say!("lived");
+            move_around(device, version);
+        }
     }
     Some(())
+}
+
+/// Moves BAR 0 through the 32-bit window, so that each place needs other tables than the last one, for ever.
+fn move_around(device: u32, version: u32) -> ! {
+    const FIRST: u64 = 0x8000_0000;
+    /// Behind it is the ECAM window.
+    const LENGTH: u64 = 0x3000_0000;
+    const STEP: u64 = 0x0420_4000;
+    let mut wrong = 0;
+    for number in 0_u64.. {
+        let at = FIRST + number * STEP % LENGTH;
+        config_write(device, 0x10, at as u32);
+        config_write(device, 0x14, 0);
+        let seen = Controller::new(Hpa::new(at)).version();
+        if seen != version && wrong < 4 {
+            wrong += 1;
+            say!("FAILED: {seen:#x} and not {version:#x} at {at:#x}");
+        }
+        if number.is_multiple_of(1000) {
+            say!("moved {number} times");
+        }
+    }
+    loop {
+        interrupts::enable_and_hlt();
+    }
 }
 
 /// So many transfers more, each with its interrupt.
@@ -92,7 +131,12 @@ fn transfer(controller: &mut Controller, vendor: u32, transfers: u32) {
 extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     // SAFETY: these are the arguments of `kernel_main`.
     let info = unsafe { loaded(magic, info) };
-    let transfers = info.and_then(|info| info.command_line.trim().parse().ok()).unwrap_or(0);
+    let words = info.map(|info| info.command_line.trim()).unwrap_or_default();
+    let work = match words.parse() {
+        Ok(transfers) => Work::Transfer(transfers),
+        Err(_) if words == "moves" => Work::Move,
+        Err(_) => Work::Wait,
+    };
     let table = &raw mut TABLE;
     // SAFETY: one CPU, before the table is loaded.
     let idt = unsafe { &mut *table };
@@ -102,11 +146,11 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     // SAFETY: the guest's own local APIC.
     unsafe { write_msr(msr::IA32_X2APIC_SIVR, SOFTWARE_ENABLE | 0xff) };
     interrupts::enable();
-    if live(transfers).is_none() {
+    if live(work).is_none() {
         say!("FAILED: no NVMe controller with MSI-X");
     }
     say!("lived");
-    if transfers > 0 {
+    if matches!(work, Work::Transfer(_)) {
         power_off();
     }
     loop {
