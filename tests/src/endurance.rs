@@ -59,7 +59,12 @@ pub const PARTS: &[Part] = &[
     (
         "attack",
         "timer, network and disk in three guests, while a fourth attacks, in QEMU; nothing is lost",
-        |amount| attack(amount.minutes),
+        |amount| attack(amount.minutes, "hostile", "all two"),
+    ),
+    (
+        "fuzz",
+        "the same while the fourth does anything, from a seed of the clock, which its log names",
+        |amount| attack(amount.minutes, "fuzz", "any 20000"),
     ),
 ];
 
@@ -133,7 +138,7 @@ fn restarts(emulator: Emulator, wanted: usize) -> String {
 }
 
 /// The guests of [`attack`], the attacker last.
-fn guests(folder: &Folder) -> String {
+fn guests(folder: &Folder, program: &str, command_line: &str) -> String {
     let mut net = Guest::on_qemu("igb transfers=key", "[\"00:06.0\"]");
     (net.name, net.cpus) = ("net", "[0, 1]");
     let mut disk = Guest::on_qemu("nvme,reboot reads=5000 quiet", "[\"00:04.0\"]");
@@ -148,14 +153,15 @@ fn guests(folder: &Folder) -> String {
         assert!(linked.is_ok(), "{name}: {linked:?}");
         disk = disk.replace(&file.display().to_string(), &link.display().to_string());
     }
-    let hostile = |name: &str, cpus: &str, command_line: &str| {
-        let payload = Payload { command_line, cpus, memory: "16M", ..Payload::new("hostile") };
-        payload.toml().replace("name = \"hostile\"", &format!("name = \"{name}\""))
+    let small = |program: &str, name: &str, cpus: &str, command_line: &str| {
+        let payload = Payload { command_line, cpus, memory: "16M", ..Payload::new(program) };
+        let own = format!("name = \"{program}\"");
+        payload.toml().replace(&own, &format!("name = \"{name}\""))
     };
     net.toml()
         + &disk
-        + &hostile("victim", "[4]", "victim 2000")
-        + &hostile("attacker", "[5, 6]", "all two")
+        + &small("hostile", "victim", "[4]", "victim 2000")
+        + &small(program, "attacker", "[5, 6]", command_line)
 }
 
 /// Those that are stopped and started to compare what is taken.
@@ -177,9 +183,9 @@ fn ended(guests: &str, name: &str) -> bool {
     rows.any(|mut row| row.nth(1).is_some_and(|state| state != "running"))
 }
 
-fn attack(minutes: u64) -> String {
-    let folder = Folder::new("endurance-attack");
-    let config = folder.write("nexit.toml", guests(&folder));
+fn attack(minutes: u64, program: &str, command_line: &str) -> String {
+    let folder = Folder::new(&format!("endurance-{program}"));
+    let config = folder.write("nexit.toml", guests(&folder, program, command_line));
     let devices = Devices::none().nvme().network("igb", 6);
     let mut arguments = vec!["run", "--config", &config, "--timeout", PATIENCE, "--"];
     arguments.extend(devices.iter());
