@@ -214,12 +214,18 @@ pub fn plan(request: LoadRequest<'_>) -> Result<LoadPlan, LoadError> {
         blobs.push(Blob { at: PAGE_TABLES, bytes: identity_page_tables() });
     }
     let start = start_state(header.entry, load, last);
-    let without_apic = |word| matches!(word, "nolapic" | "disableapic");
-    let without_apic = request.command_line.split_ascii_whitespace().any(without_apic);
-    // A 32-bit Linux has no driver for x2APIC mode: it would do without a local APIC.
-    let xapic = header.entry == Entry::Bits32;
-    let apics = ApicStart { xapic, virtual_wire: xapic || without_apic };
+    let apics = apic_start(header.entry, request.command_line);
     Ok(LoadPlan { copies, blobs, start, apics })
+}
+
+/// A 32-bit Linux has no driver for x2APIC mode: it would do without a local APIC. One that is told to leave its local APIC
+/// alone crashes in that mode, and without ACPI it finds no clock.
+fn apic_start(entry: Entry, command_line: &str) -> ApicStart {
+    let has =
+        |words: &[&str]| command_line.split_ascii_whitespace().any(|word| words.contains(&word));
+    let without_driver = entry == Entry::Bits32 || has(&["nolapic", "disableapic"]);
+    let xapic = without_driver || has(&["acpi=off", "nox2apic"]);
+    ApicStart { xapic, virtual_wire: without_driver }
 }
 
 fn zero_page(

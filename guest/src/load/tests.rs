@@ -52,16 +52,21 @@ fn plan_with(
 }
 
 #[test]
-fn a_linux_that_is_told_to_leave_its_local_apic_alone_finds_the_8259s_connected() {
+fn a_linux_that_is_told_to_leave_its_local_apic_alone_finds_it_as_firmware_leaves_it() {
     let memory = MemoryMap::new(512 << 20, Some(DEFAULT_ECAM));
-    let connected = |command_line| {
+    let apics = |command_line| {
         let (image, rsdp) = (bzimage(), RSDP);
         let (kernel, initrd_size, modules, memory) = (&image[..], None, &[][..], &memory);
         let request = LoadRequest { kernel, initrd_size, modules, command_line, memory, rsdp };
-        plan(request).unwrap().apics.virtual_wire
+        plan(request).unwrap().apics
     };
-    assert!(connected("quiet nolapic") && connected("disableapic"));
-    assert!(!connected("noapic nolapic_timer"), "it has a driver, which says so itself");
+    for words in ["quiet nolapic", "disableapic"] {
+        assert_eq!(apics(words), ApicStart { xapic: true, virtual_wire: true });
+    }
+    for words in ["acpi=off", "nox2apic quiet"] {
+        assert_eq!(apics(words), ApicStart { xapic: true, virtual_wire: false });
+    }
+    assert_eq!(apics("noapic nolapic_timer"), ApicStart::default(), "it has a driver");
 }
 
 /// Guest memory as the plan leaves it, by address.
