@@ -51,11 +51,11 @@ pub fn kernel() -> Result<PathBuf> {
     Ok(kernel)
 }
 
-fn failed(path: &Path, error: &std::io::Error) -> nexit::failure::Failure {
+pub(crate) fn failed(path: &Path, error: &std::io::Error) -> nexit::failure::Failure {
     nexit::failure::Failure::Failed(format!("{}: {error}", path.display()))
 }
 
-fn entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
+pub(crate) fn entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).map_err(|error| failed(folder, &error))?;
     let named = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))

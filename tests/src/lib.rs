@@ -16,6 +16,7 @@ mod guest;
 pub mod i386;
 pub mod line;
 mod outcome;
+pub mod packaged;
 pub mod page;
 mod picture;
 mod q35;

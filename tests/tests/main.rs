@@ -5,6 +5,7 @@ mod apic;
 mod bars;
 mod bochs;
 mod boot;
+mod boots;
 mod check;
 mod clocks;
 mod command_line;

@@ -3,11 +3,17 @@
 //!
 //! Task A runs the code. B is the task behind task gates; C is one whose TSS a trial makes; D has a 16-bit TSS.
 
-use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
 
 use crate::trap::Place;
+pub(crate) use paging::pae_tables;
+use tables::{descriptors, put, task, task_d, task_gate};
+
+mod code;
+mod entry;
+mod paging;
+mod tables;
 
 /// Selectors of the GDT below.
 pub(crate) const DATA: u16 = 0x10;
@@ -73,282 +79,6 @@ pub(crate) mod handler {
     pub(crate) const NMI: u32 = 8;
 }
 
-// 32 stubs of 16 bytes, then the three tasks' code. `note` writes one register down and destroys EBX.
-global_asm!(
-    ".code32",
-    ".macro note register",
-    "mov ebx, [{next}]",
-    "mov [ebx], \\register",
-    "add dword ptr [{next}], 4",
-    ".endm",
-    ".balign 16",
-    "protected_stubs:",
-    ".set protected_vector, 0",
-    ".rept 32",
-    ".balign 16",
-    ".if (protected_vector != 8) && (protected_vector != 17) && ((protected_vector < 10) || (protected_vector > 14))",
-    ".byte 0x6a, 0",
-    ".endif",
-    ".byte 0x6a, protected_vector",
-    "jmp protected_trapped",
-    ".set protected_vector, protected_vector + 1",
-    ".endr",
-    // An exception by an interrupt gate: vector, error code, EIP, CS, EFLAGS, TR and for #DB DR6.
-    "protected_trapped:",
-    "mov eax, 0x10",
-    "mov ds, eax",
-    "mov es, eax",
-    "mov eax, 0xe000",
-    "or eax, [esp]",
-    "note eax",
-    "mov eax, [esp + 4]",
-    "note eax",
-    "mov eax, [esp + 8]",
-    "sub eax, offset {body}",
-    "note eax",
-    "mov eax, [esp + 12]",
-    "note eax",
-    "mov eax, [esp + 16]",
-    "note eax",
-    "xor eax, eax",
-    "str ax",
-    "note eax",
-    "cmp dword ptr [esp], 1",
-    "jne 2f",
-    "mov eax, dr6",
-    "note eax",
-    "mov eax, 0xffff0ff0",
-    "mov dr6, eax",
-    "2:",
-    "xor eax, eax",
-    "str ax",
-    "cmp eax, 0x18",
-    "je protected_back_in_a",
-    "jmp protected_leave",
-    // From a task that A has called: A is not to be returned to, but to go on.
-    "protected_leave:",
-    "mov dword ptr [{tss_a} + 0x20], offset protected_back_in_a",
-    "and byte ptr [{gdt} + 0x18 + 5], 0xfd",
-    ".byte 0xea",
-    ".long 0",
-    ".short 0x18",
-    "jmp protected_leave",
-    "protected_back_in_a:",
-    "mov eax, 0x10",
-    "mov ds, eax",
-    "mov es, eax",
-    "mov esp, [{stack_in_a}]",
-    "ret",
-    // Task B: flags, TR, CR0.TS, the link, whether A and B are busy, how much is on the stack, that, and what was saved of
-    // A.
-    "protected_task_b:",
-    "pushfd",
-    "pop ecx",
-    "mov eax, 0xb000",
-    "note eax",
-    "note ecx",
-    "xor eax, eax",
-    "str ax",
-    "note eax",
-    "mov eax, cr0",
-    "and eax, 8",
-    "note eax",
-    "movzx eax, word ptr [{tss_b}]",
-    "note eax",
-    "movzx eax, byte ptr [{gdt} + 0x18 + 5]",
-    "note eax",
-    "movzx eax, byte ptr [{gdt} + 0x20 + 5]",
-    "note eax",
-    "mov eax, offset {stack_b} + {stack_bytes}",
-    "sub eax, esp",
-    "note eax",
-    "test eax, eax",
-    "jz 2f",
-    "pop eax",
-    "note eax",
-    "2:",
-    "mov eax, [{tss_a} + 0x20]",
-    "sub eax, offset {body}",
-    "note eax",
-    "mov eax, [{tss_a} + 0x24]",
-    "note eax",
-    "test dword ptr [{how}], 8",
-    "jz 2f",
-    "and dword ptr [{how}], 0xfffffff7",
-    "mov dword ptr [0xfee00310], 0",
-    "mov dword ptr [0xfee00300], 0x4400",
-    "mov ecx, 2000",
-    "3: pause",
-    "dec ecx",
-    "jnz 3b",
-    "mov eax, 0xb0b0",
-    "note eax",
-    "2: test dword ptr [{how}], 2",
-    "jz 2f",
-    "mov dword ptr [0xfee000b0], 0",
-    "2: test dword ptr [{how}], 1",
-    "jz 2f",
-    "mov dword ptr [{tss_a} + 0x20], offset protected_back_in_a",
-    "2: test dword ptr [{how}], 4",
-    "jz 2f",
-    "and byte ptr [{gdt} + 0x18 + 5], 0xfd",
-    ".byte 0xea",
-    ".long 0",
-    ".short 0x18",
-    "jmp protected_task_b",
-    "2: iretd",
-    "jmp protected_task_b",
-    // Task C, where its segments let it run: its registers, as they were loaded.
-    "protected_task_c:",
-    "mov [{next} + 4], ebx",
-    "pushfd",
-    "pop ebx",
-    "mov [{next} + 8], ebx",
-    "mov ebx, 0xc000",
-    "xchg eax, ebx",
-    "mov [{next} + 12], ebx",
-    "note eax",
-    "mov eax, [{next} + 8]",
-    "note eax",
-    "mov eax, [{next} + 12]",
-    "note eax",
-    "note ecx",
-    "note edx",
-    "note ebp",
-    "note esi",
-    "note edi",
-    "mov eax, [{next} + 4]",
-    "note eax",
-    "mov eax, fs",
-    "note eax",
-    "sldt eax",
-    "and eax, 0xffff",
-    "note eax",
-    "mov eax, cr3",
-    "note eax",
-    "iretd",
-    "jmp protected_task_c",
-    // Task D, of a 16-bit TSS: it uses no stack, and its code's base is here.
-    ".balign 16",
-    "protected_task_d:",
-    "mov eax, 0xd000",
-    "note eax",
-    "xor eax, eax",
-    "str ax",
-    "note eax",
-    "movzx eax, word ptr [{tss_d}]",
-    "note eax",
-    "movzx eax, cx",
-    "note eax",
-    "mov eax, fs",
-    "and eax, 0xffff",
-    "note eax",
-    "iretd",
-    "jmp protected_task_d",
-    // 64-bit mode, RDI = CR3 for paging with PAE in protected mode, or 0: runs the body as task A.
-    ".code64",
-    "protected_run:",
-    "push rbx",
-    "push rbp",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "pushfq",
-    "cli",
-    "mov [{saved_stack}], rsp",
-    "sgdt [{before}]",
-    "sidt [{before} + 16]",
-    "lgdt [{tables}]",
-    "mov r12, cr3",
-    "push 8",
-    "push offset protected_entered",
-    ".byte 0x48, 0xcb",
-    ".code32",
-    "protected_entered:",
-    "mov eax, 0x10",
-    "mov ds, eax",
-    "mov es, eax",
-    "mov ss, eax",
-    "mov esp, offset {stack_a} + {stack_bytes}",
-    "xor eax, eax",
-    "mov fs, eax",
-    "mov gs, eax",
-    "mov ebp, cr3",
-    "mov eax, cr0",
-    "and eax, 0x7fffffff",
-    "mov cr0, eax",
-    "mov ecx, 0xc0000080",
-    "rdmsr",
-    "btr eax, 8",
-    "wrmsr",
-    "lidt [{tables} + 16]",
-    "mov eax, 0x18",
-    "ltr ax",
-    "push ebp",
-    "test edi, edi",
-    "jz 2f",
-    "mov cr3, edi",
-    "mov eax, cr0",
-    "or eax, 0x80000000",
-    "mov cr0, eax",
-    "2: call 3f",
-    "pop ebp",
-    "mov eax, cr0",
-    "and eax, 0x7fffffff",
-    "mov cr0, eax",
-    "mov cr3, ebp",
-    "mov ecx, 0xc0000080",
-    "rdmsr",
-    "bts eax, 8",
-    "wrmsr",
-    "mov eax, cr0",
-    "or eax, 0x80000000",
-    "mov cr0, eax",
-    "clts",
-    ".byte 0xea",
-    ".long protected_left",
-    ".short 0x48",
-    // The body ends with RET; what comes back otherwise has that address on its stack.
-    "3: mov [{stack_in_a}], esp",
-    "jmp {body}",
-    ".code64",
-    "protected_left:",
-    "lgdt [{before}]",
-    "lidt [{before} + 16]",
-    "mov rsp, [{saved_stack}]",
-    "mov eax, 16",
-    "mov ds, eax",
-    "mov es, eax",
-    "mov ss, eax",
-    "push 8",
-    "push offset protected_done",
-    ".byte 0x48, 0xcb",
-    "protected_done:",
-    "popfq",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbp",
-    "pop rbx",
-    "ret",
-    next = sym NEXT,
-    body = sym BODY,
-    gdt = sym GDT,
-    tss_a = sym TSS_A,
-    tss_b = sym TSS_B,
-    tss_d = sym TSS_D,
-    stack_a = sym STACK_A,
-    stack_b = sym STACK_B,
-    stack_in_a = sym STACK_IN_A,
-    saved_stack = sym SAVED_STACK,
-    before = sym TABLES_BEFORE,
-    tables = sym TABLES,
-    how = sym HOW,
-    stack_bytes = const STACK_BYTES,
-);
-
 unsafe extern "C" {
     fn protected_run(cr3: u64);
     fn protected_stubs();
@@ -357,22 +87,8 @@ unsafe extern "C" {
     fn protected_task_d();
 }
 
-const fn segment(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
-    let (base, limit) = (base as u64, limit as u64);
-    limit & 0xffff
-        | (base & 0xff_ffff) << 16
-        | (access as u64) << 40
-        | (limit >> 16 & 15) << 48
-        | (flags as u64) << 52
-        | (base >> 24) << 56
-}
-
 fn address<T>(place: &Place<T>) -> u32 {
     place.0.get() as u32
-}
-
-const fn task_gate(selector: u16) -> u64 {
-    (selector as u64) << 16 | 0xe5 << 40
 }
 
 /// One trial: a body of 32-bit code, and what it meets.
@@ -473,48 +189,6 @@ impl Trial {
     }
 }
 
-fn descriptors() -> [u64; 16] {
-    let mut gdt = [0; 16];
-    let code_d = protected_task_d as *const () as u32;
-    for (selector, entry) in [
-        (CODE, segment(0, 0xf_ffff, 0x9b, 0xc)),
-        (DATA, segment(0, 0xf_ffff, 0x93, 0xc)),
-        (TASK_A, segment(address(&TSS_A), 0x67, 0x89, 0)),
-        (TASK_B, segment(address(&TSS_B), 0x67, 0x89, 0)),
-        (TASK_C, segment(address(&TSS_C), 0x67, 0x89, 0)),
-        (GATE_B, task_gate(TASK_B)),
-        (TASK_ABSENT, segment(address(&TSS_C), 0x67, 0x09, 0)),
-        (TASK_SHORT, segment(address(&TSS_C), 0x66, 0x89, 0)),
-        (0x48, segment(0, 0xf_ffff, 0x9b, 0xa)),
-        (READ_ONLY, segment(0, 0xf_ffff, 0x91, 0xc)),
-        (DATA_ABSENT, segment(0, 0xf_ffff, 0x13, 0xc)),
-        (TASK_D, segment(address(&TSS_D), 0x2b, 0x81, 0)),
-        (CODE_D, segment(code_d, 0xffff, 0x9b, 4)),
-        (CODE_ABSENT, segment(0, 0xf_ffff, 0x1b, 0xc)),
-        (CODE_SHORT, segment(0, 0xff, 0x9b, 4)),
-    ] {
-        gdt[usize::from(selector >> 3)] = entry;
-    }
-    gdt
-}
-
-/// The 16-bit TSS.
-fn task_d() -> Tss {
-    let mut tss_d = Tss([0; 128]);
-    for (at, value) in [
-        (0x10, 2),
-        (0x14, 0x4321),
-        (0x1a, 0x100),
-        (0x22, DATA),
-        (0x24, CODE_D),
-        (0x26, DATA),
-        (0x28, DATA),
-    ] {
-        tss_d.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
-    }
-    tss_d
-}
-
 fn end(stack: &Stack) -> u32 {
     stack.0.get() as u32 + STACK_BYTES
 }
@@ -522,25 +196,6 @@ fn end(stack: &Stack) -> u32 {
 fn set<T>(place: &Place<T>, value: T) {
     // SAFETY: one CPU, which runs no trial now.
     unsafe { place.0.get().write_volatile(value) };
-}
-
-fn put(tss: &mut Tss, at: usize, value: u32) {
-    tss.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-/// The TSS of a task that begins at `rip`.
-fn task(rip: u32, stack: u32) -> Tss {
-    let mut tss = Tss([0; 128]);
-    for (at, value) in [(0x04, stack), (0x08, DATA.into()), (0x20, rip), (0x24, 2), (0x38, stack)] {
-        put(&mut tss, at, value);
-    }
-    for at in [0x48, 0x50, 0x54, 0x58, 0x5c] {
-        put(&mut tss, at, DATA.into());
-    }
-    put(&mut tss, 0x4c, CODE.into());
-    // No permission map.
-    put(&mut tss, 0x64, 0x68 << 16);
-    tss
 }
 
 /// What a trial has written down.
@@ -569,28 +224,4 @@ impl fmt::Display for Seen {
         }
         Ok(())
     }
-}
-
-/// CR3 for paging with PAE that maps what long mode's tables map.
-pub(crate) fn pae_tables() -> [u32; 2] {
-    #[repr(C, align(64))]
-    struct Pointers(UnsafeCell<[[u64; 4]; 2]>);
-    // SAFETY: one CPU uses it.
-    unsafe impl Sync for Pointers {}
-    static POINTERS: Pointers = Pointers(UnsafeCell::new([[0; 4]; 2]));
-    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    let cr3: u64;
-    // SAFETY: a read.
-    unsafe { asm!("mov {}, cr3", out(reg) cr3) };
-    let entry = |table: u64, index: u64| {
-        let at = cpu::physical::pointer::<u64>(arch::Hpa::new((table & ADDRESS) + 8 * index));
-        // SAFETY: the first 4 GiB are mapped onto themselves, the tables among them.
-        unsafe { at.read_volatile() }
-    };
-    let pointers = entry(cr3, 0);
-    let pointers = core::array::from_fn(|index| entry(pointers, index as u64) & ADDRESS | 1);
-    // SAFETY: no trial is on.
-    unsafe { POINTERS.0.get().write_volatile([pointers; 2]) };
-    let at = POINTERS.0.get() as u32;
-    [at, at + 32]
 }

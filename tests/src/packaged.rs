@@ -1,0 +1,37 @@
+//! Kernels that Debian packages for this machine's own architecture, fetched by apt where they are first asked for.
+
+use std::fs;
+use std::path::PathBuf;
+
+use nexit::failure::Result;
+use nexit::tool::Tool;
+
+use crate::folder::project_folder;
+use crate::i386::{entry, failed};
+
+/// The file `name` that `package` puts into `/boot`, unpacked if it is compressed.
+///
+/// # Errors
+/// apt does not know the package, or cannot fetch it, or has no such file in it.
+pub fn kernel(package: &str, name: &str) -> Result<PathBuf> {
+    let folder = project_folder().join("target/guest/packaged");
+    let plain = name.strip_suffix(".gz").unwrap_or(name);
+    let kernel = folder.join(plain);
+    if kernel.is_file() {
+        return Ok(kernel);
+    }
+    let unpacked = folder.join("unpacked");
+    fs::create_dir_all(&folder).map_err(|error| failed(&folder, &error))?;
+    Tool::new("apt-get").args(["--quiet", "download", package]).within(&folder).run()?;
+    let archive = entry(&folder, &format!("{package}_"))?;
+    Tool::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).run()?;
+    let image = unpacked.join("boot").join(name);
+    if plain != name {
+        Tool::new("gunzip").arg(&image).run()?;
+    }
+    let image = unpacked.join("boot").join(plain);
+    fs::rename(&image, &kernel).map_err(|error| failed(&image, &error))?;
+    let _ = fs::remove_dir_all(unpacked);
+    let _ = fs::remove_file(archive);
+    Ok(kernel)
+}

@@ -1,0 +1,70 @@
+//! Kernels that have no driver for their local APIC, or are told not to use it, and others that nobody here has written.
+
+use nexit_tests::{Devices, Emulator, Folder, Guest, Session, packaged};
+
+/// A Linux with these words: the demo's timer ticks, and the guest ends as a Linux does.
+#[test]
+#[ignore = "four boots: `make test-all`"]
+fn a_linux_that_leaves_its_local_apic_or_acpi_alone_works_on_amd_v() {
+    for (words, end) in [
+        ("noapic", "poweroff"),
+        ("nolapic", "poweroff"),
+        ("acpi=off", "halted"),
+        ("noapic nolapic acpi=off", "halted"),
+    ] {
+        let guest = Guest::on_qemu("timer", "[]").toml();
+        let guest = guest.replace("demo=timer", &format!("demo=timer {words}"));
+        let name = format!("boots-{}", words.replace([' ', '='], "-"));
+        let outcome = Folder::new(&name).run(&guest, &["--timeout", "240"], &Devices::none());
+        assert_eq!(outcome.guest_outcome("linux"), Some(end), "{words}\n{outcome}");
+        assert!(outcome.result("timer").get("interrupts") > 0, "{words}\n{outcome}");
+    }
+}
+
+/// A run of this kernel, as a guest of 64 MiB named `guest`.
+fn start(emulator: Emulator, name: &str, (package, file): (&str, &str), words: &str) -> Session {
+    let kernel = packaged::kernel(package, file).unwrap_or_else(|error| panic!("{error}"));
+    let folder = Folder::new(&format!("boots-{name}-{emulator}"));
+    let config = folder.write(
+        "config.toml",
+        format!(
+            "[[guest]]\nname = \"guest\"\ncpus = [0]\nmemory = \"64M\"\nkernel = \"{}\"\ncmdline = \"{words}\"\n\
+             on_reboot = \"stop\"\n",
+            kernel.display()
+        ),
+    );
+    let run = ["run", "--config", &config, "--timeout", "900"];
+    Session::start(&[&run, emulator.options()].concat())
+}
+
+/// It comes to its end, which is that it has nothing to start, and its clock goes on.
+fn gnumach_ticks_by_the_pit(emulator: Emulator) {
+    let package = ("gnumach-image-1.8-486", "gnumach-1.8-486.gz");
+    let mut session = start(emulator, "gnumach", package, "console=com0");
+    session.see("No bootstrap code loaded with the kernel!");
+    session.see("guest guest: its clock ticks through the 8259s");
+    session.kill_emulator();
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn gnumach_ticks_by_the_pit_on_amd_v() {
+    gnumach_ticks_by_the_pit(Emulator::Qemu);
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn gnumach_ticks_by_the_pit_on_vt_x() {
+    gnumach_ticks_by_the_pit(Emulator::Bochs);
+}
+
+/// A whole pass over 64 MiB, which is minutes.
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn memtest86_passes_on_amd_v() {
+    let package = ("memtest86+", "memtest86+x64.bin");
+    let mut session = start(Emulator::Qemu, "memtest", package, "console=ttyS0,115200 nosmp");
+    session.see("Memtest86+ v");
+    session.see("Pass:  1        Errors: 0 ");
+    session.kill_emulator();
+}
