@@ -12,6 +12,8 @@ const PIT_CONTROL: u16 = 0x43;
 const PIT_COUNT: u16 = 0x40;
 /// A millisecond.
 const COUNT: u16 = 1193;
+/// Twenty.
+const LONGER: u16 = 23_864;
 const UART: u16 = 0x3f8;
 const LINT0: u16 = 0x350;
 const EXTERNAL: u32 = 0x700;
@@ -101,18 +103,20 @@ fn periodic() {
         end();
     }
     prepare(3, 1);
-    fact!("clocks: two ticks with automatic EOI"; "{}, {}", next(), next());
+    let came = [next(), next()].map(|came| came.any());
+    fact!("clocks: ticks with automatic EOI, and another"; "{came:?}");
     fact!("clocks: in service with automatic EOI"; "{:#x}", register(0x0b));
 }
 
 fn once() {
     for mode in [0, 4] {
+        // The 8259s forget what has ticked before.
+        begin(mode, LONGER);
         prepare(1, 1);
-        begin(mode, COUNT);
         fact!("clocks: mode {mode}: the tick"; "{}", next());
         end();
         fact!("clocks: mode {mode}: no other one"; "{}", let_in(20_000));
-        COUNT.to_le_bytes().into_iter().for_each(|byte| out(PIT_COUNT, byte));
+        LONGER.to_le_bytes().into_iter().for_each(|byte| out(PIT_COUNT, byte));
         fact!("clocks: mode {mode}: loaded again"; "{}", next());
         end();
     }

@@ -12,6 +12,7 @@ mod local;
 mod nmi;
 mod processor;
 mod protected;
+mod system;
 mod tables;
 mod tasks;
 mod trap;
@@ -43,6 +44,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     debug::all();
     tables::all();
     processor::all();
+    system::all();
     local::enter_xapic_mode();
     local::registers();
     local::priorities();

@@ -222,6 +222,12 @@ fn at(code: u64, argument: u64) -> Option<Seen> {
 /// Vectors that have come since the last call.
 pub(crate) struct Came([u8; 32], usize);
 
+impl Came {
+    pub(crate) const fn any(&self) -> bool {
+        self.1 != 0
+    }
+}
+
 pub(crate) fn take_came() -> Came {
     let count = COUNT.swap(0, Ordering::Relaxed);
     Came(core::array::from_fn(|index| CAME[index].load(Ordering::Relaxed) as u8), count.min(32))
