@@ -71,6 +71,10 @@ impl Guest for Occupant {
     fn memory(&mut self) -> &mut Memory {
         &mut self.memory
     }
+
+    fn ram(&mut self) -> Vec<(Gpa, u64)> {
+        vec![(Gpa::new(0), self.memory.0.len() as u64)]
+    }
 }
 
 #[derive(Clone)]

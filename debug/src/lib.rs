@@ -15,6 +15,8 @@ mod fake;
 mod fpu;
 pub mod frame;
 pub mod mailbox;
+mod monitor;
+pub mod pack;
 pub mod registers;
 pub mod session;
 pub mod step;

@@ -5,6 +5,7 @@
 use alloc::vec::Vec;
 use core::convert::Infallible;
 
+use arch::Gpa;
 use arch::machine::GuestMemory;
 use gdbstub::common::Signal;
 use gdbstub::conn::Connection;
@@ -30,6 +31,8 @@ pub trait Guest {
     fn call(&mut self);
     /// Its RAM.
     fn memory(&mut self) -> &mut Self::Memory;
+    /// Where that is, and how much.
+    fn ram(&mut self) -> Vec<(Gpa, u64)>;
 }
 
 /// The line to gdb. Writing never fails: what nobody takes is lost.

@@ -14,7 +14,7 @@ use gdbstub::target::ext::breakpoints::{
     Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps,
     SwBreakpoint, SwBreakpointOps, WatchKind,
 };
-use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps, outputln};
+use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
 use gdbstub::target::{Target, TargetError, TargetResult};
 
 use crate::breakpoints::{Breakpoint, Breakpoints as All, Kind};
@@ -327,46 +327,5 @@ impl<G: Guest> HwWatchpoint for Debugged<G> {
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
         Ok(self.breakpoints.remove(data(address, length, kind)))
-    }
-}
-
-/// `monitor phys ADDRESS [BYTES]`.
-impl<G: Guest> MonitorCmd for Debugged<G> {
-    fn handle_monitor_cmd(
-        &mut self,
-        command: &[u8],
-        mut out: ConsoleOutput<'_>,
-    ) -> Result<(), Infallible> {
-        const LINE: u64 = 16;
-        const MAX_BYTES: u64 = 1024;
-        let text = core::str::from_utf8(command).unwrap_or_default();
-        let mut words = text.split_whitespace();
-        let name = words.next();
-        let mut number = || words.next().map(number);
-        let (Some("phys"), Some(Some(at)), bytes @ (None | Some(Some(1..=MAX_BYTES)))) =
-            (name, number(), number())
-        else {
-            outputln!(out, "monitor phys ADDRESS [BYTES]: bytes at a guest-physical address");
-            return Ok(());
-        };
-        let bytes = bytes.flatten().unwrap_or(LINE);
-        for offset in (0..bytes).step_by(LINE as usize) {
-            let mut line = [0; LINE as usize];
-            let gpa = Gpa::new(at.wrapping_add(offset));
-            let part = line.get_mut(..(bytes - offset).min(LINE) as usize).unwrap_or_default();
-            match self.guest.memory().read(gpa, part) {
-                Ok(()) => outputln!(out, "{gpa}: {part:02x?}"),
-                Err(error) => outputln!(out, "{error}"),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Decimal, or hexadecimal with `0x`.
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
     }
 }

@@ -253,3 +253,44 @@ proptest! {
         prop_assert!(orders.iter().all(|order| *order == Some(Order::Leave)), "{:?}", orders);
     }
 }
+
+/// What a `monitor` command says.
+fn monitor(talk: &mut Talk, command: &str) -> Vec<u8> {
+    let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
+    talk.send(&packet(&format!("qRcmd,{hex}")));
+    talk.work();
+    let answer = talk.answer();
+    let digits = answer.strip_prefix('O').unwrap();
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+#[test]
+fn all_of_the_ram_can_be_had_packed() {
+    let mut talk = Talk::attached();
+    assert_eq!(monitor(&mut talk, "ram"), b"0x0 0x10000\n");
+    assert!(monitor(&mut talk, "pages").starts_with(b"monitor phys"));
+    // The fake's memory: each page counts from 0.
+    let (mut next, mut pages) = (0_u32, Vec::new());
+    while next < 16 {
+        let answer = monitor(&mut talk, &format!("pages {next}"));
+        let mut rest = answer.as_slice();
+        loop {
+            let (number, behind) = rest.split_first_chunk().unwrap();
+            let (length, behind) = behind.split_first_chunk().unwrap();
+            let (packed, behind) = behind.split_at(u16::from_le_bytes(*length).into());
+            rest = behind;
+            if packed.is_empty() {
+                next = u32::from_le_bytes(*number);
+                break;
+            }
+            pages.push(u32::from_le_bytes(*number));
+            let expected: Vec<u8> = (0..4096).map(|at| at as u8).collect();
+            assert_eq!(crate::pack::unpack(packed).unwrap(), expected);
+        }
+        assert!(rest.is_empty());
+    }
+    assert_eq!(pages, (0..16).collect::<Vec<u32>>());
+}

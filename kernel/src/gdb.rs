@@ -88,6 +88,12 @@ impl Guest for Occupant {
         self.ram = Ram(self.room.ram.lock().clone());
         &mut self.ram
     }
+
+    fn ram(&mut self) -> Vec<(Gpa, u64)> {
+        let ram = self.room.ram.lock();
+        let blocks = ram.iter().flat_map(GuestRam::blocks);
+        blocks.map(|block| (block.gpa, block.length)).collect()
+    }
 }
 
 #[derive(Clone)]

@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Stats(StatsArgs),
     /// Let gdb at a guest with `gdb = "console"`, by way of the machine's one serial line.
     Gdb(GdbArgs),
+    /// Dump a guest with `gdb = "console"` into an ELF core that gdb opens.
+    Dump(DumpArgs),
     /// Explain from the hypervisor's log why a CPU refused to enter a guest.
     Explain(ExplainArgs),
     /// Add function names and source lines to the backtraces of a log.
@@ -298,6 +300,20 @@ pub(crate) struct GdbArgs {
     /// Arguments for the gdb that is started, such as a file with symbols.
     #[arg(last = true, value_name = "GDB ARGS", requires = "start")]
     pub(crate) gdb_args: Vec<String>,
+}
+
+/// `nexit dump`.
+#[derive(Args, Debug)]
+pub(crate) struct DumpArgs {
+    /// The guest's name.
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: String,
+    /// The file to write; an existing one is overwritten.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where the guest is.
+    #[command(flatten)]
+    pub(crate) line: LineArgs,
 }
 
 /// `nexit explain`.

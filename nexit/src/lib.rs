@@ -17,6 +17,7 @@ mod check;
 pub mod cli;
 mod console;
 pub mod demo;
+mod dump;
 pub mod failure;
 mod files;
 mod folders;
@@ -77,6 +78,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Stats(args) => stats::print(&args),
         Command::Explain(args) => explain_log(&args.log),
         Command::Gdb(args) => gdb::serve(&args),
+        Command::Dump(args) => dump::dump(&args),
         Command::Symbolize(args) => symbolize::print(&args),
     }
 }

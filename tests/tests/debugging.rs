@@ -169,6 +169,7 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
     }
     session.bytes(&frame(1, b"$g#00$?#\xff\x03"));
     let (line, ready) = (session.line(), folder.path("ready").display().to_string());
+    a_dump_is_a_core_for_gdb(&folder, &line, &hung.path());
     let look = format!(
         "set remotetimeout 60\nset language c\nprint ($eflags & 0x200) == 0\nx/i $rip\n\
          hbreak kernel_main\nshell touch {ready}\ncontinue\nbacktrace 1\ndetach\n"
@@ -202,6 +203,24 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
     }
     assert!(screen.is_ascii(), "nothing of a frame is shown: {screen}");
     assert_eq!(status.code(), Some(1), "one was stopped: {screen}");
+}
+
+/// `nexit dump`, of the guest that hangs: gdb finds in the file where it hangs, and by what code.
+fn a_dump_is_a_core_for_gdb(folder: &Folder, line: &str, program: &Path) {
+    let core = folder.path("core").display().to_string();
+    let dumped = folder.nexit("dump", &["dump", "ends", &core, "--line", line]);
+    assert!(dumped.output.contains("64 MiB of RAM"), "{dumped}");
+    let script = format!(
+        "set language c\ncore {core}\nx/i $rip\nprint ($eflags & 0x200) == 0\nx/4xb 0x200000\n"
+    );
+    let said = gdb(folder, program, &script);
+    for expected in
+        ["#0  0x", " in end () at tests/payload/src/bin/ends.rs:", "jmp    0x", "$1 = 1"]
+    {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    // The multiboot header, by which its loader knows it: the first page of its image.
+    assert!(said.contains("0x02\t0xb0\t0xad\t0x1b"), "{said}");
 }
 
 /// A frame to the gdb stub of a guest.

@@ -148,6 +148,9 @@ impl session::Guest for Occupant {
     fn memory(&mut self) -> &mut FakeMemory {
         &mut self.memory
     }
+    fn ram(&mut self) -> Vec<(arch::Gpa, u64)> {
+        vec![(arch::Gpa::new(0), self.memory.0.len() as u64)]
+    }
 }
 
 #[derive(Clone)]

@@ -1,0 +1,220 @@
+//! An ELF core file: RAM first, where it is sparse as the RAM is, then a note for each CPU, then the program headers.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use debug::pack::PAGE;
+
+use super::stub::Registers;
+use super::tables::Mapping;
+use crate::failure::{OrFailed as _, Result};
+
+/// Sizes of the format (System V ABI, "ELF Header", "Program Header").
+const HEADER: usize = 64;
+const PROGRAM_HEADER: usize = 56;
+/// Linux' `struct elf_prstatus` on x86-64: its size, and where the thread's number and the registers are.
+const STATUS: usize = 336;
+const THREAD_AT: usize = 32;
+const REGISTERS_AT: usize = 112;
+
+/// A core file that is being written.
+pub(super) struct Core {
+    path: PathBuf,
+    file: File,
+    ranges: Vec<Range<u64>>,
+}
+
+impl Core {
+    /// Of RAM in these ranges, of which all is zero so far.
+    pub(super) fn create(path: &Path, ranges: &[(u64, u64)]) -> Result<Self> {
+        let ranges: Vec<Range<u64>> = ranges.iter().map(|(at, length)| *at..at + length).collect();
+        let options = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let file = options.or_failed("write", path)?;
+        let core = Self { path: path.to_owned(), file, ranges };
+        core.file.set_len(core.end()).or_failed("write", path)?;
+        Ok(core)
+    }
+
+    pub(super) fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// Where the RAM ends.
+    fn end(&self) -> u64 {
+        PAGE as u64 + self.ranges.iter().map(|range| range.end - range.start).sum::<u64>()
+    }
+
+    /// Where a physical address is in the file, and how much follows it there.
+    fn place(&self, gpa: u64) -> Option<(u64, u64)> {
+        let mut before = PAGE as u64;
+        for range in &self.ranges {
+            if range.contains(&gpa) {
+                return Some((before + gpa - range.start, range.end - gpa));
+            }
+            before += range.end - range.start;
+        }
+        None
+    }
+
+    /// Writes a page of RAM. What is not RAM is left out.
+    pub(super) fn write(&mut self, gpa: u64, page: &[u8]) -> Result<()> {
+        let Some((at, _)) = self.place(gpa) else { return Ok(()) };
+        self.file.write_all_at(page, at).or_failed("write", &self.path)
+    }
+
+    /// A word of RAM.
+    pub(super) fn read(&self, gpa: u64) -> Option<u64> {
+        let (at, _) = self.place(gpa)?;
+        let mut bytes = [0; 8];
+        self.file.read_exact_at(&mut bytes, at).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes what is behind the RAM, and before it.
+    pub(super) fn finish(self, cpus: &[Registers], mappings: &[Mapping]) -> Result<()> {
+        const NOTE: u32 = 4;
+        const LOAD: u32 = 1;
+        const ALL: u32 = 7;
+        let notes: Vec<u8> = (1..).zip(cpus).flat_map(|(thread, cpu)| note(thread, cpu)).collect();
+        let notes_at = self.end();
+        let mut headers = program_header(NOTE, 0, notes_at, [0, 0], notes.len() as u64);
+        let mut count: u16 = 1;
+        for mapping in mappings {
+            // Registers of devices are mapped too; they are not in the file.
+            let Some((at, length)) = self.place(mapping.physical) else { continue };
+            let length = mapping.length.min(length);
+            let addresses = [mapping.linear, mapping.physical];
+            headers.extend(program_header(LOAD, ALL, at, addresses, length));
+            count = count.saturating_add(1);
+        }
+        let headers_at = (notes_at + notes.len() as u64).next_multiple_of(8);
+        let pieces = [(header(headers_at, count), 0), (notes, notes_at), (headers, headers_at)];
+        for (bytes, at) in pieces {
+            self.file.write_all_at(&bytes, at).or_failed("write", &self.path)?;
+        }
+        Ok(())
+    }
+}
+
+fn header(program_headers_at: u64, count: u16) -> Vec<u8> {
+    const CORE: u16 = 4;
+    const X86_64: u16 = 62;
+    let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
+    bytes.resize(16, 0);
+    bytes.extend([CORE, X86_64].into_iter().flat_map(u16::to_le_bytes));
+    bytes.extend(1_u32.to_le_bytes());
+    bytes.extend([0, program_headers_at, 0].into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend(0_u32.to_le_bytes());
+    let sizes = [HEADER as u16, PROGRAM_HEADER as u16, count, 0, 0, 0];
+    bytes.extend(sizes.into_iter().flat_map(u16::to_le_bytes));
+    bytes
+}
+
+fn program_header(
+    kind: u32,
+    flags: u32,
+    at: u64,
+    [linear, physical]: [u64; 2],
+    length: u64,
+) -> Vec<u8> {
+    let mut bytes: Vec<u8> = [kind, flags].into_iter().flat_map(u32::to_le_bytes).collect();
+    let rest = [at, linear, physical, length, length, 0];
+    bytes.extend(rest.into_iter().flat_map(u64::to_le_bytes));
+    bytes
+}
+
+/// NT_PRSTATUS: the registers of a thread in the order of Linux' `struct user_regs_struct`.
+fn note(thread: u32, cpu: &Registers) -> Vec<u8> {
+    const PRSTATUS: u32 = 1;
+    let name = b"CORE\0\0\0\0";
+    let mut status = vec![0; STATUS];
+    let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15] =
+        cpu.general;
+    let [cs, ss, ds, es, fs, gs] = cpu.segments.map(u64::from);
+    let no_system_call = u64::MAX;
+    let registers = [
+        r15,
+        r14,
+        r13,
+        r12,
+        rbp,
+        rbx,
+        r11,
+        r10,
+        r9,
+        r8,
+        rax,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        no_system_call,
+        cpu.rip,
+        cs,
+        cpu.rflags.into(),
+        rsp,
+        ss,
+        cpu.bases[0],
+        cpu.bases[1],
+        ds,
+        es,
+        fs,
+        gs,
+    ];
+    put(&mut status, THREAD_AT, &thread.to_le_bytes());
+    let registers: Vec<u8> = registers.into_iter().flat_map(u64::to_le_bytes).collect();
+    put(&mut status, REGISTERS_AT, &registers);
+    let mut bytes: Vec<u8> =
+        [5, STATUS as u32, PRSTATUS].into_iter().flat_map(u32::to_le_bytes).collect();
+    bytes.extend(name);
+    bytes.extend(status);
+    bytes
+}
+
+fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(place) = to.get_mut(at..at + bytes.len()) {
+        place.copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object::read::elf::{ElfFile64, ProgramHeader as _};
+    use object::{Endianness, Object as _};
+
+    use super::*;
+
+    #[test]
+    fn another_reader_finds_memory_by_its_linear_address_and_a_note_for_each_cpu() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("core");
+        let mut core = Core::create(&path, &[(0, 0x8000), (0x10_0000, 0x8000)]).unwrap();
+        core.write(0x10_2000, &[7; PAGE]).unwrap();
+        core.write(0xa_0000, &[9; PAGE]).unwrap();
+        assert_eq!(core.read(0x10_2ff8), Some(0x0707_0707_0707_0707));
+        assert_eq!(core.read(0xa_0000), None, "no RAM is there");
+        let mappings = [
+            Mapping { linear: 0xffff_ffff_8000_0000, physical: 0x10_2000, length: 0x1000 },
+            Mapping { linear: 0xffff_ffff_c000_0000, physical: 0xfee0_0000, length: 0x1000 },
+        ];
+        let cpus = [Registers { rip: 0x1234, ..Registers::default() }; 2];
+        core.finish(&cpus, &mappings).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
+        assert_eq!(elf.kind(), object::ObjectKind::Core);
+        let endian = Endianness::Little;
+        let [notes, load] = elf.elf_program_headers() else { panic!("the device is no memory") };
+        assert_eq!(load.p_vaddr(endian), 0xffff_ffff_8000_0000);
+        assert_eq!(load.data(endian, bytes.as_slice()).unwrap(), [7; PAGE]);
+        let mut notes = notes.notes(endian, bytes.as_slice()).unwrap().unwrap();
+        for thread in 1..3_u32 {
+            let note = notes.next().unwrap().unwrap();
+            assert_eq!((note.name(), note.n_type(endian)), (b"CORE".as_slice(), 1));
+            assert_eq!(note.desc()[THREAD_AT..THREAD_AT + 4], thread.to_le_bytes());
+            assert_eq!(note.desc()[REGISTERS_AT + 16 * 8..][..8], 0x1234_u64.to_le_bytes());
+        }
+        assert!(notes.next().unwrap().is_none());
+    }
+}

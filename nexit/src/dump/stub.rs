@@ -1,0 +1,228 @@
+//! Talks to a guest's gdb stub as gdb does (GDB's manual, "Remote Protocol").
+//!
+//! A question that was not answered, or whose answer is damaged, is asked again: all that are asked here can be.
+
+use std::time::Duration;
+
+use crate::cable::Cable;
+use crate::failure::{Failure, Result};
+
+/// How long the stub may be silent, and how long it is when there is nothing more to come.
+const SILENT: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_millis(500);
+const TRIES: usize = 4;
+/// No answer of the stub's is longer.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// The stub of one guest.
+pub(super) struct Stub<'a> {
+    cable: &'a Cable,
+    guest: u8,
+    /// What has come and was not looked at yet.
+    came: Vec<u8>,
+}
+
+/// A CPU's registers, those that a core file has and those by which addresses are translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Registers {
+    /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 to R15.
+    pub(super) general: [u64; 16],
+    pub(super) rip: u64,
+    pub(super) rflags: u32,
+    /// CS, SS, DS, ES, FS, GS.
+    pub(super) segments: [u32; 6],
+    /// Of FS and GS.
+    pub(super) bases: [u64; 2],
+    pub(super) cr0: u64,
+    pub(super) cr3: u64,
+    pub(super) cr4: u64,
+    pub(super) efer: u64,
+}
+
+impl Registers {
+    /// In the order of the stub's target description.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let quad = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let double = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let mut registers = Self { rip: quad(128)?, rflags: double(136)?, ..Self::default() };
+        for (index, register) in registers.general.iter_mut().enumerate() {
+            *register = quad(8 * index)?;
+        }
+        for (index, segment) in registers.segments.iter_mut().enumerate() {
+            *segment = double(140 + 4 * index)?;
+        }
+        // Behind the registers of the FPU and of SSE.
+        let bases = [quad(536)?, quad(544)?];
+        let [cr0, cr3, cr4, efer] = [quad(552)?, quad(568)?, quad(576)?, quad(584)?];
+        Some(Self { bases, cr0, cr3, cr4, efer, ..registers })
+    }
+}
+
+impl<'a> Stub<'a> {
+    pub(super) const fn new(cable: &'a Cable, guest: u8) -> Self {
+        Self { cable, guest, came: Vec::new() }
+    }
+
+    /// Has the guest stop.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.ask("?").map(drop)
+    }
+
+    /// Has it go on.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        self.ask("D;1").map(drop)
+    }
+
+    pub(super) fn cpus(&mut self) -> Result<Vec<Registers>> {
+        let list = self.ask("qfThreadInfo")?;
+        let list = String::from_utf8_lossy(&list).into_owned();
+        let mut cpus = Vec::new();
+        for thread in list.trim_start_matches('m').split(',') {
+            self.ask(&format!("Hg{thread}"))?;
+            let registers = bytes_of(&self.ask("g")?);
+            cpus.push(registers.and_then(|bytes| Registers::of(&bytes)).ok_or_else(nonsense)?);
+        }
+        Ok(cpus)
+    }
+
+    /// Where the RAM is, and how much.
+    pub(super) fn ram(&mut self) -> Result<Vec<(u64, u64)>> {
+        let said = self.monitor("ram")?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+        let range = |line: &str| line.split_once(' ').and_then(|(a, b)| number(a).zip(number(b)));
+        said.lines().map(|line| range(line).ok_or_else(nonsense)).collect()
+    }
+
+    /// Packed pages from this one on.
+    pub(super) fn pages(&mut self, first: u64) -> Result<Vec<u8>> {
+        self.monitor(&format!("pages {first}"))
+    }
+
+    fn monitor(&mut self, command: &str) -> Result<Vec<u8>> {
+        let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let answer = self.ask(&format!("qRcmd,{hex}"))?;
+        answer.strip_prefix(b"O").and_then(bytes_of).ok_or_else(nonsense)
+    }
+
+    /// The first packet of the answer.
+    fn ask(&mut self, question: &str) -> Result<Vec<u8>> {
+        let sum = question.bytes().fold(0_u8, u8::wrapping_add);
+        let packet = format!("${question}#{sum:02x}");
+        for _ in 0..TRIES {
+            self.came.clear();
+            self.send(packet.as_bytes())?;
+            let first = self.packet()?;
+            let Some(first) = first else {
+                self.settle()?;
+                continue;
+            };
+            let is_text = first.first() == Some(&b'O') && first != b"OK";
+            if !is_text {
+                return Ok(first);
+            }
+            // The text of a monitor command, behind which the stub says that it is done.
+            if self.packet()?.is_some_and(|end| end == b"OK") {
+                return Ok(first);
+            }
+            self.settle()?;
+        }
+        let text = "the guest's gdb stub does not answer: has the guest ended, or is the line bad?";
+        Err(Failure::Failed(text.to_owned()))
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<()> {
+        use std::io::Write as _;
+        let sent = self.cable.writer(self.guest).write_all(bytes);
+        sent.map_err(|error| Failure::Failed(format!("cannot send to the guest's stub: {error}")))
+    }
+
+    /// The next packet, acknowledged; `None` where none comes, or a damaged one.
+    fn packet(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            if let Some((length, packet)) = find(&self.came) {
+                self.came.drain(..length);
+                self.send(b"+")?;
+                return Ok(packet);
+            }
+            match self.cable.next(self.guest, SILENT)? {
+                Some(bytes) if self.came.len() < MAX_ANSWER => self.came.extend(bytes),
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// Waits until nothing more comes.
+    fn settle(&mut self) -> Result<()> {
+        while self.cable.next(self.guest, QUIET)?.is_some() {}
+        Ok(())
+    }
+}
+
+fn nonsense() -> Failure {
+    Failure::Failed("the guest's gdb stub says what makes no sense: is it this version's?".into())
+}
+
+/// The first packet of what has come: how far it reaches, and what is in it if it is not damaged.
+fn find(came: &[u8]) -> Option<(usize, Option<Vec<u8>>)> {
+    let start = came.iter().position(|byte| *byte == b'$')? + 1;
+    let within = came.get(start..)?;
+    let length = within.iter().position(|byte| *byte == b'#')?;
+    let (within, rest) = within.split_at(length);
+    let sum = rest.get(1..3)?;
+    let said = std::str::from_utf8(sum).ok().and_then(|sum| u8::from_str_radix(sum, 16).ok());
+    let right = said == Some(within.iter().copied().fold(0, u8::wrapping_add));
+    Some((start + length + 3, right.then(|| expanded(within))))
+}
+
+/// Without run-length encoding: a byte, `*`, and how often it comes again, plus 29.
+fn expanded(packet: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(packet.len());
+    let mut bytes = packet.iter();
+    while let Some(byte) = bytes.next() {
+        match (byte, plain.last().copied()) {
+            (b'*', Some(last)) => {
+                let more = bytes.next().map_or(0, |count| count.saturating_sub(29));
+                plain.extend(std::iter::repeat_n(last, more.into()));
+            }
+            _ => plain.push(*byte),
+        }
+    }
+    plain
+}
+
+/// Hexadecimal digits as bytes; what the stub does not know, `xx`, is zero.
+fn bytes_of(digits: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| if byte == b'x' { Some(0) } else { char::from(byte).to_digit(16) };
+    let pairs = digits.chunks(2).map(|pair| match pair {
+        [high, low] => Some((digit(*high)? << 4 | digit(*low)?) as u8),
+        _ => None,
+    });
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_found_behind_acknowledgements_and_a_damaged_one_is_known() {
+        assert_eq!(find(b"+$OK#9a$"), Some((7, Some(b"OK".to_vec()))));
+        assert_eq!(find(b"$OK#9b"), Some((6, None)));
+        assert_eq!(find(b"+$OK#9"), None, "more comes");
+        assert_eq!(find(b"$0*\"#7c"), Some((7, Some(b"000000".to_vec()))));
+    }
+
+    #[test]
+    fn registers_are_where_the_target_description_has_them() {
+        let bytes: Vec<u8> = (0..700_usize).map(|at| (at / 8) as u8).collect();
+        let registers = Registers::of(&bytes).unwrap();
+        assert_eq!(registers.general[15], 0x0f0f_0f0f_0f0f_0f0f);
+        assert_eq!(registers.rip, 0x1010_1010_1010_1010);
+        assert_eq!(registers.bases[0], 0x4343_4343_4343_4343);
+        assert_eq!(registers.efer, 0x4949_4949_4949_4949);
+        assert_eq!(Registers::of(&bytes[..500]), None);
+        assert_eq!(bytes_of(b"0aFfxx"), Some(vec![10, 255, 0]));
+        assert_eq!(bytes_of(b"0"), None);
+    }
+}
