@@ -317,6 +317,19 @@ pub fn fxsave() -> [u8; 512] {
     area.0
 }
 
+/// Sets them.
+///
+/// # Safety
+/// They are nobody's who would notice: a guest's that is to have these, of which `area` has all. Its MXCSR has no bit that
+/// the CPU lacks.
+pub unsafe fn fxrstor(area: [u8; 512]) {
+    let area = FxsaveArea(area);
+    // SAFETY: the area is 512 bytes, aligned to 16; the caller vouches for the rest.
+    unsafe {
+        asm!("fxrstor64 [{}]", in(reg) &raw const area, options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// The low 128 bits of XMM0 to XMM15 (`register` modulo 16), as they stand.
 #[must_use]
 pub fn vector_register(register: u8) -> [u8; 16] {

@@ -15,6 +15,15 @@ const REGISTERS: usize = 8;
 /// Where ST0 is; each register has 16 bytes.
 const ST0: usize = 32;
 const XMM0: usize = 160;
+const MXCSR: usize = 24;
+/// Which of its bits there are; where that is 0, [`DEFAULT_MASK`] (SDM "Guidelines for Writing to the MXCSR Register").
+const MXCSR_MASK: usize = 28;
+const DEFAULT_MASK: u32 = 0xffbf;
+
+/// Which registers a tag word does not call empty, as FXSAVE says it.
+fn full(tags: u16) -> u8 {
+    (0..REGISTERS).fold(0, |all, at| all | u8::from(tags >> (2 * at) & 3 != 3) << at)
+}
 
 impl Fxsave {
     fn word(&self, at: usize) -> u16 {
@@ -41,7 +50,7 @@ impl Fxsave {
     }
 
     pub(crate) fn mxcsr(&self) -> u32 {
-        self.dword(24)
+        self.dword(MXCSR)
     }
 
     /// `fctrl`, `fstat`, `ftag`, `fiseg`, `fioff`, `foseg`, `fooff`, `fop`. In 64-bit mode the pointers have no segments:
@@ -52,6 +61,40 @@ impl Fxsave {
         let code = [self.dword(12), self.dword(8)];
         let data = [self.dword(20), self.dword(16)];
         [control, status, tags, code[0], code[1], data[0], data[1], self.word(6).into()]
+    }
+
+    /// Takes what [`Self::stack`], [`Self::control`], [`Self::vectors`] and [`Self::mxcsr`] give, one behind the other;
+    /// `None` where that is too short. What FXRSTOR would refuse is left out.
+    pub(crate) fn set(&mut self, bytes: &[u8]) -> Option<()> {
+        let (stack, rest) = bytes.split_at_checked(REGISTERS * 10)?;
+        let (control, rest) = rest.split_at_checked(8 * 4)?;
+        let (vectors, rest) = rest.split_at_checked(16 * 16)?;
+        let mxcsr = u32::from_le_bytes(*rest.first_chunk()?);
+        for (at, register) in stack.chunks(10).enumerate() {
+            self.put(ST0 + 16 * at, register);
+        }
+        let control = control.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+        let words = [0, 2, 4, 12, 8, 20, 16, 6].into_iter().zip(control);
+        for (at, word) in words {
+            match at {
+                4 => self.put(at, &[full(word as u16)]),
+                0 | 2 | 6 => self.put(at, &(word as u16).to_le_bytes()),
+                _ => self.put(at, &word.to_le_bytes()),
+            }
+        }
+        self.put(XMM0, vectors);
+        let mask = match self.dword(MXCSR_MASK) {
+            0 => DEFAULT_MASK,
+            mask => mask,
+        };
+        self.put(MXCSR, &(mxcsr & mask).to_le_bytes());
+        Some(())
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
     }
 
     /// The tag word, of which FXSAVE stores whether a register is empty (SDM "x87 FPU Tag Word").
@@ -100,6 +143,28 @@ mod tests {
         assert_eq!(it.control()[1], 6 << 11);
         assert_eq!(it.stack().count(), 80);
         assert_eq!(it.stack().take(10).last(), Some(0x3f));
+    }
+
+    #[test]
+    fn what_gdb_writes_is_where_fxrstor_takes_it() {
+        let mut it = Fxsave(core::array::from_fn(|at| at as u8));
+        it.0[MXCSR_MASK..MXCSR_MASK + 4].copy_from_slice(&0xffff_u32.to_le_bytes());
+        let bytes = |it: &Fxsave| {
+            let control = it.control().into_iter().flat_map(u32::to_le_bytes);
+            let vectors = it.vectors().iter().copied().chain(it.mxcsr().to_le_bytes());
+            it.stack().chain(control).chain(vectors).collect::<Vec<u8>>()
+        };
+        let mut other = Fxsave::default();
+        other.set(&bytes(&it)).unwrap();
+        assert_eq!(
+            other.mxcsr(),
+            0x1918,
+            "reserved bits, and those that this CPU lacks, stay clear"
+        );
+        it.put(MXCSR, &0x1918_u32.to_le_bytes());
+        assert_eq!(bytes(&other), bytes(&it));
+        assert_eq!(other.0[4], it.0[4]);
+        assert_eq!(other.set(&bytes(&it)[..371]), None, "cut off");
     }
 
     #[test]

@@ -6,10 +6,12 @@ use core::convert::Infallible;
 use arch::Gpa;
 use arch::machine::GuestMemory as _;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, outputln};
+use insn::linux::{LINUX_TEXT, linux_text};
 
 use crate::pack::{PAGE, pack};
+use crate::registers::Registers;
 use crate::session::Guest;
-use crate::target::Debugged;
+use crate::target::{Debugged, thread};
 
 /// So many bytes are shown at most, and in a line.
 const MAX_BYTES: u64 = 1024;
@@ -19,7 +21,8 @@ const MAX_PAGES: u64 = 1024;
 const ENOUGH: usize = 2048;
 
 const HELP: &str = "monitor phys ADDRESS [BYTES]: bytes at a guest-physical address\n\
-                    monitor ram: the ranges of the guest's RAM";
+                    monitor ram: the ranges of the guest's RAM\n\
+                    monitor kaslr: where a 64-bit Linux has put itself";
 
 impl<G: Guest> MonitorCmd for Debugged<G> {
     fn handle_monitor_cmd(
@@ -40,6 +43,16 @@ impl<G: Guest> MonitorCmd for Debugged<G> {
                     outputln!(out, "{:#x} {length:#x}", start.as_u64());
                 }
             }
+            (Some("kaslr"), None, None) => match self.linux_text() {
+                Some(text) => {
+                    let offset = text.wrapping_sub(LINUX_TEXT);
+                    outputln!(
+                        out,
+                        "Linux' text is at {text:#x}: add-symbol-file vmlinux -o {offset:#x}"
+                    );
+                }
+                None => outputln!(out, "no CPU has tables and system calls of a 64-bit Linux now"),
+            },
             (Some("pages"), Some(Some(first)), None) => out.write_raw(&self.pages(first)),
             _ => outputln!(out, "{HELP}"),
         }
@@ -48,6 +61,14 @@ impl<G: Guest> MonitorCmd for Debugged<G> {
 }
 
 impl<G: Guest> Debugged<G> {
+    fn linux_text(&mut self) -> Option<u64> {
+        (0..self.guest.cpus()).find_map(|cpu| {
+            let read = |registers: &Registers| (registers.paging, registers.calls.lstar);
+            let (paging, system_calls) = self.read_register(thread(cpu), read)?;
+            linux_text(paging, system_calls, self.guest.memory())
+        })
+    }
+
     fn physical(&mut self, at: u64, bytes: u64, out: &mut ConsoleOutput<'_>) {
         for offset in (0..bytes).step_by(LINE as usize) {
             let mut line = [0; LINE as usize];

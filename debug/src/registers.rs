@@ -21,7 +21,8 @@ impl Arch for X86_64 {
     }
 }
 
-/// The registers that a CPU leaves on its mailbox, in the order of `target.xml`. Those before `segments` can be changed.
+/// The registers that a CPU leaves on its mailbox, in the order of `target.xml`. Those before
+/// `segments` can be changed, and `fpu`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
     /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 to R15: gdb's order.
@@ -74,7 +75,8 @@ impl GdbRegisters for Registers {
         }
         let flags = bytes.get(17 * 8..17 * 8 + 4).and_then(|flags| flags.try_into().ok());
         self.rflags = u32::from_le_bytes(flags.ok_or(())?);
-        Ok(())
+        // Behind the segments.
+        bytes.get(164..).and_then(|bytes| self.fpu.set(bytes)).ok_or(())
     }
 }
 

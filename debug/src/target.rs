@@ -91,7 +91,11 @@ impl<G: Guest> Debugged<G> {
         }
     }
 
-    fn read_register<T>(&mut self, tid: Tid, read: impl FnOnce(&Registers) -> T) -> Option<T> {
+    pub(crate) fn read_register<T>(
+        &mut self,
+        tid: Tid,
+        read: impl FnOnce(&Registers) -> T,
+    ) -> Option<T> {
         self.guest.mailbox(index(tid), |mailbox| mailbox.registers().map(read)).flatten()
     }
 
@@ -170,6 +174,7 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
         let write = |mailbox: &mut crate::DebugMailbox| {
             let own = mailbox.registers_mut()?;
             (own.general, own.rip, own.rflags) = (from.general, from.rip, from.rflags);
+            own.fpu = from.fpu;
             Some(())
         };
         self.guest.mailbox(index(tid), write).flatten().ok_or(TargetError::NonFatal)

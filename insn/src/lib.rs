@@ -22,6 +22,7 @@ mod execute;
 mod fake;
 mod instruction;
 pub mod linear;
+pub mod linux;
 mod modrm;
 
 pub use decode::{DecodeError, decode};

@@ -138,6 +138,11 @@ fn carry_out(hardware: &Hardware, own: LocalApic, command: Command) -> bool {
         Command::Gates { guest, cpu } => {
             return inquiry::begin(own, Question::Gates, guest, cpu.or(Some(0)));
         }
+        Command::Msr(place) => {
+            let (question, cpu) = (Question::Msr(place.address), place.cpu.unwrap_or(0));
+            return inquiry::begin(own, question, place.guest, Some(cpu));
+        }
+        Command::Kaslr(guest) => return inquiry::begin(own, Question::Kaslr, guest, Some(0)),
         Command::Report(guest) => return inquiry::begin(own, Question::Report, guest, None),
         Command::Stop(guest) => with(guest, |guest| guest.stop(own)),
         Command::Reboot => power::reset(&hardware.resets),

@@ -91,7 +91,7 @@ pub fn help(of: Option<&str>) -> Vec<String> {
     core::iter::once(first).chain(more.lines().map(|line| format!("  {line}"))).collect()
 }
 
-pub(crate) static COMMANDS: [Entry; 20] = [
+pub(crate) static COMMANDS: [Entry; 22] = [
     entry("help", Shape::MayCommand, "this list, or more of one command", ""),
     entry("guests", Shape::Plain(Command::Guests), "every guest: state, CPUs, memory", ""),
     entry(
@@ -152,6 +152,18 @@ pub(crate) static COMMANDS: [Entry; 20] = [
         Shape::GuestMayCpu(|guest, cpu| Command::Gates { guest, cpu }),
         "each gate: the guest's, what the CPU reads, granted by what",
         "A gate that is not granted is shown to the CPU as not present. The CPU is 0 if none is given.",
+    ),
+    entry(
+        "msr",
+        Shape::GuestAddressMayCpu(Command::Msr),
+        "an MSR of a guest's CPU",
+        "ADDRESS is the MSR's, hexadecimal. Those of the guest's state: EFER, segment bases, system calls.",
+    ),
+    entry(
+        "kaslr",
+        Shape::Guest(Command::Kaslr),
+        "where a 64-bit Linux has put itself, by the tables of its CPU 0",
+        "The offset is what gdb's add-symbol-file takes behind -o.",
     ),
     entry(
         "report",

@@ -77,6 +77,10 @@ pub enum Command {
         /// Which of the guest's CPUs.
         cpu: Option<u32>,
     },
+    /// An MSR of a guest's CPU.
+    Msr(GuestAddress),
+    /// Where a guest's Linux has put itself.
+    Kaslr(GuestRef),
     /// All that one needs when a guest hangs.
     Report(GuestRef),
     /// The last lines of the log.
@@ -310,6 +314,11 @@ mod tests {
             ("virt linux ffffffff81000000 7", Command::Virtual { place: at(HIGH), bytes: 7 }),
             ("walk linux ffffffff81000000", Command::Walk(at(HIGH))),
             ("walk linux 0 2", Command::Walk(GuestAddress { cpu: Some(2), ..at(0) })),
+            (
+                "msr linux c0000082 1",
+                Command::Msr(GuestAddress { cpu: Some(1), ..at(0xc000_0082) }),
+            ),
+            ("kaslr 1", Command::Kaslr(GuestRef(0))),
             ("idt 1", Command::Gates { guest: GuestRef(0), cpu: None }),
             ("report 1", Command::Report(GuestRef(0))),
             ("guests", Command::Guests),

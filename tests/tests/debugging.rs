@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used)] // helpers of tests: a panic is the failure
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -85,6 +86,8 @@ const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     echo before \\n\nprint $rip\nstepi 12\nprint $rip\n\
     print ($eflags & 0x100) == 0\nprint $cr0 & 1\nprint $efer & 0x400\n\
     print $st0 > 3.14 && $st0 < 3.15\nprint $lstar == 0x12345678\n\
+    set var $xmm3.v2_int64[1] = 81985529216486895\nset var $st3 = 2.5\nstepi\n\
+    print $xmm3.v2_int64[1] == 81985529216486895\nprint $st3 == 2.5\n\
     set $before = *(unsigned long *)&TICKS\n\
     hbreak one_round\ncontinue 20\ndelete\n\
     print *(unsigned long *)&TICKS > $before\n\
@@ -129,14 +132,20 @@ fn has_looked(said: &str, screen: &str) {
     }
     let values: Vec<&str> =
         said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect();
-    assert_eq!(&values[2..], ["1", "1", "1024", "1", "1", "1"], "{said}");
+    assert_eq!(&values[2..], ["1", "1", "1024", "1", "1", "1", "1", "1"], "{said}");
     for verdict in ["its flags are its own: ok", "nothing exits behind a debugger: ok"] {
         assert!(screen.contains(verdict), "{verdict}: {screen}");
     }
 }
 
 /// `nexit gdb GUEST --start`, with a script and the symbols of `program`.
-fn gdb_by_line(folder: &Folder, line: &str, guest: &str, program: &Path, script: &str) -> Child {
+pub(crate) fn gdb_by_line(
+    folder: &Folder,
+    line: &str,
+    guest: &str,
+    program: impl AsRef<OsStr>,
+    script: &str,
+) -> Child {
     let script = folder.write(&format!("{guest}.gdb"), script);
     let log = folder.path(&format!("{guest}.log"));
     let log = File::create(log).expect("a log");
@@ -174,8 +183,8 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
         "set remotetimeout 60\nset language c\nprint ($eflags & 0x200) == 0\nx/i $rip\n\
          hbreak kernel_main\nshell touch {ready}\ncontinue\nbacktrace 1\ndetach\n"
     );
-    let mut hung_gdb = gdb_by_line(&folder, &line, "ends", &hung.path(), &look);
-    let mut gdb = gdb_by_line(&folder, &line, "watched", &watched.path(), SCRIPT);
+    let mut hung_gdb = gdb_by_line(&folder, &line, "ends", hung.path(), &look);
+    let mut gdb = gdb_by_line(&folder, &line, "watched", watched.path(), SCRIPT);
     session.see("its flags are its own: ok");
     let ended = gdb.wait();
     let said = std::fs::read_to_string(folder.path("watched.log")).unwrap_or_default();

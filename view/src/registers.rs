@@ -6,9 +6,11 @@ use alloc::{format, vec};
 use core::fmt;
 
 use arch::machine::GuestMemory;
+use arch::msr;
 use arch::register::Gpr;
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{DebugRegisters, SystemCallMsrs, Vcpu};
+use insn::linux::{LINUX_TEXT, linux_text};
 use insn::{MAX_LENGTH, PagingRegisters};
 
 use crate::flags::words;
@@ -91,6 +93,53 @@ impl Snapshot {
     /// The guest has loaded a longer IDT than the CPU reads.
     pub const fn set_idt_limit(&mut self, limit: u16) {
         self.tables[1].limit = limit;
+    }
+
+    /// An MSR of the guest's, where it is part of this.
+    #[must_use]
+    pub fn msr(&self, address: u64) -> Option<(&'static str, u64)> {
+        let base = |which: SegmentRegister| self.segments.get(which as usize).map(|it| it.base);
+        let SystemCallMsrs { star, lstar, cstar, fmask, kernel_gs_base, sysenter } = self.calls;
+        let [sysenter_cs, sysenter_esp, sysenter_eip] = sysenter;
+        let (name, value) = match u32::try_from(address).ok()? {
+            msr::IA32_SYSENTER_CS => ("IA32_SYSENTER_CS", sysenter_cs),
+            msr::IA32_SYSENTER_ESP => ("IA32_SYSENTER_ESP", sysenter_esp),
+            msr::IA32_SYSENTER_EIP => ("IA32_SYSENTER_EIP", sysenter_eip),
+            msr::IA32_EFER => ("IA32_EFER", self.paging.efer),
+            msr::IA32_STAR => ("IA32_STAR", star),
+            msr::IA32_LSTAR => ("IA32_LSTAR", lstar),
+            msr::IA32_CSTAR => ("IA32_CSTAR", cstar),
+            msr::IA32_FMASK => ("IA32_FMASK", fmask),
+            msr::IA32_FS_BASE => ("IA32_FS_BASE", base(SegmentRegister::Fs)?),
+            msr::IA32_GS_BASE => ("IA32_GS_BASE", base(SegmentRegister::Gs)?),
+            msr::IA32_KERNEL_GS_BASE => ("IA32_KERNEL_GS_BASE", kernel_gs_base),
+            _ => return None,
+        };
+        Some((name, value))
+    }
+
+    /// The line of the same; `who` it is.
+    #[must_use]
+    pub fn msr_line(&self, who: &str, address: u64) -> String {
+        match self.msr(address) {
+            Some((name, value)) => format!("{who}: MSR {address:#x}, {name}: {value:016x}"),
+            None => format!(
+                "{who}: MSR {address:#x} is not of its state: that are 174 to 176, c0000080 to c0000084 and \
+                 c0000100 to c0000102"
+            ),
+        }
+    }
+
+    /// Where its Linux has put itself; `who` it is.
+    #[must_use]
+    pub fn kaslr_line(&self, who: &str, memory: &impl GuestMemory) -> String {
+        match linux_text(self.paging, self.calls.lstar, memory) {
+            Some(text) => format!(
+                "{who}: Linux' text is at {text:#x}, {:#x} from where its symbols have it",
+                text.wrapping_sub(LINUX_TEXT)
+            ),
+            None => format!("{who}: its tables and system calls are no 64-bit Linux' now"),
+        }
     }
 
     fn mode(&self) -> &'static str {

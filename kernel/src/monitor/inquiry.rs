@@ -28,6 +28,10 @@ pub(super) enum Question {
     Walk(u64),
     /// Its IDT.
     Gates,
+    /// An MSR.
+    Msr(u64),
+    /// Where its Linux is.
+    Kaslr,
     /// All, of all CPUs.
     Report,
 }
@@ -127,6 +131,8 @@ fn answer_of(
         }
         Question::Walk(address) => places::walk(&who, guest, &look.registers, address),
         Question::Gates => places::gates(&who, guest, &look.registers),
+        Question::Msr(address) => [look.registers.msr_line(&who, address)].into(),
+        Question::Kaslr => [places::kaslr(&who, guest, &look.registers)].into(),
         Question::Registers | Question::Report => report::registers(&who, &look),
     }
 }

@@ -96,6 +96,11 @@ pub(super) fn walk(who: &str, guest: &dyn GuestControl, cpu: &Snapshot, address:
     lines
 }
 
+/// Where its Linux has put itself.
+pub(super) fn kaslr(who: &str, guest: &dyn GuestControl, cpu: &Snapshot) -> alloc::string::String {
+    cpu.kaslr_line(who, &Ram(guest))
+}
+
 /// The IDT that a CPU has loaded.
 pub(super) fn gates(who: &str, guest: &dyn GuestControl, cpu: &Snapshot) -> Lines {
     const LMA: u64 = 1 << 10;

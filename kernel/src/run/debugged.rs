@@ -324,6 +324,8 @@ impl<B: Backend> Running<'_, B> {
         // Bit 1 is always set, and what is reserved never.
         const CHANGEABLE: u64 = 0x0025_7fd5;
         self.vcpu.set_rflags(u64::from(registers.rflags) & CHANGEABLE | 2);
+        // SAFETY: they are this guest's own, as gdb has changed them; `Fxsave` keeps MXCSR to the bits there are.
+        unsafe { cpu::instructions::fxrstor(registers.fpu.0) };
     }
 }
 
