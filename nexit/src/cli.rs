@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Gdb(GdbArgs),
     /// Dump a guest with `gdb = "console"` into an ELF core that gdb opens.
     Dump(DumpArgs),
+    /// Make the symbols of a Linux, from its System.map or /proc/kallsyms, a file for gdb.
+    Symbols(SymbolsArgs),
     /// Explain from the hypervisor's log why a CPU refused to enter a guest.
     Explain(ExplainArgs),
     /// Add function names and source lines to the backtraces of a log.
@@ -314,6 +316,17 @@ pub(crate) struct DumpArgs {
     /// Where the guest is.
     #[command(flatten)]
     pub(crate) line: LineArgs,
+}
+
+/// `nexit symbols`.
+#[derive(Args, Debug)]
+pub(crate) struct SymbolsArgs {
+    /// A System.map, or what root reads from /proc/kallsyms.
+    #[arg(value_name = "LIST")]
+    pub(crate) list: PathBuf,
+    /// The ELF file to write; an existing one is overwritten.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// `nexit explain`.

@@ -37,6 +37,7 @@ mod session;
 mod size;
 mod stats;
 mod symbolize;
+mod symbols;
 mod terminal;
 pub mod tool;
 mod turn;
@@ -79,6 +80,7 @@ fn execute(command: Command) -> Result<()> {
         Command::Explain(args) => explain_log(&args.log),
         Command::Gdb(args) => gdb::serve(&args),
         Command::Dump(args) => dump::dump(&args),
+        Command::Symbols(args) => symbols::write(&args),
         Command::Symbolize(args) => symbolize::print(&args),
     }
 }

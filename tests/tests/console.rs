@@ -13,7 +13,7 @@ fn hung(cpu: u32) -> String {
 fn guests_and_the_monitor_share_a_terminal() {
     let folder = Folder::new("console");
     let linux = Guest::on_qemu("nvme,shell reads=500", "[\"00:04.0\"]");
-    let config = folder.write("nexit.toml", linux.toml() + &hung(1));
+    let config = folder.write("nexit.toml", linux.toml() + "gdb = \"console\"\n" + &hung(1));
     let nvme = ["-device", "nvme,drive=disk,serial=nexit,addr=4"];
     let disk = nexit_tests::Kernel::Stock.folder().join("disk.img");
     let disk = format!("driver=file,node-name=disk,read-only=on,filename={}", disk.display());
@@ -23,6 +23,7 @@ fn guests_and_the_monitor_share_a_terminal() {
     assert!(session.is_raw());
     session.keys("echo $((6 * 7))\r");
     session.see("linux: 42\n");
+    gdb_stops_linux_at_a_symbol(&mut session, &folder);
 
     session.keys("\u{1}m");
     session.see("typing to the monitor");
@@ -87,6 +88,37 @@ fn ask_a_cpu(session: &mut Session, command: &str) -> String {
     answer
 }
 
+/// With the symbols that the guest itself lists: where it has put itself, and a breakpoint that a command meets.
+fn gdb_stops_linux_at_a_symbol(session: &mut Session, folder: &Folder) {
+    session.keys("grep -wE '_text|__x64_sys_getcwd' /proc/kallsyms; echo end\r");
+    session.see("echo end\n");
+    let list = session.see("end\n").replace("linux: ", "").replace("linux> ", "");
+    let (map, elf) = (folder.write("kallsyms", &list), folder.path("linux.elf"));
+    let elf = elf.display().to_string();
+    let written = folder.nexit("symbols", &["symbols", &map, &elf]);
+    assert!(written.output.contains("2 symbols"), "{written}\n{list}");
+    let ready = folder.path("ready").display().to_string();
+    let script = format!(
+        "set remotetimeout 60\nmonitor kaslr\ninfo address _text\nhbreak __x64_sys_getcwd\n\
+         shell touch {ready}\ncontinue\ndetach\n"
+    );
+    let mut gdb = crate::debugging::gdb_by_line(folder, &session.line(), "linux", &elf, &script);
+    while !std::path::Path::new(&ready).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // Typed for a guest that stands until gdb has it go on.
+    session.keys("/bin/busybox pwd; echo went on\r");
+    session.see("echo went on\n");
+    session.see("went on\n");
+    let ended = gdb.wait();
+    let said = std::fs::read_to_string(folder.path("linux.log")).unwrap_or_default();
+    assert!(ended.is_ok_and(|status| status.success()), "{said}");
+    assert!(said.contains("Breakpoint 1, 0x") && said.contains(" in __x64_sys_getcwd ("), "{said}");
+    let text = list.lines().find(|line| line.ends_with(" _text")).unwrap_or_default();
+    let text = format!("0x{}", text.split_whitespace().next().unwrap_or_default());
+    assert!(said.contains(&format!("Linux' text is at {text}:")), "{said}\n{list}");
+}
+
 fn complains_in_sentences(session: &mut Session) {
     for (wrong, sentence) in [
         ("halt", "there is no command \"halt\": `help` lists them"),
@@ -141,6 +173,11 @@ fn looks_into_linux(session: &mut Session) {
     has_row(&gates, &["linux, CPU 0: IDT at 0x", ": 256 gates"]);
     has_row(&gates, &["0x", "interrupt, ring 0", "the same", "its timer"]);
     has_row(&gates, &["0x", "interrupt, ring 0", "interrupt, ring 0, not present"]);
+    // What the guest itself says of its system calls, its text begins before.
+    let kaslr = ask_a_cpu(session, "kaslr linux");
+    let text = number(&word_behind(&kaslr, "text is at "));
+    let entry = number(&word_behind(&ask_a_cpu(session, "msr linux c0000082"), "IA32_LSTAR: "));
+    assert!(text < entry && entry - text < 64 << 20, "{kaslr}");
     let function = session.ask("vtd 00:04.0");
     has_row(&function, &["domain ", ": DMA goes through the table at 0x"]);
     has_row(&function, &["0x", "APIC 0", "fixed, edge", "00:04.0"]);
@@ -287,4 +324,10 @@ fn a_guest_that_floods_its_console_stops_no_other() {
     });
     // 115,200 baud are 157 lines a second: the line was full, and the second to come had its part.
     assert!(lines.iter().sum::<u64>() > 200 && lines[0] > 10, "{lines:?} lines\n{outcome}");
+}
+
+/// A hexadecimal number.
+fn number(word: &str) -> u64 {
+    let digits = word.trim_start_matches("0x").trim_end_matches(',');
+    u64::from_str_radix(digits, 16).unwrap_or_else(|error| panic!("{word}: {error}"))
 }
