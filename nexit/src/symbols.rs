@@ -65,7 +65,7 @@ fn elf(symbols: &BTreeSet<Symbol>) -> Vec<u8> {
     let place = |code: bool| {
         let mut addresses = symbols.iter().filter(|it| it.code == code).map(|it| it.address);
         let first = addresses.next().unwrap_or(0);
-        (first, addresses.last().unwrap_or(first) - first + 1)
+        (first, addresses.next_back().unwrap_or(first) - first + 1)
     };
     let (text, data) = (place(true), place(false));
     let table_at = HEADER as u64;
