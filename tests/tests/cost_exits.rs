@@ -17,7 +17,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("an ICR write to one CPU", 164, 172),
     ("a write of the timer's LVT entry", 250, 258),
     ("a read of IA32_EFER", 115, 118),
-    ("a read of a port where nothing is", 420, 490),
+    ("a read of a port where nothing is", 440, 500),
 ];
 
 fn frequent_exits_are_short(emulator: Emulator) {
