@@ -172,10 +172,9 @@ impl SvmVcpu {
     pub(crate) fn last_exit(&mut self) -> ExitReason {
         self.take_task_register();
         match self.vmcb().control.exitcode {
-            VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE | VMEXIT_CR0_SEL_WRITE
-            | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI | VMEXIT_CR8_WRITE => {
-                self.watched_exit(None)
-            }
+            VMEXIT_BUSLOCK | VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE
+            | VMEXIT_CR0_SEL_WRITE | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI
+            | VMEXIT_CR8_WRITE => self.watched_exit(None),
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }
