@@ -24,7 +24,7 @@ const HOST_PRIORITY: u64 = 0x1f;
 
 /// Proof that this CPU's local APIC is in x2APIC mode. It stays on its CPU: it is neither `Send` nor `Sync`.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0277
 /// fn moves<T: Send>() {}
 /// moves::<cpu::local_apic::LocalApic>();
 /// ```
