@@ -171,16 +171,27 @@ const STOPPED: [&str; 3] = ["disk", "victim", "attacker"];
 fn memory_of_one(session: &mut Session) -> (String, u64) {
     for name in STOPPED {
         let _ = session.ask(&format!("stop {name}"));
-        while !ended(&session.ask("guests"), name) {}
+        while !gone(&session.ask("guests"), name) {}
     }
     memory(session)
 }
 
-/// Whether the answer to `guests` says that this one has ended: its name, then its state.
+/// What the answer to `guests` says of this one: its state, and its memory in MiB.
+fn row<'a>(guests: &'a str, name: &str) -> Option<(&'a str, &'a str)> {
+    guests.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != name);
+        Some((words.nth(1)?, words.nth(1)?))
+    })
+}
+
+/// Whether it has ended.
 fn ended(guests: &str, name: &str) -> bool {
-    let mut rows =
-        guests.lines().map(|line| line.split_whitespace().skip_while(|word| *word != name));
-    rows.any(|mut row| row.nth(1).is_some_and(|state| state != "running"))
+    row(guests, name).is_some_and(|(state, _)| state != "running")
+}
+
+/// Whether it has ended and given its memory back, which takes a moment.
+fn gone(guests: &str, name: &str) -> bool {
+    row(guests, name).is_some_and(|(state, memory)| state != "running" && memory == "0")
 }
 
 fn attack(minutes: u64, program: &str, command_line: &str) -> String {
