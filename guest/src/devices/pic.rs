@@ -18,6 +18,12 @@ pub const PORTS: [PortRange; 3] = [
     PortRange { first: 0x4d0, last: 0x4d1 },
 ];
 
+/// Whether this is one of [`PORTS`]: asked at each access of any port.
+#[must_use]
+pub(crate) const fn is_port(port: u16) -> bool {
+    matches!(port & !1, 0x20 | 0xa0 | 0x4d0)
+}
+
 /// The input of the first that the second is at.
 const CASCADE: u8 = 2;
 

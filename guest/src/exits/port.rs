@@ -96,7 +96,7 @@ impl<P: Platform> Context<'_, P> {
         if uart::PORTS.contains(port) {
             self.feed_console();
             self.update_uart_line();
-        } else if pic::PORTS.iter().any(|range| range.contains(port)) {
+        } else if pic::is_port(port) {
             self.serve_8259s();
         }
     }

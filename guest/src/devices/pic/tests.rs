@@ -37,6 +37,13 @@ fn linux_finds_the_pair_by_reading_the_mask_back() {
 }
 
 #[test]
+fn its_ports_are_those_that_are_listed() {
+    for port in 0..=u16::MAX {
+        assert_eq!(is_port(port), PORTS.iter().any(|range| range.contains(port)), "{port:#x}");
+    }
+}
+
+#[test]
 fn before_it_is_initialized_nothing_comes_through() {
     let mut pics = Pics::default();
     pics.write(0x21, 0);
