@@ -6,7 +6,7 @@
 //! machine check with it clear would be a shutdown). A bit of CR4 whose feature the guest is not shown is refused.
 //!
 //! CR4 is left to the guest where there are no decode assists, which means in QEMU: it raises no machine checks, and a
-//! Linux without INVPCID, which QEMU has not either, would exit 120 times more until it has started, by flushes through
+//! Linux without INVPCID, which QEMU has not either, would exit some 65 times more until it has started, by flushes through
 //! CR4.PGE.
 
 use arch::exit::ExitReason;
