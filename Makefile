@@ -91,16 +91,20 @@ run: setup all demo $(if $(filter bochs,$(EMULATOR)),machines)
 	$(NEXIT) run --config $(CONFIG) --emulator $(EMULATOR) --iommu $(IOMMU) --accel $(ACCEL) \
 	    --timeout $(TIMEOUT) --report $(REPORT) -- $(DEVICES_$(MACHINE))
 
-# The machine runs as long as gdb does; its console is in target/gdb.log.
+# The machine runs as long as gdb does; its console is in target/gdb.log. The image is one of its own, as the one that boots
+# machines has line tables only.
 GDB_SOCKET := target/gdb.socket
+GDB_BUILD := target/gdb
+GDB_IMAGE := $(GDB_BUILD)/x86_64-hypervisor/release/kernel
 gdb: EMULATOR := qemu
-gdb: setup all demo
+gdb: setup host demo
+	RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_DEBUG=full cargo build --locked $(IMAGE) --target-dir $(GDB_BUILD)
 	@rm -f $(GDB_SOCKET); \
-	$(NEXIT) run --config $(CONFIG) --iommu $(IOMMU) -- $(DEVICES_qemu) -S \
+	$(NEXIT) run --image $(GDB_IMAGE) --config $(CONFIG) --iommu $(IOMMU) -- $(DEVICES_qemu) -S \
 	    -chardev socket,id=gdb,path=$(GDB_SOCKET),server=on,wait=off -gdb chardev:gdb \
 	    < /dev/null > target/gdb.log 2>&1 & run=$$!; trap 'kill $$run' EXIT; \
 	for _ in $$(seq 100); do [ -S $(GDB_SOCKET) ] && break; sleep 0.1; done; \
-	gdb -q -x demo/hypervisor.gdb $(BUILD)/x86_64-hypervisor/release/kernel
+	gdb -q -x demo/hypervisor.gdb $(GDB_IMAGE)
 
 image:
 	RUSTC_BOOTSTRAP=1 cargo build --locked $(IMAGE)

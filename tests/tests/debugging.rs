@@ -9,8 +9,12 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use arch::address::HpaRange;
+use arch::{Bdf, Hpa, Vector, VectorSet};
+use guest::counters::{Counter, ExitCounters};
+use guest::requests::{RequestWord, Requests};
 use mux::frame::{Channel, Kind, encode};
-use nexit_tests::{Emulator, Folder, Payload, Session, build_folder};
+use nexit_tests::{Emulator, Folder, Payload, Session, build_folder, project_folder};
 
 /// Has gdb carry out a script with the symbols of `program`; what it says.
 fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
@@ -25,6 +29,49 @@ fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
     let said = String::from_utf8_lossy(&said).into_owned();
     folder.write("gdb.log", &said);
     said
+}
+
+/// Values of this program itself, which has types that the image has, too.
+#[used]
+static SHOWN: (Hpa, HpaRange, Bdf, VectorSet, ExitCounters, Counter) = (
+    Hpa::new(0x1000),
+    HpaRange { start: Hpa::new(0x10_0000), length: 3 << 20 },
+    Bdf::new(3, 4, 5).in_segment(1),
+    {
+        let mut set = VectorSet::EMPTY;
+        set.insert(Vector(0x31));
+        set.insert(Vector(0x32));
+        set.insert(Vector(0xff));
+        set
+    },
+    ExitCounters::new(),
+    Counter::Cpuid,
+);
+
+/// Of types whose fields are their own.
+#[used]
+static WORD: u32 = 33;
+#[used]
+static COUNTS: [u64; Counter::ALL.len()] = [7; Counter::ALL.len()];
+#[used]
+static ASKED: Option<fn(&RequestWord) -> Requests> = Some(RequestWord::take);
+
+#[test]
+fn gdb_shows_the_hypervisors_types_in_words() {
+    let folder = Folder::new("debugging-printers");
+    let program = std::env::current_exe().expect("this program");
+    let printers = project_folder().join("demo/printers.py").display().to_string();
+    let script = format!(
+        "source {printers}\nset language rust\nprint machines::debugging::SHOWN\n\
+         print *(&machines::debugging::WORD as *const guest::requests::Requests)\n\
+         print *(&machines::debugging::COUNTS as *const guest::counters::ExitCounters)\n"
+    );
+    let said = gdb(&folder, &program, &script);
+    let shown =
+        "(Hpa 0x1000, 0x100000 to 0x3fffff, 3 MiB, 0001:03:04.5, 0x31 to 0x32, 0xff, no exits, ";
+    assert!(said.contains(shown), "{said}");
+    assert!(said.contains("= flush, init\n"), "{said}");
+    assert!(said.contains("Cpuid 7, "), "{said}");
 }
 
 /// As `make gdb` does it; then the hypervisor is sent astray.
