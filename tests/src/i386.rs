@@ -8,6 +8,7 @@ use nexit::failure::Result;
 use nexit::tool::Tool;
 
 use crate::folder::{Folder, project_folder};
+use crate::packaged::one_at_a_time;
 
 /// The package that depends on the newest kernel.
 const PACKAGE: &str = "linux-image-686-pae";
@@ -22,6 +23,7 @@ pub const MARKER: &str = "linux32: init runs";
 pub fn kernel() -> Result<PathBuf> {
     let folder = project_folder().join("target/guest/i386");
     let kernel = folder.join("vmlinuz");
+    let _fetching = one_at_a_time();
     if kernel.is_file() {
         return Ok(kernel);
     }
@@ -35,12 +37,16 @@ pub fn kernel() -> Result<PathBuf> {
             .args(["-o", &format!("Dir::State::lists={place}/lists")])
             .args(["-o", &format!("Dir::Cache={place}")])
     };
-    options(Tool::new("apt-get")).args(["--quiet", "update"]).run()?;
-    let depends = options(Tool::new("apt-cache")).args(["depends", PACKAGE]).output()?;
+    // A mirror that is just being changed may lack one of several lists, and still have the kernel.
+    let lists = options(Tool::new("apt-get")).args(["--quiet", "update"]).run();
+    let fetched = |failure| lists.clone().err().unwrap_or(failure);
+    let depends = options(Tool::new("apt-cache")).args(["depends", PACKAGE]).output();
+    let depends = depends.map_err(fetched)?;
     let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
     let package = names.map(str::trim).find(|name| name.starts_with("linux-image-"));
     let package = package.unwrap_or(PACKAGE);
-    options(Tool::new("apt-get")).args(["--quiet", "download", package]).within(&folder).run()?;
+    let download = options(Tool::new("apt-get")).args(["--quiet", "download", package]);
+    download.within(&folder).run().map_err(fetched)?;
     let unpacked = folder.join("unpacked");
     let archive = entry(&folder, "linux-image-")?;
     Tool::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).run()?;

@@ -2,12 +2,19 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nexit::failure::Result;
 use nexit::tool::Tool;
 
 use crate::folder::project_folder;
 use crate::i386::{entry, failed};
+
+/// One test fetches at a time: what is unpacked lies in one place.
+pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static FETCHING: Mutex<()> = Mutex::new(());
+    FETCHING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The file `name` that `package` puts into `/boot`, unpacked if it is compressed.
 ///
@@ -17,6 +24,7 @@ pub fn kernel(package: &str, name: &str) -> Result<PathBuf> {
     let folder = project_folder().join("target/guest/packaged");
     let plain = name.strip_suffix(".gz").unwrap_or(name);
     let kernel = folder.join(plain);
+    let _fetching = one_at_a_time();
     if kernel.is_file() {
         return Ok(kernel);
     }
