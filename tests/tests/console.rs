@@ -90,9 +90,14 @@ fn ask_a_cpu(session: &mut Session, command: &str) -> String {
 
 /// With the symbols that the guest itself lists: where it has put itself, and a breakpoint that a command meets.
 fn gdb_stops_linux_at_a_symbol(session: &mut Session, folder: &Folder) {
-    session.keys("grep -wE '_text|__x64_sys_getcwd' /proc/kallsyms; echo end\r");
-    session.see("echo end\n");
-    let list = session.see("end\n").replace("linux: ", "").replace("linux> ", "");
+    // What is typed before the shell's prompt is shown twice: it must not look like an answer.
+    session.keys("grep -wE '_text|__x64_sys_getcwd' /proc/kallsyms; echo e''nd\r");
+    let shown = session.see("end\n").replace("linux: ", "").replace("linux> ", "");
+    let is_symbol = |line: &&str| {
+        let address = line.split(' ').next().unwrap_or_default();
+        address.len() == 16 && address.bytes().all(|digit| digit.is_ascii_hexdigit())
+    };
+    let list: String = shown.lines().filter(is_symbol).flat_map(|line| [line, "\n"]).collect();
     let (map, elf) = (folder.write("kallsyms", &list), folder.path("linux.elf"));
     let elf = elf.display().to_string();
     let written = folder.nexit("symbols", &["symbols", &map, &elf]);
@@ -107,8 +112,7 @@ fn gdb_stops_linux_at_a_symbol(session: &mut Session, folder: &Folder) {
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     // Typed for a guest that stands until gdb has it go on.
-    session.keys("/bin/busybox pwd; echo went on\r");
-    session.see("echo went on\n");
+    session.keys("/bin/busybox pwd; echo went o''n\r");
     session.see("went on\n");
     let ended = gdb.wait();
     let said = std::fs::read_to_string(folder.path("linux.log")).unwrap_or_default();
