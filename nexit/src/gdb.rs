@@ -109,7 +109,10 @@ pub(crate) fn serve(args: &GdbArgs) -> Result<()> {
     ctrlc::set_handler(|| {})
         .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
     let attach = format!("target remote {at}");
-    let status = Command::new("gdb").args(["-ex", &attach]).args(&args.gdb_args).status();
+    // The line is slow, and the guest stops when its CPU comes by: gdb's own 2 s may be too few.
+    let patience = ["-ex", "set remotetimeout 30"];
+    let status =
+        Command::new("gdb").args(patience).args(["-ex", &attach]).args(&args.gdb_args).status();
     let status = status.map_err(|error| Failure::Failed(format!("cannot start gdb: {error}")))?;
     if status.success() { Ok(()) } else { Err(Failure::Failed(format!("gdb ended: {status}"))) }
 }
