@@ -4,7 +4,7 @@
 //! Its two halves share no register that either writes: [`Line`] sends, [`Keys`] receives, each for whoever holds it.
 
 use uart_16550::spec::FIFO_SIZE;
-use uart_16550::spec::registers::{FCR, IER, ISR, LCR, LSR, MCR, offsets};
+use uart_16550::spec::registers::{FCR, FifoTriggerLevel, IER, ISR, LCR, LSR, MCR, offsets};
 
 use crate::uart::{DIVISOR_LATCH, INTERRUPT_ENABLE, LINE_CONTROL, MODEM_CONTROL, Registers};
 
@@ -24,8 +24,14 @@ const HOLDING_EMPTY: u8 = LSR::THR_EMPTY.bits();
 const TRANSMITTER_EMPTY: u8 = LSR::TRANSMITTER_EMPTY.bits();
 /// A PC lets the interrupt out by OUT2.
 const READY: u8 = MCR::DTR.union(MCR::RTS).union(MCR::OUT_2_INT_ENABLE).bits();
-/// Both FIFOs on and empty; an interrupt for each byte.
-const EMPTY_FIFOS: u8 = FCR::FIFO_ENABLE.union(FCR::RX_FIFO_RESET).union(FCR::TX_FIFO_RESET).bits();
+/// Both FIFOs on and empty. An interrupt for eight bytes, or for fewer that no other follows for four characters' time
+/// ("FIFO Interrupt Mode Operation"): frames of a debugger would cost an exit for each byte, and where the UART is an
+/// emulator's, which gives no more bytes than call, a turn of its host. The other eight are time to come.
+const EMPTY_FIFOS: u8 = FCR::FIFO_ENABLE
+    .union(FCR::RX_FIFO_RESET)
+    .union(FCR::TX_FIFO_RESET)
+    .set_fifo_trigger_level(FifoTriggerLevel::Eight)
+    .bits();
 /// What makes 115,200 baud of a PC's clock.
 const FASTEST: u16 = 1;
 
@@ -139,6 +145,7 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         divisor: u16,
+        fifo_control: u8,
         has_fifo: bool,
         /// Bytes given since it was seen empty, and the most of them.
         given: usize,
@@ -176,6 +183,7 @@ mod tests {
             match offset {
                 0 if latch => self.divisor = self.divisor & 0xff00 | u16::from(value),
                 1 if latch => self.divisor = self.divisor & 0xff | u16::from(value) << 8,
+                FIFO_CONTROL => self.fifo_control = value,
                 0 => {
                     self.sent.push(value);
                     self.left = self.slow;
@@ -196,6 +204,7 @@ mod tests {
             let _ = Line::new(&mut uart, wanted);
             assert_eq!(uart.divisor, then, "{firmwares} {wanted:?}");
             assert_eq!((uart.registers[3], uart.registers[1]), (3, 0), "8N1, no interrupts");
+            assert_eq!(uart.fifo_control, 0x87, "FIFOs on and empty, a call for eight bytes");
             assert!(uart.sent.is_empty());
         }
     }

@@ -23,7 +23,6 @@ fn linux_at_its_shell(folder: &Folder, further: &str) -> Session {
 }
 
 #[test]
-#[ignore = "gdb got no answer once, see docs/known-issues.md: `make test-all`"]
 fn gdb_over_the_one_line_stops_linux_at_a_symbol() {
     let folder = Folder::new("console-gdb");
     let mut session = linux_at_its_shell(&folder, "gdb = \"console\"\n");
