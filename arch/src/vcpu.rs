@@ -352,6 +352,8 @@ pub trait Vcpu {
     fn set_host_timer(&mut self, ticks: Option<u64>) -> bool;
     /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive).
     fn halted(&self) -> bool;
+    /// Ends that halt: the next entry delivers an interrupt.
+    fn wake(&mut self) {}
 
     /// Writes down what the CPU looks at before it enters, for `nexit explain`: `vmcs` or `vmcb`, then
     /// ` NUMBER=VALUE` for each field, in hexadecimal.

@@ -536,6 +536,9 @@ impl Vcpu for FakeVcpu {
     fn halted(&self) -> bool {
         self.halted
     }
+    fn wake(&mut self) {
+        self.halted = false;
+    }
     fn write_state(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "vmcs 681e={:x}", self.state.rip)
     }

@@ -356,6 +356,10 @@ impl Vcpu for VmxVcpu {
         self.vmcs.read(field::GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
     }
 
+    fn wake(&mut self) {
+        self.vmcs.write(field::GUEST_ACTIVITY_STATE, 0);
+    }
+
     fn write_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_vmcs(f)
     }

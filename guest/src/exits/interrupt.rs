@@ -216,6 +216,11 @@ impl<P: Platform, V> Context<'_, P, V> {
         let pending = &self.cpu.apic.pending;
         self.vcpu.show_interrupts(&pending.registers, pending.held_back_by_tpr());
         if self.guest.mode == InterruptMode::Posted {
+            // An entry into a halt looks for requests, and one that can be delivered ends it (SDM "Evaluation of Pending
+            // Virtual Interrupts"). Bochs (2.7 and 3.0) does not look there, and the guest would sleep over it.
+            if pending.next().is_some() && self.vcpu.interruptible() && self.vcpu.halted() {
+                self.vcpu.wake();
+            }
             return;
         }
         let halting = core::mem::take(&mut self.cpu.halting);

@@ -147,6 +147,26 @@ fn what_the_cpu_has_delivered_and_taken_in_meanwhile_is_taken_over_and_shown_aga
 }
 
 #[test]
+fn a_cpu_that_halts_is_woken_by_what_can_be_delivered_and_by_nothing_else() {
+    let interrupt = Rflags::IF.bits();
+    for (rflags, tpr, shadow, vector, woken) in [
+        (interrupt, 0, false, Some(0x51), true),
+        (interrupt, 0x40, false, Some(0x51), true),
+        (interrupt, 0x50, false, Some(0x51), false),
+        (interrupt, 0, true, Some(0x51), false),
+        (0, 0, false, Some(0x51), false),
+        (interrupt, 0, false, None, false),
+    ] {
+        let mut world = posted();
+        world.vcpu.halted = true;
+        (world.vcpu.state.rflags, world.vcpu.interrupt_shadow) = (rflags, shadow);
+        world.vcpu.interrupts = Some(InterruptRegisters { tpr, ..InterruptRegisters::default() });
+        world.handle(ExitReason::ExternalInterrupt(vector.map(Vector)), None);
+        assert_eq!(!world.vcpu.halted, woken, "{rflags:#x} {tpr:#x} {shadow} {vector:?}");
+    }
+}
+
+#[test]
 fn a_self_ipi_that_nobody_can_take_is_an_error_and_nothing_else() {
     let mut world = posted();
     written(&mut world, IA32_X2APIC_SELF_IPI, 5);
