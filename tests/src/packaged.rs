@@ -1,5 +1,6 @@
 //! Kernels that Debian packages for this machine's own architecture, fetched by apt where they are first asked for.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -42,4 +43,66 @@ pub fn kernel(package: &str, name: &str) -> Result<PathBuf> {
     let _ = fs::remove_dir_all(unpacked);
     let _ = fs::remove_file(archive);
     Ok(kernel)
+}
+
+/// What a package of a kernel is called before its version.
+const LINUX: &str = "linux-image-";
+
+/// The packages of every Linux that apt knows: of each series (6.1, 6.12) and kind (plain, `-cloud`, `-rt`) the newest.
+///
+/// # Errors
+/// apt cannot be asked.
+pub fn linuxes() -> Result<Vec<String>> {
+    let pattern = format!("^{LINUX}[0-9].*-amd64$");
+    let known = Tool::new("apt-cache").args(["search", "--names-only", &pattern]).output()?;
+    Ok(newest(&known))
+}
+
+/// The kernel of one of [`linuxes`].
+///
+/// # Errors
+/// As [`kernel`].
+pub fn linux(package: &str) -> Result<PathBuf> {
+    kernel(package, &format!("vmlinuz-{}", package.strip_prefix(LINUX).unwrap_or(package)))
+}
+
+/// Of lines `PACKAGE - DESCRIPTION` the newest kernel of each series and kind.
+fn newest(known: &str) -> Vec<String> {
+    let mut newest = BTreeMap::new();
+    for package in known.lines().filter_map(|line| line.split(' ').next()) {
+        let Some(version) = package.strip_prefix(LINUX) else { continue };
+        let numbers: Vec<u32> = version
+            .split(|letter: char| !letter.is_ascii_digit())
+            .map_while(|number| number.parse().ok())
+            .collect();
+        let [major, minor, _, ..] = *numbers else { continue };
+        let kind = ["-rt-", "-cloud-"].into_iter().find(|known| version.contains(known));
+        newest
+            .entry((major, minor, kind))
+            .and_modify(|found: &mut (Vec<u32>, &str)| {
+                *found = found.clone().max((numbers.clone(), package));
+            })
+            .or_insert((numbers, package));
+    }
+    newest.into_values().map(|(_, package)| package.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newest;
+
+    #[test]
+    fn of_each_series_and_kind_there_is_the_newest() {
+        let known = "linux-image-6.1.0-9-amd64 - Linux 6.1\nlinux-image-6.1.0-10-amd64 - Linux 6.1\n\
+            linux-image-6.12-amd64 - the series\nlinux-image-6.12.43+deb12-rt-amd64 - x\n\
+            linux-image-6.12.5+deb12-rt-amd64 - x\nlinux-image-6.1.0-10-cloud-amd64 - x\nother\n";
+        assert_eq!(
+            newest(known),
+            [
+                "linux-image-6.1.0-10-amd64",
+                "linux-image-6.1.0-10-cloud-amd64",
+                "linux-image-6.12.43+deb12-rt-amd64",
+            ]
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! Kernels that have no driver for their local APIC, or are told not to use it, and others that nobody here has written.
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Session, packaged};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Kernel, Session, packaged};
 
 /// A Linux with these words: the demo's timer ticks, and the guest ends as a Linux does.
 #[test]
@@ -19,6 +19,39 @@ fn a_linux_that_leaves_its_local_apic_or_acpi_alone_works_on_amd_v() {
         assert_eq!(outcome.guest_outcome("linux"), Some(end), "{words}\n{outcome}");
         assert!(outcome.result("timer").get("interrupts") > 0, "{words}\n{outcome}");
     }
+}
+
+/// Each Linux that apt knows, of every series and kind: its clock ticks without exits, and it switches itself off.
+fn every_packaged_linux_boots(emulator: Emulator, timeout: &str) {
+    let packages = packaged::linuxes().unwrap_or_else(|error| panic!("{error}"));
+    assert!(!packages.is_empty(), "apt knows no kernel: run `apt-get update`");
+    for package in packages {
+        let kernel = packaged::linux(&package).unwrap_or_else(|error| panic!("{error}"));
+        let guest =
+            Guest { kernel: Kernel::Cloud, memory: "256M", ..Guest::on_qemu("timer", "[]") };
+        let own = Kernel::Cloud.folder().join("vmlinuz").display().to_string();
+        let toml = guest.toml().replace(&own, &kernel.display().to_string());
+        let options = [emulator.options(), &["--timeout", timeout]].concat();
+        let folder = Folder::new(&format!("boots-{package}-{emulator}"));
+        let outcome = folder.run(&toml, &options, &Devices::none());
+        assert_eq!(outcome.guest_outcome("linux"), Some("poweroff"), "{package}\n{outcome}");
+        let line = outcome.result("timer");
+        assert!(line.get("interrupts") > 0, "{package}: {line:?}");
+        assert_eq!(line.interrupt_exits(), 0, "{package}: {line:?}");
+        println!("{package}: {line:?}");
+    }
+}
+
+#[test]
+#[ignore = "fetches kernels: `make test-all`"]
+fn every_packaged_linux_boots_on_amd_v() {
+    every_packaged_linux_boots(Emulator::Qemu, "240");
+}
+
+#[test]
+#[ignore = "fetches kernels: `make test-all`"]
+fn every_packaged_linux_boots_on_vt_x() {
+    every_packaged_linux_boots(Emulator::Bochs, "900");
 }
 
 /// A run of this kernel, as a guest of 64 MiB named `guest`.
