@@ -4,8 +4,8 @@
 //! found by its own number in both. Each segment has its own: the same number is another function there.
 //!
 //! * [`mod@unit`]: one unit's bring-up order; [`registers`]: its window
-//! * [`context`], [`remapping`]: entries; [`invalidation`]: telling the unit about changed ones
-//! * [`fault`]: what the unit refused
+//! * [`segment`]: the tables; [`context`], [`remapping`]: their entries
+//! * [`invalidation`]: telling the unit about changed ones; [`fault`]: what the unit refused
 
 mod context;
 mod fault;
@@ -13,6 +13,7 @@ mod invalidation;
 mod memory;
 mod registers;
 mod remapping;
+mod segment;
 mod unit;
 
 use alloc::vec::Vec;
@@ -28,6 +29,7 @@ use context::ContextEntry;
 use invalidation::Descriptor;
 use memory::WrittenThrough;
 pub use registers::{Mmio, Registers};
+use segment::{Segment, remap_entry};
 use unit::Unit;
 pub use unit::check;
 
@@ -37,12 +39,12 @@ const MAX_SEGMENTS: usize = (1 << 16) / remapping::ENTRIES as usize;
 const MAX_DOMAINS: usize = 64;
 
 /// The machine's VT-d units.
-pub struct VtD<'a, M, R = Mmio> {
+pub struct VtD<'a, M: TableMemory, R = Mmio> {
     dmar: Dmar<'a>,
     bridges: Bridges<'a>,
     memory: WrittenThrough<M>,
-    units: Vec<Unit<R>>,
-    segments: Vec<Segment>,
+    units: Vec<Unit<R, M::Pool>>,
+    segments: Vec<Segment<M::Pool>>,
     /// Levels of every domain's table.
     levels: u8,
     /// First DMA address that is too wide.
@@ -50,16 +52,7 @@ pub struct VtD<'a, M, R = Mmio> {
     /// First domain identifier that is too big for some unit.
     domain_limit: usize,
     /// Domain n is at n - 1: identifier 0 belongs to the units. `None` is free.
-    domains: ArrayVec<Option<Table<DmaFormat>>, MAX_DOMAINS>,
-}
-
-/// What the units of one PCI segment share. The entries of the n-th one have the [`RemapIndex`]es from
-/// n × [`remapping::ENTRIES`] on.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    number: u16,
-    root: Hpa,
-    remap_table: Hpa,
+    domains: ArrayVec<Option<Table<DmaFormat, M::Pool>>, MAX_DOMAINS>,
 }
 
 impl<'a, M: TableMemory> VtD<'a, M> {
@@ -112,7 +105,7 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         dmar: Dmar<'a>,
         bridges: Bridges<'a>,
         memory: M,
-        mut units: Vec<Unit<R>>,
+        mut units: Vec<Unit<R, M::Pool>>,
     ) -> Result<Self, IommuError> {
         let mut memory = WrittenThrough::new(memory, units.iter().any(|u| !u.extended.coherent()));
         let on = switch_on(&mut units, &mut memory);
@@ -151,7 +144,7 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
         self.units.get_mut(index).map_or(Ok(()), |unit| unit.flush_translations(&mut self.memory))
     }
 
-    fn domain(&self, id: DomainId) -> Option<&Table<DmaFormat>> {
+    fn domain(&self, id: DomainId) -> Option<&Table<DmaFormat, M::Pool>> {
         self.domains.get(usize::from(id.0).checked_sub(1)?)?.as_ref()
     }
 
@@ -163,27 +156,15 @@ impl<'a, M: TableMemory, R: Registers> VtD<'a, M, R> {
             .ok_or(IommuError::NoUnit(function))
     }
 
-    /// The root table that `function` is found in.
-    fn root_of(&self, function: Bdf) -> Result<Hpa, IommuError> {
-        let segment = self.segments.get(self.segment_of(function)?);
-        segment.map(|segment| segment.root).ok_or(IommuError::NoUnit(function))
-    }
-
-    /// Where an entry is, and the segment whose interrupts go through it.
-    fn remap_slot(&self, index: u16) -> Option<(u16, Hpa)> {
-        let segment = self.segments.get(usize::from(index / remapping::ENTRIES))?;
-        let within = u64::from(index % remapping::ENTRIES) * remapping::ENTRY_SIZE;
-        Some((segment.number, segment.remap_table.wrapping_add(within)))
-    }
-
-    /// An entry of 128 bits as it is in memory, the low half first.
-    fn words(&self, slot: Hpa) -> [u64; 2] {
-        [self.memory.read(slot), self.memory.read(slot.wrapping_add(8))]
+    /// An entry as it is in memory, the low half first.
+    fn words(&self, entry: &segment::Entry<'_, M::Pool>) -> [u64; 2] {
+        [entry.low, entry.high].map(|half| self.memory.read(half))
     }
 
     /// Whether an entry is taken: its high half names a source from then on, and that is never 0.
     fn is_taken(&self, index: u16) -> bool {
-        self.remap_slot(index).is_some_and(|(_, slot)| self.memory.read(slot.wrapping_add(8)) != 0)
+        remap_entry(&self.segments, index)
+            .is_some_and(|(_, entry)| self.memory.read(entry.high) != 0)
     }
 
     /// The first of `count` consecutive entries of a segment that are free.
@@ -206,41 +187,33 @@ const fn within_table(index: RemapIndex) -> RemapIndex {
 }
 
 /// Brings all units up; the levels of their tables, and each segment's empty ones.
-fn switch_on<R: Registers>(
-    units: &mut [Unit<R>],
-    memory: &mut impl TableMemory,
-) -> Result<(u8, Vec<Segment>), IommuError> {
-    const TABLE_SIZE: u64 = remapping::ENTRIES as u64 * remapping::ENTRY_SIZE;
+fn switch_on<R: Registers, P>(
+    units: &mut [Unit<R, P>],
+    memory: &mut impl TableMemory<Pool = P>,
+) -> Result<(u8, Vec<Segment<P>>), IommuError> {
     let levels = common_levels(units)?;
-    let mut segments: Vec<Segment> = Vec::new();
+    let mut segments: Vec<Segment<P>> = Vec::new();
     for unit in units {
-        let known = segments.iter().find(|segment| segment.number == unit.segment).copied();
-        if known.is_none() && segments.len() == MAX_SEGMENTS {
-            return Err(IommuError::Missing(
-                "a count of PCI segments that Nexit can handle, at most 16",
-            ));
+        let number = unit.segment;
+        if segments.iter().all(|segment| segment.number != number) {
+            if segments.len() == MAX_SEGMENTS {
+                return Err(IommuError::Missing(
+                    "a count of PCI segments that Nexit can handle, at most 16",
+                ));
+            }
+            segments.push(Segment::new(number, memory)?);
         }
-        let segment = match known {
-            Some(segment) => segment,
-            None => Segment {
-                number: unit.segment,
-                root: memory.allocate_table().ok_or(IommuError::OutOfFrames)?,
-                remap_table: memory
-                    .allocate_contiguous(TABLE_SIZE)
-                    .ok_or(IommuError::OutOfFrames)?,
-            },
-        };
-        if known.is_none() {
-            segments.push(segment);
+        for segment in segments.iter().filter(|segment| segment.number == number) {
+            let (root, interrupts) = (segment.root.start(), segment.remap_table.start());
+            let table = remapping::table_address(interrupts, remapping::ENTRIES.into());
+            unit.bring_up(memory, root, table)?;
         }
-        let table = remapping::table_address(segment.remap_table, remapping::ENTRIES.into());
-        unit.bring_up(memory, segment.root, table)?;
     }
     Ok((levels, segments))
 }
 
 /// The levels of the tables that every unit can walk.
-fn common_levels<R>(units: &[Unit<R>]) -> Result<u8, IommuError> {
+fn common_levels<R, P>(units: &[Unit<R, P>]) -> Result<u8, IommuError> {
     let levels = [4, 3].into_iter();
     let can = |levels: &u8| units.iter().all(|unit| unit.capability.levels(*levels));
     let what = "second-stage tables of 3 or 4 levels in all its units";
@@ -318,31 +291,26 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
             return Err(IommuError::Missing("pages as large as those of the domain"));
         }
         self.detach(function)?;
-        let root_slot = context::root_slot(self.root_of(function)?, function);
-        let mut root_entry = self.memory.read(root_slot);
-        if root_entry & context::PRESENT == 0 {
-            let contexts = self.memory.allocate_table().ok_or(IommuError::OutOfFrames)?;
-            root_entry = context::root_entry(contexts);
-            self.memory.write(root_slot, root_entry);
+        let segment = self.segment_of(function)?;
+        let segment = self.segments.get_mut(segment).ok_or(IommuError::NoUnit(function))?;
+        segment.add_bus(function.bus(), &mut self.memory)?;
+        if let Some(slot) = segment.context(function) {
+            let entry = ContextEntry::new(table, self.levels, domain.0);
+            // The present bit is in the low half: it comes last.
+            self.memory.write(slot.high, entry.high);
+            self.memory.write(slot.low, entry.low);
         }
-        let slot = context::context_slot(root_entry, function);
-        let entry = ContextEntry::new(table, self.levels, domain.0);
-        // The present bit is in the low half: it comes last.
-        self.memory.write(slot.wrapping_add(8), entry.high);
-        self.memory.write(slot, entry.low);
         self.flush(unit)
     }
 
     fn detach(&mut self, function: Bdf) -> Result<(), IommuError> {
         let unit = self.unit_for(function)?;
-        let root_slot = context::root_slot(self.root_of(function)?, function);
-        let root_entry = self.memory.read(root_slot);
-        if root_entry & context::PRESENT == 0 {
+        let segment = self.segments.get(self.segment_of(function)?);
+        let Some(slot) = segment.and_then(|segment| segment.context(function)) else {
             return Ok(());
-        }
-        let slot = context::context_slot(root_entry, function);
-        self.memory.write(slot, 0);
-        self.memory.write(slot.wrapping_add(8), 0);
+        };
+        self.memory.write(slot.low, 0);
+        self.memory.write(slot.high, 0);
         self.flush(unit)
     }
 
@@ -360,8 +328,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         let segment = self.segment_of(requester)?;
         let first = self.free_run(segment, count).ok_or(IommuError::OutOfRemapEntries)?;
         for index in (first..).take(count.into()) {
-            if let Some((_, slot)) = self.remap_slot(index) {
-                self.memory.write(slot.wrapping_add(8), remapping::entry_high(requester));
+            if let Some((_, entry)) = remap_entry(&self.segments, index) {
+                self.memory.write(entry.high, remapping::entry_high(requester));
             }
         }
         Ok(RemapIndex(first))
@@ -370,8 +338,8 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
     fn free_remap(&mut self, first: RemapIndex, count: u16) -> Result<(), IommuError> {
         for index in (first.0..).take(count.into()) {
             self.set_remap(RemapIndex(index), None)?;
-            if let Some((_, slot)) = self.remap_slot(index) {
-                self.memory.write(slot.wrapping_add(8), 0);
+            if let Some((_, entry)) = remap_entry(&self.segments, index) {
+                self.memory.write(entry.high, 0);
             }
         }
         Ok(())
@@ -386,9 +354,9 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
         index: RemapIndex,
         target: Option<InterruptTarget>,
     ) -> Result<(), IommuError> {
-        let slot = self.remap_slot(index.0).filter(|_| self.is_taken(index.0));
-        let (segment, slot) = slot.ok_or(IommuError::OutOfRemapEntries)?;
-        self.memory.write(slot, target.map_or(0, remapping::entry_low));
+        let entry = remap_entry(&self.segments, index.0).filter(|_| self.is_taken(index.0));
+        let (segment, entry) = entry.ok_or(IommuError::OutOfRemapEntries)?;
+        self.memory.write(entry.low, target.map_or(0, remapping::entry_low));
         let changed = [Descriptor::interrupt(within_table(index))];
         for unit in self.units.iter_mut().filter(|unit| unit.segment == segment) {
             unit.invalidate(&mut self.memory, &changed)?;
@@ -410,17 +378,15 @@ impl<M: TableMemory, R: Registers> Iommu for VtD<'_, M, R> {
     }
 
     fn context_entry(&self, function: Bdf) -> Option<[u64; 2]> {
-        let root_slot = context::root_slot(self.root_of(function).ok()?, function);
-        let root_entry = self.memory.read(root_slot);
-        let slot = context::context_slot(root_entry, function);
-        (root_entry & context::PRESENT != 0).then(|| self.words(slot))
+        let segment = self.segments.get(self.segment_of(function).ok()?)?;
+        segment.context(function).map(|entry| self.words(&entry))
     }
 
     fn remap_entries(&self, function: Bdf, sink: &mut dyn FnMut(RemapIndex, [u64; 2])) {
         let source = remapping::entry_high(function);
         for index in 0..=u16::MAX {
-            let Some((segment, slot)) = self.remap_slot(index) else { break };
-            let [low, high] = self.words(slot);
+            let Some((segment, entry)) = remap_entry(&self.segments, index) else { break };
+            let [low, high] = self.words(&entry);
             if segment == function.segment() && high == source {
                 sink(RemapIndex(index), [low, high]);
             }

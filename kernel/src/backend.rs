@@ -19,7 +19,7 @@ use vmx::controls::Controls;
 use vmx::large_pages::largest_executable_page;
 
 use crate::memory::{self, Memory};
-use crate::owned::Pages;
+use crate::owned::{Owned, Pages};
 use crate::refusal::Refusal;
 
 /// What a CPU has for a guest in some interrupt mode.
@@ -148,7 +148,7 @@ impl Backend for VtX {
     }
 
     fn bitmaps(memory: Memory, msrs: &[MsrPass], ports: &[PortRange]) -> Result<Pages, Refusal> {
-        let pages = Pages::take(memory, size_of::<vmx::Bitmaps>() as u64)?;
+        let pages = Owned::new(memory.frames(size_of::<vmx::Bitmaps>() as u64)?);
         let bitmaps = cpu::physical::pointer::<vmx::Bitmaps>(pages.start());
         // SAFETY: there is room for them, nobody else has the pages, and all zeros are bitmaps.
         unsafe { &mut *bitmaps }.set(msrs, ports);
@@ -190,7 +190,7 @@ impl Backend for AmdV {
     }
 
     fn bitmaps(memory: Memory, msrs: &[MsrPass], ports: &[PortRange]) -> Result<Pages, Refusal> {
-        let pages = Pages::take(memory, size_of::<svm::PermissionMaps>() as u64)?;
+        let pages = Owned::new(memory.frames(size_of::<svm::PermissionMaps>() as u64)?);
         let maps = cpu::physical::pointer::<svm::PermissionMaps>(pages.start());
         // SAFETY: there is room for them, nobody else has the pages, and all zeros are maps.
         unsafe { &mut *maps }.set(msrs, ports);

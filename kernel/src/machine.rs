@@ -25,7 +25,7 @@ use pci::owned::{NotOwned, Owned};
 use spin::Mutex;
 
 use crate::console;
-use crate::memory::Memory;
+use crate::memory::{Memory, Own};
 use crate::owned::{OwnFrames, OwnTable, Pages};
 use crate::ram::GuestRam;
 use crate::routes::Routes;
@@ -166,11 +166,11 @@ impl<F: Format> GuestMachine<F> {
     fn change(
         &mut self,
         what: &str,
-        work: impl FnOnce(&mut Table<F>, &mut Reserve<'_, Memory>) -> Result<Flush, MapError>,
+        work: impl FnOnce(&mut Table<F, Own>, &mut Reserve<'_, Memory>) -> Result<Flush, MapError>,
     ) {
         let mut tables = self.tables.lock();
         let Tables { nested, frames, .. } = &mut *tables;
-        let changed = work(nested, &mut Reserve { memory: self.memory, frames: &mut frames.0 });
+        let changed = work(nested, &mut Reserve { memory: self.memory, frames });
         drop(tables);
         match changed {
             Ok(flush) => flush.is_due(&mut self.nested_changed),

@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use boot::{BootInfo, MemoryKind};
 use cpu::physical;
 use mem::frames::NotTaken;
-use mem::{FrameAllocator, TableMemory};
+use mem::{FrameAllocator, Pages, TableMemory, Word};
 use spin::Mutex;
 
 use crate::console::logln;
@@ -26,6 +26,14 @@ pub(crate) use host_table::{
 static FRAMES: Mutex<Option<FrameAllocator>> = Mutex::new(None);
 
 const FOUR_GIB: u64 = 1 << 32;
+
+/// Memory that the hypervisor itself uses. Only this module has one to show, so that it alone makes `Pages<Own>`.
+#[derive(Debug)]
+pub(crate) struct Own(());
+
+/// Memory that others use: guests' RAM, shared memory, files.
+#[derive(Debug)]
+pub(crate) struct Lent(());
 
 /// The machine's free memory. All copies are the same memory; a copy may be confined to what lies below
 /// some address ([`Memory::below`]).
@@ -62,26 +70,23 @@ impl Memory {
     }
 
     /// Takes contiguous memory; its content is whatever was there.
-    pub(crate) fn allocate(self, bytes: u64, alignment: u64) -> Option<Hpa> {
-        FRAMES.lock().as_mut()?.allocate(bytes, alignment, self.limit)
-    }
-
-    /// Frees memory; its content is not cleared.
-    fn free(self, start: Hpa, bytes: u64) {
-        let range = HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) };
-        Self::give(range, FrameAllocator::free);
+    pub(crate) fn allocate(self, bytes: u64, alignment: u64) -> Option<Pages<Own>> {
+        let start = FRAMES.lock().as_mut()?.allocate(bytes, alignment, self.limit)?;
+        Some(Pages::of(&Own(()), whole_pages(start, bytes)))
     }
 
     /// Takes contiguous memory for others than the hypervisor; its content is whatever was there.
-    pub(crate) fn lend(self, bytes: u64, alignment: u64) -> Option<Hpa> {
-        FRAMES.lock().as_mut()?.lend(bytes, alignment)
+    pub(crate) fn lend(self, bytes: u64, alignment: u64) -> Option<Pages<Lent>> {
+        let start = FRAMES.lock().as_mut()?.lend(bytes, alignment)?;
+        Some(Pages::of(&Lent(()), whole_pages(start, bytes)))
     }
 
     /// Frees memory that was lent; its content is not cleared.
-    pub(crate) fn take_back(self, range: HpaRange) {
-        Self::give(range, FrameAllocator::take_back);
+    pub(crate) fn take_back(self, pages: Pages<Lent>) {
+        Self::give(pages.range(), FrameAllocator::take_back);
     }
 
+    #[inline(never)]
     fn give(range: HpaRange, how: fn(&mut FrameAllocator, HpaRange) -> Result<(), NotTaken>) {
         if let Some(Err(error)) = FRAMES.lock().as_mut().map(|frames| how(frames, range)) {
             logln!("{error}");
@@ -105,28 +110,35 @@ impl Memory {
     }
 
     /// A zeroed 4 KiB frame.
-    pub(crate) fn frame(mut self) -> Result<Hpa, Refusal> {
+    pub(crate) fn frame(mut self) -> Result<Pages<Own>, Refusal> {
         self.allocate_table().ok_or_else(out_of_memory)
     }
 
     /// Zeroed contiguous frames.
-    pub(crate) fn frames(mut self, bytes: u64) -> Result<Hpa, Refusal> {
+    pub(crate) fn frames(mut self, bytes: u64) -> Result<Pages<Own>, Refusal> {
         self.allocate_contiguous(bytes).ok_or_else(out_of_memory)
     }
 }
 
 impl plan::memory::Pool for Memory {
-    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
+    type Of = Lent;
+
+    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Pages<Lent>> {
         self.lend(bytes, alignment)
     }
 
-    fn put_back(&mut self, range: HpaRange) {
-        self.take_back(range);
+    fn put_back(&mut self, pages: Pages<Lent>) {
+        self.take_back(pages);
     }
 
     fn available(&self) -> u64 {
         Self::available(*self)
     }
+}
+
+/// What the allocator takes for so many bytes.
+const fn whole_pages(start: Hpa, bytes: u64) -> HpaRange {
+    HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) }
 }
 
 /// The memory that the loader reports as usable; only the part in `within`, if given.
@@ -170,26 +182,34 @@ pub(crate) fn out_of_memory() -> Refusal {
 }
 
 impl TableMemory for Memory {
-    fn read(&self, at: Hpa) -> u64 {
-        // SAFETY: tables are frames of this pool, identity-mapped; entries are aligned.
-        unsafe { physical::pointer::<u64>(at).read_volatile() }
+    type Pool = Own;
+
+    fn read(&self, at: Word<'_, Own>) -> u64 {
+        // SAFETY: a word of pages that this pool handed out and somebody holds: aligned, and identity-mapped.
+        unsafe { physical::pointer::<u64>(at.address()).read_volatile() }
     }
 
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, Own>, value: u64) {
         // SAFETY: as for `read`.
-        unsafe { physical::pointer::<u64>(at).write_volatile(value) };
+        unsafe { physical::pointer::<u64>(at.address()).write_volatile(value) };
     }
 
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let at = Self::allocate(*self, bytes, bytes.next_power_of_two().max(PAGE_SIZE))?;
-        // SAFETY: the pool has just given this memory to us alone.
-        unsafe { physical::bytes_mut(at, bytes as usize) }.fill(0);
-        Some(at)
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<Own>> {
+        let pages = self.allocate(bytes, bytes.next_power_of_two().max(PAGE_SIZE))?;
+        clear(&pages);
+        Some(pages)
     }
 
-    fn free_page(&mut self, page: Hpa) {
-        // SAFETY: a frame of this pool, which its owner has just done with.
-        unsafe { physical::bytes_mut(page, PAGE_SIZE as usize) }.fill(0);
-        self.free(page, PAGE_SIZE);
+    #[inline(never)]
+    fn free(&mut self, pages: Pages<Own>) {
+        clear(&pages);
+        Self::give(pages.range(), FrameAllocator::free);
     }
+}
+
+/// Fills pages that are just taken, or just about to be free, with zeros.
+fn clear(pages: &Pages<Own>) {
+    let HpaRange { start, length } = pages.range();
+    // SAFETY: memory of the pool that its only holder does not use now.
+    unsafe { physical::bytes_mut(start, length as usize) }.fill(0);
 }

@@ -1,81 +1,79 @@
-//! Free memory that goes back when what it was taken for is dropped.
+//! Memory that goes back to the pool when what it was taken for is dropped.
 
+use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 
-use arch::Hpa;
-use arch::address::PAGE_SIZE;
+use mem::TableMemory;
 use mem::reserve::Frames;
 use mem::table::Format;
-use mem::{Table, TableMemory};
 
-use crate::memory::Memory;
-use crate::refusal::Refusal;
+use crate::memory::{Lent, Memory, Own};
 
-/// Contiguous pages, zeroed when they are taken.
-pub(crate) struct Pages {
-    start: Hpa,
-    bytes: u64,
+/// A value that goes back when it is dropped.
+pub(crate) struct Owned<T: GiveBack>(ManuallyDrop<T>);
+
+/// Contiguous pages.
+pub(crate) type Pages = Owned<mem::Pages<Own>>;
+/// A page table with its pages.
+pub(crate) type OwnTable<F> = Owned<mem::Table<F, Own>>;
+/// Frames for what may change in a table.
+pub(crate) type OwnFrames = Owned<Frames<Own>>;
+
+/// How a value goes back.
+pub(crate) trait GiveBack {
+    fn give_back(self, memory: &mut Memory);
 }
 
-impl Pages {
-    /// Takes so many bytes, whole pages.
-    pub(crate) fn take(memory: Memory, bytes: u64) -> Result<Self, Refusal> {
-        Ok(Self { start: memory.frames(bytes)?, bytes })
-    }
-
-    /// Where they begin.
-    pub(crate) const fn start(&self) -> Hpa {
-        self.start
+impl GiveBack for mem::Pages<Own> {
+    fn give_back(self, memory: &mut Memory) {
+        memory.free(self);
     }
 }
 
-impl Drop for Pages {
-    fn drop(&mut self) {
-        for page in 0..self.bytes.div_ceil(PAGE_SIZE) {
-            Memory::handle().free_page(self.start.wrapping_add(page * PAGE_SIZE));
+impl GiveBack for mem::Pages<Lent> {
+    fn give_back(self, memory: &mut Memory) {
+        memory.take_back(self);
+    }
+}
+
+impl<F: Format> GiveBack for mem::Table<F, Own> {
+    fn give_back(self, memory: &mut Memory) {
+        self.free_tables(memory);
+    }
+}
+
+impl GiveBack for Frames<Own> {
+    fn give_back(mut self, memory: &mut Memory) {
+        while let Some(frame) = self.take(memory) {
+            memory.free(frame);
         }
     }
 }
 
-/// A page table with its pages.
-pub(crate) struct OwnTable<F: Format>(Table<F>);
-
-impl<F: Format> OwnTable<F> {
-    /// A table that maps nothing.
-    pub(crate) fn new(format: F, mut memory: Memory) -> Result<Self, Refusal> {
-        Ok(Self(Table::new(format, &mut memory)?))
+impl<T: GiveBack> Owned<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(ManuallyDrop::new(value))
     }
 }
 
-impl<F: Format> Drop for OwnTable<F> {
+impl<T: GiveBack> Drop for Owned<T> {
     fn drop(&mut self) {
-        self.0.free_tables(&mut Memory::handle());
+        // SAFETY: the value is not used again.
+        let value = unsafe { ManuallyDrop::take(&mut self.0) };
+        value.give_back(&mut Memory::handle());
     }
 }
 
-impl<F: Format> Deref for OwnTable<F> {
-    type Target = Table<F>;
+impl<T: GiveBack> Deref for Owned<T> {
+    type Target = T;
 
-    fn deref(&self) -> &Table<F> {
+    fn deref(&self) -> &T {
         &self.0
     }
 }
 
-impl<F: Format> DerefMut for OwnTable<F> {
-    fn deref_mut(&mut self) -> &mut Table<F> {
+impl<T: GiveBack> DerefMut for Owned<T> {
+    fn deref_mut(&mut self) -> &mut T {
         &mut self.0
-    }
-}
-
-/// Frames for what may change in a table.
-#[derive(Default)]
-pub(crate) struct OwnFrames(pub(crate) Frames);
-
-impl Drop for OwnFrames {
-    fn drop(&mut self) {
-        let mut memory = Memory::handle();
-        while let Some(frame) = self.0.take(&mut memory) {
-            memory.free_page(frame);
-        }
     }
 }

@@ -62,7 +62,7 @@ impl Processor {
 fn load_cpu_tables(memory: Memory) -> Result<u64, Refusal> {
     // For a double fault, and for a machine check.
     const OWN_STACK: u64 = 8 << 10;
-    let end = memory.frames(2 * OWN_STACK)?.as_u64() + 2 * OWN_STACK;
+    let end = memory.frames(2 * OWN_STACK)?.range().end().as_u64();
     let tables = Box::leak(Box::new(CpuTables::new(end - OWN_STACK, end)));
     let tss_base = tables.tss_base();
     tables.load();

@@ -2,7 +2,8 @@
 //!
 //! Invariant: what a guest names is a claim; only bytes inside its own blocks are ever touched.
 
-use arch::address::HpaRange;
+use alloc::vec::Vec;
+
 use arch::machine::{GuestMemory, NotGuestMemory};
 use arch::{Gpa, Hpa};
 use arrayvec::ArrayVec;
@@ -10,7 +11,8 @@ use cpu::physical;
 use mem::Pieces;
 use plan::memory::{Block, MAX_BLOCKS};
 
-use crate::memory::Memory;
+use crate::memory::Lent;
+use crate::owned::Owned;
 
 /// All of a guest's RAM.
 #[derive(Clone, Debug)]
@@ -46,16 +48,10 @@ impl GuestRam {
 }
 
 /// A guest's RAM, which goes back to the free memory when this is dropped.
-pub(crate) struct OwnedRam(pub(crate) GuestRam);
-
-impl Drop for OwnedRam {
-    fn drop(&mut self) {
-        for block in self.0.blocks().iter().filter(|block| block.pooled) {
-            let range = HpaRange { start: block.hpa, length: block.length };
-            Memory::handle().take_back(range);
-        }
-    }
-}
+pub(crate) struct OwnedRam(
+    pub(crate) GuestRam,
+    #[expect(dead_code, reason = "it is only dropped")] pub(crate) Vec<Owned<mem::Pages<Lent>>>,
+);
 
 /// A guest's RAM that its CPUs fill with zeros, while the guest does not run.
 #[derive(Debug)]

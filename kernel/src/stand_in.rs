@@ -10,20 +10,23 @@ use arch::machine::MAX_STAND_INS;
 use arch::{Gpa, Hpa};
 use cpu::physical;
 use mem::table::Format;
-use mem::{Leaf, MemoryType, Rights, Table};
+use mem::{Leaf, MemoryType, Pages, Rights, Table, TableMemory};
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Own};
 use crate::refusal::Refusal;
+
+/// A page of the hypervisor's own.
+type Frame = Pages<Own>;
 
 /// The frames of all CPUs of a guest, those of one after those of another.
 pub(crate) struct StandInFrames {
-    frames: Vec<Hpa>,
+    frames: Vec<Frame>,
     for_each_cpu: usize,
 }
 
 impl StandInFrames {
     pub(crate) fn new<F: Format>(
-        nested: &Table<F>,
+        nested: &Table<F, Own>,
         cpus: usize,
         memory: Memory,
     ) -> Result<Self, Refusal> {
@@ -36,7 +39,7 @@ impl StandInFrames {
     }
 
     /// The pages of one CPU, and the frames of its overlay.
-    fn of_cpu(&self, cpu: usize) -> Option<(&[Hpa], &[Hpa])> {
+    fn of_cpu(&self, cpu: usize) -> Option<(&[Frame], &[Frame])> {
         self.frames.chunks(self.for_each_cpu).nth(cpu)?.split_at_checked(MAX_STAND_INS)
     }
 }
@@ -44,7 +47,7 @@ impl StandInFrames {
 impl Drop for StandInFrames {
     fn drop(&mut self) {
         for frame in self.frames.drain(..) {
-            mem::TableMemory::free_page(&mut Memory::handle(), frame);
+            Memory::handle().free(frame);
         }
     }
 }
@@ -77,7 +80,7 @@ impl StandIns {
     ) {
         if let Some(frame) = frames.of_cpu(cpu).and_then(|(pages, _)| pages.get(slot)) {
             // SAFETY: the frame is this CPU's alone, which is not in the guest, and it holds plain bytes.
-            work(unsafe { &mut *physical::pointer::<[u8; PAGE_SIZE as usize]>(*frame) });
+            work(unsafe { &mut *physical::pointer::<[u8; PAGE_SIZE as usize]>(frame.start()) });
         }
     }
 
@@ -86,15 +89,15 @@ impl StandIns {
         &self,
         frames: &StandInFrames,
         cpu: usize,
-        nested: &Table<F>,
+        nested: &Table<F, Own>,
         mut memory: Memory,
     ) -> Option<Hpa> {
         let (own, overlay) = frames.of_cpu(cpu)?;
         let (access, memory_type) = (Rights::ALL, MemoryType::WriteBack);
         let mut pages = arrayvec::ArrayVec::<(u64, Leaf), MAX_STAND_INS>::new();
-        for (page, hpa) in self.0.iter().zip(own) {
+        for (page, frame) in self.0.iter().zip(own) {
             if let Some(page) = page {
-                pages.push((page.as_u64(), Leaf { hpa: *hpa, access, memory_type }));
+                pages.push((page.as_u64(), Leaf { hpa: frame.start(), access, memory_type }));
             }
         }
         let root = nested.overlay(&mut memory, overlay, &pages)?;

@@ -5,6 +5,7 @@
 
 use arch::{Hpa, PageSize};
 
+use crate::table::entry::Sealed;
 use crate::table::{Entry, Format, Leaf, MemoryType, Rights};
 
 /// Address bits 51:12 of an entry, the same in all four formats.
@@ -49,6 +50,10 @@ pub struct Paging<const ALWAYS: u64> {
     /// Largest page: 1 GiB where CPUID says so (leaf 0x80000001, EDX bit 26), else 2 MiB.
     pub largest: PageSize,
 }
+
+impl<const ALWAYS: u64> Sealed for Paging<ALWAYS> {}
+impl Sealed for EptFormat {}
+impl Sealed for DmaFormat {}
 
 impl<const ALWAYS: u64> Format for Paging<ALWAYS> {
     fn largest_page(&self, _: Rights) -> PageSize {

@@ -3,6 +3,7 @@
 //! * [`frames`]: which physical memory is free
 //! * [`table`]: map, replace, unmap and translate, for any [`table::Format`]
 //! * [`reserve`]: the frames that one table has for changes
+//! * [`pages`]: memory as values, which only the pool makes
 //! * [`pieces`]: one work for several CPUs
 //! * [`formats`]: what an entry looks like for each reader (CPU, EPT, NPT, VT-d)
 //!
@@ -13,6 +14,7 @@
 
 pub mod formats;
 pub mod frames;
+pub mod pages;
 pub mod pieces;
 pub mod reserve;
 pub mod table;
@@ -21,6 +23,7 @@ mod testing;
 
 pub use formats::{DmaFormat, EptFormat, HostFormat, NptFormat};
 pub use frames::FrameAllocator;
+pub use pages::{Pages, Word};
 pub use pieces::Pieces;
 pub use reserve::Reserve;
 pub use table::{

@@ -9,13 +9,15 @@
 //! Levels are numbered from the leaves: level 0 holds 4 KiB pages, level 1 2 MiB, level 2 1 GiB.
 
 mod answer;
-mod entry;
+pub(crate) mod entry;
 mod overlay;
 
 use core::ops::Range;
 
 use arch::address::PAGE_SIZE;
 use arch::{Hpa, PageSize};
+
+use crate::pages::{Pages, Word};
 
 pub use answer::{Added, Flush, MapError, Mapping, PageCounts};
 pub use entry::{Entry, Format, Leaf, MemoryType, Rights};
@@ -25,28 +27,30 @@ const ENTRIES: u64 = 512;
 /// Physical addresses have at most 52 bits (SDM "Physical Address Extension").
 const OUTPUT_LIMIT: u64 = 1 << 52;
 
-/// The memory that tables live in.
+/// The memory that tables live in. It gives back what was last written: the walker follows what it reads.
 pub trait TableMemory {
-    /// Reads the 8 bytes at `at`, a multiple of 8 in memory that this trait handed out.
-    fn read(&self, at: Hpa) -> u64;
-    /// Writes the 8 bytes at `at` in one piece, after all earlier writes.
-    fn write(&mut self, at: Hpa, value: u64);
+    /// Where its pages come from.
+    type Pool;
+    /// Reads a word.
+    fn read(&self, at: Word<'_, Self::Pool>) -> u64;
+    /// Writes a word in one piece, after all earlier writes.
+    fn write(&mut self, at: Word<'_, Self::Pool>, value: u64);
     /// Allocates `bytes` (rounded up to whole pages) of contiguous zeroed memory, aligned to the next
     /// power of two; `None` if none is left.
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa>;
-    /// Frees one page that was allocated here.
-    fn free_page(&mut self, page: Hpa);
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<Self::Pool>>;
+    /// Frees pages.
+    fn free(&mut self, pages: Pages<Self::Pool>);
     /// Takes one zeroed page.
-    fn allocate_table(&mut self) -> Option<Hpa> {
+    fn allocate_table(&mut self) -> Option<Pages<Self::Pool>> {
         self.allocate_contiguous(PAGE_SIZE)
     }
 }
 
-/// A radix table.
+/// A radix table, whose pages are of the pool `P`.
 #[derive(Debug)]
-pub struct Table<F> {
+pub struct Table<F, P> {
     format: F,
-    root: Hpa,
+    root: Pages<P>,
 }
 
 /// The new mapping of a range; the physical address of `input` is `input + offset` (wrapping).
@@ -57,12 +61,12 @@ struct Change {
     memory_type: MemoryType,
 }
 
-impl<F: Format> Table<F> {
+impl<F: Format, P> Table<F, P> {
     /// An empty table.
     ///
     /// # Errors
     /// When no page is left for its root.
-    pub fn new(format: F, memory: &mut impl TableMemory) -> Result<Self, MapError> {
+    pub fn new(format: F, memory: &mut impl TableMemory<Pool = P>) -> Result<Self, MapError> {
         let root = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
         Ok(Self { format, root })
     }
@@ -76,7 +80,7 @@ impl<F: Format> Table<F> {
     /// The address of the root table.
     #[must_use]
     pub const fn root(&self) -> Hpa {
-        self.root
+        self.root.start()
     }
 
     /// Maps `length` bytes at `input` to `hpa`, with the largest pages that fit.
@@ -86,7 +90,7 @@ impl<F: Format> Table<F> {
     /// or when memory for tables runs out (the range is mapped up to some page then).
     pub fn map(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         input: u64,
         hpa: Hpa,
         length: u64,
@@ -107,7 +111,7 @@ impl<F: Format> Table<F> {
     /// As [`Table::map`], without the first.
     pub fn map_missing(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         input: u64,
         hpa: Hpa,
         length: u64,
@@ -132,7 +136,7 @@ impl<F: Format> Table<F> {
     /// As [`Table::map`], but when a page of the range is *not* mapped.
     pub fn replace(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         input: u64,
         hpa: Hpa,
         length: u64,
@@ -153,28 +157,28 @@ impl<F: Format> Table<F> {
     /// some page then).
     pub fn unmap(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         input: u64,
         length: u64,
     ) -> Result<Flush, MapError> {
         let span = self.span(input, length)?;
-        self.apply(memory, self.root, self.format.levels() - 1, span, None)?;
+        self.apply(memory, self.root(), self.format.levels() - 1, span, None)?;
         Ok(Flush { input, length })
     }
 
     /// Frees empty tables that cover a part of the range. A reader may still have their addresses in a cache (SDM
     /// "Caching Paging-Structure Information"). So they may only be reused where that is harmless, for example by this
     /// table for other ranges: nothing is mapped at their old place.
-    pub fn prune(&mut self, memory: &mut impl TableMemory, input: u64, length: u64) {
+    pub fn prune(&mut self, memory: &mut impl TableMemory<Pool = P>, input: u64, length: u64) {
         if let Ok(span) = self.span(input, length) {
-            self.prune_below(memory, self.root, self.format.levels() - 1, span);
+            self.prune_below(memory, self.root(), self.format.levels() - 1, span);
         }
     }
 
     /// As [`Table::prune`], below one `table`. Returns whether it is empty now.
     fn prune_below(
         &self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         table: Hpa,
         level: u8,
         span: Range<u64>,
@@ -188,16 +192,16 @@ impl<F: Format> Table<F> {
                 && self.prune_below(memory, lower, level - 1, at..next)
             {
                 memory.write(slot, 0);
-                memory.free_page(lower);
+                memory.free(Pages::linked(lower));
             }
             at = next;
         }
-        (0..ENTRIES).all(|index| memory.read(table.wrapping_add(index * 8)) == 0)
+        (0..ENTRIES).all(|index| memory.read(entry(table, index)) == 0)
     }
 
     /// Where `input` leads; `None` where nothing is mapped.
     #[must_use]
-    pub fn translate(&self, memory: &impl TableMemory, input: u64) -> Option<Mapping> {
+    pub fn translate(&self, memory: &impl TableMemory<Pool = P>, input: u64) -> Option<Mapping> {
         if input >= self.input_limit() {
             return None;
         }
@@ -214,15 +218,21 @@ impl<F: Format> Table<F> {
 
     /// Counts the pages of each size.
     #[must_use]
-    pub fn page_counts(&self, memory: &impl TableMemory) -> PageCounts {
+    pub fn page_counts(&self, memory: &impl TableMemory<Pool = P>) -> PageCounts {
         let mut counts = PageCounts::default();
-        self.count(memory, self.root, self.format.levels() - 1, &mut counts);
+        self.count(memory, self.root(), self.format.levels() - 1, &mut counts);
         counts
     }
 
-    fn count(&self, memory: &impl TableMemory, table: Hpa, level: u8, counts: &mut PageCounts) {
+    fn count(
+        &self,
+        memory: &impl TableMemory<Pool = P>,
+        table: Hpa,
+        level: u8,
+        counts: &mut PageCounts,
+    ) {
         for index in 0..ENTRIES {
-            match self.format.decode(memory.read(table.wrapping_add(index * 8)), level) {
+            match self.format.decode(memory.read(entry(table, index)), level) {
                 Entry::Absent => {}
                 Entry::Table(lower) => self.count(memory, lower, level - 1, counts),
                 Entry::Leaf(_) if level == 0 => counts.size_4k += 1,
@@ -233,18 +243,19 @@ impl<F: Format> Table<F> {
     }
 
     /// Frees all its pages. The table must not be in use, and no reader may have cached a part of it.
-    pub fn free_tables(&self, memory: &mut impl TableMemory) {
-        self.free(memory, self.root, self.format.levels() - 1);
+    pub fn free_tables(self, memory: &mut impl TableMemory<Pool = P>) {
+        self.free_below(memory, self.root(), self.format.levels() - 1);
+        memory.free(self.root);
     }
 
-    fn free(&self, memory: &mut impl TableMemory, table: Hpa, level: u8) {
+    fn free_below(&self, memory: &mut impl TableMemory<Pool = P>, table: Hpa, level: u8) {
         for index in 0..ENTRIES {
-            let entry = memory.read(table.wrapping_add(index * 8));
+            let entry = memory.read(entry(table, index));
             if let Entry::Table(lower) = self.format.decode(entry, level) {
-                self.free(memory, lower, level - 1);
+                self.free_below(memory, lower, level - 1);
+                memory.free(Pages::linked(lower));
             }
         }
-        memory.free_page(table);
     }
 
     fn input_limit(&self) -> u64 {
@@ -263,7 +274,7 @@ impl<F: Format> Table<F> {
 
     fn set(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         span: Range<u64>,
         hpa: Hpa,
         access: Rights,
@@ -279,13 +290,13 @@ impl<F: Format> Table<F> {
         let offset = hpa.as_u64().wrapping_sub(span.start);
         let change = Change { offset, access, memory_type };
         let input = span.start;
-        self.apply(memory, self.root, self.format.levels() - 1, span, Some(change))?;
+        self.apply(memory, self.root(), self.format.levels() - 1, span, Some(change))?;
         Ok(Flush { input, length })
     }
 
     /// The leaf that maps `input`, or `None`; and the level of the entry that says so.
-    fn find(&self, memory: &impl TableMemory, input: u64) -> (Option<Leaf>, u8) {
-        let (mut table, mut level) = (self.root, self.format.levels() - 1);
+    fn find(&self, memory: &impl TableMemory<Pool = P>, input: u64) -> (Option<Leaf>, u8) {
+        let (mut table, mut level) = (self.root(), self.format.levels() - 1);
         loop {
             match self.format.decode(memory.read(slot(table, level, input)), level) {
                 Entry::Absent => return (None, level),
@@ -296,7 +307,12 @@ impl<F: Format> Table<F> {
     }
 
     /// The first address in `span` that is mapped, or is not.
-    fn first(&self, memory: &impl TableMemory, span: Range<u64>, mapped: bool) -> Option<u64> {
+    fn first(
+        &self,
+        memory: &impl TableMemory<Pool = P>,
+        span: Range<u64>,
+        mapped: bool,
+    ) -> Option<u64> {
         let mut at = span.start;
         while at < span.end {
             let (leaf, level) = self.find(memory, at);
@@ -311,7 +327,7 @@ impl<F: Format> Table<F> {
     /// Makes `span`, which lies in the reach of one `table` of `level`, what `change` says.
     fn apply(
         &self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         table: Hpa,
         level: u8,
         span: Range<u64>,
@@ -361,19 +377,19 @@ impl<F: Format> Table<F> {
     /// Fills a new table and only then puts it into `slot`.
     fn link(
         &self,
-        memory: &mut impl TableMemory,
-        slot: Hpa,
+        memory: &mut impl TableMemory<Pool = P>,
+        slot: Word<'_, P>,
         entry: impl Fn(u64) -> u64,
     ) -> Result<Hpa, MapError> {
         let table = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
         for index in 0..ENTRIES {
             match entry(index) {
                 0 => {}
-                entry => memory.write(table.wrapping_add(index * 8), entry),
+                entry => memory.write(table.word(index * 8), entry),
             }
         }
-        memory.write(slot, self.format.table_entry(table));
-        Ok(table)
+        memory.write(slot, self.format.table_entry(table.start()));
+        Ok(table.start())
     }
 }
 
@@ -382,9 +398,14 @@ const fn bytes(level: u8) -> u64 {
     1 << (12 + 9 * level as u32)
 }
 
-/// The address of the entry for `input` in a table of `level`.
-const fn slot(table: Hpa, level: u8, input: u64) -> Hpa {
-    table.wrapping_add(input / bytes(level) % ENTRIES * 8)
+/// The entry for `input` in a table of `level`.
+const fn slot<'a, P>(table: Hpa, level: u8, input: u64) -> Word<'a, P> {
+    entry(table, input / bytes(level))
+}
+
+/// An entry of a page of this table: its root, or a page that was linked below it.
+const fn entry<'a, P>(table: Hpa, index: u64) -> Word<'a, P> {
+    Word::linked(table.wrapping_add(index % ENTRIES * 8))
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use std::vec::Vec;
 use arch::Hpa;
 use arch::address::PAGE_SIZE;
 
+use arch::address::HpaRange;
+
+use crate::pages::{Pages, Word};
 use crate::table::TableMemory;
 
 /// Memory for the tests. Reading or writing what was not allocated fails the test.
@@ -32,26 +35,32 @@ impl TestMemory {
 }
 
 impl TableMemory for TestMemory {
-    fn read(&self, at: Hpa) -> u64 {
+    type Pool = Self;
+
+    fn read(&self, at: Word<'_, Self>) -> u64 {
+        let at = at.address();
         assert!(at.is_aligned(8) && (0x10_0000..self.next).contains(&at.as_u64()), "{at}");
         self.reads.set(self.reads.get() + 1);
         self.words.get(&at.as_u64()).copied().unwrap_or(0)
     }
 
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, Self>, value: u64) {
+        let at = at.address();
         assert!(at.is_aligned(8) && (0x10_0000..self.next).contains(&at.as_u64()), "{at}");
         self.words.insert(at.as_u64(), value);
         self.log.push((at, value));
     }
 
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<Self>> {
         self.frames = self.frames.checked_sub(bytes.div_ceil(PAGE_SIZE))?;
-        let at = Hpa::new(self.next);
-        self.next += bytes.next_multiple_of(PAGE_SIZE);
-        Some(at)
+        let range =
+            HpaRange { start: Hpa::new(self.next), length: bytes.next_multiple_of(PAGE_SIZE) };
+        self.next += range.length;
+        Some(Pages::of(self, range))
     }
 
-    fn free_page(&mut self, page: Hpa) {
+    fn free(&mut self, pages: Pages<Self>) {
+        let page = pages.start();
         assert!((0x10_0000..self.next).contains(&page.as_u64()), "{page}");
         assert!(!self.given_back.contains(&page), "{page} is given back twice");
         self.given_back.push(page);
@@ -60,16 +69,18 @@ impl TableMemory for TestMemory {
 }
 
 impl<M: TableMemory + ?Sized> TableMemory for &mut M {
-    fn read(&self, at: Hpa) -> u64 {
+    type Pool = M::Pool;
+
+    fn read(&self, at: Word<'_, M::Pool>) -> u64 {
         (**self).read(at)
     }
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, M::Pool>, value: u64) {
         (**self).write(at, value);
     }
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<M::Pool>> {
         (**self).allocate_contiguous(bytes)
     }
-    fn free_page(&mut self, page: Hpa) {
-        (**self).free_page(page);
+    fn free(&mut self, pages: Pages<M::Pool>) {
+        (**self).free(pages);
     }
 }

@@ -193,6 +193,30 @@ fn only_the_seam_between_the_vendors_names_their_crates() {
     }
 }
 
+/// All files of the workspace in which these words stand in code, by their place.
+fn places(word: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    let crates = entries.filter(|path| path.join("Cargo.toml").exists());
+    let mut all = Vec::new();
+    crates.for_each(|folder| files(&folder.join("src"), &mut all));
+    let holds = |path: &&PathBuf| code(&fs::read_to_string(path).unwrap()).contains(word);
+    let place = |path: &PathBuf| path.strip_prefix(root()).unwrap().display().to_string();
+    all.iter().filter(holds).map(place).collect()
+}
+
+/// The walker follows what this memory reads back, and writes where that leads (`mem/src/pages.rs`).
+#[test]
+fn only_known_memory_makes_pages_of_an_address_or_is_followed_by_a_walker() {
+    let known = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let tests = ["iommu/src/vtd/model.rs", "mem/src/testing.rs"];
+    let makes: BTreeSet<String> =
+        known(&["kernel/src/memory.rs", "mem/src/pages.rs", "plan/src/memory.rs"]);
+    assert_eq!(places("Pages::of("), &makes | &known(&tests));
+    let followed: BTreeSet<String> =
+        known(&["iommu/src/vtd/memory.rs", "kernel/src/memory.rs", "mem/src/reserve.rs"]);
+    assert_eq!(places(" TableMemory for "), &followed | &known(&tests));
+}
+
 /// What VT-x alone has, and what it was called in the contract until it was said in words that fit both.
 const OF_ONE_VENDOR: [&str; 13] = [
     "vmx",

@@ -7,7 +7,7 @@ use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Gpa, Hpa};
 use config::{Config, GuestConfig, SharedConfig};
 use guest::memory_map::{Ecam, GpaRange, MemoryMap};
-use mem::FrameAllocator;
+use mem::{FrameAllocator, Pages};
 
 use crate::Refusal;
 
@@ -18,22 +18,27 @@ const MIB: u64 = 1 << 20;
 
 /// Free memory.
 pub trait Pool {
+    /// What its pages are marked with.
+    type Of;
     /// Takes contiguous memory.
-    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa>;
+    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Pages<Self::Of>>;
     /// Puts some of it back.
-    fn put_back(&mut self, range: HpaRange);
+    fn put_back(&mut self, pages: Pages<Self::Of>);
     /// Bytes that are left.
     fn available(&self) -> u64;
 }
 
 impl Pool for FrameAllocator {
-    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Hpa> {
-        self.lend(bytes, alignment)
+    type Of = Self;
+
+    fn take(&mut self, bytes: u64, alignment: u64) -> Option<Pages<Self>> {
+        let start = self.lend(bytes, alignment)?;
+        Some(Pages::of(self, HpaRange { start, length: bytes.next_multiple_of(PAGE_SIZE) }))
     }
 
-    fn put_back(&mut self, range: HpaRange) {
+    fn put_back(&mut self, pages: Pages<Self>) {
         // Memory that was just taken can always be put back.
-        let _ = self.take_back(range);
+        let _ = self.take_back(pages.range());
     }
 
     fn available(&self) -> u64 {
@@ -50,8 +55,15 @@ pub struct Block {
     pub hpa: Hpa,
     /// Bytes.
     pub length: u64,
-    /// It is from the pool, and goes back there.
-    pub pooled: bool,
+}
+
+/// A guest's RAM.
+#[derive(Debug)]
+pub struct Found<P> {
+    /// Where it is.
+    pub blocks: Vec<Block>,
+    /// What of it is from the pool.
+    pub pages: Vec<Pages<P>>,
 }
 
 /// The guest's window to configuration space, chosen from these (segment, first bus, last bus, base).
@@ -81,22 +93,20 @@ pub fn map(
 ///
 /// # Errors
 /// When it is not there; the pool is then as it was.
-pub fn find(
+pub fn find<P: Pool>(
     guest: &GuestConfig,
     map: &MemoryMap,
     identity_ram: Option<&[GpaRange]>,
-    pool: &mut impl Pool,
-) -> Result<Vec<Block>, Refusal> {
+    pool: &mut P,
+) -> Result<Found<P::Of>, Refusal> {
     let free = pool.available();
-    let mut blocks = Vec::new();
-    let found = find_blocks(map, identity_ram.is_some(), pool, &mut blocks);
-    blocks.retain(|block| block.length > 0);
-    if found.is_some() && blocks.len() <= MAX_BLOCKS {
-        return Ok(blocks);
+    let mut ram = Found { blocks: Vec::new(), pages: Vec::new() };
+    let found = find_blocks(map, identity_ram.is_some(), pool, &mut ram);
+    ram.blocks.retain(|block| block.length > 0);
+    if found.is_some() && ram.blocks.len() <= MAX_BLOCKS {
+        return Ok(ram);
     }
-    for block in blocks.iter().filter(|block| block.pooled) {
-        pool.put_back(HpaRange { start: block.hpa, length: block.length });
-    }
+    ram.pages.into_iter().for_each(|pages| pool.put_back(pages));
     let sentence = format!(
         "memory = {} MiB is not there (in at most {MAX_BLOCKS} pieces): the machine has {} MiB free: give \
          the guests less",
@@ -106,16 +116,16 @@ pub fn find(
     Err(Refusal::guest(guest, "memory", sentence))
 }
 
-fn find_blocks(
+fn find_blocks<P: Pool>(
     map: &MemoryMap,
     identity: bool,
-    pool: &mut impl Pool,
-    blocks: &mut Vec<Block>,
+    pool: &mut P,
+    ram: &mut Found<P::Of>,
 ) -> Option<()> {
     const LEGACY: GpaRange = GpaRange { start: Gpa::new(0xa_0000), length: 0x6_0000 };
     for run in map.ram() {
         if !identity {
-            find_run(pool, *run, blocks)?;
+            find_run(pool, *run, ram)?;
             continue;
         }
         // Identity-mapped except for the legacy area, which comes from elsewhere: the machine's own holds
@@ -126,36 +136,36 @@ fn find_blocks(
             gpa: Gpa::new(start),
             hpa: Hpa::new(start),
             length: end - start,
-            pooled: false,
         };
         if run.contains(LEGACY) {
-            blocks.push(same(start, LEGACY.start.as_u64()));
-            find_run(pool, LEGACY, blocks)?;
-            blocks.push(same(legacy_end, end));
+            ram.blocks.push(same(start, LEGACY.start.as_u64()));
+            find_run(pool, LEGACY, ram)?;
+            ram.blocks.push(same(legacy_end, end));
         } else {
-            blocks.push(same(start, end));
+            ram.blocks.push(same(start, end));
         }
     }
     Some(())
 }
 
 /// Takes memory for a run in few blocks: the whole, or else halves down to 2 MiB.
-fn find_run(pool: &mut impl Pool, run: GpaRange, blocks: &mut Vec<Block>) -> Option<()> {
+fn find_run<P: Pool>(pool: &mut P, run: GpaRange, ram: &mut Found<P::Of>) -> Option<()> {
     const GIB: u64 = 1 << 30;
     const MIB_2: u64 = 2 << 20;
     let (mut gpa, mut left) = (run.start, run.length);
     while left > 0 {
         let mut length = left;
-        let hpa = loop {
+        let pages = loop {
             let alignments = [GIB, MIB_2, PAGE_SIZE];
             let mut fitting = alignments.iter().filter(|alignment| **alignment <= length);
             match fitting.find_map(|alignment| pool.take(length, *alignment)) {
-                Some(hpa) => break hpa,
+                Some(pages) => break pages,
                 None if length > MIB_2 => length = (length / 2).next_multiple_of(MIB_2),
                 None => return None,
             }
         };
-        blocks.push(Block { gpa, hpa, length, pooled: true });
+        ram.blocks.push(Block { gpa, hpa: pages.start(), length });
+        ram.pages.push(pages);
         gpa = gpa.wrapping_add(length);
         left -= length;
     }
@@ -166,7 +176,7 @@ fn find_run(pool: &mut impl Pool, run: GpaRange, blocks: &mut Vec<Block>) -> Opt
 ///
 /// # Errors
 /// When it is not there in one piece.
-pub fn share(region: &SharedConfig, pool: &mut impl Pool) -> Result<Hpa, Refusal> {
+pub fn share<P: Pool>(region: &SharedConfig, pool: &mut P) -> Result<Pages<P::Of>, Refusal> {
     const LARGE_PAGE: u64 = 2 << 20;
     let free = pool.available();
     pool.take(region.size, region.size.min(LARGE_PAGE)).ok_or_else(|| {

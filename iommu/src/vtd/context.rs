@@ -6,7 +6,7 @@ use arch::{Bdf, Hpa};
 /// Bytes of a root or context entry.
 const ENTRY_SIZE: u64 = 16;
 /// P: present.
-pub(super) const PRESENT: u64 = 1 << 0;
+const PRESENT: u64 = 1 << 0;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A 128-bit entry: low and high half.
@@ -31,15 +31,14 @@ pub(super) const fn root_entry(table: Hpa) -> u64 {
     table.as_u64() & ADDRESS | PRESENT
 }
 
-/// Where in the root table the entry for a function's bus is.
-pub(super) const fn root_slot(root: Hpa, function: Bdf) -> Hpa {
-    root.wrapping_add(function.bus() as u64 * ENTRY_SIZE)
+/// Where in the root table the entry for a bus is.
+pub(super) const fn root_offset(bus: u8) -> u64 {
+    bus as u64 * ENTRY_SIZE
 }
 
-/// Where in its bus's context table the entry for a function is; `root_entry` must be present.
-pub(super) const fn context_slot(root_entry: u64, function: Bdf) -> Hpa {
-    let index = function.requester_id() as u64 & 0xff;
-    Hpa::new(root_entry & ADDRESS).wrapping_add(index * ENTRY_SIZE)
+/// Where in its bus's context table the entry for a function is.
+pub(super) const fn context_offset(function: Bdf) -> u64 {
+    (function.requester_id() as u64 & 0xff) * ENTRY_SIZE
 }
 
 #[cfg(test)]
@@ -57,7 +56,7 @@ mod tests {
     #[test]
     fn slots_are_indexed_by_bus_and_by_device_and_function() {
         let function = Bdf::new(3, 31, 7);
-        assert_eq!(root_slot(Hpa::new(0x1000), function), Hpa::new(0x1030));
-        assert_eq!(context_slot(0x9001, function), Hpa::new(0x9ff0));
+        assert_eq!(root_offset(function.bus()), 0x30);
+        assert_eq!(context_offset(function), 0xff0);
     }
 }

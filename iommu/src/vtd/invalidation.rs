@@ -5,7 +5,7 @@
 
 use arch::Hpa;
 use arch::iommu::{IommuError, RemapIndex};
-use mem::TableMemory;
+use mem::{Pages, TableMemory};
 
 use super::registers::{FSTS, INVALIDATION_ERRORS, IQA, IQT, Registers, poll};
 
@@ -45,24 +45,24 @@ impl Descriptor {
 
 /// One unit's queue.
 #[derive(Debug)]
-pub(super) struct Queue {
-    base: Hpa,
+pub(super) struct Queue<P> {
+    pages: Pages<P>,
     tail: u64,
     sequence: u32,
     failed: bool,
 }
 
-impl Queue {
+impl<P> Queue<P> {
     /// Gives the unit an empty queue; queued invalidation must be off.
     pub(super) fn new(
         registers: &mut impl Registers,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
     ) -> Result<Self, IommuError> {
-        let base = memory.allocate_contiguous(2 * QUEUE_SIZE).ok_or(IommuError::OutOfFrames)?;
+        let pages = memory.allocate_contiguous(2 * QUEUE_SIZE).ok_or(IommuError::OutOfFrames)?;
         registers.write_u64(IQT, 0);
         // QS = 0: one page; DW = 0: 128-bit descriptors.
-        registers.write_u64(IQA, base.as_u64());
-        Ok(Self { base, tail: 0, sequence: 0, failed: false })
+        registers.write_u64(IQA, pages.start().as_u64());
+        Ok(Self { pages, tail: 0, sequence: 0, failed: false })
     }
 
     /// Queues `descriptors` and waits until the unit has carried them out.
@@ -72,7 +72,7 @@ impl Queue {
     pub(super) fn run(
         &mut self,
         registers: &mut impl Registers,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         descriptors: &[Descriptor],
     ) -> Result<(), IommuError> {
         const WHAT: &str = "invalidating its caches";
@@ -80,11 +80,11 @@ impl Queue {
             return Err(IommuError::TimedOut(WHAT));
         }
         self.sequence = self.sequence.wrapping_add(1);
-        let (sequence, status) = (self.sequence, self.base.wrapping_add(QUEUE_SIZE));
-        for descriptor in descriptors.iter().chain([&Descriptor::wait(sequence, status)]) {
-            let at = self.base.wrapping_add(self.tail);
-            memory.write(at, descriptor.low);
-            memory.write(at.wrapping_add(8), descriptor.high);
+        let (sequence, status) = (self.sequence, self.pages.word(QUEUE_SIZE));
+        let wait = Descriptor::wait(sequence, status.address());
+        for descriptor in descriptors.iter().chain([&wait]) {
+            memory.write(self.pages.word(self.tail), descriptor.low);
+            memory.write(self.pages.word(self.tail + 8), descriptor.high);
             self.tail = (self.tail + DESCRIPTOR_SIZE) % QUEUE_SIZE;
         }
         registers.write_u64(IQT, self.tail);

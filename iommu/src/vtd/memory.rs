@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use arch::Hpa;
-use mem::TableMemory;
+use mem::{Pages, TableMemory, Word};
 
 /// Bytes that one CLFLUSH writes back, on every CPU with VT-d.
 const CACHE_LINE: u64 = 64;
@@ -31,24 +31,26 @@ impl<M: TableMemory> WrittenThrough<M> {
 }
 
 impl<M: TableMemory> TableMemory for WrittenThrough<M> {
-    fn read(&self, at: Hpa) -> u64 {
+    type Pool = M::Pool;
+
+    fn read(&self, at: Word<'_, M::Pool>) -> u64 {
         self.inner.read(at)
     }
 
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, M::Pool>, value: u64) {
         self.inner.write(at, value);
-        self.write_back(at);
+        self.write_back(at.address());
     }
 
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let start = self.inner.allocate_contiguous(bytes)?;
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<M::Pool>> {
+        let pages = self.inner.allocate_contiguous(bytes)?;
         for offset in (0..bytes).step_by(CACHE_LINE as usize) {
-            self.write_back(start.wrapping_add(offset));
+            self.write_back(pages.word(offset).address());
         }
-        Some(start)
+        Some(pages)
     }
 
-    fn free_page(&mut self, page: Hpa) {
-        self.inner.free_page(page);
+    fn free(&mut self, pages: Pages<M::Pool>) {
+        self.inner.free(pages);
     }
 }

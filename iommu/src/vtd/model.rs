@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use arch::address::HpaRange;
 use arch::{Bdf, Hpa};
-use mem::TableMemory;
+use mem::{Pages, TableMemory, Word};
 
 use super::registers::{self, Registers, command};
 
@@ -76,6 +77,12 @@ impl Ram {
         self.words.borrow().memory.get(&at).copied().unwrap_or(0)
     }
 
+    /// A read by the driver.
+    fn held(&self, at: u64) -> u64 {
+        let held = self.words.borrow().buffer.get(&at).copied();
+        held.unwrap_or_else(|| self.seen(at))
+    }
+
     /// A write by a unit.
     fn answer(&self, at: u64, value: u64) {
         self.words.borrow_mut().memory.insert(at, value);
@@ -83,11 +90,13 @@ impl Ram {
 }
 
 impl TableMemory for Ram {
-    fn read(&self, at: Hpa) -> u64 {
-        let held = self.words.borrow().buffer.get(&at.as_u64()).copied();
-        held.unwrap_or_else(|| self.seen(at.as_u64()))
+    type Pool = Self;
+
+    fn read(&self, at: Word<'_, Self>) -> u64 {
+        self.held(at.address().as_u64())
     }
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, Self>, value: u64) {
+        let at = at.address();
         {
             let words = &mut *self.words.borrow_mut();
             let to = if words.holds_back { &mut words.buffer } else { &mut words.memory };
@@ -98,16 +107,17 @@ impl TableMemory for Ram {
             watcher();
         }
     }
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<Self>> {
         let words = &mut *self.words.borrow_mut();
         words.left = words.left.checked_sub(bytes.div_ceil(4096))?;
         let at = words.next.next_multiple_of(bytes.next_power_of_two());
         words.next = at + bytes.next_multiple_of(4096);
-        Some(Hpa::new(at))
+        let range = HpaRange { start: Hpa::new(at), length: bytes.next_multiple_of(4096) };
+        Some(Pages::of(self, range))
     }
-    fn free_page(&mut self, page: Hpa) {
-        for at in (page.as_u64()..page.as_u64() + 4096).step_by(8) {
-            self.write(Hpa::new(at), u64::MAX);
+    fn free(&mut self, pages: Pages<Self>) {
+        for offset in (0..4096).step_by(8) {
+            self.write(pages.word(offset), u64::MAX);
         }
         let words = &mut *self.words.borrow_mut();
         words.returned += 1;
@@ -307,8 +317,8 @@ impl Model {
         assert_eq!(state.long[&registers::IQA] & 0xfff, 0, "one page of 128-bit descriptors");
         while state.head != tail {
             // Only remapping structures are held back.
-            let at = Hpa::new(state.long[&registers::IQA] + state.head);
-            let (low, high) = (self.ram.read(at), self.ram.read(at.wrapping_add(8)));
+            let at = state.long[&registers::IQA] + state.head;
+            let (low, high) = (self.ram.held(at), self.ram.held(at + 8));
             match low & 0xf {
                 1 if low >> 4 & 3 == 1 => state.contexts.clear(),
                 2 if low >> 4 & 3 == 1 => {

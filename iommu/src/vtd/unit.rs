@@ -14,14 +14,14 @@ use super::registers::{
 
 /// A unit. Translation and interrupt remapping are on from [`Unit::bring_up`] to the end.
 #[derive(Debug)]
-pub(super) struct Unit<R> {
+pub(super) struct Unit<R, P> {
     registers: R,
     /// Where the firmware says that its registers are: its name.
     pub(super) base: Hpa,
     pub(super) segment: u16,
     pub(super) capability: Capability,
     pub(super) extended: ExtendedCapability,
-    queue: Option<Queue>,
+    queue: Option<Queue<P>>,
 }
 
 /// Whether a unit that says this in CAP and ECAP has what Nexit needs.
@@ -46,7 +46,7 @@ pub fn check(capability: u64, extended: u64) -> Result<(), IommuError> {
     Err(IommuError::Missing(missing))
 }
 
-impl<R: Registers> Unit<R> {
+impl<R: Registers, P> Unit<R, P> {
     /// Reads what the unit can do and touches nothing.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl<R: Registers> Unit<R> {
     /// When the unit does not answer or no frame is left for its queue.
     pub(super) fn bring_up(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         root: Hpa,
         interrupt_table: u64,
     ) -> Result<(), IommuError> {
@@ -94,7 +94,7 @@ impl<R: Registers> Unit<R> {
     /// When the unit does not answer.
     pub(super) fn flush_translations(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
     ) -> Result<(), IommuError> {
         let iotlb = Descriptor::iotlb_global(self.capability.drains());
         self.invalidate(memory, &[Descriptor::CONTEXT_GLOBAL, iotlb])
@@ -104,7 +104,10 @@ impl<R: Registers> Unit<R> {
     ///
     /// # Errors
     /// When the unit does not answer.
-    pub(super) fn publish(&mut self, memory: &mut impl TableMemory) -> Result<(), IommuError> {
+    pub(super) fn publish(
+        &mut self,
+        memory: &mut impl TableMemory<Pool = P>,
+    ) -> Result<(), IommuError> {
         if self.capability.caching_mode() {
             self.flush_translations(memory)
         } else {
@@ -118,7 +121,7 @@ impl<R: Registers> Unit<R> {
     /// When the unit does not answer.
     pub(super) fn invalidate(
         &mut self,
-        memory: &mut impl TableMemory,
+        memory: &mut impl TableMemory<Pool = P>,
         descriptors: &[Descriptor],
     ) -> Result<(), IommuError> {
         self.flush_write_buffer()?;

@@ -27,7 +27,7 @@ pub(super) fn move_out(
             module.name,
             range.length >> 10
         );
-        let to = memory.lend(range.length, PAGE_SIZE).ok_or_else(memory::out_of_memory)?;
+        let to = memory.lend(range.length, PAGE_SIZE).ok_or_else(memory::out_of_memory)?.start();
         // SAFETY: the loader's module, which nobody writes.
         let from = unsafe { cpu::physical::bytes(range.start, range.length as usize) };
         // SAFETY: fresh memory of the pool.

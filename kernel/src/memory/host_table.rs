@@ -11,14 +11,16 @@ use arch::{Hpa, PageSize};
 use boot::BootInfo;
 use cpu::instructions::cpuid;
 use cpu::physical;
-use mem::{Flush, HostFormat, MapError, MemoryType, Rights, Table};
+use mem::{Flush, HostFormat, MapError, MemoryType, Rights};
 use spin::Mutex;
 
-use super::{FOUR_GIB, FRAMES, Memory, image, out_of_memory, ram};
+use super::{FOUR_GIB, FRAMES, Memory, Own, image, out_of_memory, ram};
 use crate::console::logln;
 use crate::refusal::Refusal;
 
-static HOST_TABLE: Mutex<Option<Table<HostFormat>>> = Mutex::new(None);
+type Table = mem::Table<HostFormat, Own>;
+
+static HOST_TABLE: Mutex<Option<Table>> = Mutex::new(None);
 /// The stacks of all processors but the boot processor.
 static STACKS: Mutex<Vec<HpaRange>> = Mutex::new(Vec::new());
 /// The code that only the boot needs is no longer there.
@@ -61,7 +63,7 @@ fn root() -> Hpa {
 
 /// Maps RAM write-back and everything else uncached; nothing is executable yet.
 fn map_everything(
-    table: &mut Table<HostFormat>,
+    table: &mut Table,
     mut memory: Memory,
     info: &BootInfo<'_>,
 ) -> Result<(), MapError> {
@@ -86,7 +88,7 @@ fn map_everything(
 }
 
 fn protect(
-    table: &mut Table<HostFormat>,
+    table: &mut Table,
     mut memory: Memory,
     range: HpaRange,
     access: Rights,
@@ -97,7 +99,8 @@ fn protect(
 
 /// A stack of `bytes` with an unmapped page below it; its top.
 pub(crate) fn stack(memory: Memory, bytes: u64) -> Result<u64, Refusal> {
-    let guard = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let pages = memory.allocate(bytes + PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let guard = pages.start();
     // No other CPU has touched that page yet.
     with_own_table(|table| table.unmap(&mut { memory }, guard.as_u64(), PAGE_SIZE))?
         .done_by(drop_translations);
@@ -115,7 +118,7 @@ pub(crate) fn stack_of(pointer: u64) -> Option<HpaRange> {
 }
 
 pub(super) fn with_own_table<T>(
-    work: impl FnOnce(&mut Table<HostFormat>) -> Result<T, MapError>,
+    work: impl FnOnce(&mut Table) -> Result<T, MapError>,
 ) -> Result<T, Refusal> {
     let mut table = HOST_TABLE.lock();
     Ok(work(table.as_mut().ok_or_else(out_of_memory)?)?)
@@ -178,7 +181,7 @@ pub(crate) fn drop_translations() {
 /// A copy of the root table below 4 GiB, where a processor that leaves real mode can load it.
 pub(crate) fn copy_root_below_4_gib(memory: Memory) -> Result<Hpa, Refusal> {
     let memory = memory.below(Hpa::new(FOUR_GIB));
-    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?;
+    let copy = memory.allocate(PAGE_SIZE, PAGE_SIZE).ok_or_else(out_of_memory)?.start();
     // SAFETY: the root is a page of the pool's, identity-mapped.
     let from = unsafe { physical::bytes(root(), PAGE_SIZE as usize) };
     // SAFETY: fresh memory of the pool.

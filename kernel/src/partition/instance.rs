@@ -12,7 +12,7 @@ use guest::cpuid::CpuidPolicy;
 use guest::pci::Host;
 use guest::restart_backoff::RestartBackoff;
 use guest::vm::{CpuState, Guest, Vm};
-use mem::PageCounts;
+use mem::{PageCounts, Table};
 use pci::owned::OwnedConfigSpace;
 use spin::Mutex;
 
@@ -26,7 +26,7 @@ use super::slots::virtual_ids;
 use crate::backend::{Backend, Support};
 use crate::machine::{GuestMachine, GuestParts, Tables};
 use crate::memory::out_of_memory;
-use crate::owned::{OwnTable, Pages};
+use crate::owned::{Owned, Pages};
 use crate::processors::Processor;
 use crate::ram::GuestRam;
 use crate::refusal::Refusal;
@@ -67,7 +67,7 @@ impl<B: Backend> Instance<B> {
         check_bars(hardware, functions, &config)?;
         let mut ram = ram.clone();
         let Support { format, virtual_ipis, withheld } = B::support(guest.interrupts)?;
-        let mut nested = OwnTable::new(format, memory)?;
+        let mut nested = Owned::new(Table::new(format, &mut { memory })?);
         map_ram(&mut nested, memory, &ram)?;
         let domain = Domain::new(hardware, guest, functions, &ram)?;
         quiet_uart(guest)?;
@@ -80,7 +80,7 @@ impl<B: Backend> Instance<B> {
         let bitmaps = B::bitmaps(memory, &msr_passes, &port_passes(hardware, guest, &bus))?;
         let frames = reserve(memory, guest, &bus, slots.len())?;
         let pages = |count: usize, bytes| -> Result<Vec<Pages>, Refusal> {
-            (0..count).map(|_| Pages::take(memory, bytes)).collect()
+            (0..count).map(|_| memory.frames(bytes).map(Owned::new)).collect()
         };
         let shadow = pages(2 * slots.len(), PAGE_SIZE)?;
         let stand_ins = StandInFrames::new(&nested, slots.len(), memory)?;

@@ -3,11 +3,12 @@
 use config::GuestConfig;
 use guest::memory_map::{Ecam, MemoryMap};
 use guest::pci::VirtualBus;
+use mem::reserve::{Frames, tables_for, tables_for_pages};
 use mem::{MemoryType, Rights, Table};
 
 use crate::hardware::Hardware;
-use crate::memory::{Memory, out_of_memory};
-use crate::owned::OwnFrames;
+use crate::memory::{Memory, Own, out_of_memory};
+use crate::owned::{OwnFrames, Owned};
 use crate::ram::{GuestRam, OwnedRam};
 use crate::refusal::{Refusal, refuse};
 
@@ -30,13 +31,15 @@ pub(super) fn allocate(
     map: &MemoryMap,
 ) -> Result<OwnedRam, Refusal> {
     let identity_ram = hardware.identity_ram.as_deref();
-    let blocks = plan::memory::find(guest, map, identity_ram, &mut { hardware.memory })?;
+    let found = plan::memory::find(guest, map, identity_ram, &mut { hardware.memory })?;
+    let pages = found.pages.into_iter().map(Owned::new).collect();
     // SAFETY: fresh memory of the pool, or memory that was kept out of it for this guest.
-    unsafe { GuestRam::new(&blocks) }.map(OwnedRam).ok_or_else(out_of_memory)
+    let ram = unsafe { GuestRam::new(&found.blocks) }.ok_or_else(out_of_memory)?;
+    Ok(OwnedRam(ram, pages))
 }
 
 pub(super) fn map_ram<F: mem::table::Format>(
-    nested: &mut Table<F>,
+    nested: &mut Table<F, Own>,
     mut memory: Memory,
     ram: &GuestRam,
 ) -> Result<(), Refusal> {
@@ -59,11 +62,11 @@ pub(super) fn reserve(
     /// Two pages for each CPU, each in a page of 2 MiB in one of 1 GiB; and those that they were in before.
     const SHADOW: usize = 4;
     const SHADOW_BEFORE: usize = 64;
-    let bars = bus.mapped_bars().map(|(length, cut)| mem::reserve::tables_for(length, cut));
-    let shared = bus.mapped_memory().map(mem::reserve::tables_for_pages);
+    let bars = bus.mapped_bars().map(|(length, cut)| tables_for(length, cut));
+    let shared = bus.mapped_memory().map(tables_for_pages);
     let count = bars.chain(shared).sum::<usize>() + cpus * SHADOW + SHADOW_BEFORE;
     let free = memory.available() >> 10;
-    let mut frames = OwnFrames::default();
+    let mut frames = Owned::new(Frames::default());
     for _ in 0..count {
         let frame = memory.frame().map_err(|_| {
             refuse!(
@@ -72,7 +75,7 @@ pub(super) fn reserve(
                 guest.name
             )
         })?;
-        frames.0.put(&mut memory, frame);
+        frames.put(&mut memory, frame);
     }
     Ok(frames)
 }

@@ -34,14 +34,13 @@ pub(crate) struct Share {
 pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Share>>, Refusal> {
     let mut shares = alloc::vec![Vec::new(); config.guests.len()];
     for region in &config.shared {
-        let start = plan::memory::share(region, &mut { hardware.memory })?;
+        let range = plan::memory::share(region, &mut { hardware.memory })?.range();
         if region.size > 1 << 30 {
             logln!("shared {}: its {} MiB of memory are cleared", region.name, region.size >> 20);
         }
         // SAFETY: fresh memory of the pool, which nobody else has.
-        unsafe { physical::bytes_mut(start, region.size as usize) }.fill(0);
+        unsafe { physical::bytes_mut(range.start, region.size as usize) }.fill(0);
         let memory: &'static SharedMemory = Box::leak(Box::new(SharedMemory::new(region.size)));
-        let range = HpaRange { start, length: region.size };
         let members = || region.guests.iter().filter_map(|guest| config.guests.get(*guest));
         let cpus: Vec<ApicId> = members().flat_map(|guest| processors(hardware, guest)).collect();
         for (peer, guest) in region.guests.iter().enumerate() {
@@ -49,7 +48,7 @@ pub(crate) fn shares(hardware: &Hardware, config: &Config) -> Result<Vec<Vec<Sha
                 shares.push(Share { range, memory, peer: peer as u16, cpus: cpus.clone() });
             }
         }
-        logln!("shared {}: {} KiB at {start}", region.name, region.size >> 10);
+        logln!("shared {}: {} KiB at {}", region.name, region.size >> 10, range.start);
     }
     Ok(shares)
 }

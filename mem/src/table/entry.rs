@@ -44,6 +44,9 @@ pub struct Leaf {
     pub memory_type: MemoryType,
 }
 
+/// Keeps other crates from implementing [`Format`].
+pub trait Sealed {}
+
 /// A decoded entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entry {
@@ -57,7 +60,9 @@ pub enum Entry {
 
 /// What entries look like. `decode` gives back what the encoders were given, as far as the format
 /// has bits for it; the entry 0 is [`Entry::Absent`].
-pub trait Format {
+///
+/// Only this crate has formats: what `decode` calls a table is read and written as one.
+pub trait Format: Sealed {
     /// How many levels, 3 or 4.
     fn levels(&self) -> u8 {
         4

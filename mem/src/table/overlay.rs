@@ -5,10 +5,11 @@
 
 use arch::Hpa;
 
-use super::{ENTRIES, Table, TableMemory, bytes, slot};
+use super::{ENTRIES, Table, TableMemory, bytes, entry, slot};
+use crate::pages::Pages;
 use crate::table::{Entry, Format, Leaf};
 
-impl<F: Format> Table<F> {
+impl<F: Format, P> Table<F, P> {
     /// Frames that an overlay of `pages` pages takes at most.
     #[must_use]
     pub fn overlay_frames(&self, pages: usize) -> usize {
@@ -25,14 +26,14 @@ impl<F: Format> Table<F> {
     /// frames do not suffice or a page is beyond the table's reach.
     pub fn overlay(
         &self,
-        memory: &mut impl TableMemory,
-        frames: &[Hpa],
+        memory: &mut impl TableMemory<Pool = P>,
+        frames: &[Pages<P>],
         pages: &[(u64, Leaf)],
     ) -> Option<Hpa> {
         let top = self.format.levels() - 1;
-        let mut free = frames.iter().copied();
+        let mut free = frames.iter().map(Pages::start);
         let root = free.next()?;
-        copy(memory, self.root, root);
+        copy(memory, self.root(), root);
         for (input, leaf) in pages {
             if !self.reaches(*input) {
                 return None;
@@ -40,9 +41,8 @@ impl<F: Format> Table<F> {
             let mut table = root;
             for level in (1..=top).rev() {
                 let slot = slot(table, level, *input);
-                let entry = self.format.decode(memory.read(slot), level);
-                table = match entry {
-                    Entry::Table(lower) if frames.contains(&lower) => lower,
+                table = match self.format.decode(memory.read(slot), level) {
+                    Entry::Table(lower) if frames.iter().any(|own| own.start() == lower) => lower,
                     shared @ (Entry::Absent | Entry::Table(_) | Entry::Leaf(_)) => {
                         let own = free.next()?;
                         self.fill_from(memory, own, shared, level - 1);
@@ -57,7 +57,13 @@ impl<F: Format> Table<F> {
     }
 
     /// Makes `table`, of `level`, say what `entry` of the level above says.
-    fn fill_from(&self, memory: &mut impl TableMemory, table: Hpa, entry: Entry, level: u8) {
+    fn fill_from(
+        &self,
+        memory: &mut impl TableMemory<Pool = P>,
+        table: Hpa,
+        entry: Entry,
+        level: u8,
+    ) {
         match entry {
             Entry::Table(shared) => copy(memory, shared, table),
             Entry::Absent => fill(memory, table, |_, _| 0),
@@ -70,13 +76,13 @@ impl<F: Format> Table<F> {
 }
 
 fn copy(memory: &mut impl TableMemory, from: Hpa, to: Hpa) {
-    fill(memory, to, |memory, index| memory.read(from.wrapping_add(index * 8)));
+    fill(memory, to, |memory, index| memory.read(entry(from, index)));
 }
 
-fn fill<M: TableMemory>(memory: &mut M, table: Hpa, entry: impl Fn(&M, u64) -> u64) {
+fn fill<M: TableMemory>(memory: &mut M, table: Hpa, content: impl Fn(&M, u64) -> u64) {
     for index in 0..ENTRIES {
-        let value = entry(memory, index);
-        memory.write(table.wrapping_add(index * 8), value);
+        let value = content(memory, index);
+        memory.write(entry(table, index), value);
     }
 }
 
@@ -115,7 +121,7 @@ mod tests {
         let before = memory.clone();
         for _ in 0..2 {
             let root = table.overlay(memory, &frames, &pages).unwrap();
-            let overlay = Table { format: format.clone(), root };
+            let overlay = Table { format: format.clone(), root: Pages::linked(root) };
             for (input, leaf) in pages {
                 let seen = overlay.translate(memory, input).unwrap();
                 assert_eq!((seen.hpa, seen.size), (leaf.hpa, PageSize::Size4K));
@@ -128,7 +134,7 @@ mod tests {
             }
         }
         let written = memory.log.iter().skip(before.log.len());
-        let own = |at: &Hpa| frames.contains(&at.page());
+        let own = |at: &Hpa| frames.iter().any(|frame| frame.start() == at.page());
         assert!(written.clone().all(|(at, _)| own(at)), "only its own frames are written");
         assert_eq!(table.overlay(memory, &frames, &[(1 << 48, leaf(0xe000))]), None);
         assert_eq!(table.overlay(memory, &frames[..3], &pages), None, "too few frames");

@@ -11,7 +11,7 @@ use arch::address::{HpaRange, PAGE_SIZE};
 use arch::{Hpa, PageSize};
 use boot::{BootInfo, MemoryKind};
 use cpu::physical::pointer;
-use mem::{Added, HostFormat, MapError, MemoryType, Rights, Table, TableMemory};
+use mem::{Added, HostFormat, MapError, MemoryType, Pages, Rights, Table, TableMemory, Word};
 use payload::{loaded, power_off, say, verdict};
 
 /// One word of memory is looked at in each of these, and the last one of each region.
@@ -21,33 +21,35 @@ const FOUR_GIB: u64 = 1 << 32;
 const TABLES: Hpa = Hpa::new(0x200_0000);
 const TABLES_END: Hpa = Hpa::new(0x280_0000);
 
-/// Pages for tables, one after the other.
-struct Pages(Hpa);
+/// Where the next page for a table is.
+struct Next(Hpa);
 
-impl TableMemory for Pages {
-    fn read(&self, at: Hpa) -> u64 {
-        // SAFETY: a page that this handed out, below 4 GiB and so mapped.
-        unsafe { pointer::<u64>(at).read_volatile() }
+impl TableMemory for Next {
+    type Pool = Self;
+
+    fn read(&self, at: Word<'_, Self>) -> u64 {
+        // SAFETY: of a page that this handed out, below 4 GiB and so mapped.
+        unsafe { pointer::<u64>(at.address()).read_volatile() }
     }
 
-    fn write(&mut self, at: Hpa, value: u64) {
+    fn write(&mut self, at: Word<'_, Self>, value: u64) {
         // SAFETY: as for `read`.
-        unsafe { pointer::<u64>(at).write_volatile(value) };
+        unsafe { pointer::<u64>(at.address()).write_volatile(value) };
     }
 
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Hpa> {
-        let at = self.0;
-        self.0 = at.checked_add(bytes.next_multiple_of(PAGE_SIZE))?;
+    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<Self>> {
+        let range = HpaRange { start: self.0, length: bytes.next_multiple_of(PAGE_SIZE) };
+        self.0 = range.end();
         // The RAM of a guest is zero when the guest starts.
-        (self.0 <= TABLES_END).then_some(at)
+        (self.0 <= TABLES_END).then(|| Pages::of(self, range))
     }
 
-    fn free_page(&mut self, _: Hpa) {}
+    fn free(&mut self, _: Pages<Self>) {}
 }
 
 /// Maps all that the memory map calls usable, the first 4 GiB whatever they are.
 fn show_everything(info: &BootInfo<'_>) -> Result<(), MapError> {
-    let mut pages = Pages(TABLES);
+    let mut pages = Next(TABLES);
     let mut table = Table::new(HostFormat { largest: PageSize::Size2M }, &mut pages)?;
     let low = HpaRange { start: Hpa::new(0), length: FOUR_GIB };
     let high = usable(info).filter(|range| range.end().as_u64() > FOUR_GIB);
