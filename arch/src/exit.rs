@@ -82,6 +82,9 @@ pub enum ExitReason {
     /// A move to a control register that the CPU does not carry out: [`crate::vcpu::Vcpu::move_to_control_register`]
     /// may.
     ControlRegister(ControlRegisterWrite),
+    /// An access of a debug register, where [`crate::vcpu::Vcpu::watch_debug_registers`] has them exit. It is still to be
+    /// done, and nothing of it has been checked.
+    DebugRegister,
     /// A task switch. VMX: none of them the CPU makes in a guest. SVM: one by an IRET that has exited for other reasons. What was being delivered where the task gate is
     /// one of the IDT, [`crate::vcpu::Vcpu::vectoring`] tells.
     TaskSwitch(TaskSwitch),
@@ -114,6 +117,7 @@ impl ExitReason {
             Self::Cpuid
                 | Self::ReadMsr
                 | Self::WriteMsr
+                | Self::DebugRegister
                 | Self::Exception { .. }
                 | Self::TaskSwitch(_)
                 | Self::TripleFault

@@ -86,6 +86,8 @@ bitflags! {
     /// CR4 (SDM "Control Registers").
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Cr4: u64 {
+        /// Debugging extensions: DR4 and DR5 are undefined.
+        const DE = 1 << 3;
         /// Physical address extension.
         const PAE = 1 << 5;
         /// Machine-check enable.

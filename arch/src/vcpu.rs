@@ -325,6 +325,9 @@ pub trait Vcpu {
     }
     /// Sets them.
     fn set_debug_registers(&mut self, _: &DebugRegisters) {}
+    /// Whether the guest's accesses of debug registers exit ([`crate::ExitReason::DebugRegister`]), and INT1, as the #DB that
+    /// it raises. Not from the start, though a back end may have INT1 exit always.
+    fn watch_debug_registers(&mut self, _: bool) {}
     /// The guest's MSRs of system calls.
     fn system_call_msrs(&self) -> SystemCallMsrs {
         SystemCallMsrs::default()

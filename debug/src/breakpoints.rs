@@ -8,7 +8,8 @@ pub const SLOTS: usize = 4;
 /// What a breakpoint waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The execution of an instruction. `software`: gdb has asked for a changed byte of code, which it does not get.
+    /// The execution of an instruction. `software`: gdb has asked for a changed byte of code, which it gets only where
+    /// all are taken.
     Execute {
         /// As gdb wants it called when it is met.
         software: bool,
@@ -59,6 +60,13 @@ impl Breakpoints {
     #[must_use]
     pub fn first(&self, slots: u8) -> Option<Breakpoint> {
         (0..).zip(self.0).find_map(|(slot, own)| own.filter(|_| slots >> slot & 1 != 0))
+    }
+
+    /// Makes room for one that only a CPU can have: takes away one that a changed byte of code can replace.
+    pub fn make_room(&mut self) -> Option<Breakpoint> {
+        let software = |own: &Breakpoint| own.kind == Kind::Execute { software: true };
+        let slot = self.0.iter_mut().find(|slot| slot.as_ref().is_some_and(software));
+        slot.and_then(Option::take)
     }
 
     /// Takes all away.

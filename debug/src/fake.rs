@@ -23,6 +23,19 @@ impl Memory {
     }
 }
 
+/// The same, as a session and a test see it.
+pub(crate) struct SharedMemory(Rc<RefCell<Memory>>);
+
+impl GuestMemory for SharedMemory {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+        self.0.borrow().read(gpa, bytes)
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
+        self.0.borrow_mut().write(gpa, bytes)
+    }
+}
+
 impl GuestMemory for Memory {
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
         bytes.copy_from_slice(&self.0[self.range(gpa, bytes.len())?]);
@@ -44,17 +57,20 @@ pub(crate) struct World {
     pub(crate) calls: usize,
     /// What went to gdb.
     pub(crate) sent: Vec<u8>,
+    /// How often the RAM was loaded.
+    pub(crate) generation: u32,
+    pub(crate) memory: Rc<RefCell<Memory>>,
 }
 
 pub(crate) type Shared = Rc<RefCell<World>>;
 
 pub(crate) struct Occupant {
     world: Shared,
-    memory: Memory,
+    memory: SharedMemory,
 }
 
 impl Guest for Occupant {
-    type Memory = Memory;
+    type Memory = SharedMemory;
 
     fn cpus(&self) -> usize {
         self.world.borrow().mailboxes.len()
@@ -68,12 +84,16 @@ impl Guest for Occupant {
         self.world.borrow_mut().calls += 1;
     }
 
-    fn memory(&mut self) -> &mut Memory {
+    fn memory(&mut self) -> &mut SharedMemory {
         &mut self.memory
     }
 
     fn ram(&mut self) -> Vec<(Gpa, u64)> {
-        vec![(Gpa::new(0), self.memory.0.len() as u64)]
+        vec![(Gpa::new(0), self.memory.0.borrow().0.len() as u64)]
+    }
+
+    fn generation(&self) -> u32 {
+        self.world.borrow().generation
     }
 }
 
@@ -91,9 +111,11 @@ pub(crate) fn session() -> (Session<Occupant, Wire>, Shared) {
     let mut mailboxes = vec![DebugMailbox::new(), DebugMailbox::new()];
     mailboxes.iter_mut().for_each(|mailbox| assert_eq!(mailbox.arrive(), Order::Leave));
     let memory = Memory((0..0x1_0000).map(|at| at as u8).collect());
-    let world = World { mailboxes, calls: 0, sent: Vec::new() };
+    let memory = Rc::new(RefCell::new(memory));
+    let sent = Vec::new();
+    let world = World { mailboxes, calls: 0, sent, generation: 1, memory: memory.clone() };
     let world = Rc::new(RefCell::new(world));
-    let occupant = Occupant { world: world.clone(), memory };
+    let occupant = Occupant { world: world.clone(), memory: SharedMemory(memory) };
     (Session::new(occupant, Wire(world.clone())), world)
 }
 

@@ -16,7 +16,9 @@ mod fpu;
 pub mod frame;
 pub mod mailbox;
 mod monitor;
+pub mod own;
 pub mod pack;
+mod patches;
 pub mod registers;
 pub mod session;
 pub mod step;
@@ -26,4 +28,5 @@ mod tests;
 
 pub use fpu::Fxsave;
 pub use mailbox::{DebugMailbox, Order, Stop};
+pub use patches::Places;
 pub use session::{Guest, Session};

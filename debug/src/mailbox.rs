@@ -7,6 +7,7 @@ use crate::fpu::Fxsave;
 use arch::vcpu::DebugRegisters;
 use arch::vcpu::SystemCallMsrs;
 
+use crate::patches::Places;
 use crate::registers::Registers;
 
 /// Why a CPU stands.
@@ -20,6 +21,8 @@ pub enum Stop {
     Crashed,
     /// It has met breakpoints: bit n for DRn.
     Breakpoint(u8),
+    /// It has met one that is in the guest's code, and is to find the guest's byte there next.
+    Patch,
 }
 
 /// What a CPU that stands is to do.
@@ -31,8 +34,10 @@ pub enum Order {
     Go {
         /// Only one instruction.
         step: bool,
-        /// The breakpoints; `None` for the guest's own.
+        /// The breakpoints; `None` for the guest's own. There are some where there are `patches`.
         breakpoints: Option<DebugRegisters>,
+        /// The breakpoints in the guest's code.
+        patches: Places,
     },
     /// Go on as if nobody had ever been attached.
     Leave,
@@ -151,6 +156,7 @@ const EMPTY: Registers = Registers {
         kernel_gs_base: 0,
         sysenter: [0; 3],
     },
+    debug: DebugRegisters { addresses: [0; 4], status: 0, control: 0 },
 };
 
 impl Default for DebugMailbox {

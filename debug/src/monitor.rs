@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::convert::Infallible;
 
 use arch::Gpa;
-use arch::machine::GuestMemory as _;
+use arch::vcpu::DebugRegisters;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, outputln};
 use insn::linux::{LINUX_TEXT, linux_text};
 
@@ -22,6 +22,7 @@ const ENOUGH: usize = 2048;
 
 const HELP: &str = "monitor phys ADDRESS [BYTES]: bytes at a guest-physical address\n\
                     monitor ram: the ranges of the guest's RAM\n\
+                    monitor own: the guest's own debug registers, which wait while gdb has breakpoints\n\
                     monitor kaslr: where a 64-bit Linux has put itself";
 
 impl<G: Guest> MonitorCmd for Debugged<G> {
@@ -43,6 +44,7 @@ impl<G: Guest> MonitorCmd for Debugged<G> {
                     outputln!(out, "{:#x} {length:#x}", start.as_u64());
                 }
             }
+            (Some("own"), None, None) => self.own_debug_registers(&mut out),
             (Some("kaslr"), None, None) => match self.linux_text() {
                 Some(text) => {
                     let offset = text.wrapping_sub(LINUX_TEXT);
@@ -69,12 +71,24 @@ impl<G: Guest> Debugged<G> {
         })
     }
 
+    fn own_debug_registers(&mut self, out: &mut ConsoleOutput<'_>) {
+        for cpu in 0..self.guest.cpus() {
+            let own = self.read_register(thread(cpu), |registers| registers.debug);
+            if let Some(DebugRegisters { addresses: [dr0, dr1, dr2, dr3], status, control }) = own {
+                outputln!(
+                    out,
+                    "CPU {cpu}: DR0 {dr0:#x}, DR1 {dr1:#x}, DR2 {dr2:#x}, DR3 {dr3:#x}, DR6 {status:#x}, DR7 {control:#x}"
+                );
+            }
+        }
+    }
+
     fn physical(&mut self, at: u64, bytes: u64, out: &mut ConsoleOutput<'_>) {
         for offset in (0..bytes).step_by(LINE as usize) {
             let mut line = [0; LINE as usize];
             let gpa = Gpa::new(at.wrapping_add(offset));
             let part = line.get_mut(..(bytes - offset).min(LINE) as usize).unwrap_or_default();
-            match self.guest.memory().read(gpa, part) {
+            match self.read_physical(gpa, part) {
                 Ok(()) => outputln!(out, "{gpa}: {part:02x?}"),
                 Err(error) => outputln!(out, "{error}"),
             }
@@ -88,7 +102,7 @@ impl<G: Guest> Debugged<G> {
         let mut next = first;
         while next < first.saturating_add(MAX_PAGES) && answer.len() < ENOUGH {
             let gpa = Gpa::new(next.wrapping_mul(PAGE as u64));
-            let is_ram = self.guest.memory().read(gpa, &mut page).is_ok();
+            let is_ram = self.read_physical(gpa, &mut page).is_ok();
             if is_ram && page.iter().any(|byte| *byte != 0) {
                 answer.extend_from_slice(&(next as u32).to_le_bytes());
                 let length_at = answer.len();

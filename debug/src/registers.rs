@@ -1,6 +1,6 @@
 //! A CPU's registers as gdb sees them.
 
-use arch::vcpu::SystemCallMsrs;
+use arch::vcpu::{DebugRegisters, SystemCallMsrs};
 use gdbstub::arch::{Arch, Registers as GdbRegisters};
 use insn::PagingRegisters;
 
@@ -43,6 +43,8 @@ pub struct Registers {
     pub cr2: u64,
     /// What system calls go by.
     pub calls: SystemCallMsrs,
+    /// The guest's own debug registers, for `monitor own`.
+    pub debug: DebugRegisters,
 }
 
 impl GdbRegisters for Registers {

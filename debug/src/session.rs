@@ -33,6 +33,8 @@ pub trait Guest {
     fn memory(&mut self) -> &mut Self::Memory;
     /// Where that is, and how much.
     fn ram(&mut self) -> Vec<(Gpa, u64)>;
+    /// Another number for each RAM that was loaded anew.
+    fn generation(&self) -> u32;
 }
 
 /// The line to gdb. Writing never fails: what nobody takes is lost.
@@ -208,13 +210,13 @@ impl<G: Guest, L: Line> Session<G, L> {
 
     fn reason(&self, (cpu, why): (usize, Stop)) -> MultiThreadStopReason<u64> {
         let tid = thread(cpu);
-        let Stop::Breakpoint(slots) = why else {
-            let signal = match why {
-                Stop::Asked => Signal::SIGINT,
-                Stop::Crashed => Signal::SIGABRT,
-                Stop::Step | Stop::Breakpoint(_) => Signal::SIGTRAP,
-            };
-            return BaseStopReason::SignalWithThread { tid, signal };
+        let signal = |signal| BaseStopReason::SignalWithThread { tid, signal };
+        let slots = match why {
+            Stop::Breakpoint(slots) => slots,
+            Stop::Patch => return BaseStopReason::SwBreak(tid),
+            Stop::Asked => return signal(Signal::SIGINT),
+            Stop::Crashed => return signal(Signal::SIGABRT),
+            Stop::Step => return signal(Signal::SIGTRAP),
         };
         match self.guest.met(slots) {
             Some(Breakpoint { kind: Kind::Execute { software: true }, .. }) => {
@@ -231,7 +233,7 @@ impl<G: Guest, L: Line> Session<G, L> {
                 };
                 BaseStopReason::Watch { tid, kind, addr }
             }
-            None => BaseStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP },
+            None => signal(Signal::SIGTRAP),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use core::convert::Infallible;
 
-use arch::machine::GuestMemory as _;
+use arch::machine::{GuestMemory as _, NotGuestMemory};
+use arch::vcpu::DebugRegisters;
 use arch::{Gpa, Gva};
 use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
@@ -19,6 +20,7 @@ use gdbstub::target::{Target, TargetError, TargetResult};
 
 use crate::breakpoints::{Breakpoint, Breakpoints as All, Kind};
 use crate::mailbox::{Order, Stop};
+use crate::patches::Patches;
 use crate::registers::{Registers, X86_64};
 use crate::session::Guest;
 
@@ -26,6 +28,8 @@ use crate::session::Guest;
 pub(crate) struct Debugged<G> {
     pub(crate) guest: G,
     breakpoints: All,
+    /// Those beyond, in the guest's code.
+    patches: Patches,
     /// CPUs that do one instruction when the guest goes on (bit n for CPU n).
     stepping: u64,
     /// CPUs that gdb has said anything about.
@@ -39,7 +43,8 @@ pub(crate) struct Debugged<G> {
 impl<G: Guest> Debugged<G> {
     pub(crate) fn new(guest: G) -> Self {
         let (stepping, named, only_named, released) = (0, 0, false, u64::MAX);
-        Self { guest, breakpoints: All::default(), stepping, named, only_named, released }
+        let (breakpoints, patches) = (All::default(), Patches::default());
+        Self { guest, breakpoints, patches, stepping, named, only_named, released }
     }
 
     /// Has all CPUs stand.
@@ -81,6 +86,7 @@ impl<G: Guest> Debugged<G> {
     /// All CPUs leave gdb, and nothing of it stays.
     pub(crate) fn release(&mut self) {
         self.breakpoints.clear();
+        self.patches.of(self.guest.generation()).clear(self.guest.memory());
         self.order(u64::MAX, |_| Order::Leave);
     }
 
@@ -97,6 +103,48 @@ impl<G: Guest> Debugged<G> {
         read: impl FnOnce(&Registers) -> T,
     ) -> Option<T> {
         self.guest.mailbox(index(tid), |mailbox| mailbox.registers().map(read)).flatten()
+    }
+
+    /// Adds a breakpoint: in the debug registers, or where it can be one, in the guest's code.
+    fn add(&mut self, new: Breakpoint) -> bool {
+        if self.breakpoints.add(new) {
+            return true;
+        }
+        if new.kind == SOFTWARE {
+            return self.patch(new.address);
+        }
+        let Some(other) = self.breakpoints.make_room() else { return false };
+        let made = self.breakpoints.add(new) && self.patch(other.address);
+        if !made {
+            self.breakpoints.remove(new);
+            self.breakpoints.add(other);
+        }
+        made
+    }
+
+    /// Puts a breakpoint in the guest's code, where one of its CPUs has it.
+    fn patch(&mut self, address: u64) -> bool {
+        let cpus = 0..self.guest.cpus();
+        let place = |cpu| Some(self.place(thread(cpu), address, 1)?.0);
+        let Some(gpa) = cpus.into_iter().find_map(place) else { return false };
+        self.patches.of(self.guest.generation()).insert(address, gpa, self.guest.memory())
+    }
+
+    fn remove(&mut self, old: Breakpoint) -> bool {
+        self.breakpoints.remove(old)
+            || old.kind == SOFTWARE
+                && self.patches.of(self.guest.generation()).remove(old.address, self.guest.memory())
+    }
+
+    /// Bytes of the RAM as the guest has them, but for breakpoints.
+    pub(crate) fn read_physical(
+        &mut self,
+        gpa: Gpa,
+        bytes: &mut [u8],
+    ) -> Result<(), NotGuestMemory> {
+        self.guest.memory().read(gpa, bytes)?;
+        self.patches.of(self.guest.generation()).unpatch(gpa, bytes);
+        Ok(())
     }
 
     /// Where `length` bytes from a linear address are, as far as they are in its page.
@@ -186,7 +234,7 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
             let at = start.wrapping_add(done as u64);
             let Some((gpa, length)) = self.place(tid, at, rest.len()) else { break };
             let Some(part) = rest.get_mut(..length) else { break };
-            if self.guest.memory().read(gpa, part).is_err() {
+            if self.read_physical(gpa, part).is_err() {
                 break;
             }
             done += length;
@@ -201,6 +249,7 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
             let (gpa, length) = self.place(tid, at, rest.len()).ok_or(TargetError::NonFatal)?;
             let part = rest.get(..length).unwrap_or_default();
             self.guest.memory().write(gpa, part).map_err(|_| TargetError::NonFatal)?;
+            self.patches.of(self.guest.generation()).written(gpa, part, self.guest.memory());
             done += length;
         }
         Ok(())
@@ -222,9 +271,13 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
 
 impl<G: Guest> MultiThreadResume for Debugged<G> {
     fn resume(&mut self) -> Result<(), Infallible> {
-        let (breakpoints, stepping) = (self.breakpoints.registers(), self.stepping);
+        let patches = self.patches.of(self.guest.generation());
+        let (patched, patches) = (patches.any(), patches.places());
+        let breakpoints = self.breakpoints.registers();
+        let breakpoints = breakpoints.or(patched.then(DebugRegisters::default));
+        let stepping = self.stepping;
         let released = if self.only_named { self.named } else { u64::MAX };
-        self.order(released, |cpu| Order::Go { step: has(stepping, cpu), breakpoints });
+        self.order(released, |cpu| Order::Go { step: has(stepping, cpu), breakpoints, patches });
         Ok(())
     }
 
@@ -281,28 +334,30 @@ impl<G: Guest> Breakpoints for Debugged<G> {
     }
 }
 
+const SOFTWARE: Kind = Kind::Execute { software: true };
+
 const fn execute(address: u64, software: bool) -> Breakpoint {
     Breakpoint { address, length: 1, kind: Kind::Execute { software } }
 }
 
-/// No byte of the guest's code is changed: these are of the hardware too.
+/// As long as the CPU has room, no byte of the guest's code is changed: these are of the hardware too.
 impl<G: Guest> SwBreakpoint for Debugged<G> {
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.add(execute(address, true)))
+        Ok(self.add(execute(address, true)))
     }
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.remove(execute(address, true)))
+        Ok(self.remove(execute(address, true)))
     }
 }
 
 impl<G: Guest> HwBreakpoint for Debugged<G> {
     fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.add(execute(address, false)))
+        Ok(self.add(execute(address, false)))
     }
 
     fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.remove(execute(address, false)))
+        Ok(self.remove(execute(address, false)))
     }
 }
 
@@ -322,7 +377,7 @@ impl<G: Guest> HwWatchpoint for Debugged<G> {
         length: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.add(data(address, length, kind)))
+        Ok(self.add(data(address, length, kind)))
     }
 
     fn remove_hw_watchpoint(
@@ -331,6 +386,6 @@ impl<G: Guest> HwWatchpoint for Debugged<G> {
         length: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        Ok(self.breakpoints.remove(data(address, length, kind)))
+        Ok(self.remove(data(address, length, kind)))
     }
 }

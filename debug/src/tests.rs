@@ -2,8 +2,11 @@
 
 use proptest::prelude::*;
 
+use arch::Gpa;
+
 use crate::fake::{Occupant, Shared, Wire, at, heed, session};
 use crate::mailbox::{Order, Stop};
+use crate::patches::Places;
 use crate::session::Session;
 
 fn packet(text: &str) -> Vec<u8> {
@@ -78,7 +81,7 @@ impl Talk {
     }
 }
 
-const GO: Option<Order> = Some(Order::Go { step: false, breakpoints: None });
+const GO: Option<Order> = Some(Order::Go { step: false, breakpoints: None, patches: Places::NONE });
 
 #[test]
 fn the_guest_stops_for_the_first_whole_packet_and_for_nothing_less() {
@@ -139,7 +142,9 @@ fn a_breakpoint_is_in_the_debug_registers_and_its_cpu_stops_all() {
     assert_eq!(talk.ask("Z2,3000,4"), "OK");
     assert_eq!(talk.ask("vCont;c"), "");
     for order in talk.orders() {
-        let Some(Order::Go { step: false, breakpoints: Some(registers) }) = order else {
+        let Some(Order::Go { step: false, breakpoints: Some(registers), patches: Places::NONE }) =
+            order
+        else {
             panic!("{order:?}");
         };
         assert_eq!(registers.addresses, [0x2000, 0x3000, 0, 0]);
@@ -155,16 +160,61 @@ fn a_breakpoint_is_in_the_debug_registers_and_its_cpu_stops_all() {
     for slot in 0..2 {
         assert_eq!(talk.ask(&format!("Z1,400{slot},1")), "OK");
     }
-    assert!(talk.ask("Z1,5000,1").starts_with('E'), "a CPU has four");
+    assert_eq!(talk.ask("Z1,5000,1"), "OK", "the software breakpoint makes room");
+    assert!(talk.ask("Z1,6000,1").starts_with('E'), "a CPU has four");
     assert_eq!(talk.ask("D"), "OK");
     assert_eq!(talk.orders(), [Some(Order::Leave); 2]);
+}
+
+#[test]
+fn what_the_debug_registers_have_no_room_for_is_a_byte_of_the_guests_code_while_it_runs() {
+    let mut talk = Talk::attached();
+    for address in 0..6 {
+        assert_eq!(talk.ask(&format!("Z0,200{address},1")), "OK");
+    }
+    assert_eq!(talk.ask("m2000,8"), "0001020304050607", "gdb sees the guest's own");
+    let memory = |talk: &Talk| talk.world.borrow().memory.borrow().0[0x2000..0x2008].to_vec();
+    assert_eq!(memory(&talk), [0, 1, 2, 3, 0xf1, 0xf1, 6, 7]);
+    assert_eq!(talk.ask("M2004,2:9090"), "OK");
+    assert_eq!(memory(&talk), [0, 1, 2, 3, 0xf1, 0xf1, 6, 7]);
+    assert_eq!(talk.ask("vCont;c"), "");
+    for order in talk.orders() {
+        let Some(Order::Go { breakpoints: Some(_), patches, .. }) = order else {
+            panic!("{order:?}")
+        };
+        assert!(patches.has(Gpa::new(0x2004)) && !patches.has(Gpa::new(0x2003)));
+    }
+    talk.world.borrow_mut().mailboxes[1].stand(Stop::Patch, at(0x2004));
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.02;swbreak:;");
+    assert!(talk.ask("Z0,f0000,1").starts_with('E'), "no RAM");
+    assert_eq!(talk.ask("z0,2005,1"), "OK");
+    assert_eq!(memory(&talk), [0, 1, 2, 3, 0xf1, 0x90, 6, 7]);
+    assert_eq!(talk.ask("D"), "OK");
+    assert_eq!(memory(&talk), [0, 1, 2, 3, 0x90, 0x90, 6, 7], "nothing of gdb stays");
+}
+
+#[test]
+fn a_guest_that_was_restarted_has_no_breakpoints_in_its_code_and_is_given_none_of_the_old_bytes() {
+    let mut talk = Talk::attached();
+    for address in 0..5 {
+        assert_eq!(talk.ask(&format!("Z0,200{address},1")), "OK");
+    }
+    talk.world.borrow_mut().generation += 1;
+    assert_eq!(talk.ask("vCont;c"), "");
+    for order in talk.orders() {
+        assert!(matches!(order, Some(Order::Go { patches: Places::NONE, .. })), "{order:?}");
+    }
 }
 
 #[test]
 fn one_cpu_steps_and_the_others_stop_with_it() {
     let mut talk = Talk::attached();
     assert_eq!(talk.ask("vCont;s:p1.2;c"), "");
-    assert_eq!(talk.orders(), [GO, Some(Order::Go { step: true, breakpoints: None })]);
+    assert_eq!(
+        talk.orders(),
+        [GO, Some(Order::Go { step: true, breakpoints: None, patches: Places::NONE })]
+    );
     assert!(talk.answer().is_empty(), "an order that no CPU has taken yet is no stop");
     talk.world.borrow_mut().mailboxes[1].stand(Stop::Step, at(0x1002));
     talk.work();
@@ -175,7 +225,10 @@ fn one_cpu_steps_and_the_others_stop_with_it() {
 fn a_cpu_that_gdb_does_not_name_stays_where_it_is() {
     let mut talk = Talk::attached();
     assert_eq!(talk.ask("vCont;s:p1.1"), "");
-    assert_eq!(talk.orders(), [Some(Order::Go { step: true, breakpoints: None }), None]);
+    assert_eq!(
+        talk.orders(),
+        [Some(Order::Go { step: true, breakpoints: None, patches: Places::NONE }), None]
+    );
     talk.world.borrow_mut().mailboxes[0].stand(Stop::Step, at(0x1001));
     talk.work();
     assert_eq!(talk.answer(), "T05thread:p01.01;");

@@ -55,6 +55,7 @@ counters! {
     Step = "step",
     TaskSwitch = "task_switch",
     BusLock = "bus_lock",
+    DebugRegister = "debug_register",
 }
 
 impl Counter {
@@ -87,6 +88,7 @@ impl Counter {
             ExitReason::Step => Self::Step,
             ExitReason::TaskSwitch(_) => Self::TaskSwitch,
             ExitReason::BusLock => Self::BusLock,
+            ExitReason::DebugRegister => Self::DebugRegister,
             ExitReason::EntryFailure(_) => Self::EntryFailure,
             ExitReason::Unexpected { .. } => Self::Unexpected,
         }
@@ -192,7 +194,7 @@ mod tests {
             assert_eq!(Counter::ALL[place].key(), key);
             assert_eq!(Counter::ALL[place] as usize, place);
         }
-        assert_eq!(COUNTERS, 24);
+        assert_eq!(COUNTERS, 25);
     }
 
     #[test]
@@ -236,6 +238,7 @@ mod tests {
                 source: TaskSwitchSource::Call,
             }),
             ExitReason::BusLock,
+            ExitReason::DebugRegister,
             ExitReason::EntryFailure(EntryFailure { code: 0, qualification: 0, meaning: "" }),
             ExitReason::Unexpected { code: 0, qualification: 0 },
         ];
@@ -262,6 +265,7 @@ mod tests {
             "step",
             "task_switch",
             "bus_lock",
+            "debug_register",
             "entry_failure",
             "unexpected",
         ];

@@ -66,6 +66,7 @@ fn detail(reason: &ExitReason, msr: u64) -> Option<u64> {
         | ExitReason::Xsetbv
         | ExitReason::CacheInvalidate
         | ExitReason::BusLock
+        | ExitReason::DebugRegister
         | ExitReason::VirtualizationInstruction
         | ExitReason::Step
         | ExitReason::Init => 0,

@@ -6,6 +6,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::Gpa;
 use arch::machine::{GuestMemory, NotGuestMemory};
@@ -46,6 +47,8 @@ pub(crate) struct Room {
     mailboxes: Vec<Mutex<DebugMailbox>>,
     /// The RAM of the guest's generation, from when a CPU first stands.
     ram: Mutex<Option<GuestRam>>,
+    /// How often the guest has begun: its RAM is another each time.
+    generation: AtomicU32,
     cable: Cable,
 }
 
@@ -93,6 +96,10 @@ impl Guest for Occupant {
         let ram = self.room.ram.lock();
         let blocks = ram.iter().flat_map(GuestRam::blocks);
         blocks.map(|block| (block.gpa, block.length)).collect()
+    }
+
+    fn generation(&self) -> u32 {
+        self.room.generation.load(Ordering::Relaxed)
     }
 }
 
@@ -143,7 +150,8 @@ pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: Option<u16>) 
     free.call_once(|| {
         let mailboxes = slots.iter().map(|_| Mutex::default()).collect();
         let ram = Mutex::new(None);
-        let room = &*Box::leak(Box::new(Room { guest, slots, mailboxes, ram, cable }));
+        let room = Room { guest, slots, mailboxes, ram, generation: AtomicU32::new(0), cable };
+        let room = &*Box::leak(Box::new(room));
         let occupant = Occupant { room, ram: Ram(None) };
         Port { room, session: Mutex::new(Session::new(occupant, Wire(room))) }
     });
@@ -207,6 +215,11 @@ impl Room {
         work: impl FnOnce(&mut DebugMailbox) -> T,
     ) -> Option<T> {
         self.mailboxes.get(cpu).map(|mailbox| work(&mut mailbox.lock()))
+    }
+
+    /// The guest begins, in RAM that has been loaded anew.
+    pub(crate) fn begin(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A CPU has left: the generation, and with it the RAM, may be over. Another that stands shows it again.

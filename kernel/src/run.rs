@@ -19,6 +19,7 @@ use crate::refusal::Refusal;
 use crate::vcpu_slot::{Look, VcpuSlot};
 use crate::{housekeeping, watchdog};
 
+mod debug_registers;
 mod debugged;
 
 /// A virtual CPU on the processor that calls.
@@ -230,6 +231,8 @@ impl<B: Backend> Running<'_, B> {
             self.backend.drain(processor.apic);
             self.with_lock(|context| context.init());
             self.waiting = true;
+            // The guest's debug registers are its own again.
+            self.place(None);
             self.debugger.leave();
         }
         if let Some(vector) = start {

@@ -298,6 +298,10 @@ impl Vcpu for SvmVcpu {
         unsafe { cpu::instructions::set_debug_registers(registers.addresses, DR6_RESET) };
     }
 
+    fn watch_debug_registers(&mut self, wanted: bool) {
+        controls::watch_debug_registers(&mut self.vmcb_mut().control, wanted);
+    }
+
     fn system_call_msrs(&self) -> SystemCallMsrs {
         self.save_unswitched();
         let save = &self.vmcb().save;

@@ -55,6 +55,8 @@ bitflags! {
         const STGI = 1 << 4;
         const CLGI = 1 << 5;
         const SKINIT = 1 << 6;
+        /// INT1, whose #DB that exception's intercept does not see.
+        const ICEBP = 1 << 8;
         /// WBINVD and WBNOINVD: would empty the caches for other guests, too.
         const WBINVD = 1 << 9;
         const XSETBV = 1 << 13;
@@ -106,7 +108,19 @@ pub fn set_intercepts(control: &mut ControlArea, mode: InterruptMode) {
         }
     }
     control.intercept_3 = misc.bits();
-    control.intercept_4 = Intercepts4::all().bits();
+    control.intercept_4 = (Intercepts4::all() - Intercepts4::ICEBP).bits();
+}
+
+/// Has moves to and from debug registers exit, whose reads are the low half of the word and whose writes the high one (APM
+/// "Layout of VMCB"), and INT1.
+pub const fn watch_debug_registers(control: &mut ControlArea, wanted: bool) {
+    if wanted {
+        control.intercept_dr = !0;
+        control.intercept_4 |= Intercepts4::ICEBP.bits();
+    } else {
+        control.intercept_dr = 0;
+        control.intercept_4 &= !Intercepts4::ICEBP.bits();
+    }
 }
 
 /// Opens or closes the interrupt window: a virtual interrupt is made pending whose delivery is
@@ -209,6 +223,17 @@ mod tests {
             assert_eq!(control.intercept_3, before.intercept_3);
             assert_eq!(control.virtual_interrupt, before.virtual_interrupt);
         }
+    }
+
+    #[test]
+    fn watching_debug_registers_leaves_nothing_behind() {
+        let before = intercepts(InterruptMode::Exitless);
+        let mut control = before.clone();
+        watch_debug_registers(&mut control, true);
+        assert_eq!(control.intercept_dr, u32::MAX);
+        assert_eq!(control.intercept_4, before.intercept_4 | 1 << 8);
+        watch_debug_registers(&mut control, false);
+        assert_eq!((control.intercept_dr, control.intercept_4), (0, before.intercept_4));
     }
 
     #[test]

@@ -23,6 +23,8 @@ exit_codes! {
     VMEXIT_CR0_WRITE = 0x10,
     VMEXIT_CR4_WRITE = 0x14,
     VMEXIT_CR8_WRITE = 0x18,
+    VMEXIT_DR0_READ = 0x20,
+    VMEXIT_DR15_WRITE = 0x3f,
     VMEXIT_EXCP0 = 0x40,
     VMEXIT_EXCP31 = 0x5f,
     VMEXIT_INTR = 0x60,
@@ -42,6 +44,7 @@ exit_codes! {
     VMEXIT_SHUTDOWN = 0x7f,
     VMEXIT_VMRUN = 0x80,
     VMEXIT_SKINIT = 0x86,
+    VMEXIT_ICEBP = 0x88,
     VMEXIT_WBINVD = 0x89,
     VMEXIT_XSETBV = 0x8d,
     VMEXIT_BUSLOCK = 0xa5,
@@ -60,7 +63,13 @@ pub fn decode(vmcb: &Vmcb, acknowledged: Option<Vector>) -> ExitReason {
         VMEXIT_MSR => ExitReason::WriteMsr,
         VMEXIT_IOIO => io(vmcb).map_or(unexpected, ExitReason::Io),
         VMEXIT_NPF => ExitReason::NestedPageFault(nested_page_fault(control)),
+        VMEXIT_DR0_READ..=VMEXIT_DR15_WRITE => ExitReason::DebugRegister,
         VMEXIT_EXCP0..=VMEXIT_EXCP31 => exception_exit(vmcb),
+        // No condition of the debug registers.
+        VMEXIT_ICEBP => {
+            let vector = Vector(exception::DB);
+            ExitReason::Exception { vector, error_code: None, qualification: 0 }
+        }
         VMEXIT_NMI => ExitReason::Nmi,
         VMEXIT_INTR => ExitReason::ExternalInterrupt(acknowledged),
         VMEXIT_VINTR => ExitReason::InterruptWindow,
@@ -182,6 +191,8 @@ mod tests {
             (VMEXIT_INVLPGA, 0, ExitReason::VirtualizationInstruction),
             (0x81, 0, ExitReason::VirtualizationInstruction),
             (VMEXIT_BUSLOCK, 0, ExitReason::BusLock),
+            (VMEXIT_DR0_READ + 7, 0, ExitReason::DebugRegister),
+            (VMEXIT_DR15_WRITE - 8, 0, ExitReason::DebugRegister),
             (0x87, 0, ExitReason::Unexpected { code: 0x87, qualification: 0 }),
         ];
         for (code, info1, reason) in cases {

@@ -17,7 +17,7 @@ use crate::control_register::Shown;
 use crate::controls;
 use crate::decode::{
     VMEXIT_BUSLOCK, VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ,
-    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
+    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_ICEBP, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
 };
 use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
@@ -174,7 +174,7 @@ impl SvmVcpu {
         match self.vmcb().control.exitcode {
             VMEXIT_BUSLOCK | VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE
             | VMEXIT_CR0_SEL_WRITE | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI
-            | VMEXIT_CR8_WRITE => self.watched_exit(None),
+            | VMEXIT_CR8_WRITE | VMEXIT_ICEBP => self.watched_exit(None),
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }
@@ -213,6 +213,11 @@ impl SvmVcpu {
             VMEXIT_INTR => acknowledged = unsafe { run::take_interrupt() }.map(Vector),
             // The instruction is executed again, and this time may lock the bus.
             VMEXIT_BUSLOCK => self.vmcb_mut().control.bus_lock_counter = 1,
+            // The handler of its #DB finds RIP behind it.
+            VMEXIT_ICEBP => {
+                let behind = self.rip().wrapping_add(self.instruction_length(1).into());
+                self.set_rip(behind);
+            }
             // It is for its moment only, which has been seen.
             VMEXIT_IRET => return ExitReason::Step,
             VMEXIT_CR8_WRITE => {

@@ -125,7 +125,7 @@ fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
 }
 
 /// What gdb does with the guest that counts: a breakpoint, steps over CLI, STI, PUSHF and POPF while the timer interrupts,
-/// a watchpoint, registers of the CPU and of its FPU, an MSR, memory.
+/// a watchpoint, registers of the CPU and of its FPU, an MSR, more breakpoints than a CPU has, memory.
 const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     break one_round\ncontinue\nbacktrace 2\ninfo threads\n\
     delete\nwatch *(unsigned long *)&ROUNDS\ncontinue\n\
@@ -135,6 +135,8 @@ const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     print $st0 > 3.14 && $st0 < 3.15\nprint $lstar == 0x12345678\n\
     set var $xmm3.v2_int64[1] = 81985529216486895\nset var $st3 = 2.5\nstepi\n\
     print $xmm3.v2_int64[1] == 81985529216486895\nprint $st3 == 2.5\n\
+    break place_0\nbreak place_1\nbreak place_2\nbreak place_3\nbreak place_4\nbreak place_5\n\
+    continue\ncontinue\ncontinue\ncontinue\ncontinue\ncontinue\nmonitor own\ndelete\n\
     set $before = *(unsigned long *)&TICKS\n\
     hbreak one_round\ncontinue 20\ndelete\n\
     print *(unsigned long *)&TICKS > $before\n\
@@ -172,6 +174,13 @@ fn has_looked(said: &str, screen: &str) {
         "Hardware watchpoint 2: *(unsigned long *)&ROUNDS",
         "Breakpoint 3, flags () at tests/payload/src/bin/watched.rs:",
         "<flags+",
+        "Breakpoint 4, place_0 () at ",
+        "Breakpoint 5, place_1 () at ",
+        "Breakpoint 6, place_2 () at ",
+        "Breakpoint 7, place_3 () at ",
+        "Breakpoint 8, place_4 () at ",
+        "Breakpoint 9, place_5 () at ",
+        "DR3 0x3, DR6 0xffff0ff0, DR7 0x404",
         "0x200000: [02, b0, ad, 1b]",
         "[Inferior 1 (process 1) detached]",
     ] {
@@ -180,7 +189,12 @@ fn has_looked(said: &str, screen: &str) {
     let values: Vec<&str> =
         said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect();
     assert_eq!(&values[2..], ["1", "1", "1024", "1", "1", "1", "1", "1"], "{said}");
-    for verdict in ["its flags are its own: ok", "nothing exits behind a debugger: ok"] {
+    for verdict in [
+        "its flags are its own: ok",
+        "its debug registers are its own: ok",
+        "its own breakpoint is met behind a debugger: ok",
+        "nothing exits behind a debugger: ok",
+    ] {
         assert!(screen.contains(verdict), "{verdict}: {screen}");
     }
 }

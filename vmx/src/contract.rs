@@ -291,6 +291,10 @@ impl Vcpu for VmxVcpu {
         self.vmcs.write(field::GUEST_DR7, control);
     }
 
+    fn watch_debug_registers(&mut self, wanted: bool) {
+        self.set_primary(Primary::MOV_DR_EXITING, wanted);
+    }
+
     /// The CPU switches those of SYSENTER alone; the host uses none of the others.
     fn system_call_msrs(&self) -> SystemCallMsrs {
         // SAFETY: every 64-bit CPU has these, and reading one changes nothing.

@@ -142,7 +142,8 @@ bitflags! {
 
 /// The controls that are switched on and off while the guest runs: the CPU must offer them, but they
 /// start off.
-pub(crate) const SWITCHED: Primary = INTERRUPT_WINDOW.union(Primary::NMI_WINDOW_EXITING);
+pub(crate) const SWITCHED: Primary =
+    INTERRUPT_WINDOW.union(Primary::NMI_WINDOW_EXITING).union(Primary::MOV_DR_EXITING);
 
 /// What is on while an interrupt waits for its window: see [`arch::vcpu::Vcpu::set_interrupt_window`].
 pub(crate) const INTERRUPT_WINDOW: Primary =
@@ -157,7 +158,6 @@ const NEVER: Primary = Primary::INVLPG_EXITING
     .union(Primary::CR3_STORE_EXITING)
     .union(Primary::CR8_LOAD_EXITING)
     .union(Primary::CR8_STORE_EXITING)
-    .union(Primary::MOV_DR_EXITING)
     .union(Primary::MONITOR_EXITING)
     .union(Primary::PAUSE_EXITING);
 

@@ -33,6 +33,7 @@ basic_exit_reasons! {
     VMCALL = 18,
     VMXON = 27,
     CONTROL_REGISTER_ACCESSES = 28,
+    MOV_DR = 29,
     IO_INSTRUCTION = 30,
     RDMSR = 31,
     WRMSR = 32,
@@ -145,6 +146,7 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
             }
             None => unexpected,
         },
+        reason::MOV_DR => ExitReason::DebugRegister,
         reason::IO_INSTRUCTION => io(snapshot).map_or(unexpected, ExitReason::Io),
         reason::RDMSR => ExitReason::ReadMsr,
         reason::WRMSR => ExitReason::WriteMsr,
@@ -308,6 +310,7 @@ mod tests {
             (18, "VirtualizationInstruction"),
             (27, "VirtualizationInstruction"),
             (28, "ControlRegister"),
+            (29, "DebugRegister"),
             (30, "Io"),
             (31, "ReadMsr"),
             (32, "WriteMsr"),

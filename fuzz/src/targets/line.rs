@@ -151,6 +151,9 @@ impl session::Guest for Occupant {
     fn ram(&mut self) -> Vec<(arch::Gpa, u64)> {
         vec![(arch::Gpa::new(0), self.memory.0.len() as u64)]
     }
+    fn generation(&self) -> u32 {
+        0
+    }
 }
 
 #[derive(Clone)]

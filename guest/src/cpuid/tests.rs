@@ -274,7 +274,7 @@ fn a_guest_reads_its_exit_counters() {
         let answer = exit_count(subleaf, &counters);
         (answer.eax, answer.ebx, answer.ecx)
     };
-    assert_eq!(read(0), (3, 0, 24));
+    assert_eq!(read(0), (3, 0, 25));
     assert_eq!(
         (read(1), read(20), read(21), read(23)),
         ((1, 0, 0), (2, 0, 0), (0, 0, 0), (0, 0, 0))

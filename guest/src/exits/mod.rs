@@ -105,7 +105,8 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
             ExitReason::Unexpected { code, qualification } => {
                 return self.locked(|context| context.never_asked_for(code, qualification));
             }
-            ExitReason::Init | ExitReason::Step => {}
+            // Whoever has the debug registers watched does what is to be done.
+            ExitReason::Init | ExitReason::Step | ExitReason::DebugRegister => {}
         }
         Next::Resume
     }

@@ -4,13 +4,13 @@
 use arch::machine::GuestMemory as _;
 use arch::register::Gpr;
 use arch::segment::SegmentRegister;
-use arch::vcpu::{DebugRegisters, Vcpu, exception};
+use arch::vcpu::{Vcpu, exception};
 use arch::{ExitReason, Gva, Vector};
-use debug::Fxsave;
 use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
+use debug::own::Kept;
 use debug::registers::Registers;
 use debug::step::{Effect, effect, flags_after, flags_for, pushed};
-use debug::{Order, Stop};
+use debug::{Fxsave, Order, Places, Stop};
 use guest::requests::Request;
 use guest::vm::Next;
 use insn::PagingRegisters;
@@ -24,19 +24,20 @@ use crate::processors::Processor;
 use crate::vcpu_slot::VcpuSlot;
 
 /// What goes on between a virtual CPU and gdb.
-#[derive(Default)]
 pub(super) struct Debugger {
     room: Option<&'static Room>,
-    cpu: usize,
+    pub(super) cpu: usize,
     attached: bool,
-    /// gdb's breakpoints, if they are in the debug registers, and what the guest had there.
-    breakpoints: Option<(DebugRegisters, DebugRegisters)>,
-    step: Step,
+    /// gdb's breakpoints, if they are in the debug registers, and what the guest has there.
+    pub(super) kept: Option<Kept>,
+    /// Those in the guest's code.
+    pub(super) patches: Places,
+    pub(super) step: Step,
 }
 
 /// How it goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-enum Step {
+pub(super) enum Step {
     /// As far as it comes.
     #[default]
     None,
@@ -49,7 +50,11 @@ enum Step {
 impl Debugger {
     /// That of virtual CPU `cpu` of a guest.
     pub(super) fn of(guest: usize, cpu: usize) -> Self {
-        Self { room: gdb::room(guest), cpu, ..Self::default() }
+        let room = gdb::room(guest);
+        if let Some(room) = room.filter(|_| cpu == 0) {
+            room.begin();
+        }
+        Self { room, cpu, attached: false, kept: None, patches: Places::NONE, step: Step::None }
     }
 
     /// Whether a gdb is attached.
@@ -68,7 +73,7 @@ impl Debugger {
         if let Some(room) = self.room {
             room.forget_ram();
         }
-        (self.attached, self.breakpoints, self.step) = (false, None, Step::None);
+        (self.attached, self.kept, self.step) = (false, None, Step::None);
     }
 }
 
@@ -77,8 +82,8 @@ impl<B: Backend> Running<'_, B> {
     pub(super) fn arrive(&mut self, processor: &Processor) {
         match self.debugger.at_mailbox(debug::DebugMailbox::arrive) {
             None | Some(Order::Leave) => {}
-            Some(Order::Go { breakpoints, .. }) => {
-                self.go_on(Order::Go { step: false, breakpoints })
+            Some(Order::Go { breakpoints, patches, .. }) => {
+                self.go_on(Order::Go { step: false, breakpoints, patches })
             }
             Some(Order::Stay) => {
                 self.debugger.at_mailbox(debug::DebugMailbox::want);
@@ -112,7 +117,6 @@ impl<B: Backend> Running<'_, B> {
 
     /// Stands until gdb, or the guest's end, says otherwise. Interrupts are off here: what comes waits in the local APIC.
     fn stand(&mut self, why: Stop, slot: &VcpuSlot, processor: &Processor) {
-        self.keep_the_guests_own();
         let registers = self.registers();
         if let Some(room) = self.debugger.room {
             room.show(&self.ram);
@@ -135,12 +139,12 @@ impl<B: Backend> Running<'_, B> {
     fn go_on(&mut self, order: Order) {
         let (step, breakpoints) = match order {
             Order::Stay => return,
-            Order::Go { step, breakpoints } => {
-                self.debugger.attached = true;
+            Order::Go { step, breakpoints, patches } => {
+                (self.debugger.attached, self.debugger.patches) = (true, patches);
                 (step, breakpoints)
             }
             Order::Leave => {
-                self.debugger.attached = false;
+                (self.debugger.attached, self.debugger.patches) = (false, Places::NONE);
                 (false, None)
             }
         };
@@ -155,38 +159,6 @@ impl<B: Backend> Running<'_, B> {
                 only.add(Breakpoint { address, length: 1, kind });
                 self.place(only.registers());
             }
-        }
-    }
-
-    /// Puts gdb's breakpoints in the debug registers, or the guest's own back.
-    fn place(&mut self, breakpoints: Option<DebugRegisters>) {
-        let own = self.debugger.breakpoints.map(|(_, own)| own);
-        match breakpoints {
-            Some(registers) => {
-                let own = own.unwrap_or_else(|| self.vcpu.debug_registers());
-                self.vcpu.set_debug_registers(&registers);
-                self.debugger.breakpoints = Some((registers, own));
-            }
-            None => {
-                if let Some(own) = own {
-                    self.vcpu.set_debug_registers(&own);
-                }
-                self.debugger.breakpoints = None;
-            }
-        }
-    }
-
-    /// Where the guest has written debug registers over gdb's breakpoints: they are its own now.
-    fn keep_the_guests_own(&mut self) {
-        let Some((breakpoints, own)) = &mut self.debugger.breakpoints else { return };
-        let now = self.vcpu.debug_registers();
-        if (now.addresses, now.control) != (breakpoints.addresses, breakpoints.control) {
-            (*breakpoints, *own) = (now, DebugRegisters { status: own.status, ..now });
-            logln!(
-                "guest {}: CPU {} has written its debug registers: gdb's breakpoints were gone there",
-                self.instance.policy.name,
-                self.debugger.cpu
-            );
         }
     }
 
@@ -223,23 +195,17 @@ impl<B: Backend> Running<'_, B> {
 
     fn run_to_breakpoint(&mut self, slot: &VcpuSlot, processor: &Processor) -> Next {
         let reason = self.exit_of(Vcpu::run);
-        if let ExitReason::Exception { vector: Vector(exception::DB), qualification, .. } = reason {
-            let met = self.met(qualification);
-            if met != 0 {
-                let to = matches!(self.debugger.step, Step::To(_));
-                let why = if to { Stop::Step } else { Stop::Breakpoint(met) };
-                self.stand(why, slot, processor);
-                return Next::Resume;
-            }
+        if let ExitReason::Exception { vector: Vector(exception::DB), qualification, .. } = reason
+            && let Some(why) = self.met(qualification)
+        {
+            self.stand(why, slot, processor);
+            return Next::Resume;
         }
-        self.handle(reason, slot, processor)
-    }
-
-    /// Which of gdb's breakpoints a debug exception is for, bit n for DRn.
-    fn met(&self, conditions: u64) -> u8 {
-        let Some((breakpoints, _)) = self.debugger.breakpoints else { return 0 };
-        let on = (0..4).filter(|slot| breakpoints.control >> (2 * slot) & 3 != 0);
-        on.fold(0, |met, slot| met | (conditions as u8 & 1 << slot))
+        let next = self.handle(reason, slot, processor);
+        if reason == ExitReason::DebugRegister {
+            self.access_debug_register();
+        }
+        next
     }
 
     fn exit_of(&mut self, enter: impl FnOnce(&mut B::Cpu) -> ExitReason) -> ExitReason {
@@ -294,7 +260,11 @@ impl<B: Backend> Running<'_, B> {
         }
     }
 
-    fn paging(&self) -> PagingRegisters {
+    pub(super) fn code_base(&self) -> u64 {
+        self.vcpu.segment(SegmentRegister::Cs).base
+    }
+
+    pub(super) fn paging(&self) -> PagingRegisters {
         let vcpu = &self.vcpu;
         PagingRegisters { cr0: vcpu.cr0(), cr3: vcpu.cr3(), cr4: vcpu.cr4(), efer: vcpu.efer() }
     }
@@ -313,6 +283,7 @@ impl<B: Backend> Running<'_, B> {
             paging: self.paging(),
             cr2: vcpu.cr2(),
             calls: vcpu.system_call_msrs(),
+            debug: self.own_debug_registers(),
         }
     }
 

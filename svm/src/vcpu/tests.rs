@@ -224,3 +224,14 @@ fn a_bus_lock_exits_once_and_is_then_made() {
     assert_eq!(vcpu.vmcb().control.bus_lock_counter, 1);
     assert_eq!(self::vcpu().vmcb().control.intercept_5, 0, "not where the CPU has not got it");
 }
+
+#[test]
+fn int1_is_a_debug_exception_with_no_condition_and_rip_behind_it() {
+    let mut vcpu = vcpu();
+    vcpu.set_rip(0x1000);
+    vcpu.vmcb_mut().save.dr6 = 0xffff_4ff1;
+    vcpu.vmcb_mut().control.exitcode = 0x88;
+    let debug =
+        ExitReason::Exception { vector: arch::Vector(1), error_code: None, qualification: 0 };
+    assert_eq!((vcpu.last_exit(), vcpu.rip()), (debug, 0x1001));
+}

@@ -25,6 +25,13 @@ static ROUNDS: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 static DONE: AtomicU64 = AtomicU64::new(0);
 
+/// Its own breakpoint was met so often.
+static MET: AtomicU64 = AtomicU64::new(0);
+
+/// DR7 with a breakpoint of its own, for execution at DR1; and with none.
+const OWN: u64 = 0x400 | 1 << 2;
+const NONE: u64 = 0x400;
+
 /// Alone in its page: writes to a page with an IDT exit.
 #[repr(align(4096))]
 struct Table(InterruptDescriptorTable);
@@ -35,6 +42,65 @@ extern "x86-interrupt" fn tick(_: InterruptStackFrame) {
     TICKS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the guest starts in x2APIC mode.
     unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+}
+
+extern "x86-interrupt" fn met(_: InterruptStackFrame) {
+    MET.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: no breakpoint is on then.
+    unsafe { asm!("mov dr7, {}", in(reg) NONE) };
+}
+
+/// More places for breakpoints than a CPU has.
+macro_rules! places {
+    ($($name:ident = $number:literal),*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name() -> u64 {
+                black_box($number)
+            }
+        )*
+
+        /// Through all of them.
+        fn places() -> u64 {
+            0 $(+ $name())*
+        }
+    };
+}
+
+places!(
+    place_0 = 0x10,
+    place_1 = 0x21,
+    place_2 = 0x32,
+    place_3 = 0x43,
+    place_4 = 0x54,
+    place_5 = 0x65
+);
+
+/// Where its own breakpoint is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn own_place() {
+    black_box(());
+}
+
+/// Whether it reads back what it writes to its debug registers. Its own breakpoint is on afterwards.
+fn debug_registers_are_right(rounds: u64) -> bool {
+    const STATUS: u64 = 0xffff_0ff0;
+    let wanted = [rounds, own_place as *const () as u64, !rounds, 3, STATUS, OWN];
+    let mut read = [0_u64; 6];
+    // SAFETY: what DR1 names is not executed before its handler is there.
+    unsafe {
+        asm!(
+            "mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr6, {4}", "mov dr7, {5}",
+            in(reg) wanted[0], in(reg) wanted[1], in(reg) wanted[2], in(reg) wanted[3], in(reg) wanted[4], in(reg) wanted[5],
+        );
+        asm!(
+            "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3", "mov {4}, dr6", "mov {5}, dr7",
+            out(reg) read[0], out(reg) read[1], out(reg) read[2], out(reg) read[3], out(reg) read[4], out(reg) read[5],
+        );
+    }
+    read == wanted
 }
 
 /// One round: a place for a breakpoint.
@@ -72,6 +138,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     // SAFETY: one CPU, before the table is loaded.
     let idt = unsafe { &mut (*table).0 };
     idt[VECTOR].set_handler_fn(tick);
+    idt.debug.set_handler_fn(met);
     idt.load();
     const SOFTWARE_ENABLE: u64 = 1 << 8;
     const PERIODIC: u64 = 1 << 17;
@@ -91,12 +158,19 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     unsafe { write_msr(msr::IA32_LSTAR, 0x1234_5678) };
     interrupts::enable();
     say!("counting");
-    let (mut rounds, mut wrong) = (0, 0);
+    let (mut rounds, mut wrong, mut wrong_debug) = (0, 0, 0);
     while DONE.load(Ordering::Relaxed) == 0 {
         rounds = one_round(rounds);
         wrong += u64::from(!flags_are_right());
+        wrong_debug += u64::from(!debug_registers_are_right(rounds));
+        black_box(places());
     }
     verdict("its flags are its own", wrong == 0, format_args!("{wrong} of {rounds} rounds"));
+    let seen = format_args!("{wrong_debug} of {rounds} rounds");
+    verdict("its debug registers are its own", wrong_debug == 0, seen);
+    own_place();
+    let met = MET.load(Ordering::Relaxed);
+    verdict("its own breakpoint is met behind a debugger", met == 1, format_args!("{met} times"));
     let before = TICKS.load(Ordering::Relaxed);
     let exits = exits_during(|| {
         while TICKS.load(Ordering::Relaxed) < before + 100 {
