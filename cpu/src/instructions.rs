@@ -330,6 +330,59 @@ pub unsafe fn fxrstor(area: [u8; 512]) {
     }
 }
 
+/// The area of XSAVE, as far as the upper halves of YMM0 to YMM15 (SDM "XSAVE Area"; APM "XSAVE/XRSTOR Area Layout").
+#[repr(C, align(64))]
+struct XsaveArea {
+    legacy: [u8; 512],
+    /// XSTATE_BV, and zeros.
+    header: [u64; 8],
+    upper: [u8; 256],
+}
+
+/// The state component of those upper halves, and its bit in XCR0.
+const AVX: u64 = 1 << 2;
+
+/// The upper halves of YMM0 to YMM15 as they stand; `None` where XCR0, which is the guest's, has none.
+///
+/// # Safety
+/// Ring 0.
+#[must_use]
+pub unsafe fn upper_halves() -> Option<[u8; 256]> {
+    const OSXSAVE: u64 = 1 << 18;
+    let (cr4, low): (u64, u32);
+    // SAFETY: ring 0, says the caller; it only reads.
+    unsafe { asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack, preserves_flags)) };
+    if cr4 & OSXSAVE == 0 {
+        return None;
+    }
+    // SAFETY: CR4.OSXSAVE is set; it only reads XCR0.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _, options(nomem, nostack, preserves_flags));
+    }
+    if u64::from(low) & AVX == 0 {
+        return None;
+    }
+    let mut area = XsaveArea { legacy: [0; 512], header: [0; 8], upper: [0; 256] };
+    // SAFETY: XCR0 has the component; the area is aligned, and as large as it takes.
+    unsafe {
+        asm!("xsave64 [{}]", in(reg) &raw mut area, in("eax") AVX as u32, in("edx") 0, options(nostack, preserves_flags));
+    }
+    Some(area.upper)
+}
+
+/// Sets them.
+///
+/// # Safety
+/// As for [`fxrstor`], of whose area this is the other part; [`upper_halves`] gives some.
+pub unsafe fn set_upper_halves(upper: [u8; 256]) {
+    // MXCSR is loaded with them.
+    let area = XsaveArea { legacy: fxsave(), header: [AVX, 0, 0, 0, 0, 0, 0, 0], upper };
+    // SAFETY: XCR0 has the component, says the caller; the area is aligned and has a header as XSAVE leaves it.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) &raw const area, in("eax") AVX as u32, in("edx") 0, options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// The low 128 bits of XMM0 to XMM15 (`register` modulo 16), as they stand.
 #[must_use]
 pub fn vector_register(register: u8) -> [u8; 16] {

@@ -60,6 +60,8 @@ pub(crate) struct World {
     /// How often the RAM was loaded.
     pub(crate) generation: u32,
     pub(crate) memory: Rc<RefCell<Memory>>,
+    /// The upper halves of AVX's registers that each CPU that stands has.
+    pub(crate) upper: Option<[u8; 256]>,
 }
 
 pub(crate) type Shared = Rc<RefCell<World>>;
@@ -113,7 +115,8 @@ pub(crate) fn session() -> (Session<Occupant, Wire>, Shared) {
     let memory = Memory((0..0x1_0000).map(|at| at as u8).collect());
     let memory = Rc::new(RefCell::new(memory));
     let sent = Vec::new();
-    let world = World { mailboxes, calls: 0, sent, generation: 1, memory: memory.clone() };
+    let world =
+        World { mailboxes, calls: 0, sent, generation: 1, memory: memory.clone(), upper: None };
     let world = Rc::new(RefCell::new(world));
     let occupant = Occupant { world: world.clone(), memory: SharedMemory(memory) };
     (Session::new(occupant, Wire(world.clone())), world)
@@ -130,9 +133,10 @@ pub(crate) fn at(rip: u64) -> Registers {
 
 /// Each CPU that is wanted stands.
 pub(crate) fn heed(world: &Shared) {
+    let upper = world.borrow().upper;
     for (cpu, mailbox) in world.borrow_mut().mailboxes.iter_mut().enumerate() {
         if mailbox.wanted() {
-            mailbox.stand(Stop::Asked, at(0x1000 + cpu as u64));
+            mailbox.stand(Stop::Asked, Registers { upper, ..at(0x1000 + cpu as u64) });
         }
     }
 }

@@ -26,6 +26,14 @@ fn full(tags: u16) -> u8 {
 }
 
 impl Fxsave {
+    /// Empty, and with all bits of MXCSR that a CPU may have.
+    #[must_use]
+    pub fn of_any_cpu() -> Self {
+        let mut empty = Self::default();
+        empty.put(MXCSR_MASK, &0xffff_u32.to_le_bytes());
+        empty
+    }
+
     fn word(&self, at: usize) -> u16 {
         let byte = |at| self.0.get(at).copied().unwrap_or_default();
         u16::from_le_bytes([byte(at), byte(at + 1)])
@@ -65,7 +73,7 @@ impl Fxsave {
 
     /// Takes what [`Self::stack`], [`Self::control`], [`Self::vectors`] and [`Self::mxcsr`] give, one behind the other;
     /// `None` where that is too short. What FXRSTOR would refuse is left out.
-    pub(crate) fn set(&mut self, bytes: &[u8]) -> Option<()> {
+    pub fn set(&mut self, bytes: &[u8]) -> Option<()> {
         let (stack, rest) = bytes.split_at_checked(REGISTERS * 10)?;
         let (control, rest) = rest.split_at_checked(8 * 4)?;
         let (vectors, rest) = rest.split_at_checked(16 * 16)?;

@@ -145,6 +145,8 @@ const EMPTY: Registers = Registers {
     rflags: 2,
     segments: [0; 6],
     fpu: Fxsave([0; 512]),
+    upper: None,
+    shows_upper: false,
     bases: [0; 2],
     paging: insn::PagingRegisters { cr0: 0, cr3: 0, cr4: 0, efer: 0 },
     cr2: 0,

@@ -15,14 +15,24 @@ impl Arch for X86_64 {
     type Registers = Registers;
     type BreakpointKind = usize;
     type RegId = ();
-
-    fn target_description_xml() -> Option<&'static str> {
-        Some(include_str!("target.xml"))
-    }
 }
 
-/// The registers that a CPU leaves on its mailbox, in the order of `target.xml`. Those before
-/// `segments` can be changed, and `fpu`.
+/// The target description, with AVX's registers or without, in pieces.
+pub(crate) const fn description(avx: bool) -> [&'static str; 3] {
+    let avx = if avx { include_str!("description/avx.xml") } else { "" };
+    [include_str!("description/core.xml"), avx, include_str!("description/system.xml")]
+}
+
+/// The upper halves of YMM0 to YMM15.
+pub type UpperHalves = [u8; 256];
+
+/// Where the FPU's registers are in what gdb gets, where the upper halves are behind them, and where all ends without those.
+const FPU_AT: usize = 164;
+const UPPER_AT: usize = FPU_AT + 372;
+const END: usize = UPPER_AT + 15 * 8;
+
+/// The registers that a CPU leaves on its mailbox, in the order of the description. Those before
+/// `segments` can be changed, and `fpu` and `upper`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
     /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8 to R15: gdb's order.
@@ -35,6 +45,10 @@ pub struct Registers {
     pub segments: [u32; 6],
     /// The FPU's and SSE's.
     pub fpu: Fxsave,
+    /// Those of AVX; `None` where the guest has not switched them on.
+    pub upper: Option<UpperHalves>,
+    /// The description has these.
+    pub shows_upper: bool,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
     /// What says how addresses are translated.
@@ -63,6 +77,10 @@ impl GdbRegisters for Registers {
         let control = self.fpu.control().into_iter().flat_map(u32::to_le_bytes);
         let vectors = self.fpu.vectors().iter().copied().chain(self.fpu.mxcsr().to_le_bytes());
         control.chain(vectors).for_each(|byte| write_byte(Some(byte)));
+        if self.shows_upper {
+            let upper = self.upper.map_or([None; 256], |upper| upper.map(Some));
+            upper.into_iter().for_each(&mut write_byte);
+        }
         let PagingRegisters { cr0, cr3, cr4, efer } = self.paging;
         let system = self.bases.into_iter().chain([cr0, self.cr2, cr3, cr4, efer]);
         let SystemCallMsrs { star, lstar, cstar, fmask, kernel_gs_base, sysenter } = self.calls;
@@ -77,8 +95,9 @@ impl GdbRegisters for Registers {
         }
         let flags = bytes.get(17 * 8..17 * 8 + 4).and_then(|flags| flags.try_into().ok());
         self.rflags = u32::from_le_bytes(flags.ok_or(())?);
-        // Behind the segments.
-        bytes.get(164..).and_then(|bytes| self.fpu.set(bytes)).ok_or(())
+        let upper = bytes.get(UPPER_AT..).and_then(|upper| upper.first_chunk());
+        self.upper = upper.copied().filter(|_| bytes.len() >= END + size_of::<UpperHalves>());
+        bytes.get(FPU_AT..).and_then(|bytes| self.fpu.set(bytes)).ok_or(())
     }
 }
 
@@ -86,9 +105,9 @@ impl GdbRegisters for Registers {
 mod tests {
     use super::*;
 
-    /// The widths of `target.xml`, in its order.
-    fn widths() -> Vec<usize> {
-        let text = X86_64::target_description_xml().unwrap();
+    /// The widths of the description, in its order.
+    fn widths(avx: bool) -> Vec<usize> {
+        let text = description(avx).concat();
         let after = |line: &str| {
             let (_, rest) = line.split_once("bitsize=\"")?;
             rest.split('"').next()?.parse::<usize>().ok()
@@ -101,9 +120,12 @@ mod tests {
 
     #[test]
     fn as_many_bytes_are_sent_as_the_description_has() {
-        let mut sent = 0;
-        Registers::default().gdb_serialize(|_| sent += 1);
-        assert_eq!(sent * 8, widths().iter().sum::<usize>());
+        for (shows_upper, end) in [(false, END), (true, END + 256)] {
+            let mut sent = 0;
+            Registers { shows_upper, ..Registers::default() }.gdb_serialize(|_| sent += 1);
+            assert_eq!(sent * 8, widths(shows_upper).iter().sum::<usize>());
+            assert_eq!(sent, end);
+        }
     }
 
     #[test]
@@ -120,6 +142,12 @@ mod tests {
         let mut after = Registers { segments: before.segments, ..Registers::default() };
         after.gdb_deserialize(&bytes).unwrap();
         assert_eq!(after, before);
+        let upper = Some(core::array::from_fn(|index| index as u8));
+        let before = Registers { upper, shows_upper: true, ..before };
+        bytes.clear();
+        before.gdb_serialize(|byte| bytes.push(byte.unwrap_or(0)));
+        after.gdb_deserialize(&bytes).unwrap();
+        assert_eq!(after.upper, upper);
         assert_eq!(after.gdb_deserialize(&bytes[..100]), Err(()), "cut off");
     }
 }

@@ -143,6 +143,7 @@ impl<G: Guest, L: Line> Session<G, L> {
     }
 
     fn attach(&mut self) {
+        self.guest.meet();
         let answers = Answers { line: self.line.clone(), last: Vec::new() };
         let built = GdbStubBuilder::new(answers).packet_buffer_size(MAX_PACKET).build();
         let stub = built.ok().map(|stub| stub.run_state_machine(&mut self.guest));

@@ -16,12 +16,15 @@ use gdbstub::target::ext::breakpoints::{
     SwBreakpoint, SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::monitor_cmd::MonitorCmdOps;
+use gdbstub::target::ext::target_description_xml_override::{
+    TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
+};
 use gdbstub::target::{Target, TargetError, TargetResult};
 
 use crate::breakpoints::{Breakpoint, Breakpoints as All, Kind};
 use crate::mailbox::{Order, Stop};
 use crate::patches::Patches;
-use crate::registers::{Registers, X86_64};
+use crate::registers::{Registers, X86_64, description};
 use crate::session::Guest;
 
 /// A guest as gdb may use it.
@@ -30,6 +33,8 @@ pub(crate) struct Debugged<G> {
     breakpoints: All,
     /// Those beyond, in the guest's code.
     patches: Patches,
+    /// The guest had AVX's registers when gdb came, and gdb knows of them.
+    shows_upper: bool,
     /// CPUs that do one instruction when the guest goes on (bit n for CPU n).
     stepping: u64,
     /// CPUs that gdb has said anything about.
@@ -44,7 +49,8 @@ impl<G: Guest> Debugged<G> {
     pub(crate) fn new(guest: G) -> Self {
         let (stepping, named, only_named, released) = (0, 0, false, u64::MAX);
         let (breakpoints, patches) = (All::default(), Patches::default());
-        Self { guest, breakpoints, patches, stepping, named, only_named, released }
+        let shows_upper = false;
+        Self { guest, breakpoints, patches, shows_upper, stepping, named, only_named, released }
     }
 
     /// Has all CPUs stand.
@@ -53,6 +59,13 @@ impl<G: Guest> Debugged<G> {
             self.guest.mailbox(cpu, crate::DebugMailbox::want);
         }
         self.guest.call();
+    }
+
+    /// gdb comes: what it is told of the registers is the same until it goes.
+    pub(crate) fn meet(&mut self) {
+        let cpus = 0..self.guest.cpus();
+        let has = |cpu| self.read_register(thread(cpu), |own| own.upper.is_some());
+        self.shows_upper = cpus.into_iter().filter_map(has).any(|has| has);
     }
 
     /// Whether all that are there stand; `None` where none is there.
@@ -185,6 +198,12 @@ impl<G: Guest> Target for Debugged<G> {
         Some(self)
     }
 
+    fn support_target_description_xml_override(
+        &mut self,
+    ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
+        Some(self)
+    }
+
     fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
         Some(self)
     }
@@ -212,9 +231,28 @@ impl<G: Guest> Target for Debugged<G> {
     }
 }
 
+impl<G: Guest> TargetDescriptionXmlOverride for Debugged<G> {
+    fn target_description_xml(
+        &self,
+        annex: &[u8],
+        offset: u64,
+        length: usize,
+        to: &mut [u8],
+    ) -> TargetResult<usize, Self> {
+        if annex != b"target.xml" {
+            return Err(TargetError::NonFatal);
+        }
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let text = description(self.shows_upper).into_iter().flat_map(str::bytes).skip(offset);
+        let places = to.iter_mut().take(length).zip(text);
+        Ok(places.map(|(place, byte)| *place = byte).count())
+    }
+}
+
 impl<G: Guest> MultiThreadBase for Debugged<G> {
     fn read_registers(&mut self, to: &mut Registers, tid: Tid) -> TargetResult<(), Self> {
         *to = self.read_register(tid, |own| *own).ok_or(TargetError::NonFatal)?;
+        to.shows_upper = self.shows_upper;
         Ok(())
     }
 
@@ -223,6 +261,7 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
             let own = mailbox.registers_mut()?;
             (own.general, own.rip, own.rflags) = (from.general, from.rip, from.rflags);
             own.fpu = from.fpu;
+            own.upper = own.upper.map(|own| from.upper.unwrap_or(own));
             Some(())
         };
         self.guest.mailbox(index(tid), write).flatten().ok_or(TargetError::NonFatal)

@@ -119,6 +119,37 @@ fn all_cpus_are_threads_with_registers_and_memory() {
 }
 
 #[test]
+fn avx_registers_are_described_where_the_guest_has_them_when_gdb_comes() {
+    let mut talk = Talk::new();
+    assert!(talk.ask("qSupported:swbreak+").contains("qXfer:features:read+"));
+    let without = talk.ask("qXfer:features:read:target.xml:0,fff");
+    assert!(without.starts_with("l<") || without.starts_with("m<"), "{without}");
+    let length = |talk: &mut Talk| talk.ask("g").len();
+    let plain = length(&mut talk);
+    talk.world.borrow_mut().upper = Some([0x5a; 256]);
+    assert_eq!(length(&mut talk), plain, "gdb was told otherwise");
+    assert_eq!(talk.ask("D"), "OK");
+    for mailbox in &mut talk.world.borrow_mut().mailboxes {
+        mailbox.take();
+    }
+    assert!(talk.ask("qSupported:swbreak+").contains("qXfer:features:read+"));
+    let described: String = (0..4)
+        .map(|part| talk.ask(&format!("qXfer:features:read:target.xml:{:x},800", part * 0x800)))
+        .map(|part| part[1..].to_owned())
+        .collect();
+    assert!(described.contains("ymm15h") && described.ends_with("</target>\n"), "{described}");
+    assert_eq!(talk.ask("Hg1"), "OK");
+    let registers = talk.ask("g");
+    assert_eq!(registers.len(), plain + 512);
+    assert!(registers.contains(&"5a".repeat(256)));
+    let written = registers.replace('x', "0").replacen("5a", "77", 1);
+    assert_eq!(talk.ask(&format!("G{written}")), "OK");
+    assert_eq!(talk.ask("D"), "OK");
+    let (_, changed) = talk.world.borrow_mut().mailboxes[0].take().unwrap();
+    assert_eq!(changed.unwrap().upper.unwrap()[..2], [0x77, 0x5a]);
+}
+
+#[test]
 fn a_register_that_was_written_is_the_cpus_when_it_goes_on() {
     let mut talk = Talk::attached();
     assert_eq!(talk.ask("Hg1"), "OK");

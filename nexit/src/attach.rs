@@ -1,8 +1,8 @@
 //! The machine's serial line, for more than one: `nexit run` offers it at a Unix socket, and other programs attach there.
 //!
 //! What the machine sends goes to each of them as it comes, unfiltered: the hypervisor's marks, its reports and all. What
-//! they send goes to the machine, as if it was typed. Who attaches late has missed what was before, and who does not read
-//! is cut off: the run waits for nobody.
+//! they send goes to the machine, as if it was typed. Who attaches late gets the last lines first ([`heard`]), and who does not
+//! read is cut off: the run waits for nobody.
 //!
 //! The socket is in a folder of the user's own ([`folder`]), its name is the process number of `nexit run`.
 
@@ -23,18 +23,36 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::getuid;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
+use self::heard::Heard;
 use crate::cli::LineArgs;
 use crate::failure::{Failure, OrFailed as _, Result};
+
+mod heard;
 
 /// So many pieces of output wait for one who does not read, at most: some megabytes.
 const MAX_WAITING: usize = 1024;
 /// The rate of the hypervisor's console.
 pub(crate) const BAUD: u32 = 115_200;
 
-type Attached = Vec<SyncSender<Arc<[u8]>>>;
+/// Who is attached, and what they have heard.
+#[derive(Default)]
+struct Attached {
+    to: Vec<SyncSender<Arc<[u8]>>>,
+    heard: Heard,
+}
+
+impl Attached {
+    /// One more, who gets what was before and nothing twice.
+    fn add(&mut self) -> Receiver<Arc<[u8]>> {
+        let (sender, receiver) = mpsc::sync_channel(MAX_WAITING);
+        // There is room for one.
+        let _ = sender.try_send(self.heard.lines().into());
+        self.to.push(sender);
+        receiver
+    }
+}
 
 /// The line of a run, offered until this goes.
-#[derive(Debug)]
 pub struct Offer {
     place: PathBuf,
     listener: UnixListener,
@@ -64,8 +82,7 @@ impl Offer {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let Ok(to) = stream.try_clone() else { continue };
-                let (sender, receiver) = mpsc::sync_channel(MAX_WAITING);
-                lock(&attached).push(sender);
+                let receiver = lock(&attached).add();
                 thread::spawn(move || carry_to(to, receiver));
                 let machine = machine.clone();
                 thread::spawn(move || carry_from(stream, &machine));
@@ -75,8 +92,10 @@ impl Offer {
 
     /// Gives all who are attached what the machine has sent.
     pub fn show(&self, bytes: &[u8]) {
+        let mut attached = lock(&self.attached);
+        attached.heard.keep(bytes);
         let bytes: Arc<[u8]> = bytes.into();
-        lock(&self.attached).retain(|to| to.try_send(Arc::clone(&bytes)).is_ok());
+        attached.to.retain(|to| to.try_send(Arc::clone(&bytes)).is_ok());
     }
 }
 
@@ -268,6 +287,19 @@ mod tests {
     }
 
     #[test]
+    fn one_who_attaches_late_hears_what_was_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("1");
+        let (offer, typed) = offer(&place);
+        offer.show(b"\x1enexit: a\r\nfirst:");
+        let mut late = attach(&place, &typed);
+        offer.show(b" b\r\n");
+        let mut heard = [0; 21];
+        late.from.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"\x1enexit: a\r\nfirst: b\r\n");
+    }
+
+    #[test]
     fn one_who_does_not_read_is_cut_off_and_the_others_hear_all() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("1");
@@ -280,7 +312,7 @@ mod tests {
             offer.show(&piece);
             other.from.read_exact(&mut piece.clone()).unwrap();
         }
-        assert_eq!(lock(&offer.attached).len(), 1);
+        assert_eq!(lock(&offer.attached).to.len(), 1);
         let mut heard = Vec::new();
         deaf.from.read_to_end(&mut heard).unwrap();
         assert!(heard.len() < 4 * MAX_WAITING * piece.len(), "it was told the end");

@@ -280,6 +280,9 @@ impl<B: Backend> Running<'_, B> {
             bases: [Fs, Gs].map(|which| vcpu.segment(which).base),
             // As the guest has left them: the hypervisor uses none.
             fpu: Fxsave(cpu::instructions::fxsave()),
+            // SAFETY: ring 0, as everywhere here.
+            upper: unsafe { cpu::instructions::upper_halves() },
+            shows_upper: false,
             paging: self.paging(),
             cr2: vcpu.cr2(),
             calls: vcpu.system_call_msrs(),
@@ -297,6 +300,10 @@ impl<B: Backend> Running<'_, B> {
         self.vcpu.set_rflags(u64::from(registers.rflags) & CHANGEABLE | 2);
         // SAFETY: they are this guest's own, as gdb has changed them; `Fxsave` keeps MXCSR to the bits there are.
         unsafe { cpu::instructions::fxrstor(registers.fpu.0) };
+        if let Some(upper) = registers.upper {
+            // SAFETY: as above; there are some only where the CPU has given them.
+            unsafe { cpu::instructions::set_upper_halves(upper) };
+        }
     }
 }
 

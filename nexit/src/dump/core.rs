@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use debug::Fxsave;
 use debug::pack::PAGE;
+use debug::registers::UpperHalves;
 
 use super::stub::Registers;
 use super::tables::Mapping;
@@ -77,7 +79,7 @@ impl Core {
         const NOTE: u32 = 4;
         const LOAD: u32 = 1;
         const ALL: u32 = 7;
-        let notes: Vec<u8> = (1..).zip(cpus).flat_map(|(thread, cpu)| note(thread, cpu)).collect();
+        let notes: Vec<u8> = (1..).zip(cpus).flat_map(|(thread, cpu)| notes(thread, cpu)).collect();
         let notes_at = self.end();
         let mut headers = program_header(NOTE, 0, notes_at, [0, 0], notes.len() as u64);
         let mut count: u16 = 1;
@@ -125,10 +127,41 @@ fn program_header(
     bytes
 }
 
+/// A thread's notes: NT_PRSTATUS, NT_FPREGSET, and NT_X86_XSTATE where it has registers for that.
+fn notes(thread: u32, cpu: &Registers) -> Vec<u8> {
+    const FPREGSET: u32 = 2;
+    const XSTATE: u32 = 0x202;
+    let mut bytes = [status(thread, cpu), note(b"CORE", FPREGSET, &cpu.fpu.0)].concat();
+    if let Some(upper) = cpu.upper {
+        bytes.extend(note(b"LINUX", XSTATE, &xsave(&cpu.fpu, &upper)));
+    }
+    bytes
+}
+
+/// What XSAVE stores of the FPU, SSE and AVX (SDM "XSAVE Area"). Where Linux has XCR0 in a core is left free by the CPU.
+fn xsave(fpu: &Fxsave, upper: &UpperHalves) -> Vec<u8> {
+    const FPU_SSE_AVX: u64 = 7;
+    const XCR0_AT: usize = 464;
+    let mut area = fpu.0.to_vec();
+    put(&mut area, XCR0_AT, &FPU_SSE_AVX.to_le_bytes());
+    area.extend(FPU_SSE_AVX.to_le_bytes());
+    area.resize(576, 0);
+    area.extend(upper);
+    area
+}
+
+fn note(name: &[u8], kind: u32, description: &[u8]) -> Vec<u8> {
+    let sizes = [name.len() as u32 + 1, description.len() as u32, kind];
+    let mut bytes: Vec<u8> = sizes.into_iter().flat_map(u32::to_le_bytes).collect();
+    bytes.extend(name);
+    bytes.resize((bytes.len() + 1).next_multiple_of(4), 0);
+    bytes.extend(description);
+    bytes
+}
+
 /// NT_PRSTATUS: the registers of a thread in the order of Linux' `struct user_regs_struct`.
-fn note(thread: u32, cpu: &Registers) -> Vec<u8> {
+fn status(thread: u32, cpu: &Registers) -> Vec<u8> {
     const PRSTATUS: u32 = 1;
-    let name = b"CORE\0\0\0\0";
     let mut status = vec![0; STATUS];
     let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15] =
         cpu.general;
@@ -166,11 +199,7 @@ fn note(thread: u32, cpu: &Registers) -> Vec<u8> {
     put(&mut status, THREAD_AT, &thread.to_le_bytes());
     let registers: Vec<u8> = registers.into_iter().flat_map(u64::to_le_bytes).collect();
     put(&mut status, REGISTERS_AT, &registers);
-    let mut bytes: Vec<u8> =
-        [5, STATUS as u32, PRSTATUS].into_iter().flat_map(u32::to_le_bytes).collect();
-    bytes.extend(name);
-    bytes.extend(status);
-    bytes
+    note(b"CORE", PRSTATUS, &status)
 }
 
 fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
@@ -199,7 +228,8 @@ mod tests {
             Mapping { linear: 0xffff_ffff_8000_0000, physical: 0x10_2000, length: 0x1000 },
             Mapping { linear: 0xffff_ffff_c000_0000, physical: 0xfee0_0000, length: 0x1000 },
         ];
-        let cpus = [Registers { rip: 0x1234, ..Registers::default() }; 2];
+        let plain = Registers { rip: 0x1234, ..Registers::default() };
+        let cpus = [plain, Registers { upper: Some([0x5a; 256]), ..plain }];
         core.finish(&cpus, &mappings).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
@@ -210,10 +240,18 @@ mod tests {
         assert_eq!(load.data(endian, bytes.as_slice()).unwrap(), [7; PAGE]);
         let mut notes = notes.notes(endian, bytes.as_slice()).unwrap().unwrap();
         for thread in 1..3_u32 {
-            let note = notes.next().unwrap().unwrap();
+            let mut next = || notes.next().unwrap().unwrap();
+            let note = next();
             assert_eq!((note.name(), note.n_type(endian)), (b"CORE".as_slice(), 1));
             assert_eq!(note.desc()[THREAD_AT..THREAD_AT + 4], thread.to_le_bytes());
             assert_eq!(note.desc()[REGISTERS_AT + 16 * 8..][..8], 0x1234_u64.to_le_bytes());
+            let note = next();
+            assert_eq!((note.n_type(endian), note.desc().len()), (2, 512));
+            if thread == 2 {
+                let note = next();
+                assert_eq!((note.name(), note.n_type(endian)), (b"LINUX".as_slice(), 0x202));
+                assert_eq!(note.desc()[576..], [0x5a; 256]);
+            }
         }
         assert!(notes.next().unwrap().is_none());
     }

@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use debug::Fxsave;
+use debug::registers::UpperHalves;
+
 use crate::cable::Cable;
 use crate::failure::{Failure, Result};
 
@@ -37,7 +40,13 @@ pub(super) struct Registers {
     pub(super) cr3: u64,
     pub(super) cr4: u64,
     pub(super) efer: u64,
+    /// The FPU's and SSE's, as FXSAVE stores them, and the upper halves of AVX's where the guest has these.
+    pub(super) fpu: Fxsave,
+    pub(super) upper: Option<UpperHalves>,
 }
+
+/// So long is what the stub says of a CPU with AVX's registers.
+const WITH_UPPER: usize = 656 + size_of::<UpperHalves>();
 
 impl Registers {
     /// In the order of the stub's target description.
@@ -51,10 +60,15 @@ impl Registers {
         for (index, segment) in registers.segments.iter_mut().enumerate() {
             *segment = double(140 + 4 * index)?;
         }
+        let mut fpu = Fxsave::of_any_cpu();
+        fpu.set(bytes.get(164..)?)?;
         // Behind the registers of the FPU and of SSE.
-        let bases = [quad(536)?, quad(544)?];
-        let [cr0, cr3, cr4, efer] = [quad(552)?, quad(568)?, quad(576)?, quad(584)?];
-        Some(Self { bases, cr0, cr3, cr4, efer, ..registers })
+        let upper = bytes.get(536..)?.first_chunk().filter(|_| bytes.len() >= WITH_UPPER).copied();
+        let at = if upper.is_some() { 536 + size_of::<UpperHalves>() } else { 536 };
+        let bases = [quad(at)?, quad(at + 8)?];
+        let [cr0, cr3] = [quad(at + 16)?, quad(at + 32)?];
+        let [cr4, efer] = [quad(at + 40)?, quad(at + 48)?];
+        Some(Self { bases, cr0, cr3, cr4, efer, fpu, upper, ..registers })
     }
 }
 
@@ -221,6 +235,12 @@ mod tests {
         assert_eq!(registers.rip, 0x1010_1010_1010_1010);
         assert_eq!(registers.bases[0], 0x4343_4343_4343_4343);
         assert_eq!(registers.efer, 0x4949_4949_4949_4949);
+        assert_eq!(registers.fpu.0[32..42], [20, 20, 20, 20, 21, 21, 21, 21, 21, 21], "ST0");
+        assert_eq!(registers.upper, None);
+        let bytes: Vec<u8> = (0..WITH_UPPER).map(|at| (at / 8) as u8).collect();
+        let with = Registers::of(&bytes).unwrap();
+        assert_eq!(with.upper.unwrap()[0], 0x43);
+        assert_eq!((with.bases[0], with.efer), (0x6363_6363_6363_6363, 0x6969_6969_6969_6969));
         assert_eq!(Registers::of(&bytes[..500]), None);
         assert_eq!(bytes_of(b"0aFfxx"), Some(vec![10, 255, 0]));
         assert_eq!(bytes_of(b"0"), None);

@@ -124,6 +124,27 @@ extern "C" fn flags() -> u64 {
     black_box(on << 32 | off & 0xffff_ffff)
 }
 
+/// Where the CPU has AVX: switches it on, and puts a number in the upper half of YMM5.
+fn fill_upper_half() -> bool {
+    const XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 28;
+    const OSXSAVE: u64 = 1 << 18;
+    const FPU_SSE_AVX: u32 = 7;
+    if core::arch::x86_64::__cpuid(1).ecx & XSAVE_AND_AVX != XSAVE_AND_AVX {
+        return false;
+    }
+    let number = [0x1234_5678_9abc_def0_u64, 0x1122_3344_5566_7788];
+    // SAFETY: the CPU has both; nothing else uses the registers.
+    unsafe {
+        asm!(
+            "mov {cr4}, cr4", "or {cr4}, {osxsave}", "mov cr4, {cr4}", "xsetbv",
+            "vzeroall", "vinsertf128 ymm5, ymm5, [{number}], 1",
+            cr4 = out(reg) _, osxsave = in(reg) OSXSAVE, number = in(reg) &raw const number,
+            in("ecx") 0, in("eax") FPU_SSE_AVX, in("edx") 0
+        );
+    }
+    true
+}
+
 /// Whether the flags are what they are without a debugger: IF set and clear, TF never.
 fn flags_are_right() -> bool {
     const TRAP: u64 = 1 << 8;
@@ -154,6 +175,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     }
     // SAFETY: nothing else uses the FPU.
     unsafe { asm!("fninit", "fldpi") };
+    say!("AVX: {}", if fill_upper_half() { "on" } else { "none" });
     // SAFETY: nobody makes a system call.
     unsafe { write_msr(msr::IA32_LSTAR, 0x1234_5678) };
     interrupts::enable();
