@@ -46,9 +46,12 @@ impl OwnedBits {
     pub(crate) const fn seen(self, real: u64, shadow: u64) -> u64 {
         real & !self.mask | shadow & self.mask
     }
-    /// Whether the guest may put `value` there; else it gets #GP(0).
+
+    /// Whether the guest may put `value` there; else it gets #GP(0). NW without CD is one of CR0's invalid combinations
+    /// (SDM "MOV—Move to/from Control Registers"), and the CPU does not look at what the host owns. CR4 has neither bit.
     pub(crate) const fn allows(self, value: u64) -> bool {
-        value & self.reserved == 0
+        const CACHING: u64 = Cr0::CD.union(Cr0::NW).bits();
+        value & self.reserved == 0 && value & CACHING != Cr0::NW.bits()
     }
 }
 
@@ -116,6 +119,15 @@ mod tests {
         assert!(!cr4.allows(1 << 63));
         assert!(OwnedBits::cr0(&SKYLAKE).allows(0x6000_0010), "CD, NW, no NE");
         assert!(!OwnedBits::cr0(&SKYLAKE).allows(1 << 32));
+    }
+
+    #[test]
+    fn caches_that_do_not_write_through_are_refused_unless_they_are_off() {
+        let cr0 = OwnedBits::cr0(&SKYLAKE);
+        let [cd, nw] = [Cr0::CD, Cr0::NW].map(|bit| bit.bits());
+        for (bits, allowed) in [(0, true), (cd, true), (cd | nw, true), (nw, false)] {
+            assert_eq!(cr0.allows(0x8000_0011 | bits), allowed, "{bits:#x}");
+        }
     }
 
     #[test]
