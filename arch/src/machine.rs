@@ -94,6 +94,17 @@ pub trait GuestMemory {
     /// When any byte is not the guest's RAM; nothing has been written then.
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory>;
 
+    /// Sets `bits` in the aligned 4 bytes at `gpa` if they still are `old`, at once, as a CPU does in a table's entry
+    /// (SDM "Accessed and Dirty Flags"). Whether they were; no memory is as it was. As it stands here only where
+    /// nobody else writes.
+    fn mark(&mut self, gpa: Gpa, old: u32, bits: u32) -> bool {
+        match self.read_u32(gpa) {
+            Ok(found) if found == old => self.write(gpa, &(old | bits).to_le_bytes()).is_ok(),
+            Ok(_) => false,
+            Err(_) => true,
+        }
+    }
+
     /// Reads a little-endian 64-bit word.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Physical memory and device registers, reached through the identity map
 //! (in the hypervisor a virtual address is the physical address).
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use core::ptr::NonNull;
 
 use arch::Hpa;
@@ -76,6 +78,16 @@ pub unsafe fn copy_to_shared(at: Hpa, bytes: &[u8]) {
         // SAFETY: as above.
         unsafe { pointer::<u8>(Hpa::new(at)).write_volatile(*from) };
     }
+}
+
+/// Sets `bits` in the 4 bytes at `at` if they still are `old`, at once; whether they were.
+///
+/// # Safety
+/// As for [`copy_to_shared`], and `at` is aligned.
+pub unsafe fn mark_shared(at: Hpa, old: u32, bits: u32) -> bool {
+    // SAFETY: the caller vouches for the place.
+    let word = unsafe { AtomicU32::from_ptr(pointer::<u32>(at)) };
+    word.compare_exchange(old, old | bits, Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
 /// Reads a device register.

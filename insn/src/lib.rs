@@ -32,5 +32,5 @@ pub use instruction::{
 };
 pub use linear::{
     Access, MemoryFault, PagingRegisters, Visited, canonical, fetch_instruction, read_linear,
-    translate, write_linear,
+    translate, translate_used, write_linear,
 };

@@ -1,7 +1,7 @@
 //! The guest's own page tables, read as its CPU would read them, and accesses by linear address.
 //!
-//! Covers no paging, 32-bit, PAE, 4-level and 5-level paging (SDM "Paging"). The walk only reads:
-//! it sets no accessed or dirty bit. A table outside the guest's memory reads as ones, like an unused address on a
+//! Covers no paging, 32-bit, PAE, 4-level and 5-level paging (SDM "Paging"). The walk only reads; for an operand that the
+//! CPU has not reached by itself, [`translate_used`] sets the accessed and dirty bits. A table outside the guest's memory reads as ones, like an unused address on a
 //! bus.
 
 use core::fmt;
@@ -23,6 +23,8 @@ const RFLAGS_AC: u64 = 1 << 18;
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const EXECUTE_DISABLE: u64 = 1 << 63;
 /// Physical address in an 8-byte entry.
@@ -312,6 +314,14 @@ impl Walk {
         canonical.then_some(gva.as_u64()).ok_or(MemoryFault::NotCanonical(gva))
     }
 
+    /// Sets bits of an entry, unless it has them; whether it still was the one that was read. The bits are in the lower
+    /// half. The four PAE directory pointers have none.
+    fn mark(&self, memory: &mut impl GuestMemory, visited: Visited, bits: u64) -> bool {
+        let Visited { level, at, entry } = visited;
+        let none = self.paging == Paging::Pae && level == 3;
+        none || entry & bits == bits || memory.mark(at, entry as u32, bits as u32)
+    }
+
     fn entry_size(&self) -> u64 {
         if self.paging == Paging::Bits32 { 4 } else { 8 }
     }
@@ -412,6 +422,41 @@ pub fn translate<V: Vcpu, M: GuestMemory>(
     access: Access,
 ) -> Result<Gpa, MemoryFault> {
     Walk::of(vcpu).translate(memory, gva, access)
+}
+
+/// How often a walk is begun again because another CPU has changed an entry meanwhile.
+const MAX_WALKS: u32 = 4;
+
+/// [`translate`], and the tables say that the page has been used, as after an access of the CPU (SDM "Accessed and Dirty
+/// Flags").
+///
+/// # Errors
+/// As [`translate`].
+pub fn translate_used<V: Vcpu, M: GuestMemory>(
+    vcpu: &V,
+    memory: &mut M,
+    gva: Gva,
+    access: Access,
+) -> Result<Gpa, MemoryFault> {
+    let walk = Walk::of(vcpu);
+    for _ in 1..MAX_WALKS {
+        let mut entries = [None; 5];
+        let gpa = walk.follow(memory, gva, access, |entry| {
+            if let Some(place) = entries.get_mut(entry.level as usize - 1) {
+                *place = Some(entry);
+            }
+        })?;
+        // The last of them has the lowest level.
+        let mut dirty = if access.write { DIRTY } else { 0 };
+        let marked = entries.into_iter().flatten().all(|entry| {
+            let bits = ACCESSED | core::mem::take(&mut dirty);
+            walk.mark(memory, entry, bits)
+        });
+        if marked {
+            return Ok(gpa);
+        }
+    }
+    walk.translate(memory, gva, access)
 }
 
 /// Length of the first part of `length` bytes at `gva`: as far as its page reaches.

@@ -113,4 +113,10 @@ impl GuestMemory for GuestRam {
         unsafe { physical::copy_to_shared(to, bytes) };
         Ok(())
     }
+
+    fn mark(&mut self, gpa: Gpa, old: u32, bits: u32) -> bool {
+        let Ok(at) = self.translate(gpa, 4) else { return true };
+        // SAFETY: as for `write`; a block begins at a page, so `at` is aligned as `gpa` is.
+        !gpa.as_u64().is_multiple_of(4) || unsafe { physical::mark_shared(at, old, bits) }
+    }
 }

@@ -5,6 +5,7 @@
 //! reads and writes goes through [`Context::memory_read`] and [`Context::memory_write`].
 
 use arch::machine::{GuestMemory, Machine};
+use arch::register::Rflags;
 use arch::vcpu::{Event, Vcpu, exception};
 
 use arch::{Gpa, Gva, Width};
@@ -157,7 +158,8 @@ fn string<P: Platform>(
     let width = instruction.width;
     let left = instruction.iterations(context.vcpu);
     let mut finished = left == 0;
-    for _ in 0..left.min(MAX_ITERATIONS) {
+    let steps = context.vcpu.rflags() & Rflags::TF.bits() != 0;
+    for _ in 0..left.min(if steps { 1 } else { MAX_ITERATIONS }) {
         let to = instruction.destination(context.vcpu);
         let to = Operand::find(context, to, width, true)?;
         let old = if instruction.operation == Operation::Movs {
@@ -171,10 +173,20 @@ fn string<P: Platform>(
         }
         finished = instruction.advance(context.vcpu, 1);
     }
-    if finished {
-        context.vcpu.skip_instruction(instruction.length);
-    }
+    leave_string(context.vcpu, instruction, finished);
     Ok(())
+}
+
+/// Moves on behind a string instruction that is finished. Between two iterations RIP stays, a single step is over, and
+/// RFLAGS.RF is set: the instruction does not begin (SDM "Instruction-Breakpoint Exception Condition").
+pub(super) fn leave_string(vcpu: &mut impl Vcpu, instruction: &Instruction, finished: bool) {
+    let before = vcpu.rflags();
+    let flags = Rflags::from_bits_retain(before);
+    let after = if finished { flags - Rflags::RF } else { flags | Rflags::RF };
+    if after.bits() != before {
+        vcpu.set_rflags(after.bits());
+    }
+    vcpu.skip_instruction(if finished { instruction.length } else { 0 });
 }
 
 /// Where an operand is: in one page, or byte by byte in two.
@@ -187,20 +199,27 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// Translates the `width` bytes at `gva`, all of them, with the rights of the CPU's program.
+    /// Translates the `width` bytes at `gva`, all of them, with the rights of the CPU's program. The guest's tables say
+    /// then that they were used.
     pub(crate) fn find<P: Platform>(
-        context: &Context<'_, P>,
+        context: &mut Context<'_, P>,
         gva: Gva,
         width: Width,
         write: bool,
     ) -> Result<Self, Refused> {
         let vcpu: &P::Vcpu = context.vcpu;
         let access = if write { Access::write(vcpu) } else { Access::read(vcpu) };
-        let first = insn::translate(vcpu, context.memory, gva, access)?;
         let in_page = arch::address::PAGE_SIZE - gva.page_offset();
-        let second = if in_page < u64::from(width.bytes()) {
-            let next = gva.wrapping_add(in_page);
-            Some((in_page as u8, insn::translate(vcpu, context.memory, next, access)?))
+        let next = gva.wrapping_add(in_page);
+        let in_two = in_page < u64::from(width.bytes());
+        if in_two {
+            // A fault in either comes before anything is noted.
+            insn::translate(vcpu, context.memory, gva, access)?;
+            insn::translate(vcpu, context.memory, next, access)?;
+        }
+        let first = insn::translate_used(vcpu, context.memory, gva, access)?;
+        let second = if in_two {
+            Some((in_page as u8, insn::translate_used(vcpu, context.memory, next, access)?))
         } else {
             None
         };

@@ -52,9 +52,8 @@ impl<P: Platform> Context<'_, P> {
             let value = place.read(self);
             effect = self.port_out(access.port, access.width, value as u32);
         }
-        if elements == 0 || instruction.advance(self.vcpu, elements) {
-            self.vcpu.skip_instruction(instruction.length);
-        }
+        let finished = elements == 0 || instruction.advance(self.vcpu, elements);
+        access::leave_string(self.vcpu, &instruction, finished);
         self.after_port(access.port);
         Ok(self.port_effect(effect))
     }

@@ -52,6 +52,68 @@ fn four_and_five_levels_reach_all_page_sizes() {
 }
 
 #[test]
+fn an_access_is_noted_in_every_entry_and_a_write_in_the_last() {
+    const A: u64 = ACCESSED;
+    for levels in [4, 5] {
+        for (gva, level) in [(0x1abc, 1), (0x2f_edcb, 2), (0x7abc_def0, 3)] {
+            for (access, last) in [(READ, A), (FETCH, A), (WRITE, A | DIRTY)] {
+                let (vcpu, mut memory) = long(levels);
+                let gva = Gva::new(gva);
+                let gpa = translate_used(&vcpu, &mut memory, gva, access);
+                assert_eq!(gpa, translate(&vcpu, &memory, gva, access));
+                let mut seen = Vec::new();
+                let registers = PagingRegisters {
+                    cr0: vcpu.cr0(),
+                    cr3: vcpu.cr3(),
+                    cr4: vcpu.cr4(),
+                    efer: vcpu.efer(),
+                };
+                registers
+                    .walk(&memory, gva, |visited| seen.push(visited.entry & (A | DIRTY)))
+                    .unwrap();
+                let mut noted = vec![A; (levels - level + 1) as usize];
+                *noted.last_mut().unwrap() = last;
+                assert_eq!(seen, noted, "{levels} levels, {gva}, {access:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_access_that_faults_is_not_noted() {
+    let (vcpu, mut memory) = long(4);
+    memory.set_u64(leaf(4), 0x1_2345_6000 | PRESENT | USER);
+    let fault = translate_used(&vcpu, &mut memory, Gva::new(0x1abc), WRITE);
+    assert_eq!(fault, page_fault(0x1abc, 3));
+    assert_eq!(memory.read_u64(Gpa::new(leaf(4))), Ok(0x1_2345_6000 | PRESENT | USER));
+}
+
+#[test]
+fn an_entry_that_changes_meanwhile_is_looked_at_anew() {
+    /// Another CPU takes the page away before the first mark.
+    struct Shared(FakeMemory, bool);
+    impl GuestMemory for Shared {
+        fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+            self.0.read(gpa, bytes)
+        }
+        fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
+            self.0.write(gpa, bytes)
+        }
+        fn mark(&mut self, gpa: Gpa, old: u32, bits: u32) -> bool {
+            if !core::mem::replace(&mut self.1, true) {
+                self.0.set_u64(leaf(4), 0x20);
+            }
+            self.0.mark(gpa, old, bits)
+        }
+    }
+    let (vcpu, memory) = long(4);
+    let mut memory = Shared(memory, false);
+    let fault = translate_used(&vcpu, &mut memory, Gva::new(0x1abc), WRITE);
+    assert_eq!(fault, page_fault(0x1abc, 2));
+    assert_eq!(memory.read_u64(Gpa::new(leaf(4))), Ok(0x20), "what is not there is not marked");
+}
+
+#[test]
 fn addresses_that_are_not_canonical_are_refused_by_their_width() {
     let gva = Gva::new(0x0000_8000_0000_0000);
     let (vcpu, memory) = long(4);

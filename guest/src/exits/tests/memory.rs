@@ -63,6 +63,18 @@ fn a_read_modify_write_works_on_the_real_byte() {
 }
 
 #[test]
+fn a_single_step_of_a_string_instruction_is_one_iteration() {
+    let mut world = World::with_idt();
+    world.vcpu.state.rflags |= Rflags::TF.bits();
+    (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 2);
+    let rip = world.vcpu.state.rip;
+    world.touch(&REP_MOVSB, IDT, true);
+    assert_eq!((*world.gpr(Gpr::Rcx), world.vcpu.state.rip), (1, rip));
+    world.touch(&REP_MOVSB, IDT + 1, true);
+    assert_eq!((*world.gpr(Gpr::Rcx), world.vcpu.state.rip), (0, rip + 2));
+}
+
+#[test]
 fn string_instructions_write_the_table_in_one_exit() {
     let mut world = World::with_idt();
     world.put(OPERAND, &[0x8e; 64]);

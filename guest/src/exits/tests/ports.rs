@@ -159,6 +159,21 @@ mod strings {
     }
 
     #[test]
+    fn each_iteration_ends_a_step_and_only_the_first_is_a_beginning() {
+        let mut world = World::with_idt();
+        world.put(OPERAND, b"ab");
+        (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 2);
+        let rip = world.vcpu.state.rip;
+        for (last, after) in [(false, rip), (true, rip + 2)] {
+            world.vcpu.interrupt_shadow = true;
+            string(&mut world, &REP_OUTSB, false);
+            assert!(!world.vcpu.interrupt_shadow, "passed over, by nothing or by all of it");
+            let resumes = world.vcpu.state.rflags & Rflags::RF.bits() != 0;
+            assert_eq!((world.vcpu.state.rip, resumes), (after, !last));
+        }
+    }
+
+    #[test]
     fn nothing_to_repeat_is_skipped() {
         let mut world = World::with_idt();
         (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 0);
@@ -183,6 +198,8 @@ mod strings {
         string(&mut world, &REP_INSB, true);
         assert_eq!((world.get::<1>(0xd000), *world.gpr(Gpr::Rdi)), (*b"x", 0xd001));
         assert_eq!(world.vcpu.state.rip, rip + 2);
+        let entry = u64::from_le_bytes(world.get(TABLE + 0xd * 8));
+        assert_eq!(entry, 0xd067, "accessed and dirty");
     }
 
     #[test]
