@@ -36,19 +36,42 @@ impl Instruction {
     /// # Errors
     /// The exception.
     pub fn check_segment<V: Vcpu>(&self, vcpu: &V, bytes: u64, write: bool) -> Result<(), Event> {
+        self.check(vcpu, self.address.segment, self.offset(vcpu), bytes, write)
+    }
+
+    /// [`Self::check_segment`] for the next element of INS or OUTS.
+    ///
+    /// # Errors
+    /// The exception.
+    pub fn check_port_string<V: Vcpu>(&self, vcpu: &V) -> Result<(), Event> {
+        let bytes = self.width.bytes().into();
+        if self.operation == Operation::Ins {
+            self.check(vcpu, SegmentRegister::Es, vcpu.gpr(Gpr::Rdi), bytes, true)
+        } else {
+            self.check(vcpu, self.address.segment, vcpu.gpr(Gpr::Rsi), bytes, false)
+        }
+    }
+
+    fn check<V: Vcpu>(
+        &self,
+        vcpu: &V,
+        register: SegmentRegister,
+        offset: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Result<(), Event> {
         const NOT_USABLE: u32 = 1 << 16;
         const PRESENT: u32 = 1 << 7;
         const CODE: u32 = 1 << 3;
         const EXPAND_DOWN: u32 = 1 << 2;
         const WRITABLE_OR_READABLE: u32 = 1 << 1;
-        let register = self.address.segment;
         let stack = register == SegmentRegister::Ss;
         let refused = if stack { exception::SS } else { exception::GP };
         let refused = Err(Event::exception(refused, Some(0)));
         let last = bytes.saturating_sub(1);
         if self.mode == Mode::Bits64 {
             let five_levels = vcpu.cr4() & Cr4::LA57.bits() != 0;
-            let first = self.linear_address(vcpu).as_u64();
+            let first = self.linear(vcpu, register, offset).as_u64();
             let both = [first, first.wrapping_add(last)];
             let canonical = both.into_iter().all(|at| crate::canonical(at, five_levels));
             return if canonical { Ok(()) } else { refused };
@@ -65,7 +88,7 @@ impl Instruction {
         } else {
             !code || access & WRITABLE_OR_READABLE != 0
         };
-        let first = self.offset(vcpu) & self.address.size.mask();
+        let first = offset & self.address.size.mask();
         let (last, limit) = (first + last, u64::from(segment.limit));
         let within = if !code && access & EXPAND_DOWN != 0 {
             let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
@@ -244,6 +267,28 @@ mod tests {
         assert_eq!(check(&vcpu, on_stack, true), Ok(()));
         vcpu.segments[SegmentRegister::Ss as usize].limit = 0x104;
         assert_eq!(check(&vcpu, on_stack, true), Err(12));
+    }
+
+    #[test]
+    fn ports_strings_are_written_through_es_and_read_through_any_segment() {
+        let mut vcpu = vcpu(Mode::Bits32);
+        let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
+            let instruction = decode(bytes, Mode::Bits32).unwrap();
+            instruction.check_port_string(vcpu).map_err(|event| event.vector.0)
+        };
+        let (insw, outsw, outsw_es): (&[u8], &[u8], &[u8]) =
+            (&[0x66, 0x6d], &[0x66, 0x6f], &[0x26, 0x66, 0x6f]);
+        let es = SegmentRegister::Es as usize;
+        vcpu.segments[es].limit = 0xf;
+        for (at, refused) in [(0xe, false), (0xf, true)] {
+            (vcpu.gpr[Gpr::Rdi as usize], vcpu.gpr[Gpr::Rsi as usize]) = (at, at);
+            let of_es = if refused { Err(13) } else { Ok(()) };
+            assert_eq!((check(&vcpu, insw), check(&vcpu, outsw_es)), (of_es, of_es), "{at:#x}");
+            assert_eq!(check(&vcpu, outsw), Ok(()));
+        }
+        vcpu.gpr[Gpr::Rdi as usize] = 0;
+        vcpu.segments[es].access.0 &= !2; // read-only
+        assert_eq!((check(&vcpu, insw), check(&vcpu, outsw)), (Err(13), Ok(())));
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl<P: Platform> Context<'_, P> {
         }
         let mut effect = PortEffect::None;
         let elements = instruction.iterations(self.vcpu).min(1);
+        if elements > 0 {
+            // The exit came before the CPU has looked at the segment.
+            let check = instruction.check_port_string(self.vcpu);
+            check.map_err(|event| Refused::Fault(event, None))?;
+        }
         if elements > 0 && access.input {
             let at = instruction.destination(self.vcpu);
             let place = Operand::find(self, at, access.width, true)?;

@@ -174,6 +174,22 @@ mod strings {
     }
 
     #[test]
+    fn the_segment_is_looked_at_before_the_port() {
+        const LONG: u32 = 1 << 13;
+        const DEFAULT_32: u32 = 1 << 14;
+        let mut world = World::with_idt();
+        let segments = &mut world.vcpu.state.segments;
+        let access = &mut segments[SegmentRegister::Cs as usize].access.0;
+        *access = *access & !LONG | DEFAULT_32;
+        segments[SegmentRegister::Es as usize].limit = OPERAND as u32 - 1;
+        world.put(OPERAND, &[7]);
+        (*world.gpr(Gpr::Rdi), *world.gpr(Gpr::Rcx)) = (OPERAND, 1);
+        string(&mut world, &REP_INSB, true);
+        assert_eq!(world.vcpu.injected, Some(Event::exception(exception::GP, Some(0))));
+        assert_eq!((*world.gpr(Gpr::Rcx), world.get::<1>(OPERAND)), (1, [7]));
+    }
+
+    #[test]
     fn nothing_to_repeat_is_skipped() {
         let mut world = World::with_idt();
         (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 0);
