@@ -9,7 +9,7 @@
 #   make test, make check       everything but what is slow; only what is quick
 #   make test-all               what is slow, too: nested KVM
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
-#   make fidelity               the same small guest bare and under Nexit: what it sees otherwise (ten minutes)
+#   make fidelity               the same small guests bare and under Nexit: what they see otherwise (an hour, most of it nested KVM)
 #   make mutants                lines taken out, one at a time, and which test notices
 #   make fuzz [TIME=3600]       any input to the parsers, state machines and the exit policy (docs/fuzzing.md)
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
@@ -159,7 +159,7 @@ test: setup all demo payloads plugin machines
 zoo: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin zoo -- --output docs/zoo.md
 
-# The same payload on the bare machine and under Nexit, in each mode: docs/fidelity.md.
+# The same payloads on the bare machine and under Nexit, in each mode: docs/fidelity.md.
 fidelity: setup all payloads machines
 	cargo run --quiet --locked -p nexit-tests --bin fidelity -- --output docs/fidelity.md
 

@@ -14,11 +14,12 @@ use nexit::tool::Tool;
 
 use crate::emulator::Emulator;
 use crate::folder::{Folder, Turn, build_folder};
+use crate::guest::{Devices, Payload};
 
 /// A payload's last line.
 const END: &str = "payload: done";
 /// Seconds that it may take.
-const PATIENCE: u64 = 90;
+const PATIENCE: u64 = 300;
 /// As `nexit run`'s default.
 const MODEL: &str = "corei7_haswell_4770";
 
@@ -27,16 +28,20 @@ fn machine(iommu: Iommu, start: Start) -> Machine {
 }
 
 /// Runs `program`, a multiboot kernel, on the bare machine of `emulator` until its line `payload: done`; what came
-/// over the serial line.
+/// over the serial line. `cpu` names another CPU as `nexit run`'s words do: `-- -cpu MODEL` or `--bochs-model MODEL`.
 ///
 /// # Errors
 /// It does not start, or does not say that it is done.
-pub fn run(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String, String> {
-    let _place = Turn::take();
+pub fn run(
+    emulator: Emulator,
+    folder: &Folder,
+    program: &Path,
+    cpu: &[&str],
+) -> Result<String, String> {
     let console = match emulator {
-        Emulator::Qemu => in_qemu(program)?,
-        Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program)?,
-        Emulator::Nested => return Err("the machine beneath is KVM, not a bare one".to_owned()),
+        Emulator::Qemu => in_qemu(program, cpu)?,
+        Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program, cpu)?,
+        Emulator::Nested => in_kvm(folder, program),
     };
     folder.write("bare.log", &console);
     if console.lines().any(|line| line == END) {
@@ -46,17 +51,34 @@ pub fn run(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String
     }
 }
 
-fn in_qemu(program: &Path) -> Result<String, String> {
+/// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image.
+fn in_kvm(folder: &Folder, program: &Path) -> String {
+    let image = program.display().to_string();
+    let options = ["--emulator", "nested", "--timeout", "3600", "--image", &image];
+    let outcome = folder.run(&Payload::new("fidelity").toml(), &options, &Devices::none());
+    outcome.output.replace('\r', "")
+}
+
+fn in_qemu(program: &Path, cpu: &[&str]) -> Result<String, String> {
+    let _place = Turn::take();
     // GRUB's modules have no counterpart: QEMU wants one, so it gets the program once more.
     let modules = vec![program.to_path_buf()];
     let start = Start::Kernel { image: program.to_path_buf(), modules };
-    let arguments = qemu::arguments(&machine(Iommu::VtD, start)).map_err(|e| e.to_string())?;
+    let mut machine = machine(Iommu::VtD, start);
+    machine.extra = cpu.iter().skip(1).map(|word| (*word).to_owned()).collect();
+    let arguments = qemu::arguments(&machine).map_err(|e| e.to_string())?;
     let mut child = start_program(Command::new(qemu::PROGRAM).args(arguments), Stdio::piped())?;
     let output = child.stdout.take().ok_or("QEMU has no output")?;
     Ok(listen(output, &mut child))
 }
 
-fn in_bochs(emulator: Emulator, folder: &Folder, program: &Path) -> Result<String, String> {
+fn in_bochs(
+    emulator: Emulator,
+    folder: &Folder,
+    program: &Path,
+    cpu: &[&str],
+) -> Result<String, String> {
+    let _place = Turn::take();
     let (bochs, iommu) = if emulator == Emulator::Bochs {
         ("bochs".to_owned(), Iommu::None)
     } else {
@@ -66,7 +88,8 @@ fn in_bochs(emulator: Emulator, folder: &Folder, program: &Path) -> Result<Strin
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
     let serial: SocketAddr = listener.local_addr().map_err(|e| e.to_string())?;
     let machine = machine(iommu, Start::Bios { iso: iso.clone() });
-    let text = configuration(&machine, MODEL, INSTRUCTIONS_PER_SECOND, &iso, serial);
+    let model = cpu.get(1).unwrap_or(&MODEL);
+    let text = configuration(&machine, model, INSTRUCTIONS_PER_SECOND, &iso, serial);
     let log = folder.path("bochs.log");
     let file = folder.write("bochsrc", format!("log: \"{}\"\n{text}", log.display()));
     let mut command = Command::new(&bochs);

@@ -3,16 +3,41 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use crate::bare;
 use crate::emulator::Emulator;
-use crate::folder::{Folder, project_folder};
+use crate::folder::{Folder, build_folder, project_folder};
 use crate::guest::{Devices, Payload};
 
-/// The payloads that print facts.
-const PAYLOADS: [&str; 1] = ["fidelity"];
+/// A payload that prints facts, and the CPUs that it wants.
+struct Program {
+    name: &'static str,
+    /// QEMU's and Bochs's model, if not that of `nexit run`.
+    cpu: Option<(&'static str, &'static str)>,
+}
+
+const PROGRAMS: [Program; 2] = [
+    Program { name: "fidelity", cpu: None },
+    // The CPUs of which CPUID announces most.
+    Program { name: "features", cpu: Some(("max", "tigerlake")) },
+];
+
+impl Program {
+    /// What is said behind `nexit run`'s options, and to the emulator, so that it has this CPU. KVM's is the host's.
+    fn words(&self, emulator: Emulator) -> Vec<&'static str> {
+        match (self.cpu, emulator) {
+            (Some((model, _)), Emulator::Qemu) => vec!["--", "-cpu", model],
+            (Some((_, model)), Emulator::Bochs | Emulator::BochsVtd) => {
+                vec!["--bochs-model", model]
+            }
+            // Nested it is that of the Linux with KVM.
+            (None, _) | (_, Emulator::Nested) => Vec::new(),
+        }
+    }
+}
 
 /// Where the payloads run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,10 +62,9 @@ impl Column {
 #[must_use]
 pub const fn modes(emulator: Emulator) -> &'static [&'static str] {
     match emulator {
-        Emulator::Qemu => &["exitless", "exiting"],
-        Emulator::Bochs | Emulator::BochsVtd | Emulator::Nested => {
-            &["exitless", "exiting", "posted"]
-        }
+        // KVM does not give the guest's hypervisor posted interrupts where it has none itself, as in Bochs' usual CPU.
+        Emulator::Qemu | Emulator::Nested => &["exitless", "exiting"],
+        Emulator::Bochs | Emulator::BochsVtd => &["exitless", "exiting", "posted"],
     }
 }
 
@@ -66,6 +90,28 @@ impl Facts {
         }
         if facts.is_empty() { Err(format!("no facts\n{console}")) } else { Ok(Self(facts)) }
     }
+
+    /// What [`facts`] saw here last, if it has been here.
+    #[must_use]
+    pub fn last(emulator: Emulator, column: Column) -> Option<Self> {
+        let text = std::fs::read_to_string(Self::place(emulator, column)).ok()?;
+        Self::read(&text).ok()
+    }
+
+    fn keep(&self, emulator: Emulator, column: Column) -> Result<(), String> {
+        let mut text = String::new();
+        for (fact, seen) in &self.0 {
+            let _ = writeln!(text, "payload: fact: {fact} = {seen}");
+        }
+        let place = Self::place(emulator, column);
+        let folder = place.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let kept = folder.and_then(|()| std::fs::write(&place, text));
+        kept.map_err(|error| format!("cannot write {}: {error}", place.display()))
+    }
+
+    fn place(emulator: Emulator, column: Column) -> PathBuf {
+        build_folder().join(format!("fidelity/{emulator}-{}.txt", column.name()))
+    }
 }
 
 /// Runs all payloads in one column.
@@ -74,15 +120,17 @@ impl Facts {
 /// One did not come to its end.
 pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
     let mut all = Facts::default();
-    for program in PAYLOADS {
+    for program in PROGRAMS {
+        let cpu = program.words(emulator);
+        let program = program.name;
         let folder = Folder::new(&format!("{program}-{emulator}-{}", column.name()));
         let console = match column {
-            Column::Bare => bare::run(emulator, &folder, &Payload::new(program).path())?,
+            Column::Bare => bare::run(emulator, &folder, &Payload::new(program).path(), &cpu)?,
             Column::Nexit(mode) => {
                 let further = format!("interrupts = \"{mode}\"");
                 let payload = Payload { further: &further, ..Payload::new(program) };
-                let timeout = if emulator == Emulator::Nested { "1800" } else { "90" };
-                let options = [emulator.options(), &["--timeout", timeout]].concat();
+                let timeout = if emulator == Emulator::Nested { "3600" } else { "300" };
+                let options = [emulator.options(), &["--timeout", timeout], &cpu].concat();
                 let outcome = folder.run(&payload.toml(), &options, &Devices::none());
                 if outcome.payload("done").is_none() {
                     return Err(format!("{program}, {mode}: not done\n{outcome}"));
@@ -92,6 +140,7 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
         };
         all.0.extend(Facts::read(&console)?.0);
     }
+    all.keep(emulator, column)?;
     Ok(all)
 }
 
@@ -101,7 +150,7 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
 pub struct Known {
     /// What the facts begin with.
     facts: String,
-    /// `qemu`, `bochs`, `bochs-vtd`; all if it is left out.
+    /// `qemu`, `bochs`, `bochs-vtd`, `nested`; all if it is left out.
     #[serde(default)]
     emulators: Vec<String>,
     /// The modes; all if it is left out.

@@ -45,6 +45,14 @@ macro_rules! say {
     }};
 }
 
+/// Prints one fact, `payload: fact: … = …`: what it is about; what was seen.
+#[macro_export]
+macro_rules! fact {
+    ($($name:expr),+; $($seen:tt)+) => {
+        $crate::say!("fact: {} = {}", format_args!($($name),+), format_args!($($seen)+))
+    };
+}
+
 /// Reports the verdict of one check.
 pub fn verdict(claim: &str, holds: bool, seen: fmt::Arguments<'_>) {
     let word = if holds { "ok" } else { "FAILED" };
@@ -127,8 +135,12 @@ pub fn power_off() -> ! {
     const PM1A_CONTROL: u16 = 0x604;
     const S5: u32 = 5 << 10;
     const SLEEP_ENABLE: u32 = 1 << 13;
-    // SAFETY: the port is the guest's own power control.
-    unsafe { port_write(PM1A_CONTROL, Width::Word, S5 | SLEEP_ENABLE) };
+    /// S5's number on a bare q35.
+    const Q35_S5: u32 = 0;
+    for kind in [S5, Q35_S5] {
+        // SAFETY: the port is the guest's own power control.
+        unsafe { port_write(PM1A_CONTROL, Width::Word, kind | SLEEP_ENABLE) };
+    }
     cpu::instructions::halt_forever()
 }
 

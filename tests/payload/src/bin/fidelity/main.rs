@@ -19,15 +19,8 @@ mod trap;
 
 use arch::machine::Width;
 use cpu::instructions::port_write;
+pub(crate) use payload::fact;
 use payload::{power_off, say};
-
-/// Prints one fact: what it is about; what was seen.
-#[macro_export]
-macro_rules! fact {
-    ($($name:expr),+; $($seen:tt)+) => {
-        payload::say!("fact: {} = {}", format_args!($($name),+), format_args!($($seen)+))
-    };
-}
 
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(_: u32, _: u64) -> ! {

@@ -1,0 +1,411 @@
+//! Ports and devices' memory by string instructions, of every width and address size, and by CPL 3: the registers that
+//! each leaves, and the faults.
+//!
+//! The port is the mask of the second 8259, which keeps what is written and reads it back; the first 8259's mask keeps all
+//! of it from the CPU.
+
+use core::fmt;
+
+use payload::fact;
+
+use crate::pages::{self, ALL, HOLE, PRESENT, REGISTERS, TARGET, USER};
+use crate::trial::{self, Mode, Outcome, Registers};
+
+const MASK: u64 = 0xa1;
+const DIRECTION: u64 = 1 << 10;
+const TRAP: u64 = 1 << 8;
+const PRIVILEGE: u64 = 3 << 12;
+const HELD: u8 = 0x5a;
+
+const INSB: &[u8] = &[0x6c];
+const INSW: &[u8] = &[0x66, 0x6d];
+const INSD: &[u8] = &[0x6d];
+const OUTSB: &[u8] = &[0x6e];
+const REP_INSB: &[u8] = &[0xf3, 0x6c];
+const REP_OUTSB: &[u8] = &[0xf3, 0x6e];
+
+pub(crate) fn all() {
+    strings();
+    segments();
+    small_addresses();
+    faults();
+    steps();
+    permissions();
+    registers();
+    register_pages();
+    hold(0xff);
+}
+
+fn hold(value: u8) {
+    // MOV EAX, EDI; OUT 0xA1, AL.
+    trial::kernel(&[0x89, 0xf8, 0xe6, MASK as u8], value.into());
+}
+
+fn held() -> u64 {
+    trial::kernel(&[0xe4, MASK as u8], 0).after.rax & 0xff
+}
+
+fn fill(value: u8) {
+    // SAFETY: the target's data.
+    unsafe { pages::data(TARGET).write_bytes(value, 4096) };
+}
+
+fn byte(at: usize) -> u8 {
+    // SAFETY: a byte of the target's data.
+    unsafe { pages::data(TARGET).wrapping_add(at).read_volatile() }
+}
+
+fn set_byte(at: usize, value: u8) {
+    // SAFETY: as above.
+    unsafe { pages::data(TARGET).wrapping_add(at).write_volatile(value) };
+}
+
+/// What is left of the registers that a string instruction counts with.
+struct Left(Outcome);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let after = &self.0.after;
+        write!(f, "{}: {:#x} {:#x} {:#x}", self.0, after.rcx, after.rsi, after.rdi)?;
+        write!(f, ", flags {:#x}", after.flags & 0xcd5)
+    }
+}
+
+fn string(mode: Mode, code: &[u8], count: u64, at: u64, flags: u64) -> Left {
+    let registers = Registers {
+        rcx: count,
+        rsi: at,
+        rdi: at,
+        rdx: MASK | 0x1234_0000,
+        flags: flags | 0x8d5,
+        ..Registers::default()
+    };
+    Left(trial::run(mode, code, registers))
+}
+
+/// Up and down, once and repeated.
+fn strings() {
+    for (flags, name) in [(0, "up"), (DIRECTION, "down")] {
+        for (what, code) in [("INSB", INSB), ("INSW", INSW), ("INSD", INSD), ("REP INSB", REP_INSB)]
+        {
+            hold(HELD);
+            fill(0x11);
+            let left = string(Mode::Kernel, code, 5, pages::at(TARGET) + 16, flags);
+            let written =
+                (0..32).filter(|at| byte(*at) != 0x11).fold(0u32, |bits, at| bits | 1 << at);
+            fact!("ports: {what} {name}"; "{left}, {written:#x}");
+        }
+        for (what, code) in [("OUTSB", OUTSB), ("REP OUTSB", REP_OUTSB)] {
+            (0..32).for_each(|at| set_byte(at, at as u8));
+            let left = string(Mode::Kernel, code, 5, pages::at(TARGET) + 16, flags);
+            fact!("ports: {what} {name}"; "{left}, {:#x}", held());
+        }
+    }
+    for code in [REP_INSB, REP_OUTSB] {
+        let name = if code == REP_INSB { "REP INSB" } else { "REP OUTSB" };
+        hold(HELD);
+        fact!("ports: {name} no times, in no page"; "{}, {:#x}", string(Mode::Kernel, code, 0, pages::at(HOLE), 0), held());
+        fact!("ports: {name} to the end of a page"; "{}", string(Mode::Kernel, code, 0x100, pages::at(HOLE) - 0x100, 0));
+    }
+    hold(HELD);
+    fill(0);
+    let left = string(Mode::Kernel, REP_INSB, 4096, pages::at(TARGET), 0);
+    fact!("ports: REP INSB of a page"; "{left}, {}", (0..4096).all(|at| byte(at) == HELD));
+    // REPNE is REP.
+    fact!("ports: REPNE INSB"; "{}", string(Mode::Kernel, &[0xf2, 0x6c], 3, pages::at(TARGET), 0));
+    // REX.W changes nothing: 4 bytes.
+    fact!("ports: INS with REX.W"; "{}", string(Mode::Kernel, &[0x48, 0x6d], 3, pages::at(TARGET), 0));
+    let full = Registers { rax: !0, rdx: MASK, ..Registers::default() };
+    for (name, code, bits) in [
+        ("AL", &[0xec][..], 8),
+        ("AX", &[0x66, 0xed], 16),
+        ("EAX", &[0xed], 32),
+        ("EAX with REX.W", &[0x48, 0xed], 32),
+    ] {
+        let seen = trial::run(Mode::Kernel, code, full).after.rax;
+        fact!("ports: IN to {name}: what is left of RAX"; "{:#x}", seen >> bits);
+    }
+    fact!("ports: IN with LOCK"; "{}", trial::run(Mode::Kernel, &[0xf0, 0xec], full));
+}
+
+/// OUTS takes any segment, INS takes ES.
+fn segments() {
+    // The page is FS's base.
+    let base = pages::at(TARGET);
+    crate::control::write_msr(0xc000_0100, base);
+    (0..32).for_each(|at| set_byte(at, 0x80 + at as u8));
+    let low = |code: &[u8]| {
+        let registers = Registers { rsi: 7, rdi: 7, rcx: 1, rdx: MASK, ..Registers::default() };
+        trial::run(Mode::Kernel, code, registers)
+    };
+    fact!("ports: OUTSB from FS"; "{}, {:#x}", low(&[0x64, 0x6e]), held());
+    fact!("ports: REP OUTSB from FS with 32-bit addresses"; "{}, {:#x}", low(&[0x64, 0x67, 0xf3, 0x6e]), held());
+    crate::control::write_msr(0xc000_0100, 1 << 46);
+    fact!("ports: OUTSB from FS where no page is"; "{}", low(&[0x64, 0x6e]));
+    let end = Registers { rsi: !0 - 3, rdx: MASK, ..Registers::default() };
+    crate::control::write_msr(0xc000_0100, base + 8);
+    set_byte(4, 0x33);
+    fact!("ports: OUTSB from FS by a negative offset"; "{}, {:#x}", trial::run(Mode::Kernel, &[0x64, 0x6e], end), held());
+    crate::control::write_msr(0xc000_0100, 0);
+    // Data with a limit of 15 bytes, in 32-bit code: MOV ES, EBX; INSB.
+    let limited = |code: &[u8], at: u64| {
+        let registers = Registers {
+            rbx: trial::SHORT_DATA | 3,
+            rsi: at,
+            rdi: at,
+            rdx: MASK,
+            rcx: 2,
+            flags: PRIVILEGE,
+            ..Registers::default()
+        };
+        trial::run(Mode::User32, code, registers)
+    };
+    for at in [15, 16] {
+        fact!("ports: 32-bit INSB to a segment of 16 bytes, at {at}"; "{}", limited(&[0x8e, 0xc3, 0x6c], at));
+        fact!("ports: 32-bit OUTSB from a segment of 16 bytes, at {at}"; "{}", limited(&[0x8e, 0xc3, 0x26, 0x6e], at));
+    }
+    fact!("ports: 32-bit INSD across the end of a segment"; "{}", limited(&[0x8e, 0xc3, 0x6d], 13));
+    fact!("ports: 32-bit INSB to a null segment"; "{}", limited(&[0x31, 0xc0, 0x8e, 0xc0, 0x6c], 0));
+    fact!("ports: 32-bit OUTSB from a null segment"; "{}", limited(&[0x31, 0xc0, 0x8e, 0xc0, 0x26, 0x6e], 0));
+    // CS can be read and not written.
+    fact!("ports: 32-bit OUTSB from CS"; "{}", limited(&[0x2e, 0x6e], pages::LOW_TARGET));
+    fact!("ports: 32-bit INSB, to CS as ES"; "{}", limited(&[0x8c, 0xcb, 0x8e, 0xc3, 0x6c], pages::LOW_TARGET));
+    trial::kernel(&[0x6a, 0x10, 0x58, 0x8e, 0xc0], 0);
+}
+
+/// 16- and 32-bit registers that wrap.
+fn small_addresses() {
+    hold(HELD);
+    // In 64-bit code with 32-bit addresses, and the upper halves set.
+    let high = 0x1111_1111_0000_0000;
+    let registers = |at: u64, count: u64| Registers {
+        rcx: count,
+        rsi: at,
+        rdi: at,
+        rdx: MASK,
+        flags: 2,
+        ..Registers::default()
+    };
+    let seen = trial::run(
+        Mode::Kernel,
+        &[0x67, 0xf3, 0x6c],
+        registers(high | pages::LOW_TARGET, high | 3),
+    );
+    fact!("ports: REP INSB with 32-bit addresses"; "{}", Left(seen));
+    let seen =
+        trial::run(Mode::Kernel, &[0x67, 0xf3, 0x6c], registers(high | pages::LOW_TARGET, high));
+    fact!("ports: REP INSB with 32-bit addresses, no times"; "{}", Left(seen));
+    let seen = trial::run(Mode::Kernel, &[0x67, 0x6e], registers(high | 0xffff_ffff, 0));
+    fact!("ports: OUTSB with 32-bit addresses, the last byte of 4 GiB"; "{}", Left(seen));
+    // 16-bit code: the segments are flat, offsets have 16 bits.
+    for (name, code) in
+        [("REP OUTSB", &[0xf3, 0x6e][..]), ("REP OUTSB with 32-bit addresses", &[0x67, 0xf3, 0x6e])]
+    {
+        let seen = trial::run(Mode::Kernel16, code, registers(0x1_fffe, 0x2_0004));
+        let after = seen.after;
+        fact!("ports: 16-bit code: {name}"; "{seen}: {:#x} {:#x}", after.rcx & 0xffff_ffff, after.rsi & 0xffff_ffff);
+    }
+    for (name, code) in [
+        ("LODSB", &[0xac][..]),
+        ("REP LODSW", &[0xf3, 0xad]),
+        ("LOOP", &[0xe2, 0]),
+        ("JCXZ", &[0xe3, 0]),
+    ] {
+        let seen = trial::run(Mode::Kernel16, code, registers(0x1_ffff, 0x2_0001));
+        fact!("ports: 16-bit code: {name}"; "{seen}: {:#x} {:#x}", seen.after.rcx & 0xffff_ffff, seen.after.rsi & 0xffff_ffff);
+    }
+    for width in 0..3 {
+        // IN by every width of code: the operand size is 16 bits where the code's is.
+        let code: &[u8] = [&[0xec][..], &[0xed], &[0x66, 0xed]][width];
+        let seen = trial::run(
+            Mode::Kernel16,
+            code,
+            Registers { rax: 0x1111_1111, rdx: 0x80, ..Registers::default() },
+        );
+        fact!("ports: 16-bit code: IN {width}: upper half kept"; "{seen}, {}", seen.after.rax >> 16 & 0xffff == 0x1111);
+    }
+}
+
+/// Where there is no page, or one for reading: the registers are those of the element that faults.
+fn faults() {
+    let end = pages::at(HOLE);
+    for (name, code) in [
+        ("INSB", INSB),
+        ("INSW", INSW),
+        ("INSD", INSD),
+        ("REP INSB", REP_INSB),
+        ("OUTSB", OUTSB),
+        ("REP OUTSB", REP_OUTSB),
+        ("REP INSD", &[0xf3, 0x6d]),
+        ("REP OUTSD", &[0xf3, 0x6f]),
+        ("REP MOVSQ", &[0xf3, 0x48, 0xa5]),
+        ("REP STOSQ", &[0xf3, 0x48, 0xab]),
+        ("REP LODSQ", &[0xf3, 0x48, 0xad]),
+    ] {
+        hold(HELD);
+        fact!("ports: {name} in no page"; "{}", string(Mode::Kernel, code, 8, end, 0));
+        fact!("ports: {name} 10 bytes before no page"; "{}", string(Mode::Kernel, code, 16, end - 10, 0));
+        fact!("ports: {name} downwards into no page"; "{}", string(Mode::Kernel, code, 16, end + 4096 + 1, DIRECTION));
+        fact!("ports: {name} where no address is"; "{}", string(Mode::Kernel, code, 1, 1 << 63, 0));
+    }
+    pages::map(TARGET, PRESENT | USER);
+    fact!("ports: REP INSB at CPL 3 to a page for reading"; "{}",
+        string(Mode::User, REP_INSB, 3, pages::at(TARGET), PRIVILEGE));
+    fact!("ports: REP OUTSB at CPL 3 from a page for reading"; "{}",
+        string(Mode::User, REP_OUTSB, 3, pages::at(TARGET), PRIVILEGE));
+    pages::map(TARGET, PRESENT);
+    fact!("ports: REP OUTSB at CPL 3 from a page of the supervisor"; "{}",
+        string(Mode::User, REP_OUTSB, 3, pages::at(TARGET), PRIVILEGE));
+    fact!("ports: REP INSB at CPL 3 to a page of the supervisor"; "{}",
+        string(Mode::User, REP_INSB, 3, pages::at(TARGET), PRIVILEGE));
+    pages::map(TARGET, ALL);
+    for (what, code) in [("INSB", REP_INSB), ("OUTSB", REP_OUTSB)] {
+        let entry = pages::page_entry(TARGET);
+        pages::write(entry, pages::read(entry) & !(pages::ACCESSED | pages::DIRTY));
+        string(Mode::Kernel, code, 3, pages::at(TARGET), 0);
+        fact!("ports: A and D after REP {what}"; "{}", (pages::read(entry) & (pages::ACCESSED | pages::DIRTY)) >> 5);
+    }
+}
+
+/// With RFLAGS.TF: one element is a step.
+fn steps() {
+    for (name, code) in [
+        ("REP INSB", REP_INSB),
+        ("REP OUTSB", REP_OUTSB),
+        ("REP MOVSB", &[0xf3, 0xa4][..]),
+        ("INSB", INSB),
+        ("OUT", &[0xe6, MASK as u8]),
+        ("IN", &[0xe4, MASK as u8]),
+    ] {
+        for count in [3, 1, 0] {
+            hold(HELD);
+            fact!("ports: a step of {name}, RCX={count}"; "{}", string(Mode::Kernel, code, count, pages::at(TARGET), TRAP));
+        }
+    }
+}
+
+/// IOPL and the TSS's bits.
+fn permissions() {
+    const IN: &[u8] = &[0xec];
+    const INS: [(&str, &[u8]); 3] =
+        [("byte", &[0xec]), ("word", &[0x66, 0xed]), ("doubleword", &[0xed])];
+    let at = |port: u64, code: &[u8], flags: u64| {
+        trial::run(
+            Mode::User,
+            code,
+            Registers {
+                rdx: port,
+                rdi: pages::at(TARGET),
+                rsi: pages::at(TARGET),
+                rcx: 2,
+                flags,
+                ..Registers::default()
+            },
+        )
+    };
+    for level in 0..4 {
+        trial::permit(false, 104);
+        fact!("ports: CPL 3, IOPL {level}, no port permitted: IN, OUT, INSB, REP OUTSB, CLI, STI"; "{}, {}, {}, {}, {}, {}",
+            at(MASK, IN, level << 12), at(MASK, &[0xee], level << 12), at(MASK, INSB, level << 12),
+            at(MASK, REP_OUTSB, level << 12), at(0, &[0xfa], level << 12), at(0, &[0xfb, 0xfa], level << 12));
+    }
+    for port in [MASK - 3, MASK - 1, MASK, MASK + 1] {
+        trial::permit(true, 104);
+        trial::permit_port(MASK as u16, false);
+        let [byte, word, double] = INS.map(|(_, code)| at(port, code, 0));
+        fact!("ports: CPL 3, all but {MASK:#x} permitted: byte, word, doubleword at {port:#x}"; "{byte}, {word}, {double}");
+        trial::permit(false, 104);
+        (0..2).for_each(|next| trial::permit_port((MASK + next) as u16, true));
+        let [byte, word, double] = INS.map(|(_, code)| at(port, code, 0));
+        fact!("ports: CPL 3, {MASK:#x} and the next permitted: byte, word, doubleword at {port:#x}"; "{byte}, {word}, {double}");
+    }
+    trial::permit(true, 104);
+    let [byte, word, double] = INS.map(|(_, code)| at(0xffff, code, 0));
+    fact!("ports: CPL 3, all permitted: byte, word, doubleword at 0xffff"; "{byte}, {word}, {double}");
+    fact!("ports: CPL 3, all permitted: REP INSB in no page"; "{}", string(Mode::User, REP_INSB, 2, pages::at(HOLE), 0));
+    // From here on the TSS ends before the port's bit.
+    for offset in [104 + 8192 - 20, 104 + 8192, 104 + 8193, 0xffff] {
+        trial::permit(true, offset);
+        fact!("ports: CPL 3, the bits at {offset:#x}: IN of {MASK:#x}"; "{}", at(MASK, IN, 0));
+    }
+    trial::permit(true, 104);
+    for (name, code) in [("POPF", &[0x68, 0x02, 0x32, 0, 0, 0x9d][..]), ("PUSHF", &[0x9c, 0x58])] {
+        let seen = trial::user(code, 0);
+        fact!("ports: CPL 3, {name} of IF and IOPL"; "{seen}, {:#x}, {:#x}", seen.after.flags & 0x3200, seen.after.rax & 0x3200);
+    }
+}
+
+fn register(code: &[u8], rax: u64, address: u64) -> Outcome {
+    let registers =
+        Registers { rdi: address, rsi: address, rax, rcx: 2, flags: 0x8d5, ..Registers::default() };
+    trial::run(Mode::User, code, registers)
+}
+
+/// The I/O APIC's index register, from CPL 3 and by addresses of every kind.
+fn registers() {
+    let at = pages::at(REGISTERS);
+    let user = register;
+    fact!("ports: a device's register written at CPL 3"; "{}", user(&[0x89, 0x07], 0x15, at));
+    let seen = user(&[0x8b, 0x07], 0, at);
+    fact!("ports: and read"; "{seen}, {:#x}, {:#x}", seen.after.rax, seen.after.flags & 0xcd5);
+    for (name, code) in [
+        ("ADD EAX, [RDI]", &[0x03, 0x07][..]),
+        ("CMP [RDI], EAX", &[0x39, 0x07]),
+        ("TEST [RDI], EAX", &[0x85, 0x07]),
+        ("LODSD", &[0xad]),
+        ("XCHG [RDI], EAX", &[0x87, 0x07]),
+        ("LOCK XADD [RDI], EAX", &[0xf0, 0x0f, 0xc1, 0x07]),
+        ("BT [RDI], EAX", &[0x0f, 0xa3, 0x07]),
+        ("MOVZX EAX, [RDI]", &[0x0f, 0xb6, 0x07]),
+        ("MOVSX RAX, [RDI]", &[0x48, 0x0f, 0xbe, 0x07]),
+        ("PUSH word [RDI]", &[0x66, 0xff, 0x37, 0x66, 0x58]),
+        ("CMOVNZ EAX, [RDI]", &[0x0f, 0x45, 0x07]),
+    ] {
+        user(&[0x89, 0x07], 0x15, at);
+        let seen = user(code, 3, at);
+        let left = user(&[0x8b, 0x07], 0, at).after.rax;
+        fact!("ports: a device's register by {name}"; "{seen}, {:#x}, {:#x}, {left:#x}", seen.after.rax & 0xffff_ffff, seen.after.flags & 0x8d5);
+    }
+}
+
+/// The same by FS, with other rights, in a step, and copied.
+fn register_pages() {
+    let at = pages::at(REGISTERS);
+    let user = register;
+    user(&[0x89, 0x07], 0x12, at);
+    crate::control::write_msr(0xc000_0100, at - 0x1000);
+    let seen = user(&[0x64, 0x8b, 0x07], 0, 0x1000);
+    fact!("ports: a device's register by FS"; "{seen}, {:#x}", seen.after.rax);
+    crate::control::write_msr(0xc000_0100, 0);
+    let entry = pages::page_entry(REGISTERS);
+    let usual = pages::read(entry);
+    for (name, rights) in
+        [("for reading", PRESENT | USER), ("of the supervisor", PRESENT | 2), ("not there", 0)]
+    {
+        pages::write(entry, usual & !7 | rights);
+        fact!("ports: a device's page {name}: CPL 3 reads, writes"; "{}, {}", user(&[0x8b, 0x07], 0, at), user(&[0x89, 0x07], 0, at));
+    }
+    pages::write(entry, usual & !(pages::ACCESSED | pages::DIRTY));
+    user(&[0x8b, 0x07], 0, at);
+    let read = pages::read(entry) >> 5 & 3;
+    user(&[0x89, 0x07], 0x12, at);
+    fact!("ports: A and D of a device's page, read, written"; "{read}, {}", pages::read(entry) >> 5 & 3);
+    let step = trial::run(
+        Mode::User,
+        &[0x8b, 0x07, 0x90],
+        Registers { rdi: at, flags: TRAP, ..Registers::default() },
+    );
+    fact!("ports: a step over a read of a device"; "{step}, {:#x}", step.after.rax);
+    // MOVSD and back: the second is in no page.
+    let copy = |from: u64, to: u64, count: u64| {
+        trial::run(
+            Mode::User,
+            &[0xf3, 0xa5],
+            Registers { rsi: from, rdi: to, rcx: count, ..Registers::default() },
+        )
+    };
+    fact!("ports: REP MOVSD from a device, once"; "{}", Left(copy(at, pages::at(TARGET), 1)));
+    fact!("ports: REP MOVSD from a device into no page"; "{}", Left(copy(at, pages::at(HOLE), 1)));
+    fact!("ports: REP MOVSD from no page to a device"; "{}", Left(copy(pages::at(HOLE), at, 1)));
+    hold(0xff);
+}
