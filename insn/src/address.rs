@@ -31,7 +31,7 @@ impl Instruction {
 
     /// Whether the segment of the memory operand has its `bytes` bytes, and lets them be read or written; else the
     /// exception (SDM "Segment Limit Checking", "Type Checking", "Canonical Addressing"). The CPU has asked itself
-    /// before an access that exits, but not before an instruction that does.
+    /// before an access that exits, but not before an instruction that does: INS and OUTS are such, too.
     ///
     /// # Errors
     /// The exception.
@@ -289,6 +289,29 @@ mod tests {
         vcpu.gpr[Gpr::Rdi as usize] = 0;
         vcpu.segments[es].access.0 &= !2; // read-only
         assert_eq!((check(&vcpu, insw), check(&vcpu, outsw)), (Err(13), Ok(())));
+    }
+
+    #[test]
+    fn a_string_has_its_element_where_its_index_register_points() {
+        let mut vcpu = vcpu(Mode::Bits16);
+        let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
+            let instruction = decode(bytes, Mode::Bits16).unwrap();
+            instruction.check_port_string(vcpu).map_err(|event| event.vector.0)
+        };
+        let (insw, outsw, of_stack): (&[u8], &[u8], &[u8]) =
+            (&[0x6d], &[0x67, 0x6f], &[0x36, 0x6f]);
+        for segment in [SegmentRegister::Es, SegmentRegister::Ds, SegmentRegister::Ss] {
+            vcpu.segments[segment as usize].limit = 0xffff;
+        }
+        vcpu.gpr[Gpr::Rdi as usize] = 0xfffe;
+        assert_eq!(check(&vcpu, insw), Ok(()));
+        vcpu.gpr[Gpr::Rdi as usize] = 0xffff;
+        assert_eq!(check(&vcpu, insw), Err(13));
+        vcpu.gpr[Gpr::Rsi as usize] = 0x1_0000;
+        assert_eq!(check(&vcpu, outsw), Err(13));
+        assert_eq!(check(&vcpu, of_stack), Ok(()), "16 bits of it count");
+        vcpu.gpr[Gpr::Rsi as usize] = 0xffff;
+        assert_eq!(check(&vcpu, of_stack), Err(12));
     }
 
     #[test]

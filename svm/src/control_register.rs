@@ -3,7 +3,8 @@
 //! and afterwards the host's bits are put back.
 //!
 //! The host's are CR0.CD and CR0.NW, clear (a guest must not switch the caches of the core off), and CR4.MCE, set (a
-//! machine check with it clear would be a shutdown). A bit of CR4 whose feature the guest is not shown is refused.
+//! machine check with it clear would be a shutdown). A bit of CR4 whose feature the guest is not shown is refused, and NW
+//! without CD is, which the CPU refuses (APM "CR0 Register") but QEMU does not: it would not enter a guest with that.
 //!
 //! CR4 is left to the guest where there are no decode assists, which means in QEMU: it raises no machine checks, and a
 //! Linux without INVPCID, which QEMU has not either, would exit some 65 times more until it has started, by flushes through
@@ -76,16 +77,17 @@ impl SvmVcpu {
         vmcb.control.intercept_3 &= !CHANGE_CR0;
         (vmcb.save.cr0, vmcb.save.cr4) = (cr0, cr4);
         let ended = self.step_alone();
-        self.accessed_control_register(cr4, rip);
+        self.accessed_control_register([cr0, cr4], rip);
         ended
     }
 
-    /// What the access at `rip` has come to. `old`: CR4 as the guest saw it before.
-    fn accessed_control_register(&mut self, old: u64, rip: u64) {
+    /// What the access at `rip` has come to. `old`: CR0 and CR4 as the guest saw them before.
+    fn accessed_control_register(&mut self, old: [u64; 2], rip: u64) {
         let save = &self.vmcb().save;
-        let (cr0, cr4) = (save.cr0, save.cr4);
-        let refused = cr4 & !old & !self.cr4.allowed != 0;
-        self.show_control_registers(cr0, if refused { old } else { cr4 });
+        let [cr0, cr4] = [save.cr0, save.cr4];
+        let refused = cr4 & !old[1] & !self.cr4.allowed != 0 || cr0 & CACHING == Cr0::NW.bits();
+        let [cr0, cr4] = if refused { old } else { [cr0, cr4] };
+        self.show_control_registers(cr0, cr4);
         self.update_lma();
         self.flush();
         if refused {
@@ -110,11 +112,12 @@ mod tests {
 
     const PE: u64 = 1;
     const CD: u64 = 1 << 30;
+    const NW: u64 = 1 << 29;
     const PAE: u64 = 1 << 5;
 
     /// The guest's access has put these values into the registers.
     fn accessed(vcpu: &mut SvmVcpu, cr0: u64, cr4: u64) {
-        let (old, rip) = (vcpu.cr4(), vcpu.rip());
+        let (old, rip) = ([vcpu.cr0(), vcpu.cr4()], vcpu.rip());
         let save = &mut vcpu.vmcb_mut().save;
         (save.cr0, save.cr4, save.rip) = (cr0, cr4, rip + 3);
         vcpu.accessed_control_register(old, rip);
@@ -159,6 +162,20 @@ mod tests {
         vcpu.set_rip(0x1000);
         accessed(&mut vcpu, 0x11, PAE | 1 << 4);
         assert_eq!((vcpu.cr4(), vcpu.rip(), vcpu.injecting()), (PAE | 1 << 4, 0x1003, false));
+    }
+
+    #[test]
+    fn write_through_with_caches_on_is_a_fault_at_its_instruction() {
+        let mut vcpu = modern_vcpu();
+        vcpu.set_rip(0x1000);
+        accessed(&mut vcpu, CD | 0x11, PAE);
+        vcpu.set_rip(0x1000);
+        accessed(&mut vcpu, NW | 0x11, PAE);
+        assert_eq!((vcpu.cr0(), vcpu.rip()), (CD | 0x11, 0x1000));
+        assert_eq!(vcpu.vmcb().control.eventinj, 0x8000_0b0d);
+        let mut vcpu = modern_vcpu();
+        accessed(&mut vcpu, CD | NW | 0x11, PAE);
+        assert_eq!((vcpu.cr0(), vcpu.injecting()), (CD | NW | 0x11, false));
     }
 
     #[test]

@@ -19,8 +19,9 @@ struct Program {
     cpu: Option<(&'static str, &'static str)>,
 }
 
-const PROGRAMS: [Program; 2] = [
+const PROGRAMS: [Program; 3] = [
     Program { name: "fidelity", cpu: None },
+    Program { name: "modes", cpu: None },
     // The CPUs of which CPUID announces most.
     Program { name: "features", cpu: Some(("max", "tigerlake")) },
 ];

@@ -108,13 +108,13 @@ impl Page {
             let _ = writeln!(rows, "| {fact} | {places} | {bare} | {under_nexit} | {reason} |");
         }
         format!(
-            "# As on bare metal\n\n`make fidelity` generates this page. Two small programs print one line for each fact: \
-             `fidelity` of the CPU and its local APIC, `features` of what CPUID announces, of memory and of ports. They \
+            "# As on bare metal\n\n`make fidelity` generates this page. Three small programs print one line for each fact: \
+             `fidelity` of the CPU and its local APIC, `modes` of the CPU outside long mode, `features` of what CPUID announces, of memory and of ports. They \
              run on the bare machine, booted by multiboot, and as guests of Nexit in each mode, and the lines are \
              compared. `tests/fidelity/differences.toml` lists the permitted differences, with reasons. All machines are \
              emulated, including the bare machine. `nested` is KVM in Linux in Bochs 3; its bare machine is KVM's \
              guest.\n\n\
-             Each group of facts is a module of `tests/payload/src/bin/fidelity` or `…/features` that its `main.rs` \
+             Each group of facts is a module of `tests/payload/src/bin/fidelity`, `…/modes` or `…/features` that its `main.rs` \
              calls.\n\n\
              | Emulator | Mode | Facts | Equal | Explained | Not explained |\n|---|---|--:|--:|--:|--:|\n{}\n\
              ## Differences\n\n| Fact | Where | Bare | Under Nexit | Reason |\n|---|---|---|---|---|\n{rows}",

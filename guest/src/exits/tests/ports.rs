@@ -219,6 +219,21 @@ mod strings {
     }
 
     #[test]
+    fn an_element_beyond_its_segment_is_a_fault_before_its_port_is_accessed() {
+        let mut world = with_console();
+        let state = &mut world.vcpu.state;
+        // 32-bit code in long mode: there segments have limits.
+        state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE32;
+        state.segments[SegmentRegister::Ds as usize].limit = OPERAND as u32 - 1;
+        (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 1);
+        let rip = world.vcpu.state.rip;
+        string(&mut world, &REP_OUTSB, false);
+        assert_eq!(world.vcpu.injected, Some(Event::exception(exception::GP, Some(0))));
+        assert_eq!((world.vcpu.state.rip, *world.gpr(Gpr::Rcx)), (rip, 1));
+        assert_eq!(world.machine.printed.len(), 0);
+    }
+
+    #[test]
     fn input_into_the_page_of_the_idt_is_seen() {
         let mut world = with_console();
         world.machine.typed.extend(b"\x8e");
