@@ -45,13 +45,13 @@ fn every_packaged_linux_boots(emulator: Emulator, timeout: &str) {
 #[test]
 #[ignore = "fetches kernels: `make test-all`"]
 fn every_packaged_linux_boots_on_amd_v() {
-    every_packaged_linux_boots(Emulator::Qemu, "240");
+    every_packaged_linux_boots(Emulator::Qemu, "600");
 }
 
 #[test]
 #[ignore = "fetches kernels: `make test-all`"]
 fn every_packaged_linux_boots_on_vt_x() {
-    every_packaged_linux_boots(Emulator::Bochs, "900");
+    every_packaged_linux_boots(Emulator::Bochs, "3600");
 }
 
 /// A run of this kernel, as a guest of 64 MiB named `guest`.
