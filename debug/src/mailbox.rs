@@ -26,6 +26,7 @@ pub enum Stop {
 }
 
 /// What a CPU that stands is to do.
+#[expect(clippy::large_enum_variant, reason = "there is one for each CPU")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// Stand.
