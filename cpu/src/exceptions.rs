@@ -13,6 +13,7 @@ use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::instructions;
+use crate::machine_check;
 use crate::segments;
 
 global_asm!(
@@ -33,6 +34,15 @@ global_asm!(
     "    jmp nexit_interrupt_common",
     "    .set vector, vector + 1",
     ".endr",
+    // 16 more for the vectors 16 to 31 as interrupts, which push no error code.
+    ".set vector, {as_interrupt} + 16",
+    ".rept 16",
+    "    .balign 16",
+    "    .byte 0x6a, 0, 0x68",
+    "    .long vector",
+    "    jmp nexit_interrupt_common",
+    "    .set vector, vector + 1",
+    ".endr",
     "nexit_interrupt_common:",
     ".irp register, rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15",
     "    push \\register",
@@ -47,7 +57,11 @@ global_asm!(
     "    iretq",
     ".popsection",
     handler = sym handle,
+    as_interrupt = const AS_INTERRUPT,
 );
+
+/// Is added to the vectors 16 to 31 where they are interrupts.
+const AS_INTERRUPT: u64 = 0x100;
 
 unsafe extern "C" {
     static nexit_interrupt_stubs: u8;
@@ -105,8 +119,8 @@ impl Gate {
     }
 }
 
-/// The two tables: with stacks of their own for what needs one, and without.
-static IDT: Once<[[Gate; 256]; 2]> = Once::new();
+/// The three tables: with stacks of their own for what needs one, without, and for a window of [`take_any_interrupt`].
+static IDT: Once<[[Gate; 256]; 3]> = Once::new();
 static FATAL: Once<fn(&Frame) -> !> = Once::new();
 /// See [`at_nmi`].
 static AT_NMI: Once<fn()> = Once::new();
@@ -118,7 +132,10 @@ extern "C" fn handle(frame: &mut Frame) {
     const NMI: u64 = 2;
     const INVALID_OPCODE: u64 = 6;
     const GENERAL_PROTECTION: u64 = 13;
-    match frame.vector & 0xff {
+    const LOW: u64 = AS_INTERRUPT + 16;
+    const LAST_LOW: u64 = AS_INTERRUPT + 31;
+    const MACHINE_CHECK: u64 = AS_INTERRUPT + 18;
+    match frame.vector {
         NMI => {
             frame.rip = crate::sleep::at_nmi(frame.rip);
             if let Some(work) = AT_NMI.get() {
@@ -128,16 +145,23 @@ extern "C" fn handle(frame: &mut Frame) {
         INVALID_OPCODE | GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
             frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
         }
-        vector @ 32..=255 => {
+        // The one exception that can come in a window; it has no error code either.
+        MACHINE_CHECK if machine_check::in_progress() => fatal(frame),
+        vector @ (32..=255 | LOW..=LAST_LOW) => {
             // The window's own register, so that no CPU can see another's: see `take_interrupt`.
             frame.rax = vector | TAKEN;
             // One window takes one interrupt: the next stays pending in the local APIC.
             frame.rflags &= !arch::register::Rflags::IF.bits();
         }
-        _ => match FATAL.get() {
-            Some(fatal) => fatal(frame),
-            None => instructions::halt_forever(),
-        },
+        _ => fatal(frame),
+    }
+}
+
+fn fatal(frame: &mut Frame) -> ! {
+    frame.vector &= 0xff;
+    match FATAL.get() {
+        Some(fatal) => fatal(frame),
+        None => instructions::halt_forever(),
     }
 }
 
@@ -151,6 +175,25 @@ pub unsafe fn take_interrupt() -> Option<u8> {
     // STI's shadow covers the NOP; the interrupt comes behind it.
     // SAFETY: the handler puts the vector in RAX and comes back with interrupts off.
     unsafe { asm!("sti", "nop", "cli", inout("rax") 0_u64 => seen, options(nostack)) };
+    taken(seen)
+}
+
+/// As [`take_interrupt`], of the vectors 16 to 31 too, which are exceptions everywhere else: for these few instructions
+/// another IDT is in place.
+///
+/// # Safety
+/// As for [`take_interrupt`].
+pub unsafe fn take_any_interrupt() -> Option<u8> {
+    let [.., table] = IDT.get()?;
+    let window = pointer(table);
+    let mut before = DescriptorTablePointer { limit: 0, base: VirtAddr::zero() };
+    let seen: u64;
+    // SAFETY: as in `take_interrupt`; none of these instructions raises an exception, and the IDT is put back.
+    unsafe {
+        asm!("sidt [{before}]", "lidt [{window}]", "sti", "nop", "cli", "lidt [{before}]",
+            before = in(reg) &raw mut before, window = in(reg) &raw const window,
+            inout("rax") 0_u64 => seen);
+    }
     taken(seen)
 }
 
@@ -168,24 +211,33 @@ pub fn at_nmi(work: fn()) {
 /// own bug.
 pub fn install(fatal: fn(&Frame) -> !) {
     FATAL.call_once(|| fatal);
-    IDT.call_once(|| [table(own_stack), table(|_| 0)]);
+    IDT.call_once(|| [table(own_stack), table(|_| 0), table_of_a_window()]);
     use_own_stacks(false);
 }
 
 /// Whether double faults and machine checks are taken on stacks of their own on the CPU that calls. Its TSS names them: not
 /// while that is a guest's (AMD-V), nor before it is ours.
 pub fn use_own_stacks(yes: bool) {
-    if let Some([with, without]) = IDT.get() {
+    if let Some([with, without, _]) = IDT.get() {
         point_at(if yes { with } else { without });
     }
 }
 
 fn table(stack: fn(usize) -> u8) -> [Gate; 256] {
-    const STUB_BYTES: u64 = 16;
-    let first = &raw const nexit_interrupt_stubs as u64;
+    core::array::from_fn(|vector| Gate::interrupt(stub(vector), stack(vector)))
+}
+
+/// The vectors 16 to 31 as interrupts.
+fn table_of_a_window() -> [Gate; 256] {
     core::array::from_fn(|vector| {
-        Gate::interrupt(first + vector as u64 * STUB_BYTES, stack(vector))
+        let low = (16..32).contains(&vector);
+        Gate::interrupt(stub(if low { vector - 16 + 256 } else { vector }), 0)
     })
+}
+
+fn stub(index: usize) -> u64 {
+    const BYTES: u64 = 16;
+    &raw const nexit_interrupt_stubs as u64 + index as u64 * BYTES
 }
 
 /// The index of the stack that an exception has for itself; 0 where it takes the one in use.
@@ -199,13 +251,13 @@ const fn own_stack(vector: usize) -> u8 {
     }
 }
 
+fn pointer(idt: &'static [Gate; 256]) -> DescriptorTablePointer {
+    DescriptorTablePointer { limit: (size_of_val(idt) - 1) as u16, base: VirtAddr::from_ptr(idt) }
+}
+
 fn point_at(idt: &'static [Gate; 256]) {
-    let pointer = DescriptorTablePointer {
-        limit: (size_of_val(idt) - 1) as u16,
-        base: VirtAddr::from_ptr(idt),
-    };
     // SAFETY: the table is static, and each gate leads to a stub that keeps every register.
-    unsafe { x86_64::instructions::tables::lidt(&pointer) };
+    unsafe { x86_64::instructions::tables::lidt(&pointer(idt)) };
 }
 
 #[cfg(test)]
@@ -241,5 +293,22 @@ mod tests {
         assert_eq!((taken(one.rax), taken(other.rax)), (Some(0x41), Some(0xf0)));
         assert_eq!((one.rflags, other.rflags), (0, 0), "one window takes one interrupt");
         assert_eq!(taken(0), None);
+    }
+
+    #[test]
+    fn in_a_window_for_any_interrupt_the_vectors_16_to_31_have_stubs_that_expect_no_error_code() {
+        let (usual, window) = (table(|_| 0), table_of_a_window());
+        let handler =
+            |gate: &Gate| gate.low & 0xffff | gate.low >> 32 & 0xffff_0000 | gate.high << 32;
+        for vector in 0..256 {
+            let low = (16..32).contains(&vector);
+            assert_eq!(handler(&window[vector]) != handler(&usual[vector]), low, "{vector}");
+        }
+        assert_eq!(handler(&window[16]), handler(&usual[255]) + 16, "behind all others");
+        for vector in [16, 17, 30, 31] {
+            let mut low = frame(AS_INTERRUPT + vector);
+            handle(&mut low);
+            assert_eq!((taken(low.rax), low.rflags), (Some(vector as u8), 0));
+        }
     }
 }

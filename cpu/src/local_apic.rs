@@ -166,13 +166,13 @@ impl LocalApic {
     }
 
     /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's
-    /// is left in this APIC but requests for the vectors 16 to 31, which the host cannot take: they
-    /// wait for the guest's next generation.
+    /// is left in this APIC.
     ///
     /// # Safety
     /// As for [`Self::idle`].
     pub unsafe fn drain(self) {
         self.reset();
+        self.accept_all();
         const MAX_INTERRUPTS: u32 = 1024;
         for _ in 0..MAX_INTERRUPTS {
             let pending = (0..8).any(|word| {
@@ -180,15 +180,17 @@ impl LocalApic {
                 let in_service = unsafe { read_msr(msr::IA32_X2APIC_ISR0 + word) };
                 // SAFETY: as above, for the eight IRRs.
                 let requested = unsafe { read_msr(msr::IA32_X2APIC_IRR0 + word) };
-                in_service | if word == 0 { 0 } else { requested } != 0
+                in_service | requested != 0
             });
             if !pending {
-                return;
+                break;
             }
             self.eoi();
             // SAFETY: as in `idle`.
-            unsafe { exceptions::take_interrupt() };
+            unsafe { exceptions::take_any_interrupt() };
         }
+        // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
+        unsafe { write_msr(msr::IA32_X2APIC_TPR, HOST_PRIORITY) };
     }
 
     /// Ends the highest interrupt in service.

@@ -22,6 +22,14 @@ fn banks() -> u32 {
     (count as u32).min(MAX_BANKS)
 }
 
+/// Whether a machine check interrupts this CPU now (SDM "IA32_MCG_STATUS MSR", MCIP).
+#[must_use]
+pub fn in_progress() -> bool {
+    const MCIP: u64 = 1 << 2;
+    // SAFETY: ring 0; the banks show that the architecture is there.
+    banks() > 0 && unsafe { read_msr(IA32_MCG_STATUS) } & MCIP != 0
+}
+
 /// Judges the machine check that this CPU was interrupted by, and clears what it recorded, unless the CPU is lost.
 #[must_use]
 pub fn take() -> MachineCheck {

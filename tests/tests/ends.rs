@@ -141,6 +141,17 @@ fn a_guest_that_reboots_restarts_in_fresh_memory() {
     restarts(Emulator::Bochs, "reset-register", "");
 }
 
+/// It leaves interrupts of the vectors 16 to 31 pending, which the hypervisor's own exceptions have, too.
+#[test]
+fn no_interrupt_that_a_generation_left_pending_reaches_the_next_one_on_amd_v() {
+    restarts(Emulator::Qemu, "low-vectors", "");
+}
+
+#[test]
+fn no_interrupt_that_a_generation_left_pending_reaches_the_next_one_on_vt_x() {
+    restarts(Emulator::Bochs, "low-vectors", "");
+}
+
 #[test]
 fn a_guest_that_crashes_restarts_where_on_crash_says_so() {
     restarts(Emulator::Qemu, "triple-fault", "on_crash = \"restart\"");

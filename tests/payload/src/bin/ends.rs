@@ -8,8 +8,10 @@ use core::sync::atomic::AtomicU8;
 
 use arch::Hpa;
 use arch::machine::Width;
+use arch::{Vector, msr};
 use boot::MemoryKind;
-use cpu::instructions::{halt_forever, port_read, port_write, tsc};
+use cpu::instructions::{halt_forever, port_read, port_write, read_msr, tsc};
+use cpu::local_apic::LocalApic;
 use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
@@ -30,6 +32,7 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     }
     say!("TSC: {}", tsc());
     leave_a_mark();
+    nothing_is_pending();
     let way = info.command_line.split_whitespace().next().unwrap_or("poweroff");
     say!("ends by {way}");
     end(way)
@@ -46,6 +49,31 @@ fn leave_a_mark() {
     unsafe { at.write_volatile(MARK) };
 }
 
+/// What an earlier generation has sent itself is gone.
+fn nothing_is_pending() {
+    for word in 0..8 {
+        // SAFETY: the guest starts in x2APIC mode; the eight IRRs exist.
+        let requests = unsafe { read_msr(msr::IA32_X2APIC_IRR0 + word) };
+        if word == 0 || requests != 0 {
+            let first = 32 * word;
+            verdict(
+                "no interrupt is pending",
+                requests == 0,
+                format_args!("{requests:#x} from {first}"),
+            );
+        }
+    }
+}
+
+/// Sends itself an interrupt of each vector that an exception has, too, and takes none; then reboots.
+fn leave_low_vectors() {
+    let apic = LocalApic::current();
+    (16..32).for_each(|vector| apic.self_ipi(Vector(vector)));
+    // SAFETY: as in `nothing_is_pending`.
+    let requests = unsafe { read_msr(msr::IA32_X2APIC_IRR0) };
+    verdict("low vectors are pending", requests == 0xffff_0000, format_args!("{requests:#x}"));
+}
+
 /// FNV-1a, 64 bits.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
@@ -60,6 +88,10 @@ fn end(way: &str) -> ! {
     };
     match way {
         "reset-register" => out(0xcf9, 6),
+        "low-vectors" => {
+            leave_low_vectors();
+            out(0xcf9, 6);
+        }
         "keyboard-controller" => out(0x64, 0xfe),
         "system-control-port" => out(0x92, 1),
         "triple-fault" => triple_fault(),
