@@ -87,19 +87,24 @@ fn last_one_out<B: Backend>(partition: &Partition<B>, processor: &Processor) {
             housekeeping::idle(hardware, processor);
         }
     }
-    if lifecycle().restarts() {
-        match partition.begin(processor.apic, attend(hardware, processor)) {
-            Ok(()) => return,
-            Err(refusal) => logln!("guest {name}: {refusal}"),
+    // Until it is said: an operator who reads it may start the guest at once. The start waits for this CPU.
+    loop {
+        if lifecycle().restarts() {
+            match partition.begin(processor.apic, attend(hardware, processor)) {
+                Ok(()) => return,
+                Err(refusal) => logln!("guest {name}: {refusal}"),
+            }
+            lifecycle().stay_stopped();
+            break;
         }
-    } else {
         partition.free_ram();
+        if lifecycle().stays() {
+            break;
+        }
     }
-    let key = lifecycle().last_outcome().key();
+    let key = partition.outcome().unwrap_or(Outcome::Crash).key();
     let exits = partition.slots().iter().map(|slot| (slot.number, *slot.counters.lock()));
     let exits: Vec<_> = exits.collect();
-    // Before it is said: an operator who reads it may start the guest at once. The start waits for this CPU.
-    lifecycle().stay_stopped();
     console::report_guest(partition.index(), name, key, partition.page_counts, &exits);
     one_less(partition.hardware());
 }
