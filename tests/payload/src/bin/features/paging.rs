@@ -1,22 +1,21 @@
 //! Paging: errors at each level, reserved bits, accessed and dirty bits, what must be flushed, PCIDs, and memory types.
 
+mod flushes;
+mod types;
+
 use payload::fact;
 
-use crate::control::{self, cr0, cr4, has, refused, set_cr0, set_cr3, set_cr4};
+use crate::control::{self, cr0, cr4, has, set_cr0, set_cr3, set_cr4};
 use crate::pages::{
-    self, ACCESSED, ALL, DIRTY, GLOBAL, HUGE, LARGE, Level, NO_EXECUTE, OTHER, PRESENT, SIZE,
-    TARGET, USER, WRITE,
+    self, ACCESSED, ALL, DIRTY, HUGE, LARGE, Level, NO_EXECUTE, OTHER, PRESENT, SIZE, TARGET, USER,
+    WRITE,
 };
 use crate::trial::{self, Mode, Outcome, Registers};
 
 const READ: &[u8] = &[0x8a, 0x07]; // MOV AL, [RDI]
 const STORE: &[u8] = &[0x88, 0x07]; // MOV [RDI], AL
 const FETCH: &[u8] = &[0xff, 0xd7]; // CALL RDI
-const INVPCID: &[u8] = &[0x66, 0x0f, 0x38, 0x82, 0x37]; // INVPCID RSI, [RDI]
 const NOT_CANONICAL: u64 = 0x8000_0000_0000;
-const IA32_PAT: u32 = 0x277;
-const IA32_MTRRCAP: u32 = 0xfe;
-const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 const EFER: u32 = 0xc000_0080;
 const NXE: u64 = 1 << 11;
 const HAS_LARGE_PAGES: control::Feature = (0x8000_0001, 3, 26);
@@ -34,11 +33,11 @@ pub(crate) fn all() {
     no_execute();
     accessed_and_dirty();
     large();
-    flushes();
+    flushes::flushes();
     addresses();
     cr3();
-    pcids();
-    types();
+    flushes::pcids();
+    types::all();
     set_cr0(before);
 }
 
@@ -248,81 +247,6 @@ fn large() {
     }
 }
 
-/// What an access sees after a page has become another, and something that flushes.
-fn flushes() {
-    let entry = pages::entry(Level::Pte);
-    let [target, other] = [TARGET, OTHER].map(|page| pages::data(page) as u64);
-    let before = cr4();
-    let bits = ACCESSED | DIRTY;
-    let reads_after = |global: u64, flush: &dyn Fn() -> Outcome| {
-        pages::write(entry, target | ALL | global | bits);
-        // The TLB may have the page from here on.
-        access(Mode::Kernel, READ);
-        // SAFETY: the page's entry; nothing is flushed yet.
-        unsafe { entry.write_volatile(other | ALL | global | bits) };
-        let flushed = flush();
-        let seen = access(Mode::Kernel, READ).after.rax & 0xff;
-        pages::write(entry, target | ALL);
-        trial::kernel(&[0x0f, 0x01, 0x3f], pages::at(TARGET));
-        (flushed, seen)
-    };
-    let same = pages::cr3();
-    let invlpg = || trial::kernel(&[0x0f, 0x01, 0x3f], pages::at(TARGET) + 0x123);
-    let toggle = |bit: u64| {
-        move || {
-            let seen = set_cr4(cr4() ^ bit);
-            set_cr4(cr4() ^ bit);
-            seen
-        }
-    };
-    for (pge, global) in [(0, 0), (0, GLOBAL), (control::PGE, 0), (control::PGE, GLOBAL)] {
-        set_cr4(before & !control::PGE | pge);
-        let on = u8::from(pge != 0);
-        let kind = if global == 0 { "a page" } else { "a global page" };
-        let say = |how: &str, (flushed, seen): (Outcome, u64)| {
-            fact!("paging: PGE={on}: {kind} after {how}"; "{flushed}, {seen:#x}");
-        };
-        say("INVLPG", reads_after(global, &invlpg));
-        if pge == 0 || global == 0 {
-            say("MOV CR3", reads_after(global, &|| set_cr3(same)));
-        }
-        say("a change of PGE", reads_after(global, &toggle(control::PGE)));
-        if has(control::HAS_INVPCID) {
-            for kind in [0, 2, 3] {
-                let by = || invpcid(kind, 0, pages::at(TARGET));
-                if kind != 3 || pge == 0 || global == 0 {
-                    say(
-                        [
-                            "INVPCID of an address",
-                            "",
-                            "INVPCID of all",
-                            "INVPCID of all but global ones",
-                        ][kind as usize],
-                        reads_after(global, &by),
-                    );
-                }
-            }
-        }
-    }
-    set_cr4(before | control::PGE);
-    let paging = || {
-        let write_protect = set_cr0(cr0() ^ control::WP);
-        set_cr0(cr0() ^ control::WP);
-        set_cr3(same);
-        write_protect
-    };
-    let (_, seen) = reads_after(0, &paging);
-    fact!("paging: a page after changes of WP and MOV CR3"; "{seen:#x}");
-    if has(control::HAS_SMEP) {
-        let (_, seen) = reads_after(GLOBAL, &toggle(control::SMEP | control::PGE));
-        fact!("paging: a global page after a change of SMEP and PGE"; "{seen:#x}");
-    }
-    set_cr4(before);
-    fact!("paging: INVLPG of no address, at CPL 3"; "{}, {}",
-        trial::kernel(&[0x0f, 0x01, 0x3f], NOT_CANONICAL), trial::user(&[0x0f, 0x01, 0x3f], 0));
-    fact!("paging: INVLPG of a page that is not there"; "{}", trial::kernel(&[0x0f, 0x01, 0x3f], pages::at(pages::HOLE)));
-}
-
 /// Addresses that are none.
 fn addresses() {
     fact!("paging: a read where no address is"; "{}", trial::kernel(READ, NOT_CANONICAL));
@@ -367,132 +291,4 @@ fn cr3() {
         mask | u64::from(!seen.fine()) << bit
     });
     fact!("paging: bits of CR3 that are refused"; "{bits:#x}");
-}
-
-fn invpcid(kind: u64, pcid: u64, address: u64) -> Outcome {
-    let descriptor = pages::data(OTHER).wrapping_add(64).cast::<u64>();
-    // SAFETY: the other page's data.
-    unsafe { descriptor.write_volatile(pcid) };
-    // SAFETY: as above.
-    unsafe { descriptor.wrapping_add(1).write_volatile(address) };
-    let registers = Registers { rdi: descriptor as u64, rsi: kind, ..Registers::default() };
-    trial::run(Mode::Kernel, INVPCID, registers)
-}
-
-fn pcids() {
-    if has(control::HAS_INVPCID) {
-        for kind in 0..6 {
-            fact!("paging: INVPCID {kind}"; "{}", invpcid(kind, 0, pages::at(TARGET)));
-            fact!("paging: INVPCID {kind} of PCID 1 and of a bit above"; "{}, {}",
-                invpcid(kind, 1, pages::at(TARGET)), invpcid(kind, 1 << 12, 0));
-            fact!("paging: INVPCID {kind} of no address"; "{}", invpcid(kind, 0, NOT_CANONICAL));
-        }
-        fact!("paging: INVPCID of a kind above 32 bits"; "{}", invpcid(1 << 32, 0, 0));
-        fact!("paging: INVPCID at CPL 3"; "{}", trial::user(INVPCID, pages::at(OTHER)));
-        fact!("paging: INVPCID with a descriptor in no page"; "{}", trial::kernel(INVPCID, pages::at(pages::HOLE)));
-        fact!("paging: INVPCID with a descriptor where no address is"; "{}", trial::kernel(INVPCID, NOT_CANONICAL));
-    }
-    if !has(control::HAS_PCID) {
-        return;
-    }
-    let (root, before) = (pages::cr3(), cr4());
-    set_cr3(root | 0x18);
-    fact!("paging: PCIDE while CR3 has PCD and PWT"; "{}", set_cr4(before | control::PCIDE));
-    set_cr4(before);
-    set_cr3(root);
-    fact!("paging: CR3 with bit 63, PCIDE=0"; "{}", set_cr3(root | 1 << 63));
-    set_cr3(root);
-    fact!("paging: PCIDE"; "{}", set_cr4(before | control::PCIDE));
-    let seen = set_cr3(root | 5);
-    fact!("paging: CR3 with PCID 5"; "{seen}, {:#x}", pages::cr3() & 0xfff);
-    let seen = set_cr3(root | 5 | 1 << 63);
-    fact!("paging: CR3 with PCID 5 and bit 63"; "{seen}, {}", pages::cr3() == root | 5);
-    fact!("paging: CR3 with bits 62 and 63"; "{}", set_cr3(root | 3 << 62));
-    set_cr3(root | 5);
-    fact!("paging: PCIDE off while CR3 has a PCID"; "{}, {:#x}", set_cr4(before), pages::cr3() & 0xfff);
-    set_cr4(before | control::PCIDE);
-    if has(control::HAS_INVPCID) {
-        for kind in 0..4 {
-            fact!("paging: PCIDE=1: INVPCID {kind} of PCID 5, of 0xfff"; "{}, {}", invpcid(kind, 5, 0), invpcid(kind, 0xfff, 0));
-        }
-    }
-    of_two_spaces(root);
-    set_cr3(root);
-    set_cr4(before);
-}
-
-/// A page that becomes another while the other PCID is in use: what must be flushed is.
-fn of_two_spaces(root: u64) {
-    let entry = pages::entry(Level::Pte);
-    let [target, other] = [TARGET, OTHER].map(|page| pages::data(page) as u64);
-    let reads_after = |flush: &dyn Fn()| {
-        set_cr3(root | 5);
-        access(Mode::Kernel, READ);
-        set_cr3(root | 6);
-        // SAFETY: the page's entry; nothing of PCID 5 is flushed yet.
-        unsafe { entry.write_volatile(other | ALL) };
-        flush();
-        let seen = access(Mode::Kernel, READ).after.rax & 0xff;
-        set_cr3(root | 5);
-        // SAFETY: as above.
-        unsafe { entry.write_volatile(target | ALL) };
-        set_cr3(root | 5);
-        seen
-    };
-    let to_5 = |bit: u64| set_cr3(root | 5 | bit);
-    fact!("paging: MOV CR3 of PCID 5 flushes it"; "{:#x}", reads_after(&|| { to_5(0); }));
-    if has(control::HAS_INVPCID) {
-        for (name, kind) in
-            [("an address", 0), ("a PCID", 1), ("all", 2), ("all but global ones", 3)]
-        {
-            let seen = reads_after(&|| {
-                invpcid(kind, 5, pages::at(TARGET));
-                to_5(1 << 63);
-            });
-            fact!("paging: INVPCID of {name} flushes PCID 5"; "{seen:#x}");
-        }
-    }
-    let seen = reads_after(&|| {
-        set_cr4(cr4() ^ control::PGE);
-        set_cr4(cr4() ^ control::PGE);
-        to_5(1 << 63);
-    });
-    fact!("paging: a change of PGE flushes PCID 5"; "{seen:#x}");
-}
-
-/// PAT and MTRRs, as registers.
-fn types() {
-    let pat = control::read_msr(IA32_PAT).or_zero();
-    fact!("paging: PAT at first"; "{pat:#x}");
-    let all = control::write_msr(IA32_PAT, 0x0706_0504_0100_0607);
-    fact!("paging: PAT with every type"; "{all}, {:#x}", control::read_msr(IA32_PAT).or_zero());
-    control::write_msr(IA32_PAT, pat);
-    // Through each entry of the PAT, by PWT, PCD and PAT.
-    let entry = pages::entry(Level::Pte);
-    let usual = pages::read(entry);
-    let seen: [u64; 8] = core::array::from_fn(|index| {
-        let index = index as u64;
-        let bits = (index & 3) << 3 | (index >> 2) << 7;
-        with(entry, usual | bits, || access(Mode::Kernel, READ).after.rax & 0xff)
-    });
-    fact!("paging: a page by each entry of the PAT"; "{seen:x?}");
-    let capability = control::read_msr(IA32_MTRRCAP).or_zero();
-    fact!("paging: IA32_MTRRCAP: whether WC is a type"; "{}", capability >> 10 & 1);
-    let default = control::read_msr(IA32_MTRR_DEF_TYPE).or_zero();
-    fact!("paging: IA32_MTRR_DEF_TYPE: E"; "{}", default >> 11 & 1);
-    let kinds = (0..256)
-        .filter(|kind| control::write_msr(IA32_MTRR_DEF_TYPE, default & !0xff | kind).fine());
-    let kinds = kinds.fold([0u64; 4], |mut mask, kind| {
-        if let Some(word) = mask.get_mut(kind as usize / 64) {
-            *word |= 1 << (kind % 64);
-        }
-        mask
-    });
-    control::write_msr(IA32_MTRR_DEF_TYPE, default);
-    fact!("paging: types that IA32_MTRR_DEF_TYPE takes"; "{kinds:x?}");
-    let bits =
-        refused(|bit| bit < 0x100 || control::write_msr(IA32_MTRR_DEF_TYPE, default ^ bit).fine());
-    control::write_msr(IA32_MTRR_DEF_TYPE, default);
-    fact!("paging: bits 8 to 63 that IA32_MTRR_DEF_TYPE refuses"; "{bits:#x}");
-    fact!("paging: IA32_MTRRCAP written"; "{}", control::write_msr(IA32_MTRRCAP, capability));
 }

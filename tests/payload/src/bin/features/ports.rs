@@ -4,11 +4,14 @@
 //! The port is the mask of the second 8259, which keeps what is written and reads it back; the first 8259's mask keeps all
 //! of it from the CPU.
 
+mod device;
+mod permissions;
+
 use core::fmt;
 
 use payload::fact;
 
-use crate::pages::{self, ALL, HOLE, PRESENT, REGISTERS, TARGET, USER};
+use crate::pages::{self, ALL, HOLE, PRESENT, TARGET, USER};
 use crate::trial::{self, Mode, Outcome, Registers};
 
 const MASK: u64 = 0xa1;
@@ -30,9 +33,9 @@ pub(crate) fn all() {
     small_addresses();
     faults();
     steps();
-    permissions();
-    registers();
-    register_pages();
+    permissions::all();
+    device::registers();
+    device::register_pages();
     hold(0xff);
 }
 
@@ -282,130 +285,4 @@ fn steps() {
             fact!("ports: a step of {name}, RCX={count}"; "{}", string(Mode::Kernel, code, count, pages::at(TARGET), TRAP));
         }
     }
-}
-
-/// IOPL and the TSS's bits.
-fn permissions() {
-    const IN: &[u8] = &[0xec];
-    const INS: [(&str, &[u8]); 3] =
-        [("byte", &[0xec]), ("word", &[0x66, 0xed]), ("doubleword", &[0xed])];
-    let at = |port: u64, code: &[u8], flags: u64| {
-        trial::run(
-            Mode::User,
-            code,
-            Registers {
-                rdx: port,
-                rdi: pages::at(TARGET),
-                rsi: pages::at(TARGET),
-                rcx: 2,
-                flags,
-                ..Registers::default()
-            },
-        )
-    };
-    for level in 0..4 {
-        trial::permit(false, 104);
-        fact!("ports: CPL 3, IOPL {level}, no port permitted: IN, OUT, INSB, REP OUTSB, CLI, STI"; "{}, {}, {}, {}, {}, {}",
-            at(MASK, IN, level << 12), at(MASK, &[0xee], level << 12), at(MASK, INSB, level << 12),
-            at(MASK, REP_OUTSB, level << 12), at(0, &[0xfa], level << 12), at(0, &[0xfb, 0xfa], level << 12));
-    }
-    for port in [MASK - 3, MASK - 1, MASK, MASK + 1] {
-        trial::permit(true, 104);
-        trial::permit_port(MASK as u16, false);
-        let [byte, word, double] = INS.map(|(_, code)| at(port, code, 0));
-        fact!("ports: CPL 3, all but {MASK:#x} permitted: byte, word, doubleword at {port:#x}"; "{byte}, {word}, {double}");
-        trial::permit(false, 104);
-        (0..2).for_each(|next| trial::permit_port((MASK + next) as u16, true));
-        let [byte, word, double] = INS.map(|(_, code)| at(port, code, 0));
-        fact!("ports: CPL 3, {MASK:#x} and the next permitted: byte, word, doubleword at {port:#x}"; "{byte}, {word}, {double}");
-    }
-    trial::permit(true, 104);
-    let [byte, word, double] = INS.map(|(_, code)| at(0xffff, code, 0));
-    fact!("ports: CPL 3, all permitted: byte, word, doubleword at 0xffff"; "{byte}, {word}, {double}");
-    fact!("ports: CPL 3, all permitted: REP INSB in no page"; "{}", string(Mode::User, REP_INSB, 2, pages::at(HOLE), 0));
-    // From here on the TSS ends before the port's bit.
-    for offset in [104 + 8192 - 20, 104 + 8192, 104 + 8193, 0xffff] {
-        trial::permit(true, offset);
-        fact!("ports: CPL 3, the bits at {offset:#x}: IN of {MASK:#x}"; "{}", at(MASK, IN, 0));
-    }
-    trial::permit(true, 104);
-    for (name, code) in [("POPF", &[0x68, 0x02, 0x32, 0, 0, 0x9d][..]), ("PUSHF", &[0x9c, 0x58])] {
-        let seen = trial::user(code, 0);
-        fact!("ports: CPL 3, {name} of IF and IOPL"; "{seen}, {:#x}, {:#x}", seen.after.flags & 0x3200, seen.after.rax & 0x3200);
-    }
-}
-
-fn register(code: &[u8], rax: u64, address: u64) -> Outcome {
-    let registers =
-        Registers { rdi: address, rsi: address, rax, rcx: 2, flags: 0x8d5, ..Registers::default() };
-    trial::run(Mode::User, code, registers)
-}
-
-/// The I/O APIC's index register, from CPL 3 and by addresses of every kind.
-fn registers() {
-    let at = pages::at(REGISTERS);
-    let user = register;
-    fact!("ports: a device's register written at CPL 3"; "{}", user(&[0x89, 0x07], 0x15, at));
-    let seen = user(&[0x8b, 0x07], 0, at);
-    fact!("ports: and read"; "{seen}, {:#x}, {:#x}", seen.after.rax, seen.after.flags & 0xcd5);
-    for (name, code) in [
-        ("ADD EAX, [RDI]", &[0x03, 0x07][..]),
-        ("CMP [RDI], EAX", &[0x39, 0x07]),
-        ("TEST [RDI], EAX", &[0x85, 0x07]),
-        ("LODSD", &[0xad]),
-        ("XCHG [RDI], EAX", &[0x87, 0x07]),
-        ("LOCK XADD [RDI], EAX", &[0xf0, 0x0f, 0xc1, 0x07]),
-        ("BT [RDI], EAX", &[0x0f, 0xa3, 0x07]),
-        ("MOVZX EAX, [RDI]", &[0x0f, 0xb6, 0x07]),
-        ("MOVSX RAX, [RDI]", &[0x48, 0x0f, 0xbe, 0x07]),
-        ("PUSH word [RDI]", &[0x66, 0xff, 0x37, 0x66, 0x58]),
-        ("CMOVNZ EAX, [RDI]", &[0x0f, 0x45, 0x07]),
-    ] {
-        user(&[0x89, 0x07], 0x15, at);
-        let seen = user(code, 3, at);
-        let left = user(&[0x8b, 0x07], 0, at).after.rax;
-        fact!("ports: a device's register by {name}"; "{seen}, {:#x}, {:#x}, {left:#x}", seen.after.rax & 0xffff_ffff, seen.after.flags & 0x8d5);
-    }
-}
-
-/// The same by FS, with other rights, in a step, and copied.
-fn register_pages() {
-    let at = pages::at(REGISTERS);
-    let user = register;
-    user(&[0x89, 0x07], 0x12, at);
-    crate::control::write_msr(0xc000_0100, at - 0x1000);
-    let seen = user(&[0x64, 0x8b, 0x07], 0, 0x1000);
-    fact!("ports: a device's register by FS"; "{seen}, {:#x}", seen.after.rax);
-    crate::control::write_msr(0xc000_0100, 0);
-    let entry = pages::page_entry(REGISTERS);
-    let usual = pages::read(entry);
-    for (name, rights) in
-        [("for reading", PRESENT | USER), ("of the supervisor", PRESENT | 2), ("not there", 0)]
-    {
-        pages::write(entry, usual & !7 | rights);
-        fact!("ports: a device's page {name}: CPL 3 reads, writes"; "{}, {}", user(&[0x8b, 0x07], 0, at), user(&[0x89, 0x07], 0, at));
-    }
-    pages::write(entry, usual & !(pages::ACCESSED | pages::DIRTY));
-    user(&[0x8b, 0x07], 0, at);
-    let read = pages::read(entry) >> 5 & 3;
-    user(&[0x89, 0x07], 0x12, at);
-    fact!("ports: A and D of a device's page, read, written"; "{read}, {}", pages::read(entry) >> 5 & 3);
-    let step = trial::run(
-        Mode::User,
-        &[0x8b, 0x07, 0x90],
-        Registers { rdi: at, flags: TRAP, ..Registers::default() },
-    );
-    fact!("ports: a step over a read of a device"; "{step}, {:#x}", step.after.rax);
-    // MOVSD and back: the second is in no page.
-    let copy = |from: u64, to: u64, count: u64| {
-        trial::run(
-            Mode::User,
-            &[0xf3, 0xa5],
-            Registers { rsi: from, rdi: to, rcx: count, ..Registers::default() },
-        )
-    };
-    fact!("ports: REP MOVSD from a device, once"; "{}", Left(copy(at, pages::at(TARGET), 1)));
-    fact!("ports: REP MOVSD from a device into no page"; "{}", Left(copy(at, pages::at(HOLE), 1)));
-    fact!("ports: REP MOVSD from no page to a device"; "{}", Left(copy(pages::at(HOLE), at, 1)));
-    hold(0xff);
 }

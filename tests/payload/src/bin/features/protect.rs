@@ -1,5 +1,8 @@
 //! What keeps supervisor code from user pages, and user code from the tables: SMEP, SMAP, CR0.WP, protection keys, UMIP.
 
+mod keys;
+mod user;
+
 use payload::fact;
 
 use crate::control::{self, cr0, cr4, has, set_cr0, set_cr4};
@@ -20,8 +23,8 @@ pub(crate) fn all() {
     supervisor("SMEP", control::HAS_SMEP, control::SMEP);
     supervisor("SMAP", control::HAS_SMAP, control::SMAP);
     implicit();
-    keys();
-    user_mode_instructions();
+    keys::all();
+    user::all();
 }
 
 /// An access of the target page.
@@ -200,123 +203,4 @@ fn implicit() {
     fact!("protect: flags after STAC, CLAC"; "{:#x}, {:#x}", stac.after.flags & 0x4_0cd5, clac.after.flags & 0x4_0cd5);
     set_cr4(before);
     trial::kernel(&[0x0f, 0x00, 0xd7], 0);
-}
-
-/// PKRU: which rights of which key, for whom.
-fn keys() {
-    const KEY: u64 = 5;
-    const READ_PKRU: &[u8] = &[0x0f, 0x01, 0xee];
-    const WRITE_PKRU: &[u8] = &[0x0f, 0x01, 0xef];
-    if !has(control::HAS_PKU) {
-        return;
-    }
-    let (control_0, control_4) = (cr0(), cr4());
-    let pkru = |code, rcx, rdx, rax| {
-        trial::run(Mode::Kernel, code, Registers { rax, rcx, rdx, ..Registers::default() })
-    };
-    let announced = || control::register(7, 0, 2) >> 4 & 1;
-    fact!("protect: PKE=0: CPUID's OSPKE, RDPKRU, WRPKRU"; "{}, {}, {}",
-        announced(), pkru(READ_PKRU, 0, 0, 0), pkru(WRITE_PKRU, 0, 0, 0));
-    set_cr4(control_4 | control::PKE);
-    fact!("protect: PKE=1: CPUID's OSPKE, RDPKRU, WRPKRU"; "{}, {}, {}",
-        announced(), pkru(READ_PKRU, 0, 0, 0), pkru(WRITE_PKRU, 0, 0, 0));
-    fact!("protect: RDPKRU with ECX=1, WRPKRU with ECX=1, with EDX=1"; "{}, {}, {}",
-        pkru(READ_PKRU, 1, 0, 0), pkru(WRITE_PKRU, 1, 0, 0), pkru(WRITE_PKRU, 0, 1, 0));
-    pkru(WRITE_PKRU, 0, 0, 0x5555_aa50);
-    fact!("protect: RDPKRU of what was written, EDX"; "{:#x}, {:#x}",
-        pkru(READ_PKRU, 0, 7, 0).after.rax, pkru(READ_PKRU, 0, 7, 0).after.rdx);
-    fact!("protect: RDPKRU at CPL 3"; "{}", trial::run(Mode::User, READ_PKRU, Registers::default()));
-    pages::map(TARGET, ALL | KEY << 59);
-    for rights in 0..4 {
-        pkru(WRITE_PKRU, 0, 0, rights << (2 * KEY));
-        for protect in [0, control::WP] {
-            set_cr0(control_0 & !control::WP | protect);
-            for (mode, level) in [(Mode::Kernel, 0), (Mode::User, 3)] {
-                let [read, write, fetch] = KINDS.map(|(_, code)| access(mode, code, 0));
-                fact!("protect: PKRU {rights:#b} WP={} CPL {level}: read, write, fetch", u8::from(protect != 0);
-                    "{read}, {write}, {fetch}");
-            }
-        }
-    }
-    set_cr0(control_0);
-    pkru(WRITE_PKRU, 0, 0, !(3 << (2 * KEY)) & !0xf & 0xffff_ffff);
-    fact!("protect: PKRU against all other keys, CPL 3 reads"; "{}", access(Mode::User, READ, 0));
-    pkru(WRITE_PKRU, 0, 0, 3 << (2 * KEY));
-    pages::map(TARGET, PRESENT | WRITE | KEY << 59);
-    fact!("protect: PKRU against a supervisor's page, CPL 0 reads"; "{}", access(Mode::Kernel, READ, 0));
-    pages::map(TARGET, KEY << 59);
-    fact!("protect: PKRU against a page that is not there, CPL 0 reads"; "{}", access(Mode::Kernel, READ, 0));
-    set_cr4(control_4);
-    pages::map(TARGET, ALL | KEY << 59);
-    fact!("protect: PKE=0, a key that has no rights, CPL 3 reads"; "{}", access(Mode::User, READ, 0));
-    set_cr4(control_4 | control::PKE);
-    pkru(WRITE_PKRU, 0, 0, 0);
-    set_cr4(control_4);
-    pages::map(TARGET, ALL);
-}
-
-/// SGDT, SIDT, SLDT, STR and SMSW from CPL 3.
-fn user_mode_instructions() {
-    const CODES: [(&str, &[u8]); 8] = [
-        ("SGDT", &[0x0f, 0x01, 0x07]),
-        ("SIDT", &[0x0f, 0x01, 0x0f]),
-        ("SLDT to memory", &[0x0f, 0x00, 0x07]),
-        ("SLDT to a register", &[0x0f, 0x00, 0xc0]),
-        ("STR to memory", &[0x0f, 0x00, 0x0f]),
-        ("STR to a register", &[0x0f, 0x00, 0xc8]),
-        ("SMSW to memory", &[0x0f, 0x01, 0x27]),
-        ("SMSW to a register", &[0x48, 0x0f, 0x01, 0xe0]),
-    ];
-    let before = cr4();
-    for on in [false, true] {
-        if on && !has(control::HAS_UMIP) {
-            break;
-        }
-        set_cr4(if on { before | control::UMIP } else { before });
-        for (name, code) in CODES {
-            let seen = [(Mode::Kernel, 0), (Mode::User, 3)].map(|(mode, _)| access(mode, code, 0));
-            let [kernel, user] = seen;
-            fact!("protect: UMIP={}: {name} at CPL 0, 3", u8::from(on); "{kernel}, {user}");
-        }
-        pages::map(TARGET, PRESENT | USER);
-        fact!("protect: UMIP={}: SIDT at CPL 3 to a page for reading", u8::from(on);
-            "{}", access(Mode::User, &[0x0f, 0x01, 0x0f], 0));
-        pages::map(TARGET, ALL);
-    }
-    set_cr4(before);
-    let registers = Registers { rdi: pages::at(TARGET), ..Registers::default() };
-    let word = |at: usize| {
-        // SAFETY: the target's data.
-        unsafe { pages::data(TARGET).wrapping_add(at).cast::<u16>().read_unaligned() }
-    };
-    trial::run(Mode::User, &[0x0f, 0x01, 0x07], registers);
-    let global = word(0);
-    trial::run(Mode::User, &[0x0f, 0x01, 0x0f], registers);
-    fact!("protect: the limits that CPL 3 reads"; "{global:#x}, {:#x}", word(0));
-    let [task, local, status] =
-        [&[0x0f, 0x00, 0xc8][..], &[0x0f, 0x00, 0xc0], &[0x48, 0x0f, 0x01, 0xe0]]
-            .map(|code| trial::user(code, 0).after.rax);
-    fact!("protect: TR, LDTR and CR0 that CPL 3 reads"; "{task:#x}, {local:#x}, {status:#x}");
-    for (name, code) in [
-        ("LGDT", &[0x0f, 0x01, 0x17][..]),
-        ("LIDT", &[0x0f, 0x01, 0x1f]),
-        ("LLDT", &[0x0f, 0x00, 0xd0]),
-        ("LTR", &[0x0f, 0x00, 0xd8]),
-        ("LMSW", &[0x0f, 0x01, 0xf0]),
-        ("CLTS", &[0x0f, 0x06]),
-        ("HLT", &[0xf4]),
-        ("INVD", &[0x0f, 0x08]),
-        ("WBINVD", &[0x0f, 0x09]),
-        ("INVLPG", &[0x0f, 0x01, 0x3f]),
-        ("RDMSR", &[0x0f, 0x32]),
-        ("WRMSR", &[0x0f, 0x30]),
-        ("SWAPGS", &[0x0f, 0x01, 0xf8]),
-        ("MOV DR7", &[0x0f, 0x21, 0xf8]),
-        ("MONITOR", &[0x0f, 0x01, 0xc8]),
-        ("VMCALL", &[0x0f, 0x01, 0xc1]),
-        ("VMMCALL", &[0x0f, 0x01, 0xd9]),
-        ("RDPMC", &[0x0f, 0x33]),
-    ] {
-        fact!("protect: {name} at CPL 3"; "{}", trial::user(code, pages::at(TARGET)));
-    }
 }
