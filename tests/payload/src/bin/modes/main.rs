@@ -5,6 +5,8 @@
 #![no_std]
 #![no_main]
 
+mod delivery;
+mod long;
 mod low;
 mod real;
 mod sixteen;
@@ -28,6 +30,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     real::all();
     sixteen::all();
     virtual_8086::all();
+    delivery::all();
     say!("done");
     power_off()
 }
