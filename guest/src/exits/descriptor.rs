@@ -7,7 +7,8 @@
 //!
 //! The shadow covers the pages of the IDT at that moment or, later, at LIDT. If the guest then maps other pages at the
 //! same linear address, the CPU uses the guest's own table, without closed gates, until the next LIDT. The same holds if
-//! the guest loads its IDT before it switches to protected mode. DMA to a page of the IDT reaches only the real page.
+//! the guest loads its IDT before it switches to protected mode. A table for real mode has no gates, and a guest on its way
+//! there loads it while it still is in protected mode: it is known by being where real mode has it. DMA to a page of the IDT reaches only the real page.
 
 use arch::address::PAGE_SIZE;
 use arch::gate::GateFormat;
@@ -22,6 +23,9 @@ use insn::{Access, Instruction, Operation, PseudoDescriptor};
 use super::access::{self, Refused};
 use super::system_segment;
 use crate::vm::{Context, Next, Platform};
+
+/// Where real mode has its table after a reset.
+const REAL_MODE: DescriptorTable = DescriptorTable { base: Gva::new(0), limit: 0x3ff };
 
 impl<P: Platform> Context<'_, P> {
     /// An intercepted LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR.
@@ -97,7 +101,7 @@ impl<P: Platform> Context<'_, P> {
     /// exceptions.
     fn load_idt(&mut self, table: DescriptorTable) {
         self.cpu.idt_limit = None;
-        match self.gate_format() {
+        match self.gate_format(table) {
             Some(format) if !self.vm.interrupted => {
                 self.cpu.idt_limit = Some(table.limit);
                 let limit = table.limit.min(32 * format.size() as u16 - 1);
@@ -123,16 +127,16 @@ impl<P: Platform> Context<'_, P> {
         true
     }
 
-    /// `None` in real mode.
-    fn gate_format(&self) -> Option<GateFormat> {
+    /// `None` in real mode, and on the way there.
+    fn gate_format(&self, table: DescriptorTable) -> Option<GateFormat> {
         let long = self.vcpu.efer() & Efer::LMA.bits() != 0;
         let format = if long { GateFormat::Bits64 } else { GateFormat::Bits32 };
-        (self.vcpu.cr0() & Cr0::PE.bits() != 0).then_some(format)
+        (self.vcpu.cr0() & Cr0::PE.bits() != 0 && table != REAL_MODE).then_some(format)
     }
 
     /// The shadow of `table`. A real-mode table has no present bits and is left as it is.
     pub(super) fn shadow_of(&self, table: DescriptorTable) -> Option<ShadowIdt> {
-        let format = self.gate_format()?;
+        let format = self.gate_format(table)?;
         let first = table.base.page();
         let pages = [first, first.wrapping_add(PAGE_SIZE)].map(|page| self.page_behind(page));
         Some(ShadowIdt::new(table, format, pages))

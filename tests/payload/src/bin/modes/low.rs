@@ -59,6 +59,7 @@ const GDT: u16 = 0x200;
 const TSS: u16 = 0x400;
 const CODE: u16 = 0x1000;
 pub(crate) const BODIES: u16 = 0x4000;
+const END_OF_BODIES: u16 = 0x8000;
 const NOTES: u16 = 0xa000;
 const END_OF_NOTES: u16 = 0xc000;
 
@@ -198,7 +199,7 @@ impl Group {
         let [begin, end] = self.code;
         let length = end as usize - begin as usize;
         assert!(
-            BODIES as usize + length <= NOTES as usize,
+            BODIES as usize + length <= END_OF_BODIES as usize,
             "the code of {} is too long",
             self.name
         );

@@ -575,6 +575,14 @@ crate::trials!(
     "nop",
     "cli",
     "end_it",
+    // The table was loaded in protected mode, as on any way to real mode; INT3 lies at 8000, and at 0.
+    "trial \"a vector whose handler lies at 8000\"",
+    "mov fs, ax",
+    "mov word ptr fs:[0x104], 0x8000",
+    "mov byte ptr [0x8000], 0xcc",
+    "mov eax, fs:[0x104]",
+    "tell",
+    "int 0x41",
     // ------ beyond 1 MiB
     "trial \"FFFF:0010 is not 0000:0000\"",
     "push 0xffff",

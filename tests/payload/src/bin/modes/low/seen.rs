@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{BODIES, END_OF_NOTES, SEGMENT, get};
+use super::{BODIES, END_OF_BODIES, SEGMENT, get};
 
 /// What a note begins with: a value; an event with a 16-bit frame; one with a 32-bit frame.
 pub(crate) const VALUE: u32 = 0x5600_0000;
@@ -21,7 +21,7 @@ pub(crate) struct Seen {
 impl Seen {
     /// An instruction pointer: from the code's begin where it is in it.
     fn place(&self, code_segment: u32, at: u32) -> (u32, u32) {
-        let own = u32::from(BODIES)..u32::from(END_OF_NOTES);
+        let own = u32::from(BODIES)..u32::from(END_OF_BODIES);
         let near = code_segment != 0 && own.contains(&at);
         (code_segment, if near { at.wrapping_sub(self.body.into()) } else { at })
     }
