@@ -110,9 +110,9 @@ impl Page {
         format!(
             "# As on bare metal\n\n`make fidelity` generates this page. Three small programs print one line for each fact: \
              `fidelity` of the CPU and its local APIC, `modes` of its modes and deliveries, `features` of what CPUID \
-             announces, of memory and of ports. They run on the bare machine, booted by multiboot, and as guests of Nexit in each mode, and the lines are \
-             compared. `tests/fidelity/differences.toml` lists the permitted differences, with reasons. All machines are \
-             emulated, including the bare machine. `nested` is KVM in Linux in Bochs 3; its bare machine is KVM's \
+             announces, of memory and of ports. They run on the bare machine, booted by multiboot, and as guests of Nexit \
+             in each mode, and the lines are compared. `tests/fidelity/differences.toml` lists the permitted differences, \
+             with reasons. All machines are emulated, including the bare machine. `nested` is KVM in Linux in Bochs 3; its bare machine is KVM's \
              guest.\n\n\
              Each group of facts is a module of `tests/payload/src/bin/fidelity`, `…/modes` or `…/features` that its `main.rs` \
              calls.\n\n\

@@ -282,7 +282,7 @@ fn compatibility() {
             ("BOUND of FFFFFFFF", &[0x83, 0xc8, 0xff, 0xbe, 0, 8, 4, 0, 0x62, 0x06]),
             ("DAA", &[0x27]),
             ("#GP", &GP),
-            ("a read at 4 GiB less 1", &[0xa1, 0xff, 0xff, 0xff, 0xff]),
+            ("a read at 4 GiB less 4", &[0xa1, 0xfc, 0xff, 0xff, 0xff]),
             ("LES of a null selector", &[0xbe, 0, 8, 4, 0, 0xc4, 0x06]),
             ("SYSCALL", &[0x0f, 0x05]),
             ("SYSENTER", &[0x0f, 0x34]),
