@@ -7,8 +7,10 @@
 //!
 //! The shadow covers the pages of the IDT at that moment or, later, at LIDT. If the guest then maps other pages at the
 //! same linear address, the CPU uses the guest's own table, without closed gates, until the next LIDT. The same holds if
-//! the guest loads its IDT before it switches to protected mode. A table for real mode has no gates, and a guest on its way
-//! there loads it while it still is in protected mode: it is known by being where real mode has it. DMA to a page of the IDT reaches only the real page.
+//! the guest loads its IDT before it switches to protected mode. DMA to a page of the IDT reaches only the real page.
+//!
+//! A table for real mode has no gates, and a guest on its way there loads it while it still is in protected mode: it is
+//! known by its place (decision 0071).
 
 use arch::address::PAGE_SIZE;
 use arch::gate::GateFormat;

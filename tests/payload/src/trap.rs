@@ -13,6 +13,93 @@ pub const CODE_SEGMENT: u64 = 8;
 /// The limit of a whole table.
 pub const LIMIT: u16 = 0xfff;
 
+/// What a stub of [`stubs!`](crate::stubs) leaves on the stack.
+#[repr(C)]
+pub struct Frame {
+    /// R15 to R8, RDI, RSI, RBP, RBX, RDX, RCX, RAX.
+    pub registers: [u64; 15],
+    pub vector: u64,
+    /// 0 where the vector has none.
+    pub error: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+impl Frame {
+    /// Goes on in the payload's own code, at `rip` with this stack, interrupts off.
+    pub fn go_on(&mut self, rip: *const (), rsp: u64) {
+        (self.rip, self.cs, self.rflags) = (rip as u64, CODE_SEGMENT, 2);
+        (self.rsp, self.ss) = (rsp, 16);
+    }
+}
+
+/// 256 stubs of 16 bytes at `NAME_stubs`. Each calls an `extern "C" fn(&mut Frame)` and returns to where the frame says
+/// then, by IRET.
+#[macro_export]
+macro_rules! stubs {
+    ($name:literal, $caught:path) => {
+        core::arch::global_asm!(
+            ".balign 16",
+            concat!(".global ", $name, "_stubs"),
+            concat!($name, "_stubs:"),
+            ".set stub_vector, 0",
+            ".rept 256",
+            ".balign 16",
+            ".if (stub_vector != 8) && (stub_vector != 17) && (stub_vector != 21) && ((stub_vector < 10) || (stub_vector > 14))",
+            ".byte 0x6a, 0",
+            ".endif",
+            ".byte 0x68",
+            ".long stub_vector",
+            concat!("jmp ", $name, "_common"),
+            ".set stub_vector, stub_vector + 1",
+            ".endr",
+            concat!($name, "_common:"),
+            "push rax",
+            "push rcx",
+            "push rdx",
+            "push rbx",
+            "push rbp",
+            "push rsi",
+            "push rdi",
+            "push r8",
+            "push r9",
+            "push r10",
+            "push r11",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "mov rdi, rsp",
+            "mov rbx, rsp",
+            "and rsp, -16",
+            "cld",
+            "call {caught}",
+            "mov rsp, rbx",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop r11",
+            "pop r10",
+            "pop r9",
+            "pop r8",
+            "pop rdi",
+            "pop rsi",
+            "pop rbp",
+            "pop rbx",
+            "pop rdx",
+            "pop rcx",
+            "pop rax",
+            "add rsp, 16",
+            "iretq",
+            caught = sym $caught,
+        );
+    };
+}
+
 /// A handler for all faults of a payload.
 pub trait Faults {
     /// Handles a fault; `error_code` is 0 if the vector has none.

@@ -5,78 +5,13 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub(crate) use payload::trap::Frame;
 use payload::trap::{INTERRUPT_GATE, LIMIT, Table};
 
-/// What the stub of a vector leaves on the stack.
-#[repr(C)]
-pub(crate) struct Frame {
-    registers: [u64; 15],
-    pub(crate) vector: u64,
-    pub(crate) error: u64,
-    pub(crate) rip: u64,
-    pub(crate) cs: u64,
-    pub(crate) rflags: u64,
-    pub(crate) rsp: u64,
-    pub(crate) ss: u64,
-}
+payload::stubs!("fidelity", trapped);
 
-// 256 stubs of 16 bytes. `fidelity_run`: RDI = code, RSI = its argument; an exception in it comes back by
-// `fidelity_resume`.
+// RDI = code, RSI = its argument; an exception in it comes back by `fidelity_resume`.
 global_asm!(
-    ".balign 16",
-    "fidelity_stubs:",
-    ".set fidelity_vector, 0",
-    ".rept 256",
-    ".balign 16",
-    ".if (fidelity_vector != 8) && (fidelity_vector != 17) && (fidelity_vector != 21) && ((fidelity_vector < 10) || (fidelity_vector > 14))",
-    ".byte 0x6a, 0",
-    ".endif",
-    ".byte 0x68",
-    ".long fidelity_vector",
-    "jmp fidelity_common",
-    ".set fidelity_vector, fidelity_vector + 1",
-    ".endr",
-    "fidelity_common:",
-    "push rax",
-    "push rcx",
-    "push rdx",
-    "push rbx",
-    "push rbp",
-    "push rsi",
-    "push rdi",
-    "push r8",
-    "push r9",
-    "push r10",
-    "push r11",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "mov rdi, rsp",
-    "mov rbx, rsp",
-    "and rsp, -16",
-    "cld",
-    "call {trapped}",
-    "mov rsp, rbx",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop r11",
-    "pop r10",
-    "pop r9",
-    "pop r8",
-    "pop rdi",
-    "pop rsi",
-    "pop rbp",
-    "pop rbx",
-    "pop rdx",
-    "pop rcx",
-    "pop rax",
-    "add rsp, 16",
-    ".global fidelity_iret",
-    "fidelity_iret:",
-    "iretq",
     "fidelity_run:",
     "push rbx",
     "push rbp",
@@ -99,7 +34,6 @@ global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
-    trapped = sym trapped,
     stack = sym STACK,
 );
 
@@ -162,9 +96,7 @@ extern "C" fn trapped(frame: &mut Frame) {
             let Frame { vector, error, rflags, .. } = *frame;
             // SAFETY: one CPU, and nobody reads it now.
             unsafe { *SEEN.0.get() = Some(Seen { vector, error, rflags, offset }) };
-            frame.rip = fidelity_resume as *const () as u64;
-            (frame.cs, frame.ss, frame.rflags) = (8, 16, 2);
-            frame.rsp = STACK.load(Ordering::Relaxed);
+            frame.go_on(fidelity_resume as *const (), STACK.load(Ordering::Relaxed));
         }
     }
 }

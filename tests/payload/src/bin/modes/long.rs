@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::msr::IA32_X2APIC_EOI;
 use cpu::instructions::write_msr;
+use payload::trap::Frame;
 
 use window::{CODE, GATES, MAIN, Window};
 
@@ -32,91 +33,16 @@ const SYSTEM_CALL: u8 = 0xf0;
 const KEPT: u64 = 0x7_4300;
 pub(crate) const SELF_IPI: u32 = 0x83f;
 
-/// What a stub leaves on the stack.
-#[repr(C)]
-struct Frame {
-    registers: [u64; 15],
-    vector: u64,
-    error: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
-}
+payload::stubs!("long", caught);
 
-// 256 stubs of 16 bytes. `long_run`: RDI = RIP, CS, RFLAGS, RSP, SS for IRETQ, RSI = what DS, ES and RAX get.
+// `long_run`: RDI = RIP, CS, RFLAGS, RSP, SS for IRETQ, RSI = what DS, ES and RAX get.
 global_asm!(
-    ".balign 16",
-    ".global long_stubs",
-    "long_stubs:",
-    ".set long_vector, 0",
-    ".rept 256",
-    ".balign 16",
-    ".if (long_vector != 8) && (long_vector != 17) && ((long_vector < 10) || (long_vector > 14))",
-    ".byte 0x6a, 0",
-    ".endif",
-    ".byte 0x68",
-    ".long long_vector",
-    "jmp long_common",
-    ".set long_vector, long_vector + 1",
-    ".endr",
-    "long_common:",
-    "push rax",
-    "push rcx",
-    "push rdx",
-    "push rbx",
-    "push rbp",
-    "push rsi",
-    "push rdi",
-    "push r8",
-    "push r9",
-    "push r10",
-    "push r11",
-    "push r12",
-    "push r13",
-    "push r14",
-    "push r15",
-    "mov rdi, rsp",
-    "mov rbx, rsp",
-    "and rsp, -16",
-    "cld",
-    "call {caught}",
-    "test eax, eax",
-    "jnz 2f",
-    "mov rsp, rbx",
-    "pop r15",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop r11",
-    "pop r10",
-    "pop r9",
-    "pop r8",
-    "pop rdi",
-    "pop rsi",
-    "pop rbp",
-    "pop rbx",
-    "pop rdx",
-    "pop rcx",
-    "pop rax",
-    "add rsp, 16",
-    "iretq",
-    "2: mov eax, 16",
-    "mov ss, eax",
-    "mov rsp, [rip + {stack}]",
+    ".global long_resume",
+    "long_resume:",
+    "mov eax, 16",
     "mov ds, eax",
     "mov es, eax",
-    // By IRET: it ends the blocking of NMIs, too.
-    "mov rcx, rsp",
-    "push rax",
-    "push rcx",
-    "push 2",
-    "push 8",
-    "lea rcx, [rip + 3f]",
-    "push rcx",
-    "iretq",
-    "3: pop r15",
+    "pop r15",
     "pop r14",
     "pop r13",
     "pop r12",
@@ -148,11 +74,11 @@ global_asm!(
     ".global long_system_call",
     "long_system_call:",
     "int 0xf0",
-    caught = sym caught,
     stack = sym STACK,
 );
 
 unsafe extern "C" {
+    fn long_resume();
     fn long_run(frame: &[u64; 5], data: u64);
     pub(crate) fn long_stubs();
     pub(crate) fn long_system_call();
@@ -197,8 +123,8 @@ const NOTHING: Note = Note {
     registers: [0; 2],
 };
 
-/// Writes down what came; whether the trial is over.
-extern "C" fn caught(frame: &Frame) -> u32 {
+/// Writes down what came, and returns to the trial or ends it.
+extern "C" fn caught(frame: &mut Frame) {
     let vector = frame.vector as u8;
     let (cs, flags, cr2): (u64, u64, u64);
     // SAFETY: reads.
@@ -228,7 +154,9 @@ extern "C" fn caught(frame: &Frame) -> u32 {
         // SAFETY: it does not return.
         unsafe { asm!("int 0xff") };
     }
-    u32::from(returns == 0 || vector == END)
+    if returns == 0 || vector == END {
+        frame.go_on(long_resume as *const (), STACK.load(Ordering::Relaxed));
+    }
 }
 
 /// A piece of code, and with what it runs.
