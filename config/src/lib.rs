@@ -78,6 +78,8 @@ pub struct GuestConfig {
     pub cmdline: String,
     /// `modules`: further boot modules of a multiboot kernel, behind the initrd.
     pub modules: Vec<ModuleConfig>,
+    /// `symbols`: file name of a System.map, for names in the monitor.
+    pub symbols: Option<String>,
     /// `devices` and `except`: the PCI functions that the guest alone owns. [`Config::functions`]
     /// resolves them on a machine.
     pub devices: Devices,

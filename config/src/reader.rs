@@ -16,8 +16,8 @@ use crate::{
 };
 
 const TOP_KEYS: &str = "[[guest]], [[shared]], console, probe, share_cores and unsafe_no_iommu";
-const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, devices, except, \
-                          interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
+const GUEST_KEYS: &str = "name, cpus, memory, kernel, initrd, cmdline, modules, symbols, devices, \
+                          except, interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
                           unsafe_no_iommu";
 const TAKES_GUESTS: &str = "a list of tables, each under a line [[guest]]";
 const TAKES_FLAG: &str = "true or false";
@@ -139,6 +139,7 @@ impl Reader {
             initrd: table.get("initrd").map(|v| self.file_name("initrd", v)).transpose()?,
             cmdline: table.get("cmdline").map_or(Ok(String::new()), |v| self.cmdline(v))?,
             modules: table.get("modules").map_or(Ok(Vec::new()), |v| self.modules(v))?,
+            symbols: table.get("symbols").map(|v| self.file_name("symbols", v)).transpose()?,
             devices: self.devices(table.get("devices"), table.get("except"))?,
             interrupts: table
                 .get("interrupts")

@@ -26,6 +26,7 @@ fn linux() -> GuestConfig {
         initrd: Some("initrd.img".into()),
         cmdline: "console=ttyS0".into(),
         modules: vec![],
+        symbols: None,
         devices: Devices::Listed(vec![Bdf::new(0, 4, 0)]),
         interrupts: InterruptMode::Exitless,
         io_ports: vec![],
@@ -246,6 +247,12 @@ fn what_follows_a_crash_and_a_reboot_is_read() {
 }
 
 #[test]
+fn a_list_of_symbols_is_a_file() {
+    let text = format!("{LINUX}symbols = \"boot/System.map\"\n");
+    assert_eq!(parse(&text).unwrap().guests[0].symbols.as_deref(), Some("boot/System.map"));
+}
+
+#[test]
 fn a_module_is_a_file_and_the_words_behind_it() {
     let text = format!("{LINUX}modules = [\"a/one.bin\", \" two  x  y=1 \"]\n");
     let module = |file: &str, args: &str| ModuleConfig { file: file.into(), args: args.into() };
@@ -289,7 +296,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "kernel =",
         "kernl =",
         "line 5: unknown key \"kernl\" in [[guest]]: the keys are name, cpus, memory, kernel, \
-         initrd, cmdline, modules, devices, except, interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
+         initrd, cmdline, modules, symbols, devices, except, interrupts, io_ports, intx, uart, gdb, pit, on_crash, on_reboot, \
          unsafe_no_iommu",
     ),
     ("[[guest]]", "guests = 1\n[[guest]]", "line 1: unknown key \"guests\" in the file"),
@@ -454,6 +461,9 @@ fn write(config: &Config) -> String {
             guest.memory >> 10,
             guest.kernel
         );
+        if let Some(symbols) = &guest.symbols {
+            text += &format!("symbols = {symbols:?}\n");
+        }
         if let Some(initrd) = &guest.initrd {
             text += &format!("initrd = {initrd:?}\n");
         }
@@ -497,6 +507,7 @@ fn guest(index: u8) -> impl Strategy<Value = GuestConfig> {
                     cpus: cpus.into_iter().map(|cpu| cpu + 100 * u32::from(index)).collect(),
                     memory: units * MEMORY_UNIT,
                     kernel,
+                    symbols: initrd.clone(),
                     initrd,
                     cmdline,
                     modules: modules

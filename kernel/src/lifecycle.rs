@@ -218,6 +218,10 @@ impl<B: Backend> GuestControl for Partition<B> {
         self.seen(gpa, bytes)
     }
 
+    fn symbols(&self) -> Option<&'static [u8]> {
+        self.symbols()
+    }
+
     fn granted(&self, vector: Vector) -> String {
         self.granted(vector)
     }

@@ -54,6 +54,8 @@ pub(crate) trait GuestControl: Sync {
     fn nested(&self, gpa: Gpa) -> Option<(Mapping, bool)>;
     /// Reads what its CPUs find there, if that is memory; `false` where it is not.
     fn seen(&self, gpa: Gpa, bytes: &mut [u8]) -> bool;
+    /// The file with the names of its functions.
+    fn symbols(&self) -> Option<&'static [u8]>;
     /// Why a vector may reach it directly; empty where it may not.
     fn granted(&self, vector: Vector) -> alloc::string::String;
 }

@@ -181,6 +181,11 @@ impl<B: Backend> Partition<B> {
         &self.plan.guest.name
     }
 
+    /// The file with the names of its functions.
+    pub(crate) fn symbols(&self) -> Option<&'static [u8]> {
+        self.plan.files.symbols
+    }
+
     /// Whether a CPU that crashes waits for a gdb.
     pub(crate) fn waits_for_gdb(&self) -> bool {
         self.plan.guest.on_crash == config::Afterwards::Debug

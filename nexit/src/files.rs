@@ -33,7 +33,7 @@ impl Files {
         }
         for guest in &config.guests {
             let modules = guest.modules.iter().map(|module| &module.file);
-            for path in guest.initrd.iter().chain(modules) {
+            for path in guest.initrd.iter().chain(&guest.symbols).chain(modules) {
                 let entry = files.entry(path.clone());
                 entry.or_insert_with(|| find(&folder.join(path), false));
             }

@@ -97,7 +97,7 @@ pub(crate) fn place(path: &Path, refusal: &Refusal) -> String {
 
 /// Whether a file is not there.
 fn is_missing(found: &Files, config: &Config, refusal: &Refusal) -> bool {
-    matches!(refusal.key, "kernel" | "initrd" | "modules")
+    matches!(refusal.key, "kernel" | "initrd" | "modules" | "symbols")
         && named(config).any(|(guest, key, _, path)| {
             let about = plan::About::Guest(guest.name.clone());
             refusal.about == about && refusal.key == key && found.get(path).is_err()
@@ -111,7 +111,8 @@ fn named(config: &Config) -> impl Iterator<Item = (&GuestConfig, &'static str, u
         let initrd = guest.initrd.iter().map(move |path| (guest, "initrd", 0, path.as_str()));
         let modules = guest.modules.iter().enumerate();
         let modules = modules.map(move |(index, it)| (guest, "modules", index, it.file.as_str()));
-        kernel.into_iter().chain(initrd).chain(modules)
+        let symbols = guest.symbols.iter().map(move |path| (guest, "symbols", 0, path.as_str()));
+        kernel.into_iter().chain(initrd).chain(modules).chain(symbols)
     })
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn check(
     let before = refusals.len();
     let mut find = |key, index, path: &str| match files(key, path) {
         Ok(file) if file.size == 0 && key != "modules" => {
-            let or = if key == "initrd" { ", or remove initrd" } else { "" };
+            let or = if key == "kernel" { "".into() } else { format!(", or remove {key}") };
             let sentence = format!("{key} = \"{path}\": the file is empty: copy it again{or}");
             refusals.push(Refusal::guest(guest, key, sentence));
             None
@@ -46,6 +46,9 @@ pub(crate) fn check(
     };
     let kernel = find("kernel", 0, &guest.kernel);
     let initrd = guest.initrd.as_ref().and_then(|path| find("initrd", 0, path));
+    if let Some(path) = &guest.symbols {
+        find("symbols", 0, path);
+    }
     let mut modules = Vec::new();
     for (index, module) in guest.modules.iter().enumerate() {
         let size = find("modules", index, &module.file).map_or(0, |file| file.size);

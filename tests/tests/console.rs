@@ -36,7 +36,8 @@ fn gdb_over_the_one_line_stops_linux_at_a_symbol() {
 #[test]
 fn guests_and_the_monitor_share_a_terminal() {
     let folder = Folder::new("console");
-    let mut session = linux_at_its_shell(&folder, "");
+    let map = folder.write("System.map", symbols());
+    let mut session = linux_at_its_shell(&folder, &format!("symbols = \"{map}\"\n"));
     assert!(session.is_raw());
     session.keys("echo $((6 * 7))\r");
     session.see("linux: 42\n");
@@ -190,6 +191,32 @@ fn word_behind(answer: &str, what: &str) -> String {
 }
 
 /// Gates that were granted are the guest's own, the others are closed; VT-d has what the driver has asked for.
+/// Where a Linux' text is by its symbols.
+const TEXT: u64 = 0xffff_ffff_8100_0000;
+
+/// A list with a name each 32 KiB of a kernel's text: the address.
+fn symbols() -> String {
+    let at = |n: u64| TEXT + (n << 15);
+    let names = (0..1024).map(|n| format!("{:x} T at_{:x}\n", at(n), at(n)));
+    format!("{TEXT:x} T _text\n") + &names.collect::<String>()
+}
+
+/// RIP, or what is on the stack, has names, each moved as far as the text.
+fn addresses_have_names(session: &mut Session, text: u64) {
+    let registers = ask_a_cpu(session, "regs linux");
+    let hex = |word: &str| u64::from_str_radix(word, 16).unwrap_or_default();
+    let of_line = |line: &str| {
+        let (before, name) = line.split_once(" at_")?;
+        let (symbol, offset) = name.trim_end().split_once("+0x")?;
+        Some((hex(before.rsplit(' ').next()?), hex(symbol), hex(offset)))
+    };
+    let named: Vec<_> = registers.lines().filter_map(of_line).collect();
+    assert!(!named.is_empty(), "{registers}");
+    for (address, symbol, offset) in named {
+        assert_eq!(address - symbol - offset, text - TEXT, "{registers}");
+    }
+}
+
 fn looks_into_linux(session: &mut Session) {
     let gates = ask_a_cpu(session, "idt linux");
     has_row(&gates, &["linux, CPU 0: IDT at 0x", ": 256 gates"]);
@@ -200,6 +227,7 @@ fn looks_into_linux(session: &mut Session) {
     let text = number(&word_behind(&kaslr, "text is at "));
     let entry = number(&word_behind(&ask_a_cpu(session, "msr linux c0000082"), "IA32_LSTAR: "));
     assert!(text < entry && entry - text < 64 << 20, "{kaslr}");
+    addresses_have_names(session, text);
     let function = session.ask("vtd 00:04.0");
     has_row(&function, &["domain ", ": DMA goes through the table at 0x"]);
     has_row(&function, &["0x", "APIC 0", "fixed, edge", "00:04.0"]);

@@ -15,6 +15,7 @@ pub mod paging;
 pub mod registers;
 pub mod remapping;
 mod size;
+pub mod symbols;
 mod table;
 
 pub use size::Size;

@@ -90,6 +90,12 @@ pub const TARGETS: &[Target] = &[
     ),
     target("explain", text::explain, 1_000, "a log for `nexit explain`"),
     target(
+        "symbols",
+        text::symbols,
+        1_000,
+        "a list of symbols: each name is of the list, and near its address",
+    ),
+    target(
         "loader",
         loader::loader,
         4_000,
@@ -164,6 +170,7 @@ mod tests {
         monitor "monitor",
         machine_file "machine-file",
         explain "explain",
+        symbols "symbols",
         loader "loader",
         elf "elf",
         kernel "kernel",

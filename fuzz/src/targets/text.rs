@@ -2,6 +2,8 @@
 
 use capture::Capture;
 
+use crate::input::Input;
+
 pub(super) fn configuration(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     match config::parse(&text) {
@@ -42,4 +44,18 @@ pub(super) fn explain(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     assert!(explain::explain(&text).iter().all(|line| !line.is_empty()));
     let _ = (explain::controls(&text), explain::vmcb(&text));
+}
+
+/// A list, and addresses of which some are near its first symbol.
+pub(super) fn symbols(input: &[u8]) {
+    let mut input = Input(input);
+    let (text, offset) = (input.qword(), u64::from(input.word()));
+    let addresses = [text.wrapping_add(offset), input.qword()];
+    let list = input.bytes(usize::MAX);
+    let Some(symbols) = view::symbols::Symbols::new(list, text) else { return };
+    let lines = symbols.lines(text, 0x1000, &addresses);
+    assert!(lines.len() <= 1 + addresses.len());
+    for line in lines {
+        assert!(line.contains("+0x") && line.len() < 400, "{line}");
+    }
 }

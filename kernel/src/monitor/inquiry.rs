@@ -133,6 +133,6 @@ fn answer_of(
         Question::Gates => places::gates(&who, guest, &look.registers),
         Question::Msr(address) => [look.registers.msr_line(&who, address)].into(),
         Question::Kaslr => [places::kaslr(&who, guest, &look.registers)].into(),
-        Question::Registers | Question::Report => report::registers(&who, &look),
+        Question::Registers | Question::Report => report::registers(&who, guest, &look),
     }
 }

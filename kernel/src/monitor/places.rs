@@ -10,7 +10,7 @@ use arch::{Gpa, Gva, Vector};
 use view::gates::{Gate, GateBytes};
 use view::paging::{self, Backing};
 use view::registers::Snapshot;
-use view::{Lines, gates, hex};
+use view::{Lines, gates, hex, symbols};
 
 use super::GuestControl;
 
@@ -153,6 +153,18 @@ pub(super) fn stack(guest: &dyn GuestControl, cpu: &Snapshot) -> Lines {
     /// So many bytes of it.
     const BYTES: u64 = 128;
     indented(hex::dump(cpu.stack(), &linear_bytes(guest, cpu, cpu.stack(), BYTES))).collect()
+}
+
+/// Which functions RIP and the words on the stack are in, where the guest has a file with their names.
+pub(super) fn names(guest: &dyn GuestControl, cpu: &Snapshot) -> Lines {
+    /// So many bytes of the stack are looked at.
+    const BYTES: u64 = 1024;
+    let Some(list) = guest.symbols() else { return Lines::new() };
+    let bytes: Vec<u8> =
+        linear_bytes(guest, cpu, cpu.stack(), BYTES).into_iter().map_while(|byte| byte).collect();
+    let words: Vec<u64> =
+        bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    symbols::names(cpu, list, &Ram(guest), &words)
 }
 
 fn indented(lines: Lines) -> impl Iterator<Item = alloc::string::String> {

@@ -11,12 +11,13 @@ use crate::hardware::Hardware;
 use crate::vcpu_slot::Look;
 
 /// What a CPU holds.
-pub(super) fn registers(who: &str, look: &Look) -> Lines {
+pub(super) fn registers(who: &str, guest: &dyn GuestControl, look: &Look) -> Lines {
     if look.waiting {
         return [format!("{who}: waits for a start-up IPI")].into();
     }
     let mut lines = look.registers.lines(who);
     lines.extend(last_exits(&format!("{}", look.recent)));
+    lines.extend(places::names(guest, &look.registers));
     lines
 }
 
@@ -53,7 +54,7 @@ pub(super) fn report(
             part("registers", [format!("{who}: no answer")].into());
             continue;
         };
-        part("registers", registers(&who, &look));
+        part("registers", registers(&who, guest, &look));
         if !look.waiting {
             part("stack", places::stack(guest, &look.registers));
             part("code", places::walk(&who, guest, &look.registers, look.registers.code_address()));

@@ -26,6 +26,8 @@ pub(super) struct Files {
     kernel: &'static [u8],
     initrd: Option<&'static [u8]>,
     modules: Vec<&'static [u8]>,
+    /// For names in the monitor.
+    pub(super) symbols: Option<&'static [u8]>,
 }
 
 impl Files {
@@ -36,6 +38,7 @@ impl Files {
             kernel: file(&guest.kernel)?,
             initrd: guest.initrd.as_deref().map(file).transpose()?,
             modules: modules.collect::<Result<_, Refusal>>()?,
+            symbols: guest.symbols.as_deref().map(file).transpose()?,
         })
     }
 }
@@ -69,7 +72,7 @@ pub(super) fn load(
     files: &Files,
     pm_timer: Option<PortRange>,
 ) -> Result<(StartState, ApicStart), Refusal> {
-    let Files { kernel, initrd, modules } = files;
+    let Files { kernel, initrd, modules, .. } = files;
     let (kernel, initrd) = (*kernel, *initrd);
     let requests = modules.iter().zip(&guest.modules);
     let requests: Vec<ModuleRequest<'_>> = requests
