@@ -11,6 +11,7 @@
 #   make zoo                    the small guest on every machine of tests/zoo (six minutes)
 #   make fidelity               the same small guests bare and under Nexit: what they see otherwise (an hour, most of it nested KVM)
 #   make mutants                lines taken out, one at a time, and which test notices
+#   make models                 all orders in which CPUs see what they share
 #   make fuzz [TIME=3600]       any input to the parsers, state machines and the exit policy (docs/fuzzing.md)
 #   make iso                    a hybrid BIOS/UEFI image of CONFIG, to `dd` to a stick
 #   make stats                  five measures of the trusted code, size of the image
@@ -83,7 +84,7 @@ TIME     ?= 3600
 # What has the compiler count coverage, and compares, for libFuzzer.
 SANCOV   := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
 
-.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants fuzz check stats plugin bench growth setup clean
+.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants models fuzz check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -170,6 +171,10 @@ endurance: setup all demo payloads machines
 # Takes lines out, one at a time, and says which test notices: docs/mutants.md.
 mutants: setup all demo payloads
 	cargo run --quiet --locked -p nexit-tests --bin mutants -- --output docs/mutants.md
+
+# Every order in which CPUs can see each other's accesses to the words that they share without a lock.
+models:
+	RUSTFLAGS='--cfg loom' cargo test --locked -p guest -p eli -p mem --lib --target-dir target/loom model::
 
 # TIME seconds in all, each target its part; its counts go into docs/fuzzing.md. KEEP=1: and new inputs into the corpora.
 fuzz:

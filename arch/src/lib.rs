@@ -4,7 +4,7 @@
 //! crates (`cpu`, `vmx`, `svm`, `iommu`) implement them. Neither side ever names the other; the `kernel`
 //! crate joins them.
 //!
-//! * words: [`address`], [`interrupt`], [`vectors`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`]
+//! * words: [`address`], [`interrupt`], [`vectors`], [`bdf`], [`msr`], [`register`], [`segment`], [`gate`], [`bytes`], [`sync`]
 //! * contracts: [`vcpu::Vcpu`] (a virtual CPU on VT-x or AMD-V), [`VcpuSetup`] (what it is made of), [`ExitReason`] (why it stopped),
 //!   [`iommu::Iommu`] (DMA and interrupt remapping), [`machine::Machine`] (the physical machine as
 //!   one guest's policy may use it), [`machine::GuestMemory`] (the guest's RAM)
@@ -26,6 +26,7 @@ pub mod msr;
 pub mod register;
 pub mod segment;
 pub mod setup;
+pub mod sync;
 pub mod uart;
 pub mod vcpu;
 pub mod vectors;

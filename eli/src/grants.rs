@@ -4,9 +4,9 @@
 //! when its source is reprogrammed.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::Vector;
+use arch::sync::{AtomicU64, Ordering};
 
 /// What made a vector the guest's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +105,44 @@ impl SharedSet {
 
     fn clear(&self) {
         self.0.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    #[test]
+    fn model_of_two_cpus_that_grant_a_vector_at_once_one_derives_its_gate_and_both_reasons_stay() {
+        loom::model(|| {
+            let grants = Arc::new(Grants::new());
+            // Neighbours in a word, and the same vector for two reasons.
+            let whys = [(0x41, Reason::Device), (0x41, Reason::Ipi)].map(|(vector, why)| {
+                let grants = grants.clone();
+                thread::spawn(move || grants.grant(Vector(vector), why))
+            });
+            let neighbour = grants.grant(Vector(0x42), Reason::Device);
+            let news = whys.map(|why| why.join().unwrap());
+            assert!(neighbour && news[0] != news[1]);
+            assert!(grants.allows(Vector(0x41)) && grants.allows(Vector(0x42)));
+            assert!(grants.reasons(Vector(0x41)).eq([Reason::Device, Reason::Ipi]));
+        });
+    }
+
+    /// A CPU that sees the grant sees why, too.
+    #[test]
+    fn model_who_sees_a_grant_sees_its_reason() {
+        loom::model(|| {
+            let grants = Arc::new(Grants::new());
+            let other = grants.clone();
+            let other = thread::spawn(move || other.grant(Vector(0x41), Reason::Device));
+            if grants.allows(Vector(0x41)) {
+                assert_eq!(grants.reasons(Vector(0x41)).count(), 1);
+            }
+            other.join().unwrap();
+        });
     }
 }
 

@@ -15,6 +15,7 @@ pub mod counters;
 pub mod cpuid;
 pub mod devices;
 pub mod exits;
+pub mod job;
 pub mod lifecycle;
 pub mod lines;
 pub mod load;

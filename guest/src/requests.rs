@@ -1,12 +1,11 @@
 //! What other CPUs ask of a virtual CPU, in one word: so INIT, start-up IPI and NMI are seen in their order, however many
 //! have come when the CPU looks.
 //!
-//! Who asks also brings the CPU out of the guest (by an NMI; the kernel does that). Asking and taking are one atomic
+//! Who asks then brings the CPU out of the guest (by an NMI; the kernel does that). Asking and taking are one atomic
 //! operation each, so whatever CPUs do at once comes to some sequence of these.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use arch::machine::CpuRequest;
+use arch::sync::{AtomicU32, Ordering};
 
 /// What may be asked of a virtual CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,10 +75,11 @@ const fn with(word: u32, request: Request) -> u32 {
 pub struct RequestWord(AtomicU32);
 
 impl RequestWord {
-    /// Asks for something.
-    pub fn ask(&self, request: Request) {
+    /// Asks for something, then has the CPU exit: what it was called for it finds.
+    pub fn ask(&self, request: Request, bring_out: impl FnOnce()) {
         let change = |word| Some(with(word, request));
         let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        bring_out();
     }
 
     /// Whether anything was asked since the last call of [`Self::take`].
@@ -194,7 +194,7 @@ mod tests {
                 let (mut heard, mut looked) = (start, start);
                 for (signal, looks) in steps.clone() {
                     heard = heard.hear(signal);
-                    word.ask(Request::Signal(signal));
+                    word.ask(Request::Signal(signal), || {});
                     assert!(word.asked());
                     if looks {
                         looked = looked.look(word.take());
@@ -220,7 +220,7 @@ mod tests {
                     if signal_first {
                         order.reverse();
                     }
-                    order.iter().for_each(|request| word.ask(*request));
+                    order.iter().for_each(|request| word.ask(*request, || {}));
                     let taken = word.take();
                     assert_eq!(word.look(), Requests(0));
                     for other in others {
@@ -230,5 +230,69 @@ mod tests {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use arch::sync::AtomicBool;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    #[derive(Default)]
+    struct Shared {
+        word: RequestWord,
+        /// An NMI that waits for the CPU; it exits for it, or takes it when it enters.
+        nmi: AtomicBool,
+        /// What each other CPU changed before it asked, a nested table for example.
+        changed: [AtomicBool; 2],
+    }
+
+    const ASKED: [Request; 2] = [Request::Flush, Request::Stop];
+
+    /// As the run loop does before it enters.
+    fn look(shared: &Shared, heard: &mut [bool; 2]) {
+        let requests = shared.word.take();
+        for (number, heard) in heard.iter_mut().enumerate() {
+            if requests.has(ASKED[number]) {
+                assert!(!core::mem::replace(heard, true), "it is heard once");
+                assert!(
+                    shared.changed[number].load(Ordering::Relaxed),
+                    "after what came before it"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn model_what_two_cpus_ask_at_once_is_heard_once_with_all_that_they_did_before() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let shared = Arc::new(Shared::default());
+            let others = [0, 1].map(|number| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    shared.changed[number].store(true, Ordering::Relaxed);
+                    let bring_out = || {
+                        let _ = shared.nmi.swap(true, Ordering::Release);
+                    };
+                    shared.word.ask(ASKED[number], bring_out);
+                })
+            });
+            let (mut heard, mut called) = ([false; 2], true);
+            for _ in 0..2 {
+                if called {
+                    look(&shared, &mut heard);
+                }
+                called = shared.nmi.swap(false, Ordering::Acquire);
+            }
+            others.into_iter().for_each(|other| other.join().unwrap());
+            if called | shared.nmi.swap(false, Ordering::Acquire) {
+                look(&shared, &mut heard);
+            }
+            assert_eq!(heard, [true; 2], "nothing stays asked of a CPU that stays in its guest");
+        });
     }
 }

@@ -3,13 +3,14 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use arch::{ApicId, Hpa};
 use cpu::local_apic::LocalApic;
 use cpu::segments::CpuTables;
 use cpu::sleep;
 use cpu::start::{StartPage, wait};
+use guest::job::{JobSlot, Lock};
 use spin::{Mutex, Once};
 
 use crate::console::logln;
@@ -86,14 +87,15 @@ struct Mailbox {
     state: AtomicU8,
     /// Which kind of core it is.
     kind: AtomicU8,
-    job: Mutex<Option<Job>>,
-    /// It does a job. Set with the lock on `job` held, so that no job is seen nowhere.
-    works: AtomicBool,
+    jobs: JobSlot<SpinLock>,
 }
 
-impl Mailbox {
-    fn is_busy(&self) -> bool {
-        self.job.lock().is_some() || self.works.load(Ordering::Acquire)
+#[derive(Default)]
+struct SpinLock(Mutex<Option<Job>>);
+
+impl Lock<Option<Job>> for SpinLock {
+    fn locked<R>(&self, work: impl FnOnce(&mut Option<Job>) -> R) -> R {
+        work(&mut self.0.lock())
     }
 }
 
@@ -114,8 +116,7 @@ pub(crate) fn start(
                 id: *id,
                 state: AtomicU8::new(SILENT),
                 kind: AtomicU8::new(0),
-                job: Mutex::new(None),
-                works: AtomicBool::new(false),
+                jobs: JobSlot::new(SpinLock::default()),
             })
             .collect()
     });
@@ -232,11 +233,7 @@ pub(crate) fn work(processor: &Processor, wait: impl Fn(u32)) -> ! {
     let Some(mailbox) = mailbox(processor.apic.id()) else { cpu::instructions::halt_forever() };
     loop {
         let seen = sleep::nmis();
-        let mut waiting = mailbox.job.lock();
-        let job = waiting.take();
-        mailbox.works.store(job.is_some(), Ordering::Release);
-        drop(waiting);
-        match job {
+        match mailbox.jobs.take() {
             Some(job) => {
                 // The boot's code may have become free memory since this processor last ran.
                 memory::drop_translations();
@@ -254,7 +251,7 @@ fn mailbox(id: ApicId) -> Option<&'static Mailbox> {
 /// Gives the processor with this identifier its job, and wakes it.
 pub(crate) fn assign(id: ApicId, job: Job) {
     if let Some(mailbox) = mailbox(id) {
-        *mailbox.job.lock() = Some(job);
+        mailbox.jobs.give(job);
         LocalApic::current().send_nmi(id);
     }
 }
@@ -262,14 +259,13 @@ pub(crate) fn assign(id: ApicId, job: Job) {
 /// Takes back the job that the processor with this identifier was given and has not begun.
 pub(crate) fn withdraw(id: ApicId) {
     if let Some(mailbox) = mailbox(id) {
-        let job = mailbox.job.lock().take();
-        drop(job);
+        mailbox.jobs.withdraw();
     }
 }
 
 /// Whether the processor with this identifier has a job.
 pub(crate) fn is_busy(id: ApicId) -> bool {
-    mailbox(id).is_some_and(Mailbox::is_busy)
+    mailbox(id).is_some_and(|mailbox| mailbox.jobs.is_busy())
 }
 
 /// The processors that have a job.
@@ -278,6 +274,6 @@ pub(crate) fn busy() -> impl Iterator<Item = ApicId> {
         .get()
         .into_iter()
         .flatten()
-        .filter(|mailbox| mailbox.is_busy())
+        .filter(|mailbox| mailbox.jobs.is_busy())
         .map(|mailbox| mailbox.id)
 }

@@ -108,9 +108,10 @@ impl VcpuSlot {
 
     /// Asks for something, and brings the CPU out of the guest, from the processor with `own`.
     pub(crate) fn ask(&self, own: LocalApic, request: Request) {
-        self.requests.ask(request);
-        if self.processor != own.id() {
-            own.send_nmi(self.processor);
-        }
+        self.requests.ask(request, || {
+            if self.processor != own.id() {
+                own.send_nmi(self.processor);
+            }
+        });
     }
 }

@@ -4,7 +4,8 @@
 //! pieces are, on whichever CPU.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::sync::{AtomicU64, Ordering};
 
 /// A run of bytes in pieces.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub struct Pieces {
 impl Pieces {
     /// `length` bytes in pieces of `piece` bytes (at least one).
     #[must_use]
-    pub const fn new(length: u64, piece: u64) -> Self {
+    pub fn new(length: u64, piece: u64) -> Self {
         let piece = if piece == 0 { 1 } else { piece };
         Self { length, piece, next: AtomicU64::new(0), done: AtomicU64::new(0) }
     }
@@ -40,6 +41,35 @@ impl Pieces {
     #[must_use]
     pub fn finished(&self) -> bool {
         self.done.load(Ordering::Acquire) == self.length
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use arch::sync::AtomicU32;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    #[test]
+    fn model_who_hears_that_all_is_done_sees_what_each_cpu_did() {
+        loom::model(|| {
+            let work = Arc::new((Pieces::new(2, 1), [AtomicU32::new(0), AtomicU32::new(0)]));
+            let help = |(pieces, bytes): &(Pieces, [AtomicU32; 2])| {
+                pieces.help(|piece| {
+                    let before = bytes[piece.start as usize].fetch_add(1, Ordering::Relaxed);
+                    assert_eq!(before, 0, "once each");
+                });
+            };
+            let helper = work.clone();
+            let helper = thread::spawn(move || help(&helper));
+            help(&work);
+            if work.0.finished() {
+                assert!(work.1.iter().all(|byte| byte.load(Ordering::Relaxed) == 1));
+            }
+            helper.join().unwrap();
+            assert!(work.0.finished());
+        });
     }
 }
 

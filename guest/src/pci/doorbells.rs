@@ -3,9 +3,8 @@
 //! Invariant: a doorbell is one word. Its own guest writes it, behind that guest's lock; whoever
 //! rings it only reads it, or marks it as pending, behind its own: no guest waits for another.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use arch::interrupt::InterruptTarget;
+use arch::sync::{AtomicU64, Ordering};
 use arch::{ApicId, Vector};
 
 /// Maximum number of guests that share a region.
@@ -87,6 +86,48 @@ impl SharedMemory {
             word.is_some_and(|word| word & PENDING != 0)
         };
         (0..DOORBELLS).filter(rung).fold(0, |bits, index| bits | 1 << index)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use arch::interrupt::{DeliveryMode, TriggerMode};
+    use arch::sync::AtomicU32;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const TARGET: InterruptTarget = InterruptTarget {
+        vector: Vector(0x71),
+        destination: ApicId(3),
+        trigger: TriggerMode::Edge,
+        delivery: DeliveryMode::Fixed,
+    };
+
+    /// Two rings of a doorbell that is masked, while its guest unmasks it.
+    #[test]
+    fn model_a_ring_beside_an_unmasking_is_heard_and_with_it_what_was_written_before() {
+        loom::model(|| {
+            let memory = Arc::new(SharedMemory::new(4096));
+            let written = Arc::new(AtomicU32::new(0));
+            memory.set(0, 0, Bell::Masked);
+            let ringer = {
+                let (memory, written) = (memory.clone(), written.clone());
+                thread::spawn(move || {
+                    [1, 2].map(|number| {
+                        written.store(number, Ordering::Relaxed);
+                        memory.ring(0, 0).is_some()
+                    })
+                })
+            };
+            let late = memory.set(0, 0, Bell::Live(TARGET));
+            // What was written before the ring is there when its interrupt is.
+            assert!(!late || written.load(Ordering::Relaxed) > 0);
+            let now = ringer.join().unwrap();
+            assert_ne!(late, now[0], "the first is an interrupt at once, or the late one");
+            assert!(now[1] || late && memory.ring(0, 0).is_some(), "it is unmasked now");
+            assert_eq!(memory.pending(0), 0);
+        });
     }
 }
 
