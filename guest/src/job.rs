@@ -67,6 +67,7 @@ mod model {
     use loom::sync::{Arc, Mutex};
     use loom::thread;
 
+    #[allow(clippy::unwrap_used)] // a helper of tests: a panic is the failure
     impl<T> Lock<T> for Mutex<T> {
         fn locked<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
             work(&mut self.lock().unwrap())
@@ -101,6 +102,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
+    #[allow(clippy::unwrap_used)] // a helper of tests: a panic is the failure
     impl<T> Lock<T> for Mutex<T> {
         fn locked<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
             work(&mut self.lock().unwrap())
