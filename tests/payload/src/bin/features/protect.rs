@@ -6,7 +6,7 @@ mod user;
 use payload::fact;
 
 use crate::control::{self, cr0, cr4, has, set_cr0, set_cr4};
-use crate::pages::{self, ALL, NO_EXECUTE, PRESENT, TARGET, USER, WRITE};
+use crate::pages::{self, ACCESSED, ALL, DIRTY, NO_EXECUTE, PRESENT, TARGET, USER, WRITE};
 use crate::trial::{self, Mode, Outcome, Registers};
 
 const READ: &[u8] = &[0x8a, 0x07]; // MOV AL, [RDI]
@@ -126,7 +126,8 @@ fn rights() {
         ("supervisor, read-only", PRESENT),
         ("not present", 0),
     ] {
-        pages::map(TARGET, flags);
+        // Dirty before: Bochs 3.0 panics where a write without WP makes a read-only page so.
+        pages::map(TARGET, flags | ACCESSED | DIRTY);
         for protect in [0, control::WP] {
             set_cr0(before & !control::WP | protect);
             for (mode, level) in [(Mode::Kernel, 0), (Mode::User, 3)] {
