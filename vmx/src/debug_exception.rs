@@ -3,7 +3,7 @@
 //! State Before a VM Exit"; "Exit Qualification for Debug Exceptions"), and the delivery of an injected one changes
 //! none of them either (SDM "Injected-Event Delivery"). AMD-V has done it by then.
 
-use arch::vcpu::EventKind;
+use arch::vcpu::{Event, EventKind, exception};
 
 use crate::decode::{Snapshot, reason};
 use crate::field;
@@ -36,8 +36,8 @@ impl VmxVcpu {
         // Non-Register State").
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
         self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
-        if snapshot.interruption.kind() == Some(EventKind::PrivilegedSoftwareException) {
-            // INT1: behind the instruction, and no condition of the debug registers.
+        if snapshot.is_int1() {
+            // Behind the instruction, and no condition of the debug registers.
             self.pass_over(snapshot.instruction_length as u8);
         } else {
             // SAFETY: ring 0 follows from the VMCS; an exit leaves DR7 with nothing on.
@@ -54,6 +54,21 @@ impl VmxVcpu {
             self.vmcs.write(field::GUEST_IA32_DEBUGCTL, without);
         }
     }
+
+    /// `event` as it is to be injected: INT1, which has just exited, as what it is and from where it is. Then a fault of its
+    /// delivery is told to be at the instruction.
+    pub(crate) fn as_int1(&mut self, event: Event) -> Event {
+        if event.vector.0 != exception::DB {
+            return event;
+        }
+        let told = self.snapshot().as_int1(event);
+        if told != event {
+            let rip = self.vmcs.read(field::GUEST_RIP);
+            let at = rip.wrapping_sub(u64::from(told.instruction_length));
+            self.vmcs.write(field::GUEST_RIP, at);
+        }
+        told
+    }
 }
 
 impl Snapshot {
@@ -63,7 +78,21 @@ impl Snapshot {
         self.reason() == reason::EXCEPTION_OR_NMI
             && information.valid()
             && information.kind() != Some(EventKind::Nmi)
-            && information.vector().0 == arch::vcpu::exception::DB
+            && information.vector().0 == exception::DB
+    }
+
+    fn is_int1(&self) -> bool {
+        let kind = self.interruption.kind();
+        self.is_debug_exception() && kind == Some(EventKind::PrivilegedSoftwareException)
+    }
+
+    /// The debug exception `event` with its kind and length, if this exit was INT1's.
+    fn as_int1(&self, event: Event) -> Event {
+        if event.kind != EventKind::HardwareException || !self.is_int1() {
+            return event;
+        }
+        let kind = EventKind::PrivilegedSoftwareException;
+        Event { kind, instruction_length: self.instruction_length as u8, ..event }
     }
 }
 
@@ -86,6 +115,21 @@ mod tests {
             ("what the qualification has beside, bit 12", RESET, 1 << 12 | 1, 0xffff_0ff1),
         ] {
             assert_eq!(status(before, qualification), after, "{what}");
+        }
+    }
+
+    #[test]
+    fn int1_is_injected_as_it_has_exited_and_no_other_debug_exception_is() {
+        let debug = Event::exception(exception::DB, None);
+        let injected = |information| {
+            let interruption = InterruptionInformation(information);
+            let snapshot = Snapshot { interruption, instruction_length: 1, ..Snapshot::default() };
+            let event = snapshot.as_int1(debug);
+            (event.kind, event.instruction_length)
+        };
+        assert_eq!(injected(0x8000_0501), (EventKind::PrivilegedSoftwareException, 1));
+        for other in [0x8000_0301, 0x8000_0603, 0x501] {
+            assert_eq!(injected(other), (EventKind::HardwareException, 0), "{other:#x}");
         }
     }
 

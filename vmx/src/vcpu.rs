@@ -296,6 +296,7 @@ impl VmxVcpu {
     }
 
     fn inject_now(&mut self, event: Event) {
+        let event = self.as_int1(event);
         let protected = self.vmcs.read(field::GUEST_CR0) & Cr0::PE.bits() != 0;
         let (information, error_code) = injection(event, protected);
         let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
