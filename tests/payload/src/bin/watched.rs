@@ -95,6 +95,9 @@ fn debug_registers_are_right(rounds: u64) -> bool {
             "mov dr0, {0}", "mov dr1, {1}", "mov dr2, {2}", "mov dr3, {3}", "mov dr6, {4}", "mov dr7, {5}",
             in(reg) wanted[0], in(reg) wanted[1], in(reg) wanted[2], in(reg) wanted[3], in(reg) wanted[4], in(reg) wanted[5],
         );
+    }
+    // SAFETY: it reads them.
+    unsafe {
         asm!(
             "mov {0}, dr0", "mov {1}, dr1", "mov {2}, dr2", "mov {3}, dr3", "mov {4}, dr6", "mov {5}, dr7",
             out(reg) read[0], out(reg) read[1], out(reg) read[2], out(reg) read[3], out(reg) read[4], out(reg) read[5],
