@@ -295,7 +295,7 @@ pub trait Vcpu {
     fn protection_keys(&self) -> u32;
 
     /// Moves RIP over an instruction of `length` bytes that the hypervisor has carried out, and ends
-    /// the interrupt shadow of the instruction before it. With RFLAGS.TF a single-step trap (#DB)
+    /// the interrupt shadow of the instruction before it. RFLAGS.RF is clear then. With RFLAGS.TF a single-step trap (#DB)
     /// comes behind it.
     fn skip_instruction(&mut self, length: u8);
 

@@ -489,6 +489,7 @@ impl Vcpu for FakeVcpu {
     }
     fn skip_instruction(&mut self, length: u8) {
         self.state.rip += u64::from(length);
+        self.state.rflags &= !Rflags::RF.bits();
         self.interrupt_shadow = false;
     }
     fn inject(&mut self, event: Event) {

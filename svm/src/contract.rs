@@ -226,8 +226,13 @@ impl Vcpu for SvmVcpu {
         let Vmcb { control, save } = self.vmcb_mut();
         save.rip = save.rip.wrapping_add(u64::from(length));
         control.interrupt_shadow &= !INTERRUPT_SHADOW;
-        if save.rflags & Rflags::TF.bits() != 0 {
-            self.trap();
+        let flags = Rflags::from_bits_retain(save.rflags);
+        if flags.intersects(Rflags::TF | Rflags::RF) {
+            // RF is of the instruction that is over.
+            save.rflags = (flags - Rflags::RF).bits();
+            if flags.contains(Rflags::TF) {
+                self.trap();
+            }
         }
     }
 

@@ -23,8 +23,6 @@ use crate::vcpu::{ACTIVITY_HLT, BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 /// DR7 and IA32_PAT after reset (SDM "IA-32 and Intel 64 Processor States Following Power-up, Reset,
 /// or INIT").
 const DR7_RESET: u64 = 0x400;
-/// BS of the pending debug exceptions and of DR6.
-const SINGLE_STEP: u64 = 1 << 14;
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 const fn table_fields(register: DescriptorTableRegister) -> (Field<Natural>, Field<W32>) {
@@ -241,9 +239,9 @@ impl Vcpu for VmxVcpu {
             self.vmcs
                 .write(field::GUEST_INTERRUPTIBILITY_STATE, state & !BLOCKING_BY_STI_OR_MOV_SS);
         }
-        if self.rflags() & Rflags::TF.bits() != 0 {
-            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
-            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
+        let flags = Rflags::from_bits_retain(self.rflags());
+        if flags.intersects(Rflags::TF | Rflags::RF) {
+            self.end_instruction(flags);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::decode::{Snapshot, decode};
 use crate::field;
 use crate::vcpu::{BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 
+/// BS of the pending debug exceptions and of DR6.
 const SINGLE_STEP: u64 = 1 << 14;
 const BREAKPOINTS: u64 = 0xf;
 const ENABLED_BREAKPOINT: u64 = 1 << 12;
@@ -42,6 +43,18 @@ struct Before {
 }
 
 impl VmxVcpu {
+    /// An instruction of the guest is over: RFLAGS.RF, which an exit saves as a fault does (SDM "Saving RIP, RSP, RFLAGS, and
+    /// SSP"), was its alone, and with the trap flag a single step has come to its end.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn end_instruction(&mut self, flags: Rflags) {
+        self.set_rflags((flags - Rflags::RF).bits());
+        if flags.contains(Rflags::TF) {
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
+            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
+        }
+    }
+
     pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) -> Step {
         let pointer = ept_pointer(root);
         self.vmcs.write(field::EPT_POINTER, pointer);

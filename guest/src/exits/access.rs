@@ -180,13 +180,10 @@ fn string<P: Platform>(
 /// Moves on behind a string instruction that is finished. Between two iterations RIP stays, a single step is over, and
 /// RFLAGS.RF is set: the instruction does not begin (SDM "Instruction-Breakpoint Exception Condition").
 pub(super) fn leave_string(vcpu: &mut impl Vcpu, instruction: &Instruction, finished: bool) {
-    let before = vcpu.rflags();
-    let flags = Rflags::from_bits_retain(before);
-    let after = if finished { flags - Rflags::RF } else { flags | Rflags::RF };
-    if after.bits() != before {
-        vcpu.set_rflags(after.bits());
-    }
     vcpu.skip_instruction(if finished { instruction.length } else { 0 });
+    if !finished {
+        vcpu.set_rflags(vcpu.rflags() | Rflags::RF.bits());
+    }
 }
 
 /// Where an operand is: in one page, or byte by byte in two.

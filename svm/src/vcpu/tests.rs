@@ -73,6 +73,16 @@ fn a_single_step_traps_behind_an_instruction_that_was_carried_out() {
 }
 
 #[test]
+fn an_instruction_that_was_carried_out_leaves_no_resume_flag() {
+    let mut vcpu = vcpu();
+    for trap in [0, 1 << 8] {
+        vcpu.set_rflags(2 | 1 << 16 | trap);
+        vcpu.skip_instruction(2);
+        assert_eq!((vcpu.rflags(), vcpu.injecting()), (2 | trap, trap != 0));
+    }
+}
+
+#[test]
 fn load_replaces_everything_and_forgets_the_event() {
     let mut vcpu = vcpu();
     vcpu.inject(Event::exception(13, Some(0)));
