@@ -226,13 +226,8 @@ impl Vcpu for SvmVcpu {
         let Vmcb { control, save } = self.vmcb_mut();
         save.rip = save.rip.wrapping_add(u64::from(length));
         control.interrupt_shadow &= !INTERRUPT_SHADOW;
-        let flags = Rflags::from_bits_retain(save.rflags);
-        if flags.intersects(Rflags::TF | Rflags::RF) {
-            // RF is of the instruction that is over.
-            save.rflags = (flags - Rflags::RF).bits();
-            if flags.contains(Rflags::TF) {
-                self.trap();
-            }
+        if save.rflags & (Rflags::TF | Rflags::RF).bits() != 0 {
+            self.end_instruction();
         }
     }
 
@@ -354,12 +349,17 @@ impl Vcpu for SvmVcpu {
 }
 
 impl SvmVcpu {
-    /// A single-step trap comes behind an instruction that was carried out.
+    /// An instruction was carried out: RFLAGS.RF was its alone, and with the trap flag a single-step trap comes behind it.
     #[cold]
     #[inline(never)]
-    fn trap(&mut self) {
-        self.vmcb_mut().save.dr6 |= SINGLE_STEP;
-        self.inject(Event::exception(exception::DB, None));
+    fn end_instruction(&mut self) {
+        let save = &mut self.vmcb_mut().save;
+        let flags = Rflags::from_bits_retain(save.rflags);
+        save.rflags = (flags - Rflags::RF).bits();
+        if flags.contains(Rflags::TF) {
+            save.dr6 |= SINGLE_STEP;
+            self.inject(Event::exception(exception::DB, None));
+        }
     }
 }
 

@@ -116,7 +116,10 @@ impl<P: Platform, V> Context<'_, P, V> {
     /// The counter of an exit: a trapped EOI and a shadow gate's #NP have their own.
     #[inline(always)]
     fn counter(&self, reason: &ExitReason) -> Counter {
-        if *reason == ExitReason::WriteMsr && self.vcpu.gpr(Gpr::Rcx) as u32 == IA32_X2APIC_EOI {
+        // Not by `==`, which the compiler may make a function of: each exit comes by here.
+        if matches!(reason, ExitReason::WriteMsr)
+            && self.vcpu.gpr(Gpr::Rcx) as u32 == IA32_X2APIC_EOI
+        {
             return Counter::Eoi;
         }
         let external = |event: Vectoring| event.kind == EventKind::ExternalInterrupt;
