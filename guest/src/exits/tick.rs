@@ -13,12 +13,17 @@ use crate::vm::{Context, Next, Outcome, Platform};
 
 /// Ticks in a row that must find a CPU halted with interrupts off before it counts as halted for good.
 const MIN_HALTED_TICKS: u8 = 2;
+/// Milliseconds between two that count. A key and the monitor call the host, too, and between two calls that are close the
+/// guest may not have moved.
+const MIN_BETWEEN: u64 = 500;
 
 /// What the last ticks saw.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HaltDetector {
     rip: u64,
     calls: u8,
+    /// The TSC at the last that counted.
+    counted: u64,
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
@@ -68,9 +73,14 @@ impl<P: Platform> Context<'_, P> {
             self.vm.halted_cpus &= !(1 << (self.cpu.index & 63));
             return false;
         }
-        let same = self.cpu.halt_detector.rip == rip;
-        let calls = if same { self.cpu.halt_detector.calls.saturating_add(1) } else { 1 };
-        self.cpu.halt_detector = HaltDetector { rip, calls };
+        let (now, khz) = (self.machine.tsc(), self.machine.tsc_khz().max(1));
+        let last = self.cpu.halt_detector;
+        let again = last.calls > 0 && last.rip == rip;
+        if again && now.wrapping_sub(last.counted) / khz < MIN_BETWEEN {
+            return false;
+        }
+        let calls = if again { last.calls.saturating_add(1) } else { 1 };
+        self.cpu.halt_detector = HaltDetector { rip, calls, counted: now };
         calls > MIN_HALTED_TICKS
     }
 

@@ -10,8 +10,17 @@ fn world(byte_before: u8, enabled: bool) -> World {
     world
 }
 
+/// Three calls, so many milliseconds after each other.
+fn calls(world: &mut World, apart: u64) -> Vec<Next> {
+    let call = |_| {
+        world.machine.tsc += apart * world.machine.tsc_khz;
+        world.exit(ExitReason::Nmi, None)
+    };
+    (0..3).map(call).collect()
+}
+
 fn ticks(world: &mut World) -> Vec<Next> {
-    (0..3).map(|_| world.exit(ExitReason::Nmi, None)).collect()
+    calls(world, 1000)
 }
 
 const GOES_ON: [Next; 3] = [Next::Resume; 3];
@@ -23,6 +32,15 @@ fn a_guest_has_halted_for_good_when_three_calls_in_a_row_say_so() {
     let mut halted = world(0x90, false);
     halted.vcpu.halted = true;
     assert_eq!(ticks(&mut halted), ENDS, "halted");
+}
+
+#[test]
+fn calls_that_come_close_together_say_nothing_more_than_one() {
+    let mut world = world(0xf4, false);
+    for _ in 0..3 {
+        assert_eq!(calls(&mut world, 1), GOES_ON, "keys, and an operator that looks");
+    }
+    assert_eq!(ticks(&mut world), [GOES_ON[0], ENDS[2], ENDS[2]]);
 }
 
 #[test]
