@@ -13,7 +13,8 @@ use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -29,26 +30,41 @@ use crate::failure::{Failure, OrFailed as _, Result};
 
 mod heard;
 
-/// So many pieces of output wait for one who does not read, at most: some megabytes.
-const MAX_WAITING: usize = 1024;
+/// So many bytes of output wait at most for one who does not read. Bytes and not pieces, which may be as small as a UART's
+/// FIFO: on a busy host they come faster than a program that reads.
+const MAX_WAITING: usize = 4 << 20;
 /// The rate of the hypervisor's console.
 pub(crate) const BAUD: u32 = 115_200;
 
 /// Who is attached, and what they have heard.
 #[derive(Default)]
 struct Attached {
-    to: Vec<SyncSender<Arc<[u8]>>>,
+    to: Vec<Way>,
     heard: Heard,
+}
+
+/// To one who is attached: pieces of output, and how many bytes of them it has not yet taken.
+struct Way {
+    pieces: Sender<Arc<[u8]>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Way {
+    /// `false`: it is gone, or does not read.
+    fn send(&self, piece: Arc<[u8]>) -> bool {
+        let before = self.waiting.fetch_add(piece.len(), Ordering::Relaxed);
+        before < MAX_WAITING && self.pieces.send(piece).is_ok()
+    }
 }
 
 impl Attached {
     /// One more, who gets what was before and nothing twice.
-    fn add(&mut self) -> Receiver<Arc<[u8]>> {
-        let (sender, receiver) = mpsc::sync_channel(MAX_WAITING);
-        // There is room for one.
-        let _ = sender.try_send(self.heard.lines().into());
-        self.to.push(sender);
-        receiver
+    fn add(&mut self) -> (Receiver<Arc<[u8]>>, Arc<AtomicUsize>) {
+        let ((pieces, receiver), waiting) = (mpsc::channel(), Arc::default());
+        let way = Way { pieces, waiting: Arc::clone(&waiting) };
+        way.send(self.heard.lines().into());
+        self.to.push(way);
+        (receiver, waiting)
     }
 }
 
@@ -82,8 +98,8 @@ impl Offer {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let Ok(to) = stream.try_clone() else { continue };
-                let receiver = lock(&attached).add();
-                thread::spawn(move || carry_to(to, receiver));
+                let (pieces, waiting) = lock(&attached).add();
+                thread::spawn(move || carry_to(to, pieces, &waiting));
                 let machine = machine.clone();
                 thread::spawn(move || carry_from(stream, &machine));
             }
@@ -95,7 +111,7 @@ impl Offer {
         let mut attached = lock(&self.attached);
         attached.heard.keep(bytes);
         let bytes: Arc<[u8]> = bytes.into();
-        attached.to.retain(|to| to.try_send(Arc::clone(&bytes)).is_ok());
+        attached.to.retain(|to| to.send(Arc::clone(&bytes)));
     }
 }
 
@@ -110,11 +126,12 @@ fn lock(attached: &Mutex<Attached>) -> MutexGuard<'_, Attached> {
 }
 
 /// To one who is attached, until it goes or is cut off.
-fn carry_to(mut to: UnixStream, receiver: Receiver<Arc<[u8]>>) {
-    for bytes in receiver {
+fn carry_to(mut to: UnixStream, pieces: Receiver<Arc<[u8]>>, waiting: &AtomicUsize) {
+    for bytes in pieces {
         if to.write_all(&bytes).is_err() {
             break;
         }
+        waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
     }
     // It sees that it was cut off, even if it only reads.
     let _ = to.shutdown(std::net::Shutdown::Both);
@@ -308,14 +325,28 @@ mod tests {
         let mut other = attach(&place, &typed);
         let piece = [b'x'; 4096];
         // Far more than a socket and the queue hold.
-        for _ in 0..4 * MAX_WAITING {
+        let pieces = 4 * MAX_WAITING / piece.len();
+        for _ in 0..pieces {
             offer.show(&piece);
             other.from.read_exact(&mut piece.clone()).unwrap();
         }
         assert_eq!(lock(&offer.attached).to.len(), 1);
         let mut heard = Vec::new();
         deaf.from.read_to_end(&mut heard).unwrap();
-        assert!(heard.len() < 4 * MAX_WAITING * piece.len(), "it was told the end");
+        assert!(heard.len() < pieces * piece.len(), "it was told the end");
+    }
+
+    #[test]
+    fn one_who_reads_slowly_loses_nothing_of_many_small_pieces() {
+        const PIECES: usize = 200_000;
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("1");
+        let (offer, typed) = offer(&place);
+        let mut slow = attach(&place, &typed);
+        (0..PIECES).for_each(|_| offer.show(b"0123456789abcdef"));
+        let mut heard = vec![0; 16 * PIECES];
+        slow.from.read_exact(&mut heard).unwrap();
+        assert!(heard.chunks(16).all(|piece| piece == b"0123456789abcdef"));
     }
 
     #[test]
