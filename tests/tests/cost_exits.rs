@@ -16,7 +16,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("CPUID leaf 0x40000200", 96, 101),
     ("an ICR write to one CPU", 165, 172),
     ("a write of the timer's LVT entry", 250, 258),
-    ("a read of IA32_EFER", 115, 118),
+    ("a read of IA32_EFER", 116, 118),
     ("a read of a port where nothing is", 441, 500),
 ];
 
