@@ -20,6 +20,8 @@ use crate::guest::{Devices, Payload};
 const END: &str = "payload: done";
 /// Seconds that it may take.
 const PATIENCE: u64 = 300;
+/// What the emulator itself complains of.
+const ERRORS: &str = "bare.err";
 /// As `nexit run`'s default.
 const MODEL: &str = "corei7_haswell_4770";
 
@@ -30,36 +32,55 @@ fn machine(iommu: Iommu, start: Start) -> Machine {
 /// Runs `program`, a multiboot kernel, on the bare machine of `emulator` until its line `payload: done`; what came
 /// over the serial line. `cpu` names another CPU as `nexit run`'s words do: `-- -cpu MODEL` or `--bochs-model MODEL`.
 ///
+/// It is what others are compared with, and no code of Nexit is in it: one that an emulator does not bring to its end
+/// is run once more.
+///
 /// # Errors
-/// It does not start, or does not say that it is done.
+/// It does not start, or twice does not say that it is done.
 pub fn run(
     emulator: Emulator,
     folder: &Folder,
     program: &Path,
     cpu: &[&str],
 ) -> Result<String, String> {
-    let console = match emulator {
-        Emulator::Qemu => in_qemu(program, cpu)?,
+    once(emulator, folder, program, cpu).or_else(|first| {
+        eprintln!("{first}\nonce more:");
+        once(emulator, folder, program, cpu)
+    })
+}
+
+fn once(
+    emulator: Emulator,
+    folder: &Folder,
+    program: &Path,
+    cpu: &[&str],
+) -> Result<String, String> {
+    let (console, end) = match emulator {
+        Emulator::Qemu => in_qemu(folder, program, cpu)?,
         Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program, cpu)?,
         Emulator::Nested => in_kvm(folder, program),
     };
     folder.write("bare.log", &console);
     if console.lines().any(|line| line == END) {
-        Ok(console)
-    } else {
-        Err(format!("on the bare machine it does not come to its end\n{console}"))
+        return Ok(console);
     }
+    let errors = std::fs::read_to_string(folder.path(ERRORS)).unwrap_or_default();
+    // The end last: it is what a log that is cut keeps.
+    Err(format!("on the bare machine it does not come to its end\n{console}\n{errors}{end}"))
 }
 
+/// What came over the serial line, and how the run ended.
+type Heard = (String, String);
+
 /// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image.
-fn in_kvm(folder: &Folder, program: &Path) -> String {
+fn in_kvm(folder: &Folder, program: &Path) -> Heard {
     let image = program.display().to_string();
     let options = ["--emulator", "nested", "--timeout", "3600", "--image", &image];
     let outcome = folder.run(&Payload::new("fidelity").toml(), &options, &Devices::none());
-    outcome.output.replace('\r', "")
+    (outcome.output.replace('\r', ""), format!("status {:?}", outcome.status))
 }
 
-fn in_qemu(program: &Path, cpu: &[&str]) -> Result<String, String> {
+fn in_qemu(folder: &Folder, program: &Path, cpu: &[&str]) -> Result<Heard, String> {
     let _place = Turn::take();
     // GRUB's modules have no counterpart: QEMU wants one, so it gets the program once more.
     let modules = vec![program.to_path_buf()];
@@ -67,7 +88,8 @@ fn in_qemu(program: &Path, cpu: &[&str]) -> Result<String, String> {
     let mut machine = machine(Iommu::VtD, start);
     machine.extra = cpu.iter().skip(1).map(|word| (*word).to_owned()).collect();
     let arguments = qemu::arguments(&machine).map_err(|e| e.to_string())?;
-    let mut child = start_program(Command::new(qemu::PROGRAM).args(arguments), Stdio::piped())?;
+    let mut child =
+        start_program(folder, Command::new(qemu::PROGRAM).args(arguments), Stdio::piped())?;
     let output = child.stdout.take().ok_or("QEMU has no output")?;
     Ok(listen(output, &mut child))
 }
@@ -77,7 +99,7 @@ fn in_bochs(
     folder: &Folder,
     program: &Path,
     cpu: &[&str],
-) -> Result<String, String> {
+) -> Result<Heard, String> {
     let _place = Turn::take();
     let (bochs, iommu) = if emulator == Emulator::Bochs {
         ("bochs".to_owned(), Iommu::None)
@@ -99,7 +121,7 @@ fn in_bochs(
     if help.is_ok_and(|output| String::from_utf8_lossy(&output.stderr).contains("-rc ")) {
         command.arg("-rc").arg(folder.write("commands", "c\n"));
     }
-    let mut child = start_program(command.arg("-f").arg(file), Stdio::null())?;
+    let mut child = start_program(folder, command.arg("-f").arg(file), Stdio::null())?;
     listener.set_nonblocking(true).map_err(|e| e.to_string())?;
     let end = Instant::now() + Duration::from_secs(PATIENCE);
     let line = loop {
@@ -131,8 +153,9 @@ fn disc(folder: &Folder, program: &Path) -> Result<PathBuf, String> {
     Ok(iso)
 }
 
-fn start_program(command: &mut Command, output: Stdio) -> Result<Child, String> {
-    let child = command.stdin(Stdio::null()).stdout(output).stderr(Stdio::null()).spawn();
+fn start_program(folder: &Folder, command: &mut Command, output: Stdio) -> Result<Child, String> {
+    let errors = std::fs::File::create(folder.path(ERRORS)).map_err(|e| e.to_string())?;
+    let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn();
     child.map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))
 }
 
@@ -142,7 +165,7 @@ fn stop(child: &mut Child) {
 }
 
 /// What comes, up to the payload's last line; then the emulator is ended.
-fn listen(mut from: impl std::io::Read + Send + 'static, child: &mut Child) -> String {
+fn listen(mut from: impl std::io::Read + Send + 'static, child: &mut Child) -> Heard {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         let mut bytes = [0; 4096];
@@ -153,15 +176,33 @@ fn listen(mut from: impl std::io::Read + Send + 'static, child: &mut Child) -> S
             }
         }
     });
-    let end = Instant::now() + Duration::from_secs(PATIENCE);
+    let patience = Instant::now() + Duration::from_secs(PATIENCE);
     let mut console = String::new();
-    while !console.contains(&format!("{END}\n")) {
-        let left = end.saturating_duration_since(Instant::now());
+    let end = loop {
+        if console.contains(&format!("{END}\n")) {
+            break "it is done".to_owned();
+        }
+        let left = patience.saturating_duration_since(Instant::now());
         match receiver.recv_timeout(left) {
             Ok(part) => console.push_str(&String::from_utf8_lossy(&part).replace('\r', "")),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                break format!("nothing more came in {PATIENCE} s");
+            }
+            Err(RecvTimeoutError::Disconnected) => break format!("the emulator {}", ended(child)),
+        }
+    };
+    stop(child);
+    (console, end)
+}
+
+/// The status of an emulator whose line has closed: it is about to end, or has.
+fn ended(child: &mut Child) -> String {
+    for _ in 0..100 {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(Duration::from_millis(100)),
+            Ok(Some(status)) => return format!("ended: {status}"),
+            Err(error) => return format!("cannot be asked: {error}"),
         }
     }
-    stop(child);
-    console
+    "closed its line and goes on".to_owned()
 }
