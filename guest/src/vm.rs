@@ -236,7 +236,7 @@ impl CpuState {
         Self {
             index,
             apic: guest.apic(index, bootstrap),
-            msrs: Msrs::new(guest.cpuid.vendor(), clock),
+            msrs: Msrs::new(guest.cpuid.vendor(), clock, guest.cpuid.xsaves(machine)),
             cpuid: Answers::new(&guest.cpuid, index, machine),
             counters: ExitCounters::new(),
             recent: RecentExits::default(),

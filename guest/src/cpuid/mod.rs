@@ -102,6 +102,12 @@ impl CpuidPolicy {
         self.kvmclock
     }
 
+    /// Whether the guest is shown XSAVES, and with it IA32_XSS.
+    #[must_use]
+    pub fn xsaves(&self, machine: &impl Machine) -> bool {
+        self.answer(EXTENDED_STATE, 1, 0, machine).eax & XSAVES != 0
+    }
+
     /// The CPU's vendor.
     #[must_use]
     pub fn vendor(&self) -> Vendor {

@@ -104,7 +104,9 @@ fn an_instruction_that_no_guest_can_execute_is_not_shown() {
         let ask = |leaf, subleaf| policy.answer(leaf, subleaf, 0, &machine);
         let seven = ask(7, 0);
         let (rdtscp, rdpid) = (ask(0x8000_0001, 0).edx >> 27 & 1, seven.ecx >> 22 & 1);
-        [rdtscp, rdpid, seven.ebx >> 10 & 1, ask(0xd, 1).eax >> 3 & 1]
+        let xsaves = ask(0xd, 1).eax >> 3 & 1;
+        assert_eq!(policy.xsaves(&machine), xsaves != 0);
+        [rdtscp, rdpid, seven.ebx >> 10 & 1, xsaves]
     };
     let none = Withheld::default();
     assert_eq!(bits(none), [1, 1, 1, 1]);

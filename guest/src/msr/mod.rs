@@ -91,6 +91,8 @@ pub enum MsrOutcome {
 pub struct Msrs {
     vendor: Vendor,
     clock: Option<ClockBase>,
+    /// CPUID shows XSAVES, which IA32_XSS comes with (SDM "Model-Specific Registers (MSRs)").
+    xsaves: bool,
     mtrrs: Mtrrs,
     hwcr: u64,
     nb_cfg: u64,
@@ -100,12 +102,14 @@ pub struct Msrs {
 
 impl Msrs {
     /// After reset. `clock` is there where the guest is offered the KVM clock
-    /// ([`crate::cpuid::CpuidPolicy::kvmclock`]).
+    /// ([`crate::cpuid::CpuidPolicy::kvmclock`]), `xsaves` where it is shown XSAVES
+    /// ([`crate::cpuid::CpuidPolicy::xsaves`]).
     #[must_use]
-    pub fn new(vendor: Vendor, clock: Option<ClockBase>) -> Self {
+    pub fn new(vendor: Vendor, clock: Option<ClockBase>, xsaves: bool) -> Self {
         Self {
             vendor,
             clock,
+            xsaves,
             mtrrs: Mtrrs::default(),
             hwcr: HWCR_TSC_FREQUENCY_SELECT,
             nb_cfg: 0,
@@ -130,7 +134,8 @@ impl Msrs {
             IA32_PAT => vcpu.pat(),
             IA32_EFER => vcpu.efer(),
             IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
-            IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL | IA32_XSS => 0,
+            IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL => 0,
+            IA32_XSS if self.xsaves => 0,
             IA32_ARCH_CAPABILITIES => match machine.read_msr(msr) {
                 Some(real) => real & ARCH_CAPABILITIES_SHOWN,
                 None => return MsrOutcome::GeneralProtection,
@@ -179,9 +184,10 @@ impl Msrs {
             IA32_EFER => self.write_efer(value, vcpu, machine),
             // Written before CPUID, to make it fill the revision in; and features that are not there.
             IA32_BIOS_SIGN_ID | IA32_DEBUGCTL => MsrOutcome::Done,
+            IA32_MCG_STATUS => done_if(value == 0),
             // XRSTORS loads MSRs that do not pass: of a component that is not enabled, none. Processor
             // Trace writes to physical addresses, user interrupts go to any local APIC.
-            IA32_MCG_STATUS | IA32_XSS => done_if(value == 0),
+            IA32_XSS if self.xsaves => done_if(value == 0),
             KVM_SYSTEM_TIME_NEW => self.write_system_time(value, machine, memory),
             KVM_WALL_CLOCK_NEW => self.write_wall_clock(value, machine, memory),
             _ => self.write_of_vendor(msr, value),

@@ -15,7 +15,7 @@ struct Rig {
 impl Rig {
     fn new(vendor: Vendor) -> Self {
         Self {
-            msrs: Msrs::new(vendor, Some(ClockBase { tsc: 1_000_000 })),
+            msrs: Msrs::new(vendor, Some(ClockBase { tsc: 1_000_000 }), true),
             vcpu: FakeVcpu::default(),
             machine: FakeMachine::default(),
             memory: FakeMemory(vec![0; 8192]),
@@ -123,7 +123,7 @@ fn the_clock_is_refused_outside_ram_and_where_it_is_not_offered() {
     let mut rig = Rig::new(Vendor::Amd);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0x1ff1), GeneralProtection);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0), Done);
-    rig.msrs = Msrs::new(Vendor::Intel, None);
+    rig.msrs = Msrs::new(Vendor::Intel, None, true);
     assert_eq!(rig.write(KVM_SYSTEM_TIME_NEW, 0x1001), Unknown);
     assert_eq!(rig.read(KVM_WALL_CLOCK_NEW), Unknown);
 }
@@ -136,6 +136,9 @@ fn no_supervisor_state_can_be_enabled_through_which_xrstors_would_load_an_msr() 
     }
     assert_eq!((rig.write(IA32_XSS, 0), rig.read(IA32_XSS)), (Done, Value(0)));
     assert!(rig.machine.msrs.is_empty());
+    // It comes with XSAVES.
+    rig.msrs = Msrs::new(Vendor::Intel, None, false);
+    assert_eq!((rig.write(IA32_XSS, 0), rig.read(IA32_XSS)), (Unknown, Unknown));
 }
 
 /// Each by its number: SDM "Model-Specific Registers (MSRs)", APM "MSR Cross-Reference".

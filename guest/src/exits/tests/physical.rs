@@ -19,7 +19,7 @@ fn numbers() -> impl Iterator<Item = u32> {
 /// Reads and writes every MSR, and switches the local APIC off and on.
 fn try_all(mode: InterruptMode, vendor: Vendor) -> (BTreeSet<u32>, BTreeSet<u32>) {
     let mut world = World::new(mode);
-    world.cpu.msrs = Msrs::new(vendor, None);
+    world.cpu.msrs = Msrs::new(vendor, None, true);
     for msr in numbers() {
         *world.gpr(Gpr::Rcx) = msr.into();
         world.handle(ExitReason::ReadMsr, None);
