@@ -1,4 +1,5 @@
-//! An ELF core file: RAM first, where it is sparse as the RAM is, then a note for each CPU, then the program headers.
+//! An ELF core file: the program headers and notes, then the RAM, where the file is sparse as the RAM is. `crash` wants this
+//! order, and Linux' own note.
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,6 +17,10 @@ use crate::failure::{OrFailed as _, Result};
 /// Sizes of the format (System V ABI, "ELF Header", "Program Header").
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
+/// Where the RAM begins: the program headers and notes have room before it, and what they leave is a hole.
+const RAM_AT: u64 = 4 << 20;
+/// More program headers an ELF file cannot count; the first is that of the notes.
+const MAX_SEGMENTS: usize = 0xfffe - 1;
 /// Linux' `struct elf_prstatus` on x86-64: its size, and where the thread's number and the registers are.
 const STATUS: usize = 336;
 const THREAD_AT: usize = 32;
@@ -45,12 +50,12 @@ impl Core {
 
     /// Where the RAM ends.
     fn end(&self) -> u64 {
-        PAGE as u64 + self.ranges.iter().map(|range| range.end - range.start).sum::<u64>()
+        RAM_AT + self.ranges.iter().map(|range| range.end - range.start).sum::<u64>()
     }
 
     /// Where a physical address is in the file, and how much follows it there.
     fn place(&self, gpa: u64) -> Option<(u64, u64)> {
-        let mut before = PAGE as u64;
+        let mut before = RAM_AT;
         for range in &self.ranges {
             if range.contains(&gpa) {
                 return Some((before + gpa - range.start, range.end - gpa));
@@ -74,40 +79,73 @@ impl Core {
         Some(u64::from_le_bytes(bytes))
     }
 
-    /// Writes what is behind the RAM, and before it.
-    pub(super) fn finish(self, cpus: &[Registers], mappings: &[Mapping]) -> Result<()> {
+    /// A mapping's pieces that are in the file, and where. Registers of devices are mapped too; they are not.
+    fn pieces(&self, mapping: Mapping) -> impl Iterator<Item = (u64, Mapping)> {
+        self.ranges.iter().filter_map(move |range| {
+            let start = range.start.max(mapping.physical);
+            let end = range.end.min(mapping.physical.saturating_add(mapping.length));
+            let length = end.checked_sub(start).filter(|length| *length != 0)?;
+            let linear = mapping.linear.wrapping_add(start - mapping.physical);
+            Some((self.place(start)?.0, Mapping { linear, physical: start, length }))
+        })
+    }
+
+    /// The note that Linux keeps for who reads its dump: it has pages of its own ("VMCOREINFO" in Linux' documentation).
+    fn linux_note(&self) -> Option<Vec<u8>> {
+        const NAME: &[u8; 12] = b"VMCOREINFO\0\0";
+        const MAX: u32 = 4096;
+        let pages = self.ranges.iter().flat_map(|range| range.clone().step_by(PAGE));
+        pages.into_iter().find_map(|page| {
+            let mut head = [0; 24];
+            self.file.read_exact_at(&mut head, self.place(page)?.0).ok()?;
+            let (sizes, name) = head.split_at(12);
+            let (name_size, sizes) = sizes.split_first_chunk()?;
+            let (size, kind) = sizes.split_first_chunk()?;
+            let size = u32::from_le_bytes(*size);
+            let is_note = name == NAME && u32::from_le_bytes(*name_size) == 11 && kind == [0; 4];
+            let (at, left) = self.place(page + head.len() as u64)?;
+            if !is_note || size > MAX || u64::from(size) > left {
+                return None;
+            }
+            let mut text = vec![0; size as usize];
+            self.file.read_exact_at(&mut text, at).ok()?;
+            text.starts_with(b"OSRELEASE=").then(|| note(b"VMCOREINFO", 0, &text))
+        })
+    }
+
+    /// Writes what is before the RAM; whether all mappings have their place.
+    pub(super) fn finish(self, cpus: &[Registers], mappings: &[Mapping]) -> Result<bool> {
         const NOTE: u32 = 4;
         const LOAD: u32 = 1;
         const ALL: u32 = 7;
-        let notes: Vec<u8> = (1..).zip(cpus).flat_map(|(thread, cpu)| notes(thread, cpu)).collect();
-        let notes_at = self.end();
-        let mut headers = program_header(NOTE, 0, notes_at, [0, 0], notes.len() as u64);
-        let mut count: u16 = 1;
-        for mapping in mappings {
-            // Registers of devices are mapped too; they are not in the file.
-            let Some((at, length)) = self.place(mapping.physical) else { continue };
-            let length = mapping.length.min(length);
-            let addresses = [mapping.linear, mapping.physical];
-            headers.extend(program_header(LOAD, ALL, at, addresses, length));
-            count = count.saturating_add(1);
-        }
-        let headers_at = (notes_at + notes.len() as u64).next_multiple_of(8);
-        let pieces = [(header(headers_at, count), 0), (notes, notes_at), (headers, headers_at)];
-        for (bytes, at) in pieces {
-            self.file.write_all_at(&bytes, at).or_failed("write", &self.path)?;
-        }
-        Ok(())
+        let mut notes: Vec<u8> =
+            (1..).zip(cpus).flat_map(|(thread, cpu)| notes(thread, cpu)).collect();
+        notes.extend(self.linux_note().unwrap_or_default());
+        let pieces = || mappings.iter().flat_map(|mapping| self.pieces(*mapping));
+        let room = (RAM_AT as usize).saturating_sub(HEADER + PROGRAM_HEADER + notes.len());
+        let most = MAX_SEGMENTS.min(room / PROGRAM_HEADER);
+        let complete = pieces().nth(most).is_none();
+        let loads = pieces().take(most).flat_map(|(at, piece)| {
+            program_header(LOAD, ALL, at, [piece.linear, piece.physical], piece.length)
+        });
+        let loads: Vec<u8> = loads.collect();
+        let notes_at = (HEADER + PROGRAM_HEADER + loads.len()) as u64;
+        let of_notes = program_header(NOTE, 0, notes_at, [0, 0], notes.len() as u64);
+        let count = 1 + (loads.len() / PROGRAM_HEADER) as u16;
+        let all = [header(count), of_notes, loads, notes].concat();
+        self.file.write_all_at(&all, 0).or_failed("write", &self.path)?;
+        Ok(complete)
     }
 }
 
-fn header(program_headers_at: u64, count: u16) -> Vec<u8> {
+fn header(count: u16) -> Vec<u8> {
     const CORE: u16 = 4;
     const X86_64: u16 = 62;
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
     bytes.resize(16, 0);
     bytes.extend([CORE, X86_64].into_iter().flat_map(u16::to_le_bytes));
     bytes.extend(1_u32.to_le_bytes());
-    bytes.extend([0, program_headers_at, 0].into_iter().flat_map(u64::to_le_bytes));
+    bytes.extend([0, HEADER as u64, 0].into_iter().flat_map(u64::to_le_bytes));
     bytes.extend(0_u32.to_le_bytes());
     let sizes = [HEADER as u16, PROGRAM_HEADER as u16, count, 0, 0, 0];
     bytes.extend(sizes.into_iter().flat_map(u16::to_le_bytes));
@@ -210,6 +248,7 @@ fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use object::elf::ProgramHeader64;
     use object::read::elf::{ElfFile64, ProgramHeader as _};
     use object::{Endianness, Object as _};
 
@@ -224,20 +263,29 @@ mod tests {
         core.write(0xa_0000, &[9; PAGE]).unwrap();
         assert_eq!(core.read(0x10_2ff8), Some(0x0707_0707_0707_0707));
         assert_eq!(core.read(0xa_0000), None, "no RAM is there");
+        core.write(0x5000, &linux_note(b"OSRELEASE=6.1\n", 14)).unwrap();
         let mappings = [
+            Mapping { linear: 0xffff_8880_0000_0000, physical: 0, length: 0x20_0000 },
             Mapping { linear: 0xffff_ffff_8000_0000, physical: 0x10_2000, length: 0x1000 },
             Mapping { linear: 0xffff_ffff_c000_0000, physical: 0xfee0_0000, length: 0x1000 },
         ];
         let plain = Registers { rip: 0x1234, ..Registers::default() };
         let cpus = [plain, Registers { upper: Some([0x5a; 256]), ..plain }];
-        core.finish(&cpus, &mappings).unwrap();
+        assert!(core.finish(&cpus, &mappings).unwrap());
         let bytes = std::fs::read(&path).unwrap();
         let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
         assert_eq!(elf.kind(), object::ObjectKind::Core);
         let endian = Endianness::Little;
-        let [notes, load] = elf.elf_program_headers() else { panic!("the device is no memory") };
-        assert_eq!(load.p_vaddr(endian), 0xffff_ffff_8000_0000);
+        let [notes, low, high, load] = elf.elf_program_headers() else { panic!("no device") };
+        let place = |load: &ProgramHeader64<_>| (load.p_vaddr(endian), load.p_paddr(endian));
+        assert_eq!((place(low), low.p_filesz(endian)), ((0xffff_8880_0000_0000, 0), 0x8000));
+        let behind = (0xffff_8880_0010_0000, 0x10_0000);
+        assert_eq!((place(high), high.p_filesz(endian)), (behind, 0x8000), "behind the hole");
+        assert_eq!(place(load), (0xffff_ffff_8000_0000, 0x10_2000));
         assert_eq!(load.data(endian, bytes.as_slice()).unwrap(), [7; PAGE]);
+        // `crash` takes all before the first memory for headers and notes.
+        assert_eq!(elf.elf_header().e_phoff.get(endian), 64);
+        assert!(notes.p_offset(endian) + notes.p_filesz(endian) <= low.p_offset(endian));
         let mut notes = notes.notes(endian, bytes.as_slice()).unwrap().unwrap();
         for thread in 1..3_u32 {
             let mut next = || notes.next().unwrap().unwrap();
@@ -253,6 +301,46 @@ mod tests {
                 assert_eq!(note.desc()[576..], [0x5a; 256]);
             }
         }
+        let note = notes.next().unwrap().unwrap();
+        assert_eq!((note.name(), note.n_type(endian)), (b"VMCOREINFO".as_slice(), 0));
+        assert_eq!(note.desc(), b"OSRELEASE=6.1\n");
         assert!(notes.next().unwrap().is_none());
+    }
+
+    /// A page as Linux has it, with this size in its note.
+    fn linux_note(text: &[u8], size: u32) -> Vec<u8> {
+        let mut page = note(b"VMCOREINFO", 0, text);
+        page.resize(PAGE, 0);
+        put(&mut page, 4, &size.to_le_bytes());
+        page
+    }
+
+    #[test]
+    fn what_only_looks_like_linux_note_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |page: &[u8], at: u64| {
+            let core = Core::create(&folder.path().join("core"), &[(0, 0x8000)]).unwrap();
+            core.file.write_all_at(page, RAM_AT + at).unwrap();
+            core.linux_note().is_some()
+        };
+        let right = linux_note(b"OSRELEASE=6.1\n", 14);
+        assert!(found(&right, 0x7000));
+        assert!(!found(&right, 0x10), "it has a page of its own");
+        assert!(!found(&right[..20], 0x7000));
+        assert!(!found(&linux_note(b"OSRELEASE=6.1\n", 4097), 0x2000));
+        assert!(!found(&linux_note(b"OSRELEASE=6.1\n", 4096), 0x7000), "beyond RAM");
+        assert!(!found(&linux_note(b"RELEASE=6.1\n", 12), 0x7000));
+    }
+
+    #[test]
+    fn more_pieces_than_the_file_can_name_are_left_out_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("core");
+        let core = Core::create(&path, &[(0, 0x8000)]).unwrap();
+        let one = Mapping { linear: 0, physical: 0, length: 0x1000 };
+        assert!(!core.finish(&[Registers::default()], &vec![one; 0x1_0000]).unwrap());
+        let bytes = std::fs::read(&path).unwrap();
+        let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
+        assert_eq!(elf.elf_program_headers().len(), 0xfffe);
     }
 }

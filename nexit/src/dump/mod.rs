@@ -1,7 +1,7 @@
 //! `nexit dump`: a guest's RAM and registers as an ELF core, over the machine's one serial line.
 //!
 //! Path: [`stub`] asks the guest's gdb stub, which stops the guest, for registers and packed pages; [`core`] writes them into a
-//! file, at whose end [`tables`] says which linear addresses lead where.
+//! file; [`tables`] says which linear addresses lead where.
 
 mod core;
 mod stub;
@@ -62,8 +62,7 @@ fn take(stub: &mut Stub<'_>, path: &Path) -> Result<()> {
         }
     }
     let (mappings, complete) = mappings(&core, cpus.first());
-    core.finish(&cpus, &mappings)?;
-    if !complete {
+    if !(core.finish(&cpus, &mappings)? & complete) {
         eprintln!(
             "\nnexit: the guest's tables map more than the file can say: some addresses are missing"
         );
