@@ -22,27 +22,51 @@ pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
 /// # Errors
 /// apt does not know the package, or cannot fetch it, or has no such file in it.
 pub fn kernel(package: &str, name: &str) -> Result<PathBuf> {
+    file(package, &format!("boot/{name}"))
+}
+
+/// The file at `path` of `package`, unpacked if it is compressed.
+fn file(package: &str, path: &str) -> Result<PathBuf> {
     let folder = project_folder().join("target/guest/packaged");
-    let plain = name.strip_suffix(".gz").unwrap_or(name);
-    let kernel = folder.join(plain);
+    let plain = path.strip_suffix(".gz").unwrap_or(path);
+    let file = folder.join(plain.rsplit('/').next().unwrap_or_default());
     let _fetching = one_at_a_time();
-    if kernel.is_file() {
-        return Ok(kernel);
+    if file.is_file() {
+        return Ok(file);
     }
     let unpacked = folder.join("unpacked");
     fs::create_dir_all(&folder).map_err(|error| failed(&folder, &error))?;
     Tool::new("apt-get").args(["--quiet", "download", package]).within(&folder).run()?;
     let archive = entry(&folder, &format!("{package}_"))?;
     Tool::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).run()?;
-    let image = unpacked.join("boot").join(name);
-    if plain != name {
-        Tool::new("gunzip").arg(&image).run()?;
+    if plain != path {
+        Tool::new("gunzip").arg(unpacked.join(path)).run()?;
     }
-    let image = unpacked.join("boot").join(plain);
-    fs::rename(&image, &kernel).map_err(|error| failed(&image, &error))?;
+    // A library goes by the name of a link.
+    let found = unpacked.join(plain);
+    let moved = fs::canonicalize(&found).and_then(|found| fs::rename(found, &file));
+    moved.map_err(|error| failed(&found, &error))?;
     let _ = fs::remove_dir_all(unpacked);
     let _ = fs::remove_file(archive);
-    Ok(kernel)
+    Ok(file)
+}
+
+/// The `vmlinux` with debugging information of this release of Linux (`uname -r`).
+///
+/// # Errors
+/// As [`kernel`].
+pub fn vmlinux(release: &str) -> Result<PathBuf> {
+    file(&format!("{LINUX}{release}-dbg"), &format!("usr/lib/debug/boot/vmlinux-{release}"))
+}
+
+/// The program `crash`, which reads dumps of Linux; its libraries are beside it.
+///
+/// # Errors
+/// As [`kernel`].
+pub fn crash() -> Result<PathBuf> {
+    file("liblzo2-2", "lib/x86_64-linux-gnu/liblzo2.so.2")?;
+    file("libsnappy1v5", "usr/lib/x86_64-linux-gnu/libsnappy.so.1")?;
+    file("crash", "usr/bin/crash")
 }
 
 /// What a package of a kernel is called before its version.

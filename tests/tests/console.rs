@@ -1,6 +1,8 @@
 //! A user at the one serial line: guests and the monitor through `nexit run`, at a terminal.
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Payload, Session};
+use std::process::Command;
+
+use nexit_tests::{Devices, Emulator, Folder, Guest, Kernel, Payload, Session, packaged};
 use rustix::process::Signal;
 
 /// A small guest that has its interrupts off and never exits.
@@ -14,7 +16,7 @@ fn linux_at_its_shell(folder: &Folder, further: &str) -> Session {
     let linux = Guest::on_qemu("nvme,shell reads=500", "[\"00:04.0\"]");
     let config = folder.write("nexit.toml", linux.toml() + further + &hung(1));
     let nvme = ["-device", "nvme,drive=disk,serial=nexit,addr=4"];
-    let disk = nexit_tests::Kernel::Stock.folder().join("disk.img");
+    let disk = Kernel::Stock.folder().join("disk.img");
     let disk = format!("driver=file,node-name=disk,read-only=on,filename={}", disk.display());
     let run = ["run", "--config", &config, "--timeout", "240", "--", "-blockdev", &disk];
     let mut session = Session::start(&[&run[..], &nvme].concat());
@@ -31,6 +33,44 @@ fn gdb_over_the_one_line_stops_linux_at_a_symbol() {
     gdb_stops_linux_at_a_symbol(&mut session, &folder);
     session.keys("exit\r");
     session.see("nexit: guest linux: poweroff");
+}
+
+/// With the symbols that Debian packages: the guest's tasks, its log and what its CPUs do.
+#[test]
+#[ignore = "fetches 283 MB and dumps a Linux over the line: `make test-all`"]
+fn crash_reads_the_dump_of_a_linux() {
+    let folder = Folder::new("console-crash");
+    let linux = Guest {
+        cpus: "[0, 1]",
+        kernel: Kernel::Cloud,
+        memory: "80M",
+        ..Guest::on_qemu("shell", "[]")
+    };
+    let config = folder.write("nexit.toml", linux.toml() + "gdb = \"console\"\n");
+    let mut session = Session::start(&["run", "--config", &config, "--timeout", "3600"]);
+    session.see("linux: demo: shell: type exit to end");
+    session.keys("echo release $(uname -r) e''nd\r");
+    let shown = session.see(" end\n");
+    let release = word_behind(&shown, "\nrelease ");
+    let core = folder.path("core").display().to_string();
+    let dumped = folder.nexit("dump", &["dump", "linux", &core, "--line", &session.line()]);
+    assert!(dumped.output.contains("80 MiB of RAM"), "{dumped}");
+    session.keys("exit\r");
+    session.see("guest linux: poweroff");
+
+    let commands = folder.write("commands", "sys\nps\nbt -a\nlog\nquit\n");
+    let (program, symbols) = (packaged::crash().unwrap(), packaged::vmlinux(&release).unwrap());
+    let crash = Command::new(&program)
+        .env("LD_LIBRARY_PATH", program.parent().unwrap())
+        .args(["-s", "-i", &commands])
+        .args([&symbols.display().to_string(), &core])
+        .output();
+    let said = String::from_utf8_lossy(&crash.unwrap().stdout).into_owned();
+    folder.write("crash.log", &said);
+    let release = format!("RELEASE: {release}");
+    for expected in [&*release, "CPUS: 2", "swapper/1", "default_idle", "Linux version 6."] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
 }
 
 #[test]
