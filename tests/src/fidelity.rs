@@ -145,6 +145,22 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
     Ok(all)
 }
 
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn has(&self, seen: &str) -> bool {
+        match self {
+            Self::One(known) => known == seen,
+            Self::More(known) => known.iter().any(|known| known == seen),
+        }
+    }
+}
+
 /// A difference that is known.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -157,8 +173,8 @@ pub struct Known {
     /// The modes; all if it is left out.
     #[serde(default)]
     modes: Vec<String>,
-    /// What is seen under Nexit; anything if it is left out.
-    under_nexit: Option<String>,
+    /// What is seen under Nexit.
+    under_nexit: OneOrMore,
     /// Why.
     reason: String,
 }
@@ -190,7 +206,7 @@ impl Known {
         fact.starts_with(&self.facts)
             && any(&self.emulators, &emulator.to_string())
             && any(&self.modes, mode)
-            && self.under_nexit.as_ref().is_none_or(|known| known == seen)
+            && self.under_nexit.has(seen)
     }
 }
 
@@ -267,7 +283,7 @@ mod tests {
             facts: "b".to_owned(),
             emulators: vec!["qemu".to_owned()],
             modes: Vec::new(),
-            under_nexit: Some("2".to_owned()),
+            under_nexit: OneOrMore::One("2".to_owned()),
             reason: "so".to_owned(),
         }];
         let bare = facts("payload: fact: a = 1\npayload: fact: b = 1\npayload: fact: c = 1\n");
@@ -282,5 +298,17 @@ mod tests {
         assert_eq!(reasons(Emulator::Bochs, &under), [b(None), c.clone()]);
         let other = facts("payload: fact: a = 1\npayload: fact: b = 3\n");
         assert_eq!(reasons(Emulator::Qemu, &other), [b(None), c]);
+    }
+
+    #[test]
+    fn each_difference_has_a_reason_of_its_own_and_says_what_is_seen() {
+        let several: List = toml::from_str(
+            "[[difference]]\nfacts = \"a\"\nunder_nexit = [\"1\", \"2\"]\nreason = \"so\"\n",
+        )
+        .unwrap();
+        let is = |seen| several.difference[0].is(Emulator::Qemu, "exiting", "a: b", seen);
+        assert_eq!(["1", "2", "3"].map(is), [true, true, false]);
+        // The page has them in another order.
+        assert!(known().iter().all(|known| !known.reason.contains("as above")));
     }
 }

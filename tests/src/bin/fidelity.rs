@@ -1,4 +1,4 @@
-//! `make fidelity`: runs two payloads on the bare machine and under Nexit, in every mode on every emulator, and writes
+//! `make fidelity`: runs three payloads on the bare machine and under Nexit, in every mode on every emulator, and writes
 //! the differences to `docs/fidelity.md`.
 //!
 //! `fidelity [--output FILE] [EMULATOR …]`: QEMU, both versions of Bochs and nested KVM if no name is given. The page has
