@@ -145,24 +145,30 @@ fn ask_a_cpu(session: &mut Session, command: &str) -> String {
     answer
 }
 
-/// With the symbols that the guest itself lists: where it has put itself, and a breakpoint that a command meets.
+/// With the symbols that the guest itself lists, as a `vmlinux` has them, moved by what the stub says: a breakpoint that a
+/// command meets.
 fn gdb_stops_linux_at_a_symbol(session: &mut Session, folder: &Folder) {
     // What is typed before the shell's prompt is shown twice: it must not look like an answer.
     session.keys("grep -wE '_text|__x64_sys_getcwd' /proc/kallsyms; echo e''nd\r");
     let shown = session.see("end\n").replace("linux: ", "").replace("linux> ", "");
-    let is_symbol = |line: &&str| {
-        let address = line.split(' ').next().unwrap_or_default();
-        address.len() == 16 && address.bytes().all(|digit| digit.is_ascii_hexdigit())
+    let symbol = |line: &str| {
+        let (address, name) = line.split_once(" T ")?;
+        Some((u64::from_str_radix(address, 16).ok()?, name.to_owned()))
     };
-    let list: String = shown.lines().filter(is_symbol).flat_map(|line| [line, "\n"]).collect();
-    let (map, elf) = (folder.write("kallsyms", &list), folder.path("linux.elf"));
+    let list: Vec<(u64, String)> = shown.lines().filter_map(symbol).collect();
+    let text = list.iter().find(|(_, name)| name == "_text").map(|(address, _)| *address);
+    let text = text.unwrap_or_else(|| panic!("no _text: {shown}"));
+    let moved = text - TEXT;
+    let linked = |(address, name): &(u64, String)| format!("{:x} T {name}\n", address - moved);
+    let linked: String = list.iter().map(linked).collect();
+    let (map, elf) = (folder.write("System.map", &linked), folder.path("linux.elf"));
     let elf = elf.display().to_string();
     let written = folder.nexit("symbols", &["symbols", &map, &elf]);
-    assert!(written.output.contains("2 symbols"), "{written}\n{list}");
+    assert!(written.output.contains("2 symbols"), "{written}\n{linked}");
     let ready = folder.path("ready").display().to_string();
     let script = format!(
-        "set remotetimeout 60\nmonitor kaslr\ninfo address _text\nhbreak __x64_sys_getcwd\n\
-         shell touch {ready}\ncontinue\ndetach\n"
+        "set remotetimeout 60\nmonitor kaslr\nsymbol-file\nadd-symbol-file {elf} -o {moved:#x}\n\
+         info address _text\nhbreak __x64_sys_getcwd\nshell touch {ready}\ncontinue\ndetach\n"
     );
     let mut gdb = crate::debugging::gdb_by_line(folder, &session.line(), "linux", &elf, &script);
     while !std::path::Path::new(&ready).exists() {
@@ -176,10 +182,11 @@ fn gdb_stops_linux_at_a_symbol(session: &mut Session, folder: &Folder) {
     let ended = gdb.wait();
     let said = std::fs::read_to_string(folder.path("linux.log")).unwrap_or_default();
     assert!(ended.is_ok_and(|status| status.success()), "{said}");
-    assert!(said.contains("Breakpoint 1, 0x") && said.contains(" in __x64_sys_getcwd ("), "{said}");
-    let text = list.lines().find(|line| line.ends_with(" _text")).unwrap_or_default();
-    let text = format!("0x{}", text.split_whitespace().next().unwrap_or_default());
-    assert!(said.contains(&format!("Linux' text is at {text}:")), "{said}\n{list}");
+    let sentence = format!("Linux' text is at {text:#x}: add-symbol-file vmlinux -o {moved:#x}");
+    for expected in [&*sentence, "Breakpoint 1, 0x", " in __x64_sys_getcwd ("] {
+        assert!(said.contains(expected), "{expected}: {said}\n{list:x?}");
+    }
+    assert!(said.contains(&format!("Symbol \"_text\" is at {text:#x}")), "{said}");
 }
 
 fn complains_in_sentences(session: &mut Session) {
