@@ -367,6 +367,27 @@ mod tests {
         assert_eq!(running(folder.path()), [place("9")]);
     }
 
+    /// A pseudo-terminal is a serial device but for its wires: what a terminal would change comes through as it is.
+    #[test]
+    fn a_serial_device_carries_every_byte_both_ways_at_its_rate() {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let far = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&far).and_then(|()| unlockpt(&far)).unwrap();
+        let name = ptsname(&far, Vec::new()).unwrap().into_string().unwrap();
+        let mut far = File::from(far);
+        let mut line = open(&LineArgs { line: Some(name), baud: 57_600 }).unwrap();
+        assert_eq!(tcgetattr(&far).unwrap().output_speed(), 57_600);
+        let all: Vec<u8> = (0..=255).collect();
+        let mut heard = [0; 256];
+        line.to.write_all(&all).unwrap();
+        far.read_exact(&mut heard).unwrap();
+        assert_eq!(heard[..], all);
+        far.write_all(&all).unwrap();
+        heard.fill(0);
+        line.from.read_exact(&mut heard).unwrap();
+        assert_eq!(heard[..], all);
+    }
+
     #[test]
     fn a_line_is_a_device_a_socket_or_an_address() {
         let error = |name| open(&named(name)).err().unwrap().to_string();
