@@ -1,8 +1,9 @@
 //! `make fidelity`: runs three payloads on the bare machine and under Nexit, in every mode on every emulator, and writes
 //! the differences to `docs/fidelity.md`.
 //!
-//! `fidelity [--output FILE] [EMULATOR …]`: QEMU, both versions of Bochs and nested KVM if no name is given. The page has
-//! the others, too, as they were seen last; `last` runs none.
+//! `fidelity [--output FILE] [EMULATOR | EMULATOR-COLUMN …]`: QEMU, both versions of Bochs and nested KVM if no name is given,
+//! each with the columns `bare`, `exitless`, `exiting` and, where it has it, `posted`. The page has the others, too, as they
+//! were seen last; `last` runs none.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -28,44 +29,44 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool, String> {
-    let mut names = EMULATORS.map(|emulator| emulator.to_string()).to_vec();
-    names.push(NONE.to_owned());
+    let mut names = vec![NONE.to_owned()];
+    for emulator in EMULATORS {
+        names.push(emulator.to_string());
+        names.extend(columns(emulator).map(|column| name(emulator, column)));
+    }
     let arguments = Arguments::read(&names)?;
     let mut page = Page::default();
     for emulator in EMULATORS {
-        let columns = if arguments.selects(&emulator.to_string()) {
-            run_columns(emulator).map_err(|error| format!("{emulator}: {error}"))?
-        } else {
-            let Some(columns) = last_columns(emulator) else { continue };
-            columns
-        };
-        page.add(emulator, &columns);
+        let mut seen = Vec::new();
+        for column in columns(emulator) {
+            let name = name(emulator, column);
+            let now = arguments.selects(&emulator.to_string()) || arguments.selects(&name);
+            let facts = if now {
+                Some(facts(emulator, column).map_err(|error| format!("{name}: {error}"))?)
+            } else {
+                Facts::last(emulator, column)
+            };
+            seen.push(facts);
+        }
+        let mut seen = seen.into_iter();
+        let Some(bare) = seen.next().flatten() else { continue };
+        for (mode, seen) in modes(emulator).iter().zip(seen) {
+            if let Some(seen) = seen {
+                page.add(emulator, mode, &bare, &seen);
+            }
+        }
     }
     arguments.write(&page.text())?;
     Ok(page.unexplained == 0)
 }
 
-/// The bare machine's facts, and those under Nexit in each mode.
-struct Columns {
-    bare: Facts,
-    modes: Vec<(&'static str, Facts)>,
+/// The bare machine, and Nexit in each mode.
+fn columns(emulator: Emulator) -> impl Iterator<Item = Column> {
+    std::iter::once(Column::Bare).chain(modes(emulator).iter().map(|mode| Column::Nexit(mode)))
 }
 
-fn run_columns(emulator: Emulator) -> Result<Columns, String> {
-    let bare = facts(emulator, Column::Bare)?;
-    println!("{emulator}: bare: {} facts", bare.0.len());
-    let modes = modes(emulator).iter();
-    let modes = modes.map(|mode| Ok((*mode, facts(emulator, Column::Nexit(mode))?)));
-    Ok(Columns { bare, modes: modes.collect::<Result<_, String>>()? })
-}
-
-fn last_columns(emulator: Emulator) -> Option<Columns> {
-    let modes = modes(emulator).iter();
-    let modes = modes.map(|mode| Some((*mode, Facts::last(emulator, Column::Nexit(mode))?)));
-    Some(Columns {
-        bare: Facts::last(emulator, Column::Bare)?,
-        modes: modes.collect::<Option<_>>()?,
-    })
+fn name(emulator: Emulator, column: Column) -> String {
+    format!("{emulator}-{}", column.name())
 }
 
 #[derive(Default)]
@@ -77,26 +78,22 @@ struct Page {
 }
 
 impl Page {
-    fn add(&mut self, emulator: Emulator, columns: &Columns) {
-        let known = known();
-        let bare = &columns.bare;
-        for (mode, seen) in &columns.modes {
-            let different = compare(emulator, mode, bare, seen, &known);
-            let unexplained = different.iter().filter(|one| one.reason.is_none()).count();
-            self.unexplained += unexplained;
-            let (all, same) = (bare.0.len(), bare.0.len().saturating_sub(different.len()));
-            let (explained, of) = (different.len() - unexplained, format!("{emulator}, {mode}"));
-            println!("{of}: {same} of {all} the same, {explained} explained, {unexplained} not");
-            let _ = writeln!(
-                self.columns,
-                "| {emulator} | {mode} | {all} | {same} | {explained} | {unexplained} |"
-            );
-            for Difference { fact, bare, under_nexit, reason } in different {
-                if reason.is_none() {
-                    println!("  {fact}: bare {bare}; under Nexit {under_nexit}");
-                }
-                self.rows.entry((fact, bare, under_nexit, reason)).or_default().push(of.clone());
+    fn add(&mut self, emulator: Emulator, mode: &str, bare: &Facts, seen: &Facts) {
+        let different = compare(emulator, mode, bare, seen, &known());
+        let unexplained = different.iter().filter(|one| one.reason.is_none()).count();
+        self.unexplained += unexplained;
+        let (all, same) = (bare.0.len(), bare.0.len().saturating_sub(different.len()));
+        let (explained, of) = (different.len() - unexplained, format!("{emulator}, {mode}"));
+        println!("{of}: {same} of {all} the same, {explained} explained, {unexplained} not");
+        let _ = writeln!(
+            self.columns,
+            "| {emulator} | {mode} | {all} | {same} | {explained} | {unexplained} |"
+        );
+        for Difference { fact, bare, under_nexit, reason } in different {
+            if reason.is_none() {
+                println!("  {fact}: bare {bare}; under Nexit {under_nexit}");
             }
+            self.rows.entry((fact, bare, under_nexit, reason)).or_default().push(of.clone());
         }
     }
 
