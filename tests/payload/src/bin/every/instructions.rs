@@ -1,12 +1,15 @@
 //! The instructions: each by name, with its bytes. RBX, RSI, RDI and RBP point at the operand; RAX, RCX and RDX are
-//! numbers; what is popped and what RSP becomes is put right behind each.
+//! numbers; what is popped and what RSP becomes is put right behind each. Those with an operand at [RBX] are all that a library
+//! decoder knows (`build/instructions.rs`); the others, and some with prefixes, are written down here.
 
 type Instruction = (&'static str, &'static [u8]);
 
+include!(concat!(env!("OUT_DIR"), "/instructions.rs"));
+
 /// All of them; those of AVX where the CPU has it on.
 pub(crate) fn all(vectors: bool) -> impl Iterator<Item = Instruction> {
-    let further: &[Instruction] = if vectors { AVX } else { &[] };
-    BASE.iter().chain(further).copied()
+    let further: [&[Instruction]; 2] = if vectors { [AVX, VEX] } else { [&[], &[]] };
+    [BASE, LEGACY].into_iter().chain(further).flatten().copied()
 }
 
 #[rustfmt::skip]

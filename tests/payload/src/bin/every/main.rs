@@ -54,7 +54,7 @@ fn compare(vectors: bool, offset: u64, claim: &str) {
         }
     }
     // Which may differ, the test knows.
-    verdict(claim, tried > 300, format_args!("{tried} tried, {different} differ"));
+    verdict(claim, tried > 1200, format_args!("{tried} tried, {different} differ"));
 }
 
 /// A device's registers, by instructions that only the CPU knows.

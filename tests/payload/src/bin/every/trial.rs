@@ -84,6 +84,7 @@ global_asm!(
     "mov r14, rdi",
     "lea r15, [rip + every_resume]",
     "mov [r14 + 88], rsp",
+    "movq mm0, [r14 + 64]",
     "fninit",
     "fld1",
     "movups xmm0, [r14 + 64]",
