@@ -223,8 +223,16 @@ pub struct CpuState {
     pub idt_limit: Option<u16>,
     /// What it does by itself, with other pages in place of those that exit.
     pub step: Step,
-    /// Where it exited last with bytes that are not what exited, these, and how often.
-    pub(crate) stuck: Option<(u64, [u8; insn::MAX_LENGTH], u8)>,
+    /// Where it exited last with bytes that are not what exited, and how often.
+    pub(crate) stuck: Option<(Standstill, u8)>,
+}
+
+/// An instruction that the guest has not come past: with another register, it has executed something since.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Standstill {
+    pub(crate) rip: u64,
+    pub(crate) bytes: [u8; insn::MAX_LENGTH],
+    pub(crate) registers: [u64; 16],
 }
 
 impl CpuState {

@@ -30,7 +30,7 @@ use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{ExitReason, Vector};
 
 use crate::counters::Counter;
-use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, VmLock};
+use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, Standstill, VmLock};
 use access::Refused;
 
 impl<P: Platform, L: VmLock> Context<'_, P, &L> {
@@ -193,7 +193,7 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// The bytes at RIP are not the instruction that exited. Another CPU of the guest may have changed them since, so
-    /// it is executed again. If the same happens with the same bytes again and again, and nothing else between, no CPU
+    /// it is executed again. If the same happens with the same bytes and registers again and again, no CPU
     /// knows them either: from CPL 3 they are an exception, as a program must never end its guest; else the guest cannot
     /// go on. That another CPU hits the moment each time is not to be expected.
     #[cold]
@@ -201,11 +201,15 @@ impl<P: Platform> Context<'_, P> {
     fn stuck(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
         const MAX_TRIES: u8 = 64;
         let bytes = insn::fetch_instruction(self.vcpu, self.memory).map(|(bytes, _)| bytes);
-        let here = (self.vcpu.rip(), bytes.unwrap_or_default());
-        let before = self.cpu.stuck.filter(|(rip, bytes, _)| (*rip, *bytes) == here);
-        let tries = before.map_or(1, |(_, _, tries)| tries + 1);
+        let here = Standstill {
+            rip: self.vcpu.rip(),
+            bytes: bytes.unwrap_or_default(),
+            registers: Gpr::ALL.map(|register| self.vcpu.gpr(register)),
+        };
+        let before = self.cpu.stuck.filter(|(before, _)| *before == here);
+        let tries = before.map_or(1, |(_, tries)| tries + 1);
         if tries < MAX_TRIES {
-            self.cpu.stuck = Some((here.0, here.1, tries));
+            self.cpu.stuck = Some((here, tries));
             // A little longer each time: two CPUs that go in step, as an emulator's do, would meet so again and again.
             (0..tries).for_each(|_| core::hint::spin_loop());
             return Next::Resume;

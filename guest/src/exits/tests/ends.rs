@@ -122,6 +122,18 @@ fn code_where_there_is_no_memory_is_no_table_instruction() {
     assert_eq!((seen[0], seen[TRIES - 1]), (Then::Again, Then::Raised(exception::UD)));
 }
 
+/// Another CPU flips the bytes in step with this one's exits, between which it executes what they are then.
+#[test]
+fn a_guest_that_goes_on_between_does_not_stand_still() {
+    let mut world = World::with_idt();
+    world.at_cpl(0);
+    world.put(world.vcpu.state.rip, &[0x0f, 0x0d, 0x0b]);
+    for turn in 0..3 * TRIES as u64 {
+        *world.gpr(Gpr::R15) = turn;
+        assert_eq!(what_comes(&mut world, ExitReason::DescriptorTable), Then::Again);
+    }
+}
+
 /// Another CPU flips the bytes: now they are what exited, and now they are not.
 #[test]
 fn bytes_that_are_changed_back_between_are_not_the_same_again_and_again() {
