@@ -48,7 +48,7 @@ fn crash_reads_the_dump_of_a_linux() {
     };
     let config = folder.write("nexit.toml", linux.toml() + "gdb = \"console\"\n");
     let mut session = Session::start(&["run", "--config", &config, "--timeout", "3600"]);
-    session.see("linux: demo: shell: type exit to end");
+    session.see("demo: shell: type exit to end");
     session.keys("echo release $(uname -r) e''nd\r");
     let shown = session.see(" end\n");
     let release = word_behind(&shown, "\nrelease ");
