@@ -20,7 +20,7 @@ const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 const _: () = assert!(IA32_X2APIC_APICID == 0x802);
 
 /// CPUID's leaf with the width of physical addresses.
-const ADDRESS_SIZES: u32 = 0x8000_0008;
+pub(super) const ADDRESS_SIZES: u32 = 0x8000_0008;
 
 /// CPUID, RDMSR and WRMSR are two bytes long.
 const SHORT: u8 = 2;

@@ -10,7 +10,7 @@ mod segments;
 mod tss;
 
 use arch::exit::{TaskSwitch, TaskSwitchSource, Vectoring};
-use arch::machine::GuestMemory;
+use arch::machine::{GuestMemory, Machine};
 use arch::register::{Cr0, Cr4, Gpr, Rflags};
 use arch::segment::{DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{Event, EventKind, Vcpu, exception};
@@ -19,6 +19,7 @@ use eli::FaultAction;
 use insn::{Access, MemoryFault};
 
 use super::access::Refused;
+use super::register::ADDRESS_SIZES;
 use super::segment_descriptor::{Descriptor, kind};
 use super::system_segment::{RPL, SUPERVISOR, TABLE_INDICATOR, descriptor_at};
 use crate::vm::{Context, Next, Platform};
@@ -96,8 +97,7 @@ impl<P: Platform> Context<'_, P> {
     /// The task that the current one returns to.
     fn link(&self) -> Result<u16, Refused> {
         let mut link = [0; 2];
-        let base = Gva::new(self.vcpu.segment(SegmentRegister::Tr).base);
-        insn::read_linear(self.vcpu, self.memory, base, SUPERVISOR, &mut link)?;
+        self.read(Gva::new(self.vcpu.segment(SegmentRegister::Tr).base), &mut link)?;
         Ok(u16::from_le_bytes(link))
     }
 
@@ -121,7 +121,7 @@ impl<P: Platform> Context<'_, P> {
         self.reach(new_base, Form::of(descriptor.kind()).last() as usize + 1, cause.nests())?;
         self.reach(old_base.wrapping_add(saved.start as u64), saved.len(), true)?;
         if cause.nests() {
-            self.write(new_base, &old.selector.to_le_bytes())?;
+            self.write(new_base, SUPERVISOR, &old.selector.to_le_bytes())?;
         } else {
             self.set_busy(old_at, false)?;
         }
@@ -131,7 +131,7 @@ impl<P: Platform> Context<'_, P> {
         let mut bytes: Bytes = [0; 104];
         form.save(&self.old_state(cause), &mut bytes);
         let part = bytes.get(saved.clone()).unwrap_or_default();
-        self.write(old_base.wrapping_add(saved.start as u64), part)?;
+        self.write(old_base.wrapping_add(saved.start as u64), SUPERVISOR, part)?;
         self.vcpu.set_segment(SegmentRegister::Tr, new);
         self.vcpu.set_cr0(self.vcpu.cr0() | Cr0::TS.bits());
         Ok(Form::of(descriptor.kind()))
@@ -187,12 +187,7 @@ impl<P: Platform> Context<'_, P> {
         let external = cause.external();
         let mut bytes: Bytes = [0; 104];
         let base = Gva::new(self.vcpu.segment(SegmentRegister::Tr).base);
-        let part = bytes.get_mut(..=form.last() as usize).unwrap_or_default();
-        match insn::read_linear(self.vcpu, self.memory, base, SUPERVISOR, part) {
-            // Nobody answers there.
-            Err(MemoryFault::NotMemory(_)) => part.fill(0xff),
-            read => read?,
-        }
+        self.read(base, bytes.get_mut(..=form.last() as usize).unwrap_or_default())?;
         let state = form.load(&bytes);
         if cause.source == TaskSwitchSource::IdtGate {
             // No single step comes behind a delivery.
@@ -251,12 +246,14 @@ impl<P: Platform> Context<'_, P> {
     /// Loads CR3, in PAE mode with the four pointers behind it (SDM "PDPTE Registers").
     fn load_cr3(&mut self, cr3: u32) -> Result<(), Refused> {
         const PRESENT: u64 = 1;
-        const RESERVED: u64 = 0xfff0_0000_0000_01e6;
+        const RESERVED: u64 = 0x1e6;
+        let width = self.machine.cpuid(ADDRESS_SIZES, 0).eax as u8;
+        let reserved = u64::MAX.checked_shl(width.into()).unwrap_or(0) | RESERVED;
         let pae = self.vcpu.cr4() & Cr4::PAE.bits() != 0;
         let table = u64::from(cr3) & !0x1f;
         let read = |at| self.memory.read_u64(Gpa::new(table + at)).unwrap_or(u64::MAX);
         let pointers = pae.then(|| [0, 8, 16, 24].map(read));
-        let wrong = |pointer: u64| pointer & PRESENT != 0 && pointer & RESERVED != 0;
+        let wrong = |pointer: u64| pointer & PRESENT != 0 && pointer & reserved != 0;
         if pointers.into_iter().flatten().any(wrong) {
             return Err(fault(exception::GP, 0, 0));
         }
@@ -275,10 +272,8 @@ impl<P: Platform> Context<'_, P> {
             return Err(fault(exception::SS, 0, external));
         }
         let at = Gva::new(stack.base.wrapping_add(top.into()) & 0xffff_ffff);
-        let access = Access { write: true, fetch: false, user: self.vcpu.cpl() == 3 };
         let code = code.to_le_bytes();
-        let code = code.get(..size as usize).unwrap_or(&code);
-        insn::write_linear(self.vcpu, self.memory, at, access, code)?;
+        self.write(at, Access::write(self.vcpu), code.get(..size as usize).unwrap_or(&code))?;
         self.vcpu.set_gpr(Gpr::Rsp, u64::from(pointer & !mask | top));
         Ok(())
     }
@@ -286,9 +281,10 @@ impl<P: Platform> Context<'_, P> {
     fn set_busy(&mut self, descriptor: Gva, busy: bool) -> Result<(), Refused> {
         let at = descriptor.wrapping_add(Descriptor::ACCESS_BYTE);
         let mut byte = [0];
-        insn::read_linear(self.vcpu, self.memory, at, SUPERVISOR, &mut byte)?;
+        self.read(at, &mut byte)?;
         let [byte] = byte;
-        self.write(at, &[if busy { byte | kind::BUSY } else { byte & !kind::BUSY }])
+        let byte = if busy { byte | kind::BUSY } else { byte & !kind::BUSY };
+        self.write(at, SUPERVISOR, &[byte])
     }
 
     /// Whether the CPU could read, or write, each of these bytes, which lie in two pages at most.
@@ -300,8 +296,17 @@ impl<P: Platform> Context<'_, P> {
         Ok(())
     }
 
-    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Refused> {
-        match insn::write_linear(self.vcpu, self.memory, at, SUPERVISOR, bytes) {
+    fn read(&self, at: Gva, bytes: &mut [u8]) -> Result<(), Refused> {
+        match insn::read_linear(self.vcpu, self.memory, at, SUPERVISOR, bytes) {
+            // Nobody answers there.
+            Err(MemoryFault::NotMemory(_)) => bytes.fill(0xff),
+            read => read?,
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: Gva, access: Access, bytes: &[u8]) -> Result<(), Refused> {
+        match insn::write_linear(self.vcpu, self.memory, at, access, bytes) {
             // Nobody takes it.
             Err(MemoryFault::NotMemory(_)) => Ok(()),
             written => Ok(written?),

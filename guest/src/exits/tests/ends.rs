@@ -1,7 +1,8 @@
 //! Which refusals may end a guest: of what a program does, none.
 
-use arch::exit::{EntryFailure, IoAccess};
+use arch::exit::{EntryFailure, IoAccess, TaskSwitch, TaskSwitchSource};
 
+use super::tasks::{BUSY, GDT, NEW, OLD, event};
 use super::*;
 
 const NOWHERE: u64 = 0xfed9_0000;
@@ -145,5 +146,99 @@ fn bytes_that_are_changed_back_between_are_not_the_same_again_and_again() {
         world.put(CODE, &[0x0f, 0x0d, 0x0b]);
         assert_eq!(what_comes(&mut world, ExitReason::DescriptorTable), Then::Again);
         world.execute(&[0x0f, 0x01, 0x0b], ExitReason::DescriptorTable);
+    }
+}
+
+/// A task switch with something wrong: what, how it comes, what is wrong, and what it comes to, from CPL 0 and CPL 3 alike:
+/// a program makes one by a task gate that it may call or that is an exception's, and by IRET with the nested-task flag.
+type Switch = (&'static str, TaskSwitchSource, fn(&mut World), Then);
+
+fn switches() -> Vec<Switch> {
+    use TaskSwitchSource::{Call, IdtGate, Iret, Jump};
+    use Then::{Again, Ends, Raised};
+    const TR: usize = SegmentRegister::Tr as usize;
+    fn new_task_at(world: &mut World, at: u64, byte: u8) {
+        world.put(GDT + u64::from(NEW) + at, &[byte]);
+    }
+    /// The GDT ends where RAM does, and has the descriptor of the old task behind that.
+    fn old_task_behind_memory(world: &mut World) {
+        const HELD: u64 = 0x40;
+        let table: [u8; HELD as usize] = world.get(GDT);
+        world.put(RAM - HELD, &table);
+        world.vcpu.state.gdtr.base = Gva::new(RAM - HELD);
+        world.vcpu.state.segments[TR].selector = HELD as u16;
+    }
+    fn no_task_for_a_double_fault(world: &mut World) {
+        world.set_tss(0x4c, 0);
+        world.vcpu.vectoring = event(exception::DF, EventKind::HardwareException, Some(0));
+    }
+    let (ts, np, gp) = (Raised(exception::TS), Raised(exception::NP), Raised(exception::GP));
+    vec![
+        ("no GDT", Call, |it| it.vcpu.state.gdtr.base = Gva::new(NOWHERE), gp),
+        ("no GDT, back", Iret, |it| it.vcpu.state.gdtr.base = Gva::new(NOWHERE), ts),
+        ("a task that runs", Jump, |it| new_task_at(it, 5, BUSY), gp),
+        ("a task that does not run, back", Iret, |_| {}, ts),
+        ("an absent task", Call, |it| new_task_at(it, 5, 9), np),
+        ("a short TSS for #PF", IdtGate, |it| new_task_at(it, 0, 0x66), Raised(exception::DF)),
+        ("a short TSS of the old task", Call, |it| it.vcpu.state.segments[TR].limit = 0x2b, ts),
+        ("no memory behind the new TSS", Call, |it| new_task_at(it, 4, 0xf0), ts),
+        (
+            "no memory behind the old TSS",
+            Call,
+            |it| it.vcpu.state.segments[TR].base = NOWHERE,
+            Again,
+        ),
+        ("no memory behind the old task's descriptor", Jump, old_task_behind_memory, Again),
+        ("the same, called", Call, old_task_behind_memory, Again),
+        (
+            "a stack nowhere for the error code",
+            IdtGate,
+            |it| it.set_tss(0x38, NOWHERE as u32),
+            Again,
+        ),
+        ("code nowhere", Jump, |it| it.set_tss(0x20, NOWHERE as u32), Again),
+        ("no code", Jump, |it| it.set_tss(0x4c, 0), ts),
+        // As on hardware, which shuts down: a kernel whose gate for #DF leads nowhere.
+        ("no task for #DF", IdtGate, no_task_for_a_double_fault, Ends),
+    ]
+}
+
+#[test]
+fn no_task_switch_of_a_program_ends_its_guest_but_by_a_triple_fault() {
+    for (what, source, spoil, expected) in switches() {
+        for cpl in [0, 3] {
+            let mut world = World::with_tasks();
+            world.at_cpl(cpl);
+            spoil(&mut world);
+            let gate = source == TaskSwitchSource::IdtGate;
+            let fault = event(exception::PF, EventKind::HardwareException, Some(4));
+            let delivered = world.vcpu.vectoring.or(fault).filter(|_| gate);
+            let reason = ExitReason::TaskSwitch(TaskSwitch { selector: Some(NEW), source });
+            let before = (world.vcpu.state, world.memory.0.clone());
+            for turn in 0..=TRIES {
+                (world.vcpu.state, world.memory.0) = before.clone();
+                let next = world.exit(reason, delivered);
+                let then = match (next, world.vcpu.injected) {
+                    (Next::End(_), _) => Then::Ends,
+                    (_, Some(event)) => Then::Raised(event.vector.0),
+                    _ => Then::Again,
+                };
+                assert_eq!(then, expected, "{what} at CPL {cpl}, turn {turn}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_link_that_is_nowhere_reads_as_ones_and_is_no_task() {
+    for cpl in [0, 3] {
+        let mut world = World::with_tasks();
+        world.at_cpl(cpl);
+        world.vcpu.state.segments[SegmentRegister::Tr as usize].base = NOWHERE;
+        let source = TaskSwitchSource::Iret;
+        world.handle(ExitReason::TaskSwitch(TaskSwitch { selector: None, source }), None);
+        let expected = Event::exception(exception::TS, Some(0xfffc));
+        assert_eq!(world.vcpu.injected, Some(expected), "CPL {cpl}");
+        assert_eq!(world.vcpu.segment(SegmentRegister::Tr).selector, OLD);
     }
 }

@@ -6,15 +6,15 @@ use arch::register::Rflags;
 
 use super::*;
 
-const GDT: u64 = 0x9000;
+pub(super) const GDT: u64 = 0x9000;
 const OLD_TSS: u64 = 0xa000;
 const NEW_TSS: u64 = 0xb000;
 const LDT: u64 = 0xc000;
 const STACK: u64 = 0xd000;
 const GDT_LIMIT: u16 = 0x7f;
 
-const OLD: u16 = 0x18;
-const NEW: u16 = 0x20;
+pub(super) const OLD: u16 = 0x18;
+pub(super) const NEW: u16 = 0x20;
 const LOCAL: u16 = 0x28;
 const READ_ONLY: u16 = 0x30;
 const ABSENT: u16 = 0x38;
@@ -26,7 +26,7 @@ const USER_DATA: u16 = 0x53;
 const CODE_SELECTOR: u16 = 8;
 const DATA_SELECTOR: u16 = 0x10;
 
-const BUSY: u8 = 0x8b;
+pub(super) const BUSY: u8 = 0x8b;
 const AVAILABLE: u8 = 0x89;
 const NESTED_TASK: u32 = 1 << 14;
 
@@ -44,7 +44,7 @@ const REGISTER: u32 = 0x0101_0101;
 
 impl World {
     /// A guest in 32-bit protected mode, whose task is [`OLD`]; that of [`NEW`] waits at 0x6100.
-    fn with_tasks() -> Self {
+    pub(super) fn with_tasks() -> Self {
         let mut world = Self::new(InterruptMode::Exiting);
         let flat = |selector, access| Segment { selector, base: 0, limit: u32::MAX, access };
         let state = &mut world.vcpu.state;
@@ -85,7 +85,7 @@ impl World {
         world
     }
 
-    fn set_tss(&mut self, at: u64, value: u32) {
+    pub(super) fn set_tss(&mut self, at: u64, value: u32) {
         self.put(NEW_TSS + at, &value.to_le_bytes());
     }
 
@@ -117,7 +117,11 @@ impl World {
     }
 }
 
-const fn event(vector: u8, kind: EventKind, error_code: Option<u32>) -> Option<Vectoring> {
+pub(super) const fn event(
+    vector: u8,
+    kind: EventKind,
+    error_code: Option<u32>,
+) -> Option<Vectoring> {
     Some(Vectoring { vector: Vector(vector), kind, error_code })
 }
 
@@ -388,7 +392,9 @@ fn with_paging_the_new_task_has_its_own_tables() {
 fn with_pae_the_four_pointers_come_with_cr3_and_wrong_ones_are_refused() {
     const POINTERS: u64 = 0xe000;
     const DIRECTORY: u64 = 0xf000;
-    for (pointer, refused) in [(DIRECTORY | 1, false), (DIRECTORY | 3, true)] {
+    // Bit 1 is reserved, and so are the bits above the CPU's width, 39 here: an entry with one of them would fail.
+    let pointers = [(1, false), (3, true), (1 << 38 | 1, false), (1 << 39 | 1, true)];
+    for (pointer, refused) in pointers.map(|(bits, refused)| (DIRECTORY | bits, refused)) {
         let mut world = World::with_tasks();
         for at in [POINTERS, POINTERS + 0x20] {
             world.put(at, &(DIRECTORY | 1).to_le_bytes());
