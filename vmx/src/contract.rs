@@ -10,11 +10,13 @@ use arch::register::{Gpr, Rflags};
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{DebugRegisters, Event, StartState, SystemCallMsrs, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, StartState, SystemCallMsrs, Vcpu};
 use arch::{Gva, Hpa};
 use cpu::instructions::{read_msr, write_msr};
 
-use crate::controls::{Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary};
+use crate::controls::{
+    Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary, exception_bitmap,
+};
 use crate::decode::reason;
 use crate::event::{InterruptionInformation, vectoring};
 use crate::field::{self, Field, Natural, W32};
@@ -270,7 +272,7 @@ impl Vcpu for VmxVcpu {
     }
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
-        self.vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | bitmap);
+        self.vmcs.write(field::EXCEPTION_BITMAP, exception_bitmap(bitmap));
     }
 
     /// DR7 is the VMCS's. An exit leaves the others as the guest had them, and DR7 with nothing on (SDM "Loading Host

@@ -3,7 +3,7 @@
 //! Invariant: a control word has every bit that the CPU wants set, no bit that it does not know, and
 //! every bit that Nexit needs; else there is no word but an error that names the bit. Pure.
 
-use arch::vcpu::{InterruptMode, Withheld};
+use arch::vcpu::{InterruptMode, Withheld, exception};
 use bitflags::{Flags, bitflags};
 
 use crate::VmxError;
@@ -307,6 +307,11 @@ impl Controls {
     }
 }
 
+/// The exception bitmap (SDM "Exception Bitmap"): what exits always, and what else is to.
+pub(crate) const fn exception_bitmap(besides: u32) -> u32 {
+    exception::ALWAYS_EXIT | besides
+}
+
 /// Tertiary processor-based VM-execution control: the CPU posts IPIs to CPUs that the PID-pointer table names.
 pub const IPI_VIRTUALIZATION: u64 = 1 << 4;
 
@@ -360,6 +365,14 @@ mod tests {
                     prop_assert_eq!(missing, wanted & !may);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn debug_and_alignment_exceptions_and_machine_checks_exit_whatever_else_does() {
+        let always = 1 << 1 | 1 << 17 | 1 << 18;
+        for besides in [0, 1 << 11, 1 << 11 | 1 << 13] {
+            assert_eq!(exception_bitmap(besides), always | besides);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::VmxError;
 use crate::bitmap::{Bitmaps, IoBitmaps};
 use crate::capability::{Features, ept_pointer};
 use crate::control_register::OwnedBits;
-use crate::controls::{Controls, PinBased, Secondary};
+use crate::controls::{Controls, PinBased, Secondary, exception_bitmap};
 use crate::field::{self, FieldWriter};
 use crate::posted::{NOTIFICATION, PidPointers, Posting};
 use crate::run;
@@ -72,7 +72,7 @@ pub(crate) fn write_controls(
         InterruptMode::Exitless => 1 << exception::NP,
         InterruptMode::Exiting | InterruptMode::Posted => 0,
     };
-    vmcs.write(field::EXCEPTION_BITMAP, exception::ALWAYS_EXIT | shadow_gates);
+    vmcs.write(field::EXCEPTION_BITMAP, exception_bitmap(shadow_gates));
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MASK, 0);
     vmcs.write(field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
     vmcs.write(field::CR0_GUEST_HOST_MASK, OwnedBits::cr0(&features.capabilities).mask);
