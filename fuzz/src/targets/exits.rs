@@ -1,9 +1,12 @@
 //! The whole exit policy: a guest of two CPUs that does anything, in each interrupt mode.
 
 mod step;
+mod tasks;
 mod world;
 
+use arch::Vector;
 use arch::exit::ExitReason;
+use arch::vcpu::{EventKind, exception};
 use guest::vm::Next;
 
 use crate::input::Input;
@@ -38,6 +41,24 @@ fn run(mut world: World, mut input: Input<'_>) {
     world.end();
 }
 
+/// Whether an exit from CPL 3 is one that must not end the guest. The others are a failure of the hardware or of the CPU's
+/// state, a port, which a kernel has allowed, and a triple fault, which a kernel's tables allow.
+fn may_not_end(exit: &step::Exit<'_>) -> bool {
+    let vectoring = exit.vectoring.map(|event| event.kind);
+    let may_end = match exit.reason {
+        ExitReason::TripleFault
+        | ExitReason::EntryFailure(_)
+        | ExitReason::ControlRegister(_)
+        | ExitReason::Io(_)
+        | ExitReason::Exception { vector: Vector(exception::MC), .. } => true,
+        ExitReason::TaskSwitch(_) | ExitReason::Exception { .. } => {
+            vectoring == Some(EventKind::HardwareException)
+        }
+        _ => false,
+    };
+    !may_end
+}
+
 #[derive(PartialEq)]
 enum Gone {
     On,
@@ -49,7 +70,13 @@ fn goes_on(world: &mut World, input: &mut Input<'_>) -> Gone {
     let cpu = usize::from(input.byte() & 1);
     let exit = step::Exit::read(input);
     world.before(cpu, &exit);
+    let program = world.runs_program(cpu);
     let mut next = world.exit(cpu, exit.reason);
+    let ended = matches!(next, Next::End(_));
+    assert!(!(ended && program && may_not_end(&exit)), "{:?} of a program", exit.reason);
+    if matches!(exit.reason, ExitReason::TaskSwitch(_)) && !ended {
+        world.check_task(cpu);
+    }
     for _ in 0..MAX_PAGES {
         if next != Next::Step {
             break;

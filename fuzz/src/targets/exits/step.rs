@@ -1,9 +1,13 @@
 //! An exit out of bytes: numbers of which many mean something, and instructions that the decoder knows.
 
-use arch::exit::{ControlRegisterWrite, ExitReason, IoAccess, NestedPageFault, Vectoring};
-use arch::vcpu::EventKind;
+use arch::exit::{
+    ControlRegisterWrite, EntryFailure, ExitReason, IoAccess, NestedPageFault, TaskSwitch,
+    TaskSwitchSource, Vectoring,
+};
+use arch::vcpu::{EventKind, exception};
 use arch::{Gpa, Vector, Width};
 
+use super::tasks;
 use super::world::{BAR, ECAM, HIGH_BAR, RAM};
 use crate::input::Input;
 
@@ -104,6 +108,9 @@ pub(super) fn fault(input: &mut Input<'_>) -> ExitReason {
 fn reason(input: &mut Input<'_>) -> ExitReason {
     let (kind, flags) = (input.byte(), input.byte());
     let vector = Vector(input.byte());
+    if let Some(rare) = rare(kind, flags, vector) {
+        return rare;
+    }
     match kind % 24 {
         0 => ExitReason::Cpuid,
         1..=3 => ExitReason::Io(IoAccess {
@@ -152,7 +159,50 @@ fn reason(input: &mut Input<'_>) -> ExitReason {
     }
 }
 
+/// What the lower numbers have no place for.
+fn rare(kind: u8, flags: u8, vector: Vector) -> Option<ExitReason> {
+    const SOURCES: [TaskSwitchSource; 4] = [
+        TaskSwitchSource::Call,
+        TaskSwitchSource::Iret,
+        TaskSwitchSource::Jump,
+        TaskSwitchSource::IdtGate,
+    ];
+    Some(match kind {
+        240..=248 => ExitReason::TaskSwitch(TaskSwitch {
+            selector: match flags >> 2 & 3 {
+                0 | 1 => Some(tasks::NEW),
+                2 => Some(u16::from(vector.0)),
+                _ => None,
+            },
+            source: SOURCES[usize::from(flags & 3)],
+        }),
+        249 | 250 => ExitReason::BusLock,
+        251 => ExitReason::DebugRegister,
+        252 => ExitReason::EntryFailure(EntryFailure {
+            code: flags.into(),
+            qualification: vector.0.into(),
+            meaning: "any",
+        }),
+        253.. => ExitReason::Exception {
+            vector: Vector(exception::MC),
+            error_code: None,
+            qualification: 0,
+        },
+        _ => return None,
+    })
+}
+
+/// The error code that an exception of the CPU has.
+fn error_code(vector: u8, kind: EventKind) -> Option<u32> {
+    let has = kind == EventKind::HardwareException && matches!(vector, 8 | 10..=14 | 17 | 21);
+    has.then_some(u32::from(vector) << 3)
+}
+
 impl<'a> Exit<'a> {
+    pub(super) const fn switches(&self) -> bool {
+        matches!(self.reason, ExitReason::TaskSwitch(_))
+    }
+
     pub(super) fn read(input: &mut Input<'a>) -> Self {
         let head = input.byte();
         let registers = (0..head & 7).map(|_| (input.byte() & 15, number(input))).collect();
@@ -160,10 +210,9 @@ impl<'a> Exit<'a> {
             if head & 8 == 0 { input.one_of(&KNOWN) } else { input.bytes(usize::from(head >> 4)) };
         let store = (head & 0xc0 == 0x40).then(|| (number(input) % RAM, input.qword()));
         let (state, limit) = (input.byte(), input.word());
-        let vectoring = (head & 0xe0 == 0xc0).then(|| Vectoring {
-            vector: Vector(input.byte()),
-            kind: input.one_of(&KINDS),
-            error_code: None,
+        let vectoring = (head & 0xe0 == 0xc0).then(|| {
+            let (vector, kind) = (input.byte(), input.one_of(&KINDS));
+            Vectoring { vector: Vector(vector), kind, error_code: error_code(vector, kind) }
         });
         Self { reason: reason(input), vectoring, registers, code, state, limit, store }
     }

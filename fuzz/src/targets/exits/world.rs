@@ -7,6 +7,7 @@ use arch::address::HpaRange;
 use arch::exit::ExitReason;
 use arch::interrupt::{InterruptRegisters, InterruptTarget};
 use arch::machine::{CpuRequest, CpuidResult, GuestMemory, InterruptLine};
+use arch::machine_check::{MachineCheck, Recorded};
 use arch::register::{Cr4, Gpr, Rflags};
 use arch::segment::{AccessRights, Segment, SegmentRegister};
 use arch::vcpu::{InterruptMode, StartState};
@@ -27,7 +28,7 @@ const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
 const DIRECTORY: u64 = 0x3000;
 const TABLE: u64 = 0x4000;
-const CODE: u64 = 0x6000;
+pub(super) const CODE: u64 = 0x6000;
 const IDT: u64 = 0x8000;
 pub(super) const RAM: u64 = 0x1_0000;
 pub(super) const ECAM: u64 = 0xe000_0000;
@@ -71,7 +72,7 @@ impl VmLock for Lock<'_> {
 pub(super) struct World {
     guest: Guest,
     vm: Vm,
-    cpus: Vec<(CpuState, FakeVcpu)>,
+    pub(super) cpus: Vec<(CpuState, FakeVcpu)>,
     pub(super) machine: FakeMachine,
     memory: FakeMemory,
     config: Lying,
@@ -176,7 +177,7 @@ impl World {
         world
     }
 
-    fn put(&mut self, at: u64, bytes: &[u8]) {
+    pub(super) fn put(&mut self, at: u64, bytes: &[u8]) {
         self.memory.write(Gpa::new(at), bytes).unwrap();
     }
 
@@ -211,6 +212,14 @@ impl World {
             if !self.machine.shadow_at.contains(&page) {
                 let _ = self.memory.write(Gpa::new(at), &value.to_le_bytes());
             }
+        }
+        self.machine.machine_check = match exit.limit % 4 {
+            0 => MachineCheck::Contained(Recorded::default()),
+            1 => MachineCheck::Lost(Recorded::default()),
+            _ => MachineCheck::NotHere,
+        };
+        if matches!(exit.state % 32, 13..=15) || exit.switches() && !self.has_tasks(cpu) {
+            self.begin_tasks(cpu, exit);
         }
         let vcpu = &mut self.cpus[cpu].1;
         for (register, value) in &exit.registers {
