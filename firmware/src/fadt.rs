@@ -76,6 +76,18 @@ pub struct PmTimer {
     pub is_32_bit: bool,
 }
 
+/// Registers of the ACPI hardware, which are the system's and no device's ("PM1 Event Grouping", "PM2 Control",
+/// "General-Purpose Event Register Blocks", "System Control Interrupt and SMI Command Port").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// Ends a sentence.
+    pub name: &'static str,
+    /// The first of them.
+    pub register: Register,
+    /// Never 0.
+    pub bytes: u8,
+}
+
 /// What the table says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Fixed {
@@ -84,6 +96,7 @@ pub(crate) struct Fixed {
     pub(crate) reset: Option<Reset>,
     pub(crate) has_rtc: bool,
     pub(crate) hardware_reduced: bool,
+    pub(crate) blocks: Vec<Block>,
     /// PM1a_CNT and PM1b_CNT.
     pm1_control: (Option<Register>, Option<Register>),
     sleep_control: Option<Register>,
@@ -95,8 +108,9 @@ pub(crate) fn read(table: &[u8]) -> Option<Fixed> {
     const WITH_BOOT_FLAGS: u8 = 3;
     /// PM1_EVT_LEN to GPE1_BLK_LEN.
     const BLOCK_LENGTHS: core::ops::Range<usize> = 88..94;
+    let own_lengths = table.get(BLOCK_LENGTHS).and_then(|lengths| lengths.try_into().ok());
     let mut table = table.to_vec();
-    // The `acpi` crate makes bits of these in a byte; no block that is used here is as long as that.
+    // The `acpi` crate makes bits of these in a byte, and nothing here asks it for them.
     let lengths = table.iter_mut().take(BLOCK_LENGTHS.end).skip(BLOCK_LENGTHS.start);
     lengths.for_each(|length| *length = (*length).min(31));
     let structure = Structure::<Fadt>::new(&table)?;
@@ -122,10 +136,46 @@ pub(crate) fn read(table: &[u8]) -> Option<Fixed> {
         has_rtc: fadt.header.revision < WITH_BOOT_FLAGS
             || !boot_flags.use_time_and_alarm_namespace_for_rtc(),
         hardware_reduced,
+        blocks: if hardware_reduced {
+            Vec::new()
+        } else {
+            blocks(&fadt, own_lengths.unwrap_or_default())
+        },
         // What a hardware-reduced machine has there means nothing.
         pm1_control: if hardware_reduced { (None, None) } else { (pm1a, pm1b) },
         sleep_control: optional(fadt.sleep_control_register()).and_then(register),
     })
+}
+
+/// The blocks that a table names and that have a length. Each address comes from the longer field, where that has one.
+fn blocks(fadt: &Fadt, lengths: [u8; 6]) -> Vec<Block> {
+    const EVENTS: &str = "the ACPI event registers (PM1_EVT)";
+    const CONTROL: &str = "the ACPI control registers (PM1_CNT)";
+    const GENERAL: &str = "the ACPI general-purpose events (GPE)";
+    let optional = |found: Result<Option<GenericAddress>, AcpiError>| found.ok().flatten();
+    let command = GenericAddress {
+        address_space: AddressSpace::SystemIo,
+        bit_width: 8,
+        bit_offset: 0,
+        access_size: 0,
+        address: fadt.smi_cmd_port.into(),
+    };
+    let [events, control, control_2, _timer, general_0, general_1] = lengths;
+    let blocks = [
+        (EVENTS, fadt.pm1a_event_block().ok(), events),
+        (EVENTS, optional(fadt.pm1b_event_block()), events),
+        (CONTROL, fadt.pm1a_control_block().ok(), control),
+        (CONTROL, optional(fadt.pm1b_control_block()), control),
+        ("the ACPI control register PM2_CNT", optional(fadt.pm2_control_block()), control_2),
+        (GENERAL, optional(fadt.gpe0_block()), general_0),
+        (GENERAL, optional(fadt.gpe1_block()), general_1),
+        ("the port that calls the firmware (SMI_CMD)", Some(command), 1),
+    ];
+    let used = |(name, address, bytes): (_, Option<GenericAddress>, u8)| {
+        let register = address.and_then(register).filter(|_| bytes != 0)?;
+        Some(Block { name, register, bytes })
+    };
+    blocks.into_iter().filter_map(used).collect()
 }
 
 impl Fixed {

@@ -25,7 +25,7 @@ mod tables;
 
 use arch::Hpa;
 
-pub use fadt::{Pm1Control, PmTimer, Register, Reset, SoftOff};
+pub use fadt::{Block, Pm1Control, PmTimer, Register, Reset, SoftOff};
 pub use madt::{InterruptOverride, IoApicEntry};
 pub use mcfg::EcamWindow;
 pub use origin::Origin;

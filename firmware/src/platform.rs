@@ -8,7 +8,7 @@ use core::fmt;
 use acpi::sdt::hpet::HpetTable;
 use arch::{ApicId, Hpa};
 
-use crate::fadt::{self, Fixed, PmTimer, Register, Reset, SoftOff};
+use crate::fadt::{self, Block, Fixed, PmTimer, Register, Reset, SoftOff};
 use crate::madt::{self, InterruptOverride, IoApicEntry};
 use crate::mcfg::{self, EcamWindow};
 use crate::origin::Origin;
@@ -49,6 +49,8 @@ pub struct PlatformTables {
     pub serial: Vec<SerialPort>,
     /// The manufacturer of the tables.
     pub origins: Vec<Origin>,
+    /// Registers of the ACPI hardware, but for its timer and the registers that reset and switch off.
+    pub acpi_blocks: Vec<Block>,
     /// How to switch the machine off.
     pub soft_off: Option<SoftOff>,
     /// How to reset the machine.
@@ -100,6 +102,7 @@ impl PlatformTables {
             pm_timer: fixed.as_ref().and_then(|fixed| fixed.pm_timer),
             soft_off: fixed.as_ref().and_then(|fixed| fixed.soft_off(types, &mut notes)),
             reset: fixed.as_ref().and_then(|fixed| fixed.reset),
+            acpi_blocks: fixed.as_ref().map(|fixed| fixed.blocks.clone()).unwrap_or_default(),
             dmar: dmar(&tables),
             has_rtc: fixed.as_ref().is_none_or(|fixed| fixed.has_rtc),
             has_8259: interrupts.has_8259,

@@ -4,7 +4,7 @@ use arch::Hpa;
 use arch::address::{HpaRange, PAGE_SIZE};
 use arch::msr::PortRange;
 use arch::uart::UartPlace;
-use firmware::{PlatformTables, Register};
+use firmware::{Block, PlatformTables, Register};
 use guest::devices::Devices;
 use pci::claims::Owners;
 
@@ -72,6 +72,15 @@ pub fn of(
             Register::Memory(at) => memory.push((page(at.page()), SOFT_OFF)),
         }
     }
+    for Block { name, register, bytes } in &firmware.acpi_blocks {
+        match register {
+            Register::Port(first) => {
+                let last = first.saturating_add(u16::from(*bytes) - 1);
+                ports.push((PortRange { first: *first, last }, *name));
+            }
+            Register::Memory(at) => memory.push((page(at.page()), *name)),
+        }
+    }
     owners
 }
 
@@ -82,10 +91,47 @@ mod tests {
 
     use super::*;
 
-    fn with(console: UartPlace) -> Owners {
+    fn owners(firmware: Option<&PlatformTables>, console: Option<UartPlace>) -> Owners {
         let none = || core::iter::empty();
         let image = HpaRange { start: Hpa::new(0x20_0000), length: PAGE_SIZE };
-        of(None, Others { image, ram: none(), ecam: none(), units: none(), console: Some(console) })
+        of(firmware, Others { image, ram: none(), ecam: none(), units: none(), console })
+    }
+
+    fn with(console: UartPlace) -> Owners {
+        owners(None, Some(console))
+    }
+
+    #[test]
+    fn the_registers_of_the_acpi_hardware_are_the_systems() {
+        let block = |register, bytes| Block { name: "the ACPI hardware", register, bytes };
+        let tables = PlatformTables {
+            cpus: Vec::new(),
+            io_apics: Vec::new(),
+            overrides: Vec::new(),
+            ecam: Vec::new(),
+            hpet: None,
+            pm_timer: None,
+            serial: Vec::new(),
+            origins: Vec::new(),
+            acpi_blocks: vec![
+                block(Register::Port(0x1800), 4),
+                block(Register::Port(0xffff), 2),
+                block(Register::Memory(Hpa::new(0xfed0_1234)), 0x40),
+            ],
+            soft_off: None,
+            reset: None,
+            dmar: Err(String::new()),
+            has_rtc: true,
+            has_8259: true,
+            hardware_reduced: false,
+            notes: Vec::new(),
+        };
+        let owners = owners(Some(&tables), None);
+        for (first, last) in [(0x1800, 0x1803), (0xffff, 0xffff)] {
+            assert!(owners.ports.contains(&(PortRange { first, last }, "the ACPI hardware")));
+        }
+        let page = HpaRange { start: Hpa::new(0xfed0_1000), length: PAGE_SIZE };
+        assert!(owners.memory.contains(&(page, "the ACPI hardware")));
     }
 
     #[test]
