@@ -3,6 +3,7 @@
 mod cpu;
 mod exits;
 mod firmware;
+mod frames;
 mod line;
 mod loader;
 mod pci;
@@ -129,6 +130,12 @@ pub const TARGETS: &[Target] = &[
         "bytes for the serial line: each is sent, waits or is counted as lost",
     ),
     target("uart", line::uart, 20, "a UART that answers anything: polls end"),
+    target(
+        "frames",
+        frames::frames,
+        2_000,
+        "a debugger's frames between any bytes of the line: each arrives whole, and no text is lost",
+    ),
     target("gdb", line::gdb, 1_000, "what comes over gdb's line: answers are whole packets"),
     target("screen", line::screen, 100, "text on any framebuffer: pixels lie within it"),
 ];
@@ -180,6 +187,7 @@ mod tests {
         console "console",
         queue "queue",
         uart "uart",
+        frames "frames",
         gdb "gdb",
         screen "screen",
     }
