@@ -45,17 +45,16 @@ fn run(mut world: World, mut input: Input<'_>) {
 /// state, a port, which a kernel has allowed, and a triple fault, which a kernel's tables allow.
 fn may_not_end(exit: &step::Exit<'_>) -> bool {
     let vectoring = exit.vectoring.map(|event| event.kind);
-    let may_end = match exit.reason {
+    let delivered = matches!(exit.reason, ExitReason::TaskSwitch(_) | ExitReason::Exception { .. });
+    let may_end = matches!(
+        exit.reason,
         ExitReason::TripleFault
-        | ExitReason::EntryFailure(_)
-        | ExitReason::ControlRegister(_)
-        | ExitReason::Io(_)
-        | ExitReason::Exception { vector: Vector(exception::MC), .. } => true,
-        ExitReason::TaskSwitch(_) | ExitReason::Exception { .. } => {
-            vectoring == Some(EventKind::HardwareException)
-        }
-        _ => false,
-    };
+            | ExitReason::EntryFailure(_)
+            | ExitReason::ControlRegister(_)
+            | ExitReason::Io(_)
+            | ExitReason::Exception { vector: Vector(exception::MC), .. }
+    );
+    let may_end = may_end || delivered && vectoring == Some(EventKind::HardwareException);
     !may_end
 }
 

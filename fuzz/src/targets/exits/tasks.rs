@@ -218,14 +218,16 @@ fn check_segment(register: SegmentRegister, held: Segment, stack: Segment) {
     check_form(held);
     let (access, dpl) = (held.access.0, held.access.dpl());
     let kind = access & 0xf;
-    let suits = match register {
-        SegmentRegister::Cs => match kind {
+    let suits = if register == SegmentRegister::Cs {
+        match kind {
             9 | 11 => dpl == stack.access.dpl(),
             13 | 15 => dpl <= stack.access.dpl(),
             _ => false,
-        },
-        SegmentRegister::Ss => matches!(kind, 3 | 7),
-        _ => kind & 1 != 0 && (kind & 8 == 0 || kind & 2 != 0),
+        }
+    } else if register == SegmentRegister::Ss {
+        matches!(kind, 3 | 7)
+    } else {
+        kind & 1 != 0 && (kind & 8 == 0 || kind & 2 != 0)
     };
     assert!(access & 0x10 != 0 && suits, "{register:?} {held:x?}, SS {stack:x?}");
 }
