@@ -325,6 +325,14 @@ pub trait Vcpu {
     }
     /// Sets them.
     fn set_debug_registers(&mut self, _: &DebugRegisters) {}
+    /// The guest's breakpoints, where any is on. None while its debug registers are another's
+    /// ([`Self::watch_debug_registers`]): what they hold is not for the guest.
+    fn breakpoints(&self) -> Option<DebugRegisters> {
+        None
+    }
+    /// What was carried out and is passed over has met these breakpoints, bit n for DRn: a trap (#DB) comes behind it, the same
+    /// as that of a single step, if there is one.
+    fn meet_breakpoints(&mut self, _: u8) {}
     /// Whether the guest's accesses of debug registers exit ([`crate::ExitReason::DebugRegister`]), and INT1, as the #DB that
     /// it raises. Not from the start, though a back end may have INT1 exit always.
     fn watch_debug_registers(&mut self, _: bool) {}

@@ -448,6 +448,13 @@ impl Vcpu for FakeVcpu {
     fn set_debug_registers(&mut self, registers: &DebugRegisters) {
         self.debug = *registers;
     }
+    fn breakpoints(&self) -> Option<DebugRegisters> {
+        (self.debug.control & 0xff != 0).then_some(self.debug)
+    }
+    fn meet_breakpoints(&mut self, met: u8) {
+        self.debug.status = self.debug.status & !0xf | u64::from(met);
+        self.injected = Some(Event::exception(arch::vcpu::exception::DB, None));
+    }
     fn set_cr4(&mut self, value: u64) {
         self.state.cr4 = value;
     }

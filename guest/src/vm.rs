@@ -225,6 +225,8 @@ pub struct CpuState {
     pub step: Step,
     /// Where it exited last with bytes that are not what exited, and how often.
     pub(crate) stuck: Option<(Standstill, u8)>,
+    /// Breakpoints that the instruction that is carried out for it has met, bit n for DRn.
+    pub(crate) met: u8,
 }
 
 /// An instruction that the guest has not come past: with another register, it has executed something since.
@@ -258,6 +260,7 @@ impl CpuState {
             idt_limit: None,
             step: Step::default(),
             stuck: None,
+            met: 0,
         }
     }
 }

@@ -21,6 +21,9 @@ use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 pub(crate) const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// DR6 after reset.
 const DR6_RESET: u64 = 0xffff_0ff0;
+/// B0 to B3 of DR6, which say what is met now, and L0 to G3 of DR7.
+const BREAKPOINTS: u64 = 0xf;
+const BREAKPOINTS_ON: u64 = 0xff;
 /// BS of DR6.
 const SINGLE_STEP: u64 = 1 << 14;
 /// DR7 after reset.
@@ -296,6 +299,19 @@ impl Vcpu for SvmVcpu {
         (save.dr6, save.dr7) = (registers.status, registers.control);
         // SAFETY: as above; DR6 is as after a reset.
         unsafe { cpu::instructions::set_debug_registers(registers.addresses, DR6_RESET) };
+    }
+
+    #[inline(always)]
+    fn breakpoints(&self) -> Option<DebugRegisters> {
+        let Vmcb { control, save } = self.vmcb();
+        let own = save.dr7 & BREAKPOINTS_ON != 0 && control.intercept_dr == 0;
+        own.then(|| self.debug_registers())
+    }
+
+    fn meet_breakpoints(&mut self, met: u8) {
+        let save = &mut self.vmcb_mut().save;
+        save.dr6 = save.dr6 & !BREAKPOINTS | u64::from(met);
+        self.inject(Event::exception(exception::DB, None));
     }
 
     fn watch_debug_registers(&mut self, wanted: bool) {

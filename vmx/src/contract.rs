@@ -291,6 +291,17 @@ impl Vcpu for VmxVcpu {
         self.vmcs.write(field::GUEST_DR7, control);
     }
 
+    #[inline(always)]
+    fn breakpoints(&self) -> Option<DebugRegisters> {
+        const ON: u64 = 0xff;
+        let on = self.vmcs.read(field::GUEST_DR7) & ON != 0;
+        if on { self.own_breakpoints() } else { None }
+    }
+
+    fn meet_breakpoints(&mut self, met: u8) {
+        self.await_breakpoints(met);
+    }
+
     fn watch_debug_registers(&mut self, wanted: bool) {
         self.set_primary(Primary::MOV_DR_EXITING, wanted);
     }

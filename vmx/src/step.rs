@@ -6,10 +6,11 @@
 
 use arch::exit::ExitReason;
 use arch::register::Rflags;
-use arch::vcpu::{Event, Vcpu, exception};
+use arch::vcpu::{DebugRegisters, Event, Vcpu, exception};
 use arch::{Hpa, Vector};
 
 use crate::capability::ept_pointer;
+use crate::controls::Primary;
 use crate::decode::{Snapshot, decode};
 use crate::field;
 use crate::vcpu::{BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
@@ -50,9 +51,28 @@ impl VmxVcpu {
     pub(crate) fn end_instruction(&mut self, flags: Rflags) {
         self.set_rflags((flags - Rflags::RF).bits());
         if flags.contains(Rflags::TF) {
-            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
-            self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | SINGLE_STEP);
+            self.await_trap(SINGLE_STEP);
         }
+    }
+
+    /// A debug exception for these breakpoints comes at the next entry, before all else.
+    #[cold]
+    pub(crate) fn await_breakpoints(&mut self, met: u8) {
+        self.await_trap(ENABLED_BREAKPOINT | u64::from(met));
+    }
+
+    fn await_trap(&mut self, conditions: u64) {
+        let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
+        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | conditions);
+        self.trap_waits = true;
+    }
+
+    /// The guest's debug registers, if gdb's are not in their place.
+    #[cold]
+    pub(crate) fn own_breakpoints(&self) -> Option<DebugRegisters> {
+        let primary = self.vmcs.read(field::PRIMARY_PROCESSOR_BASED_VM_EXECUTION_CONTROLS);
+        let watched = primary & Primary::MOV_DR_EXITING.bits() != 0;
+        (!watched).then(|| self.debug_registers())
     }
 
     pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) -> Step {

@@ -172,6 +172,10 @@ fn string<P: Platform>(
             to.write(context, value);
         }
         finished = instruction.advance(context.vcpu, 1);
+        if context.cpu.met != 0 {
+            // The trap comes behind this one.
+            break;
+        }
     }
     leave_string(context.vcpu, instruction, finished);
     Ok(())
@@ -190,6 +194,7 @@ pub(super) fn leave_string(vcpu: &mut impl Vcpu, instruction: &Instruction, fini
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
     width: Width,
+    at: Gva,
     first: Gpa,
     /// Bytes in the first page, and where the rest goes on.
     second: Option<(u8, Gpa)>,
@@ -220,7 +225,7 @@ impl Operand {
         } else {
             None
         };
-        Ok(Self { width, first, second })
+        Ok(Self { width, at: gva, first, second })
     }
 
     fn byte(&self, index: u8) -> Gpa {
@@ -234,6 +239,7 @@ impl Operand {
 
     /// Reads the operand.
     pub(crate) fn read<P: Platform>(&self, context: &mut Context<'_, P>) -> u64 {
+        context.note_operand(self.at, self.width, false);
         if self.second.is_none() {
             return context.memory_read(self.first, self.width);
         }
@@ -244,6 +250,7 @@ impl Operand {
 
     /// Writes the operand.
     pub(crate) fn write<P: Platform>(&self, context: &mut Context<'_, P>, value: u64) {
+        context.note_operand(self.at, self.width, true);
         if self.second.is_none() {
             return context.memory_write(self.first, self.width, value);
         }

@@ -33,10 +33,14 @@ impl<P: Platform> Context<'_, P> {
     /// An intercepted LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR.
     pub(super) fn descriptor_table(&mut self) -> Next {
         let fetched = access::fetch(self.vcpu, self.memory);
+        self.begin_instruction();
         let done = fetched.and_then(|instruction| {
             let of_table = instruction.operation.is_of_table();
             if of_table { self.table_instruction(&instruction) } else { Err(Refused::Another) }
         });
+        if done.is_ok() {
+            self.trap_behind();
+        }
         self.done(done)
     }
 

@@ -31,7 +31,10 @@ impl<P: Platform> Context<'_, P> {
             };
         }
         match self.access() {
-            Ok(()) => Next::Resume,
+            Ok(()) => {
+                self.trap_behind();
+                Next::Resume
+            }
             Err(refused @ Refused::Fault(..)) => self.refused(refused),
             Err(_) if shadowed => self.show_real_table(gpa),
             // RAM by now, as another CPU of the guest has changed the table.
@@ -43,6 +46,7 @@ impl<P: Platform> Context<'_, P> {
     /// Carries out the instruction at RIP, which the CPU could not.
     fn access(&mut self) -> Result<(), Refused> {
         let instruction = access::fetch(self.vcpu, self.memory)?;
+        self.begin_instruction();
         if instruction.operation.is_of_table() {
             self.table_instruction(&instruction)
         } else {

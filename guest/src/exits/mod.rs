@@ -6,6 +6,7 @@
 //! of all. The same policy serves both vendors and the host tests' scripted CPU.
 
 pub(crate) mod access;
+mod breakpoint;
 mod cache;
 mod descriptor;
 mod interrupt;

@@ -16,6 +16,7 @@ impl<P: Platform> Context<'_, P> {
         if access.string {
             return self.port_string(access).unwrap_or_else(|refused| self.refused(refused));
         }
+        self.begin_instruction();
         let mut effect = PortEffect::None;
         if access.input {
             let value = self.port_in(access.port, access.width);
@@ -26,6 +27,8 @@ impl<P: Platform> Context<'_, P> {
             effect = self.port_out(access.port, access.width, value as u32);
         }
         self.vcpu.skip_instruction(access.instruction_length);
+        self.note_port(access.port, access.width);
+        self.trap_behind();
         self.after_port(access.port);
         // The frequent ports have none.
         if effect == PortEffect::None { Next::Resume } else { self.port_effect(effect) }
@@ -35,6 +38,7 @@ impl<P: Platform> Context<'_, P> {
     /// looked at first: a port that was read before a page fault would have lost its byte.
     fn port_string(&mut self, access: IoAccess) -> Result<Next, Refused> {
         let instruction = access::fetch(self.vcpu, self.memory)?;
+        self.begin_instruction();
         let own = if access.input { Operation::Ins } else { Operation::Outs };
         if instruction.operation != own {
             return Err(Refused::Another);
@@ -59,6 +63,10 @@ impl<P: Platform> Context<'_, P> {
         }
         let finished = elements == 0 || instruction.advance(self.vcpu, elements);
         access::leave_string(self.vcpu, &instruction, finished);
+        if elements > 0 {
+            self.note_port(access.port, access.width);
+        }
+        self.trap_behind();
         self.after_port(access.port);
         Ok(self.port_effect(effect))
     }

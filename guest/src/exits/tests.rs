@@ -1,5 +1,6 @@
 //! The exit policy on a scripted CPU and machine: the world that the tests share, and the dispatch.
 
+mod breakpoints;
 mod ends;
 mod halt_detector;
 mod hardware;

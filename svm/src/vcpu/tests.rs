@@ -73,6 +73,28 @@ fn a_single_step_traps_behind_an_instruction_that_was_carried_out() {
 }
 
 #[test]
+fn breakpoints_that_were_met_trap_behind_the_instruction_with_its_single_step() {
+    for (flags, status) in [(2, 0xffff_2ff5), (2 | 1 << 8, 0xffff_6ff5)] {
+        let mut vcpu = vcpu();
+        vcpu.set_rflags(flags);
+        vcpu.vmcb_mut().save.dr6 = 0xffff_2ff8;
+        vcpu.skip_instruction(2);
+        vcpu.meet_breakpoints(5);
+        let Vmcb { control, save } = vcpu.vmcb();
+        assert_eq!((control.eventinj, save.dr6), (0x8000_0301, status));
+    }
+}
+
+#[test]
+fn a_guest_has_no_breakpoints_where_none_is_on_or_gdbs_are_in_their_place() {
+    let mut vcpu = vcpu();
+    assert_eq!(vcpu.breakpoints(), None);
+    vcpu.vmcb_mut().save.dr7 = 0x401;
+    vcpu.watch_debug_registers(true);
+    assert_eq!(vcpu.breakpoints(), None);
+}
+
+#[test]
 fn an_instruction_that_was_carried_out_leaves_no_resume_flag() {
     let mut vcpu = vcpu();
     for trap in [0, 1 << 8] {

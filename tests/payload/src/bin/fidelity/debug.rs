@@ -55,7 +55,7 @@ pub(crate) fn all() {
     let step_and_sti: &[u8] = &[0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d, 0xfb, 0x90, 0xfa];
     let step_and_ss: &[u8] =
         &[0x8c, 0xd1, 0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d, 0x8e, 0xd1, 0x90, 0x90];
-    let trials: &[(&str, &[u8], u64, u64, u64)] = &[
+    let trials: &[Trial<'_>] = &[
         ("an instruction", plain, code + 1, CLEAR, EXECUTE),
         ("a write", write, at, CLEAR, WRITE),
         ("a write, with the second", write, at, CLEAR, SECOND_WRITE),
@@ -69,10 +69,82 @@ pub(crate) fn all() {
         ("INT1, B0 before", &[0xf1, 0x90], at, CLEAR | 1, NOTHING),
         ("a read of DR0 with GD", &[0x0f, 0x21, 0xc0], at, CLEAR, GENERAL_DETECT),
     ];
-    for (name, bytes, address, status, control) in trials {
-        set(*address, *status, *control);
-        let seen = Told(trap::bytes(bytes, at));
-        let (status, control) = take();
-        fact!("debug: {name}"; "{seen}, DR6 {status:#x}, DR7 {control:#x}");
+    for trial in trials {
+        told(trial, at);
     }
+    accesses();
+}
+
+/// Name, code, DR0, and DR6 and DR7 before.
+type Trial<'a> = (&'a str, &'a [u8], u64, u64, u64);
+
+fn told((name, bytes, address, status, control): &Trial<'_>, argument: u64) {
+    set(*address, *status, *control);
+    let seen = Told(trap::bytes(bytes, argument));
+    let (status, control) = take();
+    fact!("debug: {name}"; "{seen}, DR6 {status:#x}, DR7 {control:#x}");
+}
+
+/// CR4 with DE, without which there are no breakpoints for ports.
+fn extensions(on: bool) {
+    // SAFETY: DR4 and DR5 are not used.
+    unsafe {
+        asm!(
+            "mov {value}, cr4", "and {value}, -9", "or {value}, {bit}", "mov cr4, {value}",
+            value = out(reg) _, bit = in(reg) u64::from(on) << 3
+        );
+    }
+}
+
+/// Ports, the operands of INS and OUTS, and operands where no RAM is: what a hypervisor may access for its guest.
+fn accesses() {
+    /// L0, and what DR0 is for: a port, 2 ports; a write of 1 byte, a read or write of 1.
+    const PORT: u64 = NOTHING | 1 | 0b0010 << 16;
+    const PORTS: u64 = NOTHING | 1 | 0b0110 << 16;
+    const WRITE_BYTE: u64 = NOTHING | 1 | 0b0001 << 16;
+    const READ_BYTE: u64 = NOTHING | 1 | 0b0011 << 16;
+    const IO_APIC: u64 = 0xfec0_0000;
+    let bytes = [0_u8; 16];
+    let at = &raw const bytes as u64;
+    // IN AL, 21H; IN AX, 80H; OUT 80H, AL; NOP behind each.
+    let mask: &[u8] = &[0xe4, 0x21, 0x90];
+    let input: &[u8] = &[0x66, 0xe5, 0x80, 0x90];
+    let output: &[u8] = &[0xe6, 0x80, 0x90];
+    // PUSHF; TF in it; POPF; IN AL, 21H; NOP.
+    let step: &[u8] = &[0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d, 0xe4, 0x21, 0x90, 0x90];
+    // MOV EDX, 21H; INSB, and MOV ECX, 3 with REP; MOV EDX, 80H; MOV RSI, RDI; OUTSB.
+    let insb: &[u8] = &[0xba, 0x21, 0, 0, 0, 0x6c, 0x90];
+    let rep_insb: &[u8] = &[0xba, 0x21, 0, 0, 0, 0xb9, 3, 0, 0, 0, 0xf3, 0x6c, 0x90];
+    let outsb: &[u8] = &[0xba, 0x80, 0, 0, 0, 0x48, 0x89, 0xfe, 0x6e, 0x90];
+    // MOV EAX, [RDI]; MOV [RDI], EAX; SGDT [RDI]; SIDT [RDI].
+    let load: &[u8] = &[0x8b, 0x07, 0x90];
+    let store: &[u8] = &[0x89, 0x07, 0x90];
+    let sgdt: &[u8] = &[0x0f, 0x01, 0x07, 0x90];
+    let sidt: &[u8] = &[0x0f, 0x01, 0x0f, 0x90];
+    let trials: &[Trial<'_>] = &[
+        ("port 0x21 read", mask, 0x21, CLEAR, PORT),
+        ("port 0x21 read, B3 before", mask, 0x21, CLEAR | 8, PORT),
+        ("port 0x21 read, breakpoint at 0x22", mask, 0x22, CLEAR, PORT),
+        ("port 0x80 written", output, 0x80, CLEAR, PORT),
+        ("ports 0x80 and 0x81 read, breakpoint at 0x81", input, 0x81, CLEAR, PORT),
+        ("port 0x80 written, breakpoint at 0x80 and 0x81", output, 0x81, CLEAR, PORTS),
+        ("INSB from the port", insb, 0x21, CLEAR, PORT),
+        ("OUTSB to the port", outsb, 0x80, CLEAR, PORT),
+        ("REP INSB from the port", rep_insb, 0x21, CLEAR, PORT),
+        ("INSB to the byte", insb, at, CLEAR, WRITE_BYTE),
+        ("REP INSB, its second byte", rep_insb, at + 1, CLEAR, WRITE_BYTE),
+        ("OUTSB from the byte", outsb, at, CLEAR, READ_BYTE),
+        ("OUTSB from the byte, breakpoint on writes", outsb, at, CLEAR, WRITE_BYTE),
+        ("SGDT to the byte", sgdt, at + 4, CLEAR, WRITE_BYTE),
+        ("SIDT to the byte", sidt, at + 9, CLEAR, WRITE_BYTE),
+    ];
+    extensions(true);
+    for trial in trials {
+        told(trial, at);
+    }
+    told(&("a single step over a port with a breakpoint", step, 0x21, CLEAR, PORT), at);
+    told(&("a read of a device's register", load, IO_APIC, CLEAR, READ), IO_APIC);
+    told(&("a read of a device's register, on writes", load, IO_APIC, CLEAR, WRITE), IO_APIC);
+    told(&("a write to a device's register", store, IO_APIC, CLEAR, WRITE), IO_APIC);
+    extensions(false);
 }

@@ -198,6 +198,26 @@ pub(crate) fn priorities() {
     fact!("priority: {mode}: CR8 = 16"; "{}", Told(trap::bytes(&[0x44, 0x0f, 0x22, 0xc7], 16)));
 }
 
+/// A single step over the write that sends an interrupt to the own CPU: the trap comes first.
+pub(crate) fn step_over_ipi() {
+    // MOV EAX, 53H; XOR EDX, EDX; STI; PUSHF; TF in it; POPF; then WRMSR or MOV [RDI], EAX; NOP; NOP; CLI.
+    const BEFORE: [u8; 15] =
+        [0xb8, 0x53, 0, 0, 0, 0x31, 0xd2, 0xfb, 0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d];
+    let mode = mode();
+    let (write, argument): (&[u8], u64) = if in_x2apic_mode() {
+        (&[0x0f, 0x30, 0x90, 0x90, 0xfa], 0)
+    } else {
+        write(0x310, 0);
+        (&[0x89, 0x07, 0x90, 0x90, 0xfa], PAGE + u64::from(ICR))
+    };
+    // MOV ECX, 83FH.
+    let mut code = [0xb9, 0x3f, 0x08, 0, 0].into_iter().chain(BEFORE).chain(write.iter().copied());
+    let code: [u8; 25] = core::array::from_fn(|_| code.next().unwrap_or(0x90));
+    let seen = Told(trap::bytes(&code, argument));
+    let first = trap::take_came();
+    fact!("priority: {mode}: a single step over a self-IPI"; "{seen}, {first}, {}", trap::listen());
+}
+
 fn timer_once(vector: u32) -> trap::Came {
     write(0x3e0, 0xb);
     write(TIMER, vector);

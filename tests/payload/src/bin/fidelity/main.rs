@@ -41,6 +41,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::enter_xapic_mode();
     local::registers();
     local::priorities();
+    local::step_over_ipi();
     local::timer();
     nmi::all();
     tasks::all();
@@ -48,6 +49,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::registers();
     local::msrs();
     local::priorities();
+    local::step_over_ipi();
     local::timer();
     nmi::all();
     local::off_and_on();
