@@ -13,7 +13,7 @@ use arch::msr::{
 
 use super::{ApicAction, ApicRead, GpFault, VirtualApic};
 use crate::grants::Reason;
-use crate::icr::{IcrRequest, logical_id};
+use crate::icr::{Destination, IcrRequest, IpiKind, logical_id};
 
 /// Mask bit of an LVT entry.
 pub(super) const MASKED: u32 = 1 << 16;
@@ -100,10 +100,9 @@ impl VirtualApic {
             IA32_X2APIC_SELF_IPI => {
                 let vector = Vector(value as u8);
                 if vector.0 < 16 {
-                    self.errors |= SEND_ILLEGAL_VECTOR | RECEIVE_ILLEGAL_VECTOR;
-                } else {
-                    self.accept(vector, TriggerMode::Edge);
+                    return Ok(self.note_error(SEND_ILLEGAL_VECTOR | RECEIVE_ILLEGAL_VECTOR));
                 }
+                self.accept(vector, TriggerMode::Edge);
                 Ok(ApicAction::None)
             }
             _ => Err(GpFault),
@@ -114,13 +113,28 @@ impl VirtualApic {
     #[inline(always)]
     pub(crate) fn send(&mut self, request: Option<IcrRequest>) -> ApicAction {
         match request {
-            Some(request) if request.illegal_vector() => {
-                self.errors |= SEND_ILLEGAL_VECTOR;
-                ApicAction::None
-            }
+            Some(request) if request.illegal_vector() => self.note_error(SEND_ILLEGAL_VECTOR),
             Some(request) => ApicAction::Ipi(request),
             None => ApicAction::None,
         }
+    }
+
+    /// An error: the first since the last write of ESR interrupts, where its LVT entry is not masked (SDM "Error Handling").
+    #[cold]
+    #[inline(never)]
+    fn note_error(&mut self, errors: u32) -> ApicAction {
+        let first = self.errors == 0;
+        self.errors |= errors;
+        let [.., entry] = self.lvt;
+        let vector = Vector(entry as u8);
+        if !first || entry & MASKED != 0 {
+            return ApicAction::None;
+        }
+        if vector.0 < 16 {
+            self.errors |= RECEIVE_ILLEGAL_VECTOR;
+            return ApicAction::None;
+        }
+        ApicAction::Ipi(IcrRequest { kind: IpiKind::Fixed, vector, destination: Destination::Own })
     }
 
     fn lvt_entry(&self, msr: u32) -> Result<&u32, GpFault> {

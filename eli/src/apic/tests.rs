@@ -203,6 +203,32 @@ fn an_ipi_below_vector_16_is_an_error_and_is_not_sent() {
 }
 
 #[test]
+fn the_first_error_since_the_last_write_of_esr_interrupts_by_its_lvt_entry() {
+    let own = |vector| {
+        let (kind, destination) = (IpiKind::Fixed, Destination::Own);
+        Ok(ApicAction::Ipi(IcrRequest { kind, vector: Vector(vector), destination }))
+    };
+    for mode in [InterruptMode::Exitless, InterruptMode::Exiting, InterruptMode::Posted] {
+        let mut apic = enabled(mode);
+        assert_eq!(apic.write(IA32_X2APIC_ICR, 5), Ok(ApicAction::None), "masked");
+        apic.write(IA32_X2APIC_LVT_ERROR, 0xfe).unwrap();
+        apic.write(IA32_X2APIC_ESR, 0).unwrap();
+        assert_eq!(apic.write(IA32_X2APIC_ICR, 5), own(0xfe));
+        assert_eq!(apic.write(IA32_X2APIC_ICR, 5), Ok(ApicAction::None), "the second");
+        apic.write(IA32_X2APIC_ESR, 0).unwrap();
+        if !mode.is_exitless() {
+            assert_eq!(apic.write(IA32_X2APIC_SELF_IPI, 5), own(0xfe));
+            apic.write(IA32_X2APIC_ESR, 0).unwrap();
+            assert_eq!(apic.read(IA32_X2APIC_ESR), Ok(ApicRead::Value(0x60)));
+        }
+        apic.write(IA32_X2APIC_LVT_ERROR, 3).unwrap();
+        assert_eq!(apic.write(IA32_X2APIC_ICR, 5), Ok(ApicAction::None), "its vector is illegal");
+        apic.write(IA32_X2APIC_ESR, 0).unwrap();
+        assert_eq!(apic.read(IA32_X2APIC_ESR), Ok(ApicRead::Value(0x60)));
+    }
+}
+
+#[test]
 fn the_software_apic_shows_and_ends_what_was_injected() {
     let mut apic = enabled(InterruptMode::Exiting);
     apic.accept(Vector(0x51), TriggerMode::Level);
