@@ -7,7 +7,7 @@
 mod clock;
 mod physical;
 
-use arch::machine::{GuestMemory, Machine};
+use arch::machine::{CpuidResult, GuestMemory, Machine};
 use arch::msr::{
     IA32_ARCH_CAPABILITIES, IA32_BIOS_SIGN_ID, IA32_DEBUGCTL, IA32_EFER, IA32_FEATURE_CONTROL,
     IA32_FMASK, IA32_FS_BASE, IA32_KERNEL_GS_BASE, IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MISC_ENABLE,
@@ -25,6 +25,8 @@ use crate::cpuid::Vendor;
 use crate::mtrr::Mtrrs;
 
 const IA32_PLATFORM_ID: u32 = 0x17;
+/// Of the P6 family, and on later CPUs 0.
+const EBL_CR_POWERON: u32 = 0x2a;
 const IA32_SPEC_CTRL: u32 = 0x48;
 const IA32_PRED_CMD: u32 = 0x49;
 const IA32_FLUSH_CMD: u32 = 0x10b;
@@ -37,7 +39,16 @@ const PERF_CTR3: u32 = 0xc001_0007;
 const SYSCFG: u32 = 0xc001_0010;
 const HWCR: u32 = 0xc001_0015;
 const NB_CFG: u32 = 0xc001_001f;
+const PATCH_LOADER: u32 = 0xc001_0020;
+/// The processor's name, two registers of CPUID's leaves 8000_0002 to 8000_0004 in each.
+const NAME: u32 = 0xc001_0030;
+const NAME_END: u32 = 0xc001_0035;
 const INTERRUPT_PENDING: u32 = 0xc001_0055;
+/// Base of configuration space in memory: off.
+const MMIO_CFG_BASE: u32 = 0xc001_0058;
+const SMM_BASE: u32 = 0xc001_0111;
+const SMM_MASK: u32 = 0xc001_0113;
+const DC_CFG: u32 = 0xc001_1022;
 const DE_CFG: u32 = 0xc001_1029;
 
 /// Branch trace and PEBS are not there. Whether fast strings are on is the CPU's: without bit 0 Linux drops
@@ -150,12 +161,14 @@ impl Msrs {
     /// The MSRs that only one vendor has and that Linux reads without expecting a #GP.
     fn read_of_vendor(&self, msr: u32, machine: &mut impl Machine) -> MsrOutcome {
         let value = match (self.vendor, msr) {
-            (Vendor::Intel, IA32_PLATFORM_ID) => 0,
+            (Vendor::Intel, IA32_PLATFORM_ID | EBL_CR_POWERON) => 0,
             (Vendor::Intel, IA32_FEATURE_CONTROL) => FEATURE_CONTROL_LOCKED,
             (Vendor::Intel, IA32_MISC_ENABLE) => {
                 MISC_ENABLE | machine.read_msr(msr).unwrap_or(0) & FAST_STRINGS
             }
             (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | PERF_EVT_SEL0..=PERF_CTR3) => 0,
+            (Vendor::Amd, MMIO_CFG_BASE | SMM_BASE..=SMM_MASK | DC_CFG) => 0,
+            (Vendor::Amd, NAME..=NAME_END) => name(msr - NAME, machine),
             (Vendor::Amd, HWCR) => self.hwcr,
             (Vendor::Amd, NB_CFG) => self.nb_cfg,
             // Whether LFENCE is serializing must be the truth.
@@ -197,7 +210,11 @@ impl Msrs {
     fn write_of_vendor(&mut self, msr: u32, value: u64) -> MsrOutcome {
         match (self.vendor, msr) {
             (Vendor::Intel, IA32_MISC_ENABLE)
-            | (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | DE_CFG | PERF_EVT_SEL0..=PERF_CTR3) => {}
+            | (Vendor::Intel, EBL_CR_POWERON)
+            | (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | DE_CFG | PERF_EVT_SEL0..=PERF_CTR3)
+            // Microcode, SMM and the name are the host's, and stay as they are.
+            | (Vendor::Amd, PATCH_LOADER | MMIO_CFG_BASE | SMM_BASE..=SMM_MASK | DC_CFG)
+            | (Vendor::Amd, NAME..=NAME_END) => {}
             (Vendor::Amd, HWCR) => self.hwcr = value,
             (Vendor::Amd, NB_CFG) => self.nb_cfg = value,
             (Vendor::Intel, IA32_FEATURE_CONTROL) => return MsrOutcome::GeneralProtection,
@@ -232,6 +249,13 @@ impl Msrs {
         vcpu.set_efer(((new - Efer::LMA) | (old & Efer::LMA)).bits());
         MsrOutcome::Done
     }
+}
+
+/// A sixth of the 48 characters, as CPUID has them.
+fn name(part: u32, machine: &impl Machine) -> u64 {
+    let CpuidResult { eax, ebx, ecx, edx } = machine.cpuid(0x8000_0002 + part / 2, 0);
+    let [low, high] = if part & 1 == 0 { [eax, ebx] } else { [ecx, edx] };
+    u64::from(high) << 32 | u64::from(low)
 }
 
 fn done_if(allowed: bool) -> MsrOutcome {

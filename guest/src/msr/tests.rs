@@ -1,6 +1,8 @@
 //! What a guest reads, what it may write, and KVM's clock.
 
 use super::*;
+use std::string::String;
+
 use crate::fake::{FakeMachine, FakeMemory, FakeVcpu};
 use arch::machine::CpuidResult;
 use proptest::prelude::*;
@@ -53,6 +55,45 @@ fn what_linux_reads_without_expecting_a_fault_is_there() {
         assert_eq!(amd.read(msr), Value(value), "{msr:#x}");
         assert_eq!(intel.read(msr), Unknown, "{msr:#x}");
     }
+}
+
+#[test]
+fn the_processors_name_is_that_of_cpuid() {
+    let mut rig = Rig::new(Vendor::Amd);
+    for (leaf, text) in
+        [(2, b"AMD EPYC 9654 96"), (3, b"-Core Processor "), (4, b"abcdefghijklmno\0")]
+    {
+        let [eax, ebx, ecx, edx] = core::array::from_fn(|word| {
+            u32::from_le_bytes(core::array::from_fn(|byte| text[4 * word + byte]))
+        });
+        rig.machine.cpuid.insert((0x8000_0000 + leaf, 0), CpuidResult { eax, ebx, ecx, edx });
+    }
+    let read = |rig: &mut Rig| {
+        let bytes = (NAME..=NAME_END).flat_map(|msr| {
+            let Value(value) = rig.read(msr) else { panic!("{msr:#x}") };
+            value.to_le_bytes()
+        });
+        String::from_utf8(bytes.collect()).unwrap()
+    };
+    const TEXT: &str = "AMD EPYC 9654 96-Core Processor abcdefghijklmno\0";
+    assert_eq!(read(&mut rig), TEXT);
+    assert_eq!(rig.write(NAME, 0), Done);
+    assert_eq!(read(&mut rig), TEXT, "it stays");
+    assert_eq!(Rig::new(Vendor::Intel).read(NAME), Unknown);
+}
+
+#[test]
+fn what_nothing_announces_reads_0_and_ignores_writes() {
+    let mut amd = Rig::new(Vendor::Amd);
+    for msr in [0xc001_0055, 0xc001_0058, 0xc001_0111, 0xc001_0112, 0xc001_0113, 0xc001_1022] {
+        assert_eq!((amd.write(msr, !0), amd.read(msr)), (Done, Value(0)), "{msr:#x}");
+    }
+    assert_eq!((amd.write(PATCH_LOADER, 0x1000), amd.read(PATCH_LOADER)), (Done, Unknown));
+    let mut intel = Rig::new(Vendor::Intel);
+    assert_eq!((intel.write(0x2a, !0), intel.read(0x2a)), (Done, Value(0)));
+    assert!(amd.machine.msrs.is_empty() && intel.machine.msrs.is_empty());
+    // A value here would have Linux believe that it can switch off speculative stores.
+    assert_eq!((amd.write(0xc001_1020, 0), amd.read(0xc001_1020)), (Unknown, Unknown));
 }
 
 #[test]
