@@ -12,9 +12,11 @@ mod local;
 mod nmi;
 mod processor;
 mod protected;
+mod start;
 mod system;
 mod tables;
 mod tasks;
+mod timer;
 mod trap;
 
 use arch::machine::Width;
@@ -24,13 +26,14 @@ use payload::{power_off, say};
 
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+    // On a bare machine nobody may have set the line up: 8 bits, no parity.
+    // SAFETY: COM1's line control register.
+    unsafe { port_write(0x3fb, Width::Byte, 3) };
+    start::all();
     for port in [0x21, 0xa1] {
         // SAFETY: masks both 8259s, whose vectors are those of exceptions.
         unsafe { port_write(port, Width::Byte, 0xff) };
     }
-    // On a bare machine nobody may have set the line up: 8 bits, no parity.
-    // SAFETY: COM1's line control register.
-    unsafe { port_write(0x3fb, Width::Byte, 3) };
     trap::prepare();
     clocks::all();
     exceptions::all();
@@ -42,7 +45,8 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::registers();
     local::priorities();
     local::step_over_ipi();
-    local::timer();
+    timer::all();
+    local::errors();
     nmi::all();
     tasks::all();
     local::enter_x2apic_mode();
@@ -50,7 +54,8 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     local::msrs();
     local::priorities();
     local::step_over_ipi();
-    local::timer();
+    timer::all();
+    local::errors();
     nmi::all();
     local::off_and_on();
     say!("done");

@@ -1,11 +1,14 @@
 //! CPUID against what the CPU does, and the MSRs that need no CPUID.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use cpu::instructions::cpuid;
+use cpu::instructions::{cpuid, read_msr, tsc, write_msr};
 
 use crate::fact;
 use crate::trap::{self, Told};
+
+static SAME: AtomicBool = AtomicBool::new(false);
 
 fn cr4() -> u64 {
     let value;
@@ -101,7 +104,10 @@ const MSRS: &[(&str, u32, bool)] = &[
     ("TSC", 0x10, false),
     ("IA32_PLATFORM_ID", 0x17, false),
     ("IA32_APIC_BASE", 0x1b, true),
+    ("EBL_CR_POWERON", 0x2a, true),
+    ("IA32_FEATURE_CONTROL", 0x3a, false),
     ("IA32_BIOS_SIGN_ID", 0x8b, false),
+    ("IA32_SMM_MONITOR_CTL", 0x9b, false),
     ("IA32_MTRRCAP", 0xfe, false),
     ("IA32_SYSENTER_CS", 0x174, true),
     ("IA32_SYSENTER_ESP", 0x175, true),
@@ -129,6 +135,16 @@ const MSRS: &[(&str, u32, bool)] = &[
     ("PERF_CTR3", 0xc001_0007, true),
     ("PATCH_LEVEL", 0x8b, false),
     ("TOP_MEM", 0xc001_001a, false),
+    ("AMD: NB_CFG", 0xc001_001f, true),
+    ("AMD: PATCH_LOADER", 0xc001_0020, false),
+    ("AMD: interrupt pending", 0xc001_0055, true),
+    ("AMD: MMIO_CFG_BASE", 0xc001_0058, true),
+    ("AMD: SMM_BASE", 0xc001_0111, true),
+    ("AMD: SMM_ADDR", 0xc001_0112, true),
+    ("AMD: SMM_MASK", 0xc001_0113, true),
+    ("AMD: LS_CFG", 0xc001_1020, false),
+    ("AMD: DC_CFG", 0xc001_1022, true),
+    ("AMD: DE_CFG", 0xc001_1029, true),
 ];
 
 fn msrs() {
@@ -141,4 +157,39 @@ fn msrs() {
             fact!("msr: {name} ({number:#x}) written with what it holds"; "{}", Told(written));
         }
     }
+    processor_name();
+    tsc_written();
+}
+
+/// MSRs C001_0030 to C001_0035 hold what CPUID says.
+fn processor_name() {
+    extern "C" fn compare(_: u64) {
+        let same = (0..6_u32).all(|part| {
+            let answer = cpuid(0x8000_0002 + part / 2, 0);
+            let [low, high] =
+                if part & 1 == 0 { [answer.eax, answer.ebx] } else { [answer.ecx, answer.edx] };
+            // SAFETY: a #GP ends the trial.
+            let value = unsafe { read_msr(0xc001_0030 + part) };
+            value == u64::from(high) << 32 | u64::from(low)
+        });
+        SAME.store(same, Ordering::Relaxed);
+    }
+    SAME.store(false, Ordering::Relaxed);
+    let seen = Told(trap::run(compare, 0));
+    let same = SAME.load(Ordering::Relaxed);
+    fact!("msr: AMD: the processor's name is CPUID's"; "{seen}, {same}");
+}
+
+/// A write of the TSC takes effect. It is set back.
+fn tsc_written() {
+    const FURTHER: u64 = 1 << 50;
+    let before = tsc();
+    // SAFETY: nobody measures a time now.
+    unsafe { write_msr(0x10, before + FURTHER) };
+    let moved = tsc() >= before + FURTHER;
+    if moved {
+        // SAFETY: as above.
+        unsafe { write_msr(0x10, before) };
+    }
+    fact!("msr: a write of the TSC moves it"; "{moved}");
 }

@@ -166,7 +166,11 @@ pub(crate) fn take_came() -> Came {
 }
 
 pub(crate) fn any_came() -> bool {
-    COUNT.load(Ordering::Relaxed) != 0
+    count() != 0
+}
+
+pub(crate) fn count() -> usize {
+    COUNT.load(Ordering::Relaxed)
 }
 
 impl fmt::Display for Came {

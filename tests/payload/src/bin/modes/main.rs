@@ -10,6 +10,7 @@ mod long;
 mod low;
 mod real;
 mod sixteen;
+mod ticks;
 mod virtual_8086;
 
 use arch::machine::Width;
@@ -28,6 +29,7 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     unsafe { port_write(0x3fb, Width::Byte, 3) };
     enter_x2apic_mode();
     real::all();
+    ticks::all();
     sixteen::all();
     virtual_8086::all();
     delivery::all();
