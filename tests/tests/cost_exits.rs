@@ -2,7 +2,7 @@
 //! makes one dearer is seen. A figure is of the instruction's whole way out and back, itself included.
 //! And how many there are while Linux starts.
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Payload};
+use nexit_tests::{Devices, Emulator, Folder, Guest, Outcome, Payload};
 
 /// What was measured, and the most that it may cost on AMD-V and on VT-x.
 const BOUNDS: &[(&str, u64, u64)] = &[
@@ -20,23 +20,48 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("a read of a port where nothing is", 441, 500),
 ];
 
-fn frequent_exits_are_short(emulator: Emulator) {
+/// A run of the payload `cost` with this further line of its configuration.
+fn measured(emulator: Emulator, name: &str, further: &str) -> Outcome {
     let options = [emulator.options(), &["--timeout", "90"]].concat();
     // With it QEMU's TSC counts instructions; with one CPU Bochs' always does.
     let count = match emulator {
         Emulator::Qemu => Devices::arguments(&["-icount", "shift=0"]),
         Emulator::Bochs | Emulator::BochsVtd | Emulator::Nested => Devices::none(),
     };
-    let folder = Folder::new(&format!("cost-{emulator}"));
-    let outcome = folder.run(&Payload::new("cost").toml(), &options, &count);
+    let payload = Payload { further, ..Payload::new("cost") };
+    let outcome = Folder::new(&format!("{name}-{emulator}")).run(&payload.toml(), &options, &count);
     outcome.assert_verdicts(&[]);
-
     assert_eq!(outcome.number("instructions for nothing"), 1, "the TSC counts them\n{outcome}");
+    outcome
+}
+
+fn frequent_exits_are_short(emulator: Emulator) {
+    let outcome = measured(emulator, "cost", "");
     for (what, on_amd_v, on_vt_x) in BOUNDS {
         let most = if emulator == Emulator::Qemu { *on_amd_v } else { *on_vt_x };
         let cost = outcome.number(&format!("instructions for {what}"));
         assert!(cost <= most, "{what}: {cost} instructions, {most} allowed\n{outcome}");
     }
+    a_gdb_that_is_not_there_costs_nothing(emulator, &outcome);
+}
+
+/// A guest that gdb may look at, and that none looks at: as many instructions for each exit as `without`, and as many exits.
+fn a_gdb_that_is_not_there_costs_nothing(emulator: Emulator, without: &Outcome) {
+    let with = measured(emulator, "cost-gdb", "gdb = \"console\"");
+    for (what, ..) in BOUNDS {
+        let [own, other] =
+            [&with, without].map(|run| run.number(&format!("instructions for {what}")));
+        assert_eq!(own, other, "{what}\n{with}");
+    }
+    let exits = |run: &Outcome| {
+        let mut exits = run.report["guests"][0]["vcpus"][0]["exits"].clone();
+        let counts = exits.as_object_mut();
+        // Its calls are in the machine's time, not in the guest's.
+        counts.map(|counts| counts.remove(emulator.watchdog().0));
+        exits
+    };
+    assert!(exits(&with)["cpuid"].as_u64() > Some(1000), "{with}");
+    assert_eq!(exits(&with), exits(without), "{with}");
 }
 
 #[test]
