@@ -145,27 +145,72 @@ const SCRIPT: &str = "set language c\nset remotetimeout 60\n\
     print $ymm5.v4_int64[3] == 99 && $ymm5.v4_int64[2] == 0x123456789abcdef0\n\
     set var *(unsigned long *)&DONE = 1\ndetach\n";
 
+/// A guest of the payload `watched` whose gdb is at the machine's second line; where that is. It counts.
+fn begin_watched(folder: &Folder, emulator: Emulator, interrupts: &str) -> (Session, String) {
+    let further = format!("gdb = \"COM2\"\ninterrupts = \"{interrupts}\"");
+    let payload = Payload { further: &further, ..Payload::new("watched") };
+    begin(folder, emulator, &payload, "payload: counting")
+}
+
+/// Starts a guest whose gdb is at the machine's second line, up to this word of it; where that is.
+fn begin(
+    folder: &Folder,
+    emulator: Emulator,
+    payload: &Payload<'_>,
+    word: &str,
+) -> (Session, String) {
+    let config = folder.write("nexit.toml", payload.toml());
+    let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
+    let mut session = Session::start(&[&run, emulator.options()].concat());
+    session.see(&format!("guest {}: gdb: target remote ", payload.program));
+    let address = session.see("\n");
+    session.see(word);
+    (session, address)
+}
+
 /// What comes of [`SCRIPT`], with gdb at a machine's second line. Before it comes garbage, and packets that were cut.
 #[test]
 fn gdb_looks_at_a_guest_and_leaves_it_as_it_was_on_vt_x() {
     let folder = Folder::new("debugging-guest-bochs");
-    let payload = Payload { further: "gdb = \"COM2\"", ..Payload::new("watched") };
-    let config = folder.write("nexit.toml", payload.toml());
-    let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
-    let mut session = Session::start(&[&run, Emulator::Bochs.options()].concat());
-    session.see("guest watched: gdb: target remote ");
-    let address = session.see("\n");
-    session.see("payload: counting");
+    let (session, address) = begin_watched(&folder, Emulator::Bochs, "exitless");
     let mut line = TcpStream::connect(&address).expect("the port of gdb");
     line.write_all(b"$g#68$vCont;c#\x03\xff\0#$m0,").expect("a line that takes garbage");
     drop(line);
+    let screen = looks(&folder, session, &address);
+    assert!(screen.contains(NOTHING_EXITS), "{screen}");
+}
+
+/// The same where the hypervisor delivers the interrupts of the guest: it delivers them to one that gdb looks at, too.
+fn gdb_looks_at_a_guest_whose_interrupts_exit(emulator: Emulator) {
+    let folder = Folder::new(&format!("debugging-exiting-{emulator}"));
+    let (session, address) = begin_watched(&folder, emulator, "exiting");
+    looks(&folder, session, &address);
+}
+
+#[test]
+fn gdb_looks_at_a_guest_whose_interrupts_exit_on_amd_v() {
+    gdb_looks_at_a_guest_whose_interrupts_exit(Emulator::Qemu);
+}
+
+#[test]
+#[ignore = "48 s: `make test-all`"]
+fn gdb_looks_at_a_guest_whose_interrupts_exit_on_vt_x() {
+    gdb_looks_at_a_guest_whose_interrupts_exit(Emulator::Bochs);
+}
+
+/// Has gdb carry out [`SCRIPT`]. The screen, at the end of the run.
+fn looks(folder: &Folder, mut session: Session, address: &str) -> String {
     let script = format!("target remote {address}\n{SCRIPT}");
-    let said = gdb(&folder, &payload.path(), &script);
+    let said = gdb(folder, &Payload::new("watched").path(), &script);
     let (screen, status) = session.end();
     folder.write("run.log", &screen);
     has_looked(&said, &screen);
     assert_eq!(status.code(), Some(0), "{screen}");
+    screen
 }
+
+/// What the guest says of itself behind [`SCRIPT`] where its interrupts do not exit.
+const NOTHING_EXITS: &str = "nothing exits behind a debugger: ok";
 
 /// The values of [`SCRIPT`], and what the guest says of itself behind it.
 fn has_looked(said: &str, screen: &str) {
@@ -188,8 +233,7 @@ fn has_looked(said: &str, screen: &str) {
     ] {
         assert!(said.contains(expected), "{expected}: {said}\n{screen}");
     }
-    let values: Vec<&str> =
-        said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect();
+    let values = values(said);
     let of_all = ["1", "1", "1024", "1", "1", "1", "1", "1"];
     let with_avx = [&of_all[..], &["1", "1"]].concat();
     let avx = screen.contains("payload: AVX: on");
@@ -198,10 +242,14 @@ fn has_looked(said: &str, screen: &str) {
         "its flags are its own: ok",
         "its debug registers are its own: ok",
         "its own breakpoint is met behind a debugger: ok",
-        "nothing exits behind a debugger: ok",
     ] {
         assert!(screen.contains(verdict), "{verdict}: {screen}");
     }
+}
+
+/// What gdb has printed, `$1 = …` and so on.
+fn values(said: &str) -> Vec<&str> {
+    said.lines().filter_map(|line| line.strip_prefix('$')?.split(" = ").nth(1)).collect()
 }
 
 /// `nexit gdb GUEST --start`, with a script and the symbols of `program`.
@@ -272,12 +320,60 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
     let (screen, status) = session.end();
     folder.write("run.log", &screen);
     has_looked(&said, &screen);
+    assert!(screen.contains(NOTHING_EXITS), "{screen}");
     // A jump to itself with interrupts off; then the breakpoint, which the new start has met.
     for expected in ["$1 = 1", "jmp    0x", "Breakpoint 1, ", "[Inferior 1 (process 1) detached]"] {
         assert!(of_hung.contains(expected), "{expected}: {of_hung}\n{screen}");
     }
     assert!(screen.is_ascii(), "nothing of a frame is shown: {screen}");
     assert_eq!(status.code(), Some(1), "one was stopped: {screen}");
+}
+
+/// The guest that hangs, on VT-x: looked at in a dump and by gdb, started again by the monitor, and at last sent by its gdb
+/// to where nothing is. It has crashed then, and waits for the gdb that is there; it ends when that goes.
+#[test]
+fn a_guest_that_hangs_and_crashes_under_gdb_is_looked_at_on_vt_x() {
+    let folder = Folder::new("debugging-hung-bochs");
+    let further = "gdb = \"console\"\non_crash = \"debug\"";
+    let hung = Payload { further, command_line: "hang", ..Payload::new("ends") };
+    let config = folder.write("nexit.toml", hung.toml());
+    let run = ["run", "--config", &config, "--timeout", "240"];
+    let mut session = Session::start(&[&run, Emulator::Bochs.options()].concat());
+    session.see("ends by hang");
+    let (line, ready) = (session.line(), folder.path("ready").display().to_string());
+    a_dump_is_a_core_for_gdb(&folder, &line, &hung.path());
+    let look = format!(
+        "set remotetimeout 60\nset language c\nprint ($eflags & 0x200) == 0\nx/i $rip\n\
+         hbreak kernel_main\nshell touch {ready}\ncontinue\nbacktrace 1\ndelete\n\
+         set $rip = 0x7000000000\ncontinue\nprint $rip == 0x7000000000\ndetach\n"
+    );
+    let mut gdb = gdb_by_line(&folder, &line, "ends", hung.path(), &look);
+    while !Path::new(&ready).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // Its gdb goes on next, which is not to be seen from here.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("restart ends\r");
+    session.see("guest ends: CPU 0 waits for gdb");
+    let ended = gdb.wait();
+    let said = std::fs::read_to_string(folder.path("ends.log")).unwrap_or_default();
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    assert!(ended.is_ok_and(|status| status.success()), "{said}");
+    for expected in [
+        "$1 = 1",
+        "jmp    0x",
+        "Breakpoint 1, ",
+        "received signal SIGABRT",
+        "$2 = 1",
+        "[Inferior 1 (process 1) detached]",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}\n{screen}");
+    }
+    assert!(screen.contains("guest ends: triple_fault after "), "{screen}");
+    assert_eq!(status.code(), Some(1), "{screen}");
 }
 
 /// `nexit dump`, of the guest that hangs: gdb finds in the file where it hangs, and by what code.
@@ -312,17 +408,107 @@ fn frame(guest: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What gdb does with the payload `paused`. `TICKS` is what it counts, and so on.
+///
+/// 1. A breakpoint that the second CPU meets stops the first; the second is stepped, and the first does not move.
+/// 2. Twice: the first CPU stands with its timer armed, which comes due. The second alone goes on, sends it an IPI, and meets
+///    a breakpoint. Then both go on: the two interrupts find the first CPU where it stood. The second time its breakpoint
+///    is still there, so that gdb steps over it first.
+/// 3. A breakpoint at the IRET of an interrupt's handler (48 CF), and steps over that, over INT and over SYSCALL.
+/// 4. It leaves while the timer has come due.
+const PAUSED: &str = "set language c\nset remotetimeout 60\n\
+    define stood\n\
+    set $ticks = *(unsigned long *)&TICKS\nset $taken = *(unsigned long *)&TAKEN\n\
+    set $held = *(unsigned long *)&HELD\n\
+    shell sleep 1\n\
+    set scheduler-locking on\nthread 2\nthbreak second_round\ncontinue\n\
+    set var *(unsigned long *)&ASKED = 1\nhbreak *sent\ncontinue\n\
+    print *(unsigned long *)&TICKS == $ticks && *(unsigned long *)&TAKEN == $taken\n\
+    end\n\
+    define arrive\n\
+    set scheduler-locking off\nthread 1\nhbreak arrived\ncontinue\n\
+    print *(unsigned long *)&TICKS - $ticks\nprint *(unsigned long *)&TAKEN - $taken\n\
+    print *(unsigned long *)&HELD - $held\n\
+    delete\n\
+    end\n\
+    hbreak second_round\ncontinue\ninfo threads\ndelete\n\
+    set $first = *(unsigned long *)&FIRST\nset $second = *(unsigned long *)&SECOND\n\
+    shell sleep 1\nprint *(unsigned long *)&FIRST == $first && *(unsigned long *)&SECOND == $second\n\
+    set scheduler-locking on\nset $from = $pc\nstepi\nstepi\n\
+    print $pc > $from && *(unsigned long *)&FIRST == $first\nset scheduler-locking off\n\
+    hbreak arrived\nignore $bpnum 1\ncontinue\ninfo threads\ndelete\n\
+    print *(unsigned long *)&FIRST > $first && *(unsigned long *)&SECOND > $second\n\
+    hbreak *armed\ncontinue\nstood\ndelete\narrive\n\
+    hbreak *armed\ncontinue\nstood\narrive\n\
+    set $at = (unsigned long)&tick\n\
+    while *(unsigned short *)$at != 0xcf48\nset $at = $at + 1\nend\n\
+    hbreak *$at\ncontinue\ndelete\n\
+    print ($eflags & 0x300) == 0\nset $back = *(unsigned long *)$rsp\nstepi\n\
+    print $pc == $back && ($eflags & 0x300) == 0x200\n\
+    hbreak *calls\ncontinue\ndelete\n\
+    set $calls = *(unsigned long *)&CALLS\nset $syscalls = *(unsigned long *)&SYSCALLS\n\
+    stepi\nprint $pc == (unsigned long)&behind_int && *(unsigned long *)&CALLS == $calls + 1\n\
+    stepi\nprint $pc == (unsigned long)&behind_syscall && *(unsigned long *)&SYSCALLS == $syscalls + 1\n\
+    print ($eflags & 0x300) == 0x200\n\
+    hbreak *armed\ncontinue\nshell sleep 1\n\
+    set var *(unsigned long *)&DONE = 1\ndelete\ndetach\n";
+
+/// What comes of [`PAUSED`]: both CPUs stop and go on as gdb wants, and no interrupt is lost or comes twice.
+fn two_cpus_stop_together_and_lose_no_interrupt(emulator: Emulator, interrupts: &str) {
+    let folder = Folder::new(&format!("debugging-paused-{interrupts}-{emulator}"));
+    let further = format!("gdb = \"COM2\"\ninterrupts = \"{interrupts}\"");
+    // QEMU's machine waits for its host, and its timer does not; Bochs' counts instructions.
+    let ticks = if emulator == Emulator::Qemu { "200000000" } else { "4000000" };
+    let payload = Payload {
+        cpus: "[0, 1]",
+        command_line: ticks,
+        further: &further,
+        ..Payload::new("paused")
+    };
+    let (mut session, address) = begin(&folder, emulator, &payload, "two CPUs count");
+    let said = gdb(&folder, &payload.path(), &format!("target remote {address}\n{PAUSED}"));
+    let (screen, status) = session.end();
+    folder.write("run.log", &screen);
+    for expected in ["* 2    Thread 1.2", "* 1    Thread 1.1", "[Inferior 1 (process 1) detached]"]
+    {
+        assert!(said.contains(expected), "{expected}: {said}\n{screen}");
+    }
+    let stood_and_arrived = ["1", "1", "1", "2"];
+    let mut wanted = vec!["1", "1", "1"];
+    wanted.extend([stood_and_arrived; 2].concat());
+    wanted.extend(["1"; 5]);
+    assert_eq!(values(&said), wanted, "{said}\n{screen}");
+    assert!(screen.contains("each interrupt comes once: ok"), "{screen}");
+    if interrupts == "exitless" {
+        assert!(screen.contains(NOTHING_EXITS), "{screen}");
+    }
+    assert_eq!(status.code(), Some(0), "{screen}");
+}
+
+#[test]
+fn two_cpus_stop_together_and_lose_no_interrupt_on_amd_v() {
+    two_cpus_stop_together_and_lose_no_interrupt(Emulator::Qemu, "exitless");
+    two_cpus_stop_together_and_lose_no_interrupt(Emulator::Qemu, "exiting");
+}
+
+#[test]
+fn two_cpus_stop_together_and_lose_no_interrupt_on_vt_x() {
+    two_cpus_stop_together_and_lose_no_interrupt(Emulator::Bochs, "exitless");
+}
+
+#[test]
+#[ignore = "as long as the other mode's: `make test-all`"]
+fn two_cpus_stop_together_and_lose_no_interrupt_that_exits_on_vt_x() {
+    two_cpus_stop_together_and_lose_no_interrupt(Emulator::Bochs, "exiting");
+}
+
 /// A triple fault, with its outcome once gdb has seen enough.
 fn a_guest_that_crashes_waits_for_gdb(emulator: Emulator) {
     let folder = Folder::new(&format!("debugging-crash-{emulator}"));
     let further = "gdb = \"COM2\"\non_crash = \"debug\"";
     let payload = Payload { further, command_line: "triple-fault", ..Payload::new("ends") };
-    let config = folder.write("nexit.toml", payload.toml());
-    let run = ["run", "--config", &config, "--timeout", "240", "--gdb", "0"];
-    let mut session = Session::start(&[&run, emulator.options()].concat());
-    session.see("guest ends: gdb: target remote ");
-    let address = session.see("\n");
-    session.see("guest ends: CPU 0 waits for gdb");
+    let (mut session, address) =
+        begin(&folder, emulator, &payload, "guest ends: CPU 0 waits for gdb");
     let said = gdb(
         &folder,
         &payload.path(),
