@@ -43,7 +43,7 @@ fn crash_reads_the_dump_of_a_linux() {
     let linux = Guest {
         cpus: "[0, 1]",
         kernel: Kernel::Cloud,
-        memory: "80M",
+        memory: "96M",
         ..Guest::on_qemu("shell", "[]")
     };
     let config = folder.write("nexit.toml", linux.toml() + "gdb = \"console\"\n");
@@ -54,7 +54,7 @@ fn crash_reads_the_dump_of_a_linux() {
     let release = word_behind(&shown, "\nrelease ");
     let core = folder.path("core").display().to_string();
     let dumped = folder.nexit("dump", &["dump", "linux", &core, "--line", &session.line()]);
-    assert!(dumped.output.contains("80 MiB of RAM"), "{dumped}");
+    assert!(dumped.output.contains("96 MiB of RAM"), "{dumped}");
     session.keys("exit\r");
     session.see("guest linux: poweroff");
 
