@@ -77,7 +77,7 @@ fn periodic(mode: &str) {
     let _ = trap::listen();
     fact!("timer: {mode}: periodic, none after a count of 0"; "{}", listen());
     fact!("timer: {mode}: periodic, current count then"; "{:#x}", local::read(CURRENT_COUNT));
-    start(PERIODIC | MASKED | VECTOR, 1000);
+    start(PERIODIC | MASKED | VECTOR, 200_000);
     fact!("timer: {mode}: periodic and masked"; "{}", listen());
     // The next end of the count, not one that is over.
     write(ENTRY, PERIODIC | VECTOR);
