@@ -163,13 +163,14 @@ fn a_processor_without_a_job_wakes_for_one_on_vt_x() {
 }
 
 /// Short generations of a guest that end in `way`: the waits grow. What the screen shows.
-fn restart_backoff(way: &str, outcome: &str) -> String {
-    let folder = Folder::new(&format!("short-generations-{outcome}"));
+fn restart_backoff(emulator: Emulator, way: &str, outcome: &str) -> String {
+    let folder = Folder::new(&format!("short-generations-{outcome}-{emulator}"));
     let further = "on_crash = \"restart\"";
     let payload =
         Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
     let config = folder.write("nexit.toml", payload.toml());
-    let mut session = Session::start(&["run", "--config", &config, "--timeout", "300"]);
+    let run = [&["run", "--config", &config, "--timeout", "300"], emulator.options()].concat();
+    let mut session = Session::start(&run);
     session.see("guest ends: entering");
     session.keys("\u{1}m");
     for wait in ["", " in 1 ms", " in 2 ms", " in 4 ms", " in 8 ms", " in 16 ms"] {
@@ -184,13 +185,29 @@ fn restart_backoff(way: &str, outcome: &str) -> String {
 
 #[test]
 fn a_guest_that_reboots_in_a_row_waits_longer_each_time() {
-    restart_backoff("reset-register", "reboot");
+    restart_backoff(Emulator::Qemu, "reset-register", "reboot");
+}
+
+#[test]
+#[ignore = "the same policy as in QEMU, on VT-x"]
+fn a_guest_that_reboots_in_a_row_waits_longer_each_time_on_vt_x() {
+    restart_backoff(Emulator::Bochs, "reset-register", "reboot");
+}
+
+#[test]
+fn a_guest_that_crashes_in_a_row_waits_longer_each_time() {
+    crashes_in_a_row(Emulator::Qemu);
+}
+
+#[test]
+#[ignore = "the same policy as in QEMU, on VT-x"]
+fn a_guest_that_crashes_in_a_row_waits_longer_each_time_on_vt_x() {
+    crashes_in_a_row(Emulator::Bochs);
 }
 
 /// Only the first crash of a row is told in full.
-#[test]
-fn a_guest_that_crashes_in_a_row_waits_longer_each_time() {
-    let screen = restart_backoff("triple-fault", "triple_fault");
+fn crashes_in_a_row(emulator: Emulator) {
+    let screen = restart_backoff(emulator, "triple-fault", "triple_fault");
     for part in ["rax ", "last exits: ", "code at rip: "] {
         assert_eq!(screen.matches(part).count(), 1, "{part}\n{screen}");
     }
