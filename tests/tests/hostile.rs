@@ -192,6 +192,30 @@ fn a_cpu_that_raises_the_same_exception_for_ever_still_comes_back_on_vt_x() {
     );
 }
 
+/// No exit from CPL 3 ends a guest.
+fn what_a_program_does_ends_no_guest(emulator: Emulator) {
+    let payload = Payload { cpus: "[0, 1]", memory: "16M", ..Payload::new("program") };
+    let options = [emulator.options(), TIMEOUT].concat();
+    let folder = Folder::new(&format!("program-{emulator}"));
+    let outcome = folder.run(&payload.toml(), &options, &Devices::none());
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    outcome.assert_verdicts(&[
+        "a device takes what a program stores by SIDT and its kin",
+        "a program's code in a device runs to its end",
+        "a program's SIDT may change at any moment",
+    ]);
+}
+
+#[test]
+fn what_a_program_does_ends_no_guest_on_amd_v() {
+    what_a_program_does_ends_no_guest(Emulator::Qemu);
+}
+
+#[test]
+fn what_a_program_does_ends_no_guest_on_vt_x() {
+    what_a_program_does_ends_no_guest(Emulator::Bochs);
+}
+
 /// A CPU that has CET, which no guest is shown.
 #[test]
 fn no_bit_of_cr4_brings_in_a_feature_that_is_not_shown_on_vt_x() {
