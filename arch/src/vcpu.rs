@@ -330,6 +330,10 @@ pub trait Vcpu {
     fn breakpoints(&self) -> Option<DebugRegisters> {
         None
     }
+    /// Whether any breakpoint is on, of whomever: quicker.
+    fn breakpoints_on(&self) -> bool {
+        self.breakpoints().is_some()
+    }
     /// What was carried out and is passed over has met these breakpoints, bit n for DRn: a trap (#DB) comes behind it, the same
     /// as that of a single step, if there is one.
     fn meet_breakpoints(&mut self, _: u8) {}

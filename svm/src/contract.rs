@@ -308,6 +308,11 @@ impl Vcpu for SvmVcpu {
         own.then(|| self.debug_registers())
     }
 
+    #[inline(always)]
+    fn breakpoints_on(&self) -> bool {
+        self.vmcb().save.dr7 & BREAKPOINTS_ON != 0
+    }
+
     fn meet_breakpoints(&mut self, met: u8) {
         let save = &mut self.vmcb_mut().save;
         save.dr6 = save.dr6 & !BREAKPOINTS | u64::from(met);

@@ -293,9 +293,13 @@ impl Vcpu for VmxVcpu {
 
     #[inline(always)]
     fn breakpoints(&self) -> Option<DebugRegisters> {
+        if self.breakpoints_on() { self.own_breakpoints() } else { None }
+    }
+
+    #[inline(always)]
+    fn breakpoints_on(&self) -> bool {
         const ON: u64 = 0xff;
-        let on = self.vmcs.read(field::GUEST_DR7) & ON != 0;
-        if on { self.own_breakpoints() } else { None }
+        self.vmcs.read(field::GUEST_DR7) & ON != 0
     }
 
     fn meet_breakpoints(&mut self, met: u8) {

@@ -100,7 +100,8 @@ impl VirtualApic {
             IA32_X2APIC_SELF_IPI => {
                 let vector = Vector(value as u8);
                 if vector.0 < 16 {
-                    return Ok(self.note_error(SEND_ILLEGAL_VECTOR | RECEIVE_ILLEGAL_VECTOR));
+                    let errors = SEND_ILLEGAL_VECTOR | RECEIVE_ILLEGAL_VECTOR;
+                    return Ok(to_itself(self.note_error(errors)));
                 }
                 self.accept(vector, TriggerMode::Edge);
                 Ok(ApicAction::None)
@@ -113,7 +114,9 @@ impl VirtualApic {
     #[inline(always)]
     pub(crate) fn send(&mut self, request: Option<IcrRequest>) -> ApicAction {
         match request {
-            Some(request) if request.illegal_vector() => self.note_error(SEND_ILLEGAL_VECTOR),
+            Some(request) if request.illegal_vector() => {
+                to_itself(self.note_error(SEND_ILLEGAL_VECTOR))
+            }
             Some(request) => ApicAction::Ipi(request),
             None => ApicAction::None,
         }
@@ -122,19 +125,19 @@ impl VirtualApic {
     /// An error: the first since the last write of ESR interrupts, where its LVT entry is not masked (SDM "Error Handling").
     #[cold]
     #[inline(never)]
-    fn note_error(&mut self, errors: u32) -> ApicAction {
+    fn note_error(&mut self, errors: u32) -> Option<Vector> {
         let first = self.errors == 0;
         self.errors |= errors;
         let [.., entry] = self.lvt;
         let vector = Vector(entry as u8);
         if !first || entry & MASKED != 0 {
-            return ApicAction::None;
+            return None;
         }
         if vector.0 < 16 {
             self.errors |= RECEIVE_ILLEGAL_VECTOR;
-            return ApicAction::None;
+            return None;
         }
-        ApicAction::Ipi(IcrRequest { kind: IpiKind::Fixed, vector, destination: Destination::Own })
+        Some(vector)
     }
 
     fn lvt_entry(&self, msr: u32) -> Result<&u32, GpFault> {
@@ -184,5 +187,15 @@ impl VirtualApic {
             return Ok(ApicAction::WritePhysical { msr, value });
         }
         Ok(ApicAction::Grant { vector, why: Reason::Lvt, msr, value })
+    }
+}
+
+/// An interrupt to the own CPU.
+#[inline(always)]
+const fn to_itself(vector: Option<Vector>) -> ApicAction {
+    let (kind, destination) = (IpiKind::Fixed, Destination::Own);
+    match vector {
+        Some(vector) => ApicAction::Ipi(IcrRequest { kind, vector, destination }),
+        None => ApicAction::None,
     }
 }

@@ -24,7 +24,8 @@ impl<P: Platform, V> Context<'_, P, V> {
     }
 
     /// A port was accessed. Only with CR4.DE are there breakpoints for them.
-    #[inline(always)]
+    #[cold]
+    #[inline(never)]
     pub(super) fn note_port(&mut self, port: u16, width: Width) {
         if let Some(registers) = self.vcpu.breakpoints()
             && self.vcpu.cr4() & Cr4::DE.bits() != 0

@@ -16,7 +16,6 @@ impl<P: Platform> Context<'_, P> {
         if access.string {
             return self.port_string(access).unwrap_or_else(|refused| self.refused(refused));
         }
-        self.begin_instruction();
         let mut effect = PortEffect::None;
         if access.input {
             let value = self.port_in(access.port, access.width);
@@ -27,8 +26,11 @@ impl<P: Platform> Context<'_, P> {
             effect = self.port_out(access.port, access.width, value as u32);
         }
         self.vcpu.skip_instruction(access.instruction_length);
-        self.note_port(access.port, access.width);
-        self.trap_behind();
+        if self.vcpu.breakpoints_on() {
+            self.begin_instruction();
+            self.note_port(access.port, access.width);
+            self.trap_behind();
+        }
         self.after_port(access.port);
         // The frequent ports have none.
         if effect == PortEffect::None { Next::Resume } else { self.port_effect(effect) }
