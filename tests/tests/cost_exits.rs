@@ -17,7 +17,7 @@ const BOUNDS: &[(&str, u64, u64)] = &[
     ("an ICR write to one CPU", 165, 172),
     ("a write of the timer's LVT entry", 250, 258),
     ("a read of IA32_EFER", 116, 118),
-    ("a read of a port where nothing is", 441, 500),
+    ("a read of a port where nothing is", 441, 501),
 ];
 
 /// A run of the payload `cost` with this further line of its configuration.
