@@ -180,11 +180,11 @@ fn register_blocks_are_where_the_longer_field_says_and_as_long_as_their_length()
     assert_eq!(found(&short), ports(&[(0x400, 4), (0x404, 2), (0x504, 2), (0xb2, 1)]));
     assert_eq!(found(&fadt(1 << 20, (0x404, 0), "zero 18")), [], "means nothing there");
     // All of them; GPE0 is longer than bits in a byte can say, and PM1a_EVT and GPE0 have longer fields.
-    let all = with(&format!(
+    let all = with(
         "table FACP\nrevision 6\nd 0 0\nhex 1 2\nw 9\nd b2\nzero 4\nd 400 410 404 414 450 408 420 460\n\
          hex 4 2 1 4 40 8\nzero f\nw 20\nhex 0\nd 0\nhex 1 8 0 1\nq cf9\nhex 6 0 0 0\nzero 10\n\
-         hex 1 20 0 2\nq 1800\nzero 3c\nhex 0 80 0 1\nq fed01234\nzero 24\n"
-    ));
+         hex 1 20 0 2\nq 1800\nzero 3c\nhex 0 80 0 1\nq fed01234\nzero 24\n",
+    );
     let mut expected = ports(&[(0x1800, 4), (0x410, 4), (0x404, 2), (0x414, 2), (0x450, 1)]);
     expected.push((Register::Memory(Hpa::new(0xfed0_1234)), 0x40));
     expected.extend(ports(&[(0x460, 8), (0xb2, 1)]));
