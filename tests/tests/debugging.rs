@@ -17,7 +17,7 @@ use mux::frame::{Channel, Kind, encode};
 use nexit_tests::{Emulator, Folder, Payload, Session, build_folder, project_folder};
 
 /// Has gdb carry out a script with the symbols of `program`; what it says.
-fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
+pub(crate) fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
     let script = folder.write("script.gdb", script);
     let gdb = Command::new("gdb")
         .args(["-q", "-nx", "-batch", "-x", &script])
