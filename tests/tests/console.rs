@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use nexit_tests::{Devices, Emulator, Folder, Guest, Kernel, Payload, Session, packaged};
+use nexit_tests::{
+    Devices, Emulator, Folder, Guest, Kernel, Payload, ResultLine, Session, packaged,
+};
 use rustix::process::Signal;
 
 /// A small guest that has its interrupts off and never exits.
@@ -442,4 +444,58 @@ fn a_guest_that_floods_its_console_stops_no_other() {
 fn number(word: &str) -> u64 {
     let digits = word.trim_start_matches("0x").trim_end_matches(',');
     u64::from_str_radix(digits, 16).unwrap_or_else(|error| panic!("{word}: {error}"))
+}
+
+/// A Linux whose disk is read all the time stops for gdb, is stepped and goes on, three times: every read is one interrupt,
+/// none is lost, and none is an exit.
+fn gdb_stops_a_linux_that_reads_its_disk(emulator: Emulator, reads: u64) {
+    const STOPS: usize = 3;
+    let folder = Folder::new(&format!("console-gdb-disk-{emulator}"));
+    let linux = Guest::on_qemu("nvme quiet", "[\"00:04.0\"]");
+    let (linux, devices) = match emulator {
+        Emulator::BochsVtd => (
+            Guest { kernel: Kernel::Cloud, memory: "256M", ..linux },
+            Devices::disk_behind_vtd(&folder, ""),
+        ),
+        Emulator::Qemu | Emulator::Bochs | Emulator::Nested => (linux, Devices::none().nvme()),
+    };
+    let toml = linux.toml().replace("demo=nvme", &format!("demo=nvme reads={reads}"));
+    let config = folder.write("nexit.toml", toml + "gdb = \"console\"\n");
+    let run = ["run", "--config", &config, "--timeout", "1800"];
+    let devices: Vec<&str> = devices.iter().collect();
+    let mut session = Session::start(&[&run, emulator.options(), &["--"], &devices].concat());
+    session.see("demo: nvme-files: ok");
+    let elf = folder.path("linux.elf").display().to_string();
+    let map = folder.write("System.map", symbols());
+    let _ = folder.nexit("symbols", &["symbols", &map, &elf]);
+    let script = "set remotetimeout 60\ninfo threads\nstepi\nstepi\nstepi\nprint $rip\ndetach\n";
+    for _ in 0..STOPS {
+        let gdb = crate::debugging::gdb_by_line(&folder, &session.line(), "linux", &elf, script);
+        let ended = { gdb }.wait();
+        let said = std::fs::read_to_string(folder.path("linux.log")).unwrap_or_default();
+        assert!(ended.is_ok_and(|status| status.success()), "{said}");
+        for expected in ["Thread 1.1", "$1 = ", "[Inferior 1 (process 1) detached]"] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+    }
+    session.keys("\u{1}m");
+    let before = session.see("nexit> ");
+    assert!(!before.contains("demo: nvme: ok"), "the reads ended before gdb: more are needed");
+    session.see("demo: nvme: ok");
+    let line = ResultLine::parse(&session.see("\n"));
+    assert_eq!((line.get("reads"), line.get("interrupts")), (reads, reads), "{line:?}");
+    assert_eq!(line.interrupt_exits(), 0, "{line:?}");
+    session.see("nexit: guest linux: poweroff");
+}
+
+#[test]
+#[ignore = "a minute: `make test-all`"]
+fn gdb_stops_a_linux_that_reads_its_disk_on_amd_v() {
+    gdb_stops_a_linux_that_reads_its_disk(Emulator::Qemu, 20_000);
+}
+
+#[test]
+#[ignore = "minutes: `make test-all`"]
+fn gdb_stops_a_linux_that_reads_its_disk_on_vt_x() {
+    gdb_stops_a_linux_that_reads_its_disk(Emulator::BochsVtd, 20_000);
 }
