@@ -1,5 +1,6 @@
 //! Exceptions and interrupts of a payload: an IDT of its own, and handlers that catch every fault.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 
 use x86_64::VirtAddr;
@@ -170,6 +171,51 @@ impl Table {
     /// Loads it with this limit.
     pub fn load(&self, limit: u16) {
         load(self.address(), limit);
+    }
+}
+
+/// A GDT with flat segments of CPL 0 and 3 and a TSS, for one CPU.
+#[repr(align(4096))]
+pub struct Segments {
+    table: UnsafeCell<[u64; 7]>,
+    task: UnsafeCell<[u8; 104]>,
+}
+// SAFETY: the CPU that loads it is the only one that writes it.
+unsafe impl Sync for Segments {}
+
+impl Segments {
+    pub const USER_CODE: u64 = 0x1b;
+    pub const USER_DATA: u64 = 0x23;
+    /// Where the TSS has the stack of CPL 0, and the first interrupt stack (SDM "Task Management in 64-bit Mode").
+    pub const RSP0: usize = 4;
+    pub const IST1: usize = 36;
+
+    /// Without a stack.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for statics")]
+    pub const fn new() -> Self {
+        Self { table: UnsafeCell::new([0; 7]), task: UnsafeCell::new([0; 104]) }
+    }
+
+    /// Loads the table and the task register. The stack `which` ends at `top`.
+    pub fn load(&self, which: usize, top: u64) {
+        const CODE: u64 = 0x00af_9b00_0000_ffff;
+        const DATA: u64 = 0x00cf_9300_0000_ffff;
+        const OF_CPL_3: u64 = 3 << 45;
+        let task = self.task.get();
+        // SAFETY: one of the TSS's stacks; not in use now.
+        unsafe { task.cast::<u64>().wrapping_byte_add(which).write_unaligned(top) };
+        let at = task as u64;
+        let low = 103 | (at & 0xff_ffff) << 16 | 0x89 << 40 | (at >> 24 & 0xff) << 56;
+        let table = [0, CODE, DATA, CODE | OF_CPL_3, DATA | OF_CPL_3, low, at >> 32];
+        // SAFETY: not in use now.
+        unsafe { self.table.get().write_volatile(table) };
+        let base = VirtAddr::new(self.table.get() as u64);
+        let pointer = DescriptorTablePointer { limit: 55, base };
+        // SAFETY: the segments of CPL 0 are where a payload's are; interrupts are off.
+        unsafe { x86_64::instructions::tables::lgdt(&pointer) };
+        // SAFETY: the TSS is there.
+        unsafe { asm!("ltr {0:x}", in(reg) 0x28_u64) };
     }
 }
 

@@ -9,11 +9,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{Hpa, msr};
 use cpu::instructions::write_msr;
-use payload::trap::{CODE_SEGMENT, Frame, INTERRUPT_GATE, LIMIT, Table};
+use payload::trap::{CODE_SEGMENT, Frame, INTERRUPT_GATE, LIMIT, Segments, Table};
 use payload::{power_off, say, verdict};
-use x86_64::VirtAddr;
 use x86_64::registers::control::Cr3;
-use x86_64::structures::DescriptorTablePointer;
 
 /// By which a program ends.
 const END: u8 = 0x80;
@@ -48,10 +46,10 @@ global_asm!(
     "push r14",
     "push r15",
     "mov [rsi], rsp",
-    "push 0x23",
+    "push {data}",
     "push [rdi + 32]",
     "push 2",
-    "push 0x1b",
+    "push {code}",
     "push [rdi + 24]",
     "mov rcx, [rdi]",
     "mov rsi, [rdi + 8]",
@@ -65,6 +63,8 @@ global_asm!(
     "pop rbp",
     "pop rbx",
     "ret",
+    code = const Segments::USER_CODE,
+    data = const Segments::USER_DATA,
 );
 payload::stubs!("program", caught);
 
@@ -87,8 +87,7 @@ static POINTERS: Place<[u64; 512]> = Place(UnsafeCell::new([0; 512]));
 static DIRECTORY: Place<[u64; 512]> = Place(UnsafeCell::new([0; 512]));
 /// On which a program's exceptions are delivered.
 static HANDLERS: Place<[u8; 8192]> = Place(UnsafeCell::new([0; 8192]));
-static TASK: Place<[u8; 104]> = Place(UnsafeCell::new([0; 104]));
-static GDT: Place<[u64; 7]> = Place(UnsafeCell::new([0; 7]));
+static SEGMENTS: Segments = Segments::new();
 
 extern "C" fn caught(frame: &mut Frame) {
     VECTOR.store(frame.vector, Ordering::Relaxed);
@@ -115,21 +114,7 @@ fn prepare() {
         let flags = if vector == END { INTERRUPT_GATE | 3 << 5 } else { INTERRUPT_GATE };
         TABLE.set_gate(vector, entry as u64, CODE_SEGMENT, flags);
     }
-    let (top, task) = (HANDLERS.0.get() as u64 + 8192, TASK.0.get() as u64);
-    // SAFETY: RSP0 of a TSS that is not in use now.
-    unsafe { TASK.0.get().cast::<u64>().wrapping_byte_add(4).write_unaligned(top) };
-    let low = 103 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
-    // Null, code and data, code and data of CPL 3, the TSS.
-    let code = 0x00af_9b00_0000_ffff;
-    let all =
-        [0, code, 0x00cf_9300_0000_ffff, code | 3 << 45, 0x00cf_f300_0000_ffff, low, task >> 32];
-    // SAFETY: not in use now.
-    unsafe { GDT.0.get().write_volatile(all) };
-    let pointer = DescriptorTablePointer { limit: 55, base: VirtAddr::new(GDT.0.get() as u64) };
-    // SAFETY: the segments in use are the same there.
-    unsafe { x86_64::instructions::tables::lgdt(&pointer) };
-    // SAFETY: the TSS is there.
-    unsafe { core::arch::asm!("ltr {0:x}", in(reg) 0x28_u64) };
+    SEGMENTS.load(Segments::RSP0, HANDLERS.0.get() as u64 + 8192);
     TABLE.load(LIMIT);
 }
 

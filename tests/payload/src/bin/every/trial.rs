@@ -5,9 +5,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use cpu::instructions::cpuid;
-use payload::trap::{Faults, LIMIT, Table};
+use payload::trap::{Faults, LIMIT, Segments, Table};
 use x86_64::VirtAddr;
-use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::InterruptStackFrame;
 
 /// What an instruction leaves.
@@ -146,33 +145,22 @@ impl Faults for Trial {
 }
 
 static STACK: Place<[u8; 16384]> = Place(UnsafeCell::new([0; 16384]));
-static TASK: Place<[u8; 104]> = Place(UnsafeCell::new([0; 104]));
-static GDT: Place<[u64; 5]> = Place(UnsafeCell::new([0; 5]));
+static SEGMENTS: Segments = Segments::new();
 
 /// Loads a table whose handlers have a stack of their own, and lets vector instructions work.
 pub(crate) fn prepare() {
     TABLE.catch::<Trial>();
     // The instruction's own stack may be anywhere.
     (0..32).for_each(|vector| TABLE.use_stack(vector, 1));
-    let task = TASK.0.get() as u64;
-    let stack = STACK.0.get() as u64 + 16384;
-    // SAFETY: IST1 of a TSS that is not loaded yet.
-    unsafe { TASK.0.get().cast::<u64>().wrapping_byte_add(36).write_unaligned(stack) };
-    let low = 103 | (task & 0xff_ffff) << 16 | 0x89 << 40 | (task >> 24 & 0xff) << 56;
-    let gdt = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, low, task >> 32];
-    // SAFETY: not loaded yet.
-    unsafe { GDT.0.get().write_volatile(gdt) };
-    let pointer = |base: u64, limit| DescriptorTablePointer { limit, base: VirtAddr::new(base) };
-    // SAFETY: the selectors are those that are in use; interrupts are off.
-    unsafe { x86_64::instructions::tables::lgdt(&pointer(GDT.0.get() as u64, 39)) };
+    SEGMENTS.load(Segments::IST1, STACK.0.get() as u64 + 16384);
     TABLE.load(LIMIT);
     // SAFETY: as above; SSE and x87 instructions work from here on, and their exceptions come.
     unsafe {
         asm!(
-            "mov ds, {data:e}", "mov es, {data:e}", "mov ss, {data:e}", "ltr {task:x}",
+            "mov ds, {data:e}", "mov es, {data:e}", "mov ss, {data:e}",
             "mov {other}, cr4", "or {other}, 0x600", "mov cr4, {other}",
             "mov {other}, cr0", "and {other}, ~0xc", "or {other}, 0x22", "mov cr0, {other}",
-            data = in(reg) 16, task = in(reg) 24, other = out(reg) _
+            data = in(reg) 16, other = out(reg) _
         );
     }
 }

@@ -6,10 +6,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::msr;
-use payload::trap::{CODE_SEGMENT, INTERRUPT_GATE, LIMIT, Table};
+use payload::trap::{CODE_SEGMENT, INTERRUPT_GATE, LIMIT, Segments, Table};
 use payload::{power_off, say};
-use x86_64::VirtAddr;
-use x86_64::structures::DescriptorTablePointer;
 
 pub(crate) const TIMER: u8 = 0x70;
 
@@ -179,11 +177,7 @@ unsafe impl<T> Sync for Place<T> {}
 /// Two for each CPU, of which one is in use.
 static TABLES: [[Table; 2]; 2] = [const { [const { Table::new() }; 2] }; 2];
 static STACKS: [Place<[u8; 8192]>; 2] = [const { Place(UnsafeCell::new([0; 8192])) }; 2];
-static TASKS: [Place<[u8; 104]>; 2] = [const { Place(UnsafeCell::new([0; 104])) }; 2];
-static GDTS: [Place<[u64; 7]>; 2] = [const { Place(UnsafeCell::new([0; 7])) }; 2];
-
-pub(crate) const USER_CODE: u64 = 0x1b;
-pub(crate) const USER_DATA: u64 = 0x23;
+static SEGMENTS: [Segments; 2] = [const { Segments::new() }; 2];
 
 /// The tables of interrupts of a CPU.
 pub(crate) fn tables(cpu: usize) -> &'static [Table; 2] {
@@ -207,28 +201,13 @@ pub(crate) fn prepare(cpu: usize) {
         set_gate(cpu, table, vector, INTERRUPT_GATE);
     }
     trial(cpu).runs.store(0, Ordering::Relaxed);
-    let (Some(stack), Some(task), Some(gdt)) = (STACKS.get(cpu), TASKS.get(cpu), GDTS.get(cpu))
-    else {
-        return;
-    };
-    let (top, at) = (stack.0.get() as u64 + 8192, task.0.get() as u64);
-    // SAFETY: IST1 of a TSS that is not in use now.
-    unsafe { task.0.get().cast::<u64>().wrapping_byte_add(36).write_unaligned(top) };
-    let low = 103 | (at & 0xff_ffff) << 16 | 0x89 << 40 | (at >> 24 & 0xff) << 56;
-    // Null, code and data, code and data of CPL 3, the TSS.
-    let code = 0x00af_9b00_0000_ffff;
-    let all =
-        [0, code, 0x00cf_9300_0000_ffff, code | 3 << 45, 0x00cf_f300_0000_ffff, low, at >> 32];
-    // SAFETY: not in use now.
-    unsafe { gdt.0.get().write_volatile(all) };
-    let pointer = DescriptorTablePointer { limit: 55, base: VirtAddr::new(gdt.0.get() as u64) };
-    // SAFETY: the segments are loaded from it at once; interrupts are off.
-    unsafe { x86_64::instructions::tables::lgdt(&pointer) };
+    let (Some(stack), Some(segments)) = (STACKS.get(cpu), SEGMENTS.get(cpu)) else { return };
+    segments.load(Segments::IST1, stack.0.get() as u64 + 8192);
     // SAFETY: flat segments of CPL 0, as the code expects them.
     unsafe {
         asm!(
             "push 8", "lea {0}, [rip + 2f]", "push {0}", "retfq", "2:", "mov {0:e}, 16", "mov ss, {0:e}",
-            "mov {0:e}, 0x28", "ltr {0:x}", out(reg) _
+            out(reg) _
         );
     }
     let [table, _] = tables(cpu);

@@ -5,10 +5,10 @@ use arch::machine::Width;
 use arch::msr::{IA32_X2APIC_ICR, IA32_X2APIC_SELF_IPI};
 use cpu::instructions::{cpuid, port_read, port_write, write_msr};
 use payload::say;
-use payload::trap::{INTERRUPT_GATE, LIMIT};
+use payload::trap::{INTERRUPT_GATE, LIMIT, Segments};
 
 use crate::code::{self, Code};
-use crate::processor::{self, Start, TIMER, USER_CODE, USER_DATA};
+use crate::processor::{self, Start, TIMER};
 use crate::random::Random;
 use crate::state::{self, State};
 use crate::window;
@@ -71,7 +71,7 @@ impl Tester<'_> {
         // Code in a device, or nowhere: near the end of a page, as each instruction there takes some exits.
         let elsewhere = random.once_in(48).then(|| window::pointer(random) | 0xfd0);
         let rip = window::code(self.cpu, code.bytes());
-        let (cs, ss) = if user { (USER_CODE, USER_DATA) } else { (8, 16) };
+        let (cs, ss) = if user { (Segments::USER_CODE, Segments::USER_DATA) } else { (8, 16) };
         Start { registers, rip: elsewhere.unwrap_or(rip), cs, flags, rsp, ss }
     }
 
