@@ -111,6 +111,11 @@ impl DebugMailbox {
         self.wanted = self.present && self.stop.is_none();
     }
 
+    /// Whether the CPU has come since all were to stand: it runs, and nobody wants it to stand.
+    pub(crate) const fn missed_call(&self) -> bool {
+        self.present && self.stop.is_none() && !self.wanted
+    }
+
     /// Whether the CPU runs, or stands, in the guest.
     pub(crate) const fn present(&self) -> bool {
         self.present

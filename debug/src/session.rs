@@ -2,6 +2,7 @@
 //!
 //! Invariant: as long as nobody has sent a whole packet, nothing is asked of the guest.
 
+use alloc::format;
 use alloc::vec::Vec;
 use core::convert::Infallible;
 
@@ -90,31 +91,63 @@ pub struct Session<G: Guest, L: Line> {
     guest: Debugged<G>,
     line: L,
     framer: Framer,
+    /// The last whole packet.
+    packet: Vec<u8>,
     phase: Phase,
     stub: Option<Stub<G, L>>,
 }
+
+/// To a gdb that comes when no CPU of the guest runs: the remote protocol's error with a text.
+const NOT_RUNNING: &str = "E.the guest does not run: start it first";
 
 impl<G: Guest, L: Line> Session<G, L> {
     /// With nobody attached.
     pub fn new(guest: G, line: L) -> Self {
         let guest = Debugged::new(guest);
-        Self { guest, line, framer: Framer::new(), phase: Phase::Alone, stub: None }
+        let (framer, packet) = (Framer::new(), Vec::new());
+        Self { guest, line, framer, packet, phase: Phase::Alone, stub: None }
     }
 
     /// Takes a byte that has come over the line.
     pub fn receive(&mut self, byte: u8) {
         let Some(event) = self.framer.push(byte) else { return };
         match (self.phase, event) {
-            (Phase::Alone, Event::Packet) => {
-                self.guest.call();
-                self.phase = Phase::Attaching;
-            }
+            (Phase::Alone, Event::Packet) => self.meet(),
+            // The last one counts: gdb sends again what nobody has answered.
+            (Phase::Attaching, Event::Packet) => self.keep_packet(),
             (Phase::Alone | Phase::Attaching, _) => {}
-            (_, Event::Packet) => self.feed(),
+            (Phase::Standing, Event::Packet) => {
+                self.keep_packet();
+                self.feed();
+            }
+            (Phase::Running | Phase::Stopping, Event::Packet) => {
+                // Whoever waits for the guest sends its last packet once more, if anything: else another gdb has come, and
+                // the one before went without a word.
+                if self.packet == self.framer.packet() {
+                    return self.line.send(b'+');
+                }
+                self.stub = None;
+                self.guest.release();
+                self.meet();
+            }
             (_, Event::Interrupt) => self.feed_byte(3),
             (_, Event::Damaged) => self.line.send(b'-'),
-            (_, Event::Again) => self.answer_again(),
+            (Phase::Standing, Event::Again) => self.answer_again(),
+            // The last answer is not what is waited for.
+            (Phase::Running | Phase::Stopping, Event::Again) => {}
         }
+    }
+
+    fn keep_packet(&mut self) {
+        self.packet.clear();
+        self.packet.extend_from_slice(self.framer.packet());
+    }
+
+    /// A gdb that nobody knows has sent its first packet.
+    fn meet(&mut self) {
+        self.keep_packet();
+        self.guest.call();
+        self.phase = Phase::Attaching;
     }
 
     /// Goes on where something was waited for. Whether somebody is attached.
@@ -123,9 +156,11 @@ impl<G: Guest, L: Line> Session<G, L> {
             Phase::Alone | Phase::Standing => {}
             Phase::Attaching => match self.guest.all_stand() {
                 Some(true) => self.attach(),
-                Some(false) => {}
-                // It has ended: there is nobody to talk about.
-                None => self.phase = Phase::Alone,
+                Some(false) => self.guest.call_again(),
+                None => {
+                    self.phase = Phase::Alone;
+                    self.refuse();
+                }
             },
             Phase::Running => {
                 if self.guest.stopped().is_some() {
@@ -133,11 +168,15 @@ impl<G: Guest, L: Line> Session<G, L> {
                     self.phase = Phase::Stopping;
                 }
             }
-            Phase::Stopping => {
-                if self.guest.all_stand() == Some(true) {
-                    self.report();
+            Phase::Stopping => match self.guest.all_stand() {
+                Some(true) => {
+                    let why = self.guest.stopped();
+                    let asked = BaseStopReason::Signal(Signal::SIGINT);
+                    self.report(why.map_or(asked, |why| self.reason(why)));
                 }
-            }
+                Some(false) => self.guest.call_again(),
+                None => self.report(BaseStopReason::Exited(0)),
+            },
         }
         self.phase != Phase::Alone
     }
@@ -154,11 +193,18 @@ impl<G: Guest, L: Line> Session<G, L> {
 
     /// Gives the stub the packet that has come.
     fn feed(&mut self) {
-        for at in 0..self.framer.packet().len() {
-            if let Some(byte) = self.framer.packet().get(at) {
+        for at in 0..self.packet.len() {
+            if let Some(byte) = self.packet.get(at) {
                 self.feed_byte(*byte);
             }
         }
+    }
+
+    /// There is nobody to talk about.
+    fn refuse(&mut self) {
+        let sum = NOT_RUNNING.bytes().fold(0_u8, u8::wrapping_add);
+        let answer = format!("+${NOT_RUNNING}#{sum:02x}");
+        answer.bytes().for_each(|byte| self.line.send(byte));
     }
 
     fn feed_byte(&mut self, byte: u8) {
@@ -195,10 +241,8 @@ impl<G: Guest, L: Line> Session<G, L> {
         }
     }
 
-    /// Says why the guest stands.
-    fn report(&mut self) {
-        let why = self.guest.stopped();
-        let reason = why.map_or(BaseStopReason::Signal(Signal::SIGINT), |why| self.reason(why));
+    /// Says why the guest stands, or that it is not there any more.
+    fn report(&mut self, reason: MultiThreadStopReason<u64>) {
         let guest = &mut self.guest;
         let next = match self.stub.take() {
             Some(Stub::Running(stub)) => stub.report_stop(guest, reason),

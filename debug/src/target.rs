@@ -3,6 +3,7 @@
 use core::convert::Infallible;
 
 use arch::machine::{GuestMemory as _, NotGuestMemory};
+use arch::register::Cr4;
 use arch::vcpu::DebugRegisters;
 use arch::{Gpa, Gva};
 use gdbstub::common::{Signal, Tid};
@@ -59,6 +60,15 @@ impl<G: Guest> Debugged<G> {
             self.guest.mailbox(cpu, crate::DebugMailbox::want);
         }
         self.guest.call();
+    }
+
+    /// The same where one has come since the call, which it has not heard.
+    pub(crate) fn call_again(&mut self) {
+        let cpus = 0..self.guest.cpus();
+        let missed = |cpu| self.guest.mailbox(cpu, |mailbox| mailbox.missed_call());
+        if cpus.filter_map(missed).any(|missed| missed) {
+            self.call();
+        }
     }
 
     /// gdb comes: what it is told of the registers is the same until it goes.
@@ -169,12 +179,16 @@ impl<G: Guest> Debugged<G> {
     }
 }
 
+/// EFER.LMA.
+const LONG_MODE: u64 = 1 << 10;
+
 fn index(tid: Tid) -> usize {
     tid.get() - 1
 }
 
+/// None for a CPU that no guest has.
 const fn bit(cpu: usize) -> u64 {
-    1 << (cpu & 63)
+    if cpu < 64 { 1 << cpu } else { 0 }
 }
 
 const fn has(cpus: u64, cpu: usize) -> bool {
@@ -258,7 +272,14 @@ impl<G: Guest> MultiThreadBase for Debugged<G> {
 
     fn write_registers(&mut self, from: &Registers, tid: Tid) -> TargetResult<(), Self> {
         let write = |mailbox: &mut crate::DebugMailbox| {
-            let own = mailbox.registers_mut()?;
+            let paging = mailbox.registers()?.paging;
+            // The CPU would refuse to enter the guest there (Intel SDM, "Checks on Guest RIP, RFLAGS, and SSP").
+            let there = if paging.efer & LONG_MODE == 0 {
+                from.rip >> 32 == 0
+            } else {
+                insn::canonical(from.rip, paging.cr4 & Cr4::LA57.bits() != 0)
+            };
+            let own = mailbox.registers_mut().filter(|_| there)?;
             (own.general, own.rip, own.rflags) = (from.general, from.rip, from.rflags);
             own.fpu = from.fpu;
             own.upper = own.upper.map(|own| from.upper.unwrap_or(own));

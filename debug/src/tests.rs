@@ -96,12 +96,109 @@ fn the_guest_stops_for_the_first_whole_packet_and_for_nothing_less() {
     assert!(talk.answer().starts_with('T'), "it stands");
 }
 
-#[test]
-fn a_guest_that_has_ended_stops_for_nobody() {
-    let mut talk = Talk::new();
+fn leave(talk: &Talk) {
     talk.world.borrow_mut().mailboxes.iter_mut().for_each(|mailbox| mailbox.leave());
-    assert_eq!(talk.ask("?"), "");
+}
+
+#[test]
+fn who_comes_when_the_guest_has_ended_is_told_so() {
+    let mut talk = Talk::new();
+    leave(&talk);
+    assert_eq!(talk.ask("?"), "E.the guest does not run: start it first");
     assert!(!talk.session.work());
+}
+
+#[test]
+fn a_guest_that_ends_while_it_is_to_stop_has_exited_and_may_be_attached_to_again() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    leave(&talk);
+    talk.work();
+    assert_eq!(talk.answer(), "", "it may begin again, and gdb waits");
+    talk.send(&[3]);
+    talk.work();
+    assert_eq!(talk.answer(), "W00");
+    assert!(!talk.session.work(), "nobody is attached");
+    talk.world.borrow_mut().mailboxes.iter_mut().for_each(|mailbox| {
+        assert_eq!(mailbox.arrive(), Order::Leave);
+    });
+    assert!(talk.ask("?").starts_with('T'));
+}
+
+#[test]
+fn a_gdb_that_comes_after_one_was_lost_takes_its_place() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("Z1,2000,1"), "OK");
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    assert!(talk.ask("qSupported:multiprocess+").contains("PacketSize="));
+    assert!(talk.ask("?").starts_with('T'), "it stands");
+    assert_eq!(talk.ask("vCont;c"), "");
+    assert_eq!(talk.orders(), [GO, GO], "the breakpoint has gone with the other");
+}
+
+#[test]
+fn a_packet_that_is_sent_again_while_the_guest_runs_is_heard_and_does_nothing() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    talk.world.borrow_mut().mailboxes[1].stand(Stop::Breakpoint(1), at(0x2000));
+    talk.world.borrow_mut().sent.clear();
+    talk.send(&packet("vCont;c"));
+    talk.send(b"-");
+    assert_eq!(talk.world.borrow().sent, b"+");
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.02;", "the stop is not lost");
+}
+
+#[test]
+fn a_cpu_that_comes_while_the_others_are_called_is_called_too() {
+    let mut talk = Talk::new();
+    talk.world.borrow_mut().mailboxes[1].leave();
+    talk.send(&packet("?"));
+    assert_eq!(talk.world.borrow_mut().mailboxes[1].arrive(), Order::Leave);
+    talk.work();
+    assert!(talk.answer().starts_with('T'));
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    talk.world.borrow_mut().mailboxes[1].leave();
+    talk.world.borrow_mut().mailboxes[0].stand(Stop::Breakpoint(1), at(0x2000));
+    talk.session.work();
+    talk.world.borrow_mut().mailboxes[1].arrive();
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:01;");
+}
+
+#[test]
+fn packets_that_come_before_the_guest_stands_do_not_spoil_the_first() {
+    let mut talk = Talk::new();
+    talk.send(&packet("?"));
+    talk.send(b"$qSup");
+    talk.work();
+    assert!(talk.answer().starts_with('T'));
+}
+
+#[test]
+fn where_no_cpu_could_be_is_not_written_to_rip() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("Hg1"), "OK");
+    let registers = talk.ask("g").replace('x', "0");
+    let with = |rip: u64| {
+        let mut registers = registers.clone();
+        let digits: String = rip.to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        registers.replace_range(16 * 16..16 * 17, &digits);
+        format!("G{registers}")
+    };
+    assert_eq!(talk.ask(&with(0xffff_ffff)), "OK");
+    assert!(talk.ask(&with(0x1_0000_0000)).starts_with('E'), "without long mode");
+    talk.world.borrow_mut().mailboxes[0].registers_mut().unwrap().paging.efer = 0x500;
+    assert_eq!(talk.ask(&with(0xffff_8000_0000_0000)), "OK");
+    assert!(talk.ask(&with(0x8000_0000_0000)).starts_with('E'));
+    talk.world.borrow_mut().mailboxes[0].registers_mut().unwrap().paging.cr4 = 1 << 12;
+    assert_eq!(talk.ask(&with(0x8000_0000_0000)), "OK", "five levels");
+    assert_eq!(talk.ask("vCont;c:p1.41"), "");
+    assert_eq!(talk.orders(), [None, None], "there is no such CPU");
 }
 
 #[test]
