@@ -14,7 +14,7 @@ use arch::uart::UartPlace;
 use cpu::local_apic::LocalApic;
 use debug::{DebugMailbox, Guest, Session};
 use guest::requests::Request;
-use mux::frame::MAX_PAYLOAD;
+use mux::frame::{MAX_GUESTS, MAX_PAYLOAD};
 use mux::line::{Keys, Line};
 use mux::uart;
 use spin::{Mutex, Once};
@@ -25,8 +25,8 @@ use crate::vcpu_slot::VcpuSlot;
 
 /// 115,200 baud of a PC's clock.
 const FASTEST: Option<u16> = Some(1);
-/// So many guests can have a line: as many as a frame can name.
-const MAX_LINES: usize = 16;
+/// So many guests can have a line.
+const MAX_LINES: usize = MAX_GUESTS;
 /// So many bytes are taken off a line at once.
 const MAX_TAKEN: usize = 4096;
 /// So many bytes wait for the console's line. What is beyond is lost: gdb asks again.
@@ -133,15 +133,24 @@ struct Port {
 
 static PORTS: [Once<Port>; MAX_LINES] = [const { Once::new() }; MAX_LINES];
 
-/// Lets a gdb of guest `guest` in, at the UART at `base` or on the console's line; `false` where none answers.
-pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: Option<u16>) -> bool {
-    let Some(free) = PORTS.iter().find(|port| !port.is_completed()) else { return false };
+/// Lets a gdb of guest `guest` in, at the UART at `base` or on the console's line.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn open(
+    guest: usize,
+    slots: &'static [VcpuSlot],
+    base: Option<u16>,
+) -> Result<(), &'static str> {
+    let free = PORTS.iter().find(|port| !port.is_completed());
+    let free = free.ok_or("16 others have one")?;
     let cable = match base.map(UartPlace::port) {
-        Some(place) if !uart::answers(&mut Uart(place)) => return false,
+        Some(place) if !uart::answers(&mut Uart(place)) => return Err("no UART answers there"),
         Some(place) => Cable::Uart {
             line: Mutex::new(Line::new(Uart(place), FASTEST)),
             keys: Mutex::new(Keys::new(Uart(place))),
         },
+        None if guest >= MAX_GUESTS => return Err("only the first 16 guests can have one there"),
         None => Cable::Console(Mutex::default()),
     };
     if base.is_none() {
@@ -155,7 +164,7 @@ pub(crate) fn open(guest: usize, slots: &'static [VcpuSlot], base: Option<u16>) 
         let occupant = Occupant { room, ram: Ram(None) };
         Port { room, session: Mutex::new(Session::new(occupant, Wire(room))) }
     });
-    true
+    Ok(())
 }
 
 /// Has the UART that was opened last raise its line when a byte comes, if that `calls` anybody.

@@ -174,8 +174,8 @@ fn let_gdb_in<B: Backend>(hardware: &Hardware, partition: &Partition<B>, gdb: co
     let name = partition.name();
     let base = gdb.uart().map(|uart| uart.ports().first);
     let place = gdb.uart().map_or("the console", config::Uart::name);
-    if !gdb::open(partition.index(), partition.slots(), base) {
-        return logln!("guest {name}: no gdb: no UART answers at {place}");
+    if let Err(why) = gdb::open(partition.index(), partition.slots(), base) {
+        return logln!("guest {name}: no gdb at {place}: {why}");
     }
     if let Some(base) = base {
         gdb::interrupt_on_receive(watchdog::arm_uart(hardware, base));

@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::frame::{Assembler, Channel, Kind, Progress, encode};
+use crate::frame::{Assembler, Channel, Kind, MAX_GUESTS, Progress, encode};
 use crate::{MARK, Sink};
 
 /// So many bytes from one gdb wait at most: more than its longest packet. What is beyond is lost, and gdb asks again.
@@ -69,9 +69,9 @@ impl Debuggers {
         }
     }
 
-    /// A frame for each guest.
+    /// A frame for each guest that one can name.
     fn names(&mut self, names: &[String], sink: &mut Sink<'_>) {
-        for (index, name) in names.iter().enumerate() {
+        for (index, name) in names.iter().enumerate().take(MAX_GUESTS) {
             let Ok(guest) = u8::try_from(index) else { break };
             let mut payload = [0; 1 + 4 * 64];
             let reachable = self.queue(index).is_some();

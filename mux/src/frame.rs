@@ -9,6 +9,8 @@
 
 /// The longest payload.
 pub const MAX_PAYLOAD: usize = 240;
+/// So many guests a frame can name.
+pub const MAX_GUESTS: usize = 16;
 /// The bytes before the payload, and the sum behind it.
 const HEAD: usize = 2;
 const SUM: usize = 2;
@@ -31,20 +33,20 @@ pub enum Kind {
 pub struct Channel {
     /// What it is about.
     pub kind: Kind,
-    /// The guest's index.
+    /// The guest's index, below [`MAX_GUESTS`].
     pub guest: u8,
 }
 
 impl Channel {
-    const MAX_GUEST: u8 = 15;
+    const GUEST: u8 = MAX_GUESTS as u8 - 1;
 
     fn head(self) -> u8 {
-        (self.kind as u8) << 4 | self.guest & Self::MAX_GUEST
+        (self.kind as u8) << 4 | self.guest & Self::GUEST
     }
 
     fn of(head: u8) -> Option<Self> {
         let kind = [Kind::Names, Kind::Gdb].into_iter().find(|kind| *kind as u8 == head >> 4)?;
-        Some(Self { kind, guest: head & Self::MAX_GUEST })
+        Some(Self { kind, guest: head & Self::GUEST })
     }
 }
 

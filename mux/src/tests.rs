@@ -432,13 +432,27 @@ fn whoever_asks_is_told_the_guests_and_which_of_them_gdb_can_reach() {
     line.sent();
     assert_eq!(line.keys(&frame(frame::Kind::Names, 0, b"")), []);
     line.guest(0, "gin:");
+    let (rest, told) = split(&std::mem::take(&mut line.sent));
+    assert_eq!(told, [(0, b"\0a".to_vec()), (1, b"\x01b".to_vec())]);
+    assert_eq!(rest, b"gin:", "the guest's line goes on");
+}
+
+#[test]
+fn no_guest_is_told_by_anothers_number() {
+    let mut line = Line::with(&["x"; frame::MAX_GUESTS + 1]);
+    assert_eq!(line.keys(&frame(frame::Kind::Names, 0, b"")), []);
+    let guests: Vec<u8> = split(&line.sent).1.into_iter().map(|(guest, _)| guest).collect();
+    assert_eq!(guests, (0..frame::MAX_GUESTS as u8).collect::<Vec<_>>());
+}
+
+/// What is no frame's, and of each frame the guest and the payload.
+fn split(bytes: &[u8]) -> (Vec<u8>, Vec<(u8, Vec<u8>)>) {
     let mut splitter = frame::Splitter::new(MARK);
     let (mut rest, mut told) = (Vec::new(), Vec::new());
-    for byte in std::mem::take(&mut line.sent) {
-        splitter.push(byte, &mut |byte| rest.push(byte), &mut |channel, payload| {
+    for byte in bytes {
+        splitter.push(*byte, &mut |byte| rest.push(byte), &mut |channel, payload| {
             told.push((channel.guest, payload.to_vec()));
         });
     }
-    assert_eq!(told, [(0, b"\0a".to_vec()), (1, b"\x01b".to_vec())]);
-    assert_eq!(rest, b"gin:", "the guest's line goes on");
+    (rest, told)
 }

@@ -1,7 +1,6 @@
 //! The debug registers of a virtual CPU whose guest gdb looks at: gdb's breakpoints are in the CPU, and the guest moves to and
 //! from what it had there (`debug::own`).
 
-use arch::Gva;
 use arch::register::Cr4;
 use arch::vcpu::{DebugRegisters, Event, Vcpu, exception};
 use debug::Stop;
@@ -55,9 +54,7 @@ impl<B: Backend> Running<'_, B> {
     /// Where the INT1 is that the CPU has executed, if gdb has put it there.
     fn met_patch(&self) -> Option<u64> {
         let rip = self.vcpu.rip().wrapping_sub(1);
-        let bits64 = insn::Mode::of(&self.vcpu) == insn::Mode::Bits64;
-        let linear = if bits64 { rip } else { self.code_base().wrapping_add(rip) & 0xffff_ffff };
-        let gpa = self.paging().translate(&self.ram, Gva::new(linear)).ok()?;
+        let gpa = self.paging().translate(&self.ram, self.linear_of(rip)).ok()?;
         self.debugger.patches.has(gpa).then_some(rip)
     }
 

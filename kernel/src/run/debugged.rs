@@ -155,6 +155,7 @@ impl<B: Backend> Running<'_, B> {
             Step::One => self.place(None),
             Step::To(address) => {
                 let kind = Kind::Execute { software: false };
+                let address = self.linear_of(address).as_u64();
                 let mut only = Breakpoints::default();
                 only.add(Breakpoint { address, length: 1, kind });
                 self.place(only.registers());
@@ -260,8 +261,11 @@ impl<B: Backend> Running<'_, B> {
         }
     }
 
-    pub(super) fn code_base(&self) -> u64 {
-        self.vcpu.segment(SegmentRegister::Cs).base
+    /// The linear address of an offset in the code segment.
+    pub(super) fn linear_of(&self, rip: u64) -> Gva {
+        let base = || self.vcpu.segment(SegmentRegister::Cs).base;
+        let bits64 = insn::Mode::of(&self.vcpu) == insn::Mode::Bits64;
+        Gva::new(if bits64 { rip } else { base().wrapping_add(rip) & 0xffff_ffff })
     }
 
     pub(super) fn paging(&self) -> PagingRegisters {
@@ -294,7 +298,10 @@ impl<B: Backend> Running<'_, B> {
         for (register, value) in ORDER.into_iter().zip(registers.general) {
             self.vcpu.set_gpr(register, value);
         }
-        self.vcpu.set_rip(registers.rip);
+        // Outside of 64-bit mode a CPU refuses to enter a guest with more (Intel SDM, "Checks on Guest RIP, RFLAGS, and
+        // SSP").
+        let bits64 = insn::Mode::of(&self.vcpu) == insn::Mode::Bits64;
+        self.vcpu.set_rip(if bits64 { registers.rip } else { registers.rip & 0xffff_ffff });
         // Bit 1 is always set, and what is reserved never.
         const CHANGEABLE: u64 = 0x0025_7fd5;
         self.vcpu.set_rflags(u64::from(registers.rflags) & CHANGEABLE | 2);
