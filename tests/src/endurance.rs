@@ -214,7 +214,12 @@ fn attack(minutes: u64, program: &str, command_line: &str) -> String {
         std::thread::sleep(Duration::from_secs(1));
         let guests = session.ask("guests");
         let attacker = row(&guests, "attacker").map(|(state, _)| state);
-        assert!(matches!(attacker, Some("running" | "poweroff")), "the attacker is dead: {guests}");
+        let lives = matches!(attacker, Some("running" | "poweroff"));
+        // Its own words, and Nexit's about it, are in no later generation.
+        if !lives {
+            folder.write("run.log", session.screen());
+        }
+        assert!(lives, "the attacker is dead: {guests}{}", folder.path("run.log").display());
         attacks += usize::from(attacker == Some("poweroff"));
         for name in STOPPED {
             if ended(&guests, name) {

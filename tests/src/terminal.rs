@@ -137,6 +137,12 @@ impl Session {
         answer
     }
 
+    /// The screen so far, each line in one piece.
+    #[must_use]
+    pub fn screen(&self) -> String {
+        whole_lines(&self.screen)
+    }
+
     /// Waits for the end; the screen, each line in one piece, and the exit status.
     ///
     /// # Panics
@@ -146,7 +152,7 @@ impl Session {
     pub fn end(&mut self) -> (String, ExitStatus) {
         while self.read_more() {}
         let status = self.nexit.wait().expect("the exit status");
-        (whole_lines(&self.screen), status)
+        (self.screen(), status)
     }
 
     /// Whether keys go to the program one by one and unchanged, as a machine's terminal needs it.

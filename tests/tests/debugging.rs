@@ -303,14 +303,7 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
     let ended = gdb.wait();
     let said = std::fs::read_to_string(folder.path("watched.log")).unwrap_or_default();
     assert!(ended.is_ok_and(|status| status.success()), "{said}");
-    while !Path::new(&ready).exists() {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    // Its gdb goes on next, which is not to be seen from here.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    session.keys("\u{1}m");
-    session.see("nexit> ");
-    session.keys("restart ends\r");
+    restart_once_ready(&mut session, &ready);
     // It hangs again, now that gdb has left it.
     session.see("ends by hang");
     let ended = hung_gdb.wait();
@@ -327,6 +320,18 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
     }
     assert!(screen.is_ascii(), "nothing of a frame is shown: {screen}");
     assert_eq!(status.code(), Some(1), "one was stopped: {screen}");
+}
+
+/// Restarts the guest that hangs by the monitor, after its gdb has made the file `ready`.
+fn restart_once_ready(session: &mut Session, ready: &str) {
+    while !Path::new(ready).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // Its gdb goes on next, which is not to be seen from here.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    session.keys("\u{1}m");
+    session.see("nexit> ");
+    session.keys("restart ends\r");
 }
 
 /// The guest that hangs, on VT-x: looked at in a dump and by gdb, started again by the monitor, and at last sent by its gdb
@@ -348,14 +353,7 @@ fn a_guest_that_hangs_and_crashes_under_gdb_is_looked_at_on_vt_x() {
          set $rip = 0x7000000000\ncontinue\nprint $rip == 0x7000000000\ndetach\n"
     );
     let mut gdb = gdb_by_line(&folder, &line, "ends", hung.path(), &look);
-    while !Path::new(&ready).exists() {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    // Its gdb goes on next, which is not to be seen from here.
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    session.keys("\u{1}m");
-    session.see("nexit> ");
-    session.keys("restart ends\r");
+    restart_once_ready(&mut session, &ready);
     session.see("guest ends: CPU 0 waits for gdb");
     let ended = gdb.wait();
     let said = std::fs::read_to_string(folder.path("ends.log")).unwrap_or_default();
