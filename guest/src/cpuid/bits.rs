@@ -66,6 +66,11 @@ pub(super) const INVARIANT_TSC: u32 = 1 << 8;
 /// SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET.
 pub(super) const SHOWN_88_EBX: u32 =
     bits([0, 2, 9, 12, 14, 15, 16, 17, 18, 19, 24, 26, 28, 29, 30]);
-/// Leaf 0x80000021 EAX, shown: LFENCE always serializing, null selector clears base, automatic
-/// IBRS, SRSO_NO and the other "not affected" answers.
-pub(super) const SHOWN_8021_EAX: u32 = bits([2, 6, 8, 27, 28, 29, 30, 31]);
+/// The same of an AMD CPU, set: without it EFER.LMSLE would be there.
+pub(super) const LMSLE_UNSUPPORTED: u32 = 1 << 20;
+/// Leaf 0x80000021 EAX, shown: breakpoints of data do not nest, writes of FS.base and its kin do not serialize (a CPU
+/// without these bits promises more), LFENCE always serializing, VERW clears, null selector clears base, automatic IBRS,
+/// SRSO_NO and the other "not affected" answers. Not bit 31, whose BP_CFG the guest does not have.
+pub(super) const SHOWN_8021_EAX: u32 = bits([0, 1, 2, 5, 6, 8, 27, 28, 29, 30]);
+/// Leaf 0x80000021 ECX, shown: TSA_SQ_NO, TSA_L1_NO.
+pub(super) const SHOWN_8021_ECX: u32 = bits([1, 2]);

@@ -19,9 +19,9 @@ use arch::vcpu::Withheld;
 pub use answers::Answers;
 use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
-    HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, MTRR, OSXSAVE, RDPID, RDTSCP,
-    RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX, SHOWN_88_EBX,
-    SHOWN_8021_EAX, TSC_DEADLINE, TSX, X2APIC, XSAVES,
+    HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, LMSLE_UNSUPPORTED, MTRR, OSXSAVE,
+    RDPID, RDTSCP, RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX,
+    SHOWN_88_EBX, SHOWN_8021_EAX, SHOWN_8021_ECX, TSC_DEADLINE, TSX, X2APIC, XSAVES,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -245,7 +245,10 @@ impl CpuidPolicy {
             0x8000_001e if topology_extensions => {
                 CpuidResult { eax: self.x2apic_id(vcpu), ebx: vcpu as u32, ecx: 0, edx: 0 }
             }
-            0x8000_0021 => CpuidResult { eax: real.eax & SHOWN_8021_EAX, ..CpuidResult::default() },
+            0x8000_0021 => {
+                let (eax, ecx) = (real.eax & SHOWN_8021_EAX, real.ecx & SHOWN_8021_ECX);
+                CpuidResult { eax, ecx, ..CpuidResult::default() }
+            }
             _ => CpuidResult::default(),
         }
     }
@@ -265,11 +268,15 @@ impl CpuidPolicy {
 
     /// Leaf 0x80000008: address sizes as they are, and how many cores there are.
     fn sizes(&self, real: CpuidResult) -> CpuidResult {
-        let ecx = match self.vendor {
-            Vendor::Intel => 0,
-            Vendor::Amd => self.id_bits() << 12 | (self.count() - 1).min(255),
+        let ebx = real.ebx & SHOWN_88_EBX;
+        let (ebx, ecx) = match self.vendor {
+            Vendor::Intel => (ebx, 0),
+            Vendor::Amd => {
+                let cores = self.id_bits() << 12 | (self.count() - 1).min(255);
+                (ebx | LMSLE_UNSUPPORTED, cores)
+            }
         };
-        CpuidResult { eax: real.eax, ebx: real.ebx & SHOWN_88_EBX, ecx, edx: 0 }
+        CpuidResult { eax: real.eax, ebx, ecx, edx: 0 }
     }
 
     /// Leaf 0x8000001D, as [`Self::intel_cache`] without the number of cores.

@@ -61,11 +61,11 @@ fn of_a_cpu_that_has_everything_a_guest_is_shown_these_bits_and_no_others() {
         ((7, 0), [None, Some(0x0200_d816), Some(0xe1bf_20b0), Some(0x403e_bae3)]),
         ((7, 1), [Some(0xff5f_e3c8), Some(ALL), Some(ALL), Some(0xfff7_bacf)]),
         ((0x8000_0001, 0), [None, None, Some(0x7d88_b60e), Some(0x0000_4080)]),
-        ((0x8000_0008, 0), [None, Some(0x8af0_2dfa), None, None]),
-        ((0x8000_0021, 0), [Some(0x07ff_febb), Some(ALL), Some(ALL), Some(ALL)]),
+        ((0x8000_0021, 0), [Some(0x87ff_fe98), Some(ALL), Some(!6), Some(ALL)]),
     ];
-    for vendor in [Vendor::Intel, Vendor::Amd] {
-        for ((leaf, subleaf), registers) in expected {
+    for (vendor, ebx) in [(Vendor::Intel, 0x8af0_2dfa), (Vendor::Amd, 0x8ae0_2dfa)] {
+        let sizes = ((0x8000_0008, 0), [None, Some(ebx), None, None]);
+        for ((leaf, subleaf), registers) in expected.into_iter().chain([sizes]) {
             let found = hidden(vendor, leaf, subleaf).into_iter().zip(registers);
             for (at, (found, expected)) in found.enumerate() {
                 let wrong = expected.map_or(0, |expected| found ^ expected);
@@ -87,7 +87,13 @@ fn no_feature_is_shown_whose_msrs_the_guest_does_not_have() {
         assert_eq!(seven.ebx & (1 << 4 | 1 << 11), 0, "no transactions where all abort");
         assert_ne!(seven.edx & 1 << 10, 0, "MD_CLEAR is VERW's and has no MSR");
         assert_eq!(ask(vendor, &[0], 0, 0x8000_0001, 0).ecx >> 30 & 1, 0, "address masks: DRn");
+        assert_eq!(ask(vendor, &[0], 0, 0x8000_0021, 0).eax >> 31, 0, "SRSO_MSR_FIX: BP_CFG");
     }
+    // A bit that says that something is missing is there where it is, whatever the CPU has.
+    let mut amd = machine(Vendor::Amd);
+    amd.cpuid.insert((0x8000_0008, 0), CpuidResult::default());
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &amd);
+    assert_eq!(policy.answer(0x8000_0008, 0, 0, &amd).ebx, 1 << 20, "EFER.LMSLE is #GP");
     let mut machine = machine(Vendor::Intel);
     let edx = !(1 << 11);
     machine.cpuid.insert((7, 0), CpuidResult { eax: 2, ebx: !0, ecx: !0, edx });

@@ -25,8 +25,14 @@ use crate::cpuid::Vendor;
 use crate::mtrr::Mtrrs;
 
 const IA32_PLATFORM_ID: u32 = 0x17;
-/// Of the P6 family, and on later CPUs 0.
+/// Of the P6 family, and on later CPUs 0; of an AMD CPU the cluster's number.
 const EBL_CR_POWERON: u32 = 0x2a;
+/// The Pentium's names for the address and status of machine-check bank 0: no bank, nothing in it.
+const IA32_P5_MC_ADDR: u32 = 0;
+const IA32_P5_MC_TYPE: u32 = 1;
+/// Of an AMD CPU, which has them without a word of CPUID's.
+const LAST_BRANCH_FROM: u32 = 0x1db;
+const LAST_EXCEPTION_TO: u32 = 0x1de;
 const IA32_SPEC_CTRL: u32 = 0x48;
 const IA32_PRED_CMD: u32 = 0x49;
 const IA32_FLUSH_CMD: u32 = 0x10b;
@@ -48,7 +54,13 @@ const INTERRUPT_PENDING: u32 = 0xc001_0055;
 const MMIO_CFG_BASE: u32 = 0xc001_0058;
 const SMM_BASE: u32 = 0xc001_0111;
 const SMM_MASK: u32 = 0xc001_0113;
-const DC_CFG: u32 = 0xc001_1022;
+/// Of the instruction cache, the data cache and the table walker, one behind the other.
+const IC_CFG: u32 = 0xc001_1021;
+const TW_CFG: u32 = 0xc001_1023;
+/// Of the L2 cache.
+const BU_CFG2: u32 = 0xc001_102a;
+/// Of the execution units: Windows reads it.
+const EX_CFG: u32 = 0xc001_102c;
 const DE_CFG: u32 = 0xc001_1029;
 
 /// Branch trace and PEBS are not there. Whether fast strings are on is the CPU's: without bit 0 Linux drops
@@ -61,7 +73,7 @@ const FEATURE_CONTROL_LOCKED: u64 = 1;
 const HWCR_TSC_FREQUENCY_SELECT: u64 = 1 << 24;
 /// The "not affected" answers and hints that promise no further MSR (SDM "IA32_ARCH_CAPABILITIES").
 const ARCH_CAPABILITIES_SHOWN: u64 =
-    0x1f | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 17 | 3 << 19 | 1 << 24 | 3 << 26 | 1 << 62;
+    0x1f | 1 << 5 | 1 << 6 | 1 << 8 | 7 << 13 | 1 << 17 | 3 << 19 | 1 << 24 | 7 << 26 | 1 << 62;
 /// The MSRs that pass on every CPU. One that the CPU lacks raises #GP by itself.
 const PASSES: [MsrPass; 7] = [
     both(IA32_SYSENTER_CS, IA32_SYSENTER_EIP),
@@ -146,6 +158,7 @@ impl Msrs {
             IA32_EFER => vcpu.efer(),
             IA32_BIOS_SIGN_ID => machine.read_msr(msr).unwrap_or(0),
             IA32_MCG_CAP | IA32_MCG_STATUS | IA32_DEBUGCTL => 0,
+            IA32_P5_MC_ADDR..=IA32_P5_MC_TYPE | EBL_CR_POWERON => 0,
             IA32_XSS if self.xsaves => 0,
             IA32_ARCH_CAPABILITIES => match machine.read_msr(msr) {
                 Some(real) => real & ARCH_CAPABILITIES_SHOWN,
@@ -161,13 +174,16 @@ impl Msrs {
     /// The MSRs that only one vendor has and that Linux reads without expecting a #GP.
     fn read_of_vendor(&self, msr: u32, machine: &mut impl Machine) -> MsrOutcome {
         let value = match (self.vendor, msr) {
-            (Vendor::Intel, IA32_PLATFORM_ID | EBL_CR_POWERON) => 0,
+            (Vendor::Intel, IA32_PLATFORM_ID) => 0,
             (Vendor::Intel, IA32_FEATURE_CONTROL) => FEATURE_CONTROL_LOCKED,
             (Vendor::Intel, IA32_MISC_ENABLE) => {
                 MISC_ENABLE | machine.read_msr(msr).unwrap_or(0) & FAST_STRINGS
             }
             (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | PERF_EVT_SEL0..=PERF_CTR3) => 0,
-            (Vendor::Amd, MMIO_CFG_BASE | SMM_BASE..=SMM_MASK | DC_CFG) => 0,
+            (Vendor::Amd, MMIO_CFG_BASE | SMM_BASE..=SMM_MASK) => 0,
+            (Vendor::Amd, IC_CFG..=TW_CFG | BU_CFG2 | EX_CFG) => 0,
+            // No branch is recorded, as DEBUGCTL keeps LBR off.
+            (Vendor::Amd, LAST_BRANCH_FROM..=LAST_EXCEPTION_TO) => 0,
             (Vendor::Amd, NAME..=NAME_END) => name(msr - NAME, machine),
             (Vendor::Amd, HWCR) => self.hwcr,
             (Vendor::Amd, NB_CFG) => self.nb_cfg,
@@ -196,8 +212,8 @@ impl Msrs {
             IA32_PAT => write_pat(value, vcpu),
             IA32_EFER => self.write_efer(value, vcpu, machine),
             // Written before CPUID, to make it fill the revision in; and features that are not there.
-            IA32_BIOS_SIGN_ID | IA32_DEBUGCTL => MsrOutcome::Done,
-            IA32_MCG_STATUS => done_if(value == 0),
+            IA32_BIOS_SIGN_ID | IA32_DEBUGCTL | EBL_CR_POWERON => MsrOutcome::Done,
+            IA32_MCG_STATUS | IA32_P5_MC_ADDR..=IA32_P5_MC_TYPE => done_if(value == 0),
             // XRSTORS loads MSRs that do not pass: of a component that is not enabled, none. Processor
             // Trace writes to physical addresses, user interrupts go to any local APIC.
             IA32_XSS if self.xsaves => done_if(value == 0),
@@ -210,10 +226,10 @@ impl Msrs {
     fn write_of_vendor(&mut self, msr: u32, value: u64) -> MsrOutcome {
         match (self.vendor, msr) {
             (Vendor::Intel, IA32_MISC_ENABLE)
-            | (Vendor::Intel, EBL_CR_POWERON)
             | (Vendor::Amd, SYSCFG | INTERRUPT_PENDING | DE_CFG | PERF_EVT_SEL0..=PERF_CTR3)
             // Microcode, SMM and the name are the host's, and stay as they are.
-            | (Vendor::Amd, PATCH_LOADER | MMIO_CFG_BASE | SMM_BASE..=SMM_MASK | DC_CFG)
+            | (Vendor::Amd, PATCH_LOADER | MMIO_CFG_BASE | SMM_BASE..=SMM_MASK)
+            | (Vendor::Amd, IC_CFG..=TW_CFG | BU_CFG2 | EX_CFG)
             | (Vendor::Amd, NAME..=NAME_END) => {}
             (Vendor::Amd, HWCR) => self.hwcr = value,
             (Vendor::Amd, NB_CFG) => self.nb_cfg = value,

@@ -85,12 +85,23 @@ fn the_processors_name_is_that_of_cpuid() {
 #[test]
 fn what_nothing_announces_reads_0_and_ignores_writes() {
     let mut amd = Rig::new(Vendor::Amd);
-    for msr in [0xc001_0055, 0xc001_0058, 0xc001_0111, 0xc001_0112, 0xc001_0113, 0xc001_1022] {
+    for msr in [0xc001_0055, 0xc001_0058, 0xc001_0111, 0xc001_0112, 0xc001_0113, 0x2a] {
         assert_eq!((amd.write(msr, !0), amd.read(msr)), (Done, Value(0)), "{msr:#x}");
+    }
+    for msr in [0xc001_1021, 0xc001_1022, 0xc001_1023, 0xc001_102a, 0xc001_102c] {
+        assert_eq!((amd.write(msr, !0), amd.read(msr)), (Done, Value(0)), "{msr:#x}");
+    }
+    for msr in 0x1db..=0x1de {
+        assert_eq!((amd.read(msr), amd.write(msr, 0)), (Value(0), Unknown), "{msr:#x}");
     }
     assert_eq!((amd.write(PATCH_LOADER, 0x1000), amd.read(PATCH_LOADER)), (Done, Unknown));
     let mut intel = Rig::new(Vendor::Intel);
     assert_eq!((intel.write(0x2a, !0), intel.read(0x2a)), (Done, Value(0)));
+    assert_eq!(intel.read(0x1db), Unknown, "the model's");
+    for msr in [0, 1] {
+        let written = (intel.write(msr, 0), amd.write(msr, 1));
+        assert_eq!((written, amd.read(msr)), ((Done, GeneralProtection), Value(0)), "{msr}");
+    }
     assert!(amd.machine.msrs.is_empty() && intel.machine.msrs.is_empty());
     // A value here would have Linux believe that it can switch off speculative stores.
     assert_eq!((amd.write(0xc001_1020, 0), amd.read(0xc001_1020)), (Unknown, Unknown));
@@ -100,8 +111,8 @@ fn what_nothing_announces_reads_0_and_ignores_writes() {
 fn arch_capabilities_are_the_cpus_own_less_what_needs_more_msrs() {
     let mut rig = Rig::new(Vendor::Intel);
     assert_eq!(rig.read(0x10a), GeneralProtection);
-    rig.machine.msrs.insert(0x10a, 1 << 62 | 1 << 21 | 1 << 7 | 1);
-    assert_eq!(rig.read(0x10a), Value(1 << 62 | 1));
+    rig.machine.msrs.insert(0x10a, 1 << 62 | 1 << 28 | 1 << 21 | 1 << 7 | 1);
+    assert_eq!(rig.read(0x10a), Value(1 << 62 | 1 << 28 | 1));
     assert_eq!(rig.write(0x10a, 0), Unknown);
 }
 

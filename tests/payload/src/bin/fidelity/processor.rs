@@ -101,6 +101,8 @@ pub(crate) fn all() {
 /// MSRs that a guest may touch without asking CPUID, or after a question that its CPU answers with yes: name, number,
 /// whether it may be written with what it holds.
 const MSRS: &[(&str, u32, bool)] = &[
+    ("P5_MC_ADDR", 0x0, true),
+    ("P5_MC_TYPE", 0x1, true),
     ("TSC", 0x10, false),
     ("IA32_PLATFORM_ID", 0x17, false),
     ("IA32_APIC_BASE", 0x1b, true),
@@ -143,7 +145,9 @@ const MSRS: &[(&str, u32, bool)] = &[
     ("AMD: SMM_ADDR", 0xc001_0112, true),
     ("AMD: SMM_MASK", 0xc001_0113, true),
     ("AMD: LS_CFG", 0xc001_1020, false),
+    ("AMD: IC_CFG", 0xc001_1021, true),
     ("AMD: DC_CFG", 0xc001_1022, true),
+    ("AMD: EX_CFG", 0xc001_102c, true),
     ("AMD: DE_CFG", 0xc001_1029, true),
 ];
 
