@@ -223,10 +223,20 @@ pub struct CpuState {
     pub idt_limit: Option<u16>,
     /// What it does by itself, with other pages in place of those that exit.
     pub step: Step,
-    /// Where it exited last with bytes that are not what exited, and how often.
-    pub(crate) stuck: Option<(Standstill, u8)>,
+    /// Where it exited last with bytes that are not what exited.
+    pub(crate) stuck: Option<Stuck>,
     /// Breakpoints that the instruction that is carried out for it has met, bit n for DRn.
     pub(crate) met: u8,
+}
+
+/// A CPU at an instruction that it does not come past.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stuck {
+    pub(crate) at: Standstill,
+    /// How often it has exited so.
+    pub(crate) tries: u8,
+    /// The TSC at the first of them.
+    pub(crate) since: u64,
 }
 
 /// An instruction that the guest has not come past: with another register, it has executed something since.

@@ -31,7 +31,7 @@ use arch::vcpu::{Event, EventKind, Vcpu, exception};
 use arch::{ExitReason, Vector};
 
 use crate::counters::Counter;
-use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, Standstill, VmLock};
+use crate::vm::{Context, MAX_LOGGED, Next, Outcome, Platform, Standstill, Stuck, VmLock};
 use access::Refused;
 
 impl<P: Platform, L: VmLock> Context<'_, P, &L> {
@@ -194,23 +194,26 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// The bytes at RIP are not the instruction that exited. Another CPU of the guest may have changed them since, so
-    /// it is executed again. If the same happens with the same bytes and registers again and again, no CPU
+    /// it is executed again. If the same happens with the same bytes and registers again and again for a second, no CPU
     /// knows them either: from CPL 3 they are an exception, as a program must never end its guest; else the guest cannot
-    /// go on. That another CPU hits the moment each time is not to be expected.
+    /// go on. That another CPU hits the moment each time is not to be expected; but it may stand in the midst of its
+    /// change, where a hypervisor beneath has others to run, and QEMU executes the old bytes until it goes on.
     #[cold]
     #[inline(never)]
     fn stuck(&mut self, sentence: core::fmt::Arguments<'_>) -> Next {
-        const MAX_TRIES: u8 = 64;
+        const ENOUGH: u8 = 64;
         let bytes = insn::fetch_instruction(self.vcpu, self.memory).map(|(bytes, _)| bytes);
-        let here = Standstill {
+        let at = Standstill {
             rip: self.vcpu.rip(),
             bytes: bytes.unwrap_or_default(),
             registers: Gpr::ALL.map(|register| self.vcpu.gpr(register)),
         };
-        let before = self.cpu.stuck.filter(|(before, _)| *before == here);
-        let tries = before.map_or(1, |(_, tries)| tries + 1);
-        if tries < MAX_TRIES {
-            self.cpu.stuck = Some((here, tries));
+        let now = self.machine.tsc();
+        let before = self.cpu.stuck.filter(|before| before.at == at);
+        let (tries, since) = before.map_or((1, now), |it| (it.tries.saturating_add(1), it.since));
+        let second = self.machine.tsc_khz().saturating_mul(1000);
+        if tries < ENOUGH || now.saturating_sub(since) < second {
+            self.cpu.stuck = Some(Stuck { at, tries, since });
             // A little longer each time: two CPUs that go in step, as an emulator's do, would meet so again and again.
             (0..tries).for_each(|_| core::hint::spin_loop());
             return Next::Resume;

@@ -71,6 +71,8 @@ fn rows() -> Vec<Row> {
 }
 
 fn what_comes(world: &mut World, reason: ExitReason) -> Then {
+    // So often a second has gone.
+    world.machine.tsc += world.machine.tsc_khz * 1000 / (TRIES as u64 - 1) + 1;
     let next = world.exit(reason, None);
     world.cpu.step = Default::default();
     match (next, world.vcpu.injected) {
@@ -121,6 +123,18 @@ fn code_where_there_is_no_memory_is_no_table_instruction() {
     world.vcpu.state.rip = 0xf000;
     let seen = [(); TRIES].map(|()| what_comes(&mut world, ExitReason::DescriptorTable));
     assert_eq!((seen[0], seen[TRIES - 1]), (Then::Again, Then::Raised(exception::UD)));
+}
+
+/// Who changes them may stand still in the midst of it.
+#[test]
+fn it_takes_a_second_until_a_guest_has_stood_still() {
+    let mut world = World::with_idt();
+    world.at_cpl(0);
+    world.put(world.vcpu.state.rip, &[0x0f, 0x0d, 0x0b]);
+    let exit = |world: &mut World| world.exit(ExitReason::DescriptorTable, None);
+    assert!((0..1000).all(|_| exit(&mut world) == Next::Resume));
+    world.machine.tsc += world.machine.tsc_khz * 1000;
+    assert!(matches!(exit(&mut world), Next::End(_)));
 }
 
 /// Another CPU flips the bytes in step with this one's exits, between which it executes what they are then.
