@@ -63,9 +63,7 @@ impl VmxVcpu {
         }
         let told = self.snapshot().as_int1(event);
         if told != event {
-            let rip = self.vmcs.read(field::GUEST_RIP);
-            let at = rip.wrapping_sub(u64::from(told.instruction_length));
-            self.vmcs.write(field::GUEST_RIP, at);
+            self.go_back(told.instruction_length);
         }
         told
     }

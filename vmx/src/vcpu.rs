@@ -181,14 +181,28 @@ impl VmxVcpu {
     #[inline(always)]
     pub(crate) fn pass_over(&mut self, length: u8) {
         let (rip, length) = (self.vmcs.read(field::GUEST_RIP), u64::from(length));
-        let mut next = rip.wrapping_add(length);
-        // Where the low half goes over: on to the next 4 GiB in 64-bit mode, else back to 0. That it may is
-        // the quicker question: an instruction has 15 bytes at most.
+        let next = rip.wrapping_add(length);
+        // That it may go over is the quicker question: an instruction has 15 bytes at most.
         let near = rip as u32 > u32::MAX - 15;
-        if near && next & 0xffff_ffff < length && !self.segment(SegmentRegister::Cs).access.long() {
-            next &= 0xffff_ffff;
-        }
+        let next = if near { self.within_code(next, rip) } else { next };
         self.vmcs.write(field::GUEST_RIP, next);
+    }
+
+    /// Moves RIP back to the start of an instruction of this length.
+    #[cold]
+    pub(crate) fn go_back(&mut self, length: u8) {
+        let rip = self.vmcs.read(field::GUEST_RIP);
+        let at = self.within_code(rip.wrapping_sub(length.into()), rip);
+        self.vmcs.write(field::GUEST_RIP, at);
+    }
+
+    fn within_code(&self, rip: u64, from: u64) -> u64 {
+        if (rip ^ from) >> 32 == 0 { rip } else { around(rip, self.is_64_bit_code()) }
+    }
+
+    /// CS.L counts in IA-32e mode only.
+    fn is_64_bit_code(&self) -> bool {
+        self.segment(SegmentRegister::Cs).access.long() && self.long_mode()
     }
 
     /// Reads what this exit defines.
@@ -234,8 +248,7 @@ impl VmxVcpu {
         let Some((register, source)) = mov_to(self.vmcs.read(field::EXIT_QUALIFICATION)) else {
             return false;
         };
-        let long = self.segment(SegmentRegister::Cs).access.long() && self.long_mode();
-        let value = self.gpr(source) & if long { !0 } else { 0xffff_ffff };
+        let value = self.gpr(source) & if self.is_64_bit_code() { !0 } else { 0xffff_ffff };
         let (owned, shadow) = if register == 0 {
             (self.cr0, field::CR0_READ_SHADOW)
         } else {
@@ -373,4 +386,10 @@ pub(crate) fn exit_at_once() {
     // SAFETY: the handlers are the host's. Only `restart_timer` writes the field, too, and it does so
     // before that look.
     unsafe { vmwrite_checked(field::VMX_PREEMPTION_TIMER_VALUE.encoding(), 0) };
+}
+
+/// RIP behind a step over 4 GiB, up or down: outside of 64-bit mode the low half goes around alone. With more, an entry fails
+/// (SDM "Checks on Guest RIP, RFLAGS, and SSP").
+const fn around(rip: u64, bits64: bool) -> u64 {
+    if bits64 { rip } else { rip & 0xffff_ffff }
 }

@@ -4,7 +4,7 @@
 use cpu::instructions::{read_msr, write_msr};
 use payload::fact;
 
-use crate::long::window::{FAR_DESCRIPTORS, IDT_SECOND, RSP0, TASK_PAGE, page, top};
+use crate::long::window::{FAR_DESCRIPTORS, IDT_SECOND, LAST, RSP0, TASK_PAGE, page, top};
 use crate::long::{
     ABSENT, CODE_32, CODE_64, CONFORMING, DATA, FAR_CODE, Trial, USER_32, USER_64,
     long_system_call,
@@ -291,6 +291,10 @@ fn compatibility() {
             ("IN", &[0xe4, 0x21]),
         ] {
             fact!("delivery: {name}: {what}"; "{}", trial(code).run());
+        }
+        for (what, code) in [("INT1", &INT1), ("INT3", &INT3)] {
+            let last = Trial { at: LAST, ..trial(code) };
+            fact!("delivery: {name}: {what} in the last byte below 4 GiB"; "{}", last.run());
         }
         let step = Trial { rflags: 0x102, returns: 3, ..trial(&[0x90, 0x0f, 0xa2, 0x90]) };
         fact!("delivery: {name}: a single step over CPUID"; "{}", step.run());

@@ -162,6 +162,8 @@ extern "C" fn caught(frame: &mut Frame) {
 /// A piece of code, and with what it runs.
 pub(crate) struct Trial<'a> {
     pub(crate) code: &'a [u8],
+    /// Where it runs: at [`CODE`], or at [`window::LAST`], which has room for one byte.
+    pub(crate) at: u64,
     pub(crate) cs: u64,
     pub(crate) ss: u64,
     pub(crate) rflags: u64,
@@ -185,6 +187,7 @@ impl<'a> Trial<'a> {
     pub(crate) const fn new(code: &'a [u8]) -> Self {
         Self {
             code,
+            at: CODE,
             cs: CODE_64,
             ss: DATA,
             rflags: 2,
@@ -216,7 +219,7 @@ impl<'a> Trial<'a> {
         }
         window.show(self.absent, false);
         let data = if self.cs & 3 == 0 { DATA } else { USER_DATA };
-        let frame = [CODE, self.cs, self.rflags, self.rsp, self.ss];
+        let frame = [self.at, self.cs, self.rflags, self.rsp, self.ss];
         // SAFETY: whatever the code does leads to a stub.
         unsafe { long_run(&frame, data) };
         window.show(self.absent, true);

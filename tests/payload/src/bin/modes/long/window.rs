@@ -27,6 +27,10 @@ pub(crate) const MAIN: u64 = 8;
 /// Where the code lies: low, for all code segments.
 pub(crate) const CODE: u64 = 0x4_0000;
 
+/// The last byte below 4 GiB, and where that is: low memory is mapped there, too.
+pub(crate) const LAST: u64 = 0xffff_ffff;
+const LAST_BYTE: *mut u8 = 0x1f_ffff as *mut u8;
+
 /// The TSS's selector.
 const TASK: u16 = 0x40;
 const FOR_USERS: u64 = 0x7;
@@ -104,6 +108,7 @@ impl Window {
                 *entry = ((512 * gib + index) as u64) << 21 | LARGE;
             }
         }
+        memory.directories[3][511] = LARGE;
         memory.high[0] = core::ptr::from_ref(&memory.high_directory) as u64 | FOR_USERS;
         memory.high_directory[0] = core::ptr::from_ref(&memory.window) as u64 | FOR_USERS;
         for (entry, page) in memory.window.iter_mut().zip(&memory.pages) {
@@ -165,6 +170,12 @@ impl Window {
             let low = handler & 0xffff | selector << 16 | stack << 32 | flags << 40;
             set(word(IDT + 16 * u64::from(vector)), low | (handler >> 16 & 0xffff) << 48);
             set(word(IDT + 16 * u64::from(vector) + 8), handler >> 32);
+        }
+        if trial.at == LAST
+            && let Some(byte) = trial.code.first()
+        {
+            // SAFETY: RAM in front of the payload.
+            unsafe { LAST_BYTE.write_volatile(*byte) };
         }
         let code = CODE as *mut u8;
         // INT FF behind it.
