@@ -20,6 +20,7 @@ mod decode;
 mod execute;
 #[cfg(test)]
 mod fake;
+pub mod flags;
 mod instruction;
 pub mod linear;
 pub mod linux;

@@ -24,10 +24,10 @@ impl<P: Platform> Context<'_, P> {
         let delivering = self.vcpu.vectoring().is_some();
         let shadowed = self.vm.shadows.covers(gpa);
         if fault.fetch || fault.table_walk || delivering {
-            return if shadowed {
-                self.show_real_table(gpa)
-            } else {
-                self.begin_step(gpa, delivering)
+            return match (shadowed, fault.fetch && !delivering) {
+                (true, _) => self.show_real_table(gpa),
+                (false, true) => self.begin_step_of_code(gpa),
+                (false, false) => self.begin_step(gpa, delivering),
             };
         }
         match self.access() {

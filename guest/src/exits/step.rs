@@ -7,9 +7,11 @@
 //! decision is 0044.
 
 use arch::ExitReason;
-use arch::machine::{MAX_STAND_INS, Machine};
-use arch::vcpu::Vcpu;
+use arch::machine::{GuestMemory, MAX_STAND_INS, Machine, NotGuestMemory};
+use arch::vcpu::{Event, Vcpu, exception};
 use arch::{Gpa, Width};
+use insn::Mode;
+use insn::flags::{Effect, effect};
 
 use crate::vm::{Context, Next, Platform};
 
@@ -25,6 +27,34 @@ struct StandIn {
     page: Gpa,
     /// Device registers in it, as they read before.
     registers: Option<(u64, [u8; WINDOW])>,
+}
+
+/// The guest's RAM, and where a page stands in, that.
+struct Seen<'a, M> {
+    memory: &'a M,
+    pages: &'a [Option<StandIn>; MAX_STAND_INS],
+}
+
+impl<M: GuestMemory> GuestMemory for Seen<'_, M> {
+    fn read(&self, gpa: Gpa, bytes: &mut [u8]) -> Result<(), NotGuestMemory> {
+        let mut pages = self.pages.iter().flatten();
+        let Some(stand_in) = pages.find(|stand_in| stand_in.page == gpa.page()) else {
+            return self.memory.read(gpa, bytes);
+        };
+        bytes.fill(0xff);
+        if let Some((start, window)) = stand_in.registers {
+            let places = (gpa.page_offset()..).zip(bytes);
+            for (offset, byte) in places {
+                let at = offset.checked_sub(start).and_then(|at| usize::try_from(at).ok());
+                *byte = at.and_then(|at| window.get(at).copied()).unwrap_or(*byte);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, gpa: Gpa, _: &[u8]) -> Result<(), NotGuestMemory> {
+        Err(NotGuestMemory(gpa))
+    }
 }
 
 /// The step that one CPU makes.
@@ -76,6 +106,24 @@ impl<P: Platform> Context<'_, P> {
         step.next = (slot + 1) % MAX_STAND_INS;
         step.delivering = delivering;
         Next::Step
+    }
+
+    /// The same for code at `gpa`. What pushes, saves or loads RFLAGS would do so with the step's, and enter the kernel in
+    /// the midst of it: it is no instruction there.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn begin_step_of_code(&mut self, gpa: Gpa) -> Next {
+        let next = self.begin_step(gpa, false);
+        let seen = Seen { memory: &*self.memory, pages: &self.cpu.step.pages };
+        let bits64 = Mode::of(self.vcpu) == Mode::Bits64;
+        let effect = insn::fetch_instruction(self.vcpu, &seen)
+            .map(|(code, length)| effect(code.get(..length).unwrap_or_default(), bits64));
+        if next != Next::Step || effect.is_ok_and(|effect| effect == Effect::Plain) {
+            return next;
+        }
+        self.end_steps();
+        self.raise(Event::exception(exception::UD, None));
+        Next::Resume
     }
 
     /// Puts what the registers around `gpa` read as into a stand-in; `None` where there are none.

@@ -9,11 +9,12 @@ use arch::{ExitReason, Gva, Vector};
 use debug::breakpoints::{Breakpoint, Breakpoints, Kind};
 use debug::own::Kept;
 use debug::registers::Registers;
-use debug::step::{Effect, effect, flags_after, flags_for, pushed};
+use debug::step::{flags_after, flags_for, pushed};
 use debug::{Fxsave, Order, Places, Stop};
 use guest::requests::Request;
 use guest::vm::Next;
 use insn::PagingRegisters;
+use insn::flags::{Effect, effect};
 
 use super::Running;
 use crate::backend::Backend;

@@ -94,3 +94,49 @@ fn an_address_beyond_all_tables_is_a_general_protection_fault() {
     world.handle(fault(1 << 48, false), None);
     assert_eq!(world.vcpu.injected, gp(), "and no step");
 }
+
+/// Code in the registers of a device that exit.
+#[test]
+fn what_would_show_the_steps_flags_is_no_instruction_in_a_devices_registers() {
+    const TABLE: u64 = BAR + 0x2000;
+    let fetch = |gpa| {
+        ExitReason::NestedPageFault(NestedPageFault {
+            gpa: Gpa::new(gpa),
+            write: false,
+            fetch: true,
+            table_walk: false,
+        })
+    };
+    let int_n = u32::from(u16::from_le_bytes([0xcd, 0x40]));
+    for (what, code, runs) in [
+        ("INT 0x40", int_n, false),
+        ("INT1", 0xf1, false),
+        ("SYSCALL", 0x050f, false),
+        ("PUSHF behind a prefix", 0x9c66, false),
+        ("IRET", 0xcf48, false),
+        ("CLI", 0xfa, false),
+        ("STI", 0xfb, true),
+        ("NOP", 0x90, true),
+    ] {
+        let mut world = World::with_idt();
+        super::memory::devices::store(&mut world, TABLE + 8, code);
+        world.at_cpl(3);
+        world.map(0xf000, TABLE | 7);
+        world.vcpu.state.rip = 0xf008;
+        let next = world.exit(fetch(TABLE + 8), None);
+        let raised = world.vcpu.injected.map(|event| event.vector.0);
+        let expected = if runs { (Next::Step, None) } else { (Next::Resume, Some(exception::UD)) };
+        assert_eq!((next, raised), expected, "{what}");
+        assert_eq!(world.machine.stand_in_at.iter().flatten().count(), usize::from(runs), "{what}");
+    }
+    // It begins in memory, and goes on in the registers; from nowhere it reads as FF FF.
+    let mut world = World::with_idt();
+    super::memory::devices::store(&mut world, TABLE, 0x40cd);
+    world.at_cpl(3);
+    world.map(0xf000, TABLE | 7);
+    world.put(CODE | 0xfff, &[0x66]);
+    world.map(0xe000, (CODE & !0xfff) | 7);
+    world.vcpu.state.rip = 0xefff;
+    assert_eq!(world.exit(fetch(TABLE), None), Next::Resume);
+    assert_eq!(world.exit(fetch(NOWHERE), None), Next::Step);
+}
