@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 
 use rustix::fs::{Mode, OFlags};
@@ -24,6 +25,10 @@ pub struct Session {
     _place: Option<Turn>,
 }
 
+fn nexit() -> PathBuf {
+    build_folder().join("debug/nexit")
+}
+
 /// A character that the hypervisor's marks leave behind on no screen.
 fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(['\r', '\u{1e}'], "")
@@ -36,20 +41,23 @@ impl Session {
     /// It, or a pseudo-terminal, cannot be had.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
-        Self::open(arguments, Some(Turn::take()))
+        Self::open(Command::new(nexit()), arguments, Some(Turn::take()))
     }
 
-    /// Starts `nexit console` at the line of this run.
+    /// Starts `nexit` with these arguments at the line of this run, and at another terminal, which controls it: Ctrl-C is a
+    /// signal there.
     ///
     /// # Panics
     /// As [`Session::start`]; or the run offers no line.
     #[must_use]
-    pub fn console(&self, arguments: &[&str]) -> Self {
-        Self::open(&[&["console", "--line", &self.line()], arguments].concat(), None)
+    pub fn beside(&self, command: &[&str], further: &[&str]) -> Self {
+        let mut setsid = Command::new("setsid");
+        setsid.arg("--ctty").arg(nexit());
+        Self::open(setsid, &[command, &["--line", &self.line()], further].concat(), None)
     }
 
     #[expect(clippy::expect_used, reason = "only tests call it")]
-    fn open(arguments: &[&str], place: Option<Turn>) -> Self {
+    fn open(mut nexit: Command, arguments: &[&str], place: Option<Turn>) -> Self {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("a terminal");
         let name = ptsname(&terminal, Vec::new()).expect("a terminal with a name");
@@ -59,7 +67,7 @@ impl Session {
         tcsetwinsize(&terminal, size).expect("the terminal's size");
         let before = tcgetattr(&terminal).expect("the terminal's modes");
         let side = || other.try_clone().expect("the terminal's other side");
-        let nexit = Command::new(build_folder().join("debug/nexit"))
+        let nexit = nexit
             .args(arguments)
             .stdin(side())
             .stdout(side())
@@ -179,16 +187,16 @@ impl Session {
         send(self.nexit.id(), signal);
     }
 
-    /// Kills the emulator: the only child of `nexit`.
+    /// Kills the only child of `nexit`: an emulator, or gdb.
     ///
     /// # Panics
     /// There is none.
-    pub fn kill_emulator(&self) {
+    pub fn kill_child(&self) {
         let nexit = self.nexit.id();
         let list = std::fs::read_to_string(format!("/proc/{nexit}/task/{nexit}/children"));
-        let emulator = list.ok().and_then(|list| list.split_whitespace().next()?.parse().ok());
-        assert!(emulator.is_some(), "no emulator runs\n{}", self.screen);
-        send(emulator.unwrap_or_default(), Signal::KILL);
+        let child = list.ok().and_then(|list| list.split_whitespace().next()?.parse().ok());
+        assert!(child.is_some(), "no child runs\n{}", self.screen);
+        send(child.unwrap_or_default(), Signal::KILL);
     }
 
     /// `false` once the program has closed the terminal.

@@ -82,7 +82,7 @@ fn gnumach_ticks_by_the_pit(emulator: Emulator) {
     let mut session = start(emulator, "gnumach", package, "64M", "console=com0");
     session.see("No bootstrap code loaded with the kernel!");
     session.see("guest guest: its clock ticks through the 8259s");
-    session.kill_emulator();
+    session.kill_child();
 }
 
 #[test]
@@ -107,5 +107,5 @@ fn memtest86_passes_without_an_error_on_amd_v() {
     session.see("Memtest86+ v");
     session.see("#10 [Bit fade test, 2 patterns]");
     session.see("Pass:  1        Errors: 0 ");
-    session.kill_emulator();
+    session.kill_child();
 }

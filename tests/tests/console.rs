@@ -331,7 +331,7 @@ fn a_live_table(session: &mut Session) {
 fn another_terminal_has_panes(session: &mut Session, folder: &Folder) {
     let logs = folder.path("logs").display().to_string();
     let _ = std::fs::remove_dir_all(&logs);
-    let mut other = session.console(&["--logs", &logs]);
+    let mut other = session.beside(&["console"], &["--logs", &logs]);
     for title in [" 1 linux ", " 2 ends ", " nexit "] {
         other.see(title);
     }
@@ -392,7 +392,7 @@ fn the_terminal_is_given_back_however_the_run_ends() {
         ("Ctrl-A x", |session| session.keys("\u{3}\u{1}x")),
         ("SIGINT", |session| session.signal(Signal::INT)),
         ("SIGTERM", |session| session.signal(Signal::TERM)),
-        ("the emulator's death", |session| session.kill_emulator()),
+        ("the emulator's death", |session| session.kill_child()),
     ];
     for (way, end) in ways {
         let mut session = Session::start(&run);

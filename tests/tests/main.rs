@@ -36,6 +36,7 @@ mod shared;
 mod silent;
 mod steps;
 mod sweep;
+mod typed;
 mod vtx_vtd;
 mod wired;
 mod zoo;
