@@ -84,7 +84,7 @@ impl Cable {
     /// # Errors
     /// Nobody answers, or there is no such guest, or it has no gdb on this line.
     pub(crate) fn find(&self, guest: &str) -> Result<u8> {
-        let guests = self.guests()?;
+        let guests = self.guests(ANSWER)?;
         let names = || guests.iter().map(|(_, name, _)| name.as_str()).collect::<Vec<_>>();
         let found = guests.iter().find(|(_, name, _)| name == guest);
         let Some((index, _, reachable)) = found else {
@@ -100,33 +100,42 @@ impl Cable {
         Err(Failure::Usage(format!("guest \"{guest}\" {text}")))
     }
 
-    /// The guests: index, name, whether gdb can reach it.
-    fn guests(&self) -> Result<Vec<(u8, String, bool)>> {
-        let (began, mut asked, mut guests) = (Instant::now(), None::<Instant>, Vec::new());
+    /// The guests: index, name, whether gdb can reach it. The first is told within this time.
+    fn guests(&self, answer: Duration) -> Result<Vec<(u8, String, bool)>> {
+        let (mut asked, mut guests) = (None::<Instant>, Vec::new());
+        // When all is told; moves with each guest that is told.
+        let mut until = Instant::now() + answer;
         loop {
             if guests.is_empty() && asked.is_none_or(|then| then.elapsed() >= AGAIN) {
                 send(&self.to, Channel { kind: Kind::Names, guest: 0 }, &[])
                     .map_err(|error| Failure::Failed(format!("cannot ask for guests: {error}")))?;
                 asked = Some(Instant::now());
             }
-            match self.frames.recv_timeout(REST) {
+            // Looked at in each round, not only where nothing comes: a line on which others talk is never silent.
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return if guests.is_empty() { Err(nobody()) } else { Ok(guests) };
+            }
+            match self.frames.recv_timeout(left.min(REST)) {
                 Ok((Channel { kind: Kind::Names, guest }, payload)) => {
-                    if let Some((reachable, name)) = payload.split_first() {
+                    let is_new = guests.iter().all(|(index, ..)| *index != guest);
+                    if let (true, Some((reachable, name))) = (is_new, payload.split_first()) {
                         let name = String::from_utf8_lossy(name).into_owned();
                         guests.push((guest, name, *reachable == 1));
+                        until = Instant::now() + REST;
                     }
                 }
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) if !guests.is_empty() => return Ok(guests),
-                Err(RecvTimeoutError::Timeout) if began.elapsed() < ANSWER => {}
-                Err(_) => {
-                    let text = "nobody says which guests there are: is the line that of Nexit's console, \
-                                does its machine run, and is nobody else reading from it?";
-                    return Err(Failure::Failed(text.to_owned()));
-                }
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(nobody()),
             }
         }
     }
+}
+
+fn nobody() -> Failure {
+    let text = "nobody says which guests there are: is the line that of Nexit's console, does its machine run, and \
+                is nobody else reading from it?";
+    Failure::Failed(text.to_owned())
 }
 
 /// One frame, at once.
@@ -199,6 +208,33 @@ pub(crate) mod tests {
             heard.extend(cable.next(1, ANSWER).unwrap().unwrap());
         }
         assert_eq!(heard, long);
+    }
+
+    /// A line on which guest `a` is told, or nothing, and then a frame for another guest's gdb comes every 50 ms.
+    fn busy(tells: bool) -> Line {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            let asked = (&theirs).read_exact(&mut [0]);
+            let frame = |kind, guest, payload: &[u8]| {
+                let mut bytes = Vec::new();
+                encode(MARK, Channel { kind, guest }, payload, &mut |byte| bytes.push(byte));
+                (&theirs).write_all(&bytes)
+            };
+            let mut sent =
+                asked.and_then(|()| if tells { frame(Kind::Names, 0, b"\x01a") } else { Ok(()) });
+            while sent.is_ok() {
+                thread::sleep(Duration::from_millis(50));
+                sent = frame(Kind::Gdb, 1, b"+");
+            }
+        });
+        Line { from: Box::new(ours.try_clone().unwrap()), to: Box::new(ours) }
+    }
+
+    #[test]
+    fn what_others_say_on_the_line_keeps_nobody_waiting() {
+        assert_eq!(Cable::new(busy(true)).find("a"), Ok(0));
+        let error = Cable::new(busy(false)).guests(REST).unwrap_err().to_string();
+        assert!(error.starts_with("nobody says which guests there are"), "{error}");
     }
 
     #[test]
