@@ -1,7 +1,10 @@
-//! Where an image goes: looked at before any work, so that what cannot be written is known at once.
+//! Where an image or a dump goes: looked at before any work, so that what cannot be written is known at once.
 
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::failure::{Failure, OrFailed as _, Result};
 use crate::scenario::BootFile;
@@ -19,17 +22,69 @@ pub(crate) fn bytes(image: &Path, files: &[BootFile]) -> Result<u64> {
     Ok(sum)
 }
 
-/// Whether a file of `bytes` bytes can be written there.
+/// Whether an image of `bytes` bytes can be written there.
 pub(crate) fn check_file(output: &Path, bytes: u64) -> Result<()> {
+    check_kind(output, "write the image to a file, and copy that with dd")?;
+    check_place(&parent(output), bytes)
+}
+
+/// What is there is a regular file, or nothing.
+fn check_kind(output: &Path, advice: &str) -> Result<()> {
     let shown = output.display();
     match fs::metadata(output) {
         Ok(found) if found.is_dir() => {
             Err(Failure::Usage(format!("{shown} is a folder: name the file that is to be written")))
         }
-        Ok(found) if !found.is_file() => Err(Failure::Usage(format!(
-            "{shown} is not a regular file: write the image to a file, and copy that with dd"
-        ))),
-        _ => check_place(&parent(output), bytes),
+        Ok(found) if !found.is_file() => {
+            Err(Failure::Usage(format!("{shown} is not a regular file: {advice}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file that has its name only when it is complete. Until then what had that name is unchanged.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Whole {
+    /// Whether it can be written there. How much room it takes is not known yet.
+    pub(crate) fn check(path: &Path) -> Result<()> {
+        check_kind(path, "name a file")?;
+        // Renaming would replace a file that its owner has write-protected.
+        if path.exists() {
+            let refused = |error| format!("cannot write {}: {error}", path.display());
+            File::options().write(true).open(path).map_err(|it| Failure::Usage(refused(it)))?;
+        }
+        check_place(&parent(path), 0)
+    }
+
+    /// An empty one. It goes if it is not completed.
+    pub(crate) fn begin(path: &Path) -> Result<Self> {
+        // What a link leads to is replaced, and not the link.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut builder = tempfile::Builder::new();
+        // As for any other file, of which the umask takes its part.
+        builder.prefix(".nexit-").permissions(Permissions::from_mode(0o666));
+        let file = builder.tempfile_in(parent(&path)).or_failed("write", &path)?;
+        Ok(Self { file, path })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// Where it will be.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name.
+    pub(crate) fn complete(self) -> Result<()> {
+        let renamed = self.file.persist(&self.path).map_err(|error| error.error);
+        renamed.map(drop).or_failed("write", &self.path)
     }
 }
 
@@ -111,6 +166,34 @@ mod tests {
             assert_eq!(check_file(&at(good), 0), Ok(()), "{good}");
         }
         assert!(sentence(check_file(&at("new"), u64::MAX)).contains("MiB free, and the image"));
+    }
+
+    #[test]
+    fn a_file_has_its_name_when_it_is_complete_and_the_older_one_until_then() {
+        use std::io::Write as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let names = || fs::read_dir(scratch.path()).unwrap().count();
+        fs::write(at("dump"), "older").unwrap();
+        std::os::unix::fs::symlink("dump", at("link")).unwrap();
+        assert!(sentence(Whole::check(scratch.path())).contains("is a folder"));
+        assert!(sentence(Whole::check(Path::new("/dev/null"))).contains("not a regular file"));
+        assert!(sentence(Whole::check(&at("no/such"))).contains("there is no folder"));
+        for name in ["dump", "link", "new"] {
+            Whole::check(&at(name)).unwrap();
+        }
+        let whole = Whole::begin(&at("link")).unwrap();
+        whole.file().write_all(b"newer").unwrap();
+        drop(whole);
+        assert_eq!((fs::read(at("dump")).unwrap(), names()), (b"older".to_vec(), 2));
+        let whole = Whole::begin(&at("link")).unwrap();
+        whole.file().write_all(b"newer").unwrap();
+        whole.complete().unwrap();
+        assert_eq!((fs::read(at("dump")).unwrap(), names()), (b"newer".to_vec(), 2));
+        assert!(at("link").is_symlink());
+        fs::write(at("usual"), "").unwrap();
+        let mode = |name| fs::metadata(at(name)).unwrap().permissions().mode();
+        assert_eq!(mode("dump"), mode("usual"), "by the umask");
     }
 
     #[test]

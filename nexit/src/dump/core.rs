@@ -1,10 +1,8 @@
 //! An ELF core file: the program headers and notes, then the RAM, where the file is sparse as the RAM is. `crash` wants this
 //! order, and Linux' own note.
 
-use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
 
 use debug::Fxsave;
 use debug::pack::PAGE;
@@ -13,6 +11,7 @@ use debug::registers::UpperHalves;
 use super::stub::Registers;
 use super::tables::Mapping;
 use crate::failure::{OrFailed as _, Result};
+use crate::output::Whole;
 
 /// Sizes of the format (System V ABI, "ELF Header", "Program Header").
 const HEADER: usize = 64;
@@ -28,19 +27,16 @@ const REGISTERS_AT: usize = 112;
 
 /// A core file that is being written.
 pub(super) struct Core {
-    path: PathBuf,
-    file: File,
+    file: Whole,
     ranges: Vec<Range<u64>>,
 }
 
 impl Core {
     /// Of RAM in these ranges, of which all is zero so far.
-    pub(super) fn create(path: &Path, ranges: &[(u64, u64)]) -> Result<Self> {
+    pub(super) fn new(file: Whole, ranges: &[(u64, u64)]) -> Result<Self> {
         let ranges: Vec<Range<u64>> = ranges.iter().map(|(at, length)| *at..at + length).collect();
-        let options = File::options().read(true).write(true).create(true).truncate(true).open(path);
-        let file = options.or_failed("write", path)?;
-        let core = Self { path: path.to_owned(), file, ranges };
-        core.file.set_len(core.end()).or_failed("write", path)?;
+        let core = Self { file, ranges };
+        core.file.file().set_len(core.end()).or_failed("write", core.file.path())?;
         Ok(core)
     }
 
@@ -68,14 +64,14 @@ impl Core {
     /// Writes a page of RAM. What is not RAM is left out.
     pub(super) fn write(&mut self, gpa: u64, page: &[u8]) -> Result<()> {
         let Some((at, _)) = self.place(gpa) else { return Ok(()) };
-        self.file.write_all_at(page, at).or_failed("write", &self.path)
+        self.file.file().write_all_at(page, at).or_failed("write", self.file.path())
     }
 
     /// A word of RAM.
     pub(super) fn read(&self, gpa: u64) -> Option<u64> {
         let (at, _) = self.place(gpa)?;
         let mut bytes = [0; 8];
-        self.file.read_exact_at(&mut bytes, at).ok()?;
+        self.file.file().read_exact_at(&mut bytes, at).ok()?;
         Some(u64::from_le_bytes(bytes))
     }
 
@@ -97,7 +93,7 @@ impl Core {
         let pages = self.ranges.iter().flat_map(|range| range.clone().step_by(PAGE));
         pages.into_iter().find_map(|page| {
             let mut head = [0; 24];
-            self.file.read_exact_at(&mut head, self.place(page)?.0).ok()?;
+            self.file.file().read_exact_at(&mut head, self.place(page)?.0).ok()?;
             let (sizes, name) = head.split_at(12);
             let (name_size, sizes) = sizes.split_first_chunk()?;
             let (size, kind) = sizes.split_first_chunk()?;
@@ -108,12 +104,12 @@ impl Core {
                 return None;
             }
             let mut text = vec![0; size as usize];
-            self.file.read_exact_at(&mut text, at).ok()?;
+            self.file.file().read_exact_at(&mut text, at).ok()?;
             text.starts_with(b"OSRELEASE=").then(|| note(b"VMCOREINFO", 0, &text))
         })
     }
 
-    /// Writes what is before the RAM; whether all mappings have their place.
+    /// Writes what is before the RAM, and gives the file its name; whether all mappings have their place.
     pub(super) fn finish(self, cpus: &[Registers], mappings: &[Mapping]) -> Result<bool> {
         const NOTE: u32 = 4;
         const LOAD: u32 = 1;
@@ -133,7 +129,8 @@ impl Core {
         let of_notes = program_header(NOTE, 0, notes_at, [0, 0], notes.len() as u64);
         let count = 1 + (loads.len() / PROGRAM_HEADER) as u16;
         let all = [header(count), of_notes, loads, notes].concat();
-        self.file.write_all_at(&all, 0).or_failed("write", &self.path)?;
+        self.file.file().write_all_at(&all, 0).or_failed("write", self.file.path())?;
+        self.file.complete()?;
         Ok(complete)
     }
 }
@@ -254,11 +251,15 @@ mod tests {
 
     use super::*;
 
+    fn create(path: &std::path::Path, ranges: &[(u64, u64)]) -> Result<Core> {
+        Core::new(Whole::begin(path)?, ranges)
+    }
+
     #[test]
     fn another_reader_finds_memory_by_its_linear_address_and_a_note_for_each_cpu() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("core");
-        let mut core = Core::create(&path, &[(0, 0x8000), (0x10_0000, 0x8000)]).unwrap();
+        let mut core = create(&path, &[(0, 0x8000), (0x10_0000, 0x8000)]).unwrap();
         core.write(0x10_2000, &[7; PAGE]).unwrap();
         core.write(0xa_0000, &[9; PAGE]).unwrap();
         assert_eq!(core.read(0x10_2ff8), Some(0x0707_0707_0707_0707));
@@ -319,8 +320,8 @@ mod tests {
     fn what_only_looks_like_linux_note_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let found = |page: &[u8], at: u64| {
-            let core = Core::create(&folder.path().join("core"), &[(0, 0x8000)]).unwrap();
-            core.file.write_all_at(page, RAM_AT + at).unwrap();
+            let core = create(&folder.path().join("core"), &[(0, 0x8000)]).unwrap();
+            core.file.file().write_all_at(page, RAM_AT + at).unwrap();
             core.linux_note().is_some()
         };
         let right = linux_note(b"OSRELEASE=6.1\n", 14);
@@ -336,7 +337,7 @@ mod tests {
     fn more_pieces_than_the_file_can_name_are_left_out_and_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("core");
-        let core = Core::create(&path, &[(0, 0x8000)]).unwrap();
+        let core = create(&path, &[(0, 0x8000)]).unwrap();
         let one = Mapping { linear: 0, physical: 0, length: 0x1000 };
         assert!(!core.finish(&[Registers::default()], &vec![one; 0x1_0000]).unwrap());
         let bytes = std::fs::read(&path).unwrap();

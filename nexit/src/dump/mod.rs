@@ -7,8 +7,10 @@ mod core;
 mod stub;
 mod tables;
 
-use std::io::Write as _;
+use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use debug::pack::{PAGE, unpack};
@@ -17,6 +19,7 @@ use crate::attach;
 use crate::cable::Cable;
 use crate::cli::DumpArgs;
 use crate::failure::{Failure, Result};
+use crate::output::Whole;
 
 use self::core::Core;
 use self::stub::{Registers, Stub};
@@ -24,26 +27,56 @@ use self::stub::{Registers, Stub};
 /// How often the user is told.
 const TOLD: Duration = Duration::from_millis(500);
 
-/// Dumps a guest. It is stopped meanwhile, and goes on behind.
+/// Dumps a guest. It is stopped meanwhile, and goes on behind, even if the user interrupts the dump.
 ///
 /// # Errors
-/// There is no such line or guest, the line is too bad, or the file cannot be written.
+/// There is no such line or guest, the guest does not run, the line is too bad, the file cannot be written, or the user has
+/// interrupted it.
 pub(crate) fn dump(args: &DumpArgs) -> Result<()> {
+    Whole::check(&args.file)?;
     let cable = Cable::new(attach::open(&args.line)?);
     let guest = cable.find(&args.guest)?;
-    let mut stub = Stub::new(&cable, guest);
-    stub.stop()?;
-    let done = take(&mut stub, &args.file);
-    // Whatever has happened, the guest goes on.
-    stub.leave().and(done)
+    // Up to here a signal ends this program, and the guest has noticed nothing.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
+    println!("{}", of_guest(&cable, guest, &args.file, &interrupted)?);
+    Ok(())
 }
 
-fn take(stub: &mut Stub<'_>, path: &Path) -> Result<()> {
+/// Dumps the guest of this index; what there is to say of it.
+fn of_guest(cable: &Cable, guest: u8, path: &Path, interrupted: &AtomicBool) -> Result<String> {
+    let file = Whole::begin(path)?;
+    let mut stub = Stub::new(cable, guest, interrupted);
+    let taken = stub.stop().and_then(|()| take(&mut stub, file));
+    // Whatever has happened, the guest goes on, and does not wait for the rest.
+    let left = stub.leave();
+    let done = taken.and_then(|taken| taken.finish(path));
+    let Err(why) = left else { return done };
+    let stands = format!("the guest may still be stopped: {why}");
+    Err(Failure::Failed(match done {
+        Ok(_) => format!("wrote {}, but {stands}", path.display()),
+        Err(first) => format!("{first}; {stands}"),
+    }))
+}
+
+/// All that comes from the guest.
+struct Taken {
+    core: Core,
+    cpus: Vec<Registers>,
+    /// Bytes of RAM, and of the line.
+    all: u64,
+    came: usize,
+}
+
+fn take(stub: &mut Stub<'_>, file: Whole) -> Result<Taken> {
     let cpus = stub.cpus()?;
     let ranges = stub.ram()?;
     let all: u64 = ranges.iter().map(|(_, length)| length).sum();
-    let mut core = Core::create(path, &ranges)?;
-    let (mut seen, mut came, mut told) = (0, 0, Instant::now());
+    let mut core = Core::new(file, &ranges)?;
+    let mut progress = Progress::new(std::io::stderr(), TOLD, all);
+    let (mut seen, mut came) = (0, 0);
     for (start, length) in &ranges {
         let (mut next, end) = (start / PAGE as u64, (start + length) / PAGE as u64);
         while next < end {
@@ -54,22 +87,58 @@ fn take(stub: &mut Stub<'_>, path: &Path) -> Result<()> {
             let until = until.clamp(next + 1, end);
             seen += (until - next) * PAGE as u64;
             next = until;
-            if told.elapsed() >= TOLD {
-                told = Instant::now();
-                eprint!("\rnexit: {} of {} MiB", seen >> 20, all >> 20);
-                let _ = std::io::stderr().flush();
-            }
+            progress.at(seen);
         }
     }
-    let (mappings, complete) = mappings(&core, cpus.first());
-    if !(core.finish(&cpus, &mappings)? & complete) {
-        eprintln!(
-            "\nnexit: the guest's tables map more than the file can say: some addresses are missing"
-        );
+    Ok(Taken { core, cpus, all, came })
+}
+
+impl Taken {
+    /// Completes the file; what there is to say of it.
+    fn finish(self, path: &Path) -> Result<String> {
+        let Self { core, cpus, all, came } = self;
+        let (mappings, complete) = mappings(&core, cpus.first());
+        if !(core.finish(&cpus, &mappings)? & complete) {
+            eprintln!(
+                "nexit: the guest's tables map more than the file can say: some addresses are missing"
+            );
+        }
+        let (path, mib, kib) = (path.display(), all >> 20, came >> 10);
+        Ok(format!("nexit: wrote {path}: {mib} MiB of RAM, {kib} KiB over the line"))
     }
-    let (mib, kib) = (all >> 20, came >> 10);
-    println!("\rnexit: wrote {}: {mib} MiB of RAM, {kib} KiB over the line", path.display());
-    Ok(())
+}
+
+/// A line that says how far it is, and is ended when this goes, so that what comes behind has a line of its own.
+struct Progress<W: Write> {
+    to: W,
+    every: Duration,
+    told: Instant,
+    all: u64,
+    is_begun: bool,
+}
+
+impl<W: Write> Progress<W> {
+    fn new(to: W, every: Duration, all: u64) -> Self {
+        Self { to, every, told: Instant::now(), all, is_begun: false }
+    }
+
+    fn at(&mut self, seen: u64) {
+        if self.told.elapsed() < self.every {
+            return;
+        }
+        (self.told, self.is_begun) = (Instant::now(), true);
+        // A terminal that has gone is no reason to leave the guest stopped.
+        let _ = write!(self.to, "\rnexit: {} of {} MiB", seen >> 20, self.all >> 20);
+        let _ = self.to.flush();
+    }
+}
+
+impl<W: Write> Drop for Progress<W> {
+    fn drop(&mut self) {
+        if self.is_begun {
+            let _ = writeln!(self.to);
+        }
+    }
 }
 
 /// Gives each page of an answer to `write`; the page to ask for next.
@@ -105,7 +174,188 @@ fn mappings(core: &Core, cpu: Option<&Registers>) -> (Vec<tables::Mapping>, bool
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+    use std::sync::mpsc::{self, Receiver};
+
+    use mux::frame::{Channel, Kind, Splitter, encode};
+    use mux::{ESCAPE, MARK};
+
     use super::*;
+
+    /// What a stub says to a packet: nothing, or packets.
+    type Answers = Box<dyn FnMut(&str) -> Vec<String> + Send>;
+
+    /// A line with the stub of guest 1 at its end, and the packets that it has got.
+    fn stub(mut answers: Answers) -> (Cable, Receiver<String>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (asked, questions) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (mut splitter, mut buffer) = (Splitter::new(ESCAPE), [0; 512]);
+            let mut came = String::new();
+            while let Ok(length @ 1..) = theirs.read(&mut buffer) {
+                for byte in &buffer[..length] {
+                    splitter.push(*byte, &mut |_| {}, &mut |_, payload| {
+                        came.push_str(std::str::from_utf8(payload).unwrap());
+                    });
+                }
+                while let Some((packet, rest)) =
+                    came.split_once('#').filter(|(_, sum)| sum.len() > 1)
+                {
+                    let packet = packet.split_once('$').unwrap().1.to_owned();
+                    came = rest[2..].to_owned();
+                    let _ = asked.send(packet.clone());
+                    let mut out = Vec::new();
+                    for answer in answers(&packet) {
+                        let sum = answer.bytes().fold(0_u8, u8::wrapping_add);
+                        for piece in format!("+${answer}#{sum:02x}").as_bytes().chunks(200) {
+                            let channel = Channel { kind: Kind::Gdb, guest: 1 };
+                            encode(MARK, channel, piece, &mut |byte| out.push(byte));
+                        }
+                    }
+                    if theirs.write_all(&out).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        let from = Box::new(ours.try_clone().unwrap());
+        (Cable::new(attach::Line { from, to: Box::new(ours) }), questions)
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn text(bytes: &[u8]) -> Vec<String> {
+        vec![format!("O{}", hex(bytes)), "OK".to_owned()]
+    }
+
+    /// What a guest's stub says: one CPU, two pages of RAM.
+    fn usual(question: &str) -> Vec<String> {
+        let one = |answer: &str| vec![answer.to_owned()];
+        match question {
+            "?" => one("T05thread:01;"),
+            "qfThreadInfo" => one("m01"),
+            "g" => one(&hex(&[0; 700])),
+            "Hg01" | "D;1" => one("OK"),
+            _ if question == monitor("ram") => text(b"0x0 0x2000\n"),
+            _ if question == monitor("pages 0") => {
+                let mut packed = Vec::new();
+                debug::pack::pack(&[5; PAGE], &mut packed);
+                let length = (packed.len() as u16).to_le_bytes();
+                let page = [&0_u32.to_le_bytes()[..], &length, &packed].concat();
+                text(&[&page[..], &1_u32.to_le_bytes(), &[0; 2]].concat())
+            }
+            _ if question == monitor("pages 1") => text(&[2, 0, 0, 0, 0, 0]),
+            _ => panic!("{question}"),
+        }
+    }
+
+    fn monitor(command: &str) -> String {
+        format!("qRcmd,{}", hex(command.as_bytes()))
+    }
+
+    /// A folder with an older dump.
+    fn folder() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("core");
+        std::fs::write(&path, "older").unwrap();
+        (folder, path)
+    }
+
+    /// What a dump came to that did not come about, and what the stub was asked: the older one is there, and nothing else.
+    fn failed(answers: Answers, interrupted: &AtomicBool) -> (String, Vec<String>) {
+        let (folder, path) = folder();
+        let (cable, questions) = stub(answers);
+        let error = of_guest(&cable, 1, &path, interrupted).unwrap_err();
+        assert_eq!(error.status(), 1);
+        assert_eq!(std::fs::read(&path).unwrap(), b"older", "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "{error}");
+        (error.to_string(), questions.try_iter().collect())
+    }
+
+    #[test]
+    fn a_dump_takes_the_place_of_an_older_one_when_the_guest_goes_on() {
+        let (folder, path) = folder();
+        let (cable, questions) = stub(Box::new(usual));
+        let said = of_guest(&cable, 1, &path, &AtomicBool::new(false)).unwrap();
+        assert!(said.contains("0 MiB of RAM"), "{said}");
+        assert_eq!(questions.try_iter().last().unwrap(), "D;1");
+        let core = std::fs::read(&path).unwrap();
+        assert!(core.starts_with(b"\x7fELF"));
+        assert_eq!(core[core.len() - 2 * PAGE..], [[5; PAGE], [0; PAGE]].concat());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_dump_that_is_interrupted_lets_the_guest_go_on() {
+        // The stub answers what it was asked meanwhile, or does not.
+        for (at, answers) in [("?", false), ("?", true), ("pages 0", false), ("pages 0", true)] {
+            let interrupted = Arc::new(AtomicBool::new(false));
+            let flag = Arc::clone(&interrupted);
+            let answer = move |question: &str| {
+                let now = question == at || question == monitor(at);
+                if now {
+                    flag.store(true, Ordering::Relaxed);
+                }
+                if now && !answers { Vec::new() } else { usual(question) }
+            };
+            let (error, questions) = failed(Box::new(answer), &interrupted);
+            assert_eq!(error, "interrupted: no dump was written");
+            let [.., before, last] = questions.as_slice() else { panic!("{questions:?}") };
+            assert!(
+                *before == at || *before == monitor(at),
+                "nothing more is asked: {questions:?}"
+            );
+            assert_eq!(last, "D;1");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_not_hidden_by_a_guest_that_cannot_be_left() {
+        let answer = |question: &str| match question {
+            "qfThreadInfo" => vec!["m01".to_owned()],
+            "g" => vec!["nonsense".to_owned()],
+            "D;1" => vec!["E01".to_owned()],
+            _ => usual(question),
+        };
+        let (error, _) = failed(Box::new(answer), &AtomicBool::new(false));
+        assert!(error.starts_with("the guest's gdb stub says what makes no sense"), "{error}");
+        assert!(error.contains("; the guest may still be stopped: "), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_does_not_run_has_no_dump_and_is_not_left() {
+        let refused = "E.the guest does not run: start it first";
+        for (answer, expected) in [(refused, &refused[2..]), ("W00", "the guest has ended")] {
+            let answers = Box::new(move |_: &str| vec![answer.to_owned()]);
+            let (error, questions) = failed(answers, &AtomicBool::new(false));
+            assert_eq!((error.as_str(), questions), (expected, vec!["?".to_owned()]));
+        }
+        // It ends while it is left.
+        let answer = move |question: &str| match question {
+            "D;1" => vec![refused.to_owned()],
+            _ => usual(question),
+        };
+        let (_folder, path) = folder();
+        let (cable, _) = stub(Box::new(answer));
+        assert!(of_guest(&cable, 1, &path, &AtomicBool::new(false)).is_ok());
+    }
+
+    #[test]
+    fn what_is_behind_the_progress_has_a_line_of_its_own() {
+        let mut said = Vec::new();
+        let mut progress = Progress::new(&mut said, Duration::ZERO, 4 << 20);
+        progress.at(1 << 20);
+        progress.at(2 << 20);
+        drop(progress);
+        assert_eq!(said, b"\rnexit: 1 of 4 MiB\rnexit: 2 of 4 MiB\n");
+        let mut said = Vec::new();
+        Progress::new(&mut said, TOLD, 0).at(0);
+        assert_eq!(said, b"", "a short one needs no progress");
+    }
 
     #[test]
     fn an_answer_is_pages_and_where_to_go_on() {

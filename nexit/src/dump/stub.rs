@@ -2,7 +2,8 @@
 //!
 //! A question that was not answered, or whose answer is damaged, is asked again: all that are asked here can be.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use debug::Fxsave;
 use debug::registers::UpperHalves;
@@ -14,6 +15,8 @@ use crate::failure::{Failure, Result};
 const SILENT: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(500);
 const TRIES: usize = 4;
+/// How often it is looked whether the user has interrupted the dump.
+const LOOK: Duration = Duration::from_millis(250);
 /// No answer of the stub's is longer.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -23,6 +26,14 @@ pub(super) struct Stub<'a> {
     guest: u8,
     /// What has come and was not looked at yet.
     came: Vec<u8>,
+    /// The user has interrupted the dump.
+    interrupted: &'a AtomicBool,
+    /// The guest is let go on, which nothing interrupts.
+    leaving: bool,
+    /// A question was asked [`TRIES`] times, and nobody has answered.
+    silent: bool,
+    /// The guest does not run: nobody has stopped it.
+    ended: bool,
 }
 
 /// A CPU's registers, those that a core file has and those by which addresses are translated.
@@ -73,18 +84,69 @@ impl Registers {
 }
 
 impl<'a> Stub<'a> {
-    pub(super) const fn new(cable: &'a Cable, guest: u8) -> Self {
-        Self { cable, guest, came: Vec::new() }
+    pub(super) const fn new(cable: &'a Cable, guest: u8, interrupted: &'a AtomicBool) -> Self {
+        let came = Vec::new();
+        Self { cable, guest, came, interrupted, leaving: false, silent: false, ended: false }
     }
 
     /// Has the guest stop.
     pub(super) fn stop(&mut self) -> Result<()> {
-        self.ask("?").map(drop)
+        match self.ask("?")?.first() {
+            Some(b'S' | b'T') => Ok(()),
+            Some(b'W' | b'X') => {
+                self.ended = true;
+                Err(Failure::Failed("the guest has ended".to_owned()))
+            }
+            _ => Err(nonsense()),
+        }
     }
 
-    /// Has it go on.
+    /// Has it go on, also if the user has interrupted what was before.
     pub(super) fn leave(&mut self) -> Result<()> {
-        self.ask("D;1").map(drop)
+        if self.ended {
+            return Ok(());
+        }
+        self.leaving = true;
+        // The rest of an answer that nobody waited for is not the answer to this.
+        if self.is_interrupted() {
+            self.settle()?;
+        }
+        for _ in 0..TRIES {
+            match self.ask("D;1") {
+                Err(_) if self.ended => return Ok(()),
+                Err(failure) => return Err(failure),
+                Ok(answer) if answer == b"OK" => return Ok(()),
+                // It came late, of an earlier question.
+                Ok(_) => self.settle()?,
+            }
+        }
+        Err(nonsense())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// The user has interrupted the dump, and it is not about letting the guest go on.
+    fn go_on(&self) -> Result<()> {
+        if self.leaving || !self.is_interrupted() {
+            return Ok(());
+        }
+        Err(Failure::Failed("interrupted: no dump was written".to_owned()))
+    }
+
+    /// What comes from the stub; `None` where nothing came in that time.
+    fn next(&self, wait: Duration) -> Result<Option<Vec<u8>>> {
+        let until = Instant::now() + wait;
+        loop {
+            self.go_on()?;
+            let left = until.saturating_duration_since(Instant::now());
+            let came = self.cable.next(self.guest, left.min(LOOK))?;
+            if came.is_some() || left <= LOOK {
+                return Ok(came);
+            }
+        }
     }
 
     pub(super) fn cpus(&mut self) -> Result<Vec<Registers>> {
@@ -123,7 +185,9 @@ impl<'a> Stub<'a> {
     fn ask(&mut self, question: &str) -> Result<Vec<u8>> {
         let sum = question.bytes().fold(0_u8, u8::wrapping_add);
         let packet = format!("${question}#{sum:02x}");
-        for _ in 0..TRIES {
+        // Who has not answered before is asked once: most likely there is nobody.
+        for _ in 0..if self.silent { 1 } else { TRIES } {
+            self.go_on()?;
             self.came.clear();
             self.send(packet.as_bytes())?;
             let first = self.packet()?;
@@ -131,6 +195,11 @@ impl<'a> Stub<'a> {
                 self.settle()?;
                 continue;
             };
+            // To whatever is asked of a guest that does not run.
+            if let Some(why) = first.strip_prefix(b"E.") {
+                self.ended = true;
+                return Err(Failure::Failed(String::from_utf8_lossy(why).into_owned()));
+            }
             let is_text = first.first() == Some(&b'O') && first != b"OK";
             if !is_text {
                 return Ok(first);
@@ -141,6 +210,7 @@ impl<'a> Stub<'a> {
             }
             self.settle()?;
         }
+        self.silent = true;
         let text = "the guest's gdb stub does not answer: has the guest ended, or is the line bad?";
         Err(Failure::Failed(text.to_owned()))
     }
@@ -159,7 +229,7 @@ impl<'a> Stub<'a> {
                 self.send(b"+")?;
                 return Ok(packet);
             }
-            match self.cable.next(self.guest, SILENT)? {
+            match self.next(SILENT)? {
                 Some(bytes) if self.came.len() < MAX_ANSWER => self.came.extend(bytes),
                 _ => return Ok(None),
             }
@@ -168,7 +238,7 @@ impl<'a> Stub<'a> {
 
     /// Waits until nothing more comes.
     fn settle(&mut self) -> Result<()> {
-        while self.cable.next(self.guest, QUIET)?.is_some() {}
+        while self.next(QUIET)?.is_some() {}
         Ok(())
     }
 }
