@@ -4,7 +4,7 @@
 //! The emulator connects to this program once, and gdb as often as it likes. A gdb that goes without a word leaves the guest
 //! as it is; the next one finds it so.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -102,9 +102,9 @@ pub(crate) fn serve(args: &GdbArgs) -> Result<()> {
     let (listener, at) = listen(args.port)?;
     println!("nexit: guest {}: gdb: target remote {at}", args.guest);
     if !args.start {
-        return Err(relay(&cable, guest, listener));
+        return Err(relay(&cable, guest, listener, io::sink()));
     }
-    thread::spawn(move || relay(&cable, guest, listener));
+    thread::spawn(move || relay(&cable, guest, listener, io::stderr()));
     // Ctrl-C is gdb's.
     ctrlc::set_handler(|| {})
         .map_err(|error| Failure::Failed(format!("cannot take signals: {error}")))?;
@@ -117,8 +117,8 @@ pub(crate) fn serve(args: &GdbArgs) -> Result<()> {
     if status.success() { Ok(()) } else { Err(Failure::Failed(format!("gdb ended: {status}"))) }
 }
 
-/// Carries bytes between gdb and a guest's stub, until the line fails.
-fn relay(cable: &Cable, guest: u8, listener: TcpListener) -> Failure {
+/// Carries bytes between gdb and a guest's stub, until the line fails; `said` is told why, before gdb sees it.
+fn relay(cable: &Cable, guest: u8, listener: TcpListener, mut said: impl Write) -> Failure {
     let (gdb, writer) = (Gdb::default(), cable.writer(guest));
     let current = Arc::clone(&gdb);
     thread::spawn(move || accept(&listener, &current, writer));
@@ -130,6 +130,8 @@ fn relay(cable: &Cable, guest: u8, listener: TcpListener) -> Failure {
                 }
             }
             Err(failure) => {
+                // gdb may have begun a line.
+                let _ = writeln!(said, "\nnexit: {failure}");
                 if let Some(gdb) = &*lock(&gdb) {
                     let _ = gdb.shutdown(Shutdown::Both);
                 }
@@ -193,7 +195,7 @@ mod tests {
     fn a_guest_at_the_console_is_reached_by_frames() {
         let (cable, listener) = (Cable::new(crate::cable::tests::echo()), listen(0).unwrap());
         let at = listener.1;
-        let relay = thread::spawn(move || relay(&cable, 1, listener.0));
+        let relay = thread::spawn(move || relay(&cable, 1, listener.0, io::sink()));
         for _ in 0..2 {
             let mut gdb = TcpStream::connect(at).unwrap();
             gdb.write_all(b"$?#3f").unwrap();
@@ -202,6 +204,37 @@ mod tests {
             assert_eq!(&bytes, b"$?#3f");
         }
         assert!(!relay.is_finished());
+    }
+
+    /// Takes what is said at once, and is looked at from elsewhere.
+    #[derive(Clone, Default)]
+    struct Said(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn why_the_line_has_ended_is_said_before_gdb_sees_it() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let line = attach::Line { from: Box::new(ours.try_clone().unwrap()), to: Box::new(ours) };
+        let (cable, listener, said) = (Cable::new(line), listen(0).unwrap(), Said::default());
+        let (at, hears) = (listener.1, said.clone());
+        let relay = thread::spawn(move || relay(&cable, 1, listener.0, hears));
+        let mut gdb = TcpStream::connect(at).unwrap();
+        gdb.write_all(b"+").unwrap();
+        // A frame: this gdb is the one that is there.
+        (&theirs).read_exact(&mut [0]).unwrap();
+        drop(theirs);
+        assert_eq!(gdb.read(&mut [0]).unwrap(), 0);
+        assert_eq!(*said.0.lock().unwrap(), b"\nnexit: the line has ended\n");
+        assert_eq!(relay.join().unwrap().to_string(), "the line has ended");
     }
 
     #[test]
