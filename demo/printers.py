@@ -82,6 +82,76 @@ def requests(value):
     return ", ".join(asked) or "nothing is asked"
 
 
+def variant(value):
+    """What an enum holds now: the variant's name, and its fields as a struct, if it has any."""
+    if value.type.code == gdb.TYPE_CODE_ENUM:
+        return str(value).split("::")[-1], None
+    # In an array gdb takes each element for the variant of the first, unless it is looked at by its address.
+    if value.address is not None:
+        value = value.address.cast(gdb.lookup_type(value.type.name).pointer()).dereference()
+    # gdb shows the variant that is there, behind the number that says which.
+    field = [field for field in value.type.fields() if not field.artificial][0]
+    return field.name, value[field] if value[field].type.fields() else None
+
+
+def is_enum(value):
+    return any(field.artificial for field in value.type.fields())
+
+
+def named(field, value):
+    """A field of a struct: a flag by its name alone, and only where it is set."""
+    if value.type.code == gdb.TYPE_CODE_BOOL:
+        return field.name if value else ""
+    return words_of(value) if re.fullmatch(r"__\d+", field.name) else f"{field.name} {words_of(value)}"
+
+
+def text_at(pointer, length):
+    """Text, or where it is: of a program that does not run yet a table may still be empty."""
+    try:
+        return pointer.string(length=length)
+    except gdb.MemoryError:
+        return f"text at {int(pointer):#x}"
+
+
+def words_of(value):
+    """Any value, with numbers in hexadecimal. gdb 13 itself fails on enums with structs in them."""
+    name, code = value.type.name or "", value.type.code
+    for pattern, text in TEXTS.items():
+        if re.fullmatch(pattern, name):
+            return text(value)
+    if name == "&str":
+        return text_at(value["data_ptr"], int(value["length"]))
+    if code == gdb.TYPE_CODE_ENUM or code == gdb.TYPE_CODE_STRUCT and is_enum(value):
+        name, content = variant(value)
+        if content is None:
+            return name
+        return words_of(content) if name == "Some" else f"{name} {words_of(content)}"
+    if code == gdb.TYPE_CODE_STRUCT:
+        texts = [named(field, value[field]) for field in value.type.fields()]
+        return ", ".join(text for text in texts if text)
+    return str(value) if code == gdb.TYPE_CODE_BOOL else f"{int(value):#x}"
+
+
+def exit_reason(value):
+    """Why a guest's CPU has left it."""
+    name, content = variant(value)
+    return name if content is None else f"{name}: {words_of(content)}"
+
+
+def recent_exits(value):
+    """The last exits, a line each, the newest at the end."""
+    exits, count = value["exits"], number(value["count"])
+    kept = exits.type.range()[1] + 1
+    lines = []
+    for index in range(count, count + kept):
+        there, content = variant(exits[index % kept])
+        if there == "Some":
+            exit = content[content.type.fields()[0]]
+            reason = str(exit["reason"]).split("::")[-1]
+            lines.append(f"{reason} {int(exit['detail']):#x} at {int(exit['rip']):#x}")
+    return "\n  ".join(["the last exits:", *lines]) if lines else "no exits"
+
+
 class Printer:
     """A value as one line of text."""
 
@@ -98,8 +168,10 @@ TEXTS = {
     r"(arch::address::HpaRange|guest::memory_map::GpaRange)": address_range,
     r"arch::bdf::Bdf": function,
     r"arch::interrupt::(Vector|ApicId)": address,
+    r"arch::exit::ExitReason": exit_reason,
     r"arch::vectors::VectorSet": vectors,
     r"guest::counters::ExitCounters": counters,
+    r"guest::recent::RecentExits": recent_exits,
     r"guest::requests::(RequestWord|Requests)": requests,
 }
 
