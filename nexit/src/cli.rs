@@ -310,7 +310,7 @@ pub(crate) struct DumpArgs {
     /// The guest's name.
     #[arg(value_name = "GUEST")]
     pub(crate) guest: String,
-    /// The file to write; an existing one is overwritten.
+    /// The file to write; an existing one is replaced when the dump is complete.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Where the guest is.
