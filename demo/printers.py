@@ -82,13 +82,19 @@ def requests(value):
     return ", ".join(asked) or "nothing is asked"
 
 
+def declared(type):
+    """The type as it is declared, with all variants. A name may be that of a namespace, too."""
+    found = gdb.lookup_type(type.name)
+    return found if found.code == type.code else type.unqualified()
+
+
 def variant(value):
     """What an enum holds now: the variant's name, and its fields as a struct, if it has any."""
     if value.type.code == gdb.TYPE_CODE_ENUM:
         return str(value).split("::")[-1], None
     # In an array gdb takes each element for the variant of the first, unless it is looked at by its address.
     if value.address is not None:
-        value = value.address.cast(gdb.lookup_type(value.type.name).pointer()).dereference()
+        value = value.address.cast(declared(value.type).pointer()).dereference()
     # gdb shows the variant that is there, behind the number that says which.
     field = [field for field in value.type.fields() if not field.artificial][0]
     return field.name, value[field] if value[field].type.fields() else None

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use arch::address::HpaRange;
-use arch::{Bdf, Hpa, Vector, VectorSet};
+use arch::exit::NestedPageFault;
+use arch::{Bdf, ExitReason, Gpa, Hpa, Vector, VectorSet};
 use guest::counters::{Counter, ExitCounters};
 use guest::requests::{RequestWord, Requests};
 use mux::frame::{Channel, Kind, encode};
@@ -48,6 +49,20 @@ static SHOWN: (Hpa, HpaRange, Bdf, VectorSet, ExitCounters, Counter) = (
     Counter::Cpuid,
 );
 
+/// Exits as the back ends tell them.
+#[used]
+static EXITS: [ExitReason; 4] = [
+    ExitReason::Cpuid,
+    ExitReason::NestedPageFault(NestedPageFault {
+        gpa: Gpa::new(0xfec0_0000),
+        write: true,
+        fetch: false,
+        table_walk: false,
+    }),
+    ExitReason::Exception { vector: Vector(13), error_code: Some(0x1a), qualification: 0 },
+    ExitReason::ExternalInterrupt(None),
+];
+
 /// Of types whose fields are their own.
 #[used]
 static WORD: u32 = 33;
@@ -63,6 +78,7 @@ fn gdb_shows_the_hypervisors_types_in_words() {
     let printers = project_folder().join("demo/printers.py").display().to_string();
     let script = format!(
         "source {printers}\nset language rust\nprint machines::debugging::SHOWN\n\
+         print machines::debugging::EXITS\n\
          print *(&machines::debugging::WORD as *const guest::requests::Requests)\n\
          print *(&machines::debugging::COUNTS as *const guest::counters::ExitCounters)\n"
     );
@@ -72,6 +88,12 @@ fn gdb_shows_the_hypervisors_types_in_words() {
     assert!(said.contains(shown), "{said}");
     assert!(said.contains("= flush, init\n"), "{said}");
     assert!(said.contains("Cpuid 7, "), "{said}");
+    for exit in [
+        "Cpuid, NestedPageFault: gpa Gpa 0xfec00000, write, Exception: vector Vector 0xd",
+        "error_code 0x1a, qualification 0x0, ExternalInterrupt: None]",
+    ] {
+        assert!(said.contains(exit), "{exit}: {said}");
+    }
 }
 
 /// As `make gdb` does it; then the hypervisor is sent astray.

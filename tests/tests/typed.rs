@@ -49,7 +49,7 @@ fn a_gdb_at_a_terminal(emulator: Emulator) {
     assert!(ended.is_ok() && said.contains("the guest does not run: start it first"), "{said}");
     let core = folder.path("core").display().to_string();
     let dumped = folder.nexit("dump", &["dump", "watched", &core, "--line", &line]);
-    assert!(dumped.output.contains("the guest does not run: start it first"), "{dumped}");
+    assert!(dumped.errors.contains("the guest does not run: start it first"), "{dumped}");
     session.keys("\u{1}m");
     session.see("nexit> ");
     session.keys("stop ends\r");
