@@ -31,7 +31,8 @@ impl Instruction {
 
     /// Whether the segment of the memory operand has its `bytes` bytes, and lets them be read or written; else the
     /// exception (SDM "Segment Limit Checking", "Type Checking", "Canonical Addressing"). The CPU has asked itself
-    /// before an access that exits, but not before an instruction that does: INS and OUTS are such, too.
+    /// before an access that exits, but not before an instruction that does, as INS and OUTS, and of a repeated one only
+    /// for the element that exited.
     ///
     /// # Errors
     /// The exception.
@@ -39,17 +40,22 @@ impl Instruction {
         self.check(vcpu, self.address.segment, self.offset(vcpu), bytes, write)
     }
 
-    /// [`Self::check_segment`] for the next element of INS or OUTS.
+    /// [`Self::check_segment`] for the next element that MOVS or OUTS reads.
     ///
     /// # Errors
     /// The exception.
-    pub fn check_port_string<V: Vcpu>(&self, vcpu: &V) -> Result<(), Event> {
+    pub fn check_source<V: Vcpu>(&self, vcpu: &V) -> Result<(), Event> {
         let bytes = self.width.bytes().into();
-        if self.operation == Operation::Ins {
-            self.check(vcpu, SegmentRegister::Es, vcpu.gpr(Gpr::Rdi), bytes, true)
-        } else {
-            self.check(vcpu, self.address.segment, vcpu.gpr(Gpr::Rsi), bytes, false)
-        }
+        self.check(vcpu, self.address.segment, vcpu.gpr(Gpr::Rsi), bytes, false)
+    }
+
+    /// The same for the one that MOVS, STOS or INS writes.
+    ///
+    /// # Errors
+    /// The exception.
+    pub fn check_destination<V: Vcpu>(&self, vcpu: &V) -> Result<(), Event> {
+        let bytes = self.width.bytes().into();
+        self.check(vcpu, SegmentRegister::Es, vcpu.gpr(Gpr::Rdi), bytes, true)
     }
 
     fn check<V: Vcpu>(
@@ -274,7 +280,13 @@ mod tests {
         let mut vcpu = vcpu(Mode::Bits32);
         let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
             let instruction = decode(bytes, Mode::Bits32).unwrap();
-            instruction.check_port_string(vcpu).map_err(|event| event.vector.0)
+            let ins = instruction.operation == Operation::Ins;
+            let checked = if ins {
+                instruction.check_destination(vcpu)
+            } else {
+                instruction.check_source(vcpu)
+            };
+            checked.map_err(|event| event.vector.0)
         };
         let (insw, outsw, outsw_es): (&[u8], &[u8], &[u8]) =
             (&[0x66, 0x6d], &[0x66, 0x6f], &[0x26, 0x66, 0x6f]);
@@ -296,7 +308,13 @@ mod tests {
         let mut vcpu = vcpu(Mode::Bits16);
         let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
             let instruction = decode(bytes, Mode::Bits16).unwrap();
-            instruction.check_port_string(vcpu).map_err(|event| event.vector.0)
+            let ins = instruction.operation == Operation::Ins;
+            let checked = if ins {
+                instruction.check_destination(vcpu)
+            } else {
+                instruction.check_source(vcpu)
+            };
+            checked.map_err(|event| event.vector.0)
         };
         let (insw, outsw, of_stack): (&[u8], &[u8], &[u8]) =
             (&[0x6d], &[0x67, 0x6f], &[0x36, 0x6f]);

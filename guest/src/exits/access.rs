@@ -9,7 +9,7 @@ use arch::register::Rflags;
 use arch::vcpu::{Event, Vcpu, exception};
 
 use arch::{Gpa, Gva, Width};
-use insn::{Access, DecodeError, Instruction, MemoryFault, Operation};
+use insn::{Access, DecodeError, Instruction, MemoryFault, Mode, Operation};
 
 use crate::vm::{Context, Platform};
 
@@ -33,6 +33,10 @@ impl From<MemoryFault> for Refused {
             None => Self::Unreachable(fault),
         }
     }
+}
+
+const fn refusal(event: Event) -> Refused {
+    Refused::Fault(event, None)
 }
 
 /// String iterations carried out per exit: a bound on the time spent here.
@@ -85,6 +89,12 @@ fn scalar<P: Platform>(
 ) -> Result<(), Refused> {
     let at = instruction.linear_address(context.vcpu);
     let writes = instruction.operation.writes_memory();
+    // In 64-bit mode the tables are all that is asked, and canonical addresses with them. Elsewhere the CPU has asked the
+    // segment, of what it was that exited: another CPU may have changed that since.
+    if instruction.mode != Mode::Bits64 {
+        let bytes = instruction.width.bytes().into();
+        instruction.check_segment(context.vcpu, bytes, writes).map_err(refusal)?;
+    }
     let place = Operand::find(context, at, instruction.width, writes)?;
     let old = if instruction.operation.reads_memory() { place.read(context) } else { 0 };
     let outcome = instruction.evaluate(context.vcpu, old);
@@ -103,7 +113,7 @@ fn store_vector<P: Platform>(
 ) -> Result<(), Refused> {
     let value = context.machine.vector_register(register);
     let value = value.get(..bytes.into()).unwrap_or(&value);
-    store(context, instruction.linear_address(context.vcpu), value)
+    store_bytes(context, instruction, value)
 }
 
 /// Stores `bytes`, the memory operand of an instruction that has exited, to RAM or a device.
@@ -112,8 +122,7 @@ pub(crate) fn store_bytes<P: Platform>(
     instruction: &Instruction,
     bytes: &[u8],
 ) -> Result<(), Refused> {
-    let check = instruction.check_segment(context.vcpu, bytes.len() as u64, true);
-    check.map_err(|event| Refused::Fault(event, None))?;
+    instruction.check_segment(context.vcpu, bytes.len() as u64, true).map_err(refusal)?;
     store(context, instruction.linear_address(context.vcpu), bytes)
 }
 
@@ -138,8 +147,7 @@ pub(crate) fn load_bytes<P: Platform>(
     instruction: &Instruction,
     bytes: &mut [u8],
 ) -> Result<(), Refused> {
-    let check = instruction.check_segment(context.vcpu, bytes.len() as u64, false);
-    check.map_err(|event| Refused::Fault(event, None))?;
+    instruction.check_segment(context.vcpu, bytes.len() as u64, false).map_err(refusal)?;
     let at = instruction.linear_address(context.vcpu);
     for (offset, part) in (0..).step_by(4).zip(bytes.chunks_mut(4)) {
         let width = Width::from_bytes(part.len() as u8).unwrap_or(Width::Dword);
@@ -160,14 +168,15 @@ fn string<P: Platform>(
     let mut finished = left == 0;
     let steps = context.vcpu.rflags() & Rflags::TF.bits() != 0;
     for _ in 0..left.min(if steps { 1 } else { MAX_ITERATIONS }) {
-        let to = instruction.destination(context.vcpu);
-        let to = Operand::find(context, to, width, true)?;
-        let old = if instruction.operation == Operation::Movs {
-            let from = instruction.source(context.vcpu);
-            Operand::find(context, from, width, false)?.read(context)
+        let from = if instruction.operation == Operation::Movs {
+            instruction.check_source(context.vcpu).map_err(refusal)?;
+            Some(Operand::find(context, instruction.source(context.vcpu), width, false)?)
         } else {
-            0
+            None
         };
+        instruction.check_destination(context.vcpu).map_err(refusal)?;
+        let to = Operand::find(context, instruction.destination(context.vcpu), width, true)?;
+        let old = from.map_or(0, |from| from.read(context));
         if let Some(value) = instruction.evaluate(context.vcpu, old).memory {
             to.write(context, value);
         }

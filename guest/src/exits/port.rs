@@ -49,7 +49,11 @@ impl<P: Platform> Context<'_, P> {
         let elements = instruction.iterations(self.vcpu).min(1);
         if elements > 0 {
             // The exit came before the CPU has looked at the segment.
-            let check = instruction.check_port_string(self.vcpu);
+            let check = if access.input {
+                instruction.check_destination(self.vcpu)
+            } else {
+                instruction.check_source(self.vcpu)
+            };
             check.map_err(|event| Refused::Fault(event, None))?;
         }
         if elements > 0 && access.input {

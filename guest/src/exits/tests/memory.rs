@@ -116,6 +116,52 @@ fn a_string_that_faults_has_done_what_came_before() {
     assert_eq!(world.vcpu.state.rip, rip);
 }
 
+/// The CPU has asked for the element that exited, and of MOVS for that operand alone.
+#[test]
+fn a_string_ends_where_a_segment_does() {
+    const READABLE: u32 = 0x4091; // 32-bit data, read-only
+    const REP_STOSD: [u8; 2] = [0xf3, 0xab];
+    const REP_MOVSD: [u8; 2] = [0xf3, 0xa5];
+    let segment = |limit, access| Segment {
+        limit,
+        access: AccessRights(access),
+        ..Segment { selector: 0x10, base: 0, limit: 0, access: AccessRights(0x4093) }
+    };
+    let world = || {
+        let mut world = World::with_idt();
+        (world.vcpu.state.cr0, world.vcpu.state.efer) = (0x11, 0);
+        world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights(0x409b);
+        for register in [SegmentRegister::Es, SegmentRegister::Ds] {
+            world.vcpu.state.segments[register as usize] = segment(!0, 0x4093);
+        }
+        *world.gpr(Gpr::Rcx) = 4;
+        (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rax)) = (OPERAND, 0x1234_5678);
+        world
+    };
+    let (es, ds) = (SegmentRegister::Es as usize, SegmentRegister::Ds as usize);
+    let mut cut = world();
+    cut.vcpu.state.segments[es] = segment(IDT as u32 + 7, 0x4093);
+    let rip = cut.vcpu.state.rip;
+    cut.touch(&REP_STOSD, IDT, true);
+    assert_eq!((cut.vcpu.injected, cut.vcpu.state.rip), (gp(), rip), "behind two of them");
+    assert_eq!((*cut.gpr(Gpr::Rcx), *cut.gpr(Gpr::Rdi)), (2, IDT + 8));
+    for (what, register, wrong, left) in [
+        ("a source that ends", ds, segment(OPERAND as u32 + 11, 0x4093), 1),
+        ("a destination that ends", es, segment(IDT as u32 + 11, 0x4093), 1),
+        ("a destination to read", es, segment(!0, READABLE), 4),
+        ("a null destination", es, Segment::NULL, 4),
+    ] {
+        let mut world = world();
+        world.vcpu.state.segments[register] = wrong;
+        world.touch(&REP_MOVSD, IDT, true);
+        assert_eq!((world.vcpu.injected, *world.gpr(Gpr::Rcx)), (gp(), left), "{what}");
+    }
+    let mut other = world();
+    other.vcpu.state.segments[ds] = segment(IDT as u32 + 2, 0x4093);
+    other.touch(&[0x89, 0x03], IDT, true); // mov [ebx], eax
+    assert_eq!(other.vcpu.injected, gp(), "another instruction than the one that exited");
+}
+
 #[test]
 fn vector_stores_are_written_whole_or_not_at_all() {
     let mut world = World::with_idt();
