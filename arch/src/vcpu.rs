@@ -365,8 +365,8 @@ pub trait Vcpu {
     /// Has the guest exit by [`ExitReason::HostTimer`] about each `ticks` of the TSC, or no more. `false` where the CPU
     /// has no timer for it.
     fn set_host_timer(&mut self, ticks: Option<u64>) -> bool;
-    /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive).
-    fn halted(&self) -> bool;
+    /// Whether the CPU halts in the guest (HLT not intercepted, guest inactive); `None` where it does not tell.
+    fn halted(&self) -> Option<bool>;
     /// Ends that halt: the next entry delivers an interrupt.
     fn wake(&mut self) {}
 

@@ -353,7 +353,7 @@ pub struct FakeVcpu {
     pub window: bool,
     pub halt_exits: bool,
     pub exception_intercepts: u32,
-    pub halted: bool,
+    pub halted: Option<bool>,
     /// What CR8 reads, and the class that waits for it to fall (exiting mode).
     pub cr8: u8,
     pub awaited: u8,
@@ -378,7 +378,7 @@ impl Default for FakeVcpu {
             window: false,
             halt_exits: false,
             exception_intercepts: 0,
-            halted: false,
+            halted: None,
             cr8: 0,
             awaited: 0,
             interrupts: None,
@@ -541,11 +541,11 @@ impl Vcpu for FakeVcpu {
     fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
-    fn halted(&self) -> bool {
+    fn halted(&self) -> Option<bool> {
         self.halted
     }
     fn wake(&mut self) {
-        self.halted = false;
+        self.halted = Some(false);
     }
     fn write_state(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "vmcs 681e={:x}", self.state.rip)

@@ -143,8 +143,8 @@ impl Vcpu for FakeVcpu {
     fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }
-    fn halted(&self) -> bool {
-        false
+    fn halted(&self) -> Option<bool> {
+        None
     }
     fn write_state(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         Ok(())

@@ -354,8 +354,8 @@ impl Vcpu for SvmVcpu {
     }
 
     /// AMD-V does not tell: an exit out of HLT leaves RIP behind it, as if the guest had been woken.
-    fn halted(&self) -> bool {
-        false
+    fn halted(&self) -> Option<bool> {
+        None
     }
 
     /// The quadwords of the VMCB that are not 0, by offset.

@@ -66,7 +66,7 @@ impl Snapshot {
             debug: vcpu.debug_registers(),
             calls: vcpu.system_call_msrs(),
             cpl: vcpu.cpl(),
-            halted: vcpu.halted(),
+            halted: vcpu.halted() == Some(true),
             code: insn::fetch_instruction(vcpu, memory).unwrap_or_default(),
         }
     }

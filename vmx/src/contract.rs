@@ -371,8 +371,8 @@ impl Vcpu for VmxVcpu {
         true
     }
 
-    fn halted(&self) -> bool {
-        self.vmcs.read(field::GUEST_ACTIVITY_STATE) == ACTIVITY_HLT
+    fn halted(&self) -> Option<bool> {
+        Some(self.vmcs.read(field::GUEST_ACTIVITY_STATE) == ACTIVITY_HLT)
     }
 
     fn wake(&mut self) {

@@ -218,7 +218,10 @@ impl<P: Platform, V> Context<'_, P, V> {
         if self.guest.mode == InterruptMode::Posted {
             // An entry into a halt looks for requests, and one that can be delivered ends it (SDM "Evaluation of Pending
             // Virtual Interrupts"). Bochs (2.7 and 3.0) does not look there, and the guest would sleep over it.
-            if pending.next().is_some() && self.vcpu.interruptible() && self.vcpu.halted() {
+            if pending.next().is_some()
+                && self.vcpu.interruptible()
+                && self.vcpu.halted() == Some(true)
+            {
                 self.vcpu.wake();
             }
             return;

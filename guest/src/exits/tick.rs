@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use arch::Gva;
 use arch::machine::Machine;
-use arch::register::Rflags;
+use arch::register::{Gpr, Rflags};
 use arch::segment::SegmentRegister;
 use arch::vcpu::Vcpu;
 use insn::Access;
@@ -21,6 +21,7 @@ const MIN_BETWEEN: u64 = 500;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HaltDetector {
     rip: u64,
+    registers: [u64; 16],
     calls: u8,
     /// The TSC at the last that counted.
     counted: u64,
@@ -67,28 +68,32 @@ impl<P: Platform> Context<'_, P> {
 
     /// `cli; hlt` ends a guest: only an NMI could wake it, and nobody sends one.
     fn halted_for_good(&mut self) -> bool {
-        let rip = self.vcpu.rip();
-        if self.interrupts_enabled() || !(self.vcpu.halted() || self.behind_hlt()) {
+        let (rip, registers) = (self.vcpu.rip(), Gpr::ALL.map(|register| self.vcpu.gpr(register)));
+        let halted = self.vcpu.halted().unwrap_or_else(|| self.behind_hlt());
+        if self.interrupts_enabled() || !halted {
             self.cpu.halt_detector = HaltDetector::default();
             self.vm.halted_cpus &= !(1 << (self.cpu.index & 63));
             return false;
         }
         let (now, khz) = (self.machine.tsc(), self.machine.tsc_khz().max(1));
         let last = self.cpu.halt_detector;
-        let again = last.calls > 0 && last.rip == rip;
+        // Who only runs behind a HLT is elsewhere sooner or later, or computes.
+        let again = last.calls > 0 && (last.rip, last.registers) == (rip, registers);
         if again && now.wrapping_sub(last.counted) / khz < MIN_BETWEEN {
             return false;
         }
         let calls = if again { last.calls.saturating_add(1) } else { 1 };
-        self.cpu.halt_detector = HaltDetector { rip, calls, counted: now };
+        self.cpu.halt_detector = HaltDetector { rip, registers, calls, counted: now };
         calls > MIN_HALTED_TICKS
     }
 
-    /// Whether the instruction before RIP is HLT: AMD-V has no activity state to ask.
+    /// Whether the instruction before RIP may be HLT, which no program can execute.
     fn behind_hlt(&self) -> bool {
         const HLT: u8 = 0xf4;
         let mut byte = [0];
-        self.code_from(self.vcpu.rip().wrapping_sub(1), &mut byte) && byte == [HLT]
+        self.vcpu.cpl() == 0
+            && self.code_from(self.vcpu.rip().wrapping_sub(1), &mut byte)
+            && byte == [HLT]
     }
 
     /// Reads what is in the code segment at `offset`; `false` where nothing can be read.

@@ -30,7 +30,7 @@ const ENDS: [Next; 3] = [Next::Resume, Next::Resume, Next::End(Outcome::Halted)]
 fn a_guest_has_halted_for_good_when_three_calls_in_a_row_say_so() {
     assert_eq!(ticks(&mut world(0xf4, false)), ENDS, "behind HLT");
     let mut halted = world(0x90, false);
-    halted.vcpu.halted = true;
+    halted.vcpu.halted = Some(true);
     assert_eq!(ticks(&mut halted), ENDS, "halted");
 }
 
@@ -47,6 +47,22 @@ fn calls_that_come_close_together_say_nothing_more_than_one() {
 fn a_guest_that_waits_for_interrupts_or_works_goes_on() {
     assert_eq!(ticks(&mut world(0xf4, true)), GOES_ON);
     assert_eq!(ticks(&mut world(0x90, false)), GOES_ON);
+}
+
+#[test]
+fn who_only_runs_behind_a_hlt_goes_on() {
+    let mut program = world(0xf4, false);
+    program.at_cpl(3);
+    assert_eq!(ticks(&mut program), GOES_ON, "with IOPL 3 it may switch interrupts off");
+    let mut told = world(0xf4, false);
+    told.vcpu.halted = Some(false);
+    assert_eq!(ticks(&mut told), GOES_ON, "the CPU tells that it runs");
+    let mut polls = world(0xf4, false);
+    let call = |polls: &mut World| {
+        *polls.gpr(Gpr::Rcx) += 1;
+        calls(polls, 1000)[0]
+    };
+    assert!((0..9).all(|_| call(&mut polls) == Next::Resume), "a register counts");
 }
 
 #[test]
