@@ -238,10 +238,7 @@ fn attack(minutes: u64, program: &str, command_line: &str) -> String {
     folder.write("run.log", &screen);
     assert!(faults.contains("nexit: vt-d: 0 faults\n"), "{faults}");
     assert_eq!(last.0, first.0);
-    // The attacker leaves itself interrupts with the vectors of exceptions, which the host cannot take: its next
-    // generation has them, and stumbles.
-    let others = |line: &str| line.contains("FAILED") && !line.starts_with("attacker: ");
-    assert!(!screen.lines().any(others), "{}", folder.path("run.log").display());
+    assert!(!screen.contains("FAILED"), "{}", folder.path("run.log").display());
     let figures = figures(&screen);
     format!(
         "{minutes} minutes, {attacks} attacks, {figures}; pool, tables and entries the same, heap {} and {} bytes",

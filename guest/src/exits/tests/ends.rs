@@ -103,6 +103,29 @@ fn no_exit_of_a_program_ends_its_guest_and_of_a_kernel_only_what_repeats() {
 }
 
 #[test]
+fn only_a_kernel_that_halts_with_interrupts_off_ends_its_guest_at_a_tick() {
+    for reason in [ExitReason::Nmi, ExitReason::HostTimer] {
+        for (cpl, told, then) in [
+            (0, Some(true), Then::Ends),
+            (0, None, Then::Ends),
+            (0, Some(false), Then::Again),
+            (3, None, Then::Again),
+        ] {
+            let mut world = World::with_idt();
+            world.at_cpl(cpl);
+            world.put(CODE, &[0xf4]);
+            (world.vcpu.state.rip, world.vcpu.state.rflags) = (CODE + 1, 2);
+            world.vcpu.halted = told;
+            let seen = [(); TRIES].map(|()| {
+                world.machine.tsc += 1000 * world.machine.tsc_khz;
+                what_comes(&mut world, reason)
+            });
+            assert_eq!((seen[0], seen[TRIES - 1]), (Then::Again, then), "{reason:?} at CPL {cpl}");
+        }
+    }
+}
+
+#[test]
 fn bytes_that_change_again_and_again_are_tried_again_and_again() {
     let mut world = World::with_idt();
     for turn in 0..100_u8 {

@@ -162,7 +162,11 @@ fn a_cpu_that_halts_is_woken_by_what_can_be_delivered_and_by_nothing_else() {
         (world.vcpu.state.rflags, world.vcpu.interrupt_shadow) = (rflags, shadow);
         world.vcpu.interrupts = Some(InterruptRegisters { tpr, ..InterruptRegisters::default() });
         world.handle(ExitReason::ExternalInterrupt(vector.map(Vector)), None);
-        assert_eq!(world.vcpu.halted == Some(false), woken, "{rflags:#x} {tpr:#x} {shadow} {vector:?}");
+        assert_eq!(
+            world.vcpu.halted == Some(false),
+            woken,
+            "{rflags:#x} {tpr:#x} {shadow} {vector:?}"
+        );
     }
 }
 
