@@ -196,6 +196,8 @@ impl VmxVcpu {
         self.vmcs.write(field::GUEST_RIP, at);
     }
 
+    #[cold]
+    #[inline(never)]
     fn within_code(&self, rip: u64, from: u64) -> u64 {
         if (rip ^ from) >> 32 == 0 { rip } else { around(rip, self.is_64_bit_code()) }
     }
