@@ -27,6 +27,7 @@ fn ide_and_timer_interrupts_cost_no_exit() {
 }
 
 #[test]
+#[ignore = "44 s, and `vtx_vtd` has it, too: `make test-all`"]
 fn the_classic_way_works_and_shows_in_the_counters() {
     let mut guest = Guest::on_bochs("ide reads=500");
     guest.interrupts = "exiting";
