@@ -275,19 +275,19 @@ mod tests {
         assert_eq!(check(&vcpu, on_stack, true), Err(12));
     }
 
+    /// What INS or OUTS is refused with.
+    fn check_ports(vcpu: &FakeVcpu, bytes: &[u8], mode: Mode) -> Result<(), u8> {
+        let instruction = decode(bytes, mode).unwrap();
+        let ins = instruction.operation == Operation::Ins;
+        let checked =
+            if ins { instruction.check_destination(vcpu) } else { instruction.check_source(vcpu) };
+        checked.map_err(|event| event.vector.0)
+    }
+
     #[test]
     fn ports_strings_are_written_through_es_and_read_through_any_segment() {
         let mut vcpu = vcpu(Mode::Bits32);
-        let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
-            let instruction = decode(bytes, Mode::Bits32).unwrap();
-            let ins = instruction.operation == Operation::Ins;
-            let checked = if ins {
-                instruction.check_destination(vcpu)
-            } else {
-                instruction.check_source(vcpu)
-            };
-            checked.map_err(|event| event.vector.0)
-        };
+        let check = |vcpu: &FakeVcpu, bytes: &[u8]| check_ports(vcpu, bytes, Mode::Bits32);
         let (insw, outsw, outsw_es): (&[u8], &[u8], &[u8]) =
             (&[0x66, 0x6d], &[0x66, 0x6f], &[0x26, 0x66, 0x6f]);
         let es = SegmentRegister::Es as usize;
@@ -306,16 +306,7 @@ mod tests {
     #[test]
     fn a_string_has_its_element_where_its_index_register_points() {
         let mut vcpu = vcpu(Mode::Bits16);
-        let check = |vcpu: &FakeVcpu, bytes: &[u8]| {
-            let instruction = decode(bytes, Mode::Bits16).unwrap();
-            let ins = instruction.operation == Operation::Ins;
-            let checked = if ins {
-                instruction.check_destination(vcpu)
-            } else {
-                instruction.check_source(vcpu)
-            };
-            checked.map_err(|event| event.vector.0)
-        };
+        let check = |vcpu: &FakeVcpu, bytes: &[u8]| check_ports(vcpu, bytes, Mode::Bits16);
         let (insw, outsw, of_stack): (&[u8], &[u8], &[u8]) =
             (&[0x6d], &[0x67, 0x6f], &[0x36, 0x6f]);
         for segment in [SegmentRegister::Es, SegmentRegister::Ds, SegmentRegister::Ss] {
