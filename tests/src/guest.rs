@@ -236,12 +236,24 @@ impl Devices {
 
 impl Folder {
     /// Runs the configuration `toml` with `options` of `nexit run` and `devices`; the report is in
-    /// the outcome.
+    /// the outcome. Where QEMU ends by its own assertion, it is run up to three times.
     ///
     /// # Panics
     /// `nexit` cannot be started.
     #[must_use]
     pub fn run(&self, toml: &str, options: &[&str], devices: &Devices) -> Outcome {
+        let mut outcome = self.run_once(toml, options, devices);
+        for _ in 0..2 {
+            if !outcome.is_qemus_own_end() {
+                break;
+            }
+            eprintln!("once more, as QEMU ended by its own assertion:\n{outcome}");
+            outcome = self.run_once(toml, options, devices);
+        }
+        outcome
+    }
+
+    fn run_once(&self, toml: &str, options: &[&str], devices: &Devices) -> Outcome {
         let config = self.write("config.toml", toml);
         let report = self.path("report.json").display().to_string();
         let mut arguments = vec!["run", "--unchecked", "--config", &config, "--report", &report];

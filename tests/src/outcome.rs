@@ -58,6 +58,14 @@ impl Outcome {
         console.filter(|line| line.starts_with("nexit: "))
     }
 
+    /// Whether QEMU ended itself by an assertion about its own lock, which no guest may cause: `docs/known-issues.md`,
+    /// "QEMU 10.0: AMD-V".
+    #[must_use]
+    pub fn is_qemus_own_end(&self) -> bool {
+        let assertion = |line: &str| line.starts_with("ERROR:") && line.contains("bql_locked())");
+        self.output.lines().any(assertion)
+    }
+
     /// What a payload said in a line that begins with these words.
     #[must_use]
     pub fn payload(&self, start: &str) -> Option<&str> {

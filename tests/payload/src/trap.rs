@@ -186,9 +186,10 @@ unsafe impl Sync for Segments {}
 impl Segments {
     pub const USER_CODE: u64 = 0x1b;
     pub const USER_DATA: u64 = 0x23;
-    /// Where the TSS has the stack of CPL 0, and the first interrupt stack (SDM "Task Management in 64-bit Mode").
+    /// Where the TSS has the stack of CPL 0, and the first interrupt stacks (SDM "Task Management in 64-bit Mode").
     pub const RSP0: usize = 4;
     pub const IST1: usize = 36;
+    pub const IST2: usize = 44;
 
     /// Without a stack.
     #[must_use]
@@ -197,14 +198,16 @@ impl Segments {
         Self { table: UnsafeCell::new([0; 7]), task: UnsafeCell::new([0; 104]) }
     }
 
-    /// Loads the table and the task register. The stack `which` ends at `top`.
-    pub fn load(&self, which: usize, top: u64) {
+    /// Loads the table and the task register. `stacks`: where each is in the TSS, and its end.
+    pub fn load(&self, stacks: &[(usize, u64)]) {
         const CODE: u64 = 0x00af_9b00_0000_ffff;
         const DATA: u64 = 0x00cf_9300_0000_ffff;
         const OF_CPL_3: u64 = 3 << 45;
         let task = self.task.get();
-        // SAFETY: one of the TSS's stacks; not in use now.
-        unsafe { task.cast::<u64>().wrapping_byte_add(which).write_unaligned(top) };
+        for (which, top) in stacks {
+            // SAFETY: one of the TSS's stacks; not in use now.
+            unsafe { task.cast::<u64>().wrapping_byte_add(*which).write_unaligned(*top) };
+        }
         let at = task as u64;
         let low = 103 | (at & 0xff_ffff) << 16 | 0x89 << 40 | (at >> 24 & 0xff) << 56;
         let table = [0, CODE, DATA, CODE | OF_CPL_3, DATA | OF_CPL_3, low, at >> 32];

@@ -114,7 +114,7 @@ fn prepare() {
         let flags = if vector == END { INTERRUPT_GATE | 3 << 5 } else { INTERRUPT_GATE };
         TABLE.set_gate(vector, entry as u64, CODE_SEGMENT, flags);
     }
-    SEGMENTS.load(Segments::RSP0, HANDLERS.0.get() as u64 + 8192);
+    SEGMENTS.load(&[(Segments::RSP0, HANDLERS.0.get() as u64 + 8192)]);
     TABLE.load(LIMIT);
 }
 

@@ -152,7 +152,7 @@ pub(crate) fn prepare() {
     TABLE.catch::<Trial>();
     // The instruction's own stack may be anywhere.
     (0..32).for_each(|vector| TABLE.use_stack(vector, 1));
-    SEGMENTS.load(Segments::IST1, STACK.0.get() as u64 + 16384);
+    SEGMENTS.load(&[(Segments::IST1, STACK.0.get() as u64 + 16384)]);
     TABLE.load(LIMIT);
     // SAFETY: as above; SSE and x87 instructions work from here on, and their exceptions come.
     unsafe {

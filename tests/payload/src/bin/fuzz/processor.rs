@@ -189,8 +189,8 @@ pub(crate) fn set_gate(cpu: usize, table: &Table, vector: u8, flags: u64) {
     let entries = if cpu == 0 { &raw const fuzz_entries_0 } else { &raw const fuzz_entries_1 };
     let entry = entries.wrapping_add(usize::from(vector));
     table.set_gate(vector, entry as u64, CODE_SEGMENT, flags);
-    // The trial's own stack may be anywhere.
-    table.use_stack(vector, 1);
+    // The trial's own stack may be anywhere. An NMI comes in an exception's handler, too, whose frame has to stay.
+    table.use_stack(vector, if vector == 2 { 2 } else { 1 });
 }
 
 /// Makes this CPU's tables and loads them, from whatever segments.
@@ -202,7 +202,8 @@ pub(crate) fn prepare(cpu: usize) {
     }
     trial(cpu).runs.store(0, Ordering::Relaxed);
     let (Some(stack), Some(segments)) = (STACKS.get(cpu), SEGMENTS.get(cpu)) else { return };
-    segments.load(Segments::IST1, stack.0.get() as u64 + 8192);
+    let end = stack.0.get() as u64 + 8192;
+    segments.load(&[(Segments::IST1, end), (Segments::IST2, end - 4096)]);
     // SAFETY: flat segments of CPL 0, as the code expects them.
     unsafe {
         asm!(
