@@ -1,8 +1,14 @@
 //! Frames that one table has for what changes in it while it is in use.
 //!
-//! Invariant: a change takes frames of the reserve only, and tables that it empties go back there. So
-//! whoever chooses what is mapped where (a guest, with its BARs) takes nothing that is anybody else's,
-//! and never runs out of what was counted for it ([`tables_for`]).
+//! Invariants:
+//!
+//! - A change takes frames of the reserve only, and tables that it empties go back there. So whoever chooses what is
+//!   mapped where (a guest, with its BARs) takes nothing that is anybody else's, and never runs out of what was counted for
+//!   it ([`tables_for`]).
+//! - A frame that was a table of one level never becomes one of another. A CPU that has not been told of a change may have
+//!   the frame's address in its paging-structure caches (SDM "Caching Translation Information"), and reads what stands there
+//!   now with the level of then: an entry that leads to a table would map that table, for a guest to write. At the same
+//!   level it finds what is the guest's anyway.
 
 use arch::Hpa;
 use arch::address::PAGE_SIZE;
@@ -10,36 +16,84 @@ use arch::address::PAGE_SIZE;
 use crate::pages::{Pages, Word};
 use crate::table::TableMemory;
 
-/// Frames that are set aside. Each has the address of the next in its first word, and is zero otherwise.
+/// Levels below the root of a table of five levels.
+const LEVELS: usize = 4;
+
+/// Frames that are set aside.
 #[derive(Debug)]
 pub struct Frames<P> {
-    first: Option<Pages<P>>,
+    /// Those that have not been a table yet.
+    unused: List<P>,
+    /// Those that have, by level.
+    of_level: [List<P>; LEVELS],
     count: usize,
+}
+
+/// Each has the address of the next in its first word, and is zero otherwise: as a table it has nothing mapped.
+#[derive(Debug)]
+struct List<P>(Option<Pages<P>>);
+
+impl<P> List<P> {
+    fn put(&mut self, memory: &mut impl TableMemory<Pool = P>, frame: Pages<P>) {
+        memory.write(frame.word(0), self.0.as_ref().map_or(0, |next| next.start().as_u64()));
+        self.0 = Some(frame);
+    }
+
+    fn take(&mut self, memory: &mut impl TableMemory<Pool = P>) -> Option<Pages<P>> {
+        let frame = self.0.take()?;
+        let next = memory.read(frame.word(0));
+        // No frame is at 0.
+        self.0 = (next != 0).then(|| Pages::linked(Hpa::new(next)));
+        memory.write(frame.word(0), 0);
+        Some(frame)
+    }
 }
 
 impl<P> Default for Frames<P> {
     fn default() -> Self {
-        Self { first: None, count: 0 }
+        Self { unused: List(None), of_level: [const { List(None) }; LEVELS], count: 0 }
     }
 }
 
 impl<P> Frames<P> {
     /// Sets a zeroed frame aside.
     pub fn put(&mut self, memory: &mut impl TableMemory<Pool = P>, frame: Pages<P>) {
-        memory.write(frame.word(0), self.first.as_ref().map_or(0, |next| next.start().as_u64()));
-        self.first = Some(frame);
+        self.unused.put(memory, frame);
         self.count += 1;
     }
 
-    /// Takes one, zeroed.
+    /// Takes one, zeroed, when no table is in use any more.
     pub fn take(&mut self, memory: &mut impl TableMemory<Pool = P>) -> Option<Pages<P>> {
-        let frame = self.first.take()?;
-        let next = memory.read(frame.word(0));
-        // No frame is at 0.
-        self.first = (next != 0).then(|| Pages::linked(Hpa::new(next)));
+        let mut lists = core::iter::once(&mut self.unused).chain(&mut self.of_level);
+        let frame = lists.find_map(|list| list.take(memory))?;
         self.count -= 1;
-        memory.write(frame.word(0), 0);
         Some(frame)
+    }
+
+    /// Takes one, zeroed, that is to be a table of `level`.
+    fn take_for(
+        &mut self,
+        memory: &mut impl TableMemory<Pool = P>,
+        level: u8,
+    ) -> Option<Pages<P>> {
+        let used = self.of_level.get_mut(usize::from(level)).and_then(|list| list.take(memory));
+        let frame = used.or_else(|| self.unused.take(memory))?;
+        self.count -= 1;
+        Some(frame)
+    }
+
+    /// Puts back a zeroed one that was a table of `level`.
+    fn put_back(
+        &mut self,
+        memory: &mut impl TableMemory<Pool = P>,
+        level: u8,
+        frame: Pages<P>,
+    ) {
+        // No table has more levels: a frame of one would be of no use any more.
+        if let Some(list) = self.of_level.get_mut(usize::from(level)) {
+            list.put(memory, frame);
+            self.count += 1;
+        }
     }
 
     /// How many there are.
@@ -60,10 +114,11 @@ pub struct Reserve<'a, M: TableMemory> {
 
 /// Tables that a range of `length` bytes takes at most, wherever a guest has it, if it begins at a
 /// multiple of its length in both address spaces, `length` is a power of two, and `cut` says that a part
-/// in its midst is left out.
+/// in its midst is left out. It is the sum of what it takes at most of each level, so that it is enough where the tables of
+/// one level are not those of another.
 #[must_use]
 pub const fn tables_for(length: u64, cut: bool) -> usize {
-    /// Below the root of four levels.
+    /// One of each level below the root of four.
     const LOWER: usize = 3;
     /// The part may begin in one large page and end in the next, on two levels.
     const CUT: usize = 4;
@@ -96,15 +151,24 @@ impl<M: TableMemory> TableMemory for Reserve<'_, M> {
         self.memory.write(at, value);
     }
 
-    fn allocate_contiguous(&mut self, bytes: u64) -> Option<Pages<M::Pool>> {
-        if bytes > PAGE_SIZE { None } else { self.frames.take(&mut self.memory) }
+    /// None but tables, whose level is known.
+    fn allocate_contiguous(&mut self, _: u64) -> Option<Pages<M::Pool>> {
+        None
     }
 
-    fn free(&mut self, page: Pages<M::Pool>) {
+    fn free(&mut self, pages: Pages<M::Pool>) {
+        self.memory.free(pages);
+    }
+
+    fn allocate_table_of(&mut self, level: u8) -> Option<Pages<M::Pool>> {
+        self.frames.take_for(&mut self.memory, level)
+    }
+
+    fn free_table_of(&mut self, level: u8, table: Pages<M::Pool>) {
         for offset in (0..PAGE_SIZE).step_by(8) {
-            self.memory.write(page.word(offset), 0);
+            self.memory.write(table.word(offset), 0);
         }
-        self.frames.put(&mut self.memory, page);
+        self.frames.put_back(&mut self.memory, level, table);
     }
 }
 
@@ -199,6 +263,7 @@ mod tests {
             let largest = if big { PageSize::Size1G } else { PageSize::Size2M };
             let (mut table, mut frames) = table(&mut memory, largest, count);
             let mut places: Vec<Option<u64>> = std::vec![None; bars.len()];
+            let mut levels = std::collections::BTreeMap::new();
             for (index, to) in moves {
                 let index = index.index(bars.len());
                 let (bits, cut, hole) = bars[index];
@@ -222,6 +287,10 @@ mod tests {
                     prop_assert_eq!(map(&mut table, &mut reserve, to, part), Ok(()));
                 }
                 places[index] = Some(to);
+                // Whatever a CPU has in its caches of a table of before is one of that level for ever.
+                for (frame, level) in table.levels(&reserve) {
+                    prop_assert_eq!(*levels.entry(frame).or_insert(level), level, "{:#x}", frame);
+                }
             }
         }
     }

@@ -44,6 +44,14 @@ pub trait TableMemory {
     fn allocate_table(&mut self) -> Option<Pages<Self::Pool>> {
         self.allocate_contiguous(PAGE_SIZE)
     }
+    /// The same for a table of `level`.
+    fn allocate_table_of(&mut self, _level: u8) -> Option<Pages<Self::Pool>> {
+        self.allocate_table()
+    }
+    /// Frees the page of a table of `level`.
+    fn free_table_of(&mut self, _level: u8, table: Pages<Self::Pool>) {
+        self.free(table);
+    }
 }
 
 /// A radix table, whose pages are of the pool `P`.
@@ -167,8 +175,9 @@ impl<F: Format, P> Table<F, P> {
     }
 
     /// Frees empty tables that cover a part of the range. A reader may still have their addresses in a cache (SDM
-    /// "Caching Paging-Structure Information"). So they may only be reused where that is harmless, for example by this
-    /// table for other ranges: nothing is mapped at their old place.
+    /// "Caching Translation Information"), with the level that they had. So `memory` may only reuse them where that is
+    /// harmless: by this table, for other ranges, and as tables of the same level ([`crate::reserve`]). At another level an
+    /// entry that leads to a table would be read as one that maps it.
     pub fn prune(&mut self, memory: &mut impl TableMemory<Pool = P>, input: u64, length: u64) {
         if let Ok(span) = self.span(input, length) {
             self.prune_below(memory, self.root(), self.format.levels() - 1, span);
@@ -192,7 +201,7 @@ impl<F: Format, P> Table<F, P> {
                 && self.prune_below(memory, lower, level - 1, at..next)
             {
                 memory.write(slot, 0);
-                memory.free(Pages::linked(lower));
+                memory.free_table_of(level - 1, Pages::linked(lower));
             }
             at = next;
         }
@@ -360,8 +369,8 @@ impl<F: Format, P> Table<F, P> {
                     memory.write(slot, self.format.leaf_entry(leaf, level));
                     None
                 }
-                (Entry::Absent, Some(_)) => Some(self.link(memory, slot, |_| 0)?),
-                (Entry::Leaf(old), _) => Some(self.link(memory, slot, |index| {
+                (Entry::Absent, Some(_)) => Some(self.link(memory, slot, level - 1, |_| 0)?),
+                (Entry::Leaf(old), _) => Some(self.link(memory, slot, level - 1, |index| {
                     let hpa = old.hpa.wrapping_add(index * bytes(level - 1));
                     self.format.leaf_entry(Leaf { hpa, ..old }, level - 1)
                 })?),
@@ -374,14 +383,15 @@ impl<F: Format, P> Table<F, P> {
         Ok(())
     }
 
-    /// Fills a new table and only then puts it into `slot`.
+    /// Fills a new table of `level` and only then puts it into `slot`.
     fn link(
         &self,
         memory: &mut impl TableMemory<Pool = P>,
         slot: Word<'_, P>,
+        level: u8,
         entry: impl Fn(u64) -> u64,
     ) -> Result<Hpa, MapError> {
-        let table = memory.allocate_table().ok_or(MapError::OutOfFrames)?;
+        let table = memory.allocate_table_of(level).ok_or(MapError::OutOfFrames)?;
         for index in 0..ENTRIES {
             match entry(index) {
                 0 => {}

@@ -83,4 +83,10 @@ impl<M: TableMemory + ?Sized> TableMemory for &mut M {
     fn free(&mut self, pages: Pages<M::Pool>) {
         (**self).free(pages);
     }
+    fn allocate_table_of(&mut self, level: u8) -> Option<Pages<M::Pool>> {
+        (**self).allocate_table_of(level)
+    }
+    fn free_table_of(&mut self, level: u8, table: Pages<M::Pool>) {
+        (**self).free_table_of(level, table);
+    }
 }

@@ -7,6 +7,24 @@ use crate::testing::TestMemory;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
+impl<F: Format, P> Table<F, P> {
+    /// Its pages below the root, each with its level.
+    pub(crate) fn levels(&self, memory: &impl TableMemory<Pool = P>) -> Vec<(u64, u8)> {
+        let mut found = Vec::new();
+        let mut left = vec![(self.root(), self.format.levels() - 1)];
+        while let Some((table, level)) = left.pop() {
+            for index in 0..ENTRIES {
+                let decoded = self.format.decode(memory.read(entry(table, index)), level);
+                if let Entry::Table(lower) = decoded {
+                    found.push((lower.as_u64(), level - 1));
+                    left.push((lower, level - 1));
+                }
+            }
+        }
+        found
+    }
+}
+
 /// The newest change that covers a page decides; no radix tree, no page sizes.
 #[derive(Clone, Debug, Default)]
 struct Model(Vec<(Range<u64>, Answer)>);
