@@ -87,6 +87,8 @@ pub mod exception {
     pub const GP: u8 = 13;
     /// Page fault.
     pub const PF: u8 = 14;
+    /// Floating-point error.
+    pub const MF: u8 = 16;
     /// Alignment check.
     pub const AC: u8 = 17;
     /// Machine check.

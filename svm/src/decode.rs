@@ -41,6 +41,7 @@ exit_codes! {
     VMEXIT_INVLPGA = 0x7a,
     VMEXIT_IOIO = 0x7b,
     VMEXIT_MSR = 0x7c,
+    VMEXIT_FERR_FREEZE = 0x7e,
     VMEXIT_SHUTDOWN = 0x7f,
     VMEXIT_VMRUN = 0x80,
     VMEXIT_SKINIT = 0x86,
@@ -68,6 +69,12 @@ pub fn decode(vmcb: &Vmcb, acknowledged: Option<Vector>) -> ExitReason {
         // No condition of the debug registers.
         VMEXIT_ICEBP => {
             let vector = Vector(exception::DB);
+            ExitReason::Exception { vector, error_code: None, qualification: 0 }
+        }
+        // CR0.NE is clear, and the guest's floating-point error would be the machine's interrupt 13. The guest gets the
+        // exception, as on VT-x, where NE is always set.
+        VMEXIT_FERR_FREEZE => {
+            let vector = Vector(exception::MF);
             ExitReason::Exception { vector, error_code: None, qualification: 0 }
         }
         VMEXIT_NMI => ExitReason::Nmi,
@@ -177,10 +184,14 @@ mod tests {
 
     #[test]
     fn every_code_means_one_reason() {
+        let vector = Vector(exception::MF);
+        let floating_point_error =
+            ExitReason::Exception { vector, error_code: None, qualification: 0 };
         let cases = [
             (VMEXIT_CPUID, 0, ExitReason::Cpuid),
             (VMEXIT_MSR, 0, ExitReason::ReadMsr),
             (VMEXIT_MSR, 1, ExitReason::WriteMsr),
+            (VMEXIT_FERR_FREEZE, 0, floating_point_error),
             (VMEXIT_HLT, 0, ExitReason::Halt),
             (VMEXIT_IDTR_READ, 0, ExitReason::DescriptorTable),
             (VMEXIT_IDTR_WRITE, 0, ExitReason::DescriptorTable),

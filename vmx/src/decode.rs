@@ -50,6 +50,10 @@ basic_exit_reasons! {
     APIC_WRITE = 56,
     VMFUNC = 59,
     BUS_LOCK = 74,
+    SEAMCALL = 76,
+    TDCALL = 77,
+    RDMSR_IMMEDIATE = 84,
+    WRMSRNS_IMMEDIATE = 85,
 }
 
 /// The VM-exit information fields (SDM "VM-Exit Information Fields"). Those that the exit does not
@@ -139,7 +143,12 @@ pub(crate) fn decode(snapshot: &Snapshot) -> ExitReason {
         | reason::VMCALL..=reason::VMXON
         | reason::INVEPT
         | reason::INVVPID
-        | reason::VMFUNC => ExitReason::VirtualizationInstruction,
+        | reason::VMFUNC
+        // No control asks for these: a CPU that has them exits whatever the guest is shown.
+        | reason::SEAMCALL
+        | reason::TDCALL
+        | reason::RDMSR_IMMEDIATE
+        | reason::WRMSRNS_IMMEDIATE => ExitReason::VirtualizationInstruction,
         reason::CONTROL_REGISTER_ACCESSES => match mov_to(qualification) {
             Some((register, _)) => {
                 ExitReason::ControlRegister(ControlRegisterWrite { register, qualification })
@@ -324,6 +333,10 @@ mod tests {
             (55, "Xsetbv"),
             (56, "ApicWritten"),
             (74, "BusLock"),
+            (76, "VirtualizationInstruction"),
+            (77, "VirtualizationInstruction"),
+            (84, "VirtualizationInstruction"),
+            (85, "VirtualizationInstruction"),
         ] {
             let reason = std::format!("{:?}", decode(&exit(number)));
             assert!(reason.starts_with(name), "{number}: {reason}");
