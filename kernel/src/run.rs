@@ -2,7 +2,7 @@
 //! nothing here runs.
 
 use arch::ExitReason;
-use arch::vcpu::{Event, StartState, Vcpu};
+use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu};
 use guest::requests::{Request, Requests, Signals};
 use guest::vm::{Context, CpuState, Next, Outcome, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
@@ -68,6 +68,7 @@ pub(crate) fn run<B: Backend>(
         waiting: index != 0,
         debugger: Debugger::of(partition.index(), index),
     };
+    running.vcpu.set_debug_registers(&DebugRegisters::default());
     if !running.waiting {
         running.enter(&instance.start, processor);
     }
@@ -233,6 +234,7 @@ impl<B: Backend> Running<'_, B> {
             self.waiting = true;
             // The guest's debug registers are its own again.
             self.place(None);
+            self.vcpu.set_debug_registers(&DebugRegisters::default());
             self.debugger.leave();
         }
         if let Some(vector) = start {
