@@ -74,10 +74,10 @@ impl LocalApic {
         self.id
     }
 
-    /// Software-enables the APIC with every local source masked, and no vector below 32 let through.
+    /// Software-enables the APIC with every local source masked, the timer as after a CPU reset, and no vector below 32 let
+    /// through.
     pub fn reset(self) {
         let lvts = [
-            msr::IA32_X2APIC_LVT_TIMER,
             msr::IA32_X2APIC_LVT_LINT0,
             msr::IA32_X2APIC_LVT_LINT1,
             msr::IA32_X2APIC_LVT_ERROR,
@@ -87,9 +87,11 @@ impl LocalApic {
         // SAFETY: as above.
         unsafe { write_msr(msr::IA32_X2APIC_TPR, HOST_PRIORITY) };
         for lvt in lvts {
-            // SAFETY: these four exist in every local APIC.
+            // SAFETY: these three exist in every local APIC.
             unsafe { write_msr(lvt, LVT_MASKED) };
         }
+        // SAFETY: whoever has armed it does not run any more.
+        unsafe { write_timer(AFTER_RESET) };
         // SAFETY: `self` proves x2APIC mode.
         let version = unsafe { read_msr(msr::IA32_X2APIC_VERSION) };
         for lvt in further_entries(version) {
@@ -130,7 +132,7 @@ impl LocalApic {
     }
 
     /// Sleeps for up to about a millisecond: HLT, woken by this CPU's own timer or by anything else.
-    /// The timer's registers are left masked.
+    /// The timer's registers are left as after a CPU reset.
     ///
     /// # Safety
     /// The exception handlers are installed, no guest's timer is armed on this CPU, and interrupts
@@ -148,21 +150,20 @@ impl LocalApic {
     /// As for [`Self::idle`].
     pub unsafe fn sleep(self, seen: u32, ticks: u64) {
         const WAKE_VECTOR: u64 = 0xf0;
-        let steps = [
-            (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
-            (msr::IA32_X2APIC_LVT_TIMER, WAKE_VECTOR),
-            (msr::IA32_X2APIC_INIT_COUNT, ticks),
-        ];
-        for (register, value) in steps {
-            // SAFETY: `self` proves x2APIC mode; the timer is nobody's, says the caller.
-            unsafe { write_msr(register, value) };
+        // SAFETY: the timer is nobody's, says the caller.
+        unsafe {
+            write_timer([
+                (msr::IA32_X2APIC_DIV_CONF, DIVIDE_BY_1),
+                (msr::IA32_X2APIC_LVT_TIMER, WAKE_VECTOR),
+                (msr::IA32_X2APIC_INIT_COUNT, ticks),
+            ]);
         }
         // SAFETY: as the caller promises.
         if unsafe { sleep::sleep(seen, true) }.is_some() {
             self.eoi();
         }
         // SAFETY: as above.
-        unsafe { write_msr(msr::IA32_X2APIC_LVT_TIMER, LVT_MASKED) };
+        unsafe { write_timer(AFTER_RESET) };
     }
 
     /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's
@@ -197,6 +198,25 @@ impl LocalApic {
     pub fn eoi(self) {
         // SAFETY: `self` proves x2APIC mode; zero is the one value allowed.
         unsafe { write_msr(msr::IA32_X2APIC_EOI, 0) };
+    }
+}
+
+/// The timer of a CPU after its reset (SDM "Local APIC State After Power-Up or Reset"): a guest that comes finds nothing of what
+/// the host has counted.
+const AFTER_RESET: [(u32, u64); 3] = [
+    (msr::IA32_X2APIC_LVT_TIMER, LVT_MASKED),
+    (msr::IA32_X2APIC_INIT_COUNT, 0),
+    (msr::IA32_X2APIC_DIV_CONF, 0),
+];
+
+/// Writes registers of this CPU's timer.
+///
+/// # Safety
+/// The local APIC is in x2APIC mode, and the timer is nobody's.
+unsafe fn write_timer(steps: [(u32, u64); 3]) {
+    for (register, value) in steps {
+        // SAFETY: as the caller promises; they exist in every local APIC.
+        unsafe { write_msr(register, value) };
     }
 }
 
@@ -248,7 +268,8 @@ impl ApicTimer {
 
 impl Drop for ApicTimer {
     fn drop(&mut self) {
-        self.write(msr::IA32_X2APIC_INIT_COUNT, 0);
+        // SAFETY: a `LocalApic` proves x2APIC mode; the timer is nobody's, said `new`'s caller.
+        unsafe { write_timer(AFTER_RESET) };
     }
 }
 

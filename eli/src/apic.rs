@@ -24,7 +24,6 @@ use crate::icr::{Addressing, DEFINED, Destination, IcrRequest, LOGICAL};
 use crate::pending::Pending;
 pub use passes::{VIRTUAL_ICR, passes};
 pub use registers::RESET_WRITES;
-pub(crate) use registers::writable;
 use registers::{LVT_COUNT, MASKED, SOFTWARE_ENABLE};
 
 /// The access raises #GP in the guest.
@@ -104,6 +103,8 @@ pub struct VirtualApic {
     /// Logical destination and destination format registers of xAPIC mode.
     pub(crate) xapic_ldr: u32,
     pub(crate) xapic_dfr: u32,
+    /// The CPU has the timer's mode with a deadline.
+    deadlines: bool,
     /// Pending interrupts; not used in the exitless mode.
     pub pending: Pending,
 }
@@ -125,8 +126,15 @@ impl VirtualApic {
             icr: 0,
             xapic_ldr: 0,
             xapic_dfr: u32::MAX,
+            deadlines: true,
             pending: Pending::default(),
         }
+    }
+
+    /// The same on a CPU without the timer's mode with a deadline (CPUID leaf 1 ECX 24).
+    #[must_use]
+    pub const fn without_deadlines(self) -> Self {
+        Self { deadlines: false, ..self }
     }
 
     /// The same as the firmware of a CPU without x2APIC mode leaves it.
@@ -159,10 +167,11 @@ impl VirtualApic {
         self.globally_enabled() && timer & MASKED == 0
     }
 
-    /// INIT: the registers are as after reset, mode and identifier stay. Do [`RESET_WRITES`] too.
+    /// INIT: the registers are as after reset, mode and identifier stay. Do [`RESET_WRITES`] too, or drain the physical one.
     pub fn init(&mut self) {
         let bootstrap = self.base & BASE_BSP != 0;
-        *self = Self { base: self.base, ..Self::new(self.mode, self.id, bootstrap) };
+        let (base, deadlines) = (self.base, self.deadlines);
+        *self = Self { base, deadlines, ..Self::new(self.mode, self.id, bootstrap) };
     }
 
     /// Its identifier.
@@ -263,7 +272,7 @@ impl VirtualApic {
         if !self.in_x2apic_mode() {
             return Err(GpFault);
         }
-        let (bits, ignored) = writable(msr).ok_or(GpFault)?;
+        let (bits, ignored) = self.writable(msr).ok_or(GpFault)?;
         if value & !u64::from(bits | ignored) != 0 {
             return Err(GpFault);
         }

@@ -7,11 +7,15 @@
 //! its low half, and a narrower one does nothing.
 
 use arch::Width;
-use arch::msr::{IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_LDR, IA32_X2APIC_SELF_IPI};
+use arch::msr::{
+    IA32_X2APIC_APICID, IA32_X2APIC_EOI, IA32_X2APIC_ICR, IA32_X2APIC_LDR, IA32_X2APIC_SELF_IPI,
+};
 
-use crate::apic::{ApicAction, ApicRead, VirtualApic, writable};
+use crate::apic::{ApicAction, ApicRead, VirtualApic};
 use crate::icr::{self, Destination, IcrRequest};
 
+const ARBITRATION_PRIORITY: u32 = 0x809;
+const REMOTE_READ: u32 = 0x80c;
 const DESTINATION_FORMAT: u32 = 0x80e;
 const ICR_HIGH: u32 = 0x831;
 const FIELD: u32 = 0xff00_0000;
@@ -21,23 +25,30 @@ const fn register(offset: u16) -> Option<u32> {
     if offset & 0xc == 0 && offset < 0x400 { Some(0x800 + (offset as u32 >> 4)) } else { None }
 }
 
+/// The page has no such register: it reads as zero, and [`VirtualApic::note_illegal_register`] is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IllegalRegister;
+
 impl VirtualApic {
-    /// The register around `offset` (0–4095) of the page. What does not exist reads as zero.
-    #[must_use]
-    pub fn read_page(&self, offset: u16) -> ApicRead {
+    /// The register around `offset` (0–4095) of the page. Between registers are zeros.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn read_page(&self, offset: u16) -> Result<ApicRead, IllegalRegister> {
         let value = match register(offset) {
             Some(IA32_X2APIC_APICID) => self.id().0 << 24,
             Some(IA32_X2APIC_LDR) => self.xapic_ldr,
             Some(DESTINATION_FORMAT) => self.xapic_dfr,
             Some(IA32_X2APIC_ICR) => self.icr as u32,
             Some(ICR_HIGH) => (self.icr >> 32) as u32,
-            Some(msr) => return self.read_register(msr).unwrap_or(ApicRead::Value(0)),
-            None => 0,
+            // It can only be written; these are not in newer CPUs.
+            Some(IA32_X2APIC_EOI | ARBITRATION_PRIORITY | REMOTE_READ) | None => 0,
+            Some(msr) => return self.read_register(msr).map_err(|_| IllegalRegister),
         };
-        ApicRead::Value(u64::from(value))
+        Ok(ApicRead::Value(u64::from(value)))
     }
 
-    /// A write at `offset` (0–4095) of the page. What does not exist ignores it.
+    /// A write at `offset` (0–4095) of the page. What can only be read ignores it; what does not exist is an error.
     pub fn write_page(&mut self, offset: u16, width: Width, value: u32) -> ApicAction {
         let whole = width >= Width::Dword && offset & 3 == 0;
         let Some(msr) = register(offset).filter(|_| whole) else { return ApicAction::None };
@@ -47,9 +58,12 @@ impl VirtualApic {
             ICR_HIGH => self.icr = u64::from(value & FIELD) << 32 | self.icr & 0xffff_ffff,
             IA32_X2APIC_ICR => return self.send_page(value),
             // x2APIC mode only.
-            IA32_X2APIC_SELF_IPI => {}
+            IA32_X2APIC_SELF_IPI => return self.note_illegal_register(),
             _ => {
-                let Some((bits, _)) = writable(msr) else { return ApicAction::None };
+                let Some((bits, _)) = self.writable(msr) else {
+                    let there = self.read_page(offset).is_ok();
+                    return if there { ApicAction::None } else { self.note_illegal_register() };
+                };
                 return self.write_register(msr, value & bits).unwrap_or(ApicAction::None);
             }
         }
@@ -69,7 +83,7 @@ impl VirtualApic {
 mod tests {
     use super::*;
     use crate::icr::IpiKind;
-    use arch::msr::{IA32_X2APIC_EOI, IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER};
+    use arch::msr::{IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER};
     use arch::vcpu::InterruptMode;
     use arch::{ApicId, Gpa, Vector};
     use proptest::prelude::*;
@@ -89,12 +103,12 @@ mod tests {
     #[test]
     fn identifiers_and_destinations_stand_in_the_top_byte() {
         let mut apic = apic(3);
-        assert_eq!(apic.read_page(0x20), ApicRead::Value(0x0300_0000));
+        assert_eq!(apic.read_page(0x20).unwrap(), ApicRead::Value(0x0300_0000));
         write(&mut apic, 0xd0, 0x0812_3456);
-        assert_eq!(apic.read_page(0xd0), ApicRead::Value(0x0800_0000));
-        assert_eq!(apic.read_page(0xe0), ApicRead::Value(0xffff_ffff));
+        assert_eq!(apic.read_page(0xd0).unwrap(), ApicRead::Value(0x0800_0000));
+        assert_eq!(apic.read_page(0xe0).unwrap(), ApicRead::Value(0xffff_ffff));
         write(&mut apic, 0xe0, 0);
-        assert_eq!(apic.read_page(0xe0), ApicRead::Value(0x0fff_ffff));
+        assert_eq!(apic.read_page(0xe0).unwrap(), ApicRead::Value(0x0fff_ffff));
     }
 
     #[test]
@@ -106,8 +120,8 @@ mod tests {
         assert_eq!(write(&mut apic, 0x310, 0x0200_0000), ApicAction::None);
         let fixed = ipi(IpiKind::Fixed, 0x41, Destination::Physical(ApicId(2)));
         assert_eq!(write(&mut apic, 0x300, 0x1041), fixed);
-        assert_eq!(apic.read_page(0x300), ApicRead::Value(0x41), "never busy");
-        assert_eq!(apic.read_page(0x310), ApicRead::Value(0x0200_0000));
+        assert_eq!(apic.read_page(0x300).unwrap(), ApicRead::Value(0x41), "never busy");
+        assert_eq!(apic.read_page(0x310).unwrap(), ApicRead::Value(0x0200_0000));
         let logical = ipi(IpiKind::LowestPriority, 0x42, Destination::Logical(2));
         assert_eq!(write(&mut apic, 0x300, 0x0942), logical);
         write(&mut apic, 0x310, 0xff00_0000);
@@ -176,9 +190,53 @@ mod tests {
         apic.write_base(0xfee0_0000, 39).unwrap();
         assert!(!apic.addressing().enabled() && !apic.globally_enabled());
         apic.write_base(0xfee0_0800, 39).unwrap();
-        assert_eq!(apic.read_page(0xf0), ApicRead::Value(0xff));
-        assert_eq!(apic.read_page(0xd0), ApicRead::Value(0));
+        assert_eq!(apic.read_page(0xf0).unwrap(), ApicRead::Value(0xff));
+        assert_eq!(apic.read_page(0xd0).unwrap(), ApicRead::Value(0));
         assert!(!apic.addressing().enabled(), "until SVR says so");
+    }
+
+    #[test]
+    fn a_register_that_is_not_there_is_an_error_and_the_error_interrupts() {
+        let mut apic = apic(0);
+        write(&mut apic, 0xf0, 0x1ff);
+        write(&mut apic, 0x370, 0x43);
+        let own = Destination::Own;
+        let (kind, vector) = (IpiKind::Fixed, Vector(0x43));
+        let raised = ApicAction::Ipi(IcrRequest { kind, vector, destination: own });
+        let missing = [0, 0x10, 0x40, 0x70, 0x290, 0x2f0, 0x3a0, 0x3d0, 0x3f0];
+        for offset in (0..0x400).step_by(16) {
+            let missing =
+                matches!(offset, 0 | 0x10 | 0x40..=0x70 | 0x290..=0x2f0 | 0x3a0..=0x3d0 | 0x3f0);
+            assert_eq!(apic.read_page(offset).is_err(), missing, "{offset:#x}");
+        }
+        for offset in missing {
+            assert_eq!(write(&mut apic, offset, 0), raised, "{offset:#x}");
+            assert_eq!(apic.note_illegal_register(), ApicAction::None, "once until ESR is written");
+            write(&mut apic, 0x280, 0);
+            assert_eq!(apic.read_page(0x280), Ok(ApicRead::Value(0x80)));
+        }
+        // What can only be read.
+        for offset in [0x20, 0x30, 0x90, 0xa0, 0xc0, 0x100, 0x180, 0x270, 0x390] {
+            assert_eq!(write(&mut apic, offset, 0), ApicAction::None, "{offset:#x}");
+        }
+        write(&mut apic, 0x280, 0);
+        assert_eq!(apic.read_page(0x280), Ok(ApicRead::Value(0)));
+    }
+
+    #[test]
+    fn a_timer_without_deadlines_has_no_bit_for_them() {
+        let timer = |apic: &mut VirtualApic| {
+            write(apic, 0xf0, 0x1ff);
+            write(apic, 0x320, 0x4_0040);
+            apic.read_page(0x320)
+        };
+        assert_eq!(timer(&mut apic(0)), Ok(ApicRead::Value(0x4_0040)));
+        let mut without = apic(0).without_deadlines();
+        assert_eq!(timer(&mut without), Ok(ApicRead::Value(0x40)), "ignored");
+        without.init();
+        without.write_base(0xfee0_0c00, 39).unwrap();
+        assert!(without.write(IA32_X2APIC_LVT_TIMER, 0x4_0040).is_err(), "reserved");
+        assert_eq!(without.read(IA32_X2APIC_LVT_TIMER), Ok(ApicRead::Value(0x1_0000)));
     }
 
     #[test]
@@ -196,7 +254,7 @@ mod tests {
             assert_eq!(apic.write_page(offset, width, 0), ApicAction::None, "{offset:#x}");
         }
         assert_eq!(apic.read_page(0x33), apic.read_page(0x30));
-        assert_eq!(apic.read_page(0x34), ApicRead::Value(0));
+        assert_eq!(apic.read_page(0x34).unwrap(), ApicRead::Value(0));
     }
 
     proptest! {

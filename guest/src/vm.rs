@@ -85,6 +85,7 @@ impl Guest {
     /// The local APIC of a CPU after reset.
     fn apic(&self, cpu: usize, bootstrap: bool) -> VirtualApic {
         let apic = VirtualApic::new(self.mode, ApicId(cpu as u32), bootstrap);
+        let apic = if self.cpuid.has_deadlines() { apic } else { apic.without_deadlines() };
         let apic = if self.apics.xapic { apic.in_xapic_mode() } else { apic };
         if self.apics.virtual_wire && bootstrap { apic.in_virtual_wire_mode() } else { apic }
     }

@@ -25,14 +25,22 @@ pub(super) const SOFTWARE_ENABLE: u32 = 1 << 8;
 /// ESR: a vector below 16 was to be sent; one was received.
 const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
+/// ESR: a register was named that is not there (xAPIC mode).
+const ILLEGAL_REGISTER: u32 = 1 << 7;
+/// LVT timer: the mode in which IA32_TSC_DEADLINE arms it.
+const DEADLINE: u32 = 1 << 18;
 
-/// The physical writes that silence the timer when a guest's CPU is reset or gets INIT.
-pub const RESET_WRITES: [(u32, u64); 3] =
-    [(IA32_X2APIC_LVT_TIMER, MASKED as u64), (IA32_X2APIC_INIT_COUNT, 0), (IA32_X2APIC_TPR, 0)];
+/// The physical writes after which the timer is as after a reset, when a guest switches its local APIC off.
+pub const RESET_WRITES: [(u32, u64); 4] = [
+    (IA32_X2APIC_LVT_TIMER, MASKED as u64),
+    (IA32_X2APIC_INIT_COUNT, 0),
+    (IA32_X2APIC_DIV_CONF, 0),
+    (IA32_X2APIC_TPR, 0),
+];
 
 /// Which bits of a 32-bit register a write may change, and which it may hold without effect; the
 /// rest is reserved. `None` for what cannot be written.
-pub(crate) const fn writable(msr: u32) -> Option<(u32, u32)> {
+const fn writable(msr: u32) -> Option<(u32, u32)> {
     match msr {
         IA32_X2APIC_TPR | IA32_X2APIC_SELF_IPI => Some((0xff, 0)),
         IA32_X2APIC_EOI | IA32_X2APIC_ESR => Some((0, 0)),
@@ -122,6 +130,23 @@ impl VirtualApic {
         }
     }
 
+    /// The page has no such register: an error.
+    #[cold]
+    #[must_use]
+    pub fn note_illegal_register(&mut self) -> ApicAction {
+        to_itself(self.note_error(ILLEGAL_REGISTER))
+    }
+
+    /// Which bits a write may change, and which it may hold without effect.
+    pub(crate) const fn writable(&self, msr: u32) -> Option<(u32, u32)> {
+        match writable(msr) {
+            Some((bits, ignored)) if msr == IA32_X2APIC_LVT_TIMER && !self.deadlines => {
+                Some((bits & !DEADLINE, ignored))
+            }
+            bits => bits,
+        }
+    }
+
     /// An error: the first since the last write of ESR interrupts, where its LVT entry is not masked (SDM "Error Handling").
     #[cold]
     #[inline(never)]
@@ -181,8 +206,10 @@ impl VirtualApic {
         if !timer {
             return Ok(ApicAction::None);
         }
-        let (vector, masked) = (Vector(value as u8), value & MASKED != 0);
-        let value = u64::from(value);
+        let vector = Vector(value as u8);
+        // No such interrupt is delivered (SDM "Valid Interrupt Vectors"); QEMU's APIC would.
+        let illegal = if vector.0 < 16 { MASKED } else { 0 };
+        let (value, masked) = (u64::from(value | illegal), (value | illegal) & MASKED != 0);
         if masked || !self.mode.is_exitless() {
             return Ok(ApicAction::WritePhysical { msr, value });
         }

@@ -128,7 +128,7 @@ pub(super) fn apic(input: &[u8]) {
                 let read = if kind & 0x80 == 0 {
                     apic.read(0x800 + register).ok()
                 } else {
-                    Some(apic.read_page(register as u16 * 4))
+                    apic.read_page(register as u16 * 4).ok()
                 };
                 if let Some(ApicRead::Physical(msr)) = read {
                     assert!((0x802..0x840).contains(&msr), "{msr:#x}");

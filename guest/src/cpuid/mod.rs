@@ -102,6 +102,12 @@ impl CpuidPolicy {
         self.kvmclock
     }
 
+    /// Whether its local APIC's timer has the mode with a deadline.
+    #[must_use]
+    pub const fn has_deadlines(&self) -> bool {
+        self.tsc_deadline
+    }
+
     /// Whether the guest is shown XSAVES, and with it IA32_XSS.
     #[must_use]
     pub fn xsaves(&self, machine: &impl Machine) -> bool {

@@ -6,7 +6,8 @@ use arch::interrupt::{DeliveryMode, InterruptTarget};
 use arch::machine::{GuestMemory, InterruptLine, Machine};
 use arch::vcpu::{InterruptMode, Vcpu};
 use arch::{Gpa, Width};
-use eli::{ApicRead, Reason};
+use eli::xapic::IllegalRegister;
+use eli::{ApicAction, ApicRead, Reason};
 use pci::GuestInterrupt;
 
 use super::access::{self, Refused};
@@ -134,10 +135,23 @@ impl<P: Platform> Context<'_, P> {
 
     fn apic_page_read(&mut self, offset: u16) -> u64 {
         let value = match self.cpu.apic.read_page(offset) {
-            ApicRead::Value(value) => value,
-            ApicRead::Physical(msr) => self.machine.read_msr(msr).unwrap_or(0),
+            Ok(ApicRead::Value(value)) => value,
+            Ok(ApicRead::Physical(msr)) => self.machine.read_msr(msr).unwrap_or(0),
+            Err(IllegalRegister) => {
+                let action = self.cpu.apic.note_illegal_register();
+                self.granted_apic_action(action);
+                0
+            }
         };
         value >> (8 * (offset & 3))
+    }
+
+    /// What an access to the page comes to. Only an allowed value reaches a physical register: a refused one is dropped.
+    fn granted_apic_action(&mut self, action: ApicAction) {
+        if let Some((vector, why)) = action.vector() {
+            self.grant(vector, why);
+        }
+        self.apic_action(action);
     }
 
     fn apic_page_write(&mut self, offset: u16, width: Width, value: u64) {
@@ -147,11 +161,7 @@ impl<P: Platform> Context<'_, P> {
         const ICR: u16 = 0x300;
         let action = self.cpu.apic.write_page(offset, width, value as u32);
         self.publish_addressing();
-        if let Some((vector, why)) = action.vector() {
-            self.grant(vector, why);
-        }
-        // Registers that only an allowed value reaches: a refused one is dropped.
-        self.apic_action(action);
+        self.granted_apic_action(action);
         if matches!(offset, SVR | LINT0) {
             self.serve_8259s();
         }

@@ -156,16 +156,18 @@ pub(crate) fn software_disabled_and_back() {
 pub(crate) fn disabled_and_back() {
     OWN.send(0, SELF | u32::from(UNENDED));
     OWN.write(LVT_TIMER, TIMER.into());
+    OWN.write(DIVIDE, 3);
     OWN.write(INITIAL_COUNT, 20_000);
     let off = OWN.set_base(PAGE, DISABLED);
     let fired = takes(TIMER, || (0..50_000).for_each(|_| spin_loop()));
     let page = peek(PAGE + 0x30);
     let on = OWN.set_base(PAGE, XAPIC);
-    let after_reset = [SVR, LVT_TIMER, LDR, DFR, TPR, ICR].map(|register| OWN.read(register));
+    let after_reset = [SVR, LVT_TIMER, LDR, DFR, TPR, ICR, INITIAL_COUNT, DIVIDE];
+    let after_reset = after_reset.map(|register| OWN.read(register));
     verdict(
         "a disabled APIC is silent, and as after reset when it comes back",
         (off, fired, page, on) == (true, 0, NOTHING, true)
-            && after_reset == [0xff, MASKED, 0, NOTHING, 0, 0],
+            && after_reset == [0xff, MASKED, 0, NOTHING, 0, 0, 0, 0],
         format_args!("{off} {fired} {page:#x} {on} {after_reset:x?}"),
     );
     OWN.write(SVR, ENABLED);

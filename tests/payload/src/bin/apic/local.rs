@@ -20,6 +20,7 @@ pub(crate) const ICR: u16 = 0x300;
 pub(crate) const ICR_HIGH: u16 = 0x310;
 pub(crate) const LVT_TIMER: u16 = 0x320;
 pub(crate) const INITIAL_COUNT: u16 = 0x380;
+pub(crate) const CURRENT_COUNT: u16 = 0x390;
 pub(crate) const DIVIDE: u16 = 0x3e0;
 
 pub(crate) const DISABLED: u64 = 0;

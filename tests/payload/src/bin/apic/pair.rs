@@ -16,7 +16,10 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::SegmentSelector;
 
 use crate::interrupts::{MIDDLE, NMI_AT, load, taken};
-use crate::local::{DFR, DISABLED, ENABLED, LDR, Local, PAGE, SVR, X2APIC, XAPIC};
+use crate::local::{
+    CURRENT_COUNT, DFR, DISABLED, DIVIDE, ENABLED, INITIAL_COUNT, LDR, LVT_TIMER, Local, PAGE, SVR,
+    X2APIC, XAPIC,
+};
 
 const BOTH: [Local; 2] = [Local(0), Local(1)];
 const START_PAGE: Hpa = Hpa::new(0x1_0000);
@@ -42,6 +45,8 @@ const TAKE_X2APIC: u32 = 2;
 const SWITCH_OFF: u32 = 3;
 const SWITCH_ON: u32 = 4;
 const EXIT_ONCE: u32 = 5;
+/// What CPU 1 has found in its timer's registers that is not there after a reset.
+static TIMER_FOUND: AtomicU32 = AtomicU32::new(0);
 /// CPU 1 is about to exit.
 static READY: AtomicBool = AtomicBool::new(false);
 /// TSC ticks from the exit to the NMI, at most.
@@ -66,6 +71,10 @@ extern "C" fn second(_: u64) -> ! {
     unsafe { CS::set_reg(SegmentSelector(8)) };
     load::<1>();
     let own = BOTH[1];
+    const MASKED: u32 = 1 << 16;
+    let counts = [INITIAL_COUNT, CURRENT_COUNT, DIVIDE].map(|register| own.read(register));
+    let found = counts.into_iter().fold(own.read(LVT_TIMER) ^ MASKED, |all, one| all | one);
+    TIMER_FOUND.fetch_or(found, Ordering::SeqCst);
     // INIT leaves the mode as it was.
     let mode = own.base() & X2APIC;
     if mode == X2APIC && ENTRIES.load(Ordering::SeqCst) == 0 {
@@ -73,6 +82,9 @@ extern "C" fn second(_: u64) -> ! {
         own.set_base(PAGE, XAPIC);
     }
     own.write(SVR, ENABLED);
+    // For the next start.
+    own.write(DIVIDE, 3);
+    own.write(INITIAL_COUNT, u32::MAX);
     interrupts::enable();
     ENTRIES.fetch_add(1, Ordering::SeqCst);
     loop {
@@ -226,6 +238,9 @@ fn starts_and_restarts(mode: &str) {
         (entered, seen) == (3, [10; 3]),
         format_args!("{mode}: entered {entered}, {seen:?}"),
     );
+    let found = TIMER_FOUND.load(Ordering::SeqCst);
+    let claim = "a CPU that starts finds its timer as after a reset";
+    verdict(claim, found == 0, format_args!("{mode}: {found:#x}"));
 }
 
 fn one_of_two_takes_lowest_priority(mode: &str, set: u32) {

@@ -246,6 +246,11 @@ pub(crate) fn errors() {
     told("vector 15 by the shorthand", 0x4_000f);
     if in_x2apic_mode() {
         told("vector 5 by SELF IPI", SELF_IPI | 5);
+    } else {
+        told("a register that is not there is read", READ | 0x40);
+        told("a register that is not there is written", WRITE | 0x3f0);
+        told("the version is written", WRITE | 0x30);
+        told("EOI is read", READ | u64::from(EOI));
     }
     write(LVT_ERROR, 3);
     told("vector 5, and the entry's is 3", 5);
@@ -256,11 +261,18 @@ pub(crate) fn errors() {
 
 /// Not by ICR.
 const SELF_IPI: u64 = 1 << 63;
+/// No IPI, but this register is read, or written.
+const READ: u64 = 1 << 62;
+const WRITE: u64 = 1 << 61;
 
 /// Sends this, one or two, and lets in what comes of it.
 extern "C" fn send_and_listen(words: u64) {
-    let second = (words & !SELF_IPI) >> 32;
-    if words & SELF_IPI != 0 {
+    let second = (words & !(SELF_IPI | READ | WRITE)) >> 32;
+    if words & READ != 0 {
+        read(words as u16);
+    } else if words & WRITE != 0 {
+        write(words as u16, 0);
+    } else if words & SELF_IPI != 0 {
         // SAFETY: the register is there in x2APIC mode.
         unsafe { write_msr(0x83f, words & 0xff) };
     } else {

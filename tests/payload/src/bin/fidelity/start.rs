@@ -26,6 +26,8 @@ pub(crate) fn all() {
         ("LVT LINT1", 0x360),
         ("LVT error", 0x370),
         ("initial count", 0x380),
+        ("current count", 0x390),
+        ("divide configuration", 0x3e0),
         ("ESR", 0x280),
         ("version", 0x30),
     ] {
