@@ -16,6 +16,7 @@ mod trials;
 mod window;
 
 use core::cell::UnsafeCell;
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch::{ApicId, Hpa, msr};
@@ -47,6 +48,8 @@ static DONE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static ENDS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 static RESCUES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static OVER: AtomicBool = AtomicBool::new(false);
+/// The second CPU has its tables. Before that an NMI would be its end.
+static SECOND_LISTENS: AtomicBool = AtomicBool::new(false);
 
 fn done(cpu: usize) -> u64 {
     DONE[cpu & 1].load(Ordering::Relaxed)
@@ -98,6 +101,7 @@ impl Watch {
 extern "C" fn second(_: u64) -> ! {
     processor::prepare(1);
     let state = state::begin();
+    SECOND_LISTENS.store(true, Ordering::SeqCst);
     let mut watch = Watch { seen: 0, since: done(1) };
     while !OVER.load(Ordering::Relaxed) {
         one_trial(1, &state);
@@ -106,12 +110,21 @@ extern "C" fn second(_: u64) -> ! {
     cpu::instructions::halt_forever()
 }
 
-/// Starts the second CPU, or starts it again whatever it is at.
+/// Starts the second CPU, or starts it again whatever it is at, and waits until NMIs may come to it.
 fn start_second(page: &mut StartPage) {
+    SECOND_LISTENS.store(false, Ordering::SeqCst);
     let stack = STACK.0.get() as u64 + size_of::<Stack>() as u64;
     page.prepare(Hpa::new(Cr3::read().0.start_address().as_u64()), stack, second, 0);
     // SAFETY: x2APIC mode, and the guest's own CPU; low memory is executable.
     unsafe { page.start(ApicId(1), TSC_KHZ) };
+    const LONG: u32 = 1_000_000_000;
+    let listens = (0..LONG).any(|_| {
+        spin_loop();
+        SECOND_LISTENS.load(Ordering::SeqCst)
+    });
+    if !listens {
+        say!("FAILED: the second CPU does not come up");
+    }
 }
 
 fn fuzz(trials: u64) {
