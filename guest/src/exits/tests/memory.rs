@@ -245,6 +245,29 @@ fn an_access_of_event_delivery_is_not_the_instructions_at_rip() {
     assert_eq!(world.machine.shadow_at, [None, None]);
 }
 
+/// Another CPU has met the same page and was first: it has shown the real one, or loaded another table.
+#[test]
+fn no_page_of_ones_takes_the_place_of_memory_whoever_was_stopped_there() {
+    let stopped = |fetch, table_walk| {
+        let gpa = Gpa::new(IDT + 0xff8);
+        ExitReason::NestedPageFault(NestedPageFault { gpa, write: true, fetch, table_walk })
+    };
+    for (reason, vectoring) in [
+        (stopped(false, false), cut_short(0x40, EXTERNAL)),
+        (stopped(false, true), None),
+        (stopped(false, true), cut_short(0x40, EXTERNAL)),
+        (stopped(true, false), None),
+    ] {
+        let mut world = World::with_idt();
+        world.handle(stopped(false, false), cut_short(0x41, EXTERNAL));
+        let rip = world.vcpu.state.rip;
+        world.handle(reason, vectoring);
+        let again = vectoring.map(|_| Event::interrupt(Vector(0x40)));
+        assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (again, rip), "{reason:?}");
+        assert_eq!(world.machine.stand_in_at, [None; 4], "{reason:?}");
+    }
+}
+
 #[test]
 fn nothing_reads_as_ones_and_swallows_writes_and_is_said_a_few_times() {
     let mut world = World::with_idt();
