@@ -37,10 +37,8 @@ impl<P: Platform> Context<'_, P> {
         } else if self.memory.read(gpa, &mut [0]).is_ok() {
             // RAM by now, as another CPU of the guest has changed the table.
             Next::Resume
-        } else if fault.fetch && !delivering {
-            self.begin_step_of_code(gpa)
         } else {
-            self.begin_step(gpa, delivering)
+            self.begin_step(fault, delivering)
         }
     }
 
