@@ -146,9 +146,10 @@ impl<P: Platform> Context<'_, P> {
         Some((start, bytes))
     }
 
-    /// A step has ended so. Where that is another page that the instruction needs, all waits for it.
+    /// A step has ended so. Where that is another page that the instruction needs, or the same delivery, all waits for it.
     pub fn stepped(&mut self, reason: &ExitReason) {
-        if matches!(reason, ExitReason::NestedPageFault(_)) && self.cpu.step.one() {
+        let same = || self.vcpu.vectoring().is_some() && self.vcpu.rip() == self.cpu.step.rip;
+        if matches!(reason, ExitReason::NestedPageFault(_)) && (self.cpu.step.one() || same()) {
             return;
         }
         for slot in 0..MAX_STAND_INS {

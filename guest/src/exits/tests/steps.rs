@@ -85,6 +85,17 @@ fn an_event_that_leads_nowhere_is_delivered_with_a_page_in_its_way() {
     assert_eq!(world.exit(fault(NOWHERE, true), cut_short(0x40, EXTERNAL)), Next::Step);
     assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
     assert!(!world.cpu.step.one());
+    // Its stack goes on in another page.
+    let second = fault(NOWHERE + 0x1000, true);
+    world.context(|vm| vm).stepped(&second);
+    assert_eq!(world.exit(second, cut_short(0x40, EXTERNAL)), Next::Step);
+    let both = [0, 0x1000].map(|at| Some(Gpa::new(NOWHERE + at)));
+    assert_eq!(world.machine.stand_in_at, [both[0], both[1], None, None]);
+    // What its handler then does is something else.
+    let third = fault(NOWHERE + 0x2000, true);
+    world.vcpu.vectoring = None;
+    world.context(|vm| vm).stepped(&third);
+    assert_eq!(world.machine.stand_in_at, [None; 4]);
 }
 
 #[test]
