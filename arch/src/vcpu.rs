@@ -75,6 +75,8 @@ pub mod exception {
     pub const DB: u8 = 1;
     /// Invalid opcode.
     pub const UD: u8 = 6;
+    /// Device not available.
+    pub const NM: u8 = 7;
     /// Double fault.
     pub const DF: u8 = 8;
     /// Invalid TSS.

@@ -178,6 +178,27 @@ fn vector_stores_are_written_whole_or_not_at_all() {
     assert_eq!(world.get::<8>(IDT + 0xff8), before);
 }
 
+/// As it was turned into one by another CPU, when it had exited already.
+#[test]
+fn a_vector_store_that_the_cpu_would_refuse_shows_no_register() {
+    let (em, ts) = (Cr0::EM.bits(), Cr0::TS.bits());
+    for (cr0, no_sse, raised) in [
+        (ts, false, exception::NM),
+        (em, false, exception::UD),
+        (0, true, exception::UD),
+        (ts, true, exception::UD),
+    ] {
+        let mut world = World::with_idt();
+        world.machine.xmm[2] = [0xe7; 16];
+        world.vcpu.state.cr0 |= cr0;
+        world.vcpu.state.cr4 &= if no_sse { !Cr4::OSFXSR.bits() } else { !0 };
+        let (before, rip) = (world.get::<16>(IDT), world.vcpu.state.rip);
+        world.touch(&MOVUPS, IDT, true);
+        assert_eq!(world.vcpu.injected, Some(Event::exception(raised, None)));
+        assert_eq!((world.get::<16>(IDT), world.vcpu.state.rip), (before, rip));
+    }
+}
+
 #[test]
 fn a_write_across_pages_is_derived_on_both_sides() {
     let (mut world, _) = straddling();
