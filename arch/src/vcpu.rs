@@ -75,6 +75,8 @@ pub mod exception {
     pub const DB: u8 = 1;
     /// Invalid opcode.
     pub const UD: u8 = 6;
+    /// Device not available.
+    pub const NM: u8 = 7;
     /// Double fault.
     pub const DF: u8 = 8;
     /// Invalid TSS.
@@ -99,6 +101,13 @@ pub mod exception {
     /// breakpoint on the stack of #DB) and CVE-2015-5307 (a misaligned stack at CPL 3). As an exit each turn is one
     /// at which the host has the CPU. The decision is 0059. And machine checks, which are the host's.
     pub const ALWAYS_EXIT: u32 = 1 << DB | 1 << AC | 1 << MC;
+
+    /// Whether an exception says that the IDT has no gate for another event, or for INT n and its kin (SDM "Error Code").
+    #[must_use]
+    pub const fn has_no_gate(vector: u8, error_code: Option<u32>) -> bool {
+        const IDT: u32 = 1 << 1;
+        vector == GP && matches!(error_code, Some(code) if code & IDT != 0)
+    }
 }
 
 /// How physical interrupts meet the guest.

@@ -360,6 +360,8 @@ pub struct FakeVcpu {
     /// In the posted mode the guest's interrupts, as the CPU keeps them.
     pub interrupts: Option<InterruptRegisters>,
     pub accepting: bool,
+    /// How often what it has cached of the nested table was dropped.
+    pub flushed: usize,
 }
 
 impl Default for FakeVcpu {
@@ -383,6 +385,7 @@ impl Default for FakeVcpu {
             awaited: 0,
             interrupts: None,
             accepting: false,
+            flushed: 0,
         }
     }
 }
@@ -537,7 +540,9 @@ impl Vcpu for FakeVcpu {
     fn accept_interrupts(&mut self, accepting: bool) {
         self.accepting = accepting;
     }
-    fn flush_nested(&mut self) {}
+    fn flush_nested(&mut self) {
+        self.flushed += 1;
+    }
     fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }

@@ -216,7 +216,7 @@ impl<B: Backend> Running<'_, B> {
 
     fn carry_out(&mut self, requests: Requests, slot: &VcpuSlot, processor: &Processor) {
         if requests.has(Request::Flush) {
-            self.vcpu.flush_nested();
+            self.with_lock(|context| context.table_changed());
         }
         if requests.has(Request::Look) {
             self.show(slot, processor);

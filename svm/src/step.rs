@@ -6,13 +6,14 @@
 
 use arch::Hpa;
 use arch::exit::ExitReason;
-use arch::register::Rflags;
+use arch::register::{Efer, Rflags};
+use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, Vcpu, exception};
 
 use crate::controls::Intercepts3;
 use crate::decode::{VMEXIT_EXCP0, VMEXIT_EXCP31, VMEXIT_INTR, decode};
 use crate::vcpu::SvmVcpu;
-use crate::vmcb::Vmcb;
+use crate::vmcb::{StateSaveArea, Vmcb};
 
 /// BS and B0 to B3 of DR6.
 const SINGLE_STEP: u64 = 1 << 14;
@@ -33,10 +34,24 @@ struct Before {
     dr6: u64,
     exceptions: u32,
     intercept_3: u32,
+    /// Of a program.
+    ways: Option<Ways>,
 }
+
+/// What leads from a program into the kernel and shows it the step's flags: INT n and its kin, SYSCALL. Both fault in a step: the
+/// instruction was looked at before, but another CPU may change it.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    idt_limit: u32,
+    efer: u64,
+}
+
+const IDTR: usize = StateSaveArea::table_index(DescriptorTableRegister::Idtr);
 
 impl SvmVcpu {
     pub(crate) fn begin_step(&mut self, root: Hpa, one: bool) -> Step {
+        // An event that is to be delivered needs its gate.
+        let program = one && self.cpl() != 0 && !self.injecting();
         let Vmcb { control, save } = self.vmcb_mut();
         control.n_cr3 = root.as_u64();
         let before = Before {
@@ -44,7 +59,12 @@ impl SvmVcpu {
             dr6: save.dr6,
             exceptions: control.intercept_exceptions,
             intercept_3: control.intercept_3,
+            ways: program.then_some(Ways { idt_limit: save.segments[IDTR].limit, efer: save.efer }),
         };
+        if program {
+            save.segments[IDTR].limit = 0;
+            save.efer &= !Efer::SCE.bits();
+        }
         if one {
             save.rflags |= Rflags::TF.bits();
             save.dr6 &= !(SINGLE_STEP | BREAKPOINTS);
@@ -78,6 +98,10 @@ impl SvmVcpu {
         let exitcode = control.exitcode;
         control.intercept_exceptions = before.exceptions;
         control.intercept_3 = before.intercept_3;
+        if let Some(ways) = before.ways {
+            save.segments[IDTR].limit = ways.idt_limit;
+            save.efer = ways.efer;
+        }
         // An instruction that has cleared the flag has loaded it.
         if before.trap_flag == 0 {
             save.rflags &= !Rflags::TF.bits();
@@ -97,11 +121,16 @@ impl SvmVcpu {
                     if hit | trap != 0 {
                         self.inject(Event::exception(vector, None));
                     }
-                } else if before.exceptions >> vector & 1 != 0 {
-                    return None;
                 } else if let ExitReason::Exception { error_code, qualification, .. } =
                     decode(self.vmcb(), None)
                 {
+                    if before.ways.is_some() && exception::has_no_gate(vector, error_code) {
+                        // INT n, which is executed again.
+                        return Some(ExitReason::Step);
+                    }
+                    if before.exceptions >> vector & 1 != 0 {
+                        return None;
+                    }
                     if vector == exception::PF {
                         self.set_cr2(qualification);
                     }

@@ -5,7 +5,7 @@
 //! an exception exits and is given to the guest after the flag is gone again, and interrupts wait.
 
 use arch::exit::ExitReason;
-use arch::register::Rflags;
+use arch::register::{Efer, Rflags};
 use arch::vcpu::{DebugRegisters, Event, Vcpu, exception};
 use arch::{Hpa, Vector};
 
@@ -41,6 +41,17 @@ struct Before {
     /// exits. Bochs tells one all the same wherever the trap flag is set.
     pending: u64,
     exceptions: u32,
+    /// Of a program.
+    ways: Option<Ways>,
+}
+
+/// What leads from a program into the kernel, which then has the step's flags: INT n and its kin, SYSCALL, SYSENTER. All of it
+/// faults in a step: the instruction was looked at before, but another CPU may change it.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    idt_limit: u32,
+    efer: u64,
+    sysenter_cs: u32,
 }
 
 impl VmxVcpu {
@@ -85,6 +96,8 @@ impl VmxVcpu {
             blocking: state & BLOCKING_BY_STI_OR_MOV_SS,
             pending: self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS) & !SINGLE_STEP,
             exceptions: self.vmcs.read(field::EXCEPTION_BITMAP),
+            // An event that is to be delivered needs its gate.
+            ways: (one && self.cpl() != 0 && !self.injecting()).then(|| self.shut_ways()),
         };
         if one {
             self.set_rflags(self.rflags() & !CHANGED | Rflags::TF.bits());
@@ -94,6 +107,22 @@ impl VmxVcpu {
             self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions | !NOT_INTERCEPTED);
         }
         Step { one: one.then_some(before) }
+    }
+
+    fn shut_ways(&mut self) -> Ways {
+        let before = Ways {
+            idt_limit: self.vmcs.read(field::GUEST_IDTR_LIMIT),
+            efer: self.vmcs.read(field::GUEST_IA32_EFER),
+            sysenter_cs: self.vmcs.read(field::GUEST_IA32_SYSENTER_CS),
+        };
+        self.set_ways(Ways { idt_limit: 0, efer: before.efer & !Efer::SCE.bits(), sysenter_cs: 0 });
+        before
+    }
+
+    fn set_ways(&mut self, ways: Ways) {
+        self.vmcs.write(field::GUEST_IDTR_LIMIT, ways.idt_limit);
+        self.vmcs.write(field::GUEST_IA32_EFER, ways.efer);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_CS, ways.sysenter_cs);
     }
 
     /// Ends a step; `snapshot` is its exit, if the entry was one. What exited only for its sake is dealt with, and
@@ -108,6 +137,9 @@ impl VmxVcpu {
         self.vmcs.write(field::EXCEPTION_BITMAP, before.exceptions);
         let flags = self.rflags();
         self.set_rflags(flags & !Rflags::TF.bits() | before.flags);
+        if let Some(ways) = before.ways {
+            self.set_ways(ways);
+        }
         let reason = snapshot.map(decode);
         let Some(ExitReason::Exception { vector: Vector(vector), error_code, qualification }) =
             reason
@@ -118,6 +150,10 @@ impl VmxVcpu {
             let pending = pending(qualification, before.flags & Rflags::TF.bits() != 0);
             self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending);
             return Some(ExitReason::Step);
+        }
+        if before.ways.is_some() && exception::has_no_gate(vector, error_code) {
+            // INT n, which is executed again.
+            return self.block_again(before, Some(ExitReason::Step));
         }
         if before.exceptions >> vector & 1 != 0 {
             return self.block_again(before, None);
@@ -131,13 +167,25 @@ impl VmxVcpu {
 
     /// The instruction is still to be done: what held interrupts back before it does so again.
     fn block_again(&mut self, before: Before, exit: Option<ExitReason>) -> Option<ExitReason> {
-        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending);
-        if before.blocking != 0 {
-            let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
-            self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, state | before.blocking);
-        }
+        let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
+        let with = blocked(state, before.blocking);
+        self.vmcs.write(field::GUEST_INTERRUPTIBILITY_STATE, with);
+        let trap = held_back(with, before.flags);
+        self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, before.pending | trap);
         exit
     }
+}
+
+/// The interruptibility state with what blocked `before` the step, if anything did: not both of the two (SDM "Checks on Guest
+/// Non-Register State"), where the step has executed a MOV to SS.
+const fn blocked(state: u32, before: u32) -> u32 {
+    if before == 0 { state } else { state & !BLOCKING_BY_STI_OR_MOV_SS | before }
+}
+
+/// The guest's own single step where it is held back: without it an entry fails there.
+const fn held_back(state: u32, flags: u64) -> u64 {
+    let held = state & BLOCKING_BY_STI_OR_MOV_SS != 0 && flags & Rflags::TF.bits() != 0;
+    if held { SINGLE_STEP } else { 0 }
 }
 
 /// The debug exceptions that the guest still has to get, of those that a #DB was for (SDM "Guest Non-Register State").
@@ -157,6 +205,30 @@ mod tests {
             [(0x4000, false, 0), (0x4000, true, 0x4000), (0x4002, false, 0x1002), (2, true, 0x5002)]
         {
             assert_eq!(pending(qualification, own), left, "{qualification:#x}");
+        }
+    }
+
+    #[test]
+    fn one_kind_of_blocking_is_left_and_a_trap_of_the_guests_own_with_it() {
+        const STI: u32 = 1;
+        const MOV_SS: u32 = 2;
+        const NMI: u32 = 8;
+        for (state, before, left) in [
+            (NMI, 0, NMI),
+            (NMI, STI, NMI | STI),
+            (MOV_SS, STI, STI),
+            (MOV_SS, 0, MOV_SS),
+            (0, MOV_SS, MOV_SS),
+        ] {
+            assert_eq!(blocked(state, before), left, "{state} {before}");
+        }
+        for (state, flags, trap) in [
+            (MOV_SS, 0x302, SINGLE_STEP),
+            (STI, 0x302, SINGLE_STEP),
+            (MOV_SS, 0x202, 0),
+            (NMI, 0x302, 0),
+        ] {
+            assert_eq!(held_back(state, flags), trap, "{state} {flags:#x}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! reads and writes goes through [`Context::memory_read`] and [`Context::memory_write`].
 
 use arch::machine::{GuestMemory, Machine};
-use arch::register::Rflags;
+use arch::register::{Cr0, Cr4, Rflags};
 use arch::vcpu::{Event, Vcpu, exception};
 
 use arch::{Gpa, Gva, Width};
@@ -111,9 +111,24 @@ fn store_vector<P: Platform>(
     register: u8,
     bytes: u8,
 ) -> Result<(), Refused> {
+    check_vectors(context.vcpu)?;
     let value = context.machine.vector_register(register);
     let value = value.get(..bytes.into()).unwrap_or(&value);
     store_bytes(context, instruction, value)
+}
+
+/// Whether the CPU would execute an SSE instruction. Where TS is set, its registers are those of another of the guest's
+/// programs. The CPU has asked, of what it was that exited: another CPU may have changed that since.
+fn check_vectors(vcpu: &impl Vcpu) -> Result<(), Refused> {
+    let (cr0, cr4) = (Cr0::from_bits_retain(vcpu.cr0()), Cr4::from_bits_retain(vcpu.cr4()));
+    let vector = if cr0.contains(Cr0::EM) || !cr4.contains(Cr4::OSFXSR) {
+        exception::UD
+    } else if cr0.contains(Cr0::TS) {
+        exception::NM
+    } else {
+        return Ok(());
+    };
+    Err(refusal(Event::exception(vector, None)))
 }
 
 /// Stores `bytes`, the memory operand of an instruction that has exited, to RAM or a device.

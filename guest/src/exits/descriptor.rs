@@ -169,7 +169,16 @@ impl<P: Platform> Context<'_, P> {
         }
     }
 
-    /// Derives every shadow again: the hypervisor wrote to the guest's memory.
+    /// Another CPU has changed the nested table. Until now this one could write to a page that had got a shadow, and what it
+    /// wrote is in no shadow yet.
+    #[cold]
+    #[inline(never)]
+    pub fn table_changed(&mut self) {
+        self.vcpu.flush_nested();
+        self.refresh_shadow();
+    }
+
+    /// Derives every shadow again: the guest's memory was written to, and not by what derives.
     pub(super) fn refresh_shadow(&mut self) {
         for place in 0..self.guest.cpus.len() {
             if let Some(idt) = self.vm.shadows.table(place) {

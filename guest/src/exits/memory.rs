@@ -23,24 +23,23 @@ impl<P: Platform> Context<'_, P> {
         // The access was the CPU's own, for the delivery of an event (the stack, a descriptor), and not that of the
         // instruction at RIP.
         let delivering = self.vcpu.vectoring().is_some();
-        let shadowed = self.vm.shadows.covers(gpa);
-        if fault.fetch || fault.table_walk || delivering {
-            return match (shadowed, fault.fetch && !delivering) {
-                (true, _) => self.show_real_table(gpa),
-                (false, true) => self.begin_step_of_code(gpa),
-                (false, false) => self.begin_step(gpa, delivering),
-            };
-        }
-        match self.access() {
-            Ok(()) => {
-                self.trap_behind();
-                Next::Resume
+        if !(fault.fetch || fault.table_walk || delivering) {
+            match self.access() {
+                Ok(()) => {
+                    self.trap_behind();
+                    return Next::Resume;
+                }
+                Err(refused @ Refused::Fault(..)) => return self.refused(refused),
+                Err(_) => {}
             }
-            Err(refused @ Refused::Fault(..)) => self.refused(refused),
-            Err(_) if shadowed => self.show_real_table(gpa),
+        }
+        if self.vm.shadows.covers(gpa) {
+            self.show_real_table(gpa)
+        } else if self.memory.read(gpa, &mut [0]).is_ok() {
             // RAM by now, as another CPU of the guest has changed the table.
-            Err(_) if self.memory.read(gpa, &mut [0]).is_ok() => Next::Resume,
-            Err(_) => self.begin_step(gpa, false),
+            Next::Resume
+        } else {
+            self.begin_step(fault, delivering)
         }
     }
 

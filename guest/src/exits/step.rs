@@ -7,6 +7,7 @@
 //! decision is 0044.
 
 use arch::ExitReason;
+use arch::exit::NestedPageFault;
 use arch::machine::{GuestMemory, MAX_STAND_INS, Machine, NotGuestMemory};
 use arch::vcpu::{Event, Vcpu, exception};
 use arch::{Gpa, Width};
@@ -78,11 +79,14 @@ impl Step {
 }
 
 impl<P: Platform> Context<'_, P> {
-    /// Has the CPU do by itself what was stopped at `gpa`. `delivering`: it was delivering an event, which is delivered
-    /// again.
+    /// Has the CPU do by itself what was stopped. `delivering`: it was delivering an event, which is delivered again.
+    ///
+    /// Behind what holds the trap back another instruction comes, and code that was fetched there may push, save or load
+    /// RFLAGS, and would do so with the step's, and enter the kernel in the midst of it: none of these is an instruction.
     #[cold]
     #[inline(never)]
-    pub(super) fn begin_step(&mut self, gpa: Gpa, delivering: bool) -> Next {
+    pub(super) fn begin_step(&mut self, fault: NestedPageFault, delivering: bool) -> Next {
+        let NestedPageFault { gpa, fetch, .. } = fault;
         let page = gpa.page();
         if self.cpu.step.rip != self.vcpu.rip() {
             self.end_steps();
@@ -105,21 +109,14 @@ impl<P: Platform> Context<'_, P> {
         }
         step.next = (slot + 1) % MAX_STAND_INS;
         step.delivering = delivering;
-        Next::Step
-    }
-
-    /// The same for code at `gpa`. What pushes, saves or loads RFLAGS would do so with the step's, and enter the kernel in
-    /// the midst of it: it is no instruction there.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn begin_step_of_code(&mut self, gpa: Gpa) -> Next {
-        let next = self.begin_step(gpa, false);
         let seen = Seen { memory: &*self.memory, pages: &self.cpu.step.pages };
         let bits64 = Mode::of(self.vcpu) == Mode::Bits64;
         let effect = insn::fetch_instruction(self.vcpu, &seen)
             .map(|(code, length)| effect(code.get(..length).unwrap_or_default(), bits64));
-        if next != Next::Step || effect.is_ok_and(|effect| effect == Effect::Plain) {
-            return next;
+        let refused =
+            if fetch { effect != Ok(Effect::Plain) } else { effect == Ok(Effect::HoldsTraps) };
+        if delivering || !refused {
+            return Next::Step;
         }
         self.end_steps();
         self.raise(Event::exception(exception::UD, None));
@@ -149,9 +146,10 @@ impl<P: Platform> Context<'_, P> {
         Some((start, bytes))
     }
 
-    /// A step has ended so. Where that is another page that the instruction needs, all waits for it.
+    /// A step has ended so. Where that is another page that the instruction needs, or the same delivery, all waits for it.
     pub fn stepped(&mut self, reason: &ExitReason) {
-        if matches!(reason, ExitReason::NestedPageFault(_)) && self.cpu.step.one() {
+        let same = || self.vcpu.vectoring().is_some() && self.vcpu.rip() == self.cpu.step.rip;
+        if matches!(reason, ExitReason::NestedPageFault(_)) && (self.cpu.step.one() || same()) {
             return;
         }
         for slot in 0..MAX_STAND_INS {

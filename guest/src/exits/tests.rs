@@ -165,7 +165,7 @@ impl World {
         let state = &mut self.vcpu.state;
         state.segments = [flat(AccessRights::DATA32); 8];
         state.segments[SegmentRegister::Cs as usize] = flat(AccessRights::CODE64);
-        (state.cr0, state.cr3, state.cr4) = (0x8001_0011, PML4, Cr4::PAE.bits());
+        (state.cr0, state.cr3, state.cr4) = (0x8001_0011, PML4, (Cr4::PAE | Cr4::OSFXSR).bits());
         (state.efer, state.rflags, state.rip) = (0x500, 2 | Rflags::IF.bits(), CODE);
         self.put(PML4, &(PDPT | 7).to_le_bytes());
         self.put(PDPT, &(DIRECTORY | 7).to_le_bytes());

@@ -173,7 +173,11 @@ impl<B: Backend> Running<'_, B> {
         }
         match self.effect() {
             Effect::Leaves(length) => Step::To(rip.wrapping_add(length.into())),
-            Effect::Plain | Effect::Clears | Effect::Loads | Effect::Pushes => Step::One,
+            Effect::Plain
+            | Effect::Clears
+            | Effect::Loads
+            | Effect::Pushes
+            | Effect::HoldsTraps => Step::One,
         }
     }
 

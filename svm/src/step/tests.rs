@@ -97,3 +97,50 @@ fn without_one_instruction_only_the_table_changes() {
     assert_eq!(vcpu.end_step(step), None, "it is told as ever");
     assert_eq!(vcpu.vmcb().control.n_cr3, 0x1000);
 }
+
+/// A step of a program that can enter its kernel by INT n and by SYSCALL.
+fn stepped_program(change: impl FnOnce(&mut Vmcb)) -> (SvmVcpu, Option<ExitReason>) {
+    let mut vcpu = vcpu();
+    vcpu.set_rflags(0x202);
+    let save = &mut vcpu.vmcb_mut().save;
+    (save.cpl, save.efer, save.segments[IDTR].limit) = (3, 0x1501, 0xfff);
+    let step = vcpu.begin_step(OTHER, true);
+    let save = &vcpu.vmcb().save;
+    assert_eq!((save.segments[IDTR].limit, save.efer), (0, 0x1500), "shut");
+    change(vcpu.vmcb_mut());
+    vcpu.entered();
+    let exit = vcpu.end_step(step);
+    let save = &vcpu.vmcb().save;
+    assert_eq!((save.segments[IDTR].limit, save.efer), (0xfff, 0x1501));
+    assert_eq!(save.rflags, 0x202);
+    (vcpu, exit)
+}
+
+#[test]
+fn no_program_enters_its_kernel_with_the_flags_of_a_step() {
+    // INT 0x80: its gate is not in the table.
+    let (vcpu, exit) = stepped_program(|vmcb| {
+        (vmcb.control.exitcode, vmcb.control.exitinfo1) = (0x4d, 0x80 << 3 | 2);
+    });
+    assert_eq!((exit, vcpu.injecting()), (Some(ExitReason::Step), false), "it is executed again");
+    // SYSCALL.
+    let (vcpu, exit) = stepped_program(|vmcb| vmcb.control.exitcode = 0x46);
+    assert_eq!((exit, vcpu.vmcb().control.eventinj), (Some(ExitReason::Step), 0x8000_0306));
+    // A fault of its own, and a call of a gate.
+    let (vcpu, exit) = stepped_program(|vmcb| vmcb.control.exitcode = 0x4d);
+    assert_eq!((exit, vcpu.vmcb().control.eventinj), (Some(ExitReason::Step), 0x8000_0b0d));
+    let (vcpu, _) = stepped_program(|vmcb| {
+        (vmcb.control.exitcode, vmcb.save.dr6, vmcb.save.cpl) = (0x41, 0xffff_4ff0, 0);
+    });
+    assert!(!vcpu.injecting());
+}
+
+#[test]
+fn an_event_that_is_delivered_at_a_steps_begin_has_its_gate() {
+    let mut vcpu = vcpu();
+    let save = &mut vcpu.vmcb_mut().save;
+    (save.cpl, save.segments[IDTR].limit) = (3, 0xfff);
+    vcpu.inject(Event::exception(exception::UD, None));
+    vcpu.begin_step(OTHER, true);
+    assert_eq!(vcpu.vmcb().save.segments[IDTR].limit, 0xfff);
+}

@@ -178,6 +178,27 @@ fn vector_stores_are_written_whole_or_not_at_all() {
     assert_eq!(world.get::<8>(IDT + 0xff8), before);
 }
 
+/// As it was turned into one by another CPU, when it had exited already.
+#[test]
+fn a_vector_store_that_the_cpu_would_refuse_shows_no_register() {
+    let (em, ts) = (Cr0::EM.bits(), Cr0::TS.bits());
+    for (cr0, no_sse, raised) in [
+        (ts, false, exception::NM),
+        (em, false, exception::UD),
+        (0, true, exception::UD),
+        (ts, true, exception::UD),
+    ] {
+        let mut world = World::with_idt();
+        world.machine.xmm[2] = [0xe7; 16];
+        world.vcpu.state.cr0 |= cr0;
+        world.vcpu.state.cr4 &= if no_sse { !Cr4::OSFXSR.bits() } else { !0 };
+        let (before, rip) = (world.get::<16>(IDT), world.vcpu.state.rip);
+        world.touch(&MOVUPS, IDT, true);
+        assert_eq!(world.vcpu.injected, Some(Event::exception(raised, None)));
+        assert_eq!((world.get::<16>(IDT), world.vcpu.state.rip), (before, rip));
+    }
+}
+
 #[test]
 fn a_write_across_pages_is_derived_on_both_sides() {
     let (mut world, _) = straddling();
@@ -243,6 +264,29 @@ fn an_access_of_event_delivery_is_not_the_instructions_at_rip() {
     assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))), "delivered again");
     assert_eq!((world.vcpu.state.rip, world.memory.0[0xd000]), (rip, 0));
     assert_eq!(world.machine.shadow_at, [None, None]);
+}
+
+/// Another CPU has met the same page and was first: it has shown the real one, or loaded another table.
+#[test]
+fn no_page_of_ones_takes_the_place_of_memory_whoever_was_stopped_there() {
+    let stopped = |fetch, table_walk| {
+        let gpa = Gpa::new(IDT + 0xff8);
+        ExitReason::NestedPageFault(NestedPageFault { gpa, write: true, fetch, table_walk })
+    };
+    for (reason, vectoring) in [
+        (stopped(false, false), cut_short(0x40, EXTERNAL)),
+        (stopped(false, true), None),
+        (stopped(false, true), cut_short(0x40, EXTERNAL)),
+        (stopped(true, false), None),
+    ] {
+        let mut world = World::with_idt();
+        world.handle(stopped(false, false), cut_short(0x41, EXTERNAL));
+        let rip = world.vcpu.state.rip;
+        world.handle(reason, vectoring);
+        let again = vectoring.map(|_| Event::interrupt(Vector(0x40)));
+        assert_eq!((world.vcpu.injected, world.vcpu.state.rip), (again, rip), "{reason:?}");
+        assert_eq!(world.machine.stand_in_at, [None; 4], "{reason:?}");
+    }
 }
 
 #[test]

@@ -85,6 +85,17 @@ fn an_event_that_leads_nowhere_is_delivered_with_a_page_in_its_way() {
     assert_eq!(world.exit(fault(NOWHERE, true), cut_short(0x40, EXTERNAL)), Next::Step);
     assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
     assert!(!world.cpu.step.one());
+    // Its stack goes on in another page.
+    let second = fault(NOWHERE + 0x1000, true);
+    world.context(|vm| vm).stepped(&second);
+    assert_eq!(world.exit(second, cut_short(0x40, EXTERNAL)), Next::Step);
+    let both = [0, 0x1000].map(|at| Some(Gpa::new(NOWHERE + at)));
+    assert_eq!(world.machine.stand_in_at, [both[0], both[1], None, None]);
+    // What its handler then does is something else.
+    let third = fault(NOWHERE + 0x2000, true);
+    world.vcpu.vectoring = None;
+    world.context(|vm| vm).stepped(&third);
+    assert_eq!(world.machine.stand_in_at, [None; 4]);
 }
 
 #[test]
@@ -115,6 +126,8 @@ fn what_would_show_the_steps_flags_is_no_instruction_in_a_devices_registers() {
         ("PUSHF behind a prefix", 0x9c66, false),
         ("IRET", 0xcf48, false),
         ("CLI", 0xfa, false),
+        ("MOV SS and SYSCALL", 0x050f_d08e, false),
+        ("MOV DS", 0xd88e, true),
         ("STI", 0xfb, true),
         ("NOP", 0x90, true),
     ] {
@@ -139,4 +152,36 @@ fn what_would_show_the_steps_flags_is_no_instruction_in_a_devices_registers() {
     world.vcpu.state.rip = 0xefff;
     assert_eq!(world.exit(fetch(TABLE), None), Next::Resume);
     assert_eq!(world.exit(fetch(NOWHERE), None), Next::Step);
+}
+
+/// In memory, too, where the operand is what was stopped: behind it the CPU would execute what comes next.
+#[test]
+fn what_holds_the_trap_back_is_never_stepped() {
+    const POP_SS: [u8; 2] = [0x17, 0x9c];
+    for (what, code, bits64, runs) in [
+        ("MOV SS, [RBX]; SYSCALL", &[0x8e, 0x13, 0x0f, 0x05][..], true, false),
+        ("MOV DS, [RBX]; SYSCALL", &[0x8e, 0x1b, 0x0f, 0x05], true, true),
+        ("POP SS; PUSHF", &POP_SS, false, false),
+        ("POPF", &[0x9d], false, true),
+    ] {
+        let mut world = World::with_idt();
+        if !bits64 {
+            (world.vcpu.state.cr0, world.vcpu.state.efer) = (0x11, 0);
+            world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE32;
+        }
+        world.at_cpl(3);
+        world.put(CODE, code);
+        world.vcpu.state.rip = CODE;
+        *world.gpr(Gpr::Rbx) = BAR + 0x2000;
+        let next = world.exit(fault(BAR + 0x2000, false), None);
+        let raised = world.vcpu.injected.map(|event| event.vector.0);
+        let expected = if runs { (Next::Step, None) } else { (Next::Resume, Some(exception::UD)) };
+        assert_eq!((next, raised), expected, "{what}");
+        assert_eq!(world.machine.stand_in_at.iter().flatten().count(), usize::from(runs), "{what}");
+    }
+    let mut world = World::with_idt();
+    world.put(CODE, &[0x8e, 0x13]);
+    world.vcpu.state.rip = CODE;
+    let delivering = world.exit(fault(NOWHERE, true), cut_short(0x40, EXTERNAL));
+    assert_eq!(delivering, Next::Step, "it is not what is at RIP");
 }

@@ -261,6 +261,22 @@ fn the_first_interrupt_has_the_shadow_put_in_place_and_comes_again() {
     assert_eq!(shadows(&world), [Some(IDT + 0x1000), None], "from now on at once");
 }
 
+/// Its translation is older than the shadow, and goes at its next exit.
+#[test]
+fn what_another_cpu_still_writes_to_the_real_page_is_in_the_shadow_once_it_has_flushed() {
+    let mut world = before_the_first_interrupt();
+    world.handle(BEYOND, cut_short(0x40, EXTERNAL));
+    world.grant(0x41);
+    let gate = IDT + 16 * 0x41;
+    world.put(gate, &[0x78, 0x56, 8, 0, 0, 0xee, 0x34, 0x12]);
+    assert_eq!(world.seen(gate), 0, "the page behind the shadow");
+    world.context(|vm| vm).table_changed();
+    let seen: [u8; 8] = core::array::from_fn(|at| world.seen(gate + at as u64));
+    assert_eq!(seen, [0x78, 0x56, 8, 0, 0, 0xee, 0x34, 0x12]);
+    assert_eq!(world.vcpu.flushed, 1, "before");
+    assert_eq!(world.gate(0x42), CLOSED);
+}
+
 #[test]
 fn a_general_protection_fault_of_the_guests_own_happens_again_without_an_exit() {
     let mut world = before_the_first_interrupt();

@@ -31,6 +31,7 @@ const FLIPS: u64 = CHANGED + 16;
 #[unsafe(no_mangle)]
 extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     device_registers();
+    held_back_trap();
     changed_table_instruction();
     say!("done");
     power_off()
@@ -76,6 +77,8 @@ unsafe extern "C" {
 
 static KEPT: AtomicU64 = AtomicU64::new(0);
 static VECTOR: AtomicU64 = AtomicU64::new(0);
+/// A program's flags at its end.
+static FLAGS: AtomicU64 = AtomicU64::new(0);
 static TABLE: Table = Table::new();
 
 #[repr(align(4096))]
@@ -91,6 +94,7 @@ static SEGMENTS: Segments = Segments::new();
 
 extern "C" fn caught(frame: &mut Frame) {
     VECTOR.store(frame.vector, Ordering::Relaxed);
+    FLAGS.store(frame.rflags, Ordering::Relaxed);
     frame.go_on(program_over as *const (), KEPT.load(Ordering::Relaxed));
 }
 
@@ -153,6 +157,21 @@ fn device_registers() {
     // It reads as zeros, ADD [RAX], AL, up to its last byte; behind it nothing is.
     let vector = run(DEVICE + 0xfe0, 0, 0, MEMORY + CODE + 0x100);
     verdict("a program's code in a device runs to its end", vector == UD, format_args!("{vector}"));
+}
+
+/// SS from a device's register holds the hypervisor's trap back: INT comes before it.
+fn held_back_trap() {
+    const TRAP: u64 = 1 << 8;
+    // SAFETY: the I/O APIC's index, which `run` has mapped, and which holds the selector then.
+    unsafe { (DEVICE as *mut u32).write_volatile(Segments::USER_DATA as u32) };
+    // MOV SS, [RCX]; INT.
+    let vector = run(put(CODE, &[0x8e, 0x11, 0xcd, END]), DEVICE, 0, 0);
+    let flags = FLAGS.load(Ordering::Relaxed);
+    verdict(
+        "a program's SS from a device brings no flags of the hypervisor's into the kernel",
+        vector == UD && flags & TRAP == 0,
+        format_args!("{vector}, {flags:#x}"),
+    );
 }
 
 /// SIDT, turned into a prefetch and back by the other CPU between exit and decoding.
