@@ -171,14 +171,10 @@ impl<B: Backend> Running<'_, B> {
             // A fault: where its handler comes back.
             return Step::To(rip);
         }
-        match self.effect() {
-            Effect::Leaves(length) => Step::To(rip.wrapping_add(length.into())),
-            Effect::Plain
-            | Effect::Clears
-            | Effect::Loads
-            | Effect::Pushes
-            | Effect::HoldsTraps => Step::One,
+        if let Effect::Leaves(length) = self.effect() {
+            return Step::To(rip.wrapping_add(length.into()));
         }
+        Step::One
     }
 
     /// What the instruction at RIP does with the flags.
