@@ -37,6 +37,9 @@ pub(super) const HIDDEN_7_ECX: u32 =
     bits([4, 5, 7, 13, 16, 17, 18, 19, 20, 21, 23, 24, 29, 30, 31]);
 pub(super) const PKU: u32 = 1 << 3;
 pub(super) const RDPID: u32 = 1 << 22;
+/// Leaf 0xD, shown: the components of XCR0 whose features are shown, x87, SSE, AVX, AVX-512 (3), PKRU, AMX (2). Not those of
+/// MPX (3 and 4), APX (19) and LWP (62).
+pub(super) const SHOWN_XCR0: u32 = bits([0, 1, 2, 5, 6, 7, 9, 17, 18]);
 /// Leaf 0xD.1 EAX.
 pub(super) const XSAVES: u32 = 1 << 3;
 pub(super) const OSPKE: u32 = 1 << 4;

@@ -113,6 +113,9 @@ fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
     assert_eq!(xsetbv(&mut world, 0, 6, 0), gp(), "without x87");
     assert_eq!(xsetbv(&mut world, 1, 7, 0), gp(), "no such register");
     assert_eq!(xsetbv(&mut world, 0, 7, 3), gp(), "ring 3");
+    for hidden in [3 << 3, 1 << 19] {
+        assert_eq!(xsetbv(&mut world, 0, 7 | hidden, 0), gp(), "a component that is not shown");
+    }
     assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (1, rip));
     // CPUID tells how much XSAVE saves now.
     for (leaf, answer) in [(0, [0xd, 0]), (0xd, [7, 832])] {
