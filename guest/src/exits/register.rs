@@ -10,6 +10,7 @@ use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::{ApicAction, ApicRead};
+use insn::Mode;
 
 use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count, may_be_in_xcr0};
 use crate::msr::{MsrOutcome, Msrs};
@@ -104,7 +105,9 @@ impl<P: Platform, V> Context<'_, P, V> {
     pub(super) fn cpuid(&mut self) {
         let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
         let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
-        let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
+        let in_64_bit_mode = || Mode::of(self.vcpu) == Mode::Bits64;
+        let ready = self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4(), in_64_bit_mode);
+        let answer = match ready {
             Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
             None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
         };
