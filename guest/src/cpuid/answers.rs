@@ -99,11 +99,14 @@ impl Answers {
         }
     }
 
-    /// Whether leaf 1 shows a local APIC: not while the guest has switched it off in IA32_APIC_BASE (SDM "Enabling or
-    /// Disabling the Local APIC"; APM "Local APIC Enable").
+    /// Whether a local APIC is shown: not while the guest has switched it off in IA32_APIC_BASE (SDM "Enabling or
+    /// Disabling the Local APIC"; APM "Local APIC Enable"), by leaf 1, and of AMD's CPUs by leaf 0x80000001 as well.
     pub fn show_apic(&mut self, on: bool) {
-        if let Some(row) = self.rows.get_mut(row(1) as usize) {
-            row.answer.edx = row.answer.edx & !APIC | if on { APIC } else { 0 };
+        for leaf in [1, FEATURES] {
+            let row = self.rows.get_mut(row(leaf) as usize);
+            if let Some(row) = row.filter(|row| row.kind != Kind::In64BitMode) {
+                row.answer.edx = row.answer.edx & !APIC | if on { APIC } else { 0 };
+            }
         }
     }
 

@@ -244,6 +244,26 @@ fn syscall_is_shown_where_it_is_an_instruction() {
 }
 
 #[test]
+fn each_leaf_that_shows_a_local_apic_follows_it() {
+    for (vendor, leaves) in [(Vendor::Intel, [true, false]), (Vendor::Amd, [true, true])] {
+        let mut machine = machine(vendor);
+        if vendor == Vendor::Intel {
+            let none = CpuidResult { edx: !bits::APIC, ..machine.cpuid(0x8000_0001, 0) };
+            machine.cpuid.insert((0x8000_0001, 0), none);
+        }
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        let mut answers = Answers::new(&policy, 0, &machine);
+        for on in [true, false, true] {
+            answers.show_apic(on);
+            let shown = [1, 0x8000_0001].map(|leaf| {
+                answers.get(leaf, || 0, || 0, || true).unwrap().0.edx & bits::APIC != 0
+            });
+            assert_eq!(shown, leaves.map(|has| has && on), "{vendor:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_ready_is_what_the_policy_says() {
     for vendor in [Vendor::Intel, Vendor::Amd] {
         let mut machine = machine(vendor);
