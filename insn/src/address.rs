@@ -66,7 +66,46 @@ impl Instruction {
         bytes: u64,
         write: bool,
     ) -> Result<(), Event> {
-        self.check_in_segment(vcpu, register, offset, bytes, write)?;
+        const NOT_USABLE: u32 = 1 << 16;
+        const PRESENT: u32 = 1 << 7;
+        const CODE: u32 = 1 << 3;
+        const EXPAND_DOWN: u32 = 1 << 2;
+        const WRITABLE_OR_READABLE: u32 = 1 << 1;
+        let stack = register == SegmentRegister::Ss;
+        let refused = if stack { exception::SS } else { exception::GP };
+        let refused = Err(Event::exception(refused, Some(0)));
+        let last = bytes.saturating_sub(1);
+        let may_be = if self.mode == Mode::Bits64 {
+            let five_levels = vcpu.cr4() & Cr4::LA57.bits() != 0;
+            let first = self.linear(vcpu, register, offset).as_u64();
+            let both = [first, first.wrapping_add(last)];
+            both.into_iter().all(|at| crate::canonical(at, five_levels))
+        } else {
+            let segment = vcpu.segment(register);
+            let access = segment.access.0;
+            if access & NOT_USABLE != 0 || access & PRESENT == 0 {
+                return refused;
+            }
+            let code = access & CODE != 0;
+            let real = vcpu.cr0() & Cr0::PE.bits() == 0 || vcpu.rflags() & Rflags::VM.bits() != 0;
+            let may = if write {
+                !code && access & WRITABLE_OR_READABLE != 0
+            } else {
+                !code || access & WRITABLE_OR_READABLE != 0
+            };
+            let first = offset & self.address.size.mask();
+            let (last, limit) = (first + last, u64::from(segment.limit));
+            let within = if !code && access & EXPAND_DOWN != 0 {
+                let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
+                first > limit && last <= top.mask()
+            } else {
+                last <= limit
+            };
+            (may || real) && within
+        };
+        if !may_be {
+            return refused;
+        }
         // A pseudo-descriptor is a word and an address behind it; vector registers are the CPU's to look at (SDM
         // "Alignment Checking").
         let (offset, bytes) = match bytes {
@@ -81,53 +120,6 @@ impl Instruction {
             return Err(Event::exception(exception::AC, Some(0)));
         }
         Ok(())
-    }
-
-    fn check_in_segment<V: Vcpu>(
-        &self,
-        vcpu: &V,
-        register: SegmentRegister,
-        offset: u64,
-        bytes: u64,
-        write: bool,
-    ) -> Result<(), Event> {
-        const NOT_USABLE: u32 = 1 << 16;
-        const PRESENT: u32 = 1 << 7;
-        const CODE: u32 = 1 << 3;
-        const EXPAND_DOWN: u32 = 1 << 2;
-        const WRITABLE_OR_READABLE: u32 = 1 << 1;
-        let stack = register == SegmentRegister::Ss;
-        let refused = if stack { exception::SS } else { exception::GP };
-        let refused = Err(Event::exception(refused, Some(0)));
-        let last = bytes.saturating_sub(1);
-        if self.mode == Mode::Bits64 {
-            let five_levels = vcpu.cr4() & Cr4::LA57.bits() != 0;
-            let first = self.linear(vcpu, register, offset).as_u64();
-            let both = [first, first.wrapping_add(last)];
-            let canonical = both.into_iter().all(|at| crate::canonical(at, five_levels));
-            return if canonical { Ok(()) } else { refused };
-        }
-        let segment = vcpu.segment(register);
-        let access = segment.access.0;
-        if access & NOT_USABLE != 0 || access & PRESENT == 0 {
-            return refused;
-        }
-        let code = access & CODE != 0;
-        let real = vcpu.cr0() & Cr0::PE.bits() == 0 || vcpu.rflags() & Rflags::VM.bits() != 0;
-        let may = if write {
-            !code && access & WRITABLE_OR_READABLE != 0
-        } else {
-            !code || access & WRITABLE_OR_READABLE != 0
-        };
-        let first = offset & self.address.size.mask();
-        let (last, limit) = (first + last, u64::from(segment.limit));
-        let within = if !code && access & EXPAND_DOWN != 0 {
-            let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
-            first > limit && last <= top.mask()
-        } else {
-            last <= limit
-        };
-        if (may || real) && within { Ok(()) } else { refused }
     }
 
     /// BT and its kin with a register reach beyond the operand: the signed bit number selects

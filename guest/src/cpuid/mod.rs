@@ -157,7 +157,7 @@ impl CpuidPolicy {
             0 => CpuidResult { eax: highest, ..real },
             _ if leaf > highest => CpuidResult::default(),
             1 => self.features(real, vcpu),
-            EXTENDED_STATE => self.extended_state(subleaf, real, machine),
+            EXTENDED_STATE => self.extended_state(subleaf, machine),
             // Cache descriptors, TLB parameters, tiles, AVX10: as the CPU is.
             2 | 0x18 | 0x1d | 0x1e | 0x24 => real,
             4 => self.intel_cache(real),
@@ -293,12 +293,8 @@ impl CpuidPolicy {
 
     /// Leaf 0xD: the CPU's own, without the components that IA32_XSS enables (subleaf 1 ECX and EDX; components
     /// with ECX bit 0 set) and those of features that are not shown.
-    fn extended_state(
-        &self,
-        subleaf: u32,
-        real: CpuidResult,
-        machine: &impl Machine,
-    ) -> CpuidResult {
+    fn extended_state(&self, subleaf: u32, machine: &impl Machine) -> CpuidResult {
+        let real = machine.cpuid(EXTENDED_STATE, subleaf);
         match subleaf {
             // One that has but these knows best how far they reach.
             0 if real.eax & !SHOWN_XCR0 | real.edx == 0 => real,

@@ -99,26 +99,22 @@ impl Channel {
         }
     }
 
-    /// How many counts there are: 0 comes back after so many.
-    const fn modulus(&self) -> u64 {
-        if self.decimal { 10_000 } else { 1 << 16 }
+    /// Of the four digits that it counts.
+    const fn base(&self) -> u64 {
+        if self.decimal { 10 } else { 16 }
     }
 
-    /// The reload value as the chip counts it: 0 stands for all.
+    /// The reload value as the chip counts it: 0 stands for all counts that there are.
     fn period(&self) -> u64 {
         let digits = [12, 8, 4, 0].map(|shift| u64::from(self.reload >> shift & 0xf));
-        let base = if self.decimal { 10 } else { 16 };
-        match digits.into_iter().fold(0, |value, digit| value * base + digit) {
-            0 => self.modulus(),
-            value => value,
-        }
+        let count = digits.into_iter().fold(0, |count, digit| count * self.base() + digit);
+        if count == 0 { self.base().pow(4) } else { count }
     }
 
     /// `count` as the register shows it.
     fn shown(&self, count: u64) -> u16 {
-        let base = if self.decimal { 10 } else { 16 };
-        let digits = [1, base, base * base, base * base * base].map(|unit| count / unit % base);
-        digits.into_iter().rev().fold(0, |value, digit| value << 4 | digit as u16)
+        let digits = [3, 2, 1, 0].map(|place| count / self.base().pow(place) % self.base());
+        digits.into_iter().fold(0, |shown, digit| shown << 4 | digit as u16)
     }
 
     fn elapsed(&self, clock: PitClock) -> u64 {
@@ -128,22 +124,20 @@ impl Channel {
 
     /// Modes 2 and 3 start over at the end, the others count on through the highest count.
     fn count(&self, clock: PitClock) -> u16 {
-        let (elapsed, period) = (self.elapsed(clock), self.period());
+        let (elapsed, period, all) = (self.elapsed(clock), self.period(), self.base().pow(4));
         self.shown(match self.mode {
             3 | 7 => (period - (2 * elapsed) % period) & !1,
             2 | 6 => period - elapsed % period,
-            _ => period + self.modulus() - elapsed % self.modulus(),
+            _ => period + all - elapsed % all,
         })
     }
 
     fn output(&self, clock: PitClock) -> bool {
         let (elapsed, period) = (self.elapsed(clock), self.period());
         match self.mode {
-            0 => elapsed >= period,
-            4 => elapsed != period,
-            _ if self.started.is_none() => true,
-            1 => elapsed >= period,
-            5 => elapsed != period,
+            1.. if self.mode != 4 && self.started.is_none() => true,
+            0 | 1 => elapsed >= period,
+            4 | 5 => elapsed != period,
             2 | 6 => elapsed % period != period - 1,
             _ => elapsed % period < period.div_ceil(2),
         }
@@ -216,7 +210,8 @@ impl Channel {
             }
         };
         self.next = Some(reload);
-        if !self.is_triggered() {
+        // Modes 1 and 5 wait for the gate to rise.
+        if self.mode & 3 != 1 {
             self.start(clock);
         }
     }
@@ -232,19 +227,15 @@ impl Channel {
 
     fn set_gate(&mut self, gate: bool, clock: PitClock) {
         let before = core::mem::replace(&mut self.gate, gate);
-        if gate == before || !gate && self.is_triggered() {
-            return;
+        match (before, gate, self.mode & 3) {
+            (false, true, 1..) => self.start(clock),
+            // What has been triggered counts whatever the gate does.
+            (true, false, 0 | 2..) | (false, true, 0) => {
+                self.before = self.elapsed(clock);
+                self.started = (gate && self.loaded).then_some(clock.tsc);
+            }
+            _ => {}
         }
-        if gate && (self.is_triggered() || self.is_periodic()) {
-            return self.start(clock);
-        }
-        self.before = self.elapsed(clock);
-        self.started = (gate && self.loaded).then_some(clock.tsc);
-    }
-
-    /// Whether it begins when the gate rises, and then counts whatever the gate does.
-    const fn is_triggered(&self) -> bool {
-        matches!(self.mode, 1 | 5)
     }
 
     /// Whether it starts over by itself.
