@@ -162,6 +162,8 @@ bitflags! {
         const RF = 1 << 16;
         /// Virtual-8086 mode.
         const VM = 1 << 17;
+        /// Alignment check.
+        const AC = 1 << 18;
         const _ = !0;
     }
 }

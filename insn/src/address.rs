@@ -32,7 +32,7 @@ impl Instruction {
     /// Whether the segment of the memory operand has its `bytes` bytes, and lets them be read or written; else the
     /// exception (SDM "Segment Limit Checking", "Type Checking", "Canonical Addressing"). The CPU has asked itself
     /// before an access that exits, but not before an instruction that does, as INS and OUTS, and of a repeated one only
-    /// for the element that exited.
+    /// for the element that exited. Behind it the alignment is looked at, for which the same holds.
     ///
     /// # Errors
     /// The exception.
@@ -75,34 +75,51 @@ impl Instruction {
         let refused = if stack { exception::SS } else { exception::GP };
         let refused = Err(Event::exception(refused, Some(0)));
         let last = bytes.saturating_sub(1);
-        if self.mode == Mode::Bits64 {
+        let may_be = if self.mode == Mode::Bits64 {
             let five_levels = vcpu.cr4() & Cr4::LA57.bits() != 0;
             let first = self.linear(vcpu, register, offset).as_u64();
             let both = [first, first.wrapping_add(last)];
-            let canonical = both.into_iter().all(|at| crate::canonical(at, five_levels));
-            return if canonical { Ok(()) } else { refused };
-        }
-        let segment = vcpu.segment(register);
-        let access = segment.access.0;
-        if access & NOT_USABLE != 0 || access & PRESENT == 0 {
+            both.into_iter().all(|at| crate::canonical(at, five_levels))
+        } else {
+            let segment = vcpu.segment(register);
+            let access = segment.access.0;
+            if access & NOT_USABLE != 0 || access & PRESENT == 0 {
+                return refused;
+            }
+            let code = access & CODE != 0;
+            let real = vcpu.cr0() & Cr0::PE.bits() == 0 || vcpu.rflags() & Rflags::VM.bits() != 0;
+            let may = if write {
+                !code && access & WRITABLE_OR_READABLE != 0
+            } else {
+                !code || access & WRITABLE_OR_READABLE != 0
+            };
+            let first = offset & self.address.size.mask();
+            let (last, limit) = (first + last, u64::from(segment.limit));
+            let within = if !code && access & EXPAND_DOWN != 0 {
+                let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
+                first > limit && last <= top.mask()
+            } else {
+                last <= limit
+            };
+            (may || real) && within
+        };
+        if !may_be {
             return refused;
         }
-        let code = access & CODE != 0;
-        let real = vcpu.cr0() & Cr0::PE.bits() == 0 || vcpu.rflags() & Rflags::VM.bits() != 0;
-        let may = if write {
-            !code && access & WRITABLE_OR_READABLE != 0
-        } else {
-            !code || access & WRITABLE_OR_READABLE != 0
+        // A pseudo-descriptor is a word and an address behind it; vector registers are the CPU's to look at (SDM
+        // "Alignment Checking").
+        let (offset, bytes) = match bytes {
+            6 | 10 => (offset.wrapping_add(2), bytes - 2),
+            _ => (offset, bytes),
         };
-        let first = offset & self.address.size.mask();
-        let (last, limit) = (first + last, u64::from(segment.limit));
-        let within = if !code && access & EXPAND_DOWN != 0 {
-            let top = if segment.access.default_32() { Width::Dword } else { Width::Word };
-            first > limit && last <= top.mask()
-        } else {
-            last <= limit
-        };
-        if (may || real) && within { Ok(()) } else { refused }
+        let checked = vcpu.cpl() == 3
+            && vcpu.cr0() & Cr0::AM.bits() != 0
+            && vcpu.rflags() & Rflags::AC.bits() != 0;
+        let at = self.linear(vcpu, register, offset).as_u64();
+        if checked && bytes <= 8 && !at.is_multiple_of(bytes) {
+            return Err(Event::exception(exception::AC, Some(0)));
+        }
+        Ok(())
     }
 
     /// BT and its kin with a register reach beyond the operand: the signed bit number selects
@@ -321,6 +338,47 @@ mod tests {
         assert_eq!(check(&vcpu, of_stack), Ok(()), "16 bits of it count");
         vcpu.gpr[Gpr::Rsi as usize] = 0xffff;
         assert_eq!(check(&vcpu, of_stack), Err(12));
+    }
+
+    #[test]
+    fn programs_that_have_it_checked_access_what_is_aligned() {
+        let mut vcpu = vcpu(Mode::Bits32);
+        for segment in [SegmentRegister::Ds, SegmentRegister::Es] {
+            vcpu.segments[segment as usize].base = 0x1_0002;
+        }
+        vcpu.cr[0] |= Cr0::AM.bits();
+        (vcpu.rflags, vcpu.cpl) = (vcpu.rflags | Rflags::AC.bits(), 3);
+        // At linear addresses 0, 1, 2 and 3 behind a multiple of 4.
+        let refused = |vcpu: &mut FakeVcpu, bytes: &[u8], operand| {
+            [2, 3, 4, 5].map(|at| {
+                for gpr in [Gpr::Rsi, Gpr::Rdi, Gpr::Rax] {
+                    vcpu.gpr[gpr as usize] = at;
+                }
+                let checked = match operand {
+                    0 => check_ports(vcpu, bytes, Mode::Bits32),
+                    bytes_of_operand => {
+                        let instruction = decode(bytes, Mode::Bits32).unwrap();
+                        let checked = instruction.check_segment(vcpu, bytes_of_operand, true);
+                        checked.map_err(|event| event.vector.0)
+                    }
+                };
+                assert!(matches!(checked, Ok(()) | Err(17)), "{checked:?}");
+                checked.is_err()
+            })
+        };
+        let (outsb, insw, outsd): (&[u8], &[u8], &[u8]) = (&[0x6e], &[0xf3, 0x66, 0x6d], &[0x6f]);
+        let (sidt, movups): (&[u8], &[u8]) = (&[0x0f, 0x01, 0x08], &[0x0f, 0x11, 0x10]);
+        assert_eq!(refused(&mut vcpu, outsb, 0), [false; 4]);
+        assert_eq!(refused(&mut vcpu, insw, 0), [false, true, false, true]);
+        assert_eq!(refused(&mut vcpu, outsd, 0), [false, true, true, true]);
+        assert_eq!(refused(&mut vcpu, sidt, 6), [true, true, false, true], "behind a word");
+        assert_eq!(refused(&mut vcpu, movups, 16), [false; 4]);
+        vcpu.cpl = 2;
+        assert_eq!(refused(&mut vcpu, insw, 0), [false; 4]);
+        (vcpu.cpl, vcpu.rflags) = (3, 2);
+        assert_eq!(refused(&mut vcpu, insw, 0), [false; 4]);
+        (vcpu.cr[0], vcpu.rflags) = (0x11, 2 | Rflags::AC.bits());
+        assert_eq!(refused(&mut vcpu, insw, 0), [false; 4]);
     }
 
     #[test]

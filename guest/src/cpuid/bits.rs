@@ -37,6 +37,9 @@ pub(super) const HIDDEN_7_ECX: u32 =
     bits([4, 5, 7, 13, 16, 17, 18, 19, 20, 21, 23, 24, 29, 30, 31]);
 pub(super) const PKU: u32 = 1 << 3;
 pub(super) const RDPID: u32 = 1 << 22;
+/// Leaf 0xD, shown: the components of XCR0 whose features are shown, x87, SSE, AVX, AVX-512 (3), PKRU, AMX (2). Not those of
+/// MPX (3 and 4), APX (19) and LWP (62).
+pub(super) const SHOWN_XCR0: u32 = bits([0, 1, 2, 5, 6, 7, 9, 17, 18]);
 /// Leaf 0xD.1 EAX.
 pub(super) const XSAVES: u32 = 1 << 3;
 pub(super) const OSPKE: u32 = 1 << 4;
@@ -58,7 +61,9 @@ pub(super) const SHOWN_7_1_EDX: u32 = bits([4, 5, 8, 10, 14, 19]);
 pub(super) const HIDDEN_81_ECX: u32 =
     bits([2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29, 30]);
 pub(super) const CMP_LEGACY: u32 = 1 << 1;
-/// Leaf 0x80000001 EDX, hidden: MCE, MCA.
+/// Leaf 0x80000001 EDX.
+pub(super) const SYSCALL: u32 = 1 << 11;
+/// The same, hidden: MCE, MCA.
 pub(super) const HIDDEN_81_EDX: u32 = bits([7, 14]);
 pub(super) const RDTSCP: u32 = 1 << 27;
 pub(super) const INVARIANT_TSC: u32 = 1 << 8;

@@ -21,7 +21,7 @@ use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
     HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, LMSLE_UNSUPPORTED, MTRR, OSXSAVE,
     RDPID, RDTSCP, RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX,
-    SHOWN_88_EBX, SHOWN_8021_EAX, SHOWN_8021_ECX, TSC_DEADLINE, TSX, X2APIC, XSAVES,
+    SHOWN_88_EBX, SHOWN_8021_EAX, SHOWN_8021_ECX, SHOWN_XCR0, TSC_DEADLINE, TSX, X2APIC, XSAVES,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -40,6 +40,12 @@ pub const EXTENDED_STATE: u32 = 0xd;
 
 /// KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT.
 const KVM_CLOCK: u32 = 1 << 3 | 1 << 24;
+
+/// Whether `value` has in XCR0 only components that are shown. The CPU knows the rest of the rules.
+#[must_use]
+pub const fn may_be_in_xcr0(value: u64) -> bool {
+    value & !(SHOWN_XCR0 as u64) == 0
+}
 
 /// Whose CPU it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,7 +163,7 @@ impl CpuidPolicy {
             0 => CpuidResult { eax: highest, ..real },
             _ if leaf > highest => CpuidResult::default(),
             1 => self.features(real, vcpu),
-            EXTENDED_STATE => self.extended_state(subleaf, real),
+            EXTENDED_STATE => self.extended_state(subleaf, machine),
             // Cache descriptors, TLB parameters, tiles, AVX10: as the CPU is.
             2 | 0x18 | 0x1d | 0x1e | 0x24 => real,
             4 => self.intel_cache(real),
@@ -292,16 +298,28 @@ impl CpuidPolicy {
     }
 
     /// Leaf 0xD: the CPU's own, without the components that IA32_XSS enables (subleaf 1 ECX and EDX; components
-    /// with ECX bit 0 set).
-    fn extended_state(&self, subleaf: u32, real: CpuidResult) -> CpuidResult {
+    /// with ECX bit 0 set) and those of features that are not shown.
+    fn extended_state(&self, subleaf: u32, machine: &impl Machine) -> CpuidResult {
+        let real = machine.cpuid(EXTENDED_STATE, subleaf);
         match subleaf {
-            0 => real,
+            // One that has but these knows best how far they reach.
+            0 if real.eax & !SHOWN_XCR0 | real.edx == 0 => real,
+            0 => {
+                let eax = real.eax & SHOWN_XCR0;
+                // How far they reach from the area's beginning, where the oldest two and a header have 576 bytes.
+                let further = (2..32).filter(|component| eax >> component & 1 != 0);
+                let ecx = further.fold(576, |most, component| {
+                    let its = machine.cpuid(EXTENDED_STATE, component);
+                    most.max(its.ebx.saturating_add(its.eax))
+                });
+                CpuidResult { eax, ebx: real.ebx, ecx, edx: 0 }
+            }
             1 => {
                 let withheld = if self.withheld.xsaves { XSAVES } else { 0 };
                 CpuidResult { eax: real.eax & !withheld, ecx: 0, edx: 0, ..real }
             }
-            _ if real.ecx & 1 != 0 => CpuidResult::default(),
-            _ => real,
+            2..32 if real.ecx & 1 == 0 && SHOWN_XCR0 >> subleaf & 1 != 0 => real,
+            _ => CpuidResult::default(),
         }
     }
 

@@ -147,12 +147,66 @@ fn a_guest_may_set_the_bits_of_cr4_of_what_it_is_shown_and_no_other() {
 #[test]
 fn user_state_of_xsave_is_shown_and_supervisor_state_is_not() {
     let all = CpuidResult { eax: !0, ebx: !0, ecx: !0, edx: !0 };
-    assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 0), all);
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 1), CpuidResult { ecx: 0, edx: 0, ..all });
     assert_eq!(ask(Vendor::Intel, &[0], 0, 0xd, 2), CpuidResult::default());
     let avx = CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 };
-    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine(Vendor::Intel));
-    assert_eq!(policy.extended_state(2, avx), avx);
+    let mut machine = machine(Vendor::Intel);
+    machine.cpuid.insert((0xd, 2), avx);
+    let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+    assert_eq!(policy.answer(0xd, 2, 0, &machine), avx);
+}
+
+/// What announces a component of XCR0: leaf, subleaf, register of four, bit (SDM "XSAVE-Supported Features and State-Component
+/// Bitmaps"; APM "Lightweight Profiling").
+const ANNOUNCED: [(u64, u32, u32, usize, u32); 8] = [
+    (1 << 2, 1, 0, 2, 28),
+    (3 << 3, 7, 0, 1, 14),
+    (7 << 5, 7, 0, 1, 16),
+    (1 << 9, 7, 0, 2, 3),
+    (3 << 17, 7, 0, 3, 24),
+    (1 << 19, 7, 1, 3, 21),
+    (1 << 62, 0x8000_0001, 0, 2, 15),
+    (3, 1, 0, 3, 25),
+];
+
+#[test]
+fn a_component_of_xcr0_is_shown_if_its_feature_is_and_may_be_set_then() {
+    for vendor in [Vendor::Intel, Vendor::Amd] {
+        let mut machine = machine(vendor);
+        for component in 2..64 {
+            // One behind the other, the larger the number: the highest that is shown is AMX's.
+            let its = CpuidResult { eax: 8, ebx: 576 + 8 * component, ecx: 4, edx: 0 };
+            machine.cpuid.insert((0xd, component), its);
+        }
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        let ask = |leaf, subleaf| policy.answer(leaf, subleaf, 0, &machine);
+        let announced = ANNOUNCED.iter().filter(|(_, leaf, subleaf, register, bit)| {
+            let CpuidResult { eax, ebx, ecx, edx } = ask(*leaf, *subleaf);
+            [eax, ebx, ecx, edx][*register] >> bit & 1 != 0
+        });
+        let announced = announced.fold(0, |all, (components, ..)| all | components);
+        let zero = ask(0xd, 0);
+        assert_eq!(u64::from(zero.edx) << 32 | u64::from(zero.eax), announced, "{vendor:?}");
+        assert_eq!((zero.ebx, zero.ecx), (!0, 576 + 8 * 19), "what is saved now, and at most");
+        for component in 2..64 {
+            let there = announced >> component & 1 != 0;
+            assert_eq!(ask(0xd, component).eax, if there { 8 } else { 0 }, "{component}");
+            assert_eq!(may_be_in_xcr0(3 | 1 << component), there, "{component}");
+        }
+        assert_eq!(ask(0xd, 64 + 2), CpuidResult::default());
+        // Without MPX there is a hole in the area; without all of them it has its oldest part.
+        for (eax, expected) in [(0x1f, 576 + 8 * 3), (0x1b, 576)] {
+            machine.cpuid.insert((0xd, 0), CpuidResult { eax, ecx: 1088, ..Default::default() });
+            assert_eq!(policy.answer(0xd, 0, 0, &machine).ecx, expected);
+        }
+        // Where nothing is hidden the CPU's own is taken, as Bochs says nothing of component 9.
+        for real in
+            [CpuidResult { eax: 0x207, ecx: 0xac0, ..Default::default() }, Default::default()]
+        {
+            machine.cpuid.insert((0xd, 0), real);
+            assert_eq!(policy.answer(0xd, 0, 0, &machine), real);
+        }
+    }
 }
 
 #[test]
@@ -162,7 +216,7 @@ fn osxsave_and_ospke_follow_the_guests_cr4() {
     let mut machine = machine(Vendor::Intel);
     let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
     let answers = Answers::new(&policy, 0, &machine);
-    let added = |leaf, subleaf, cr4| answers.get(leaf, || subleaf, || cr4).unwrap().1;
+    let added = |leaf, subleaf, cr4| answers.get(leaf, || subleaf, || cr4, || true).unwrap().1;
     for cr4 in [0, CR4_OSXSAVE, CR4_PKE, !(CR4_OSXSAVE | CR4_PKE), !0] {
         let osxsave = if cr4 & CR4_OSXSAVE != 0 { OSXSAVE } else { 0 };
         let ospke = if cr4 & CR4_PKE != 0 { OSPKE } else { 0 };
@@ -171,7 +225,42 @@ fn osxsave_and_ospke_follow_the_guests_cr4() {
     }
     machine.cpuid.insert((7, 0), CpuidResult::default());
     let answers = Answers::new(&policy, 0, &machine);
-    assert_eq!(answers.get(7, || 0, || !0).unwrap().1, 0, "no protection keys");
+    assert_eq!(answers.get(7, || 0, || !0, || true).unwrap().1, 0, "no protection keys");
+}
+
+/// SDM "CPUID": "always enumerated as 0 outside 64-bit mode"; there SYSCALL is #UD.
+#[test]
+fn syscall_is_shown_where_it_is_an_instruction() {
+    for (vendor, hidden) in [(Vendor::Intel, bits::SYSCALL), (Vendor::Amd, 0)] {
+        let machine = machine(vendor);
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        let answers = Answers::new(&policy, 0, &machine);
+        let [inside, outside] =
+            [true, false].map(|it| *answers.get(0x8000_0001, || 0, || 0, || it).unwrap().0);
+        assert_ne!(inside.edx & bits::SYSCALL, 0);
+        let expected = CpuidResult { edx: inside.edx & !hidden, ..inside };
+        assert_eq!(outside, expected, "{vendor:?}");
+    }
+}
+
+#[test]
+fn each_leaf_that_shows_a_local_apic_follows_it() {
+    for (vendor, leaves) in [(Vendor::Intel, [true, false]), (Vendor::Amd, [true, true])] {
+        let mut machine = machine(vendor);
+        if vendor == Vendor::Intel {
+            let none = CpuidResult { edx: !bits::APIC, ..machine.cpuid(0x8000_0001, 0) };
+            machine.cpuid.insert((0x8000_0001, 0), none);
+        }
+        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
+        let mut answers = Answers::new(&policy, 0, &machine);
+        for on in [true, false, true] {
+            answers.show_apic(on);
+            let shown = [1, 0x8000_0001].map(|leaf| {
+                answers.get(leaf, || 0, || 0, || true).unwrap().0.edx & bits::APIC != 0
+            });
+            assert_eq!(shown, leaves.map(|has| has && on), "{vendor:?}");
+        }
+    }
 }
 
 #[test]
@@ -194,7 +283,7 @@ fn what_is_ready_is_what_the_policy_says() {
         let answers = Answers::new(&policy, 1, &machine);
         for range in [0, KVM_BASE, NEXIT_BASE, 0x4000_ff00, 0x8000_0000, 0xc000_0000] {
             for (leaf, subleaf) in (0..0x60).flat_map(|n| (0..8).map(move |s| (range + n, s))) {
-                if let Some((answer, _)) = answers.get(leaf, || subleaf, || 0) {
+                if let Some((answer, _)) = answers.get(leaf, || subleaf, || 0, || true) {
                     let policys = policy.answer(leaf, subleaf, 1, &machine);
                     assert_eq!(*answer, policys, "{vendor:?} {leaf:#x}.{subleaf}");
                     assert_ne!(leaf, NEXIT_COUNTERS);
@@ -202,7 +291,7 @@ fn what_is_ready_is_what_the_policy_says() {
             }
         }
         for (leaf, subleaf) in [(7, 1), (0xb, 1), (0xd, 4), (0x8000_001d, 3), (0x4000_0200, 0)] {
-            assert!(answers.get(leaf, || subleaf, || 0).is_some(), "{leaf:#x}.{subleaf}");
+            assert!(answers.get(leaf, || subleaf, || 0, || true).is_some(), "{leaf:#x}.{subleaf}");
         }
     }
 }

@@ -56,10 +56,16 @@ enum AccessMode {
 #[derive(Clone, Copy, Debug)]
 struct Channel {
     mode: u8,
+    /// It counts four decimal digits.
+    decimal: bool,
     access: AccessMode,
+    /// A count that has been written and waits for the gate to rise.
+    next: Option<u16>,
     reload: u16,
-    /// TSC when the count was loaded or the gate opened.
-    started: u64,
+    /// TSC when the count was loaded or the gate opened; `None` while it does not count.
+    started: Option<u64>,
+    /// What had been counted before that.
+    before: u64,
     gate: bool,
     /// Low byte of a two-byte load that waits for its high byte.
     low_written: Option<u8>,
@@ -67,7 +73,7 @@ struct Channel {
     high_next: bool,
     latched: Option<u16>,
     status: Option<u8>,
-    /// A count has been written since the control word.
+    /// A count has been loaded since the control word.
     loaded: bool,
     /// Rising edges of the output since `started` that have been counted.
     counted: u64,
@@ -77,9 +83,12 @@ impl Channel {
     const fn new(gate: bool) -> Self {
         Self {
             mode: 3,
+            decimal: false,
             access: AccessMode::LowThenHigh,
+            next: None,
             reload: 0,
-            started: 0,
+            started: None,
+            before: 0,
             gate,
             low_written: None,
             high_next: false,
@@ -90,31 +99,47 @@ impl Channel {
         }
     }
 
-    /// The reload value as the chip counts it: 0 stands for 65,536.
+    /// Of the four digits that it counts.
+    const fn base(&self) -> u64 {
+        if self.decimal { 10 } else { 16 }
+    }
+
+    /// The reload value as the chip counts it: 0 stands for all counts that there are.
     fn period(&self) -> u64 {
-        if self.reload == 0 { 1 << 16 } else { u64::from(self.reload) }
+        let digits = [12, 8, 4, 0].map(|shift| u64::from(self.reload >> shift & 0xf));
+        let count = digits.into_iter().fold(0, |count, digit| count * self.base() + digit);
+        if count == 0 { self.base().pow(4) } else { count }
+    }
+
+    /// `count` as the register shows it.
+    fn shown(&self, count: u64) -> u16 {
+        let digits = [3, 2, 1, 0].map(|place| count / self.base().pow(place) % self.base());
+        digits.into_iter().fold(0, |shown, digit| shown << 4 | digit as u16)
     }
 
     fn elapsed(&self, clock: PitClock) -> u64 {
-        if self.gate { clock.ticks_since(self.started, FREQUENCY_HZ) } else { 0 }
+        let now = self.started.map_or(0, |tsc| clock.ticks_since(tsc, FREQUENCY_HZ));
+        self.before.saturating_add(now)
     }
 
-    /// Modes 2 and 3 start over at the end, the others count on through 0xFFFF.
+    /// Modes 2 and 3 start over at the end, the others count on through the highest count.
     fn count(&self, clock: PitClock) -> u16 {
-        let (elapsed, period) = (self.elapsed(clock), self.period());
-        match self.mode {
-            3 | 7 => (period - (2 * elapsed) % period) as u16 & !1,
-            2 | 6 => (period - elapsed % period) as u16,
-            _ => period.wrapping_sub(elapsed) as u16,
-        }
+        let (elapsed, period, all) = (self.elapsed(clock), self.period(), self.base().pow(4));
+        self.shown(match self.mode {
+            3 | 7 => (period - (2 * elapsed) % period) & !1,
+            2 | 6 => period - elapsed % period,
+            _ => period + all - elapsed % all,
+        })
     }
 
     fn output(&self, clock: PitClock) -> bool {
         let (elapsed, period) = (self.elapsed(clock), self.period());
         match self.mode {
-            3 | 7 => elapsed % period < period.div_ceil(2),
+            1.. if self.mode != 4 && self.started.is_none() => true,
+            0 | 1 => elapsed >= period,
+            4 | 5 => elapsed != period,
             2 | 6 => elapsed % period != period - 1,
-            _ => elapsed >= period,
+            _ => elapsed % period < period.div_ceil(2),
         }
     }
 
@@ -128,8 +153,8 @@ impl Channel {
             2 => self.access = AccessMode::High,
             _ => self.access = AccessMode::LowThenHigh,
         }
-        *self = Self { mode: value >> 1 & 7, access: self.access, ..Self::new(self.gate) };
-        self.started = clock.tsc;
+        let (mode, decimal) = (value >> 1 & 7, value & 1 != 0);
+        *self = Self { mode, decimal, access: self.access, ..Self::new(self.gate) };
     }
 
     fn latch(&mut self, clock: PitClock) {
@@ -147,7 +172,9 @@ impl Channel {
                 AccessMode::LowThenHigh => 3,
             };
             let output = u8::from(self.output(clock)) << 7;
-            self.status = self.status.or(Some(output | access << 4 | self.mode << 1));
+            let null = u8::from(!self.loaded || self.next.is_some()) << 6;
+            let control = access << 4 | self.mode << 1 | u8::from(self.decimal);
+            self.status = self.status.or(Some(output | null | control));
         }
     }
 
@@ -176,15 +203,39 @@ impl Channel {
             (AccessMode::LowThenHigh, Some(low)) => u16::from_le_bytes([low, value]),
             (AccessMode::LowThenHigh, None) => {
                 self.low_written = Some(value);
+                if self.mode == 0 {
+                    (self.loaded, self.started, self.before) = (false, None, 0);
+                }
                 return;
             }
         };
-        self.reload = reload;
-        self.start(clock);
+        self.next = Some(reload);
+        // Modes 1 and 5 wait for the gate to rise.
+        if self.mode & 3 != 1 {
+            self.start(clock);
+        }
     }
 
+    /// Begins with the count that was written last.
     fn start(&mut self, clock: PitClock) {
-        (self.started, self.loaded, self.counted) = (clock.tsc, true, 0);
+        if let Some(next) = self.next.take() {
+            (self.reload, self.loaded) = (next, true);
+        }
+        (self.before, self.counted) = (0, 0);
+        self.started = (self.gate && self.loaded).then_some(clock.tsc);
+    }
+
+    fn set_gate(&mut self, gate: bool, clock: PitClock) {
+        let before = core::mem::replace(&mut self.gate, gate);
+        match (before, gate, self.mode & 3) {
+            (false, true, 1..) => self.start(clock),
+            // What has been triggered counts whatever the gate does.
+            (true, false, 0 | 2..) | (false, true, 0) => {
+                self.before = self.elapsed(clock);
+                self.started = (gate && self.loaded).then_some(clock.tsc);
+            }
+            _ => {}
+        }
     }
 
     /// Whether it starts over by itself.
@@ -221,8 +272,8 @@ pub struct Pit {
 impl Default for Pit {
     fn default() -> Self {
         // As firmware leaves it.
-        let ticking = Channel { loaded: true, ..Channel::new(true) };
-        Self { channels: [ticking, Channel::new(true), Channel::new(false)], port_61: 0 }
+        let ticking = Channel { loaded: true, started: Some(0), ..Channel::new(true) };
+        Self { channels: [ticking, ticking, Channel::new(false)], port_61: 0 }
     }
 }
 
@@ -296,7 +347,7 @@ impl Pit {
             if left == 0 {
                 return [None; 3];
             }
-            left as u16
+            first.shown(left)
         };
         let [low, high] = count.to_le_bytes();
         let (access, low, high) = match first.access {
@@ -304,7 +355,8 @@ impl Pit {
             AccessMode::High => (2, None, Some(high)),
             AccessMode::LowThenHigh => (3, Some(low), Some(high)),
         };
-        let control = (PitRegister::Control, access << 4 | first.mode << 1);
+        let control = access << 4 | first.mode << 1 | u8::from(first.decimal);
+        let control = (PitRegister::Control, control);
         [
             Some(control),
             low.map(|low| (PitRegister::Channel0, low)),
@@ -327,11 +379,7 @@ impl Pit {
 
     fn write_port_61(&mut self, value: u8, clock: PitClock) {
         let [.., speaker] = &mut self.channels;
-        let gate = value & PORT_61_GATE != 0;
-        if gate && !speaker.gate {
-            speaker.started = clock.tsc;
-        }
-        speaker.gate = gate;
+        speaker.set_gate(value & PORT_61_GATE != 0, clock);
         self.port_61 = value & PORT_61_WRITABLE;
     }
 }
@@ -373,6 +421,130 @@ mod tests {
         load(&mut pit, 0xb0, 0x42, 1000, at_us(0));
         assert_eq!(read_word(&mut pit, 0x42, at_us(5000)), 1000);
         assert_eq!(pit.read(PORT_61, at_us(5000)) & PORT_61_OUTPUT, 0);
+    }
+
+    fn output(pit: &mut Pit, us: u64) -> bool {
+        pit.read(PORT_61, at_us(us)) & PORT_61_OUTPUT != 0
+    }
+
+    fn gate(pit: &mut Pit, open: bool, us: u64) {
+        pit.write(PORT_61, open.into(), at_us(us));
+    }
+
+    /// Data sheet, "Gate Pin Operations Summary": in modes 0 and 4 a low gate stops the count and does no more.
+    #[test]
+    fn in_modes_0_and_4_the_gate_stops_the_count_and_lets_it_go_on() {
+        for (control, counting) in [(0xb0, false), (0xb8, true)] {
+            let mut pit = Pit::default();
+            gate(&mut pit, true, 0);
+            load(&mut pit, control, 0x42, 11_932, at_us(0));
+            assert_eq!(output(&mut pit, 4_000), counting, "{control:#x}");
+            gate(&mut pit, false, 4_000);
+            let rest = 11_932 - 4_772;
+            assert_eq!(read_word(&mut pit, 0x42, at_us(4_000)), rest);
+            assert_eq!(read_word(&mut pit, 0x42, at_us(90_000)), rest, "it stands still");
+            assert_eq!(output(&mut pit, 90_000), counting);
+            gate(&mut pit, true, 90_000);
+            assert_eq!(read_word(&mut pit, 0x42, at_us(91_000)), rest - 1_193);
+            assert_eq!((output(&mut pit, 95_990), output(&mut pit, 96_010)), (counting, true));
+            gate(&mut pit, false, 96_010);
+            assert!(output(&mut pit, 97_000), "a closed gate takes nothing back");
+            // Half of another count: mode 0 waits for the rest of it.
+            pit.write(0x42, 0x10, at_us(98_000));
+            assert_eq!(output(&mut pit, 98_000), counting);
+            gate(&mut pit, true, 98_000);
+            assert_eq!(output(&mut pit, 190_000), counting, "{control:#x}");
+        }
+    }
+
+    /// The same for modes 1 and 5: a rising gate begins, a low one does nothing.
+    #[test]
+    fn in_modes_1_and_5_the_gate_begins_a_count_that_it_does_not_stop() {
+        for (control, counting) in [(0xb2, false), (0xba, true)] {
+            let mut pit = Pit::default();
+            gate(&mut pit, true, 0);
+            load(&mut pit, control, 0x42, 11_932, at_us(0));
+            assert!(output(&mut pit, 5_000), "it has not begun, {control:#x}");
+            assert_eq!(read_word(&mut pit, 0x42, at_us(5_000)), 0, "nor is its count loaded");
+            gate(&mut pit, false, 5_000);
+            gate(&mut pit, true, 6_000);
+            gate(&mut pit, false, 7_000);
+            assert_eq!(read_word(&mut pit, 0x42, at_us(8_000)), 11_932 - 2_386);
+            assert_eq!((output(&mut pit, 8_000), output(&mut pit, 17_000)), (counting, true));
+            // A count that is written meanwhile is the next one's.
+            gate(&mut pit, true, 20_000);
+            [0, 1].into_iter().for_each(|byte| pit.write(0x42, byte, at_us(21_000)));
+            assert_eq!(read_word(&mut pit, 0x42, at_us(22_000)), 11_932 - 2_386);
+            gate(&mut pit, false, 22_000);
+            gate(&mut pit, true, 23_000);
+            assert_eq!(read_word(&mut pit, 0x42, at_us(23_000)), 0x100);
+            assert_eq!((output(&mut pit, 23_100), output(&mut pit, 23_300)), (counting, true));
+        }
+    }
+
+    #[test]
+    fn the_strobe_of_modes_4_and_5_is_one_clock_long() {
+        for control in [0xb8, 0xba] {
+            let mut pit = Pit::default();
+            load(&mut pit, control, 0x42, 100, at_us(0));
+            gate(&mut pit, true, 0);
+            let low: Vec<u64> = (0..200).filter(|us| !output(&mut pit, *us)).collect();
+            assert_eq!(low, [84], "{control:#x}");
+        }
+    }
+
+    /// The same for modes 2 and 3: a low gate stops the count with the output high, a rising one begins anew.
+    #[test]
+    fn in_modes_2_and_3_the_gate_stops_the_count_and_begins_anew() {
+        for (control, far) in [(0xb4, 1_193), (0xb6, 2 * 1_193)] {
+            let mut pit = Pit::default();
+            gate(&mut pit, true, 0);
+            load(&mut pit, control, 0x42, 11_932, at_us(0));
+            gate(&mut pit, false, 8_000);
+            let stopped = read_word(&mut pit, 0x42, at_us(8_000));
+            assert_eq!((output(&mut pit, 8_000), output(&mut pit, 90_000)), (true, true));
+            assert_eq!(read_word(&mut pit, 0x42, at_us(90_000)), stopped);
+            gate(&mut pit, true, 90_000);
+            let count = read_word(&mut pit, 0x42, at_us(91_000));
+            assert_eq!(count, 11_932 - far, "{control:#x}");
+        }
+    }
+
+    #[test]
+    fn a_channel_counts_decimal_digits_if_it_is_told_to() {
+        let mut pit = Pit::default();
+        gate(&mut pit, true, 0);
+        load(&mut pit, 0xb1, 0x42, 0x2000, at_us(0));
+        assert_eq!(read_word(&mut pit, 0x42, at_us(1_000)), 0x0807);
+        assert!(!output(&mut pit, 1_600) && output(&mut pit, 1_700));
+        assert_eq!(read_word(&mut pit, 0x42, at_us(2_000)), 0x9614, "through 9999");
+        load(&mut pit, 0xb5, 0x42, 0, at_us(0));
+        assert_eq!(read_word(&mut pit, 0x42, at_us(0)), 0, "10,000");
+        assert_eq!(read_word(&mut pit, 0x42, at_us(1_000)), 0x8807);
+        pit.write(CONTROL, 0xe8, at_us(0));
+        assert_eq!(pit.read(0x42, at_us(0)), 0x80 | 0x35, "its status says so");
+        // The machine's, too.
+        load(&mut pit, 0x31, 0x40, 0x2000, at_us(0));
+        let written: Vec<u8> =
+            pit.follow(at_us(1_000)).into_iter().flatten().map(|it| it.1).collect();
+        assert_eq!(written, [0x31, 0x07, 0x08]);
+    }
+
+    #[test]
+    fn the_status_says_whether_a_count_is_loaded() {
+        let mut pit = Pit::default();
+        let status = |pit: &mut Pit| {
+            pit.write(CONTROL, 0xe8, at_us(0));
+            pit.read(0x42, at_us(0))
+        };
+        pit.write(CONTROL, 0xb0, at_us(0));
+        assert_eq!(status(&mut pit), 0x70);
+        load(&mut pit, 0xb0, 0x42, 100, at_us(0));
+        assert_eq!(status(&mut pit), 0x30);
+        load(&mut pit, 0xb2, 0x42, 100, at_us(0));
+        assert_eq!(status(&mut pit), 0xf2);
+        gate(&mut pit, true, 0);
+        assert_eq!(status(&mut pit), 0x32);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::{ApicAction, ApicRead};
+use insn::Mode;
 
-use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count};
+use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count, may_be_in_xcr0};
 use crate::msr::{MsrOutcome, Msrs};
 use crate::vm::{Context, CpuState, Guest, Platform, VmLock};
 
@@ -104,7 +105,9 @@ impl<P: Platform, V> Context<'_, P, V> {
     pub(super) fn cpuid(&mut self) {
         let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
         let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
-        let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
+        let in_64_bit_mode = || Mode::of(self.vcpu) == Mode::Bits64;
+        let ready = self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4(), in_64_bit_mode);
+        let answer = match ready {
             Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
             None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
         };
@@ -181,15 +184,15 @@ impl<P: Platform, V> Context<'_, P, V> {
         }
     }
 
-    /// XSETBV: XCR0 is the guest's; the CPU itself checks the value. Not every CPU looks at the
-    /// privilege level before the exit.
+    /// XSETBV: XCR0 is the guest's, but for components that it is not shown; the CPU itself checks the value. Not every CPU
+    /// looks at the privilege level before the exit.
     pub(super) fn xsetbv(&mut self) {
         const XSETBV: u8 = 3;
         let (register, value) = self.msr_and_value();
         if self.vcpu.cr4() & Cr4::OSXSAVE.bits() == 0 {
             return self.raise(Event::exception(exception::UD, None));
         }
-        let allowed = self.vcpu.cpl() == 0 && register == 0;
+        let allowed = self.vcpu.cpl() == 0 && register == 0 && may_be_in_xcr0(value);
         if allowed && self.machine.write_xcr0(value) {
             let policy = &self.guest.cpuid;
             self.cpu.cpuid.prepare(EXTENDED_STATE, policy, self.cpu.index, self.machine);

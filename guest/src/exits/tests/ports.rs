@@ -190,6 +190,31 @@ mod strings {
     }
 
     #[test]
+    fn a_program_that_has_the_alignment_checked_loses_no_word_of_a_port() {
+        const REP_INSW: [u8; 3] = [0xf3, 0x66, 0x6d];
+        const REP_OUTSW: [u8; 3] = [0xf3, 0x66, 0x6f];
+        for (code, input) in [(REP_INSW, true), (REP_OUTSW, false)] {
+            for (at, fault) in [(OPERAND + 1, true), (OPERAND, false)] {
+                let mut world = World::with_idt();
+                let state = &mut world.vcpu.state;
+                state.cr0 |= Cr0::AM.bits();
+                state.rflags |= Rflags::AC.bits();
+                world.at_cpl(3);
+                world.put(OPERAND, b"abcd");
+                (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rdi), *world.gpr(Gpr::Rcx)) = (at, at, 1);
+                let access = IoAccess { input, width: Width::Word, port: 0x80, ..IN };
+                let access = IoAccess { string: true, repeat: true, ..access };
+                world.execute(&code, ExitReason::Io(access));
+                let expected = fault.then_some(Event::exception(exception::AC, Some(0)));
+                assert_eq!(world.vcpu.injected, expected);
+                assert_eq!(*world.gpr(Gpr::Rcx), u64::from(fault));
+                let read = input && !fault;
+                assert_eq!(world.get(OPERAND), if read { *b"\xff\xffcd" } else { *b"abcd" });
+            }
+        }
+    }
+
+    #[test]
     fn nothing_to_repeat_is_skipped() {
         let mut world = World::with_idt();
         (*world.gpr(Gpr::Rsi), *world.gpr(Gpr::Rcx)) = (OPERAND, 0);

@@ -113,6 +113,9 @@ fn xsetbv_sets_what_the_cpu_allows_and_only_for_ring_0() {
     assert_eq!(xsetbv(&mut world, 0, 6, 0), gp(), "without x87");
     assert_eq!(xsetbv(&mut world, 1, 7, 0), gp(), "no such register");
     assert_eq!(xsetbv(&mut world, 0, 7, 3), gp(), "ring 3");
+    for hidden in [3 << 3, 1 << 19] {
+        assert_eq!(xsetbv(&mut world, 0, 7 | hidden, 0), gp(), "a component that is not shown");
+    }
     assert_eq!((world.machine.xcr0, world.vcpu.state.rip), (1, rip));
     // CPUID tells how much XSAVE saves now.
     for (leaf, answer) in [(0, [0xd, 0]), (0xd, [7, 832])] {
@@ -132,6 +135,32 @@ fn without_osxsave_there_is_no_xsetbv() {
     world.handle(ExitReason::Xsetbv, None);
     assert_eq!(world.vcpu.injected, Some(Event::exception(exception::UD, None)));
     assert_eq!(world.machine.xcr0, 1);
+}
+
+#[test]
+fn cpuid_shows_syscall_to_an_intel_guest_in_64_bit_mode() {
+    const SYSCALL: u64 = 1 << 11;
+    let mut world = World::with_idt();
+    let edx = SYSCALL as u32;
+    world.machine.cpuid.insert((0, 0), CpuidResult { eax: 1, ..CpuidResult::default() });
+    for (leaf, eax) in [(0x8000_0000, 0x8000_0001), (0x8000_0001, 0)] {
+        world.machine.cpuid.insert((leaf, 0), CpuidResult { eax, edx, ..CpuidResult::default() });
+    }
+    world.guest.cpuid = CpuidPolicy::new(vec![ApicId(0)], &world.machine);
+    world.cpu = CpuState::new(0, &world.guest, 0, &world.machine);
+    for (cs, efer, shown) in [
+        (AccessRights::CODE64, 0x500, true),
+        (AccessRights::CODE32, 0x500, false),
+        (AccessRights::CODE16, 0x500, false),
+        (AccessRights::CODE64, 0, false),
+        (AccessRights::CODE32, 0, false),
+    ] {
+        world.vcpu.state.segments[SegmentRegister::Cs as usize].access = cs;
+        world.vcpu.state.efer = efer;
+        *world.gpr(Gpr::Rax) = 0x8000_0001;
+        world.handle(ExitReason::Cpuid, None);
+        assert_eq!(*world.gpr(Gpr::Rdx) & SYSCALL != 0, shown, "{cs:?} {efer:#x}");
+    }
 }
 
 #[test]

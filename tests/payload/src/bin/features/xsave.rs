@@ -18,6 +18,8 @@ const HAS_XSAVEC: u32 = 1 << 1;
 const HAS_XGETBV_1: u32 = 1 << 2;
 const HAS_XSAVES: u32 = 1 << 3;
 const IA32_XSS: u32 = 0xda0;
+/// The name of all that CPUID has.
+const ALL: &str = "all";
 
 const AREA_BYTES: usize = 16384;
 #[repr(C, align(4096))]
@@ -110,6 +112,23 @@ fn supported() -> u64 {
     u64::from(control::register(0xd, 0, 3)) << 32 | u64::from(control::register(0xd, 0, 0))
 }
 
+/// Those of XCR0 whose features CPUID announces.
+fn announced() -> u64 {
+    const FEATURES: [(u64, u32, u32, u32, u32); 7] = [
+        (AVX, 1, 0, 2, 28),
+        (3 << 3, 7, 0, 1, 14),            // MPX
+        (7 << 5, 7, 0, 1, 16),            // AVX-512
+        (1 << 9, 7, 0, 2, 3),             // PKU
+        (3 << 17, 7, 0, 3, 24),           // AMX
+        (1 << 19, 7, 1, 3, 21),           // APX
+        (1 << 62, 0x8000_0001, 0, 2, 15), // LWP
+    ];
+    let there = FEATURES.iter().filter(|(_, leaf, subleaf, register, bit)| {
+        control::register(*leaf, *subleaf, *register) >> bit & 1 != 0
+    });
+    there.fold(X87 | SSE, |all, (components, ..)| all | components)
+}
+
 fn extended() -> u32 {
     cpuid(0xd, 1).eax
 }
@@ -154,10 +173,21 @@ fn extended_control_register() {
         fact!("xsave: bits of XCR0 that are refused beside {base:#x}"; "{bits:#x}");
     }
     fact!("xsave: bits of XCR0 that CPUID does not have"; "{:#x}", !supported());
-    for value in [X87 | 3 << 3, 7 | 7 << 5, 7 | 3 << 5, 7 | 3 << 17, supported(), !0] {
+    let none = !announced();
+    fact!("xsave: components that no shown feature announces"; "{:#x}", supported() & none);
+    let taken = !refused(|bit| {
+        set_xcr0(X87 | bit).fine()
+            || set_xcr0(7 | bit).fine()
+            || set_xcr0(X87 | 3 << 3 | bit).fine()
+    });
+    fact!("xsave: and that XCR0 takes"; "{:#x}", taken & none);
+    set_xcr0(X87);
+    for value in [X87 | 3 << 3, 7 | 7 << 5, 7 | 3 << 5, 7 | 3 << 17, !0] {
         fact!("xsave: XCR0={value:#x}"; "{}, {}", set_xcr0(value), xcr(0));
         set_xcr0(X87);
     }
+    fact!("xsave: XCR0={ALL}"; "{}, {}", set_xcr0(supported()), xcr(0));
+    set_xcr0(X87);
     // VZEROUPPER is AVX; XORPS is SSE.
     for value in [X87, X87 | SSE, X87 | SSE | AVX] {
         if !set_xcr0(value).fine() {
@@ -179,21 +209,23 @@ fn extended_control_register() {
 
 /// Leaf 0xD.
 fn sizes() {
-    for value in [X87, X87 | SSE, X87 | SSE | AVX, supported()] {
+    for (name, value) in
+        [("0x1", X87), ("0x3", X87 | SSE), ("0x7", X87 | SSE | AVX), (ALL, supported())]
+    {
         if !set_xcr0(value).fine() {
             continue;
         }
         let [of_xcr0, one] = [cpuid(0xd, 0), cpuid(0xd, 1)];
-        fact!("xsave: XCR0={value:#x}: leaf 0xD EAX, EBX, ECX, EDX"; "{:#x}, {:#x}, {:#x}, {:#x}",
+        fact!("xsave: XCR0={name}: leaf 0xD EAX, EBX, ECX, EDX"; "{:#x}, {:#x}, {:#x}, {:#x}",
             of_xcr0.eax, of_xcr0.ebx, of_xcr0.ecx, of_xcr0.edx);
-        fact!("xsave: XCR0={value:#x}: subleaf 1 EAX"; "{:#x}", one.eax);
-        fact!("xsave: XCR0={value:#x}: subleaf 1 EBX"; "{:#x}", one.ebx);
-        fact!("xsave: XCR0={value:#x}: subleaf 1 ECX, EDX"; "{:#x}, {:#x}", one.ecx, one.edx);
+        fact!("xsave: XCR0={name}: subleaf 1 EAX"; "{:#x}", one.eax);
+        fact!("xsave: XCR0={name}: subleaf 1 EBX"; "{:#x}", one.ebx);
+        fact!("xsave: XCR0={name}: subleaf 1 ECX, EDX"; "{:#x}, {:#x}", one.ecx, one.edx);
         fill(FILL);
         let seen = on(XSAVE, !0);
         let last = (0..AREA_BYTES / 8).rev().find(|at| word(at * 8) != 0xa5a5_a5a5_a5a5_a5a5);
         let reached = last.map_or(0, |at| at * 8 + 8);
-        fact!("xsave: XCR0={value:#x}: XSAVE stays within EBX"; "{seen}, {}", reached <= of_xcr0.ebx as usize);
+        fact!("xsave: XCR0={name}: XSAVE stays within EBX"; "{seen}, {}", reached <= of_xcr0.ebx as usize);
     }
     for component in 2..63 {
         let answer = cpuid(0xd, component);

@@ -1,4 +1,4 @@
-//! The old clocks: the 8254's ticks and the UART's interrupts through the two 8259s, as firmware has left LINT0.
+//! The old clocks: channel 2 of the 8254, the ticks of its first and the UART's interrupts through the two 8259s, as firmware has left LINT0.
 
 use core::arch::asm;
 
@@ -158,7 +158,126 @@ fn of_the_uart() {
     out(0x4d1, 0);
 }
 
+const PORT_61: u16 = 0x61;
+const CHANNEL_2: u16 = 0x42;
+/// 50 ms.
+const LONGEST: u16 = 59_659;
+
+fn gate(open: bool) {
+    out(PORT_61, open.into());
+}
+
+/// The output of channel 2.
+fn high() -> u8 {
+    input(PORT_61) >> 5 & 1
+}
+
+fn turns(high: impl Fn() -> bool) -> bool {
+    (0..2_000_000).any(|_| high())
+}
+
+/// Channel 2 with this control word, decimal or not, and this count.
+fn begin_2(control: u8, count: u16) {
+    out(PIT_CONTROL, 0xb0 | control);
+    count.to_le_bytes().into_iter().for_each(|byte| out(CHANNEL_2, byte));
+}
+
+fn count() -> u16 {
+    out(PIT_CONTROL, 0x80);
+    u16::from_le_bytes([input(CHANNEL_2), input(CHANNEL_2)])
+}
+
+/// Whether the count goes on.
+fn counts() -> bool {
+    let before = count();
+    turns(|| count() != before)
+}
+
+fn stands() -> bool {
+    let before = count();
+    (0..200).all(|_| count() == before)
+}
+
+/// What read-back says.
+fn status() -> u8 {
+    out(PIT_CONTROL, 0xe8);
+    input(CHANNEL_2)
+}
+
+/// The gate and the output of channel 2, by port 0x61.
+fn by_gate() {
+    for mode in [0, 4] {
+        gate(true);
+        begin_2(mode << 1, LONGEST);
+        fact!("clocks: channel 2, mode {mode}: it counts, output meanwhile"; "{}, {}", counts(), high());
+        gate(false);
+        fact!("clocks: channel 2, mode {mode}: gate low: the count stands, output"; "{}, {}", stands(), high());
+        let rest = count();
+        gate(true);
+        fact!("clocks: channel 2, mode {mode}: gate high: it goes on with the rest"; "{}", counts() && count() < rest);
+        fact!("clocks: channel 2, mode {mode}: at its end"; "{}, {}", turns(|| count() > rest), high());
+        gate(false);
+        fact!("clocks: channel 2, mode {mode}: gate low behind its end"; "{}", high());
+        out(PIT_CONTROL, 0xb0 | mode << 1);
+        fact!("clocks: channel 2, mode {mode}: behind a control word, half a count, a count"; "{}, {}, {}", high(),
+            { out(CHANNEL_2, 0); high() }, { out(CHANNEL_2, 0x10); high() });
+    }
+    for mode in [1, 5] {
+        gate(true);
+        begin_2(mode << 1, LONGEST);
+        fact!("clocks: channel 2, mode {mode}: output before its trigger"; "{}", high());
+        gate(false);
+        gate(true);
+        fact!("clocks: channel 2, mode {mode}: triggered: it counts, output meanwhile"; "{}, {}", counts(), high());
+        gate(false);
+        fact!("clocks: channel 2, mode {mode}: gate low: it counts, output"; "{}, {}", counts(), high());
+        let rest = count();
+        gate(true);
+        fact!("clocks: channel 2, mode {mode}: triggered once more: it begins anew"; "{}, {}", turns(|| count() > rest), high());
+        fact!("clocks: channel 2, mode {mode}: at its end"; "{}, {}", turns(|| count() > LONGEST), high());
+    }
+    for mode in [2, 3] {
+        gate(true);
+        begin_2(mode << 1, LONGEST);
+        fact!("clocks: channel 2, mode {mode}: it counts"; "{}", counts());
+        // In mode 2 the output is low for a clock, which nobody sees.
+        let low = mode == 2 || turns(|| high() == 0);
+        gate(false);
+        fact!("clocks: channel 2, mode {mode}: gate low: the count stands, output"; "{low}, {}, {}", stands(), high());
+        gate(true);
+        fact!("clocks: channel 2, mode {mode}: gate high: it counts"; "{}, {}", counts(), high());
+    }
+}
+
+fn decimal() {
+    gate(true);
+    begin_2(1, 0x9999);
+    let decimal = |count: u16| [0, 4, 8, 12].into_iter().all(|shift| count >> shift & 0xf < 10);
+    fact!("clocks: channel 2, decimal: digits of 200 counts"; "{}", (0..200).all(|_| decimal(count())));
+    fact!("clocks: channel 2, decimal: it ends"; "{}", turns(|| high() == 1));
+    fact!("clocks: channel 2, decimal: and goes on with 9999"; "{}", turns(|| count() > 0x9000) && decimal(count()));
+    gate(false);
+    for control in [0, 1, 4, 7, 9] {
+        out(PIT_CONTROL, 0xb0 | control);
+        let [first, loaded] = [status(), {
+            [0, 0x10].into_iter().for_each(|byte| out(CHANNEL_2, byte));
+            // It is loaded with the next clock.
+            (0..100).map(|_| status()).find(|status| status & 0x40 == 0).unwrap_or(0xff)
+        }];
+        fact!("clocks: channel 2, control {control}: status before a count and behind it"; "{first:#x}, {loaded:#x}");
+    }
+    out(PIT_CONTROL, 0xb2);
+    [0, 0x10].into_iter().for_each(|byte| out(CHANNEL_2, byte));
+    let waiting = status();
+    gate(true);
+    let triggered = turns(|| status() & 0x40 == 0);
+    fact!("clocks: channel 2, mode 1: a count that waits for its trigger"; "{waiting:#x}, {triggered}");
+    gate(false);
+}
+
 pub(crate) fn all() {
+    by_gate();
+    decimal();
     periodic();
     once();
     by_poll();

@@ -326,12 +326,16 @@ pub(crate) extern "C" fn access(what: u64) {
 
 /// Last of all, as QEMU cannot switch it on again.
 pub(crate) fn off_and_on() {
-    let shown = || cpu::instructions::cpuid(1, 0).edx >> 9 & 1;
+    let of = |leaf| cpu::instructions::cpuid(leaf, 0).edx >> 9 & 1;
+    let (shown, by_other) = (|| of(1), || of(0x8000_0001));
     fact!("cpuid: local APIC while it is on"; "{}", shown());
+    fact!("cpuid: local APIC by leaf 80000001 while it is on"; "{}", by_other());
     // SAFETY: the payload's own.
     unsafe { write_msr(IA32_APIC_BASE, base() & !(ENABLE | X2APIC)) };
     fact!("cpuid: local APIC while it is off"; "{}", shown());
+    fact!("cpuid: local APIC by leaf 80000001 while it is off"; "{}", by_other());
     // SAFETY: as above.
     unsafe { write_msr(IA32_APIC_BASE, base() | ENABLE) };
     fact!("cpuid: local APIC while it is on again"; "{}", shown());
+    fact!("cpuid: local APIC by leaf 80000001 while it is on again"; "{}", by_other());
 }

@@ -31,6 +31,8 @@ const UD: [u8; 2] = [0x0f, 0x0b];
 const GP: [u8; 6] = [0x66, 0xb8, 0x38, 0x12, 0x8e, 0xd8];
 /// A read at 1 MiB less than the end of the window's 2 MiB.
 const PF: [u8; 11] = [0x48, 0xa1, 0, 0, 0x10, 0, 0x80, 0, 0, 0, 0x90];
+/// MOV EAX, 0x80000001; CPUID; BT EDX, 11; INT 0x80.
+const SYSCALL_IN_CF: [u8; 13] = [0xb8, 1, 0, 0, 0x80, 0x0f, 0xa2, 0x0f, 0xba, 0xe2, 11, 0xcd, 0x80];
 const NOPS: [u8; 3] = [0x90; 3];
 /// MOV to SS of RAX; NOP; NOP.
 const SHADOW: [u8; 4] = [0x8e, 0xd0, 0x90, 0x90];
@@ -289,6 +291,7 @@ fn compatibility() {
             ("PUSHFD", &[0x9c, 0x58]),
             ("CPUID", &[0x0f, 0xa2]),
             ("IN", &[0xe4, 0x21]),
+            ("SYSCALL as CPUID has it, in CF", &SYSCALL_IN_CF),
         ] {
             fact!("delivery: {name}: {what}"; "{}", trial(code).run());
         }
@@ -387,6 +390,7 @@ fn system_calls() {
     }
     let user = Trial { rflags: 0xad7, ..Trial::user(&[0x0f, 0x05]) };
     deliver!("SYSCALL"; user);
+    deliver!("SYSCALL as CPUID has it, in CF"; Trial::user(&SYSCALL_IN_CF));
     deliver!("SYSCALL at CPL 0"; Trial::new(&[0x0f, 0x05]));
     let short = |code| Trial { cs: USER_32, rsp: 0x4_1000, ..Trial::user(code) };
     deliver!("SYSCALL, compatibility mode"; short(&[0x0f, 0x05]));

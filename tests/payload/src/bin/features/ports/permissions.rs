@@ -1,12 +1,55 @@
-//! IOPL and the TSS's bits.
+//! IOPL, the TSS's bits, and the check of alignment.
 
 use payload::fact;
 
-use super::{INSB, MASK, REP_INSB, REP_OUTSB, string};
+use super::{INSB, INSD, INSW, MASK, PRIVILEGE, REP_INSB, REP_OUTSB, string};
+use crate::control::{cr0, set_cr0};
 use crate::pages::{self, HOLE, TARGET};
 use crate::trial::{self, Mode, Registers};
 
+/// With CR0.AM = 1: what an address that is no multiple of the width is to strings that exit, at CPL 3 with AC and IOPL.
+fn alignment() {
+    const ALIGNMENT_CHECK: u64 = 1 << 18;
+    const ALIGNMENT_MASK: u64 = 1 << 18;
+    let before = cr0();
+    set_cr0(before | ALIGNMENT_MASK);
+    let at = |mode: Mode, code: &[u8], offset: u64, flags: u64| {
+        let registers = Registers {
+            rdx: 0x80,
+            rcx: 2,
+            rdi: pages::at(TARGET) + offset,
+            rsi: pages::at(TARGET) + offset,
+            flags: PRIVILEGE | flags,
+            ..Registers::default()
+        };
+        trial::run(mode, code, registers)
+    };
+    for (name, code) in [
+        ("MOV", &[0x66, 0x89, 0x07][..]),
+        ("INSB", INSB),
+        ("INSW", INSW),
+        ("INSD", INSD),
+        ("OUTSW", &[0x66, 0x6f]),
+        ("OUTSD", &[0x6f]),
+        ("REP INSW", &[0xf3, 0x66, 0x6d]),
+        ("REP OUTSW", &[0xf3, 0x66, 0x6f]),
+        ("REP OUTSD", &[0xf3, 0x6f]),
+        ("SGDT", &[0x0f, 0x01, 0x07]),
+        ("SIDT", &[0x0f, 0x01, 0x0f]),
+        ("STR", &[0x0f, 0x00, 0x0f]),
+    ] {
+        let seen = [0, 1, 2, 4, 6].map(|offset| at(Mode::User, code, offset, ALIGNMENT_CHECK));
+        let [zero, one, two, four, six] = seen;
+        fact!("ports: alignment checked: {name} at 0, 1, 2, 4, 6"; "{zero}, {one}, {two}, {four}, {six}");
+        fact!("ports: alignment checked: RCX behind {name} at 1"; "{:#x}", one.after.rcx);
+        fact!("ports: alignment not checked by CPL 0, without AC: {name}"; "{}, {}",
+            at(Mode::Kernel, code, 1, ALIGNMENT_CHECK), at(Mode::User, code, 1, 0));
+    }
+    set_cr0(before);
+}
+
 pub(super) fn all() {
+    alignment();
     const IN: &[u8] = &[0xec];
     const INS: [(&str, &[u8]); 3] =
         [("byte", &[0xec]), ("word", &[0x66, 0xed]), ("doubleword", &[0xed])];
