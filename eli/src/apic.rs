@@ -24,6 +24,7 @@ use crate::icr::{Addressing, DEFINED, Destination, IcrRequest, LOGICAL};
 use crate::pending::Pending;
 pub use passes::{VIRTUAL_ICR, passes};
 pub use registers::RESET_WRITES;
+pub(crate) use registers::{DEADLINE, writable};
 use registers::{LVT_COUNT, MASKED, SOFTWARE_ENABLE};
 
 /// The access raises #GP in the guest.
@@ -104,7 +105,7 @@ pub struct VirtualApic {
     pub(crate) xapic_ldr: u32,
     pub(crate) xapic_dfr: u32,
     /// The CPU has the timer's mode with a deadline.
-    deadlines: bool,
+    pub(crate) deadlines: bool,
     /// Pending interrupts; not used in the exitless mode.
     pub pending: Pending,
 }
@@ -272,7 +273,7 @@ impl VirtualApic {
         if !self.in_x2apic_mode() {
             return Err(GpFault);
         }
-        let (bits, ignored) = self.writable(msr).ok_or(GpFault)?;
+        let (bits, ignored) = writable(msr).ok_or(GpFault)?;
         if value & !u64::from(bits | ignored) != 0 {
             return Err(GpFault);
         }

@@ -8,10 +8,11 @@
 
 use arch::Width;
 use arch::msr::{
-    IA32_X2APIC_APICID, IA32_X2APIC_EOI, IA32_X2APIC_ICR, IA32_X2APIC_LDR, IA32_X2APIC_SELF_IPI,
+    IA32_X2APIC_APICID, IA32_X2APIC_EOI, IA32_X2APIC_ICR, IA32_X2APIC_LDR, IA32_X2APIC_LVT_TIMER,
+    IA32_X2APIC_SELF_IPI,
 };
 
-use crate::apic::{ApicAction, ApicRead, VirtualApic};
+use crate::apic::{ApicAction, ApicRead, DEADLINE, VirtualApic, writable};
 use crate::icr::{self, Destination, IcrRequest};
 
 const ARBITRATION_PRIORITY: u32 = 0x809;
@@ -60,11 +61,14 @@ impl VirtualApic {
             // x2APIC mode only.
             IA32_X2APIC_SELF_IPI => return self.note_illegal_register(),
             _ => {
-                let Some((bits, _)) = self.writable(msr) else {
+                let Some((bits, _)) = writable(msr) else {
                     let there = self.read_page(offset).is_ok();
                     return if there { ApicAction::None } else { self.note_illegal_register() };
                 };
-                return self.write_register(msr, value & bits).unwrap_or(ApicAction::None);
+                let missing = if self.deadlines { 0 } else { DEADLINE };
+                let missing = if msr == IA32_X2APIC_LVT_TIMER { missing } else { 0 };
+                let value = value & bits & !missing;
+                return self.write_register(msr, value).unwrap_or(ApicAction::None);
             }
         }
         ApicAction::None
@@ -83,7 +87,7 @@ impl VirtualApic {
 mod tests {
     use super::*;
     use crate::icr::IpiKind;
-    use arch::msr::{IA32_X2APIC_INIT_COUNT, IA32_X2APIC_LVT_TIMER};
+    use arch::msr::IA32_X2APIC_INIT_COUNT;
     use arch::vcpu::InterruptMode;
     use arch::{ApicId, Gpa, Vector};
     use proptest::prelude::*;

@@ -28,7 +28,7 @@ const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 /// ESR: a register was named that is not there (xAPIC mode).
 const ILLEGAL_REGISTER: u32 = 1 << 7;
 /// LVT timer: the mode in which IA32_TSC_DEADLINE arms it.
-const DEADLINE: u32 = 1 << 18;
+pub(crate) const DEADLINE: u32 = 1 << 18;
 
 /// The physical writes after which the timer is as after a reset, when a guest switches its local APIC off.
 pub const RESET_WRITES: [(u32, u64); 4] = [
@@ -40,7 +40,7 @@ pub const RESET_WRITES: [(u32, u64); 4] = [
 
 /// Which bits of a 32-bit register a write may change, and which it may hold without effect; the
 /// rest is reserved. `None` for what cannot be written.
-const fn writable(msr: u32) -> Option<(u32, u32)> {
+pub(crate) const fn writable(msr: u32) -> Option<(u32, u32)> {
     match msr {
         IA32_X2APIC_TPR | IA32_X2APIC_SELF_IPI => Some((0xff, 0)),
         IA32_X2APIC_EOI | IA32_X2APIC_ESR => Some((0, 0)),
@@ -137,16 +137,6 @@ impl VirtualApic {
         to_itself(self.note_error(ILLEGAL_REGISTER))
     }
 
-    /// Which bits a write may change, and which it may hold without effect.
-    pub(crate) const fn writable(&self, msr: u32) -> Option<(u32, u32)> {
-        match writable(msr) {
-            Some((bits, ignored)) if msr == IA32_X2APIC_LVT_TIMER && !self.deadlines => {
-                Some((bits & !DEADLINE, ignored))
-            }
-            bits => bits,
-        }
-    }
-
     /// An error: the first since the last write of ESR interrupts, where its LVT entry is not masked (SDM "Error Handling").
     #[cold]
     #[inline(never)]
@@ -196,7 +186,8 @@ impl VirtualApic {
     /// others are remembered and stay masked physically, whatever mode they ask for.
     fn write_lvt(&mut self, msr: u32, value: u32) -> Result<ApicAction, GpFault> {
         let timer = msr == IA32_X2APIC_LVT_TIMER;
-        if timer && value >> 17 == 3 {
+        let without = value & DEADLINE != 0 && !self.deadlines;
+        if timer && (value >> 17 == 3 || without) {
             return Err(GpFault);
         }
         let forced = if self.svr & SOFTWARE_ENABLE == 0 { MASKED } else { 0 };
