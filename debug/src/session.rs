@@ -95,6 +95,8 @@ pub struct Session<G: Guest, L: Line> {
     packet: Vec<u8>,
     phase: Phase,
     stub: Option<Stub<G, L>>,
+    /// gdb wants the guest to stop, and was not told yet that it has for that.
+    interrupted: bool,
 }
 
 /// To a gdb that comes when no CPU of the guest runs: the remote protocol's error with a text.
@@ -105,7 +107,7 @@ impl<G: Guest, L: Line> Session<G, L> {
     pub fn new(guest: G, line: L) -> Self {
         let guest = Debugged::new(guest);
         let (framer, packet) = (Framer::new(), Vec::new());
-        Self { guest, line, framer, packet, phase: Phase::Alone, stub: None }
+        Self { guest, line, framer, packet, phase: Phase::Alone, stub: None, interrupted: false }
     }
 
     /// Takes a byte that has come over the line.
@@ -126,11 +128,14 @@ impl<G: Guest, L: Line> Session<G, L> {
                 if self.packet == self.framer.packet() {
                     return self.line.send(b'+');
                 }
-                self.stub = None;
+                (self.stub, self.interrupted) = (None, false);
                 self.guest.release();
                 self.meet();
             }
-            (_, Event::Interrupt) => self.feed_byte(3),
+            // One that comes before the guest goes on is for when it does (GDB's manual, "Interrupts"): gdb sends it as
+            // soon as its user types Ctrl-C, at what is not yet on its way, and then waits for the guest to stop.
+            (Phase::Standing, Event::Interrupt) => self.interrupted = true,
+            (Phase::Running | Phase::Stopping, Event::Interrupt) => self.interrupt(),
             (_, Event::Damaged) => self.line.send(b'-'),
             (Phase::Standing, Event::Again) => self.answer_again(),
             // The last answer is not what is waited for.
@@ -172,7 +177,8 @@ impl<G: Guest, L: Line> Session<G, L> {
                 Some(true) => {
                     let why = self.guest.stopped();
                     let asked = BaseStopReason::Signal(Signal::SIGINT);
-                    self.report(why.map_or(asked, |why| self.reason(why)));
+                    let reason = why.map_or(asked, |why| self.reason(why));
+                    self.report(reason);
                 }
                 Some(false) => self.guest.call_again(),
                 None => self.report(BaseStopReason::Exited(0)),
@@ -198,6 +204,16 @@ impl<G: Guest, L: Line> Session<G, L> {
                 self.feed_byte(*byte);
             }
         }
+        if self.interrupted && self.phase == Phase::Running {
+            self.interrupt();
+        }
+    }
+
+    /// gdb wants the guest, which runs, to stop.
+    fn interrupt(&mut self) {
+        const INTERRUPT: u8 = 3;
+        self.interrupted = true;
+        self.feed_byte(INTERRUPT);
     }
 
     /// There is nobody to talk about.
@@ -223,11 +239,6 @@ impl<G: Guest, L: Line> Session<G, L> {
         let next = match stub {
             Some(stub @ Stub::Idle(_)) => (Phase::Standing, Some(stub)),
             Some(stub @ Stub::Running(_)) => (Phase::Running, Some(stub)),
-            // Only now is it known whether the guest stands already.
-            Some(Stub::CtrlCInterrupt(stub)) if self.phase == Phase::Standing => {
-                let none = None::<MultiThreadStopReason<u64>>;
-                (Phase::Standing, stub.interrupt_handled(&mut self.guest, none).ok())
-            }
             Some(stub @ Stub::CtrlCInterrupt(_)) => {
                 self.guest.call();
                 (Phase::Stopping, Some(stub))
@@ -236,7 +247,7 @@ impl<G: Guest, L: Line> Session<G, L> {
         };
         (self.phase, self.stub) = next;
         if self.stub.is_none() {
-            self.phase = Phase::Alone;
+            (self.phase, self.interrupted) = (Phase::Alone, false);
             self.guest.release();
         }
     }
@@ -253,8 +264,13 @@ impl<G: Guest, L: Line> Session<G, L> {
         self.settle(next.ok());
     }
 
-    fn reason(&self, (cpu, why): (usize, Stop)) -> MultiThreadStopReason<u64> {
+    /// As gdb is told. A breakpoint comes before gdb's wish to stop, which stays: gdb may go on by itself, behind a condition
+    /// that does not hold. A step does not, for then gdb would step on and on.
+    fn reason(&mut self, (cpu, why): (usize, Stop)) -> MultiThreadStopReason<u64> {
         let tid = thread(cpu);
+        if matches!(why, Stop::Asked | Stop::Step) && core::mem::take(&mut self.interrupted) {
+            return BaseStopReason::SignalWithThread { tid, signal: Signal::SIGINT };
+        }
         let signal = |signal| BaseStopReason::SignalWithThread { tid, signal };
         let slots = match why {
             Stop::Breakpoint(slots) => slots,

@@ -374,6 +374,50 @@ fn a_guest_that_runs_is_stopped_by_a_byte() {
     assert_eq!(talk.answer(), "T02thread:p01.01;");
 }
 
+/// Ctrl-C just when gdb has it go on: the byte comes before the packet.
+#[test]
+fn a_guest_that_stands_is_stopped_by_a_byte_when_it_goes_on() {
+    let mut talk = Talk::attached();
+    talk.send(&[3]);
+    assert!(!talk.ask("m100,2").is_empty(), "it stands, and is looked at");
+    talk.send(&packet("vCont;c"));
+    assert_eq!(talk.orders(), [GO, GO]);
+    talk.work();
+    assert_eq!(talk.answer(), "T02thread:p01.01;");
+    assert_eq!(talk.ask("vCont;c"), "", "it was for once");
+}
+
+#[test]
+fn a_byte_that_comes_while_gdb_steps_over_a_breakpoint_is_not_lost() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("vCont;s:p1.1"), "");
+    talk.orders();
+    talk.send(&[3]);
+    talk.world.borrow_mut().mailboxes[0].stand(Stop::Step, at(0x1001));
+    talk.work();
+    assert_eq!(talk.answer(), "T02thread:p01.01;");
+}
+
+#[test]
+fn a_byte_that_comes_with_a_breakpoint_stops_the_guest_behind_it() {
+    let mut talk = Talk::attached();
+    assert_eq!(talk.ask("Z1,2000,1"), "OK");
+    assert_eq!(talk.ask("vCont;c"), "");
+    talk.orders();
+    talk.world.borrow_mut().mailboxes[0].stand(Stop::Breakpoint(1), at(0x2000));
+    talk.send(&[3]);
+    talk.work();
+    assert_eq!(talk.answer(), "T05thread:p01.01;hwbreak:;");
+    talk.send(&packet("vCont;s:p1.1"));
+    talk.orders();
+    talk.work();
+    assert_eq!(talk.answer(), "T02thread:p01.01;");
+    talk.send(&[3]);
+    assert_eq!(talk.ask("D"), "OK");
+    assert!(talk.ask("?").starts_with('T'));
+    assert_eq!(talk.ask("vCont;c"), "", "the next gdb has not asked for it");
+}
+
 #[test]
 fn a_guest_that_has_crashed_says_so() {
     let mut talk = Talk::attached();
