@@ -1,10 +1,15 @@
 //! A user at a terminal: `nexit run` behind a pseudo-terminal, keys in, screen out.
+//!
+//! Invariant: nothing here waits for ever. A run has its time limit, and whatever else is silent for too long is ended.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -13,13 +18,24 @@ use rustix::termios::{InputModes, LocalModes, Termios, Winsize, tcgetattr, tcset
 use crate::folder::{Turn, build_folder};
 use crate::outcome::whole_lines;
 
+/// So long a machine may show nothing: Linux in an emulator in an emulator takes its time.
+const SILENT_RUN: Duration = Duration::from_secs(900);
+/// The same of a program beside it, such as a gdb, which waits for what was typed if that was misunderstood.
+const SILENT_BESIDE: Duration = Duration::from_secs(180);
+/// So long a program may take to leave when it is asked to.
+const LEAVE: Duration = Duration::from_secs(10);
+
 /// A run of `nexit` at a terminal of its own.
 #[derive(Debug)]
 pub struct Session {
     nexit: Child,
     terminal: File,
     before: Termios,
+    /// How long it may show nothing.
+    patience: Duration,
     screen: String,
+    /// Where the line begins in which what came last stands.
+    newest: usize,
     /// How much of the screen was read.
     read: usize,
     _place: Option<Turn>,
@@ -41,7 +57,7 @@ impl Session {
     /// It, or a pseudo-terminal, cannot be had.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
-        Self::open(Command::new(nexit()), arguments, Some(Turn::take()))
+        Self::open(Command::new(nexit()), arguments, Some(Turn::take()), SILENT_RUN)
     }
 
     /// Starts `nexit` with these arguments at the line of this run, and at another terminal, which controls it: Ctrl-C is a
@@ -53,11 +69,18 @@ impl Session {
     pub fn beside(&self, command: &[&str], further: &[&str]) -> Self {
         let mut setsid = Command::new("setsid");
         setsid.arg("--ctty").arg(nexit());
-        Self::open(setsid, &[command, &["--line", &self.line()], further].concat(), None)
+        let line = self.line();
+        let arguments = [command, &["--line", &line], further].concat();
+        Self::open(setsid, &arguments, None, SILENT_BESIDE)
     }
 
     #[expect(clippy::expect_used, reason = "only tests call it")]
-    fn open(mut nexit: Command, arguments: &[&str], place: Option<Turn>) -> Self {
+    fn open(
+        mut nexit: Command,
+        arguments: &[&str],
+        place: Option<Turn>,
+        patience: Duration,
+    ) -> Self {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("a terminal");
         let name = ptsname(&terminal, Vec::new()).expect("a terminal with a name");
@@ -75,7 +98,7 @@ impl Session {
             .spawn()
             .expect("nexit is built");
         let (terminal, screen) = (File::from(terminal), String::new());
-        Self { nexit, terminal, before, screen, read: 0, _place: place }
+        Self { nexit, terminal, before, patience, screen, newest: 0, read: 0, _place: place }
     }
 
     /// Types keys.
@@ -109,10 +132,10 @@ impl Session {
     }
 
     /// Waits until `text` is on the screen, behind what was waited for before; returns what stands
-    /// between.
+    /// between. The text may be in a line that others have broken.
     ///
     /// # Panics
-    /// The run ends without it.
+    /// The run ends, or is silent for long, without it.
     pub fn see(&mut self, text: &str) -> String {
         self.see_one_of(&[text]).1
     }
@@ -120,19 +143,29 @@ impl Session {
     /// The same for whichever of these texts comes first, and its index.
     ///
     /// # Panics
-    /// The run ends without any of them.
+    /// The run ends, or is silent for long, without any of them.
     pub fn see_one_of(&mut self, texts: &[&str]) -> (usize, String) {
         loop {
             let rest = self.screen.get(self.read..).unwrap_or_default();
             let found = texts.iter().enumerate();
             let found =
                 found.filter_map(|(index, text)| Some((rest.find(text)?, index, text.len())));
-            if let Some((at, index, length)) = found.min() {
+            let broken = || {
+                let newest = self.screen.get(self.newest..).filter(|it| it.contains("> "));
+                let texts = texts.iter().enumerate().filter(|_| newest.is_some());
+                let found = texts.filter_map(|(index, text)| Some((broken(rest, text)?, index, 0)));
+                found.min()
+            };
+            if let Some((at, index, length)) = found.min().or_else(broken) {
                 let between = rest.get(..at).unwrap_or_default().to_owned();
                 self.read += at + length;
                 return (index, between);
             }
-            assert!(self.read_more(), "{texts:?} do not appear\n{}", self.screen);
+            let before = self.screen.len();
+            if let Err(why) = self.read_more() {
+                panic!("{texts:?} do not appear, and {why}\n{}", self.screen);
+            }
+            self.newest = self.screen.get(..before).and_then(|it| it.rfind('\n')).unwrap_or(0);
         }
     }
 
@@ -154,11 +187,16 @@ impl Session {
     /// Waits for the end; the screen, each line in one piece, and the exit status.
     ///
     /// # Panics
-    /// The status cannot be had.
+    /// It is silent for long and does not end, or the status cannot be had.
     #[must_use]
     #[expect(clippy::expect_used, reason = "only tests call it")]
     pub fn end(&mut self) -> (String, ExitStatus) {
-        while self.read_more() {}
+        let end = loop {
+            if let Err(end) = self.read_more() {
+                break end;
+            }
+        };
+        assert_eq!(end, CLOSED, "it does not end\n{}", self.screen);
         let status = self.nexit.wait().expect("the exit status");
         (self.screen(), status)
     }
@@ -192,24 +230,75 @@ impl Session {
     /// # Panics
     /// There is none.
     pub fn kill_child(&self) {
-        let nexit = self.nexit.id();
-        let list = std::fs::read_to_string(format!("/proc/{nexit}/task/{nexit}/children"));
-        let child = list.ok().and_then(|list| list.split_whitespace().next()?.parse().ok());
+        let child = self.child();
         assert!(child.is_some(), "no child runs\n{}", self.screen);
         send(child.unwrap_or_default(), Signal::KILL);
     }
 
-    /// `false` once the program has closed the terminal.
-    fn read_more(&mut self) -> bool {
+    fn child(&self) -> Option<u32> {
+        let nexit = self.nexit.id();
+        let list = std::fs::read_to_string(format!("/proc/{nexit}/task/{nexit}/children"));
+        list.ok()?.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Shows more, if more comes.
+    ///
+    /// # Errors
+    /// What there is instead.
+    fn read_more(&mut self) -> Result<(), &'static str> {
+        self.read_within(self.patience)
+    }
+
+    fn read_within(&mut self, patience: Duration) -> Result<(), &'static str> {
+        let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.terminal, PollFlags::IN)], Some(&patience)) {
+            Ok(0) => return Err("it has been silent for long"),
+            // There is something, and be it the end.
+            Ok(_) => {}
+            // A signal.
+            Err(_) => return Ok(()),
+        }
         let mut buffer = [0; 4096];
         match self.terminal.read(&mut buffer) {
-            Ok(0) | Err(_) => false,
+            Ok(0) | Err(_) => Err(CLOSED),
             Ok(length) => {
                 self.screen.push_str(&shown(buffer.get(..length).unwrap_or_default()));
-                true
+                Ok(())
             }
         }
     }
+}
+
+/// The end of a program that has closed its terminal.
+const CLOSED: &str = "it has ended";
+
+/// Where a text ends that stands in a guest's line which others have broken: its beginning behind `NAME: `, its rest behind
+/// `NAME> ` (`docs/console.md`).
+fn broken(console: &str, text: &str) -> Option<usize> {
+    let mut lines: HashMap<&str, String> = HashMap::new();
+    let mut at = 0;
+    for line in console.split_inclusive('\n') {
+        at += line.len();
+        let line = line.trim_end_matches('\n');
+        if let Some((name, rest)) = line.split_once("> ")
+            && let Some(whole) = lines.get_mut(name).filter(|_| name != "nexit")
+        {
+            let before = whole.len();
+            whole.push_str(rest);
+            let end = whole.find(text).map_or(0, |start| start + text.len());
+            if end > before {
+                return Some(at - console_end(console, at) - (whole.len() - end));
+            }
+        } else if let Some((name, rest)) = line.split_once(": ") {
+            lines.insert(name, rest.to_owned());
+        }
+    }
+    None
+}
+
+/// How long the end of the line is that ends here.
+fn console_end(console: &str, at: usize) -> usize {
+    usize::from(console.get(..at).is_some_and(|text| text.ends_with('\n')))
 }
 
 fn send(process: u32, signal: Signal) {
@@ -219,10 +308,45 @@ fn send(process: u32, signal: Signal) {
 }
 
 impl Drop for Session {
-    /// A test that fails leaves no emulator behind.
+    /// A test that fails leaves no emulator behind, nor a gdb that waits for its user.
     fn drop(&mut self) {
         self.signal(Signal::TERM);
-        while self.read_more() {}
+        let asked = Instant::now();
+        while self.read_within(Duration::from_secs(1)) != Err(CLOSED) && asked.elapsed() < LEAVE {}
+        if !matches!(self.nexit.try_wait(), Ok(Some(_))) && asked.elapsed() >= LEAVE {
+            if let Some(child) = self.child() {
+                send(child, Signal::KILL);
+            }
+            let _ = self.nexit.kill();
+        }
         let _ = self.nexit.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_seen_in_a_line_that_others_have_broken() {
+        let console = "a: payload: coun\nb: x> y\nnexit> b\na> ting it\nb: end\n";
+        let end = broken(console, "counting").unwrap();
+        assert_eq!(&console[end..], " it\nb: end\n");
+        assert_eq!(broken(console, "payload: c"), None, "that is in one piece");
+        assert_eq!(broken("a: coun\na> t\na> ", "count"), Some(12));
+        assert_eq!(broken("a: coun\nb> ting\n", "counting"), None);
+    }
+
+    /// What gdb does at a terminal where nobody types.
+    #[test]
+    fn a_program_that_waits_for_ever_is_ended() {
+        let mut cat = Command::new("cat");
+        cat.env("LC_ALL", "C");
+        let mut session = Session::open(cat, &[], None, Duration::from_secs(1));
+        session.keys("a key\n");
+        session.see("a key");
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.see("x")));
+        let why = failed.unwrap_err();
+        assert!(why.downcast_ref::<String>().unwrap().contains("it has been silent"), "{why:?}");
     }
 }
