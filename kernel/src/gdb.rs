@@ -6,7 +6,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use arch::Gpa;
 use arch::machine::{GuestMemory, NotGuestMemory};
@@ -29,6 +29,8 @@ const FASTEST: Option<u16> = Some(1);
 const MAX_LINES: usize = MAX_GUESTS;
 /// So many bytes are taken off a line at once.
 const MAX_TAKEN: usize = 4096;
+/// So often a session is looked after for those who come meanwhile. CPUs that stand come all the time, and keep nobody.
+const MAX_ROUNDS: usize = 4;
 /// So many bytes wait for the console's line. What is beyond is lost: gdb asks again.
 const MAX_WAITING: usize = 128 << 10;
 
@@ -129,6 +131,32 @@ impl debug::session::Line for Wire {
 struct Port {
     room: &'static Room,
     session: Mutex<Session<Occupant, Wire>>,
+    /// Somebody has come since the session was last looked after.
+    come: AtomicBool,
+}
+
+impl Port {
+    /// Takes what has come, and does what is to be done. Whoever has the session does it for all who come meanwhile: nothing
+    /// waits for the next call, which may be the watchdog's.
+    fn attend(&self) {
+        self.come.store(true, Ordering::SeqCst);
+        for _ in 0..MAX_ROUNDS {
+            if !self.come.load(Ordering::SeqCst) {
+                return;
+            }
+            let Some(mut session) = self.session.try_lock() else { return };
+            self.come.store(false, Ordering::SeqCst);
+            for _ in 0..MAX_TAKEN {
+                let Some(byte) = self.room.receive() else { break };
+                session.receive(byte);
+            }
+            session.work();
+            self.room.send_frames();
+            drop(session);
+            // First the lock is free, and then it is looked who has found it taken.
+            fence(Ordering::SeqCst);
+        }
+    }
 }
 
 static PORTS: [Once<Port>; MAX_LINES] = [const { Once::new() }; MAX_LINES];
@@ -162,7 +190,8 @@ pub(crate) fn open(
         let room = Room { guest, slots, mailboxes, ram, generation: AtomicU32::new(0), cable };
         let room = &*Box::leak(Box::new(room));
         let occupant = Occupant { room, ram: Ram(None) };
-        Port { room, session: Mutex::new(Session::new(occupant, Wire(room))) }
+        let session = Mutex::new(Session::new(occupant, Wire(room)));
+        Port { room, session, come: AtomicBool::new(false) }
     });
     Ok(())
 }
@@ -177,16 +206,7 @@ pub(crate) fn interrupt_on_receive(calls: bool) {
 
 /// Takes what has come over the lines, and does what is to be done for those at their other ends.
 pub(crate) fn poll_input() {
-    for port in PORTS.iter().map_while(Once::get) {
-        // Whoever has it does the same.
-        let Some(mut session) = port.session.try_lock() else { continue };
-        for _ in 0..MAX_TAKEN {
-            let Some(byte) = port.room.receive() else { break };
-            session.receive(byte);
-        }
-        session.work();
-        port.room.send_frames();
-    }
+    PORTS.iter().map_while(Once::get).for_each(Port::attend);
 }
 
 /// The room of a guest that a gdb may come to.
