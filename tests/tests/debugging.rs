@@ -16,7 +16,7 @@ use arch::{Bdf, ExitReason, Gpa, Hpa, Vector, VectorSet};
 use guest::counters::{Counter, ExitCounters};
 use guest::requests::{RequestWord, Requests};
 use mux::frame::{Channel, Kind, encode};
-use nexit_tests::{Emulator, Folder, Payload, Session, build_folder, project_folder};
+use nexit_tests::{Emulator, Folder, Outcome, Payload, Session, build_folder, project_folder};
 
 /// Has gdb carry out a script with the symbols of `program`; what it says.
 pub(crate) fn gdb(folder: &Folder, program: &Path, script: &str) -> String {
@@ -97,51 +97,58 @@ fn gdb_shows_the_hypervisors_types_in_words() {
     }
 }
 
-/// As `make gdb` does it; then the hypervisor is sent astray.
-#[test]
-fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
-    let folder = Folder::new("debugging-hypervisor");
+/// As `make gdb` does it; then gdb sends the hypervisor astray. What gdb says, what the hypervisor does, and that with the
+/// functions' names.
+fn astray(name: &str, script: &str) -> (String, String, Outcome) {
+    let folder = Folder::new(&format!("debugging-{name}"));
     let config = folder.write("nexit.toml", Payload::new("ends").toml());
     let socket = folder.path("gdb.socket").display().to_string();
     let chardev = format!("socket,id=gdb,path={socket},server=on,wait=off");
-    let mut session = Session::start(&[
-        "run",
-        "--config",
-        &config,
-        "--timeout",
-        "120",
-        "--",
-        "-S",
-        "-chardev",
-        &chardev,
-        "-gdb",
-        "chardev:gdb",
-    ]);
+    let gdb_at = ["--", "-S", "-chardev", &chardev, "-gdb", "chardev:gdb"];
+    let run = ["run", "--config", &config, "--timeout", "120"];
+    let mut session = Session::start(&[&run[..], &gdb_at].concat());
     session.see("Ctrl-A x ends the run");
-    for _ in 0..100 {
-        if Path::new(&socket).exists() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    until("QEMU's socket", || Path::new(&socket).exists());
     let kernel = build_folder().join("x86_64-hypervisor/release/kernel");
     let said = gdb(
         &folder,
         &kernel,
         &format!(
             "set architecture i386:x86-64\ntarget remote {socket}\nhbreak kernel_main\ncontinue\n\
-             backtrace 1\nhbreak fadt.rs:read\ncontinue\nset $rip = 0x10\ndetach\n"
+             backtrace 1\n{script}delete\ndetach\n"
         ),
     );
     assert!(said.contains("#0  kernel_main () at kernel/src/main.rs:"), "{said}");
     // Inlined at several places it is 2.1 or 2.2.
     assert!(said.contains("hit Breakpoint 2"), "{said}");
-    assert!(said.contains(", read () at firmware/src/fadt.rs:"), "{said}");
     let (screen, _) = session.end();
-    assert!(screen.contains("itself raised exception 14 (error code 0x11) at 0x10"), "{screen}");
     let log = folder.write("run.log", &screen);
     let named = folder.nexit("symbolize", &["symbolize", &log]);
     for caller in ["kernel::boot at kernel/src/", "kernel_main at kernel/src/main.rs:", "long_mode"]
+    {
+        assert!(named.output.contains(caller), "{caller}: {named}");
+    }
+    (said, screen, named)
+}
+
+#[test]
+fn gdb_stops_the_hypervisor_at_its_entry_and_a_failure_tells_who_called() {
+    let script = "hbreak fadt.rs:read\ncontinue\nset $rip = 0x10\n";
+    let (said, screen, _) = astray("hypervisor", script);
+    assert!(said.contains(", read () at firmware/src/fadt.rs:"), "{said}");
+    assert!(screen.contains("itself raised exception 14 (error code 0x11) at 0x10"), "{screen}");
+}
+
+/// Memory of the heap that is free is freed. Whoever panics here holds the heap's lock.
+#[test]
+fn a_panic_tells_who_called() {
+    let script = "hbreak src/lib.rs:dealloc\ncontinue\nset $rdi = $rdi + 0x80000\n";
+    let (said, screen, named) = astray("panic", script);
+    assert!(said.contains(", dealloc () at src/lib.rs:"), "{said}");
+    assert!(screen.contains("the hypervisor itself failed: panicked at "), "{screen}");
+    assert!(screen.contains("aliases existing hole"), "{screen}");
+    for caller in
+        ["panic_fmt at ", "GlobalAlloc>::dealloc at ", "__rust_dealloc at kernel/src/heap.rs:"]
     {
         assert!(named.output.contains(caller), "{caller}: {named}");
     }
