@@ -166,9 +166,8 @@ impl Snapshot {
         let mut lines = vec![
             format!("{who}: {}, ring {}{halted}, interrupts {interrupts}", self.mode(), self.cpl),
             format!(
-                "  rip {:016x}  rsp {:016x}  rflags {:x}: {}",
+                "  rip {:016x}  rflags {:x}: {}",
                 self.rip,
-                self.stack(),
                 self.rflags,
                 words(self.rflags & !2, &RFLAGS)
             ),
@@ -230,12 +229,11 @@ pub fn last_exits(recent: &str) -> Lines {
 }
 
 /// Three in a row, as Linux prints them; RSP stands beside RIP.
-const ROWS: [[(&str, Gpr); 3]; 5] = [
-    [("rax", Gpr::Rax), ("rbx", Gpr::Rbx), ("rcx", Gpr::Rcx)],
-    [("rdx", Gpr::Rdx), ("rsi", Gpr::Rsi), ("rdi", Gpr::Rdi)],
-    [("rbp", Gpr::Rbp), ("r8 ", Gpr::R8), ("r9 ", Gpr::R9)],
-    [("r10", Gpr::R10), ("r11", Gpr::R11), ("r12", Gpr::R12)],
-    [("r13", Gpr::R13), ("r14", Gpr::R14), ("r15", Gpr::R15)],
+const ROWS: [[(&str, Gpr); 4]; 4] = [
+    [("rax", Gpr::Rax), ("rbx", Gpr::Rbx), ("rcx", Gpr::Rcx), ("rdx", Gpr::Rdx)],
+    [("rsi", Gpr::Rsi), ("rdi", Gpr::Rdi), ("rbp", Gpr::Rbp), ("rsp", Gpr::Rsp)],
+    [("r8 ", Gpr::R8), ("r9 ", Gpr::R9), ("r10", Gpr::R10), ("r11", Gpr::R11)],
+    [("r12", Gpr::R12), ("r13", Gpr::R13), ("r14", Gpr::R14), ("r15", Gpr::R15)],
 ];
 
 const SEGMENTS: [&str; 8] = ["es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"];
@@ -376,10 +374,10 @@ mod tests {
             lines[..5],
             [
                 "linux, CPU 0: 64-bit, ring 0, interrupts off",
-                "  rip ffffffff81a3c1f0  rsp 0000000000001004  rflags 46: ZF PF",
-                "  rax 0000000000001000  rbx 0000000000001003  rcx 0000000000001001",
-                "  rdx 0000000000001002  rsi 0000000000001006  rdi 0000000000001007",
-                "  rbp 0000000000001005  r8  0000000000001008  r9  0000000000001009",
+                "  rip ffffffff81a3c1f0  rflags 46: ZF PF",
+                "  rax 0000000000001000  rbx 0000000000001003  rcx 0000000000001001  rdx 0000000000001002",
+                "  rsi 0000000000001006  rdi 0000000000001007  rbp 0000000000001005  rsp 0000000000001004",
+                "  r8  0000000000001008  r9  0000000000001009  r10 000000000000100a  r11 000000000000100b",
             ]
         );
         let has =
