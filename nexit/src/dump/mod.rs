@@ -83,8 +83,11 @@ fn take(stub: &mut Stub<'_>, file: Whole) -> Result<Taken> {
             let answer = stub.pages(next)?;
             came += answer.len();
             let until = pages(&answer, |number, page| core.write(number * PAGE as u64, page))?;
-            // Nothing that a stub says makes this go round for ever.
-            let until = until.clamp(next + 1, end);
+            // An answer to an earlier question, which would leave pages out, or nothing that a stub says.
+            if until <= next {
+                return Err(bad_answer());
+            }
+            let until = until.min(end);
             seen += (until - next) * PAGE as u64;
             next = until;
             progress.at(seen);
@@ -141,9 +144,13 @@ impl<W: Write> Drop for Progress<W> {
     }
 }
 
+fn bad_answer() -> Failure {
+    Failure::Failed("the stub's answer makes no sense: is it this version's?".into())
+}
+
 /// Gives each page of an answer to `write`; the page to ask for next.
 fn pages(mut answer: &[u8], mut write: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<u64> {
-    let bad = || Failure::Failed("the stub's answer makes no sense: is it this version's?".into());
+    let bad = bad_answer;
     loop {
         let (number, rest) = answer.split_first_chunk().ok_or_else(bad)?;
         let (length, rest) = rest.split_first_chunk().ok_or_else(bad)?;
@@ -241,16 +248,19 @@ mod tests {
             "g" => one(&hex(&[0; 700])),
             "Hg01" | "D;1" => one("OK"),
             _ if question == monitor("ram") => text(b"0x0 0x2000\n"),
-            _ if question == monitor("pages 0") => {
-                let mut packed = Vec::new();
-                debug::pack::pack(&[5; PAGE], &mut packed);
-                let length = (packed.len() as u16).to_le_bytes();
-                let page = [&0_u32.to_le_bytes()[..], &length, &packed].concat();
-                text(&[&page[..], &1_u32.to_le_bytes(), &[0; 2]].concat())
-            }
+            _ if question == monitor("pages 0") => page(0, 5),
             _ if question == monitor("pages 1") => text(&[2, 0, 0, 0, 0, 0]),
             _ => panic!("{question}"),
         }
+    }
+
+    /// A page of the same bytes.
+    fn page(number: u32, byte: u8) -> Vec<String> {
+        let mut packed = Vec::new();
+        debug::pack::pack(&[byte; PAGE], &mut packed);
+        let length = (packed.len() as u16).to_le_bytes();
+        let page = [&number.to_le_bytes()[..], &length, &packed].concat();
+        text(&[&page[..], &(number + 1).to_le_bytes(), &[0; 2]].concat())
     }
 
     fn monitor(command: &str) -> String {
@@ -287,6 +297,51 @@ mod tests {
         assert!(core.starts_with(b"\x7fELF"));
         assert_eq!(core[core.len() - 2 * PAGE..], [[5; PAGE], [0; PAGE]].concat());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// What a stub says to an earlier question is no answer to the next.
+    #[test]
+    fn a_dump_without_a_page_is_none() {
+        let (folder, path) = folder();
+        let mut late = Vec::new();
+        let answer = move |question: &str| {
+            if question == monitor("pages 1") {
+                return [std::mem::take(&mut late), page(1, 6)].concat();
+            }
+            let answer = usual(question);
+            if question == monitor("pages 0") && late.is_empty() {
+                late.clone_from(&answer);
+                return Vec::new();
+            }
+            answer
+        };
+        let (cable, _) = stub(Box::new(answer));
+        let dumped = of_guest(&cable, 1, &path, &AtomicBool::new(false));
+        let error = dumped.unwrap_err().to_string();
+        assert!(error.starts_with("the stub's answer makes no sense"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn answers_that_come_twice_are_taken_once() {
+        let (_folder, path) = folder();
+        let mut asked = 0;
+        let answer = move |question: &str| {
+            if question == monitor("pages 1") {
+                return page(1, 6);
+            }
+            let answer = usual(question);
+            asked += usize::from(question == monitor("pages 0"));
+            match asked {
+                1 if question == monitor("pages 0") => Vec::new(),
+                2 if question == monitor("pages 0") => [answer.clone(), answer].concat(),
+                _ => answer,
+            }
+        };
+        let (cable, _) = stub(Box::new(answer));
+        of_guest(&cable, 1, &path, &AtomicBool::new(false)).unwrap();
+        let core = std::fs::read(&path).unwrap();
+        assert_eq!(core[core.len() - 2 * PAGE..], [[5; PAGE], [6; PAGE]].concat());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Talks to a guest's gdb stub as gdb does (GDB's manual, "Remote Protocol").
 //!
-//! A question that was not answered, or whose answer is damaged, is asked again: all that are asked here can be.
+//! A question that was not answered, or whose answer is damaged, is asked again: all that are asked here can be. Whether an
+//! answer was lost or is late cannot be told: a machine is slow if it is an emulator on a busy host. So each further time waits
+//! longer, and before another question is asked the late answers go by.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +13,10 @@ use debug::registers::UpperHalves;
 use crate::cable::Cable;
 use crate::failure::{Failure, Result};
 
-/// How long the stub may be silent, and how long it is when there is nothing more to come.
-const SILENT: Duration = Duration::from_secs(5);
+/// How long the stub may be silent, at first and at most, and how long it is when there is nothing more to come. Tests have no
+/// slow machines.
+const SILENT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+const MAX_SILENT: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(500);
 const TRIES: usize = 4;
 /// How often it is looked whether the user has interrupted the dump.
@@ -26,6 +30,10 @@ pub(super) struct Stub<'a> {
     guest: u8,
     /// What has come and was not looked at yet.
     came: Vec<u8>,
+    /// How long it may be silent.
+    patience: Duration,
+    /// The last question was asked more than once: more than one answer may come.
+    repeated: bool,
     /// The user has interrupted the dump.
     interrupted: &'a AtomicBool,
     /// The guest is let go on, which nothing interrupts.
@@ -86,7 +94,9 @@ impl Registers {
 impl<'a> Stub<'a> {
     pub(super) const fn new(cable: &'a Cable, guest: u8, interrupted: &'a AtomicBool) -> Self {
         let came = Vec::new();
-        Self { cable, guest, came, interrupted, leaving: false, silent: false, ended: false }
+        let (patience, repeated, leaving) = (SILENT, false, false);
+        let (silent, ended) = (false, false);
+        Self { cable, guest, came, patience, repeated, interrupted, leaving, silent, ended }
     }
 
     /// Has the guest stop.
@@ -109,7 +119,8 @@ impl<'a> Stub<'a> {
         self.leaving = true;
         // The rest of an answer that nobody waited for is not the answer to this.
         if self.is_interrupted() {
-            self.settle()?;
+            self.settle(QUIET)?;
+            self.repeated = false;
         }
         for _ in 0..TRIES {
             match self.ask("D;1") {
@@ -117,7 +128,7 @@ impl<'a> Stub<'a> {
                 Err(failure) => return Err(failure),
                 Ok(answer) if answer == b"OK" => return Ok(()),
                 // It came late, of an earlier question.
-                Ok(_) => self.settle()?,
+                Ok(_) => self.settle(QUIET)?,
             }
         }
         Err(nonsense())
@@ -185,6 +196,9 @@ impl<'a> Stub<'a> {
     fn ask(&mut self, question: &str) -> Result<Vec<u8>> {
         let sum = question.bytes().fold(0_u8, u8::wrapping_add);
         let packet = format!("${question}#{sum:02x}");
+        if std::mem::take(&mut self.repeated) {
+            self.settle(self.patience)?;
+        }
         // Who has not answered before is asked once: most likely there is nobody.
         for _ in 0..if self.silent { 1 } else { TRIES } {
             self.go_on()?;
@@ -192,7 +206,7 @@ impl<'a> Stub<'a> {
             self.send(packet.as_bytes())?;
             let first = self.packet()?;
             let Some(first) = first else {
-                self.settle()?;
+                self.before_again()?;
                 continue;
             };
             // To whatever is asked of a guest that does not run.
@@ -208,7 +222,7 @@ impl<'a> Stub<'a> {
             if self.packet()?.is_some_and(|end| end == b"OK") {
                 return Ok(first);
             }
-            self.settle()?;
+            self.before_again()?;
         }
         self.silent = true;
         let text = "the guest's gdb stub does not answer: has the guest ended, or is the line bad?";
@@ -229,16 +243,23 @@ impl<'a> Stub<'a> {
                 self.send(b"+")?;
                 return Ok(packet);
             }
-            match self.next(SILENT)? {
+            match self.next(self.patience)? {
                 Some(bytes) if self.came.len() < MAX_ANSWER => self.came.extend(bytes),
                 _ => return Ok(None),
             }
         }
     }
 
-    /// Waits until nothing more comes.
-    fn settle(&mut self) -> Result<()> {
-        while self.next(QUIET)?.is_some() {}
+    /// There was no answer, or a damaged one.
+    fn before_again(&mut self) -> Result<()> {
+        self.repeated = true;
+        self.patience = (2 * self.patience).min(MAX_SILENT);
+        self.settle(QUIET)
+    }
+
+    /// Waits until nothing more comes for so long.
+    fn settle(&mut self, quiet: Duration) -> Result<()> {
+        while self.next(quiet)?.is_some() {}
         Ok(())
     }
 }
