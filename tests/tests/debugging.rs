@@ -356,7 +356,7 @@ fn two_guests_are_debugged_at_once_over_the_one_line_on_amd_v() {
 }
 
 #[test]
-#[ignore = "TIME: `make test-all`"]
+#[ignore = "two minutes on a busy host: `make test-all`"]
 fn two_guests_are_debugged_at_once_over_the_one_line_on_vt_x() {
     two_guests_are_debugged_at_once_over_the_one_line(Emulator::Bochs);
 }

@@ -61,7 +61,6 @@ fn a_gdb_at_a_terminal(emulator: Emulator) {
 }
 
 #[test]
-#[ignore = "hung in one of four runs, in which a key may have come too early for gdb: `make test-all`"]
 fn a_gdb_at_a_terminal_on_amd_v() {
     a_gdb_at_a_terminal(Emulator::Qemu);
 }
