@@ -77,11 +77,8 @@ impl LocalApic {
     /// Software-enables the APIC with every local source masked, the timer as after a CPU reset, and no vector below 32 let
     /// through.
     pub fn reset(self) {
-        let lvts = [
-            msr::IA32_X2APIC_LVT_LINT0,
-            msr::IA32_X2APIC_LVT_LINT1,
-            msr::IA32_X2APIC_LVT_ERROR,
-        ];
+        let lvts =
+            [msr::IA32_X2APIC_LVT_LINT0, msr::IA32_X2APIC_LVT_LINT1, msr::IA32_X2APIC_LVT_ERROR];
         // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
         unsafe { write_msr(msr::IA32_X2APIC_SIVR, SIVR_ENABLE | SPURIOUS_VECTOR) };
         // SAFETY: as above.

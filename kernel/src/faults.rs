@@ -30,7 +30,8 @@ fn log(hardware: &Hardware, fault: Fault) {
             console::log_in_passing(owner, format_args!("IOMMU fault: {fault}; guest: {guest}"));
         }
         Said::MoreFollow => {
-            let text = format_args!("IOMMU fault: more of guest {guest} follow and are counted only");
+            let text =
+                format_args!("IOMMU fault: more of guest {guest} follow and are counted only");
             console::log_in_passing(owner, text);
         }
         Said::Nothing => {}

@@ -71,11 +71,7 @@ impl<P> Frames<P> {
     }
 
     /// Takes one, zeroed, that is to be a table of `level`.
-    fn take_for(
-        &mut self,
-        memory: &mut impl TableMemory<Pool = P>,
-        level: u8,
-    ) -> Option<Pages<P>> {
+    fn take_for(&mut self, memory: &mut impl TableMemory<Pool = P>, level: u8) -> Option<Pages<P>> {
         let used = self.of_level.get_mut(usize::from(level)).and_then(|list| list.take(memory));
         let frame = used.or_else(|| self.unused.take(memory))?;
         self.count -= 1;
@@ -83,12 +79,7 @@ impl<P> Frames<P> {
     }
 
     /// Puts back a zeroed one that was a table of `level`.
-    fn put_back(
-        &mut self,
-        memory: &mut impl TableMemory<Pool = P>,
-        level: u8,
-        frame: Pages<P>,
-    ) {
+    fn put_back(&mut self, memory: &mut impl TableMemory<Pool = P>, level: u8, frame: Pages<P>) {
         // No table has more levels: a frame of one would be of no use any more.
         if let Some(list) = self.of_level.get_mut(usize::from(level)) {
             list.put(memory, frame);

@@ -2,22 +2,21 @@
 //! itself a guest is an exit of its own.
 //!
 //! Invariant: a row is what the policy says, but for the two bits that mirror CR4.OSXSAVE (18) and CR4.PKE
-//! (22), which are added when the guest asks, and SYSCALL's, which an Intel CPU shows in 64-bit mode alone. XCR0, which leaf
-//! 0xD follows, changes by an exit only, which prepares the leaf again.
+//! (22), which are added when the guest asks. What an Intel CPU says of SYSCALL, in 64-bit mode alone, is never ready. XCR0, which
+//! leaf 0xD follows, changes by an exit only, which prepares the leaf again.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use arch::machine::{CpuidResult, Machine};
 
-use super::bits::{APIC, OSPKE, OSXSAVE, PKU, SYSCALL};
-use super::{CpuidPolicy, EXTENDED_STATE, KVM_BASE, NEXIT_BASE, Vendor};
+use super::bits::{APIC, OSPKE, OSXSAVE, PKU};
+use super::{CpuidPolicy, EXTENDED_STATE, FEATURES, KVM_BASE, NEXIT_BASE, Vendor};
 
 /// The first 32 leaves of each range have a row.
 const ROWS: usize = 128;
 /// Of these leaves subleaves are ready, too.
 const WITH_SUBLEAVES: [u32; 5] = [4, 7, 0xb, EXTENDED_STATE, 0x8000_001d];
-const FEATURES: u32 = 0x8000_0001;
 /// Their subleaves from 1 on.
 type Further = [CpuidResult; 4];
 
@@ -29,8 +28,8 @@ enum Kind {
     Constant,
     /// CR4.OSXSAVE.
     Osxsave,
-    /// Whether the guest is in 64-bit mode: of Intel's CPUs leaf 0x80000001.
-    In64BitMode,
+    /// The guest's mode: only the policy knows.
+    Mode,
     Subleaf,
     /// The subleaf; in subleaf 0 CR4.PKE.
     SubleafAndOspke,
@@ -51,19 +50,13 @@ pub struct Answers {
     /// Not on the stack, which is small.
     rows: Vec<Row>,
     further: [Further; WITH_SUBLEAVES.len()],
-    /// Leaf 0x80000001 outside of 64-bit mode, where the guest can tell.
-    elsewhere: CpuidResult,
 }
 
 impl Answers {
     /// What `policy` tells vCPU `vcpu`.
     #[must_use]
     pub fn new(policy: &CpuidPolicy, vcpu: usize, machine: &impl Machine) -> Self {
-        let mut answers = Self {
-            rows: vec![Row::default(); ROWS],
-            further: Default::default(),
-            elsewhere: NOTHING,
-        };
+        let mut answers = Self { rows: vec![Row::default(); ROWS], further: Default::default() };
         for row in 0..ROWS as u32 {
             answers.prepare(row.rotate_right(2), policy, vcpu, machine);
         }
@@ -85,15 +78,12 @@ impl Answers {
         let further = place.and_then(|place| self.further.get_mut(place));
         row.kind = match leaf {
             1 => Kind::Osxsave,
-            FEATURES if policy.vendor() == Vendor::Intel => Kind::In64BitMode,
+            FEATURES if policy.vendor() == Vendor::Intel => Kind::Mode,
             7 if row.answer.ecx & PKU != 0 => Kind::SubleafAndOspke,
             0x18 | 0x1d..=0x1f => Kind::Subleaf,
             _ if further.is_some() => Kind::Subleaf,
             _ => Kind::Constant,
         };
-        if row.kind == Kind::In64BitMode {
-            self.elsewhere = CpuidResult { edx: row.answer.edx & !SYSCALL, ..row.answer };
-        }
         if let Some(further) = further {
             *further = [1, 2, 3, 4].map(|subleaf| policy.answer(leaf, subleaf, vcpu, machine));
         }
@@ -104,14 +94,13 @@ impl Answers {
     pub fn show_apic(&mut self, on: bool) {
         for leaf in [1, FEATURES] {
             let row = self.rows.get_mut(row(leaf) as usize);
-            if let Some(row) = row.filter(|row| row.kind != Kind::In64BitMode) {
+            if let Some(row) = row.filter(|row| row.kind != Kind::Mode) {
                 row.answer.edx = row.answer.edx & !APIC | if on { APIC } else { 0 };
             }
         }
     }
 
-    /// The answer, and bits to add to its ECX; `None` where only the policy knows. `cr4` is the guest's, and `in_64_bit_mode`
-    /// whether it is there.
+    /// The answer, and bits to add to its ECX; `None` where only the policy knows. `cr4` is the guest's.
     ///
     /// If-chain ordered by frequency; measured faster than a jump table.
     #[inline(always)]
@@ -121,7 +110,6 @@ impl Answers {
         leaf: u32,
         subleaf: impl Fn() -> u32,
         cr4: impl Fn() -> u64,
-        in_64_bit_mode: impl Fn() -> bool,
     ) -> Option<(&CpuidResult, u32)> {
         let number = row(leaf);
         let Some(row) = self.rows.get(number as usize) else {
@@ -136,8 +124,8 @@ impl Answers {
         if row.kind == Kind::Osxsave {
             return Some((&row.answer, (cr4() << 9) as u32 & OSXSAVE));
         }
-        if row.kind == Kind::In64BitMode {
-            return Some((if in_64_bit_mode() { &row.answer } else { &self.elsewhere }, 0));
+        if row.kind == Kind::Mode {
+            return None;
         }
         let subleaf = subleaf();
         if subleaf != 0 {

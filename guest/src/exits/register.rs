@@ -91,13 +91,19 @@ fn work_out(
     guest: &Guest,
     cpu: &CpuState,
     machine: &impl Machine,
+    vcpu: &impl Vcpu,
     leaf: u32,
-    subleaf: u32,
 ) -> CpuidResult {
+    let subleaf = vcpu.gpr(Gpr::Rcx) as u32;
     if leaf == NEXIT_COUNTERS {
         return exit_count(subleaf, &cpu.counters);
     }
-    guest.cpuid.answer(leaf, subleaf, cpu.index, machine)
+    let answer = guest.cpuid.answer(leaf, subleaf, cpu.index, machine);
+    if Mode::of(vcpu) == Mode::Bits64 {
+        answer
+    } else {
+        guest.cpuid.outside_64_bit_mode(leaf, answer)
+    }
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
@@ -105,11 +111,9 @@ impl<P: Platform, V> Context<'_, P, V> {
     pub(super) fn cpuid(&mut self) {
         let leaf = self.vcpu.gpr(Gpr::Rax) as u32;
         let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
-        let in_64_bit_mode = || Mode::of(self.vcpu) == Mode::Bits64;
-        let ready = self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4(), in_64_bit_mode);
-        let answer = match ready {
+        let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
             Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
-            None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
+            None => work_out(self.guest, self.cpu, self.machine, &*self.vcpu, leaf),
         };
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
