@@ -16,7 +16,7 @@ use mux::RING_BYTES;
 use mux::queue::Owner;
 use mux::uart::Registers;
 
-pub(crate) use self::keys::{has_typed, interrupt_on_receive, poll_input, prompt, typed_for};
+pub(crate) use self::keys::{interrupt_on_receive, poll_input, prompt, take_news, typed_for};
 use self::output::{STATE, speak};
 pub(crate) use self::output::{break_lock, call_by, drain, pass, send_for, to_debugger};
 pub(crate) use self::place::{configure, find_card, follow_firmware, initialise};

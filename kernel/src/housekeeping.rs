@@ -51,8 +51,8 @@ pub(crate) fn attend(hardware: &Hardware, own: LocalApic) {
 /// What the boot processor does for all, and any other that is called when it has not for a while: at most every half
 /// second reads the IOMMU's fault records.
 fn attend_all(hardware: &Hardware, own: LocalApic) {
-    if console::has_typed() {
-        // The key came to this CPU; the guest that it is for may run on another.
+    if console::take_news() {
+        // Once: a key that its guest does not take shall call nobody again. The key came to this CPU; the guest that it is for may run on another.
         call_others(own);
     }
     let (now, last) = (tsc(), LAST_LOOK.load(Ordering::Relaxed));

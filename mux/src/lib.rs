@@ -37,7 +37,7 @@ pub use commands::help;
 pub use monitor::{Command, CommandError, GuestAddress, GuestRef, parse};
 pub use mux::{Input, Mux};
 pub use ring::{RING_BYTES, Ring, RingLine};
-pub use typed::Typed;
+pub use typed::{Typed, Waiting};
 pub use wire::own_text;
 
 /// The first byte of every line of the hypervisor's own: ASCII's record separator, which terminals

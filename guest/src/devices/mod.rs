@@ -159,7 +159,17 @@ impl Devices {
         }
     }
 
-    /// OUT of `width` bytes of `value` at `port`.
+    /// How many registers an access of `width` bytes at `port` reaches, one behind the other.
+    #[must_use]
+    pub fn registers(port: u16, width: Width) -> u16 {
+        match owner(port) {
+            PortOwner::Power => 1,
+            _ if width.bytes() < 4 => width.bytes() as u16,
+            _ => 4,
+        }
+    }
+
+    /// OUT at `port` to one of its [`Self::registers`].
     pub fn write(
         &mut self,
         port: u16,
@@ -170,17 +180,7 @@ impl Devices {
         if owner(port) == PortOwner::Power {
             return self.power.write(port, width, value);
         }
-        let mut effect = PortEffect::None;
-        for (index, byte) in value.to_le_bytes().into_iter().enumerate() {
-            if index >= usize::from(width.bytes()) {
-                break;
-            }
-            let one = self.write_byte(port.wrapping_add(index as u16), byte, machine);
-            if one != PortEffect::None {
-                effect = one;
-            }
-        }
-        effect
+        self.write_byte(port, value as u8, machine)
     }
 
     fn read_byte(&mut self, port: u16, machine: &impl Machine) -> u8 {
@@ -283,7 +283,11 @@ mod tests {
     #[test]
     fn a_wide_access_takes_consecutive_byte_registers() {
         let (mut devices, machine) = (Devices::new(true), FakeMachine::default());
-        devices.write(0x3fb, Width::Dword, 0x0003_0803, &machine);
+        assert_eq!(Devices::registers(0x3fb, Width::Dword), 4);
+        assert_eq!(Devices::registers(0x604, Width::Word), 1);
+        for (port, byte) in (0x3fb..).zip([3, 8, 3, 0]) {
+            devices.write(port, Width::Byte, byte, &machine);
+        }
         assert_eq!(devices.read(0x3fb, Width::Word, &machine), 0x0803);
         assert_eq!(devices.read(0x3ff, Width::Word, &machine), 0xff00);
     }

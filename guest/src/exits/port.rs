@@ -8,7 +8,7 @@ use arch::vcpu::Vcpu;
 use insn::Operation;
 
 use super::access::{self, Operand, Refused};
-use crate::devices::{PortEffect, pic, uart};
+use crate::devices::{Devices, PortEffect, pic, uart};
 use crate::vm::{Context, Next, Outcome, Platform};
 
 impl<P: Platform> Context<'_, P> {
@@ -87,9 +87,28 @@ impl<P: Platform> Context<'_, P> {
     fn port_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
         if self.with_bus(|bus, host| bus.port_write(host, port, width, value)) {
             PortEffect::None
-        } else {
+        } else if Devices::registers(port, width) == 1 {
             self.vm.devices.write(port, width, value, self.machine)
+        } else {
+            self.wide_out(port, width, value)
         }
+    }
+
+    /// Registers one behind the other, each with what it comes to: so the machine's PIT takes the bytes that the guest's has
+    /// taken. What ends the guest is left to the caller.
+    #[cold]
+    #[inline(never)]
+    fn wide_out(&mut self, port: u16, width: Width, value: u32) -> PortEffect {
+        for (index, byte) in (0..Devices::registers(port, width)).zip(value.to_le_bytes()) {
+            let port = port.wrapping_add(index);
+            let effect = self.vm.devices.write(port, Width::Byte, byte.into(), self.machine);
+            if let PortEffect::PowerOff | PortEffect::Reboot = effect {
+                return effect;
+            }
+            let next = self.port_effect(effect);
+            debug_assert_eq!(next, Next::Resume);
+        }
+        PortEffect::None
     }
 
     fn port_effect(&mut self, effect: PortEffect) -> Next {

@@ -1,11 +1,9 @@
 //! What is typed: looked for by any CPU that comes by, under a lock that nobody waits with, and kept for the guest until it
 //! takes it.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use mux::line::Keys;
 use mux::queue::Owner;
-use mux::{Command, Input, Mux, Typed};
+use mux::{Command, Input, Mux, Typed, Waiting};
 use spin::Mutex;
 
 use super::Uart;
@@ -19,8 +17,7 @@ const MAX_KEYS: usize = 1024;
 /// The receiving half of the UART.
 pub(super) static KEYS: Mutex<Option<Keys<Uart>>> = Mutex::new(None);
 static TYPED: Mutex<[Typed; MAX_GUESTS]> = Mutex::new([Typed::EMPTY; MAX_GUESTS]);
-/// Bit n: something typed waits for guest n. So a guest that looks for it takes no lock where nothing does.
-static WAITING: AtomicU32 = AtomicU32::new(0);
+static WAITING: Waiting = Waiting::new();
 
 /// From now on the UART raises its line when a key comes.
 pub(crate) fn interrupt_on_receive() {
@@ -40,7 +37,7 @@ pub(crate) fn poll_input() -> Option<Command> {
             Input::ToGuest(guest, byte) => {
                 if let Some(typed) = TYPED.lock().get_mut(guest) {
                     typed.push(byte);
-                    WAITING.fetch_or(1 << guest, Ordering::Release);
+                    WAITING.add(guest);
                 }
             }
             Input::Monitor(complete) => {
@@ -70,20 +67,19 @@ pub(crate) fn prompt() {
 
 /// A byte that was typed for a guest.
 pub(crate) fn typed_for(guest: usize) -> Option<u8> {
-    let own = 1_u32.unbounded_shl(guest as u32);
-    if WAITING.load(Ordering::Acquire) & own == 0 {
+    if !WAITING.has(guest) {
         return None;
     }
     let mut all = TYPED.lock();
     let typed = all.get_mut(guest)?;
     let byte = typed.pop();
     if typed.is_empty() {
-        WAITING.fetch_and(!own, Ordering::Release);
+        WAITING.remove(guest);
     }
     byte
 }
 
-/// Whether something typed waits for a guest.
-pub(crate) fn has_typed() -> bool {
-    WAITING.load(Ordering::Acquire) != 0
+/// Whether something was typed for a guest since this was asked.
+pub(crate) fn take_news() -> bool {
+    WAITING.take_news()
 }

@@ -27,8 +27,12 @@ fn world(mode: InterruptMode) -> World {
 }
 
 fn out(world: &mut World, port: u16, value: u8) {
+    wide_out(world, port, Width::Byte, value.into());
+}
+
+fn wide_out(world: &mut World, port: u16, width: Width, value: u32) {
     *world.gpr(Gpr::Rax) = value.into();
-    let (width, instruction_length) = (Width::Byte, 1);
+    let instruction_length = 1;
     let access =
         IoAccess { port, width, input: false, string: false, repeat: false, instruction_length };
     world.handle(ExitReason::Io(access), None);
@@ -282,4 +286,23 @@ fn the_log_says_once_that_a_guest_lives_on_these_ticks() {
         assert_eq!(tick(&mut world), TAKEN);
         out(&mut world, 0x20, 0x20);
     }
+}
+
+/// A wide OUT reaches the control register behind channel 0: the machine's PIT gets all that the guest's gets, or the two count
+/// other bytes.
+#[test]
+fn a_wide_out_reaches_the_machines_pit_byte_by_byte() {
+    let mut world = world(InterruptMode::Exiting);
+    start(&mut world);
+    let _ = world.order();
+    out(&mut world, 0x43, 0x34);
+    wide_out(&mut world, 0x40, Width::Dword, 0xff);
+    out(&mut world, 0x40, 2);
+    out(&mut world, 0x40, 0);
+    let written: Vec<Done> = world.order();
+    let (control, first) = (PitRegister::Control, PitRegister::Channel0);
+    let bytes = [(control, 0x34), (first, 0xff), (control, 0), (first, 2), (first, 0)];
+    let bytes = bytes.map(|(register, value)| Done::Pit(register, value));
+    let pits = |done: &&Done| matches!(done, Done::Pit(..));
+    assert_eq!(written.iter().filter(pits).collect::<Vec<_>>(), bytes.iter().collect::<Vec<_>>());
 }
