@@ -2,8 +2,7 @@
 //! itself a guest is an exit of its own.
 //!
 //! Invariant: a row is what the policy says, but for the two bits that mirror CR4.OSXSAVE (18) and CR4.PKE
-//! (22), which are added when the guest asks. What an Intel CPU says of SYSCALL, in 64-bit mode alone, is never ready. XCR0, which
-//! leaf 0xD follows, changes by an exit only, which prepares the leaf again.
+//! (22), which are added when the guest asks. XCR0, which leaf 0xD follows, changes by an exit only, which prepares the leaf again.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -28,8 +27,6 @@ enum Kind {
     Constant,
     /// CR4.OSXSAVE.
     Osxsave,
-    /// The guest's mode: only the policy knows.
-    Mode,
     Subleaf,
     /// The subleaf; in subleaf 0 CR4.PKE.
     SubleafAndOspke,
@@ -50,13 +47,17 @@ pub struct Answers {
     /// Not on the stack, which is small.
     rows: Vec<Row>,
     further: [Further; WITH_SUBLEAVES.len()],
+    /// Leaves that show a local APIC.
+    with_apic: &'static [u32],
 }
 
 impl Answers {
     /// What `policy` tells vCPU `vcpu`.
     #[must_use]
     pub fn new(policy: &CpuidPolicy, vcpu: usize, machine: &impl Machine) -> Self {
-        let mut answers = Self { rows: vec![Row::default(); ROWS], further: Default::default() };
+        let with_apic = if policy.vendor() == Vendor::Amd { &[1, FEATURES][..] } else { &[1] };
+        let (rows, further) = (vec![Row::default(); ROWS], Default::default());
+        let mut answers = Self { rows, further, with_apic };
         for row in 0..ROWS as u32 {
             answers.prepare(row.rotate_right(2), policy, vcpu, machine);
         }
@@ -78,7 +79,6 @@ impl Answers {
         let further = place.and_then(|place| self.further.get_mut(place));
         row.kind = match leaf {
             1 => Kind::Osxsave,
-            FEATURES if policy.vendor() == Vendor::Intel => Kind::Mode,
             7 if row.answer.ecx & PKU != 0 => Kind::SubleafAndOspke,
             0x18 | 0x1d..=0x1f => Kind::Subleaf,
             _ if further.is_some() => Kind::Subleaf,
@@ -90,11 +90,10 @@ impl Answers {
     }
 
     /// Whether a local APIC is shown: not while the guest has switched it off in IA32_APIC_BASE (SDM "Enabling or
-    /// Disabling the Local APIC"; APM "Local APIC Enable"), by leaf 1, and of AMD's CPUs by leaf 0x80000001 as well.
+    /// Disabling the Local APIC"; APM "Local APIC Enable").
     pub fn show_apic(&mut self, on: bool) {
-        for leaf in [1, FEATURES] {
-            let row = self.rows.get_mut(row(leaf) as usize);
-            if let Some(row) = row.filter(|row| row.kind != Kind::Mode) {
+        for leaf in self.with_apic {
+            if let Some(row) = self.rows.get_mut(row(*leaf) as usize) {
                 row.answer.edx = row.answer.edx & !APIC | if on { APIC } else { 0 };
             }
         }
@@ -123,9 +122,6 @@ impl Answers {
         }
         if row.kind == Kind::Osxsave {
             return Some((&row.answer, (cr4() << 9) as u32 & OSXSAVE));
-        }
-        if row.kind == Kind::Mode {
-            return None;
         }
         let subleaf = subleaf();
         if subleaf != 0 {

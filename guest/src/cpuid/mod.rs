@@ -21,8 +21,7 @@ use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
     HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, LMSLE_UNSUPPORTED, MTRR, OSXSAVE,
     RDPID, RDTSCP, RTM_ALWAYS_ABORT, SHOWN_6_EAX, SHOWN_7_1_EAX, SHOWN_7_1_EDX, SHOWN_7_EDX,
-    SHOWN_88_EBX, SHOWN_8021_EAX, SHOWN_8021_ECX, SHOWN_XCR0, SYSCALL, TSC_DEADLINE, TSX, X2APIC,
-    XSAVES,
+    SHOWN_88_EBX, SHOWN_8021_EAX, SHOWN_8021_ECX, SHOWN_XCR0, TSC_DEADLINE, TSX, X2APIC, XSAVES,
 };
 
 use crate::counters::{COUNTERS, Counter, ExitCounters};
@@ -109,14 +108,6 @@ impl CpuidPolicy {
     #[must_use]
     pub fn kvmclock(&self) -> bool {
         self.kvmclock
-    }
-
-    /// The answer to `leaf` outside of 64-bit mode, where `answer` is the one within: an Intel CPU has no SYSCALL there (SDM
-    /// "CPUID").
-    #[must_use]
-    pub fn outside_64_bit_mode(&self, leaf: u32, answer: CpuidResult) -> CpuidResult {
-        let hidden = if leaf == FEATURES && self.vendor == Vendor::Intel { SYSCALL } else { 0 };
-        CpuidResult { edx: answer.edx & !hidden, ..answer }
     }
 
     /// Whether its local APIC's timer has the mode with a deadline.

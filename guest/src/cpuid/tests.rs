@@ -228,23 +228,6 @@ fn osxsave_and_ospke_follow_the_guests_cr4() {
     assert_eq!(answers.get(7, || 0, || !0).unwrap().1, 0, "no protection keys");
 }
 
-/// SDM "CPUID": "always enumerated as 0 outside 64-bit mode"; there SYSCALL is #UD.
-#[test]
-fn syscall_is_shown_where_it_is_an_instruction() {
-    for (vendor, hidden) in [(Vendor::Intel, bits::SYSCALL), (Vendor::Amd, 0)] {
-        let machine = machine(vendor);
-        let policy = CpuidPolicy::new(vec![ApicId(0)], &machine);
-        let inside = policy.answer(0x8000_0001, 0, 0, &machine);
-        let outside = policy.outside_64_bit_mode(0x8000_0001, inside);
-        let ready = Answers::new(&policy, 0, &machine).get(0x8000_0001, || 0, || 0).is_some();
-        assert_eq!(ready, vendor == Vendor::Amd, "what depends on the mode is not");
-        assert_eq!(policy.outside_64_bit_mode(1, inside), inside);
-        assert_ne!(inside.edx & bits::SYSCALL, 0);
-        let expected = CpuidResult { edx: inside.edx & !hidden, ..inside };
-        assert_eq!(outside, expected, "{vendor:?}");
-    }
-}
-
 #[test]
 fn each_leaf_that_shows_a_local_apic_follows_it() {
     for (vendor, leaves) in [(Vendor::Intel, [true, false]), (Vendor::Amd, [true, true])] {

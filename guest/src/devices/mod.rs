@@ -63,7 +63,7 @@ fn owner(port: u16) -> PortOwner {
         PortOwner::Power
     } else if within(&pit::PORTS) {
         PortOwner::Pit
-    } else if within(&pic::PORTS) {
+    } else if pic::is_port(port) {
         PortOwner::Pics
     } else if rtc::PORTS.contains(port) {
         PortOwner::Rtc
@@ -162,11 +162,8 @@ impl Devices {
     /// How many registers an access of `width` bytes at `port` reaches, one behind the other.
     #[must_use]
     pub fn registers(port: u16, width: Width) -> u16 {
-        match owner(port) {
-            PortOwner::Power => 1,
-            _ if width.bytes() < 4 => width.bytes() as u16,
-            _ => 4,
-        }
+        let power = power::PORTS.iter().any(|range| range.contains(port));
+        if power { 1 } else { u16::from(width.bytes()).min(4) }
     }
 
     /// OUT at `port` to one of its [`Self::registers`].

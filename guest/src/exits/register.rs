@@ -10,7 +10,6 @@ use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::{ApicAction, ApicRead};
-use insn::Mode;
 
 use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count, may_be_in_xcr0};
 use crate::msr::{MsrOutcome, Msrs};
@@ -91,19 +90,13 @@ fn work_out(
     guest: &Guest,
     cpu: &CpuState,
     machine: &impl Machine,
-    vcpu: &impl Vcpu,
     leaf: u32,
+    subleaf: u32,
 ) -> CpuidResult {
-    let subleaf = vcpu.gpr(Gpr::Rcx) as u32;
     if leaf == NEXIT_COUNTERS {
         return exit_count(subleaf, &cpu.counters);
     }
-    let answer = guest.cpuid.answer(leaf, subleaf, cpu.index, machine);
-    if Mode::of(vcpu) == Mode::Bits64 {
-        answer
-    } else {
-        guest.cpuid.outside_64_bit_mode(leaf, answer)
-    }
+    guest.cpuid.answer(leaf, subleaf, cpu.index, machine)
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
@@ -113,7 +106,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
         let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
             Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
-            None => work_out(self.guest, self.cpu, self.machine, &*self.vcpu, leaf),
+            None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
         };
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());

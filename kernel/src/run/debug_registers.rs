@@ -9,7 +9,7 @@ use debug::own::{Kept, Move, Mover, Refused};
 use super::Running;
 use super::debugged::Step;
 use crate::backend::Backend;
-use crate::console::logln;
+use crate::console::log_of;
 
 impl<B: Backend> Running<'_, B> {
     /// Puts gdb's breakpoints in the debug registers, or the guest's own back.
@@ -79,10 +79,14 @@ impl<B: Backend> Running<'_, B> {
             }
             Err(Refused::Detected) => self.vcpu.inject(Event::exception(exception::DB, None)),
         }
-        if kept.waits() && !waited {
+        if kept.waits() && !waited && !self.debugger.said {
+            self.debugger.said = true;
             let (name, cpu) = (&self.instance.policy.name, self.debugger.cpu);
-            logln!(
-                "guest {name}: CPU {cpu} sets breakpoints of its own: they wait until gdb has none"
+            log_of(
+                self.partition.index(),
+                format_args!(
+                    "guest {name}: CPU {cpu} sets breakpoints of its own: they wait until gdb has none"
+                ),
             );
         }
     }

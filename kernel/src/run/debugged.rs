@@ -34,6 +34,8 @@ pub(super) struct Debugger {
     /// Those in the guest's code.
     pub(super) patches: Places,
     pub(super) step: Step,
+    /// That the guest's own breakpoints wait.
+    pub(super) said: bool,
 }
 
 /// How it goes on.
@@ -55,7 +57,8 @@ impl Debugger {
         if let Some(room) = room.filter(|_| cpu == 0) {
             room.begin();
         }
-        Self { room, cpu, attached: false, kept: None, patches: Places::NONE, step: Step::None }
+        let (attached, kept, patches, step) = (false, None, Places::NONE, Step::None);
+        Self { room, cpu, attached, kept, patches, step, said: false }
     }
 
     /// Whether a gdb is attached.

@@ -138,32 +138,6 @@ fn without_osxsave_there_is_no_xsetbv() {
 }
 
 #[test]
-fn cpuid_shows_syscall_to_an_intel_guest_in_64_bit_mode() {
-    const SYSCALL: u64 = 1 << 11;
-    let mut world = World::with_idt();
-    let edx = SYSCALL as u32;
-    world.machine.cpuid.insert((0, 0), CpuidResult { eax: 1, ..CpuidResult::default() });
-    for (leaf, eax) in [(0x8000_0000, 0x8000_0001), (0x8000_0001, 0)] {
-        world.machine.cpuid.insert((leaf, 0), CpuidResult { eax, edx, ..CpuidResult::default() });
-    }
-    world.guest.cpuid = CpuidPolicy::new(vec![ApicId(0)], &world.machine);
-    world.cpu = CpuState::new(0, &world.guest, 0, &world.machine);
-    for (cs, efer, shown) in [
-        (AccessRights::CODE64, 0x500, true),
-        (AccessRights::CODE32, 0x500, false),
-        (AccessRights::CODE16, 0x500, false),
-        (AccessRights::CODE64, 0, false),
-        (AccessRights::CODE32, 0, false),
-    ] {
-        world.vcpu.state.segments[SegmentRegister::Cs as usize].access = cs;
-        world.vcpu.state.efer = efer;
-        *world.gpr(Gpr::Rax) = 0x8000_0001;
-        world.handle(ExitReason::Cpuid, None);
-        assert_eq!(*world.gpr(Gpr::Rdx) & SYSCALL != 0, shown, "{cs:?} {efer:#x}");
-    }
-}
-
-#[test]
 fn cpuid_shows_the_local_apic_while_it_is_on() {
     const APIC: u64 = 1 << 9;
     let mut world = World::with_idt();
