@@ -30,8 +30,8 @@ TIMEOUT  ?= $(if $(filter nested,$(EMULATOR)),1800,600)
 ISO      ?= target/nexit.iso
 REPORT   ?= target/report.json
 # What `make test` lets the trusted code grow to (docs/trusted-code.md): whoever raises one says why.
-MAX      := reached-vt-x=10150 reached-amd-v=9950 foreign-linked=3200 foreign-whole=53000 \
-            code-bytes=820000 unsafe-blocks=340 untested-lines=6000
+MAX      := reached-vt-x=10350 reached-amd-v=10150 foreign-linked=3200 foreign-whole=53000 \
+            code-bytes=830000 unsafe-blocks=340 untested-lines=6020
 # What a whole `make bench` leaves in the tree: of each machine the newest results, and the history.
 KEPT     := bench/results
 KEEP     := $(if $(QUICK)$(BENCH),,--keep $(KEPT))
