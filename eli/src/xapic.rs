@@ -243,6 +243,19 @@ mod tests {
         assert_eq!(without.read(IA32_X2APIC_LVT_TIMER), Ok(ApicRead::Value(0x1_0000)));
     }
 
+    /// QEMU's local APIC delivers what no other does.
+    #[test]
+    fn a_timer_with_a_vector_below_16_stays_masked_in_the_physical_one() {
+        for mode in [InterruptMode::Exitless, InterruptMode::Exiting, InterruptMode::Posted] {
+            let mut apic = VirtualApic::new(mode, ApicId(0), false).in_xapic_mode();
+            write(&mut apic, 0xf0, 0x1ff);
+            let value = 0x3_000f;
+            let masked = ApicAction::WritePhysical { msr: IA32_X2APIC_LVT_TIMER, value };
+            assert_eq!(write(&mut apic, 0x320, 0x2_000f), masked, "{mode:?}");
+            assert_eq!(apic.read_page(0x320), Ok(ApicRead::Value(0x2_000f)), "as it was written");
+        }
+    }
+
     #[test]
     fn of_writes_that_are_not_32_bits_wide_only_wider_ones_count() {
         let eoi = ApicAction::WritePhysical { msr: IA32_X2APIC_EOI, value: 0 };

@@ -154,3 +154,16 @@ fn cpuid_shows_the_local_apic_while_it_is_on() {
         assert_eq!(shown(&mut world), on, "{base:#x}");
     }
 }
+
+#[test]
+fn the_timers_deadline_is_a_bit_where_the_cpu_has_it() {
+    const DEADLINES: u32 = 1 << 24;
+    for ecx in [0, DEADLINES] {
+        let mut world = World::new(InterruptMode::Exitless);
+        world.machine.cpuid.insert((1, 0), CpuidResult { ecx, ..CpuidResult::default() });
+        world.guest.cpuid = CpuidPolicy::new(vec![ApicId(0)], &world.machine);
+        world.cpu = CpuState::new(0, &world.guest, 0, &world.machine);
+        let written = world.cpu.apic.write(arch::msr::IA32_X2APIC_LVT_TIMER, 0x4_0040);
+        assert_eq!(written.is_ok(), ecx != 0);
+    }
+}
