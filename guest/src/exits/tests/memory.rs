@@ -412,6 +412,22 @@ pub(super) mod devices {
     }
 
     #[test]
+    fn a_register_that_is_not_in_the_xapic_page_interrupts_by_the_error_entry() {
+        let mut world = World::with_idt();
+        for base in [0xfee0_0100, 0xfee0_0900] {
+            world.wrmsr(arch::msr::IA32_APIC_BASE, base);
+        }
+        store(&mut world, 0xfee0_00f0, 0x1ff);
+        store(&mut world, 0xfee0_0370, 0x43);
+        assert_eq!(load(&mut world, 0xfee0_0040), 0);
+        store(&mut world, 0xfee0_0280, 0);
+        assert_eq!(load(&mut world, 0xfee0_0280), 0x80);
+        store(&mut world, 0xfee0_03f0, 0);
+        let both = (&world.machine.self_ipis[..], world.gate(0x43));
+        assert_eq!(both, (&[Vector(0x43); 2][..], OPEN));
+    }
+
+    #[test]
     fn the_xapic_page_moves_but_not_over_memory() {
         const ELSEWHERE: u64 = 0xfed4_0000;
         let mut world = World::with_idt();
