@@ -10,7 +10,9 @@ use arch::Hpa;
 use arch::machine::Width;
 use arch::{Vector, msr};
 use boot::MemoryKind;
-use cpu::instructions::{halt_forever, port_read, port_write, read_msr, tsc};
+use cpu::instructions::{
+    debug_registers, halt_forever, port_read, port_write, read_msr, set_debug_registers, tsc,
+};
 use cpu::local_apic::LocalApic;
 use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
@@ -38,9 +40,14 @@ extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
     end(way)
 }
 
-/// Writes into memory that no loader touches what an earlier generation would have left there.
+/// Writes into the debug registers, and into memory that no loader touches, what an earlier generation would have left there.
 fn leave_a_mark() {
     const MARK: u64 = 0x6e65_7869_745f_6d72;
+    // SAFETY: CPL 0.
+    let (found, status) = unsafe { debug_registers() };
+    verdict("its debug registers are fresh", found == [0; 4], format_args!("{found:x?}"));
+    // SAFETY: as above; no breakpoint is on.
+    unsafe { set_debug_registers([MARK; 4], status) };
     let at = cpu::physical::pointer::<u64>(Hpa::new(0x280_0000));
     // SAFETY: RAM of the guest (which has 64 MiB) below what the loader puts at its end.
     let before = unsafe { at.read_volatile() };
