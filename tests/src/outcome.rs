@@ -164,7 +164,10 @@ pub(crate) fn whole_lines(console: &str) -> String {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "--- status {:?}, output:\n{}", self.status, self.output)?;
+        // What a guest calls wrong comes first: of a message that is cut, the first line is left.
+        let failed = self.output.lines().filter(|line| line.contains("FAILED"));
+        let failed = failed.map(|line| format!("{line}; ")).collect::<String>();
+        writeln!(f, "--- {failed}status {:?}, output:\n{}", self.status, self.output)?;
         writeln!(f, "--- errors:\n{}", self.errors)
     }
 }
@@ -232,6 +235,17 @@ mod tests {
         );
         assert_eq!(outcome.of_guest("a").payload("done"), Some(""));
         assert_eq!(outcome.of_guest("b").payload("done"), None);
+    }
+
+    #[test]
+    fn what_a_guest_calls_wrong_is_in_the_first_line() {
+        let output = "nexit: up\na: payload: its memory: FAILED (7)\na: payload: done\n".to_owned();
+        let outcome = Outcome { output, status: Some(0), ..Outcome::default() };
+        let text = outcome.to_string();
+        assert_eq!(
+            text.lines().next(),
+            Some("--- a: payload: its memory: FAILED (7); status Some(0), output:")
+        );
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn start_second(page: &mut StartPage) {
     page.prepare(Hpa::new(Cr3::read().0.start_address().as_u64()), stack, second, 0);
     // SAFETY: x2APIC mode, and the guest's own CPU; low memory is executable.
     unsafe { page.start(ApicId(1), TSC_KHZ) };
+    trials::console_back();
     const LONG: u32 = 1_000_000_000;
     let listens = (0..LONG).any(|_| {
         spin_loop();
@@ -153,6 +154,7 @@ fn fuzz(trials: u64) {
     const INIT: u64 = 5 << 8 | 1 << 14;
     // SAFETY: the guest's own second CPU.
     unsafe { write_msr(msr::IA32_X2APIC_ICR, 1 << 32 | INIT) };
+    trials::console_back();
 }
 
 #[unsafe(no_mangle)]

@@ -157,6 +157,7 @@ unsafe extern "C" {
 
 /// An exception that no trial raised.
 extern "C" fn lost(cpu: u64, vector: u64, first: u64, second: u64) -> ! {
+    crate::trials::console_back();
     say!("FAILED: CPU {cpu}: exception {vector} outside a trial ({first:#x}, {second:#x})");
     power_off()
 }
