@@ -73,6 +73,8 @@ const LOG_LINES: usize = 5;
 
 enum Event {
     Output(Vec<u8>),
+    /// The emulator's own words, on its standard error.
+    Said(Vec<u8>),
     Closed,
     /// The user ends the run: how.
     Interrupted(&'static str),
@@ -145,7 +147,7 @@ fn spawn(emulation: &Emulation) -> Result<Child> {
     command.args(&emulation.arguments);
     match &emulation.output {
         // Standard input is what this program passes on.
-        Output::Pipe => command.stdin(Stdio::piped()).stdout(Stdio::piped()),
+        Output::Pipe => command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()),
         Output::Socket { errors, .. } => {
             let errors = fs::File::create(errors).map_or_else(|_| Stdio::null(), Stdio::from);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors)
@@ -177,7 +179,7 @@ fn watch(
                     if let Ok(written) = written {
                         pass_on(written, &sender, input, offer.as_deref());
                     }
-                    read(line, &sender);
+                    read(line, &sender, Event::Output);
                 }
                 let _ = sender.send(Event::Closed);
             });
@@ -186,8 +188,17 @@ fn watch(
             if let Some(line) = child.stdin.take() {
                 pass_on(line, &sender, input, offer.as_deref());
             }
+            let said = child.stderr.take();
+            let hears = sender.clone();
+            let hears = thread::spawn(move || {
+                if let Some(said) = said {
+                    read(said, &hears, Event::Said);
+                }
+            });
             thread::spawn(move || {
-                read(pipe, &sender);
+                read(pipe, &sender, Event::Output);
+                // What ended it is said before.
+                let _ = hears.join();
                 let _ = sender.send(Event::Closed);
             });
         }
@@ -231,15 +242,15 @@ fn accept(listener: &TcpListener, dead: &AtomicBool) -> Option<TcpStream> {
     None
 }
 
-/// Sends all bytes of `source`.
-fn read(mut source: impl Read, sender: &Sender<Event>) {
+/// Sends all bytes of `source` as such events.
+fn read(mut source: impl Read, sender: &Sender<Event>, event: fn(Vec<u8>) -> Event) {
     let mut buffer = [0; 4096];
     loop {
         match source.read(&mut buffer) {
             Ok(0) => return,
             Ok(length) => {
                 let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-                if sender.send(Event::Output(bytes)).is_err() {
+                if sender.send(event(bytes)).is_err() {
                     return;
                 }
             }
@@ -247,6 +258,14 @@ fn read(mut source: impl Read, sender: &Sender<Event>) {
             Err(_) => return,
         }
     }
+}
+
+/// The lines that end in `bytes`; what is behind them stays in `words`.
+fn complete_lines(words: &mut Vec<u8>, bytes: &[u8]) -> Vec<String> {
+    words.extend(bytes);
+    let end = words.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let whole: Vec<u8> = words.drain(..end).collect();
+    String::from_utf8_lossy(&whole).lines().map(str::to_owned).collect()
 }
 
 /// The run itself: until the line closes, the verdict is clear, or time is up.
@@ -262,6 +281,7 @@ fn follow(
     let mut ended: Option<Instant> = None;
     let mut console = Console::default();
     let mut splitter = Splitter::new(MARK);
+    let mut words = Vec::new();
     loop {
         match receiver.recv_timeout(TICK) {
             Ok(Event::Output(bytes)) => {
@@ -274,6 +294,12 @@ fn follow(
                     splitter.push(byte, &mut |byte| rest.push(byte), &mut |_, _| {});
                 }
                 show(&console.feed(&rest, |line| verdict.line(line)));
+            }
+            Ok(Event::Said(bytes)) => {
+                let _ = io::stderr().write_all(&bytes);
+                for line in complete_lines(&mut words, &bytes) {
+                    verdict.line(&line);
+                }
             }
             Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => {
                 show(&console.finish());
@@ -372,6 +398,14 @@ pub(crate) fn says(program: &str, option: &str, word: &str) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_emulator_says_is_heard_line_by_line() {
+        let mut words = Vec::new();
+        assert_eq!(complete_lines(&mut words, b"KVM: en"), [""; 0]);
+        assert_eq!(complete_lines(&mut words, b"try\r\nfailed\nCo"), ["KVM: entry", "failed"]);
+        assert_eq!(complete_lines(&mut words, b"de=\n"), ["Code="]);
+    }
 
     #[test]
     fn only_complaints_of_bochs_are_shown() {

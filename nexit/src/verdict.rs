@@ -12,6 +12,11 @@ const HALTED: &str = "nexit: halted";
 /// What opens the sentence that says why.
 const ERROR: &str = "nexit: error: ";
 
+/// What QEMU says when KVM cannot go on with the guest: the machine stands still from then on, and QEMU does not end.
+const KVM_STOPPED: [&str; 2] = ["KVM: entry failed", "KVM internal error"];
+/// What it shows last of the CPU that stands still.
+const KVM_STANDS_AT: &str = "Code=";
+
 /// How far the run is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
@@ -19,7 +24,7 @@ pub(crate) enum Phase {
     Running,
     /// All guests have ended; the machine powers itself off.
     Ended,
-    /// The hypervisor stopped; nothing more will come.
+    /// The hypervisor stopped, or the machine below it; nothing more will come.
     Halted,
 }
 
@@ -30,6 +35,8 @@ pub(crate) struct Verdict {
     pub(crate) report: Report,
     /// How far the run is.
     pub(crate) phase: Phase,
+    /// Why KVM does not go on with the machine.
+    kvm: Option<String>,
     errors: Vec<String>,
     expected: Vec<String>,
 }
@@ -40,6 +47,7 @@ impl Verdict {
         Self {
             report: Report::default(),
             phase: Phase::Running,
+            kvm: None,
             errors: Vec::new(),
             expected: guests.into_iter().collect(),
         }
@@ -54,6 +62,10 @@ impl Verdict {
             }
         } else if let Some(error) = line.strip_prefix(ERROR) {
             self.errors.push(error.to_owned());
+        } else if KVM_STOPPED.iter().any(|start| line.starts_with(start)) {
+            self.kvm = Some(line.to_owned());
+        } else if self.kvm.is_some() && line.starts_with(KVM_STANDS_AT) {
+            self.phase = Phase::Halted;
         } else if self.phase == Phase::Running {
             // The first of the two counts: a machine that cannot power itself off halts at the end.
             self.phase = match line {
@@ -71,6 +83,9 @@ impl Verdict {
     /// not power off.
     pub(crate) fn conclude(&self) -> Result<()> {
         let reason = match self.phase {
+            _ if let Some(kvm) = &self.kvm => {
+                format!("KVM cannot go on with the machine, which is no fault of a guest: {kvm}")
+            }
             Phase::Halted => self.errors.last().map_or_else(
                 || "the hypervisor halted without a reason".to_owned(),
                 |error| format!("the hypervisor halted: {error}"),
@@ -133,6 +148,17 @@ mod tests {
         let verdict = verdict(&[A, B, "nexit: all guests have ended\r"]);
         assert_eq!(verdict.conclude(), Ok(()));
         assert_eq!(verdict.phase, Phase::Ended);
+    }
+
+    #[test]
+    fn a_machine_that_kvm_has_stopped_is_not_waited_for() {
+        let lines =
+            ["KVM: entry failed, hardware error 0x80000021", "EAX=00000010", "Code=66 5f <00>"];
+        assert_eq!(verdict(&lines[..2]).phase, Phase::Running, "its registers are shown");
+        assert_eq!(verdict(&lines).phase, Phase::Halted);
+        let text = sentence(&lines);
+        assert!(text.ends_with("guest: KVM: entry failed, hardware error 0x80000021"), "{text}");
+        assert_eq!(verdict(&["Code=66"]).phase, Phase::Running);
     }
 
     #[test]

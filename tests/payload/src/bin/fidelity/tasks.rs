@@ -1,5 +1,6 @@
 //! Hardware task switches: what is saved and loaded, what nests, and whose fault a fault is.
 
+use cpu::instructions::cpuid;
 use cpu::physical::pointer;
 
 use crate::fact;
@@ -50,9 +51,18 @@ fn switches() {
     fact!("task: CALL, what is loaded"; "{}", Trial::new(&call(TASK_C)).run());
     let twice = [call(TASK_B), call(TASK_B)].concat_in_place();
     fact!("task: CALL twice, the second behind IRET"; "{}", Trial::new(&twice).run());
-    fact!("task: CALL to a 16-bit task"; "{}", Trial::new(&call(TASK_D)).run());
+    // KVM saves a task in the format of the one that it switches to, and is left with flags that no CPU takes.
+    if !is_kvm() {
+        fact!("task: CALL to a 16-bit task"; "{}", Trial::new(&call(TASK_D)).run());
+    }
     let trap = Trial::new(&call(TASK_C)).with(0x64, 0x68_0001);
     fact!("task: the debug trap bit"; "{}", trap.run());
+}
+
+/// Whether KVM carries task switches out: this runs as its guest where `nested` is the bare machine.
+fn is_kvm() -> bool {
+    let leaf = cpuid(0x4000_0000, 0);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == b"KVMKVMKVM\0\0\0"
 }
 
 trait Concat {

@@ -95,6 +95,7 @@ macro_rules! handlers {
             "mov rsi, [rsp]",
             "mov rdx, [rsp + 8]",
             "mov rcx, [rsp + 16]",
+            "mov r8, [rsp + 24]",
             "and rsp, -16",
             "call {lost}",
             "ud2",
@@ -156,9 +157,11 @@ unsafe extern "C" {
 }
 
 /// An exception that no trial raised.
-extern "C" fn lost(cpu: u64, vector: u64, first: u64, second: u64) -> ! {
+extern "C" fn lost(cpu: u64, vector: u64, first: u64, second: u64, third: u64) -> ! {
     crate::trials::console_back();
-    say!("FAILED: CPU {cpu}: exception {vector} outside a trial ({first:#x}, {second:#x})");
+    say!(
+        "FAILED: CPU {cpu}: exception {vector} outside a trial: stack {first:#x}, {second:#x}, {third:#x}"
+    );
     power_off()
 }
 
