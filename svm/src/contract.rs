@@ -14,6 +14,7 @@ use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, SystemCallMsrs, V
 
 use crate::controls::{self, EVENT_VALID};
 use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_MSR, length, vectoring};
+use crate::nmi::exit_behind_the_delivery;
 use crate::vcpu::{SvmVcpu, Unswitched};
 use crate::vmcb::{ControlArea, StateSaveArea, Vmcb};
 
@@ -239,6 +240,9 @@ impl Vcpu for SvmVcpu {
             return self.inject_nmi();
         }
         self.keep_nmi();
+        if event.kind == EventKind::ExternalInterrupt && self.features.may_repeat_interrupts() {
+            exit_behind_the_delivery();
+        }
         let nrip_save = self.features.nrip_save;
         let Vmcb { control, save } = self.vmcb_mut();
         control.eventinj = controls::eventinj(&event);

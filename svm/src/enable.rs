@@ -87,6 +87,16 @@ pub struct Features {
     pub bus_lock_threshold: bool,
 }
 
+impl Features {
+    /// Whether this is QEMU's AMD-V, which no CPU's is without decode assists. It keeps in mind an external interrupt that
+    /// VMRUN has delivered, and where its thread is woken before the guest's next exit or exception, it delivers that once
+    /// more, even with RFLAGS.IF = 0 (`docs/known-issues.md`). An exit right behind the delivery makes it forget.
+    #[must_use]
+    pub(crate) const fn may_repeat_interrupts(&self) -> bool {
+        !self.decode_assists
+    }
+}
+
 /// Why AMD-V cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SvmError {

@@ -128,14 +128,14 @@ impl SvmVcpu {
 /// Has the CPU exit behind the delivery of the event with which it enters: an NMI of the host waits for the guest (GIF is
 /// clear), where it comes between that event and the first instruction of its handler.
 #[cfg(not(test))]
-fn exit_behind_the_delivery() {
+pub(crate) fn exit_behind_the_delivery() {
     let apic = cpu::local_apic::LocalApic::current();
     apic.send_nmi(apic.id());
 }
 
 /// A test enters no guest.
 #[cfg(test)]
-fn exit_behind_the_delivery() {}
+pub(crate) fn exit_behind_the_delivery() {}
 
 #[cfg(test)]
 mod tests;
