@@ -84,7 +84,7 @@ TIME     ?= 3600
 # What has the compiler count coverage, and compares, for libFuzzer.
 SANCOV   := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
 
-.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all zoo fidelity mutants models fuzz check stats plugin bench growth setup clean
+.PHONY: all docs editor run gdb demo image payloads uefi host programs machines iso test test-all repeat zoo fidelity mutants models fuzz check stats plugin bench growth setup clean
 
 all: image uefi host
 
@@ -147,6 +147,12 @@ iso: setup all demo
 
 test-all: SLOW := -- --include-ignored
 test-all: test
+
+# A test that fails now and then: TEST is a part of its name, RUNS how often, LOAD how many busy loops run beside it.
+RUNS ?= 50
+LOAD ?= 4
+repeat: setup all demo payloads plugin machines
+	@tests/repeat '$(TEST)' $(RUNS) $(LOAD)
 
 test: setup all demo payloads plugin machines
 	@status=0; \
