@@ -1,11 +1,16 @@
 //! NMIs over a VMCB in ordinary memory.
 
 use super::*;
-use crate::vcpu::tests::vcpu;
+use crate::vcpu::tests::{modern_vcpu, vcpu};
 use arch::Vector;
 use arch::vcpu::Vcpu;
 
 const NMI: u64 = 0x8000_0202;
+
+std::thread_local! {
+    /// Exits right behind a delivery.
+    pub(super) static ASKED_FOR: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
 
 fn iret_exits(vcpu: &SvmVcpu) -> bool {
     vcpu.vmcb().control.intercept_3 & Intercepts3::IRET.bits() != 0
@@ -51,6 +56,20 @@ fn an_nmi_that_comes_between_the_exit_of_iret_and_iret_itself_waits_for_it() {
     assert!(!iret_exits(&vcpu), "it is executed");
     vcpu.inject(Event::nmi());
     assert!(!vcpu.injecting() && iret_exits(&vcpu), "and exits once more, to be executed alone");
+}
+
+#[test]
+fn an_injected_interrupt_exits_behind_its_delivery_where_it_may_be_repeated() {
+    let interrupt = Event { kind: EventKind::ExternalInterrupt, ..Event::nmi() };
+    let interrupt = Event { vector: Vector(0x41), ..interrupt };
+    for (mut vcpu, exits) in [(vcpu(), 1), (modern_vcpu(), 0)] {
+        ASKED_FOR.set(0);
+        vcpu.inject(Event::exception(13, Some(0)));
+        assert_eq!(ASKED_FOR.get(), 0, "an exception is not repeated");
+        vcpu.inject(interrupt);
+        assert_eq!(ASKED_FOR.get(), exits);
+        assert_eq!(vcpu.vmcb().control.eventinj, 0x8000_0041);
+    }
 }
 
 #[test]
