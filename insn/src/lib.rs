@@ -32,6 +32,6 @@ pub use instruction::{
     Address, Base, Instruction, MAX_LENGTH, Mode, Operation, PseudoDescriptor, Register, Source,
 };
 pub use linear::{
-    Access, MemoryFault, PagingRegisters, Visited, canonical, fetch_instruction, read_linear,
-    translate, translate_used, write_linear,
+    Access, MemoryFault, PagingRegisters, Visited, behind, canonical, fetch_instruction,
+    read_linear, translate, translate_used, write_linear,
 };

@@ -459,6 +459,14 @@ pub fn translate_used<V: Vcpu, M: GuestMemory>(
     walk.translate(memory, gva, access)
 }
 
+/// The linear address `bytes` behind `gva` in what an instruction accesses, or in the instruction: outside of 64-bit mode each
+/// byte's has 32 bits (SDM "Segment Limit Checking"; tables of descriptors, whose bases have 64 bits, go on).
+#[must_use]
+pub fn behind<V: Vcpu>(vcpu: &V, gva: Gva, bytes: u64) -> Gva {
+    let next = gva.wrapping_add(bytes);
+    if Mode::of(vcpu) == Mode::Bits64 { next } else { Gva::new(next.as_u64() & 0xffff_ffff) }
+}
+
 /// Length of the first part of `length` bytes at `gva`: as far as its page reaches.
 fn in_page(gva: Gva, length: usize) -> usize {
     length.min((arch::address::PAGE_SIZE - gva.page_offset()) as usize)
@@ -529,7 +537,7 @@ pub fn fetch_instruction<V: Vcpu, M: GuestMemory>(
     let (first, second) = bytes.split_at_mut(in_page(start, MAX_LENGTH));
     read_linear(vcpu, memory, start, access, first)?;
     let mut length = first.len();
-    let next = start.wrapping_add(length as u64);
+    let next = behind(vcpu, start, length as u64);
     if read_linear(vcpu, memory, next, access, second).is_ok() {
         length = MAX_LENGTH;
     }

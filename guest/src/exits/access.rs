@@ -236,18 +236,18 @@ impl Operand {
         let vcpu: &P::Vcpu = context.vcpu;
         let access = if write { Access::write(vcpu) } else { Access::read(vcpu) };
         let in_page = arch::address::PAGE_SIZE - gva.page_offset();
-        let next = gva.wrapping_add(in_page);
-        let in_two = in_page < u64::from(width.bytes());
-        if in_two {
+        let next = (in_page < u64::from(width.bytes())).then(|| insn::behind(vcpu, gva, in_page));
+        if let Some(next) = next {
             // A fault in either comes before anything is noted.
             insn::translate(vcpu, context.memory, gva, access)?;
             insn::translate(vcpu, context.memory, next, access)?;
         }
         let first = insn::translate_used(vcpu, context.memory, gva, access)?;
-        let second = if in_two {
-            Some((in_page as u8, insn::translate_used(vcpu, context.memory, next, access)?))
-        } else {
-            None
+        let second = match next {
+            Some(next) => {
+                Some((in_page as u8, insn::translate_used(vcpu, context.memory, next, access)?))
+            }
+            None => None,
         };
         Ok(Self { width, at: gva, first, second })
     }

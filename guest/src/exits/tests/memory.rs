@@ -118,6 +118,25 @@ fn a_string_that_faults_has_done_what_came_before() {
 
 /// The CPU has asked for the element that exited, and of MOVS for that operand alone.
 #[test]
+fn outside_of_64_bit_mode_an_operand_goes_on_at_0_behind_4_gib() {
+    const MOV_DWORD: [u8; 2] = [0x8b, 0x03]; // mov eax, [rbx]
+    let mut world = World::with_idt();
+    // 0 is RAM, and its first bytes are known; where a 64-bit CPU goes on, at 4 GiB, nothing is mapped.
+    world.put(TABLE, &3_u64.to_le_bytes());
+    world.put(0, &[0x11, 0x22]);
+    let nothing = 0xffff_fffe;
+    world.touch(&MOV_DWORD, nothing, false);
+    assert!(world.vcpu.injected.is_some(), "#PF at 4 GiB");
+    world.vcpu.injected = None;
+    world.vcpu.state.segments[SegmentRegister::Cs as usize].access = AccessRights::CODE32;
+    // A segment that begins at 0 ends there, too.
+    world.vcpu.state.segments[SegmentRegister::Ds as usize].base = 0x1000;
+    *world.gpr(Gpr::Rbx) = nothing - 0x1000;
+    world.execute(&MOV_DWORD, fault(nothing, false));
+    assert_eq!((world.vcpu.injected, *world.gpr(Gpr::Rax)), (None, 0x2211_ffff));
+}
+
+#[test]
 fn a_string_ends_where_a_segment_does() {
     const READABLE: u32 = 0x4091; // 32-bit data, read-only
     const REP_STOSD: [u8; 2] = [0xf3, 0xab];
