@@ -125,6 +125,7 @@ impl<P: Platform> Context<'_, P> {
         if self.cpu.idt_limit.is_none() || event.vector != Vector(exception::GP) {
             return false;
         }
+        self.forget_the_fault();
         self.vm.interrupted = true;
         let table = self.guest_table(DescriptorTableRegister::Idtr);
         self.vcpu.set_descriptor_table(DescriptorTableRegister::Idtr, table);

@@ -9,6 +9,7 @@ use arch::Vector;
 use arch::interrupt::TriggerMode;
 use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
+use arch::register::Rflags;
 use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::icr::{IcrRequest, IpiKind};
@@ -31,11 +32,15 @@ impl<P: Platform> Context<'_, P> {
         };
         match eli::classify(event, self.vcpu.vectoring(), grants, present) {
             FaultAction::GrantAndRedeliver(vector) => {
+                self.forget_the_fault();
                 self.grant(vector, Reason::SelfArrival);
                 // It is in service already: injected, it ends with the guest's own EOI.
                 self.vcpu.inject(Event::interrupt(vector));
             }
-            FaultAction::SoftwareInterrupt(vector) => self.grant(vector, Reason::Software),
+            FaultAction::SoftwareInterrupt(vector) => {
+                self.forget_the_fault();
+                self.grant(vector, Reason::Software);
+            }
             FaultAction::DropSpurious(vector) => {
                 self.machine.eoi();
                 self.log_limited(format_args!("dropped a stray interrupt {vector}"));
@@ -44,6 +49,12 @@ impl<P: Platform> Context<'_, P> {
             FaultAction::TripleFault => return self.triple_fault(),
         }
         Next::Resume
+    }
+
+    /// The exit of a fault that the guest never sees has saved RFLAGS as that fault would have pushed it, with RF = 1 (SDM "Saving
+    /// RIP, RSP, RFLAGS, and SSP"). The interrupt that is delivered now pushes what it finds.
+    pub(super) fn forget_the_fault(&mut self) {
+        self.vcpu.set_rflags(self.vcpu.rflags() & !Rflags::RF.bits());
     }
 
     /// A #NP of a closed gate is #GP where the guest's own entry is no gate at all: the CPU looks at

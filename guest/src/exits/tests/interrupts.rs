@@ -46,6 +46,20 @@ fn int_n_opens_the_gate_and_is_executed_again() {
 }
 
 #[test]
+fn an_interrupt_does_not_push_the_resume_flag_of_a_fault_that_the_guest_never_saw() {
+    for kind in [EXTERNAL, EventKind::SoftwareInterrupt] {
+        let mut world = World::with_idt();
+        world.vcpu.state.rflags |= Rflags::RF.bits();
+        closed_gate(&mut world, 0x40, kind);
+        assert_eq!(world.vcpu.state.rflags & Rflags::RF.bits(), 0, "{kind:?}");
+    }
+    let mut world = World::with_idt();
+    world.vcpu.state.rflags |= Rflags::RF.bits();
+    world.handle(raised(exception::NP, 0x18), None);
+    assert!(world.vcpu.state.rflags & Rflags::RF.bits() != 0, "this one is the guest's");
+}
+
+#[test]
 fn int_n_without_a_gate_is_the_guests_own_fault() {
     let mut world = World::with_idt();
     let flags = IDT + 16 * 0x80 + 5;

@@ -251,8 +251,10 @@ fn the_first_interrupt_has_the_shadow_put_in_place_and_comes_again() {
     world.put(IDT + 16 * 0x41 + 5, &[0]);
     world.grant(0x41);
     world.grant(0x42);
+    world.vcpu.state.rflags |= Rflags::RF.bits();
     world.handle(BEYOND, cut_short(0x40, EXTERNAL));
     assert_eq!(world.vcpu.injected, Some(Event::interrupt(Vector(0x40))));
+    assert_eq!(world.vcpu.state.rflags & Rflags::RF.bits(), 0, "the fault's, which nobody sees");
     assert_eq!((shadows(&world), world.vcpu.state.idtr), ([Some(IDT), None], table(IDT, 0xfff)));
     assert_eq!((world.gate(0x40), world.gate(0x41), world.gate(0x42)), (CLOSED, 0, OPEN));
     assert_eq!(world.vcpu.exception_intercepts, 1 << exception::NP);
