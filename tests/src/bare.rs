@@ -14,7 +14,7 @@ use nexit::tool::Tool;
 
 use crate::emulator::Emulator;
 use crate::folder::{Folder, Turn, build_folder};
-use crate::guest::{Devices, Payload};
+use crate::guest::{Devices, Payload, first_cpus};
 
 /// A payload's last line.
 const END: &str = "payload: done";
@@ -77,9 +77,9 @@ type Heard = (String, String);
 /// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image.
 fn in_kvm(folder: &Folder, program: &Path, cpus: u32) -> Heard {
     let image = program.display().to_string();
-    let cpus = cpus.to_string();
-    let options = ["--emulator", "nested", "--timeout", "3600", "--image", &image, "--cpus", &cpus];
-    let outcome = folder.run(&Payload::new("fidelity").toml(), &options, &Devices::none());
+    let options = ["--emulator", "nested", "--timeout", "3600", "--image", &image];
+    let payload = Payload { cpus: first_cpus(cpus), ..Payload::new("fidelity") };
+    let outcome = folder.run(&payload.toml(), &options, &Devices::none());
     (outcome.output.replace('\r', ""), format!("status {:?}", outcome.status))
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::bare;
 use crate::emulator::Emulator;
 use crate::folder::{Folder, build_folder, project_folder};
-use crate::guest::{Devices, Payload};
+use crate::guest::{Devices, Payload, first_cpus};
 
 /// A payload that prints facts, and the CPUs that it wants.
 struct Program {
@@ -134,7 +134,7 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
             }
             Column::Nexit(mode) => {
                 let further = format!("interrupts = \"{mode}\"");
-                let cpus = if cpus == 1 { "[0]" } else { "[0, 1]" };
+                let cpus = first_cpus(cpus);
                 let payload = Payload { cpus, further: &further, ..Payload::new(program) };
                 let timeout = if emulator == Emulator::Nested { "3600" } else { "300" };
                 let options = [emulator.options(), &["--timeout", timeout], &cpu].concat();

@@ -57,7 +57,7 @@ pub(crate) fn all() {
     }
     let htt = cpuid(1, 0).edx >> 28 & 1;
     fact!("identity: {mode}: HTT"; "{htt}");
-    if cpuid(0, 0).ebx.to_le_bytes() == *b"Genu" {
+    if other::is_intel() {
         let cache = cpuid(4, 0).eax;
         fact!("identity: {mode}: leaf 4: identifiers for cores, and that share the first cache"; "{}, {}", (cache >> 26) + 1, (cache >> 14 & 0xfff) + 1);
     } else {

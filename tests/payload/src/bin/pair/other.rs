@@ -6,6 +6,7 @@ use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use arch::Hpa;
+use cpu::instructions::{cpuid, tsc};
 use cpu::start::StartPage;
 use x86_64::instructions::segmentation::{CS, Segment};
 use x86_64::instructions::tables::{lgdt, sgdt};
@@ -66,6 +67,12 @@ extern "C" fn second(_: u64) -> ! {
     }
 }
 
+/// Whether this is on its stack.
+pub(crate) fn owns(address: u64) -> bool {
+    let stack = STACK.0.get() as u64;
+    (stack..stack + size_of::<Stack>() as u64).contains(&address)
+}
+
 /// For [`start`].
 pub(crate) fn prepare() {
     capture::prepare();
@@ -77,10 +84,24 @@ pub(crate) fn prepare() {
     GDT.store(gdt.base.as_u64() | u64::from(gdt.limit) << 48, SeqCst);
 }
 
-/// INIT, and time for it: an emulator's CPU may be elsewhere.
+pub(crate) fn is_intel() -> bool {
+    cpuid(0, 0).ebx.to_le_bytes() == *b"Genu"
+}
+
+/// Time for the CPU to hear what was sent, which nothing tells: an emulator's CPU, which is a thread, may be elsewhere.
+pub(crate) fn let_it_hear() {
+    // Bochs counts instructions, of which it does not carry out so many in a second.
+    let ticks = if is_intel() { 1_000_000 } else { 50_000_000 };
+    let start = tsc();
+    while tsc() - start < ticks {
+        pause();
+    }
+}
+
+/// INIT, and time for it.
 pub(crate) fn stop() {
     local::send(1, INIT);
-    (0..10).for_each(|_| pause());
+    let_it_hear();
     WORK.store(0, SeqCst);
     READY.store(0, SeqCst);
 }

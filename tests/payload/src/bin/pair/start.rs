@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use cpu::instructions::{cpuid, tsc};
 
 use crate::other::{self, INIT, START};
-use crate::trap::{self, HELD, HOLD, HOLDS, pause, wait_until};
+use crate::trap::{self, HELD, HOLD, HOLDS, wait_until};
 use crate::{capture, fact, local, state};
 
 /// A fixed IPI.
@@ -130,7 +130,7 @@ fn sequences() {
         let (starts, entries) = (capture::starts(), other::entries());
         for (to, what) in whats {
             local::send(*to, *what);
-            (0..10).for_each(|_| pause());
+            other::let_it_hear();
         }
         if alive {
             wait_until(|| other::entries() != entries);

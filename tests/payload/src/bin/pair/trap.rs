@@ -11,8 +11,7 @@ use payload::trap::{Frame, INTERRUPT_GATE, LIMIT, Table};
 
 use crate::local;
 
-payload::stubs!("pair_first", first_trapped);
-payload::stubs!("pair_second", second_trapped);
+payload::stubs!("pair", trapped);
 
 // RDI = code, RSI = its argument, RDX: where the stack pointer is kept for an exception, which comes back by `pair_resume`.
 global_asm!(
@@ -42,8 +41,7 @@ global_asm!(
 unsafe extern "C" {
     fn pair_run(code: u64, argument: u64, stack: *const AtomicU64);
     fn pair_resume();
-    fn pair_first_stubs();
-    fn pair_second_stubs();
+    fn pair_stubs();
 }
 
 pub(crate) struct Place<T>(pub(crate) UnsafeCell<T>);
@@ -73,15 +71,9 @@ pub(crate) static HOLD: AtomicU64 = AtomicU64::new(0);
 /// Such a handler has begun.
 pub(crate) static HELD: AtomicU64 = AtomicU64::new(0);
 
-extern "C" fn first_trapped(frame: &mut Frame) {
-    trapped(0, frame);
-}
-
-extern "C" fn second_trapped(frame: &mut Frame) {
-    trapped(1, frame);
-}
-
-fn trapped(cpu: usize, frame: &mut Frame) {
+extern "C" fn trapped(frame: &mut Frame) {
+    // Whose table it is says nothing: both may use one.
+    let cpu = usize::from(crate::other::owns(&raw const *frame as u64));
     let vector = frame.vector as u8;
     if vector == MARKER {
         local::write(local::EOI, 0);
@@ -138,16 +130,11 @@ fn write_down(cpu: usize, what: u64) {
     COUNT[cpu].store(count + 1, SeqCst);
 }
 
-fn stub(cpu: usize, vector: u8) -> u64 {
-    let stubs =
-        if cpu == 0 { pair_first_stubs as *const () } else { pair_second_stubs as *const () };
-    stubs as u64 + 16 * u64::from(vector)
-}
-
 /// Has a gate of CPU `cpu`'s table lead to the handler of another vector, `to`, which writes that down.
 pub(crate) fn redirect(cpu: usize, vector: u8, to: u8, present: bool) {
     let flags = if present { INTERRUPT_GATE } else { INTERRUPT_GATE & 0x7f };
-    TABLES[cpu].set_gate(vector, stub(cpu, to), 8, flags);
+    let stub = pair_stubs as *const () as u64 + 16 * u64::from(to);
+    TABLES[cpu].set_gate(vector, stub, 8, flags);
 }
 
 /// Loads the table of the CPU that calls, `cpu`.

@@ -84,6 +84,11 @@ extern "C" fn halt_for_ever(_: u64) -> u64 {
 /// A CPU that waits for a start-up IPI.
 fn stopped() {
     let mode = local::mode();
+    // QEMU's CPU, which is AMD's here, takes an NMI, and then goes on at the firmware's first instruction; and nothing tells
+    // when it has heard the INIT that takes away what was sent before.
+    if !other::is_intel() {
+        return;
+    }
     for (name, how) in [("0x51", FIXED), ("an NMI", NMI), ("two NMIs", NMI)] {
         other::stop();
         let (starts, nmis) = (capture::starts(), capture::nmis());
@@ -91,7 +96,7 @@ fn stopped() {
         if name == "two NMIs" {
             local::send(1, how);
         }
-        (0..3).for_each(|_| pause());
+        other::let_it_hear();
         let still = capture::starts() - starts;
         let started = other::start();
         other::run(start::enable, 0);
@@ -107,7 +112,7 @@ fn stopped() {
     other::stop();
     let nmis = capture::nmis();
     local::send(1, NMI);
-    pause();
+    other::let_it_hear();
     other::stop();
     let started = other::start();
     let nmis = capture::nmis() - nmis;
