@@ -23,13 +23,14 @@ fn look() -> [u32; 8] {
     let register = if local::in_x2apic_mode() { register } else { register >> 24 };
     let first = cpuid(1, 0).ebx;
     let levels = [0, 1].map(|level| if has(0xb) { cpuid(0xb, level) } else { cpuid(0, 0) });
+    let topology_extensions = cpuid(0x8000_0001, 0).ecx >> 22 & 1 != 0;
     let of = |leaf: u32| has(leaf).then(|| cpuid(leaf, 0));
     [
         first >> 24,
         levels[0].edx,
         register,
         of(0x1f).map_or(0, |answer| answer.edx),
-        of(0x8000_001e).map_or(0, |answer| answer.eax),
+        of(0x8000_001e).filter(|_| topology_extensions).map_or(0, |answer| answer.eax),
         first >> 16 & 0xff,
         (levels[0].ebx & 0xffff) << 16 | levels[0].eax,
         (levels[1].ebx & 0xffff) << 16 | levels[1].eax,

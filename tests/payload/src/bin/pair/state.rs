@@ -221,7 +221,7 @@ pub(crate) extern "C" fn fill(cache: u64) -> u64 {
     };
     write(IA32_PAT, 0x0007_0406_0001_0406);
     // The default type, with the ranges off.
-    write(0x2ff, 0x806);
+    write(0x2ff, 0x804);
     for (index, (_, msr)) in MSRS.iter().enumerate().skip(2) {
         if *msr != 0x1d9 {
             write(*msr, 0x10_0000 + 0x1000 * index as u64);
