@@ -15,7 +15,7 @@ const FIXED: u32 = other::ASSERT;
 pub(crate) fn all() {
     other::stop();
     let before = tsc();
-    fact!("start: first: it comes to its loop"; "{}", other::start());
+    fact!("AP: first: it comes to its loop"; "{}", other::start());
     tell("first", before);
     // The modes are the same from here on.
     other::run(enter_xapic_mode, 0);
@@ -47,44 +47,44 @@ fn again(when: &str, cache: u64) {
     other::wait_for_it();
     let before = tsc();
     other::stop();
-    fact!("start: {when}: it comes to its loop"; "{}", other::start());
+    fact!("AP: {when}: it comes to its loop"; "{}", other::start());
     tell(when, before);
 }
 
 fn tell(when: &str, before: u64) {
     let Some(state) = state::last() else { return };
     let [eax, ecx, edx, others @ ..] = capture::registers();
-    fact!("start: {when}: EAX, ECX, and EBX to EDI"; "{eax:#x}, {ecx:#x}, {others:x?}");
-    fact!("start: {when}: EDX is CPUID's signature"; "{}", edx == cpuid(1, 0).eax);
-    fact!("start: {when}: ES, CS, SS, DS, FS, GS"; "{:x?}", capture::selectors());
-    fact!("start: {when}: LDTR and TR"; "{:x?}", state.system_selectors());
-    fact!("start: {when}: EFLAGS"; "{:#x}", capture::flags());
+    fact!("AP: {when}: EAX, ECX, and EBX to EDI"; "{eax:#x}, {ecx:#x}, {others:x?}");
+    fact!("AP: {when}: EDX is CPUID's signature"; "{}", edx == cpuid(1, 0).eax);
+    fact!("AP: {when}: ES, CS, SS, DS, FS, GS"; "{:x?}", capture::selectors());
+    fact!("AP: {when}: LDTR and TR"; "{:x?}", state.system_selectors());
+    fact!("AP: {when}: EFLAGS"; "{:#x}", capture::flags());
     let [cr0, cr2, cr3, cr4] = capture::control();
-    fact!("start: {when}: CR0"; "{cr0:#x}");
-    fact!("start: {when}: CR2, CR3, CR4"; "{cr2:#x}, {cr3:#x}, {cr4:#x}");
-    fact!("start: {when}: EFER"; "{:#x}", capture::efer());
-    fact!("start: {when}: DR0 to DR3, DR6, DR7"; "{:x?}", capture::debug());
-    fact!("start: {when}: base and limit of GDTR and IDTR"; "{:x?}", capture::tables());
+    fact!("AP: {when}: CR0"; "{cr0:#x}");
+    fact!("AP: {when}: CR2, CR3, CR4"; "{cr2:#x}, {cr3:#x}, {cr4:#x}");
+    fact!("AP: {when}: EFER"; "{:#x}", capture::efer());
+    fact!("AP: {when}: DR0 to DR3, DR6, DR7"; "{:x?}", capture::debug());
+    fact!("AP: {when}: base and limit of GDTR and IDTR"; "{:x?}", capture::tables());
     for (name, value) in state.msrs() {
-        fact!("start: {when}: {name}"; "{value:#x}");
+        fact!("AP: {when}: {name}"; "{value:#x}");
     }
     if let Some(value) = state.tsc_aux() {
-        fact!("start: {when}: IA32_TSC_AUX"; "{value:#x}");
+        fact!("AP: {when}: IA32_TSC_AUX"; "{value:#x}");
     }
     if let Some(value) = state.xcr0() {
-        fact!("start: {when}: XCR0"; "{value:#x}");
+        fact!("AP: {when}: XCR0"; "{value:#x}");
     }
-    fact!("start: {when}: the TSC runs on"; "{}", state.tsc() > before && state.tsc() < tsc());
+    fact!("AP: {when}: the TSC runs on"; "{}", state.tsc() > before && state.tsc() < tsc());
     // What firmware has left there is not of interest.
     if when != "first" {
-        fact!("start: {when}: FCW, FSW, FTW"; "{:x?}", state.x87());
-        fact!("start: {when}: MXCSR"; "{:#x}", state.mxcsr());
-        fact!("start: {when}: ST0 and XMM1"; "{:x?}", state.values());
+        fact!("AP: {when}: FCW, FSW, FTW"; "{:x?}", state.x87());
+        fact!("AP: {when}: MXCSR"; "{:#x}", state.mxcsr());
+        fact!("AP: {when}: ST0 and XMM1"; "{:x?}", state.values());
     }
-    fact!("start: {when}: it is the bootstrap processor"; "{}", state.base() >> 8 & 1);
-    fact!("start: {when}: local APIC"; "{}", state.further_local());
+    fact!("AP: {when}: it is the bootstrap processor"; "{}", state.base() >> 8 & 1);
+    fact!("AP: {when}: local APIC"; "{}", state.further_local());
     for (name, value) in state.local() {
-        fact!("start: {when}: local APIC: {name}"; "{value:#x}");
+        fact!("AP: {when}: local APIC: {name}"; "{value:#x}");
     }
 }
 
@@ -103,7 +103,7 @@ fn in_handlers() {
         let _ = trap::take_came(1);
         let started = other::start();
         let any = state::last().map(|state| state.in_service());
-        fact!("start: {mode}: INIT in an {name} handler: begun, started, any in service"; "{held}, {started}, {any:x?}");
+        fact!("AP: {mode}: INIT in an {name} handler: begun, started, any in service"; "{held}, {started}, {any:x?}");
         other::run(enable, 0);
         other::begin(other::listen, 0);
         other::wait_for_it();
@@ -113,7 +113,7 @@ fn in_handlers() {
         wait_until(|| trap::count(1) == 2);
         other::enough();
         other::end();
-        fact!("start: {mode}: INIT in an {name} handler: an NMI and 0x51 behind it"; "{}", trap::take_came(1));
+        fact!("AP: {mode}: INIT in an {name} handler: an NMI and 0x51 behind it"; "{}", trap::take_came(1));
     }
 }
 
@@ -138,7 +138,7 @@ fn sequences() {
         let answers = other::run(answer, 20);
         let answers = if answers == 41 { "it works" } else { "it does not work" };
         let started = [capture::starts() - starts, other::entries() - entries];
-        fact!("start: {name}: starts, and it comes to its loop"; "{started:?}, {answers}");
+        fact!("AP: {name}: starts, and it comes to its loop"; "{started:?}, {answers}");
     };
     sent("a start-up IPI to a CPU that runs", &[(1, START)], false);
     sent("INIT and two start-up IPIs", &[(1, INIT), (1, START), (1, START)], true);

@@ -163,7 +163,10 @@ impl State {
         let Self { dfr, bits, base, .. } = *self;
         fmt::from_fn(move |f| {
             write!(f, "IA32_APIC_BASE {base:#x}, any of ISR, TMR and IRR {bits:#x}, DFR ")?;
-            dfr.map_or(Ok(()), |dfr| write!(f, "{dfr:#x}"))
+            match dfr {
+                Some(dfr) => write!(f, "{dfr:#x}"),
+                None => f.write_str("none"),
+            }
         })
     }
 
