@@ -121,7 +121,7 @@ pub(crate) fn registers() -> [u32; 8] {
 /// ES, CS, SS, DS, FS, GS.
 pub(crate) fn selectors() -> [u16; 6] {
     core::array::from_fn(|index| {
-        let both = word(SELECTORS + 2 * index as u64 & !3);
+        let both = word((SELECTORS + 2 * index as u64) & !3);
         if index & 1 == 0 { both as u16 } else { (both >> 16) as u16 }
     })
 }
