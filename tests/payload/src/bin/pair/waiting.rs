@@ -84,8 +84,8 @@ extern "C" fn halt_for_ever(_: u64) -> u64 {
 /// A CPU that waits for a start-up IPI.
 fn stopped() {
     let mode = local::mode();
-    // QEMU's CPU, which is AMD's here, takes an NMI, and then goes on at the firmware's first instruction; and nothing tells
-    // when it has heard the INIT that takes away what was sent before.
+    // QEMU's CPU, which is AMD's here, takes an NMI, and was not seen to start behind it; and nothing tells when it has
+    // heard the INIT that takes away what was sent before.
     if !other::is_intel() {
         return;
     }
