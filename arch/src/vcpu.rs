@@ -251,6 +251,14 @@ pub trait Vcpu {
 
     /// Loads every register of `state` and clears whatever was to be injected.
     fn load(&mut self, state: &StartState);
+    /// [`Self::load`] of a CPU that INIT has stopped, which keeps IA32_PAT and the MSRs of system calls (SDM "IA-32 and
+    /// Intel 64 Processor States Following Power-up, Reset, or INIT").
+    fn start_again(&mut self, state: &StartState) {
+        let (pat, calls) = (self.pat(), self.system_call_msrs());
+        self.load(state);
+        self.set_pat(pat);
+        self.set_system_call_msrs(&calls);
+    }
 
     /// Reads a general register.
     fn gpr(&self, register: Gpr) -> u64;
@@ -355,6 +363,8 @@ pub trait Vcpu {
     fn system_call_msrs(&self) -> SystemCallMsrs {
         SystemCallMsrs::default()
     }
+    /// Sets them to what they were.
+    fn set_system_call_msrs(&mut self, _: &SystemCallMsrs) {}
     /// Whether the last exit was a debug exception, a step's own too.
     fn debug_exception(&self) -> bool {
         false

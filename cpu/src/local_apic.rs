@@ -161,6 +161,19 @@ impl LocalApic {
         }
         // SAFETY: as above.
         unsafe { write_timer(AFTER_RESET) };
+        // Where something else has ended the sleep the timer may have run out since: a guest that starts on this CPU would
+        // be interrupted by that.
+        const MOST: u32 = 256;
+        for _ in 0..MOST {
+            // SAFETY: `self` proves x2APIC mode; the eight IRRs exist.
+            let requested = unsafe { read_msr(msr::IA32_X2APIC_IRR0 + (WAKE_VECTOR / 32) as u32) };
+            if requested >> (WAKE_VECTOR % 32) & 1 == 0 {
+                break;
+            }
+            // SAFETY: the caller vouches for the handlers.
+            unsafe { exceptions::take_any_interrupt() };
+            self.eoi();
+        }
     }
 
     /// Ends every interrupt in service and takes every requested one, so that nothing of a guest's

@@ -22,7 +22,7 @@ use arch::machine_check::MachineCheck;
 use arch::msr::IA32_X2APIC_ISR0;
 use arch::register::{Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
-use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu};
+use arch::vcpu::{DebugRegisters, Event, StartState, SystemCallMsrs, Vcpu};
 use arch::{ApicId, Bdf, Gpa, Hpa, Vector, Width};
 use pci::Owned;
 use pci::owned::NotOwned;
@@ -334,10 +334,13 @@ impl GuestMemory for FakeMemory {
     }
 }
 
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
 /// A CPU that holds what it is given.
 pub struct FakeVcpu {
     pub state: StartState,
     pub pat: u64,
+    pub calls: SystemCallMsrs,
     pub cr2: u64,
     /// What was loaded for the page-directory pointers.
     pub pointers: Option<[u64; 4]>,
@@ -368,7 +371,8 @@ impl Default for FakeVcpu {
     fn default() -> Self {
         Self {
             state: StartState::after_sipi(0),
-            pat: 0x0007_0406_0007_0406,
+            pat: PAT_RESET,
+            calls: SystemCallMsrs::default(),
             cr2: 0,
             pointers: None,
             debug: DebugRegisters::default(),
@@ -404,7 +408,7 @@ impl Vcpu for FakeVcpu {
         self.length.max(bare)
     }
     fn load(&mut self, state: &StartState) {
-        self.state = *state;
+        (self.state, self.pat, self.calls) = (*state, PAT_RESET, SystemCallMsrs::default());
     }
     fn gpr(&self, register: Gpr) -> u64 {
         self.state.gpr[register as usize]
@@ -450,6 +454,12 @@ impl Vcpu for FakeVcpu {
     }
     fn set_debug_registers(&mut self, registers: &DebugRegisters) {
         self.debug = *registers;
+    }
+    fn system_call_msrs(&self) -> SystemCallMsrs {
+        self.calls
+    }
+    fn set_system_call_msrs(&mut self, msrs: &SystemCallMsrs) {
+        self.calls = *msrs;
     }
     fn breakpoints(&self) -> Option<DebugRegisters> {
         (self.debug.control & 0xff != 0).then_some(self.debug)

@@ -2,7 +2,7 @@
 //! nothing here runs.
 
 use arch::ExitReason;
-use arch::vcpu::{DebugRegisters, Event, StartState, Vcpu};
+use arch::vcpu::{DebugRegisters, Event, Vcpu};
 use guest::requests::{Request, Requests, Signals};
 use guest::vm::{Context, CpuState, Next, Outcome, Platform, Vm, VmLock};
 use pci::owned::OwnedConfigSpace;
@@ -70,7 +70,8 @@ pub(crate) fn run<B: Backend>(
     };
     running.vcpu.set_debug_registers(&DebugRegisters::default());
     if !running.waiting {
-        running.enter(&instance.start, processor);
+        running.vcpu.load(&instance.start);
+        running.enter(processor);
     }
     running.until_the_end(processor);
     if running.cpu.last_words {
@@ -87,8 +88,8 @@ pub(crate) fn run<B: Backend>(
 }
 
 impl<B: Backend> Running<'_, B> {
-    fn enter(&mut self, state: &StartState, processor: &Processor) {
-        self.vcpu.load(state);
+    /// Its registers are those of its first instruction.
+    fn enter(&mut self, processor: &Processor) {
         self.backend.pass_interrupts(processor.apic, self.instance.policy.mode);
         self.arrive(processor);
     }
@@ -238,7 +239,8 @@ impl<B: Backend> Running<'_, B> {
             self.debugger.leave();
         }
         if let Some(vector) = start {
-            self.enter(&StartState::after_sipi(vector), processor);
+            self.with_lock(|context| context.start(vector));
+            self.enter(processor);
             self.waiting = false;
         }
         if nmi {

@@ -340,6 +340,14 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    fn set_system_call_msrs(&mut self, msrs: &SystemCallMsrs) {
+        let save = &mut self.unswitched_mut().save;
+        (save.star, save.lstar, save.cstar, save.sfmask) =
+            (msrs.star, msrs.lstar, msrs.cstar, msrs.fmask);
+        save.kernel_gs_base = msrs.kernel_gs_base;
+        [save.sysenter_cs, save.sysenter_esp, save.sysenter_eip] = msrs.sysenter;
+    }
+
     fn debug_exception(&self) -> bool {
         self.vmcb().control.exitcode == VMEXIT_EXCP0 + u64::from(exception::DB)
     }

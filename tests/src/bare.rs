@@ -14,7 +14,7 @@ use nexit::tool::Tool;
 
 use crate::emulator::Emulator;
 use crate::folder::{Folder, Turn, build_folder};
-use crate::guest::{Devices, Payload};
+use crate::guest::{Devices, Payload, first_cpus};
 
 /// A payload's last line.
 const END: &str = "payload: done";
@@ -25,12 +25,12 @@ const ERRORS: &str = "bare.err";
 /// As `nexit run`'s default.
 const MODEL: &str = "corei7_haswell_4770";
 
-fn machine(iommu: Iommu, start: Start) -> Machine {
-    Machine { cpus: 1, memory: 1 << 30, accel: Accel::Tcg, iommu, start, extra: Vec::new() }
+fn machine(cpus: u32, iommu: Iommu, start: Start) -> Machine {
+    Machine { cpus, memory: 1 << 30, accel: Accel::Tcg, iommu, start, extra: Vec::new() }
 }
 
 /// Runs `program`, a multiboot kernel, on the bare machine of `emulator` until its line `payload: done`; what came
-/// over the serial line. `cpu` names another CPU as `nexit run`'s words do: `-- -cpu MODEL` or `--bochs-model MODEL`.
+/// over the serial line. There are `cpus` CPUs; `cpu` names another CPU as `nexit run`'s words do: `-- -cpu MODEL` or `--bochs-model MODEL`.
 ///
 /// It is what others are compared with, and no code of Nexit is in it: one that an emulator does not bring to its end
 /// is run once more.
@@ -41,11 +41,12 @@ pub fn run(
     emulator: Emulator,
     folder: &Folder,
     program: &Path,
+    cpus: u32,
     cpu: &[&str],
 ) -> Result<String, String> {
-    once(emulator, folder, program, cpu).or_else(|first| {
+    once(emulator, folder, program, cpus, cpu).or_else(|first| {
         eprintln!("{first}\nonce more:");
-        once(emulator, folder, program, cpu)
+        once(emulator, folder, program, cpus, cpu)
     })
 }
 
@@ -53,12 +54,13 @@ fn once(
     emulator: Emulator,
     folder: &Folder,
     program: &Path,
+    cpus: u32,
     cpu: &[&str],
 ) -> Result<String, String> {
     let (console, end) = match emulator {
-        Emulator::Qemu => in_qemu(folder, program, cpu)?,
-        Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program, cpu)?,
-        Emulator::Nested => in_kvm(folder, program),
+        Emulator::Qemu => in_qemu(folder, program, cpus, cpu)?,
+        Emulator::Bochs | Emulator::BochsVtd => in_bochs(emulator, folder, program, cpus, cpu)?,
+        Emulator::Nested => in_kvm(folder, program, cpus),
     };
     folder.write("bare.log", &console);
     if console.lines().any(|line| line == END) {
@@ -73,19 +75,20 @@ fn once(
 type Heard = (String, String);
 
 /// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image.
-fn in_kvm(folder: &Folder, program: &Path) -> Heard {
+fn in_kvm(folder: &Folder, program: &Path, cpus: u32) -> Heard {
     let image = program.display().to_string();
     let options = ["--emulator", "nested", "--timeout", "3600", "--image", &image];
-    let outcome = folder.run(&Payload::new("fidelity").toml(), &options, &Devices::none());
+    let payload = Payload { cpus: first_cpus(cpus), ..Payload::new("fidelity") };
+    let outcome = folder.run(&payload.toml(), &options, &Devices::none());
     (outcome.output.replace('\r', ""), format!("status {:?}", outcome.status))
 }
 
-fn in_qemu(folder: &Folder, program: &Path, cpu: &[&str]) -> Result<Heard, String> {
+fn in_qemu(folder: &Folder, program: &Path, cpus: u32, cpu: &[&str]) -> Result<Heard, String> {
     let _place = Turn::take();
     // GRUB's modules have no counterpart: QEMU wants one, so it gets the program once more.
     let modules = vec![program.to_path_buf()];
     let start = Start::Kernel { image: program.to_path_buf(), modules };
-    let mut machine = machine(Iommu::VtD, start);
+    let mut machine = machine(cpus, Iommu::VtD, start);
     machine.extra = cpu.iter().skip(1).map(|word| (*word).to_owned()).collect();
     let arguments = qemu::arguments(&machine).map_err(|e| e.to_string())?;
     let mut child =
@@ -98,6 +101,7 @@ fn in_bochs(
     emulator: Emulator,
     folder: &Folder,
     program: &Path,
+    cpus: u32,
     cpu: &[&str],
 ) -> Result<Heard, String> {
     let _place = Turn::take();
@@ -109,7 +113,7 @@ fn in_bochs(
     let iso = disc(folder, program)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
     let serial: SocketAddr = listener.local_addr().map_err(|e| e.to_string())?;
-    let machine = machine(iommu, Start::Bios { iso: iso.clone() });
+    let machine = machine(cpus, iommu, Start::Bios { iso: iso.clone() });
     let model = cpu.get(1).unwrap_or(&MODEL);
     let text = configuration(&machine, model, INSTRUCTIONS_PER_SECOND, &iso, serial);
     let log = folder.path("bochs.log");

@@ -10,20 +10,23 @@ use serde::Deserialize;
 use crate::bare;
 use crate::emulator::Emulator;
 use crate::folder::{Folder, build_folder, project_folder};
-use crate::guest::{Devices, Payload};
+use crate::guest::{Devices, Payload, first_cpus};
 
 /// A payload that prints facts, and the CPUs that it wants.
 struct Program {
     name: &'static str,
     /// QEMU's and Bochs's model, if not that of `nexit run`.
     cpu: Option<(&'static str, &'static str)>,
+    /// How many.
+    cpus: u32,
 }
 
-const PROGRAMS: [Program; 3] = [
-    Program { name: "fidelity", cpu: None },
-    Program { name: "modes", cpu: None },
+const PROGRAMS: [Program; 4] = [
+    Program { name: "fidelity", cpu: None, cpus: 1 },
+    Program { name: "modes", cpu: None, cpus: 1 },
     // The CPUs of which CPUID announces most.
-    Program { name: "features", cpu: Some(("max", "tigerlake")) },
+    Program { name: "features", cpu: Some(("max", "tigerlake")), cpus: 1 },
+    Program { name: "pair", cpu: None, cpus: 2 },
 ];
 
 impl Program {
@@ -123,13 +126,16 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
     let mut all = Facts::default();
     for program in PROGRAMS {
         let cpu = program.words(emulator);
-        let program = program.name;
+        let Program { name: program, cpus, .. } = program;
         let folder = Folder::new(&format!("{program}-{emulator}-{}", column.name()));
         let console = match column {
-            Column::Bare => bare::run(emulator, &folder, &Payload::new(program).path(), &cpu)?,
+            Column::Bare => {
+                bare::run(emulator, &folder, &Payload::new(program).path(), cpus, &cpu)?
+            }
             Column::Nexit(mode) => {
                 let further = format!("interrupts = \"{mode}\"");
-                let payload = Payload { further: &further, ..Payload::new(program) };
+                let cpus = first_cpus(cpus);
+                let payload = Payload { cpus, further: &further, ..Payload::new(program) };
                 let timeout = if emulator == Emulator::Nested { "3600" } else { "300" };
                 let options = [emulator.options(), &["--timeout", timeout], &cpu].concat();
                 let outcome = folder.run(&payload.toml(), &options, &Devices::none());

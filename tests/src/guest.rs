@@ -100,6 +100,11 @@ impl Guest {
     }
 }
 
+/// The first one or two CPUs, as TOML.
+pub(crate) const fn first_cpus(count: u32) -> &'static str {
+    if count == 1 { "[0]" } else { "[0, 1]" }
+}
+
 /// A small guest of `tests/payload`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Payload<'a> {

@@ -328,6 +328,23 @@ impl Vcpu for VmxVcpu {
         }
     }
 
+    fn set_system_call_msrs(&mut self, msrs: &SystemCallMsrs) {
+        for (msr, value) in [
+            (IA32_STAR, msrs.star),
+            (IA32_LSTAR, msrs.lstar),
+            (IA32_CSTAR, msrs.cstar),
+            (IA32_FMASK, msrs.fmask),
+            (IA32_KERNEL_GS_BASE, msrs.kernel_gs_base),
+        ] {
+            // SAFETY: every 64-bit CPU has it, it has held this value, and the host uses none of them.
+            unsafe { write_msr(msr, value) };
+        }
+        let [cs, esp, eip] = msrs.sysenter;
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_CS, cs as u32);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_ESP, esp);
+        self.vmcs.write(field::GUEST_IA32_SYSENTER_EIP, eip);
+    }
+
     fn debug_exception(&self) -> bool {
         self.snapshot().is_debug_exception()
     }

@@ -9,9 +9,9 @@ use arch::Vector;
 use arch::interrupt::TriggerMode;
 use arch::machine::{CpuRequest, Machine};
 use arch::msr::{IA32_X2APIC_ISR0, IA32_X2APIC_TMR0};
-use arch::register::Rflags;
+use arch::register::{Cr0, Gpr, Rflags};
 use arch::segment::DescriptorTableRegister;
-use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
+use arch::vcpu::{Event, InterruptMode, StartState, Vcpu, exception};
 use eli::icr::{IcrRequest, IpiKind};
 use eli::{Destination, FaultAction, Reason, ShadowIdt};
 
@@ -106,6 +106,19 @@ impl<P: Platform> Context<'_, P> {
         self.serve_8259s();
         self.cpu.idt_limit = None;
         self.place_shadow(None);
+    }
+
+    /// A start-up IPI reaches this CPU, which INIT has stopped or which has not run yet: EDX has the CPU's signature, CR0.CD
+    /// and CR0.NW are as they were (SDM "IA-32 and Intel 64 Processor States Following Power-up, Reset, or INIT").
+    #[cold]
+    #[inline(never)]
+    pub fn start(&mut self, vector: u8) {
+        const CACHING: u64 = Cr0::CD.union(Cr0::NW).bits();
+        let mut state = StartState::after_sipi(vector);
+        let signature = self.guest.cpuid.answer(1, 0, self.cpu.index, self.machine).eax;
+        state.gpr[Gpr::Rdx as usize] = signature.into();
+        state.cr0 |= self.vcpu.cr0() & CACHING;
+        self.vcpu.start_again(&state);
     }
 
     /// Which exceptions exit: #NP for the shadow's gates, and #GP while the shadowed table is too

@@ -7,7 +7,7 @@ use arch::register::Gpr;
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{Event, EventKind, InterruptMode};
+use arch::vcpu::{Event, EventKind, InterruptMode, SystemCallMsrs};
 
 const PLAIN: Features = Features {
     nrip_save: false,
@@ -129,6 +129,28 @@ fn load_replaces_everything_and_forgets_the_event() {
     assert!(!vcpu.injecting());
     assert_eq!(vcpu.vmcb().control.interrupt_shadow, 0);
     assert_eq!(vcpu.vmcb().control.virtual_interrupt, 0);
+}
+
+#[test]
+fn a_start_behind_init_keeps_pat_and_the_msrs_of_system_calls() {
+    let mut vcpu = vcpu();
+    let calls = SystemCallMsrs {
+        star: 1,
+        lstar: 2,
+        cstar: 3,
+        fmask: 4,
+        kernel_gs_base: 5,
+        sysenter: [6, 7, 8],
+    };
+    vcpu.set_system_call_msrs(&calls);
+    vcpu.set_pat(0x0406);
+    vcpu.vmcb_mut().save.dbgctl = 1;
+    vcpu.start_again(&StartState::after_sipi(0x9a));
+    assert_eq!((vcpu.system_call_msrs(), vcpu.pat()), (calls, 0x0406));
+    assert_eq!(vcpu.unswitched.get(), Unswitched::NewestInVmcb);
+    assert_eq!((vcpu.segment(SegmentRegister::Cs).selector, vcpu.vmcb().save.dbgctl), (0x9a00, 0));
+    vcpu.load(&StartState::after_sipi(0));
+    assert_eq!(vcpu.system_call_msrs(), SystemCallMsrs::default());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `make fidelity`: runs three payloads on the bare machine and under Nexit, in every mode on every emulator, and writes
+//! `make fidelity`: runs four payloads on the bare machine and under Nexit, in every mode on every emulator, and writes
 //! the differences to `docs/fidelity.md`.
 //!
 //! `fidelity [--output FILE] [EMULATOR | EMULATOR-COLUMN …]`: QEMU, both versions of Bochs and nested KVM if no name is given,
@@ -105,13 +105,13 @@ impl Page {
             let _ = writeln!(rows, "| {fact} | {places} | {bare} | {under_nexit} | {reason} |");
         }
         format!(
-            "# As on bare metal\n\n`make fidelity` generates this page. Three small programs print one line for each fact: \
+            "# As on bare metal\n\n`make fidelity` generates this page. Four small programs print one line for each fact: \
              `fidelity` of the CPU and its local APIC, `modes` of its modes and deliveries, `features` of what CPUID \
-             announces, of memory and of ports. They run on the bare machine, booted by multiboot, and as guests of Nexit \
+             announces, of memory and of ports, `pair` of what only two CPUs show. They run on the bare machine, booted by multiboot, and as guests of Nexit \
              in each mode, and the lines are compared. `tests/fidelity/differences.toml` lists the permitted differences, \
              with reasons. All machines are emulated, including the bare machine. `nested` is KVM in Linux in Bochs 3; its bare machine is KVM's \
              guest.\n\n\
-             Each group of facts is a module of `tests/payload/src/bin/fidelity`, `…/modes` or `…/features` that its `main.rs` \
+             Each group of facts is a module of `tests/payload/src/bin/fidelity`, `…/modes`, `…/features` or `…/pair` that its `main.rs` \
              calls.\n\n\
              | Emulator | Mode | Facts | Equal | Explained | Not explained |\n|---|---|--:|--:|--:|--:|\n{}\n\
              ## Differences\n\n| Fact | Where | Bare | Under Nexit | Reason |\n|---|---|---|---|---|\n{rows}",

@@ -302,8 +302,7 @@ impl World {
                     self.context(cpu, |context| context.locked(|context| context.init()))
                 }
                 CpuRequest::Start(vector) => {
-                    let start = StartState::after_sipi(vector);
-                    self.cpus[cpu].1.state = start;
+                    self.context(cpu, |context| context.locked(|context| context.start(vector)));
                 }
                 CpuRequest::Nmi => {}
             }

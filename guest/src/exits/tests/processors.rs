@@ -6,6 +6,7 @@ use arch::msr::{
     IA32_X2APIC_DIV_CONF, IA32_X2APIC_ESR, IA32_X2APIC_ICR, IA32_X2APIC_INIT_COUNT,
     IA32_X2APIC_LVT_TIMER, IA32_X2APIC_SELF_IPI,
 };
+use arch::vcpu::{StartState, SystemCallMsrs};
 use arch::{Vector, VectorSet};
 
 use super::*;
@@ -47,6 +48,28 @@ fn init_start_up_and_nmi_are_requests_to_the_other_cpu() {
     let expected = [(1, CpuRequest::Init), (1, CpuRequest::Start(0x99)), (1, CpuRequest::Nmi)];
     assert_eq!(world.machine.requests, expected);
     assert!(world.machine.ipis.is_empty());
+}
+
+#[test]
+fn a_cpu_starts_with_its_signature_and_with_what_init_keeps() {
+    let mut world = of_cpus(2);
+    let calls = SystemCallMsrs { star: 1, lstar: 2, sysenter: [3, 4, 5], ..Default::default() };
+    (world.vcpu.calls, world.vcpu.pat) = (calls, 0x0406);
+    let caching = 3 << 29;
+    world.vcpu.state.cr0 = 0x8000_0031 | caching;
+    (world.vcpu.state.cr4, world.vcpu.state.efer, world.vcpu.state.cr3) = (0x20, 0x500, 0x7000);
+    world.vcpu.state.gpr = [9; 16];
+    let signature = 0x0080_0f12;
+    let highest = CpuidResult { eax: 1, ..CpuidResult::default() };
+    let first = CpuidResult { eax: signature, ..CpuidResult::default() };
+    world.machine.cpuid.extend([((0, 0), highest), ((1, 0), first)]);
+    world.context(|vm| vm).init();
+    world.context(|vm| vm).start(0x9a);
+    let mut expected = StartState::after_sipi(0x9a);
+    expected.gpr[Gpr::Rdx as usize] = signature.into();
+    expected.cr0 |= caching;
+    assert_eq!(world.vcpu.state, expected);
+    assert_eq!((world.vcpu.calls, world.vcpu.pat), (calls, 0x0406));
 }
 
 #[test]
