@@ -89,7 +89,7 @@ pub(crate) fn run<B: Backend>(
 impl<B: Backend> Running<'_, B> {
     fn enter(&mut self, state: &StartState, processor: &Processor) {
         self.vcpu.load(state);
-        self.backend.pass_interrupts(processor.apic, self.instance.policy.mode);
+        processor.apic.accept_all();
         self.arrive(processor);
     }
 
