@@ -19,27 +19,24 @@ use crate::segments;
 global_asm!(
     // 256 stubs of 16 bytes each: make the stack look alike with and without an error code, push
     // the vector, and go on in common code. `push imm32` is spelled in bytes because an assembler
-    // symbol as operand would be taken for a memory address.
+    // symbol as operand would be taken for a memory address. An interrupt of such a vector, which comes
+    // in a window, pushes no error code: there RFLAGS, with IF, stands where CS would, which never has that bit.
     ".pushsection .text.nexit, \"ax\"",
     ".balign 16",
     "nexit_interrupt_stubs:",
     ".set vector, 0",
     ".rept 256",
     "    .balign 16",
-    "    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)",
-    "        .byte 0x6a, 0", // push 0
+    "    .if vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30",
+    "        test byte ptr [rsp + 17], 2",
+    "        jz 2f",
+    "        push 0",
+    "2:      .byte 0x6a", // push imm8
+    "        .byte vector",
+    "    .else",
+    "        .byte 0x6a, 0, 0x68", // push 0, push vector
+    "        .long vector",
     "    .endif",
-    "    .byte 0x68", // push vector
-    "    .long vector",
-    "    jmp nexit_interrupt_common",
-    "    .set vector, vector + 1",
-    ".endr",
-    // 32 more for the vectors 0 to 31 as interrupts, which push no error code.
-    ".set vector, {as_interrupt}",
-    ".rept 32",
-    "    .balign 16",
-    "    .byte 0x6a, 0, 0x68",
-    "    .long vector",
     "    jmp nexit_interrupt_common",
     "    .set vector, vector + 1",
     ".endr",
@@ -57,11 +54,7 @@ global_asm!(
     "    iretq",
     ".popsection",
     handler = sym handle,
-    as_interrupt = const AS_INTERRUPT,
 );
-
-/// Is added to the vectors 0 to 31 where they are interrupts.
-const AS_INTERRUPT: u64 = 0x100;
 
 unsafe extern "C" {
     static nexit_interrupt_stubs: u8;
@@ -119,8 +112,8 @@ impl Gate {
     }
 }
 
-/// The three tables: with stacks of their own for what needs one, without, and for a window of [`take_any_interrupt`].
-static IDT: Once<[[Gate; 256]; 3]> = Once::new();
+/// The two tables: with stacks of their own for what needs one, and without.
+static IDT: Once<[[Gate; 256]; 2]> = Once::new();
 static FATAL: Once<fn(&Frame) -> !> = Once::new();
 /// See [`at_nmi`].
 static AT_NMI: Once<fn()> = Once::new();
@@ -132,8 +125,7 @@ extern "C" fn handle(frame: &mut Frame) {
     const NMI: u64 = 2;
     const INVALID_OPCODE: u64 = 6;
     const GENERAL_PROTECTION: u64 = 13;
-    const LAST_LOW: u64 = AS_INTERRUPT + 31;
-    const MACHINE_CHECK: u64 = AS_INTERRUPT + 18;
+    const MACHINE_CHECK: u64 = 18;
     match frame.vector {
         NMI => {
             frame.rip = crate::sleep::at_nmi(frame.rip);
@@ -144,9 +136,9 @@ extern "C" fn handle(frame: &mut Frame) {
         INVALID_OPCODE | GENERAL_PROTECTION if instructions::landing_pad(frame.rip).is_some() => {
             frame.rip = instructions::landing_pad(frame.rip).unwrap_or(frame.rip);
         }
-        // The one exception that can come in a window; it has no error code either.
+        // The one exception that can come in a window.
         MACHINE_CHECK if machine_check::in_progress() => fatal(frame),
-        vector @ (32..=255 | AS_INTERRUPT..=LAST_LOW) => {
+        vector if vector > 31 || in_window(frame) => {
             // The window's own register, so that no CPU can see another's: see `take_interrupt`.
             frame.rax = vector | TAKEN;
             // One window takes one interrupt: the next stays pending in the local APIC.
@@ -156,8 +148,16 @@ extern "C" fn handle(frame: &mut Frame) {
     }
 }
 
-fn fatal(frame: &mut Frame) -> ! {
-    frame.vector &= 0xff;
+/// Whether it came at the end of a window, with IF = 1 and before CLI, which no exception does. VMRUN's IF is 1, too, but CLI
+/// stands behind it.
+fn in_window(frame: &Frame) -> bool {
+    const CLI: u8 = 0xfa;
+    let open = frame.rflags & arch::register::Rflags::IF.bits() != 0;
+    // SAFETY: the CPU was about to execute it.
+    open && unsafe { *(frame.rip as *const u8) } == CLI
+}
+
+fn fatal(frame: &Frame) -> ! {
     match FATAL.get() {
         Some(fatal) => fatal(frame),
         None => instructions::halt_forever(),
@@ -165,7 +165,8 @@ fn fatal(frame: &mut Frame) -> ! {
 }
 
 /// Opens a window in which this CPU takes the highest external interrupt that is pending, if any. It is
-/// still in service in the local APIC then.
+/// still in service in the local APIC then. Of the vectors 0 to 31, too: a local APIC delivers those from 16 on, and QEMU's
+/// those below (an entry of the local vector table or SELF IPI with such a vector).
 ///
 /// # Safety
 /// Ring 0 with interrupts off, and the handlers are installed on this CPU.
@@ -174,26 +175,6 @@ pub unsafe fn take_interrupt() -> Option<u8> {
     // STI's shadow covers the NOP; the interrupt comes behind it.
     // SAFETY: the handler puts the vector in RAX and comes back with interrupts off.
     unsafe { asm!("sti", "nop", "cli", inout("rax") 0_u64 => seen, options(nostack)) };
-    taken(seen)
-}
-
-/// As [`take_interrupt`], of the vectors 0 to 31 too, which are exceptions everywhere else: for these few instructions
-/// another IDT is in place. A local APIC delivers the vectors 16 to 31; QEMU's delivers those below, too (an entry of the local
-/// vector table or SELF IPI with such a vector).
-///
-/// # Safety
-/// As for [`take_interrupt`].
-pub unsafe fn take_any_interrupt() -> Option<u8> {
-    let [.., table] = IDT.get()?;
-    let window = pointer(table);
-    let mut before = DescriptorTablePointer { limit: 0, base: VirtAddr::zero() };
-    let seen: u64;
-    // SAFETY: as in `take_interrupt`; none of these instructions raises an exception, and the IDT is put back.
-    unsafe {
-        asm!("sidt [{before}]", "lidt [{window}]", "sti", "nop", "cli", "lidt [{before}]",
-            before = in(reg) &raw mut before, window = in(reg) &raw const window,
-            inout("rax") 0_u64 => seen);
-    }
     taken(seen)
 }
 
@@ -211,29 +192,20 @@ pub fn at_nmi(work: fn()) {
 /// own bug.
 pub fn install(fatal: fn(&Frame) -> !) {
     FATAL.call_once(|| fatal);
-    IDT.call_once(|| [table(own_stack), table(|_| 0), table_of_a_window()]);
+    IDT.call_once(|| [table(own_stack), table(|_| 0)]);
     use_own_stacks(false);
 }
 
 /// Whether double faults and machine checks are taken on stacks of their own on the CPU that calls. Its TSS names them: not
 /// while that is a guest's (AMD-V), nor before it is ours.
 pub fn use_own_stacks(yes: bool) {
-    if let Some([with, without, _]) = IDT.get() {
+    if let Some([with, without]) = IDT.get() {
         point_at(if yes { with } else { without });
     }
 }
 
 fn table(stack: fn(usize) -> u8) -> [Gate; 256] {
     core::array::from_fn(|vector| Gate::interrupt(stub(vector), stack(vector)))
-}
-
-/// The vectors 0 to 31 as interrupts, but that of NMIs, which still come.
-fn table_of_a_window() -> [Gate; 256] {
-    const NMI: usize = 2;
-    core::array::from_fn(|vector| {
-        let low = vector < 32 && vector != NMI;
-        Gate::interrupt(stub(if low { vector + 256 } else { vector }), 0)
-    })
 }
 
 fn stub(index: usize) -> u64 {
@@ -266,11 +238,15 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
+    /// CLI, and another.
+    static CODE: [u8; 2] = [0xfa, 0x90];
+
     fn frame(vector: u64) -> Frame {
         let frame = [0_u64; 22];
         // SAFETY: 22 words, of which every value is valid.
         let mut frame: Frame = unsafe { core::mem::transmute(frame) };
         (frame.vector, frame.rflags) = (vector, arch::register::Rflags::IF.bits());
+        frame.rip = (&raw const CODE).addr() as u64;
         frame
     }
 
@@ -297,19 +273,46 @@ mod tests {
     }
 
     #[test]
-    fn in_a_window_for_any_interrupt_the_vectors_to_31_have_stubs_that_expect_no_error_code() {
-        let (usual, window) = (table(|_| 0), table_of_a_window());
-        let handler =
-            |gate: &Gate| gate.low & 0xffff | gate.low >> 32 & 0xffff_0000 | gate.high << 32;
-        for vector in 0..256 {
-            let low = vector < 32 && vector != 2;
-            assert_eq!(handler(&window[vector]) != handler(&usual[vector]), low, "{vector}");
-        }
-        assert_eq!(handler(&window[0]), handler(&usual[255]) + 16, "behind all others");
-        for vector in [0, 8, 12, 15, 16, 17, 30, 31] {
-            let mut low = frame(AS_INTERRUPT + vector);
+    fn in_a_window_a_vector_below_32_is_an_interrupt_too() {
+        // NMI, and machine checks, of which a test cannot ask.
+        for vector in (0..32).filter(|vector| ![2, 18].contains(vector)) {
+            let mut low = frame(vector);
             handle(&mut low);
-            assert_eq!((taken(low.rax), low.rflags), (Some(vector as u8), 0));
+            assert_eq!((taken(low.rax), low.rflags), (Some(vector as u8), 0), "{vector}");
         }
+    }
+
+    #[test]
+    fn an_exception_elsewhere_is_none_though_if_is_set() {
+        let mut elsewhere = frame(14);
+        elsewhere.rip += 1;
+        assert!(!in_window(&elsewhere), "as before VMRUN");
+        let mut closed = frame(14);
+        closed.rflags = 2;
+        assert!(!in_window(&closed));
+    }
+
+    /// What the CPU pushes, from the top of the stack on.
+    const WITHOUT_CODE: [u64; 5] = [0x1234_5678, 8, 0x202, 0x7000, 16];
+
+    #[test]
+    fn a_stub_tells_an_interrupt_from_an_exception_with_an_error_code() {
+        const CODES: [usize; 10] = [8, 10, 11, 12, 13, 14, 17, 21, 29, 30];
+        let table = table(|_| 0);
+        for (vector, gate) in table.iter().enumerate() {
+            let at = gate.low & 0xffff | gate.low >> 32 & 0xffff_0000 | gate.high << 32;
+            // SAFETY: the stubs are code of this program, 16 bytes each.
+            let code = unsafe { *(at as *const [u8; 16]) };
+            let tests = code.starts_with(&[0xf6, 0x44, 0x24, 17, 2, 0x74, 2, 0x6a, 0, 0x6a]);
+            assert_eq!(tests, CODES.contains(&vector), "{vector}");
+            let pushes = if tests { code[10] } else { code[3] };
+            assert_eq!(usize::from(pushes), vector);
+        }
+        // The byte that the test looks at.
+        let byte = |words: &[u64]| words[2].to_le_bytes()[1];
+        assert_eq!(byte(&WITHOUT_CODE) & 2, 2, "RFLAGS of a window");
+        let with_code = [&[0xffff_ffff], &WITHOUT_CODE[..]].concat();
+        assert_eq!(byte(&with_code) & 2, 0, "CS");
+        const { assert!(segments::CODE.0 < 0x200) };
     }
 }

@@ -18,8 +18,7 @@ const SPURIOUS_VECTOR: u64 = 0xff;
 const LVT_MASKED: u64 = 1 << 16;
 /// The timer's divide configuration.
 const DIVIDE_BY_1: u64 = 0xb;
-/// The task-priority threshold in the host's own windows: a guest can send itself vectors 16 to 31,
-/// and in the host's IDT those are exceptions, some with an error code that no interrupt pushes.
+/// The task-priority threshold while no guest has the CPU: nothing below vector 32 is the host's.
 const HOST_PRIORITY: u64 = 0x1f;
 
 /// Proof that this CPU's local APIC is in x2APIC mode. It stays on its CPU: it is neither `Send` nor `Sync`.
@@ -198,7 +197,7 @@ impl LocalApic {
             }
             self.eoi();
             // SAFETY: as in `idle`.
-            unsafe { exceptions::take_any_interrupt() };
+            unsafe { exceptions::take_interrupt() };
         }
         // SAFETY: `self` proves x2APIC mode; the value has no reserved bit.
         unsafe { write_msr(msr::IA32_X2APIC_TPR, HOST_PRIORITY) };

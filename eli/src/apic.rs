@@ -215,6 +215,11 @@ impl VirtualApic {
         Ok(())
     }
 
+    /// The bootstrap processor's bit of an allowed value: Intel's CPUs keep what is written (SDM "IA32_APIC_BASE").
+    pub const fn write_bootstrap(&mut self, value: u64) {
+        self.base = self.base & !BASE_BSP | value & BASE_BSP;
+    }
+
     /// Whether the guest is in x2APIC mode.
     #[must_use]
     pub const fn in_x2apic_mode(&self) -> bool {

@@ -81,8 +81,6 @@ pub(crate) trait Backend: Sized + 'static {
         // SAFETY: as for `idle`.
         unsafe { apic.drain() };
     }
-    /// Prepares the local APIC for a guest that takes its interrupts in `mode`.
-    fn pass_interrupts(&self, apic: LocalApic, mode: InterruptMode);
 }
 
 /// How the other CPUs of a guest interrupt one of its virtual CPUs.
@@ -164,10 +162,6 @@ impl Backend for VtX {
         // SAFETY: as the caller promises; the IDT of every CPU handles NMIs.
         Ok(unsafe { vmx::VmxVcpu::new(&self.0, setup, inbox.0) }?)
     }
-
-    fn pass_interrupts(&self, apic: LocalApic, _: InterruptMode) {
-        apic.accept_all();
-    }
 }
 
 pub(crate) struct AmdV(svm::SvmOn);
@@ -213,13 +207,5 @@ impl Backend for AmdV {
 
     fn release_nmis(&self) {
         self.0.release_nmis();
-    }
-
-    /// In the exiting mode the host takes the interrupts through its own IDT, and the guest's
-    /// priority is virtual (V_TPR).
-    fn pass_interrupts(&self, apic: LocalApic, mode: InterruptMode) {
-        if mode == InterruptMode::Exitless {
-            apic.accept_all();
-        }
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn run<B: Backend>(
 impl<B: Backend> Running<'_, B> {
     /// Its registers are those of its first instruction.
     fn enter(&mut self, processor: &Processor) {
-        self.backend.pass_interrupts(processor.apic, self.instance.policy.mode);
+        processor.apic.accept_all();
         self.arrive(processor);
     }
 

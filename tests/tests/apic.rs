@@ -20,6 +20,7 @@ const CLAIMS: &[&str] = &[
     "in x2APIC mode the page is gone and interrupts arrive",
     "IPIs reach the CPUs that they name and no other",
     "one CPU takes a lowest-priority IPI",
+    "a vector below 32 reaches the CPUs that the IPI names",
     "NMIs reach the CPU that they name",
     "a CPU whose APIC is software-disabled takes NMIs only",
     "an NMI at any moment of an exit arrives",

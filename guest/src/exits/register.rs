@@ -11,7 +11,7 @@ use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::{ApicAction, ApicRead};
 
-use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, exit_count, may_be_in_xcr0};
+use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, Vendor, exit_count, may_be_in_xcr0};
 use crate::msr::{MsrOutcome, Msrs};
 use crate::vm::{Context, CpuState, Guest, Platform, VmLock};
 
@@ -218,6 +218,10 @@ impl<P: Platform> Context<'_, P> {
         let (was_on, bits) =
             (self.cpu.apic.globally_enabled(), self.machine.cpuid(ADDRESS_SIZES, 0));
         let allowed = self.cpu.apic.write_base(value, bits.eax as u8).is_ok();
+        // AMD's CPUs keep the bootstrap processor's bit as it is.
+        if allowed && self.guest.cpuid.vendor() == Vendor::Intel {
+            self.cpu.apic.write_bootstrap(value);
+        }
         let is_on = self.cpu.apic.globally_enabled();
         self.publish_addressing();
         self.cpu.cpuid.show_apic(is_on);

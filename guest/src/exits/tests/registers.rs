@@ -62,6 +62,21 @@ fn the_local_apics_msrs_read_as_the_guests_own() {
 }
 
 #[test]
+fn the_bootstrap_processors_bit_can_be_written_on_intels_cpus_alone() {
+    for (vendor, kept) in [(*b"Genu", 0xfee0_0c00), (*b"Auth", 0xfee0_0d00)] {
+        let mut world = World::with_idt();
+        let leaf = CpuidResult { ebx: u32::from_le_bytes(vendor), ..CpuidResult::default() };
+        world.machine.cpuid.insert((0, 0), leaf);
+        world.guest.cpuid = CpuidPolicy::new(vec![ApicId(0)], &world.machine);
+        world.wrmsr(IA32_APIC_BASE, 0xfee0_0c00);
+        assert_eq!(world.vcpu.injected, None);
+        assert_eq!(rdmsr(&mut world, IA32_APIC_BASE), Some(kept));
+        world.wrmsr(IA32_APIC_BASE, 0xfee0_0e00);
+        assert_eq!(rdmsr(&mut world, IA32_APIC_BASE), Some(kept), "refused");
+    }
+}
+
+#[test]
 fn an_apic_that_is_switched_off_leaves_no_timer_running() {
     let mut world = World::with_idt();
     let timer = [(IA32_X2APIC_LVT_TIMER, 0x2_00ec), (IA32_X2APIC_INIT_COUNT, 7)];

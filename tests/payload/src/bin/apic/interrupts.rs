@@ -14,8 +14,10 @@ pub(crate) const MIDDLE: u8 = 0x51;
 pub(crate) const HIGH: u8 = 0x61;
 pub(crate) const TIMER: u8 = 0x71;
 pub(crate) const UNENDED: u8 = 0x52;
+/// Of the lowest class that there is, whose vectors are exceptions, too.
+pub(crate) const LOWEST_CLASS: u8 = 20;
 
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 static TAKEN: [[AtomicU32; KINDS]; 2] = [const { [const { AtomicU32::new(0) }; KINDS] }; 2];
 /// TSC at the last NMI of CPU 1.
 pub(crate) static NMI_AT: AtomicU64 = AtomicU64::new(0);
@@ -27,6 +29,7 @@ fn kind(vector: u8) -> usize {
         HIGH => 2,
         TIMER => 3,
         UNENDED => 4,
+        LOWEST_CLASS => 6,
         _ => 5,
     }
 }
@@ -69,6 +72,7 @@ pub(crate) fn load<const CPU: usize>() {
     table[HIGH].set_handler_fn(device::<CPU, HIGH>);
     table[TIMER].set_handler_fn(device::<CPU, TIMER>);
     table[UNENDED].set_handler_fn(device::<CPU, UNENDED>);
+    table.virtualization.set_handler_fn(device::<CPU, LOWEST_CLASS>);
     let pointer = x86_64::structures::DescriptorTablePointer {
         limit: (size_of::<InterruptDescriptorTable>() - 1) as u16,
         base: VirtAddr::from_ptr(table),

@@ -15,7 +15,7 @@ use x86_64::registers::control::Cr3;
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::SegmentSelector;
 
-use crate::interrupts::{MIDDLE, NMI_AT, load, taken};
+use crate::interrupts::{LOWEST_CLASS, MIDDLE, NMI_AT, load, taken};
 use crate::local::{
     CURRENT_COUNT, DFR, DISABLED, DIVIDE, ENABLED, INITIAL_COUNT, LDR, LVT_TIMER, Local, PAGE, SVR,
     X2APIC, XAPIC,
@@ -198,6 +198,7 @@ pub(crate) fn all() {
     let cluster = [(0x11, [1, 0]), (0x22, [0, 1]), (0x21, [0, 0]), (0x13, [1, 0]), (0xf3, [1, 1])];
     check("cluster model", &cluster.map(|(set, who)| (set, LOGICAL | FIXED, who)));
     one_of_two_takes_lowest_priority("cluster model", 0xff);
+    lowest_class_arrives("xAPIC mode");
     nmis_arrive("xAPIC mode");
     off_takes_nmis_only();
     order(TAKE_X2APIC);
@@ -207,6 +208,7 @@ pub(crate) fn all() {
     let logical = [(1, [1, 0]), (2, [0, 1]), (3, [1, 1]), (0x1_0003, [0, 0]), (u32::MAX, [1, 1])];
     check("x2APIC clusters", &logical.map(|(set, who)| (set, LOGICAL | FIXED, who)));
     one_of_two_takes_lowest_priority("x2APIC mode", 3);
+    lowest_class_arrives("x2APIC mode");
     nmis_arrive("x2APIC mode");
     nmis_at_any_moment_arrive_soon();
     starts_and_restarts("x2APIC mode");
@@ -247,6 +249,16 @@ fn one_of_two_takes_lowest_priority(mode: &str, set: u32) {
     let seen = arrivals(MIDDLE, 1, || BOTH[0].send(set, LOGICAL | LOWEST));
     let one = seen.iter().sum::<u32>() == 1;
     verdict("one CPU takes a lowest-priority IPI", one, format_args!("{mode}: {seen:?}"));
+}
+
+fn lowest_class_arrives(mode: &str) {
+    const HOW: u32 = 1 << 14 | LOWEST_CLASS as u32;
+    let seen = [(1, HOW), (0, OTHERS | HOW), (0, ALL | HOW), (0, HOW)].map(|(to, how)| {
+        arrivals(LOWEST_CLASS, 1 + u32::from(how & 3 << 18 == ALL), || BOTH[0].send(to, how))
+    });
+    let right = seen == [[0, 1], [0, 1], [1, 1], [1, 0]];
+    let claim = "a vector below 32 reaches the CPUs that the IPI names";
+    verdict(claim, right, format_args!("{mode}: {seen:?}"));
 }
 
 fn nmis_arrive(mode: &str) {

@@ -1,7 +1,7 @@
 //! The local APIC: its registers in both modes, priorities by TPR and by CR8, EOI.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch::Hpa;
 use arch::msr::IA32_APIC_BASE;
@@ -9,7 +9,7 @@ use cpu::instructions::{cpuid, read_msr, write_msr};
 use cpu::physical::pointer;
 
 use crate::fact;
-use crate::trap::{self, Told};
+use crate::trap::{self, Seen, Told};
 
 pub(crate) const TPR: u16 = 0x80;
 pub(crate) const PPR: u16 = 0xa0;
@@ -18,9 +18,9 @@ const SVR: u16 = 0xf0;
 pub(crate) const ICR: u16 = 0x300;
 const TIMER: u16 = 0x320;
 const INITIAL_COUNT: u16 = 0x380;
-const PAGE: u64 = 0xfee0_0000;
-const ENABLE: u64 = 1 << 11;
-const X2APIC: u64 = 1 << 10;
+pub(crate) const PAGE: u64 = 0xfee0_0000;
+pub(crate) const ENABLE: u64 = 1 << 11;
+pub(crate) const X2APIC: u64 = 1 << 10;
 
 /// The handlers end their interrupts themselves.
 static ENDS: AtomicBool = AtomicBool::new(true);
@@ -57,6 +57,51 @@ pub(crate) fn write(register: u16, value: u32) {
     }
 }
 
+/// What [`attempt`] writes: the register, and the value.
+static WHERE: AtomicU64 = AtomicU64::new(0);
+static VALUE: AtomicU64 = AtomicU64::new(0);
+
+/// Writes a register, in x2APIC mode all its 64 bits; what is raised.
+pub(crate) fn attempt(register: u16, value: u64) -> Option<Seen> {
+    WHERE.store(register.into(), Ordering::Relaxed);
+    VALUE.store(value, Ordering::Relaxed);
+    trap::run(write_all, 0)
+}
+
+extern "C" fn write_all(_: u64) {
+    let (register, value) = (WHERE.load(Ordering::Relaxed), VALUE.load(Ordering::Relaxed));
+    if in_x2apic_mode() {
+        // SAFETY: a #GP ends it.
+        unsafe { write_msr(0x800 + (register as u32 >> 4), value) };
+    } else {
+        write(register as u16, value as u32);
+    }
+}
+
+/// Which bits of a register are kept and which are refused, one at a time beside these. One that cannot be read keeps
+/// none.
+pub(crate) fn bits(register: u16, with: u64) -> [u64; 2] {
+    let (mut kept, mut refused) = (0, 0);
+    for bit in 0..if in_x2apic_mode() { 64 } else { 32 } {
+        let value = with ^ 1 << bit;
+        if attempt(register, value).is_some() {
+            refused |= 1 << bit;
+        } else if register != EOI && u64::from(read(register)) >> bit & 1 == value >> bit & 1 {
+            kept |= 1 << bit;
+        }
+    }
+    [kept, refused]
+}
+
+/// Whether the handlers end their interrupts themselves.
+pub(crate) fn ends(themselves: bool) {
+    ENDS.store(themselves, Ordering::Relaxed);
+}
+
+pub(crate) fn end() {
+    write(EOI, 0);
+}
+
 /// An interrupt has come.
 pub(crate) fn came(_: u8) {
     if ENDS.load(Ordering::Relaxed) {
@@ -90,7 +135,8 @@ pub(crate) fn set_cr8(value: u64) {
 pub(crate) fn enter_xapic_mode() {
     if in_x2apic_mode() {
         // A guest of Nexit begins in x2APIC mode.
-        for value in [PAGE, PAGE | ENABLE] {
+        let off = base() & !(ENABLE | X2APIC);
+        for value in [off, off | ENABLE] {
             // SAFETY: the payload's own.
             unsafe { write_msr(IA32_APIC_BASE, value) };
         }
@@ -101,6 +147,15 @@ pub(crate) fn enter_xapic_mode() {
 /// Enables it in whatever mode it is.
 pub(crate) fn enable() {
     write(SVR, 0x1ff);
+}
+
+pub(crate) fn of_intel() -> bool {
+    cpuid(0, 0).ebx.to_le_bytes() == *b"Genu"
+}
+
+/// Software-disables it.
+pub(crate) fn disable() {
+    write(SVR, 0xff);
 }
 
 pub(crate) fn enter_x2apic_mode() {
@@ -246,7 +301,7 @@ pub(crate) fn errors() {
     told("vector 15 by the shorthand", 0x4_000f);
     if in_x2apic_mode() {
         told("vector 5 by SELF IPI", SELF_IPI | 5);
-    } else if cpuid(0, 0).ebx.to_le_bytes() == *b"Genu" {
+    } else if of_intel() {
         // QEMU, which has the AMD CPU here, keeps this error in ESR for ever.
         told("a register that is not there is read", READ | 0x40);
         told("a register that is not there is written", WRITE | 0x3f0);

@@ -5,19 +5,24 @@
 #![no_std]
 #![no_main]
 
+mod apic_base;
 mod clocks;
 mod debug;
 mod exceptions;
+mod ipi;
 mod local;
+mod lvt;
 mod nmi;
 mod processor;
 mod protected;
+mod reserved;
 mod start;
 mod system;
 mod tables;
 mod tasks;
 mod timer;
 mod trap;
+mod vectors;
 
 use arch::machine::Width;
 use cpu::instructions::port_write;
@@ -48,8 +53,13 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     timer::all();
     local::errors();
     nmi::all();
+    lvt::all();
+    reserved::all();
+    ipi::all();
+    vectors::all();
+    apic_base::in_xapic_mode();
     tasks::all();
-    local::enter_x2apic_mode();
+    apic_base::to_x2apic_mode();
     local::registers();
     local::msrs();
     local::priorities();
@@ -57,7 +67,13 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     timer::all();
     local::errors();
     nmi::all();
+    lvt::all();
+    reserved::all();
+    ipi::all();
+    vectors::all();
+    apic_base::in_x2apic_mode();
     local::off_and_on();
+    apic_base::off_and_on();
     say!("done");
     power_off()
 }

@@ -45,6 +45,12 @@ pub(crate) fn came(frame: &mut Frame) {
     DEPTH.fetch_sub(1, Ordering::Relaxed);
 }
 
+/// How many have come since the last call.
+pub(crate) fn count() -> u64 {
+    DEEPEST.store(0, Ordering::Relaxed);
+    CAME.swap(0, Ordering::Relaxed)
+}
+
 /// Sends one NMI, whose handler sends as it is told; how many came, and how deep.
 fn served(sends: u64) -> [u64; 2] {
     SENDS.store(sends, Ordering::Relaxed);

@@ -206,6 +206,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// EIP there, from the task's first instruction on.
+    pub(crate) fn place_in_c(&self) -> u32 {
+        self.saved_in_c(0x20).wrapping_sub(protected_task_c as *const () as u32)
+    }
+
     /// Words of task C's TSS as they were left there.
     pub(crate) fn saved_in_c(&self, at: usize) -> u32 {
         let mut bytes = [0; 4];

@@ -107,6 +107,12 @@ pub(crate) fn set_gate(vector: u8, selector: u64, flags: u64) {
     TABLE.set_gate(vector, address, selector, flags);
 }
 
+/// The same, with the stub of another vector: what comes is told of as that.
+pub(crate) fn set_gate_of(vector: u8, other: u8) {
+    let address = fidelity_stubs as *const () as u64 + 16 * u64::from(other);
+    TABLE.set_gate(vector, address, 8, GATE);
+}
+
 /// An interrupt gate, present.
 pub(crate) const GATE: u64 = INTERRUPT_GATE;
 
