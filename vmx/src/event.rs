@@ -44,6 +44,11 @@ impl InterruptionInformation {
         }
     }
 
+    /// The field says NMI.
+    pub(crate) const fn is_nmi(self) -> bool {
+        self.valid() && matches!(self.kind(), Some(EventKind::Nmi))
+    }
+
     /// Bit 12 of VM-exit interruption information: the fault hit an IRET that had already ended
     /// blocking by NMI.
     pub(crate) const fn nmi_unblocking_due_to_iret(self) -> bool {
@@ -120,6 +125,17 @@ mod tests {
         EventKind::PrivilegedSoftwareException,
         EventKind::SoftwareException,
     ];
+
+    /// What an instruction sends itself is given to the entry before its trap is known.
+    #[test]
+    fn of_all_events_that_are_injected_an_nmi_alone_is_one() {
+        for kind in KINDS {
+            let event = Event { vector: Vector(2), kind, error_code: None, instruction_length: 0 };
+            let (information, _) = injection(event, true);
+            assert_eq!(information.is_nmi(), kind == EventKind::Nmi, "{kind:?}");
+        }
+        assert!(!InterruptionInformation(2 << 8 | 2).is_nmi(), "nothing is injected");
+    }
 
     proptest! {
         #[test]

@@ -226,6 +226,20 @@ impl Seen {
     }
 }
 
+/// The same, and instruction pointers in the payload's own code as that: where it lies a compiler decides.
+pub(crate) struct Placeless(pub(crate) Seen);
+
+impl fmt::Display for Placeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As offsets from the body; DR6 is above.
+        const OWN: core::ops::Range<u32> = 0xff00_0000..0xffff_0000;
+        for note in self.0.notes.iter().take(self.0.count) {
+            if OWN.contains(note) { write!(f, "own ")? } else { write!(f, "{note:x} ")? }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.count == 0 {

@@ -5,8 +5,8 @@ use cpu::physical::pointer;
 
 use crate::fact;
 use crate::protected::{
-    CODE_ABSENT, CODE_SHORT, DATA, DATA_ABSENT, GATE_B, READ_ONLY, TASK_A, TASK_ABSENT, TASK_B,
-    TASK_C, TASK_D, TASK_SHORT, Trial, handler, pae_tables,
+    CODE_ABSENT, CODE_SHORT, DATA, DATA_ABSENT, GATE_B, Placeless, READ_ONLY, TASK_A, TASK_ABSENT,
+    TASK_B, TASK_C, TASK_D, TASK_SHORT, Trial, handler, pae_tables,
 };
 
 const fn far(opcode: u8, selector: u16) -> [u8; 7] {
@@ -180,23 +180,23 @@ fn stepped(code: &[u8]) -> [u8; 18] {
 /// Single steps over a switch and into a task, the debug trap bit with them, and what is left of the local breakpoints.
 fn debugging() {
     // Back in A, TF is set: #DB comes behind one of the NOPs. No debug trap bit with a task gate for #DB: Bochs ends there.
-    fact!("task: a single step over CALL"; "{}", Trial::new(&stepped(&call(TASK_B))).run());
-    fact!("task: a single step over CALL by a task gate"; "{}", Trial::new(&stepped(&call(GATE_B))).run());
+    fact!("task: a single step over CALL"; "{}", Placeless(Trial::new(&stepped(&call(TASK_B))).run()));
+    fact!("task: a single step over CALL by a task gate"; "{}", Placeless(Trial::new(&stepped(&call(GATE_B))).run()));
     fact!("task: a single step over JMP"; "{}",
-        Trial::new(&stepped(&jump(TASK_B))).by_task(&[], handler::JUMP).run());
+        Placeless(Trial::new(&stepped(&jump(TASK_B))).by_task(&[], handler::JUMP).run()));
     fact!("task: a single step over INT n by a task gate"; "{}",
-        Trial::new(&stepped(&[0xcd, 0x40])).by_task(&[0x40], 0).run());
+        Placeless(Trial::new(&stepped(&[0xcd, 0x40])).by_task(&[0x40], 0).run()));
     fact!("task: a single step over #UD by a task gate"; "{}",
-        Trial::new(&stepped(&[0x0f, 0x0b])).by_task(&[6], handler::SKIP).run());
+        Placeless(Trial::new(&stepped(&[0x0f, 0x0b])).by_task(&[6], handler::SKIP).run()));
     fact!("task: a single step by a task gate"; "{}",
-        Trial::new(&stepped(&[0x9c, 0x80, 0x64, 0x24, 1, 0xfe, 0x9d])).by_task(&[1], 0).run());
+        Placeless(Trial::new(&stepped(&[0x9c, 0x80, 0x64, 0x24, 1, 0xfe, 0x9d])).by_task(&[1], 0).run()));
     let both = || Trial::new(&call(TASK_C)).with(0x24, 0x102);
-    fact!("task: CALL to a task with TF"; "{}", both().run());
-    fact!("task: CALL to a task with TF and the debug trap bit"; "{}", both().with(0x64, 0x68_0001).run());
+    fact!("task: CALL to a task with TF"; "{}", Placeless(both().run()));
+    fact!("task: CALL to a task with TF and the debug trap bit"; "{}", Placeless(both().with(0x64, 0x68_0001).run()));
     fact!("task: a single step over CALL to a task with the debug trap bit"; "{}",
-        Trial::new(&stepped(&call(TASK_C))).with(0x64, 0x68_0001).run());
+        Placeless(Trial::new(&stepped(&call(TASK_C))).with(0x64, 0x68_0001).run()));
     fact!("task: the debug trap bit, and a fault of the task"; "{}",
-        Trial::new(&call(TASK_C)).with(0x64, 0x68_0001).with(0x54, DATA_ABSENT.into()).run());
+        Placeless(Trial::new(&call(TASK_C)).with(0x64, 0x68_0001).with(0x54, DATA_ABSENT.into()).run()));
     // MOV EAX, value; MOV DR7, EAX; CALL; MOV EAX, DR7. Nothing lies at the breakpoints: they are at 0.
     let code = |value: u32| {
         let mut code = [0; 18];
@@ -208,7 +208,7 @@ fn debugging() {
         code
     };
     for value in [0x455, 0x4aa, 0x7ff, 0x1111_0700] {
-        fact!("task: DR7 = {value:x} behind CALL and IRET"; "{}", Trial::new(&code(value)).telling().run());
+        fact!("task: DR7 = {value:x} behind CALL and IRET"; "{}", Placeless(Trial::new(&code(value)).telling().run()));
         Trial::new(&code(0x400)).run();
     }
 }
