@@ -22,6 +22,7 @@ const STEP_IF: [u8; 6] = [0x68, 2, 3, 0, 0, 0x9d];
 pub(crate) fn all() {
     non_maskable();
     steps();
+    halted();
     transfers();
 }
 
@@ -147,6 +148,42 @@ fn steps() {
         let trial = Trial { interrupt: WAITS, rflags: rflags | TF, returns, ..Trial::new(&[]) };
         let code = join(&[code]);
         fact!("events: a single step over {name}, and an interrupt waits"; "{}", Trial { code: &code, ..trial }.run());
+    }
+}
+
+/// HLT in a single step, and later the local APIC's timer.
+fn halted() {
+    const LVT_TIMER: u32 = 0x832;
+    const INITIAL_COUNT: u32 = 0x838;
+    const DIVIDE: u32 = 0x83e;
+    const END: u32 = 0x80b;
+    const PERIODIC: u64 = 1 << 17;
+    const MASKED: u64 = 1 << 16;
+    const BY_1: u64 = 11;
+    const HALT: u64 = 20;
+    // MOV ECX, INITIAL_COUNT; MOV EAX, 40 000 000; XOR EDX, EDX; WRMSR.
+    let start: [u8; 14] = [0xb9, 0x38, 8, 0, 0, 0xb8, 0, 0x5a, 0x62, 2, 0x31, 0xd2, 0x0f, 0x30];
+    for (name, flags) in [
+        ("a single step over HLT, then the timer", &STEP_IF),
+        ("HLT, then the timer", &[0x68, 2, 2, 0, 0, 0x9d]),
+    ] {
+        let code = join(&[&start, flags, &[0xf4]]);
+        // Where the timer was quicker, once more.
+        for last in [false, false, false, false, true] {
+            // SAFETY: a vector with a handler.
+            unsafe { write_msr(DIVIDE, BY_1) };
+            // SAFETY: as above.
+            unsafe { write_msr(LVT_TIMER, PERIODIC | u64::from(WAITS)) };
+            let seen = Trial { returns: 2, ..Trial::new(&code) }.run();
+            for (msr, value) in [(INITIAL_COUNT, 0), (LVT_TIMER, MASKED), (END, 0)] {
+                // SAFETY: the timer is not needed any more.
+                unsafe { write_msr(msr, value) };
+            }
+            if last || seen.first().is_some_and(|(_, at)| at > HALT) {
+                fact!("events: {name}"; "{seen}");
+                break;
+            }
+        }
     }
 }
 
