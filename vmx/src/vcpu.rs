@@ -16,7 +16,7 @@ use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary, SWITCHED};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
-use crate::event::{InterruptionInformation, injection, interruptibility, is_fault};
+use crate::event::{InterruptionInformation, injection, interruptibility, is_fault, nmi_waits};
 use crate::field::{self, Readable};
 use crate::msr_lists::{self, MsrLists};
 use crate::posted::Posting;
@@ -299,10 +299,8 @@ impl VmxVcpu {
         let before = InterruptionInformation(field);
         if event.kind == EventKind::Nmi {
             let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
-            let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
-            if blocked || before.valid() || self.others_first {
-                // An instruction that exits may end the shadow, and interrupts are looked at before the window is.
-                self.others_first |= state & BLOCKING_BY_NMI == 0;
+            if let Some(first) = nmi_waits(state, before, self.others_first) {
+                self.others_first |= first;
                 return self.let_nmi_wait();
             }
         } else if before.is_nmi() {
