@@ -44,10 +44,6 @@ fn nobody() {
     write(0xa1, Width::Byte, 0xa5);
     fact!("chipset: the second 8259's mask, by byte"; "{:#x}", byte(0xa1));
     write(0xa1, Width::Byte, 0xff);
-    for (port, what) in [(0x80, "POST"), (0xed, "a delay")] {
-        write(port, Width::Byte, 0x5a);
-        fact!("chipset: the port for {what} can be written"; "{}", true);
-    }
 }
 
 /// 0x61 and 0x92.
