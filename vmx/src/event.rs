@@ -6,6 +6,8 @@ use arch::Vector;
 use arch::exit::Vectoring;
 use arch::vcpu::{Event, EventKind, exception};
 
+use crate::vcpu::{BLOCKING_BY_NMI, BLOCKING_BY_STI_OR_MOV_SS};
+
 /// Bit 31 of every interruption-information field.
 const VALID: u32 = 1 << 31;
 /// Bit 11: an error code comes with it.
@@ -44,6 +46,11 @@ impl InterruptionInformation {
         }
     }
 
+    /// The field says NMI.
+    pub(crate) const fn is_nmi(self) -> bool {
+        self.valid() && matches!(self.kind(), Some(EventKind::Nmi))
+    }
+
     /// Bit 12 of VM-exit interruption information: the fault hit an IRET that had already ended
     /// blocking by NMI.
     pub(crate) const fn nmi_unblocking_due_to_iret(self) -> bool {
@@ -77,6 +84,20 @@ pub(crate) const fn interruptibility(event: Event, state: u32) -> u32 {
         | EventKind::PrivilegedSoftwareException
         | EventKind::SoftwareException => state,
     }
+}
+
+/// Whether an NMI waits for its window: where an NMI or a shadow blocks it, where another event is injected, and behind what
+/// comes first. `Some(true)`: it comes before an interrupt even if an instruction that exits ends the shadow, as
+/// interrupts are looked at before the window is (SDM "Priority Among Concurrent Events").
+pub(crate) const fn nmi_waits(
+    state: u32,
+    injected: InterruptionInformation,
+    others_first: bool,
+) -> Option<bool> {
+    let by_nmi = state & BLOCKING_BY_NMI != 0;
+    let waits =
+        by_nmi || state & BLOCKING_BY_STI_OR_MOV_SS != 0 || injected.valid() || others_first;
+    if waits { Some(!by_nmi) } else { None }
 }
 
 /// Whether RFLAGS has RF = 1 in the frame that `event` leaves: a fault's has, so that an instruction breakpoint is not
@@ -120,6 +141,33 @@ mod tests {
         EventKind::PrivilegedSoftwareException,
         EventKind::SoftwareException,
     ];
+
+    #[test]
+    fn an_nmi_that_waits_comes_before_an_interrupt_but_where_an_nmi_blocks_it() {
+        const NOTHING: InterruptionInformation = InterruptionInformation(0);
+        const SHADOWS: [u32; 2] = [1, 2];
+        const NMI: u32 = 8;
+        assert_eq!(nmi_waits(0, NOTHING, false), None);
+        for shadow in SHADOWS {
+            assert_eq!(nmi_waits(shadow, NOTHING, false), Some(true), "{shadow}");
+            // Its handler may have interrupts on.
+            assert_eq!(nmi_waits(NMI | shadow, NOTHING, false), Some(false), "{shadow}");
+        }
+        assert_eq!(nmi_waits(NMI, NOTHING, false), Some(false));
+        assert_eq!(nmi_waits(0, InterruptionInformation(VALID), false), Some(true));
+        assert_eq!(nmi_waits(0, NOTHING, true), Some(true));
+    }
+
+    /// What an instruction sends itself is given to the entry before its trap is known.
+    #[test]
+    fn of_all_events_that_are_injected_an_nmi_alone_is_one() {
+        for kind in KINDS {
+            let event = Event { vector: Vector(2), kind, error_code: None, instruction_length: 0 };
+            let (information, _) = injection(event, true);
+            assert_eq!(information.is_nmi(), kind == EventKind::Nmi, "{kind:?}");
+        }
+        assert!(!InterruptionInformation(2 << 8 | 2).is_nmi(), "nothing is injected");
+    }
 
     proptest! {
         #[test]

@@ -12,6 +12,7 @@ use arch::{Hpa, Vector};
 use crate::capability::ept_pointer;
 use crate::controls::Primary;
 use crate::decode::{Snapshot, decode};
+use crate::event::InterruptionInformation;
 use crate::field;
 use crate::vcpu::{BLOCKING_BY_STI_OR_MOV_SS, VmxVcpu};
 
@@ -75,7 +76,18 @@ impl VmxVcpu {
     fn await_trap(&mut self, conditions: u64) {
         let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG_EXCEPTIONS);
         self.vmcs.write(field::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | conditions);
-        self.trap_waits = true;
+        self.others_first = true;
+        self.give_way();
+    }
+
+    /// An NMI that the instruction itself has sent comes behind its traps (SDM "Priority Among Concurrent Events"), which an
+    /// entry that injects would drop: it waits for its window, before which pending debug exceptions come.
+    fn give_way(&mut self) {
+        let injected = self.vmcs.read(field::VM_ENTRY_INTERRUPTION_INFORMATION);
+        if InterruptionInformation(injected).is_nmi() {
+            self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
+            self.let_nmi_wait();
+        }
     }
 
     /// The guest's debug registers, if gdb's are not in their place.

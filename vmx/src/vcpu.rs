@@ -16,7 +16,7 @@ use crate::control_register::{OwnedBits, efer_with_lma, mov_to};
 use crate::controls::{EntryControls, Primary, SWITCHED};
 use crate::decode::{Snapshot, decode, reason};
 use crate::enable::VmxOn;
-use crate::event::{InterruptionInformation, injection, interruptibility, is_fault};
+use crate::event::{InterruptionInformation, injection, interruptibility, is_fault, nmi_waits};
 use crate::field::{self, Readable};
 use crate::msr_lists::{self, MsrLists};
 use crate::posted::Posting;
@@ -48,8 +48,8 @@ pub struct VmxVcpu {
     pub(crate) ept_pointer: u64,
     /// An NMI waits until the guest's own blocking by NMI ends.
     pending_nmi: bool,
-    /// A debug exception was made pending since the last exit: it comes before an interrupt.
-    pub(crate) trap_waits: bool,
+    /// Since the last exit a debug exception was made pending, or an NMI that no NMI blocks: it comes before an interrupt.
+    pub(crate) others_first: bool,
     /// What the preemption timer counts down from.
     pub(crate) timer_count: u32,
     pub(crate) virtual_apic: Option<VirtualApic>,
@@ -99,7 +99,7 @@ impl VmxVcpu {
             cr4: OwnedBits::cr4(&features.capabilities, setup.cr4),
             ept_pointer: ept_pointer(setup.nested_root),
             pending_nmi: false,
-            trap_waits: false,
+            others_first: false,
             timer_count: 0,
             virtual_apic,
             tpr_threshold: 0,
@@ -125,7 +125,7 @@ impl VmxVcpu {
         let snapshot = self.snapshot();
         let entered = status == run::status::EXITED && !snapshot.entry_failed();
         if entered {
-            self.trap_waits = false;
+            self.others_first = false;
             self.restore_nmi_blocking(&snapshot);
         }
         if let Some(step) = step
@@ -299,17 +299,17 @@ impl VmxVcpu {
         let before = InterruptionInformation(field);
         if event.kind == EventKind::Nmi {
             let state = self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE);
-            let blocked = state & (BLOCKING_BY_NMI | BLOCKING_BY_STI_OR_MOV_SS) != 0;
-            if blocked || before.valid() || self.trap_waits {
+            if let Some(first) = nmi_waits(state, before, self.others_first) {
+                self.others_first |= first;
                 return self.let_nmi_wait();
             }
-        } else if before.valid() && before.kind() == Some(EventKind::Nmi) {
+        } else if before.is_nmi() {
             self.let_nmi_wait();
         }
         self.inject_now(event);
     }
 
-    fn let_nmi_wait(&mut self) {
+    pub(crate) fn let_nmi_wait(&mut self) {
         self.pending_nmi = true;
         self.set_primary(Primary::NMI_WINDOW_EXITING, true);
     }
@@ -337,7 +337,7 @@ impl VmxVcpu {
     pub(crate) fn drop_events(&mut self) {
         self.vmcs.write(field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
         self.pending_nmi = false;
-        self.trap_waits = false;
+        self.others_first = false;
         self.set_primary(SWITCHED, false);
     }
 
@@ -361,12 +361,12 @@ impl VmxVcpu {
         }
     }
 
-    /// Whether an interrupt can be taken at the next entry. A debug exception that waits comes first, and would
+    /// Whether an interrupt can be taken at the next entry. A debug exception or an NMI that waits comes first, and the one would
     /// not come at all with an interrupt that is injected (SDM "Delivery of Pending Debug Exceptions after VM Entry").
     pub(crate) fn can_take_interrupt(&self) -> bool {
         let shadow =
             self.vmcs.read(field::GUEST_INTERRUPTIBILITY_STATE) & BLOCKING_BY_STI_OR_MOV_SS;
-        shadow == 0 && self.rflags() & Rflags::IF.bits() != 0 && !self.trap_waits
+        shadow == 0 && self.rflags() & Rflags::IF.bits() != 0 && !self.others_first
     }
 
     /// VMLAUNCH or VMRESUME itself failed.

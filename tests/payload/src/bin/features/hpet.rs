@@ -10,7 +10,7 @@ const MAX_TABLES: u64 = 64;
 /// Femtoseconds of a tick at most (IA-PC HPET "General Capabilities and ID Register").
 const LONGEST_PERIOD: u32 = 0x05f5_e100;
 
-fn read<T: Copy>(at: u64) -> T {
+pub(crate) fn read<T: Copy>(at: u64) -> T {
     // SAFETY: the first 4 GiB are mapped onto themselves, and firmware's tables may be read.
     unsafe { (at as *const T).read_unaligned() }
 }
@@ -21,7 +21,7 @@ fn pointer() -> Option<u64> {
 }
 
 /// The table of this name.
-fn table(name: [u8; 4]) -> Option<u64> {
+pub(crate) fn table(name: [u8; 4]) -> Option<u64> {
     let pointer = pointer()?;
     let extended: u64 = if read::<u8>(pointer + 15) >= 2 { read(pointer + 24) } else { 0 };
     let (root, width) =

@@ -6,12 +6,14 @@
 #![no_main]
 
 mod adjust;
+mod chipset;
 mod control;
 mod hpet;
 mod pages;
 mod paging;
 mod ports;
 mod protect;
+mod reserved;
 mod trial;
 mod xsave;
 
@@ -38,6 +40,8 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     ports::all();
     adjust::all();
     hpet::all();
+    chipset::all();
+    reserved::all();
     say!("done");
     power_off()
 }

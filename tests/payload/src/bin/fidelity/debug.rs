@@ -1,6 +1,9 @@
 //! Debug exceptions: what DR6 and DR7 say in the handler, and in its frame. No data breakpoint in a single step: QEMU
 //! ends there (`bql_lock_impl: assertion failed`).
 
+mod breakpoints;
+mod registers;
+
 use core::arch::asm;
 
 use crate::fact;
@@ -73,6 +76,8 @@ pub(crate) fn all() {
         told(trial, at);
     }
     accesses();
+    registers::all();
+    breakpoints::all();
 }
 
 /// Name, code, DR0, and DR6 and DR7 before.

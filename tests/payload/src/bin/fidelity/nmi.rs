@@ -71,6 +71,13 @@ pub(crate) fn all() {
     // An interrupt that the handler sends waits for IRET, too, and comes behind the NMI that waits.
     fact!("nmi: {mode}: one and an interrupt sent in the handler, IF = 0"; "{:?}", served(1 | INTERRUPT));
     fact!("nmi: {mode}: the interrupt comes with IF = 1"; "{}", trap::listen());
+    // INT 2 blocks nothing: what its handler sends comes in it.
+    SENDS.store(1, Ordering::Relaxed);
+    // SAFETY: the handler is that of NMIs.
+    unsafe { asm!("int 2") };
+    trap::wait();
+    let counts = [&CAME, &DEEPEST].map(|counter| counter.swap(0, Ordering::Relaxed));
+    fact!("nmi: {mode}: INT 2, and one sent in its handler"; "{counts:?}");
     // With IF = 1.
     SENDS.store(1 | INTERRUPT, Ordering::Relaxed);
     // SAFETY: the handlers take whatever comes.

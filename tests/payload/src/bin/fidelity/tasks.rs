@@ -5,8 +5,8 @@ use cpu::physical::pointer;
 
 use crate::fact;
 use crate::protected::{
-    CODE_ABSENT, CODE_SHORT, DATA, DATA_ABSENT, GATE_B, READ_ONLY, TASK_A, TASK_ABSENT, TASK_B,
-    TASK_C, TASK_D, TASK_SHORT, Trial, handler, pae_tables,
+    CODE_ABSENT, CODE_SHORT, DATA, DATA_ABSENT, GATE_B, Placeless, READ_ONLY, TASK_A, TASK_ABSENT,
+    TASK_B, TASK_C, TASK_D, TASK_SHORT, Trial, handler, pae_tables,
 };
 
 const fn far(opcode: u8, selector: u16) -> [u8; 7] {
@@ -40,6 +40,7 @@ pub(crate) fn all() {
     faults_behind();
     paging();
     virtual_8086();
+    debugging();
 }
 
 fn switches() {
@@ -165,6 +166,50 @@ fn paging() {
     let mut trial = Trial::new(&call(TASK_B));
     trial.cr3 = own;
     fact!("task: CALL with paging, to a task that says what it sees"; "{}", trial.run());
+}
+
+/// PUSHFD; TF in it; POPFD; `code`; NOPs.
+fn stepped(code: &[u8]) -> [u8; 18] {
+    let mut all = [0x90; 18];
+    all[..7].copy_from_slice(&[0x9c, 0x80, 0x4c, 0x24, 1, 1, 0x9d]);
+    all[7..7 + code.len()].copy_from_slice(code);
+    all
+}
+
+/// Single steps over a switch and into a task, the debug trap bit with them, and what is left of the local breakpoints.
+fn debugging() {
+    // Back in A, TF is set: #DB comes behind one of the NOPs. No debug trap bit with a task gate for #DB: Bochs ends there.
+    fact!("task: a single step over CALL"; "{}", Placeless(Trial::new(&stepped(&call(TASK_B))).run()));
+    fact!("task: a single step over CALL by a task gate"; "{}", Placeless(Trial::new(&stepped(&call(GATE_B))).run()));
+    fact!("task: a single step over JMP"; "{}",
+        Placeless(Trial::new(&stepped(&jump(TASK_B))).by_task(&[], handler::JUMP).run()));
+    fact!("task: a single step over INT n by a task gate"; "{}",
+        Placeless(Trial::new(&stepped(&[0xcd, 0x40])).by_task(&[0x40], 0).run()));
+    fact!("task: a single step over #UD by a task gate"; "{}",
+        Placeless(Trial::new(&stepped(&[0x0f, 0x0b])).by_task(&[6], handler::SKIP).run()));
+    fact!("task: a single step by a task gate"; "{}",
+        Placeless(Trial::new(&stepped(&[0x9c, 0x80, 0x64, 0x24, 1, 0xfe, 0x9d])).by_task(&[1], 0).run()));
+    let both = || Trial::new(&call(TASK_C)).with(0x24, 0x102);
+    fact!("task: CALL to a task with TF"; "{}", Placeless(both().run()));
+    fact!("task: CALL to a task with TF and the debug trap bit"; "{}", Placeless(both().with(0x64, 0x68_0001).run()));
+    fact!("task: a single step over CALL to a task with the debug trap bit"; "{}",
+        Placeless(Trial::new(&stepped(&call(TASK_C))).with(0x64, 0x68_0001).run()));
+    fact!("task: the debug trap bit, and a fault of the task"; "{}",
+        Placeless(Trial::new(&call(TASK_C)).with(0x64, 0x68_0001).with(0x54, DATA_ABSENT.into()).run()));
+    // MOV EAX, value; MOV DR7, EAX; CALL; MOV EAX, DR7. Nothing lies at the breakpoints: they are at 0.
+    let code = |value: u32| {
+        let mut code = [0; 18];
+        code[0] = 0xb8;
+        code[1..5].copy_from_slice(&value.to_le_bytes());
+        code[5..8].copy_from_slice(&[0x0f, 0x23, 0xf8]);
+        code[8..15].copy_from_slice(&call(TASK_B));
+        code[15..].copy_from_slice(&[0x0f, 0x21, 0xf8]);
+        code
+    };
+    for value in [0x455, 0x4aa, 0x7ff, 0x1111_0700] {
+        fact!("task: DR7 = {value:x} behind CALL and IRET"; "{}", Placeless(Trial::new(&code(value)).telling().run()));
+        Trial::new(&code(0x400)).run();
+    }
 }
 
 /// Where a piece of real-mode code can lie.

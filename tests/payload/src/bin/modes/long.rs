@@ -234,6 +234,15 @@ impl<'a> Trial<'a> {
 /// What the last trial's handlers have found.
 pub(crate) struct Seen(());
 
+impl Seen {
+    /// Vector and place of the first event.
+    pub(crate) fn first(&self) -> Option<(u8, u64)> {
+        // SAFETY: no trial is on.
+        let (notes, count) = unsafe { &*NOTES.0.get() };
+        notes.iter().take(*count).next().map(|note| (note.vector, note.rip.wrapping_sub(CODE)))
+    }
+}
+
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: no trial is on.

@@ -6,6 +6,8 @@
 #![no_main]
 
 mod delivery;
+mod events;
+mod instructions;
 mod long;
 mod low;
 mod real;
@@ -29,10 +31,13 @@ extern "C" fn kernel_main(_: u32, _: u64) -> ! {
     unsafe { port_write(0x3fb, Width::Byte, 3) };
     enter_x2apic_mode();
     real::all();
+    instructions::all();
     ticks::all();
     sixteen::all();
     virtual_8086::all();
     delivery::all();
+    instructions::compatibility();
+    events::all();
     say!("done");
     power_off()
 }

@@ -61,10 +61,11 @@ global_asm!(
     "cmp eax, 0x18",
     "je protected_back_in_a",
     "jmp protected_leave",
-    // From a task that A has called: A is not to be returned to, but to go on.
+    // From a task that A has called: A is not to be returned to, but to go on, and in no single step.
     ".global protected_leave",
     "protected_leave:",
     "mov dword ptr [{tss_a} + 0x20], offset protected_back_in_a",
+    "and byte ptr [{tss_a} + 0x25], 0xfe",
     "and byte ptr [{gdt} + 0x18 + 5], 0xfd",
     ".byte 0xea",
     ".long 0",
