@@ -170,7 +170,7 @@ impl LocalApic {
                 break;
             }
             // SAFETY: the caller vouches for the handlers.
-            unsafe { exceptions::take_any_interrupt() };
+            unsafe { exceptions::take_interrupt() };
             self.eoi();
         }
     }
