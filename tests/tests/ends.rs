@@ -119,14 +119,21 @@ fn a_guest_that_never_ends_times_out() {
 
 /// The guest ends and restarts again and again, each time in fresh memory, until the user has seen enough.
 fn restarts(emulator: Emulator, way: &str, further: &str) {
+    restarts_on(emulator, way, "[0]", further);
+}
+
+fn restarts_on(emulator: Emulator, way: &str, cpus: &str, further: &str) {
     let payload =
-        Payload { command_line: way, on_reboot: "restart", further, ..Payload::new("ends") };
+        Payload { command_line: way, on_reboot: "restart", cpus, further, ..Payload::new("ends") };
     let folder = Folder::new(&format!("anew-{way}-{emulator}"));
     let config = folder.write("nexit.toml", payload.toml());
     let run = [&["run", "--config", &config, "--timeout", "240"], emulator.options()].concat();
     let mut session = Session::start(&run);
     for _life in 0..3 {
         session.see("payload: its memory is fresh: ok");
+        if way == "second-cpu" {
+            session.see("payload: its second CPU is fresh: ok");
+        }
     }
     session.keys("\u{1}x");
     let (screen, status) = session.end();
@@ -150,6 +157,17 @@ fn no_interrupt_that_a_generation_left_pending_reaches_the_next_one_on_amd_v() {
 #[test]
 fn no_interrupt_that_a_generation_left_pending_reaches_the_next_one_on_vt_x() {
     restarts(Emulator::Bochs, "low-vectors", "");
+}
+
+/// A start-up IPI keeps what INIT does, and nothing of whoever had the CPU before.
+#[test]
+fn what_a_second_cpu_keeps_is_no_earlier_generations_on_amd_v() {
+    restarts_on(Emulator::Qemu, "second-cpu", "[0, 1]", "");
+}
+
+#[test]
+fn what_a_second_cpu_keeps_is_no_earlier_generations_on_vt_x() {
+    restarts_on(Emulator::Bochs, "second-cpu", "[0, 1]", "");
 }
 
 #[test]

@@ -8,14 +8,17 @@ use core::sync::atomic::AtomicU8;
 
 use arch::Hpa;
 use arch::machine::Width;
-use arch::{Vector, msr};
+use arch::{ApicId, Vector, msr};
 use boot::MemoryKind;
 use cpu::instructions::{
     debug_registers, halt_forever, port_read, port_write, read_msr, set_debug_registers, tsc,
+    write_msr,
 };
 use cpu::local_apic::LocalApic;
+use cpu::start::StartPage;
 use payload::{Console, loaded, power_off, say, verdict};
 use x86_64::VirtAddr;
+use x86_64::registers::control::Cr3;
 use x86_64::structures::DescriptorTablePointer;
 
 #[unsafe(no_mangle)]
@@ -99,6 +102,7 @@ fn end(way: &str) -> ! {
             leave_low_vectors();
             out(0xcf9, 6);
         }
+        "second-cpu" => start_second_cpu(),
         "keyboard-controller" => out(0x64, 0xfe),
         "system-control-port" => out(0x92, 1),
         "triple-fault" => triple_fault(),
@@ -116,6 +120,45 @@ fn end(way: &str) -> ! {
         _ => power_off(),
     }
     say!("FAILED: still here");
+    halt_forever()
+}
+
+/// Starts it. What a start-up IPI keeps is to be this generation's: `second` says so and reboots.
+fn start_second_cpu() {
+    // What the CPU's start waits for is in ticks of this.
+    const TSC_KHZ: u64 = 10_000;
+    const PAGE: Hpa = Hpa::new(0x1_0000);
+    const STACK: u64 = 0x240_0000;
+    // SAFETY: low memory that nothing else uses.
+    let mut page = unsafe { StartPage::new(PAGE) };
+    page.prepare(Hpa::new(Cr3::read().0.start_address().as_u64()), STACK, second, 0);
+    // SAFETY: x2APIC mode, and the guest's own CPU; low memory is executable.
+    unsafe { page.start(ApicId(1), TSC_KHZ) };
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Looks at the registers that INIT keeps, and leaves its own there.
+extern "C" fn second(_: u64) -> ! {
+    const MARK: u64 = 0x6e65_7869_745f;
+    const KEPT: [u32; 6] = [
+        msr::IA32_LSTAR,
+        msr::IA32_CSTAR,
+        msr::IA32_STAR,
+        msr::IA32_KERNEL_GS_BASE,
+        msr::IA32_SYSENTER_ESP,
+        msr::IA32_SYSENTER_EIP,
+    ];
+    // SAFETY: every 64-bit CPU has them.
+    let found = KEPT.map(|msr| unsafe { read_msr(msr) });
+    verdict("its second CPU is fresh", found == [0; 6], format_args!("{found:x?}"));
+    for msr in KEPT {
+        // SAFETY: an address, and nothing uses it.
+        unsafe { write_msr(msr, MARK) };
+    }
+    // SAFETY: the reset control register.
+    unsafe { port_write(0xcf9, Width::Byte, 6) };
     halt_forever()
 }
 
