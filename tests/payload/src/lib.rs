@@ -6,6 +6,7 @@
 #![feature(abi_x86_interrupt)]
 
 pub mod controller;
+pub mod local_apic;
 pub mod pci;
 pub mod trap;
 

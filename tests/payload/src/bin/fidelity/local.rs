@@ -3,10 +3,12 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arch::Hpa;
 use arch::msr::IA32_APIC_BASE;
 use cpu::instructions::{cpuid, read_msr, write_msr};
-use cpu::physical::pointer;
+
+pub(crate) use payload::local_apic::{
+    ENABLE, PAGE, X2APIC, base, in_x2apic_mode, mode, read, write,
+};
 
 use crate::fact;
 use crate::trap::{self, Seen, Told};
@@ -18,44 +20,9 @@ const SVR: u16 = 0xf0;
 pub(crate) const ICR: u16 = 0x300;
 const TIMER: u16 = 0x320;
 const INITIAL_COUNT: u16 = 0x380;
-pub(crate) const PAGE: u64 = 0xfee0_0000;
-pub(crate) const ENABLE: u64 = 1 << 11;
-pub(crate) const X2APIC: u64 = 1 << 10;
 
 /// The handlers end their interrupts themselves.
 static ENDS: AtomicBool = AtomicBool::new(true);
-
-pub(crate) fn base() -> u64 {
-    // SAFETY: every CPU in long mode has it.
-    unsafe { read_msr(IA32_APIC_BASE) }
-}
-
-pub(crate) fn in_x2apic_mode() -> bool {
-    base() & X2APIC != 0
-}
-
-pub(crate) fn mode() -> &'static str {
-    if in_x2apic_mode() { "x2APIC" } else { "xAPIC" }
-}
-
-pub(crate) fn read(register: u16) -> u32 {
-    if in_x2apic_mode() {
-        // SAFETY: every register here exists in x2APIC mode.
-        return unsafe { read_msr(0x800 + u32::from(register >> 4)) } as u32;
-    }
-    // SAFETY: the machine's own, or the guest's.
-    unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).read_volatile() }
-}
-
-pub(crate) fn write(register: u16, value: u32) {
-    if in_x2apic_mode() {
-        // SAFETY: as for `read`.
-        unsafe { write_msr(0x800 + u32::from(register >> 4), value.into()) };
-    } else {
-        // SAFETY: as for `read`.
-        unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).write_volatile(value) };
-    }
-}
 
 /// What [`attempt`] writes: the register, and the value.
 static WHERE: AtomicU64 = AtomicU64::new(0);
@@ -325,7 +292,7 @@ const WRITE: u64 = 1 << 61;
 extern "C" fn send_and_listen(words: u64) {
     let second = (words & !(SELF_IPI | READ | WRITE)) >> 32;
     if words & READ != 0 {
-        read(words as u16);
+        let _ = read(words as u16);
     } else if words & WRITE != 0 {
         write(words as u16, 0);
     } else if words & SELF_IPI != 0 {

@@ -1,9 +1,10 @@
 //! The local APIC of the CPU that calls, in whatever mode it is.
 
-use arch::Hpa;
 use arch::msr::IA32_APIC_BASE;
-use cpu::instructions::{read_msr, write_msr};
-use cpu::physical::pointer;
+use cpu::instructions::write_msr;
+
+use payload::local_apic::{ENABLE, PAGE, X2APIC};
+pub(crate) use payload::local_apic::{base, in_x2apic_mode, mode, read, write};
 
 pub(crate) const ID: u16 = 0x20;
 pub(crate) const TPR: u16 = 0x80;
@@ -23,45 +24,9 @@ pub(crate) const DIVIDE: u16 = 0x3e0;
 /// SVR: enabled, spurious vector 0xFF.
 pub(crate) const ENABLED: u32 = 0x1ff;
 
-const PAGE: u64 = 0xfee0_0000;
-const ENABLE: u64 = 1 << 11;
-const X2APIC: u64 = 1 << 10;
-
-pub(crate) fn base() -> u64 {
-    // SAFETY: every CPU in long mode has it.
-    unsafe { read_msr(IA32_APIC_BASE) }
-}
-
 fn set_base(value: u64) {
     // SAFETY: the payload's own.
     unsafe { write_msr(IA32_APIC_BASE, value) };
-}
-
-pub(crate) fn in_x2apic_mode() -> bool {
-    base() & X2APIC != 0
-}
-
-pub(crate) fn mode() -> &'static str {
-    if in_x2apic_mode() { "x2APIC" } else { "xAPIC" }
-}
-
-pub(crate) fn read(register: u16) -> u32 {
-    if in_x2apic_mode() {
-        // SAFETY: every register here exists in x2APIC mode.
-        return unsafe { read_msr(0x800 + u32::from(register >> 4)) } as u32;
-    }
-    // SAFETY: the machine's own, or the guest's.
-    unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).read_volatile() }
-}
-
-pub(crate) fn write(register: u16, value: u32) {
-    if in_x2apic_mode() {
-        // SAFETY: as for `read`.
-        unsafe { write_msr(0x800 + u32::from(register >> 4), value.into()) };
-    } else {
-        // SAFETY: as for `read`.
-        unsafe { pointer::<u32>(Hpa::new(PAGE + u64::from(register))).write_volatile(value) };
-    }
 }
 
 /// All eight words of ISR, TMR or IRR.
