@@ -13,17 +13,23 @@ use crate::trap;
 
 /// A page below 1 MiB for the second CPU's program.
 const PROGRAM: u64 = 0x9000;
+/// A byte of it that is not 0 once the first CPU is about to raise its exception: a busy host may stop that one before.
+const BEGINS: u64 = 0x9ff0;
 const STARTUP: u64 = 6 << 8;
 
 // Programs for a CPU that starts in real mode. Each lies at PROGRAM.
 //
-// `endless_power_off`: waits a while, then switches the guest off.
+// `endless_power_off`: waits until the first CPU begins, and a while longer, then switches the guest off.
 //
 // `endless_alignment`: 32-bit protected mode, CR0.AM, then CPL 3 with EFLAGS.AC and a stack that is not aligned. Its
 // handler of #AC has CPL 3, too, so that nothing changes the stack.
 global_asm!(
     ".code16",
     "endless_power_off:",
+    "xor ax, ax",
+    "mov ds, ax",
+    "2: cmp byte ptr [{begins}], 0",
+    "je 2b",
     "mov ecx, 3000000",
     "2: dec ecx",
     "jnz 2b",
@@ -83,6 +89,7 @@ global_asm!(
     ".short 0x1b, 0xee00, 0",
     "endless_alignment_end:",
     ".code64",
+    begins = const BEGINS,
 );
 
 unsafe extern "C" {
@@ -102,6 +109,9 @@ fn start(program: *const u8, end: *const u8) {
         // SAFETY: low memory that nobody uses once the loader is done.
         unsafe { place.wrapping_add(index).write_volatile(byte) };
     }
+    let begins = cpu::physical::pointer::<u8>(Hpa::new(BEGINS));
+    // SAFETY: behind the program.
+    unsafe { begins.write_volatile(0) };
     // SAFETY: the guest's own local APIC, in x2APIC mode.
     unsafe { write_msr(msr::IA32_X2APIC_ICR, 1 << 32 | STARTUP | PROGRAM >> 12) };
 }
@@ -151,6 +161,8 @@ pub(crate) fn debug() -> ! {
     const WRITE_OF_8_BYTES: u64 = 0x400 | 1 | 0b1001 << 16;
     // SAFETY: the table is there, and its segments are those that are in use.
     unsafe { x86_64::instructions::tables::lgdt(&pointer) };
+    // SAFETY: as in `start`; the other CPU waits for it.
+    unsafe { cpu::physical::pointer::<u8>(Hpa::new(BEGINS)).write_volatile(1) };
     // SAFETY: the task's segment is there; what comes of it is this guest's end.
     unsafe {
         asm!(
