@@ -66,6 +66,8 @@ enum Input {
 const POWER_OFF: Duration = Duration::from_secs(10);
 /// How long an emulator may take to leave when it is asked to.
 const LEAVE: Duration = Duration::from_secs(3);
+/// How long an emulator's last words may take once its line is closed.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often things that cannot be waited for are looked at.
 const TICK: Duration = Duration::from_millis(50);
 /// Lines of the emulator's own log that are shown after a failure.
@@ -197,8 +199,11 @@ fn watch(
             });
             thread::spawn(move || {
                 read(pipe, &sender, Event::Output);
-                // What ended it is said before.
-                let _ = hears.join();
+                // What ended it is said before, but a program that it has started may hold that pipe open for longer.
+                let patience = Instant::now() + LAST_WORDS;
+                while !hears.is_finished() && Instant::now() < patience {
+                    thread::sleep(TICK);
+                }
                 let _ = sender.send(Event::Closed);
             });
         }

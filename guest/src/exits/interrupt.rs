@@ -42,6 +42,7 @@ impl<P: Platform> Context<'_, P> {
                 self.grant(vector, Reason::Software);
             }
             FaultAction::DropSpurious(vector) => {
+                self.forget_the_fault();
                 self.machine.eoi();
                 self.log_limited(format_args!("dropped a stray interrupt {vector}"));
             }
@@ -52,7 +53,8 @@ impl<P: Platform> Context<'_, P> {
     }
 
     /// The exit of a fault that the guest never sees has saved RFLAGS as that fault would have pushed it, with RF = 1 (SDM "Saving
-    /// RIP, RSP, RFLAGS, and SSP"). The interrupt that is delivered now pushes what it finds.
+    /// RIP, RSP, RFLAGS, and SSP"). The interrupt that is delivered now pushes what it finds, and the
+    /// instruction meets its breakpoint.
     pub(super) fn forget_the_fault(&mut self) {
         self.vcpu.set_rflags(self.vcpu.rflags() & !Rflags::RF.bits());
     }

@@ -53,6 +53,11 @@ fn an_interrupt_does_not_push_the_resume_flag_of_a_fault_that_the_guest_never_sa
         closed_gate(&mut world, 0x40, kind);
         assert_eq!(world.vcpu.state.rflags & Rflags::RF.bits(), 0, "{kind:?}");
     }
+    let mut stray = World::with_idt();
+    stray.touch(&[0x88, 0x03], IDT + 16 * 0x50 + 5, true); // no gate any more
+    stray.vcpu.state.rflags |= Rflags::RF.bits();
+    closed_gate(&mut stray, 0x50, EXTERNAL);
+    assert_eq!(stray.vcpu.state.rflags & Rflags::RF.bits(), 0, "a stray one");
     let mut world = World::with_idt();
     world.vcpu.state.rflags |= Rflags::RF.bits();
     world.handle(raised(exception::NP, 0x18), None);
