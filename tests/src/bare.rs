@@ -75,8 +75,7 @@ fn once(
 /// What came over the serial line, and how the run ended.
 type Heard = (String, String);
 
-/// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image. It does not hear that such a run
-/// has come to its end.
+/// As KVM's guest, where Nexit would be: `nexit run` takes it for the hypervisor's image.
 fn in_kvm(folder: &Folder, program: &Path, cpus: u32) -> Result<Heard, String> {
     let _place = Turn::take();
     let payload = Payload { cpus: first_cpus(cpus), ..Payload::new("fidelity") };

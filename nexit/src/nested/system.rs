@@ -17,6 +17,8 @@ use super::lz4;
 /// First program of the inner system.
 const INIT: &str = include_str!("init");
 const BUSYBOX: &str = "/bin/busybox";
+/// What init calls of it beside the skeleton's applets.
+const APPLETS: &[&str] = &["dd", "mkfifo"];
 /// The program of the inner system that runs Nexit.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// Folder of QEMU's firmware in the inner system, without a leading slash.
@@ -136,7 +138,8 @@ fn entries(kernel: &Kernel, sources: &[(String, PathBuf)]) -> Result<Vec<Entry>>
     let mut entries = initramfs::skeleton();
     let folders = ["tmp", "usr", "usr/share", FIRMWARE_FOLDER];
     entries.extend(folders.map(|folder| (folder.to_owned(), Node::Folder)));
-    entries.push(("bin/mkfifo".to_owned(), Node::Link("busybox".to_owned())));
+    let applet = |name: &&str| (format!("bin/{name}"), Node::Link("busybox".to_owned()));
+    entries.extend(APPLETS.iter().map(applet));
     entries.push(("init".to_owned(), Node::File(INIT.into(), true)));
     for (inside, path) in sources.iter().filter(|(inside, _)| !inside.is_empty()) {
         let contents = fs::read(path).or_failed("read", path)?;
@@ -171,6 +174,9 @@ mod tests {
         for name in ["mount", "ip", "insmod", "cat", "uname", "grep", "cut", "tr", "free", "stty"] {
             assert!(INIT.contains(name), "init no longer calls {name}");
             assert!(skeleton.iter().any(|(path, _)| *path == format!("bin/{name}")), "{name}");
+        }
+        for name in APPLETS {
+            assert!(INIT.contains(name), "init no longer calls {name}");
         }
     }
 
