@@ -3,7 +3,6 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::hint::spin_loop;
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -14,7 +13,7 @@ use x86_64::registers::control::Cr3;
 
 use crate::ipi::{FIXED, arrivals};
 use crate::other::{self, ASSERT};
-use crate::trap::{self, CHANGED, Place, SHOOT_DOWN, pause, wait_until};
+use crate::trap::{self, CHANGED, Place, SHOOT_DOWN, pause, spin, wait_until};
 use crate::{fact, local};
 
 #[repr(align(4096))]
@@ -45,7 +44,7 @@ extern "C" fn count_up(turns: u64) -> u64 {
     let line = at.next_multiple_of(64);
     GATE.fetch_add(1, SeqCst);
     while GATE.load(SeqCst) & 1 != 0 {
-        spin_loop();
+        spin();
     }
     for turn in 0..turns {
         // SAFETY: the counters alone are written.
@@ -91,7 +90,7 @@ static STEPS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 fn meet(own: usize) {
     let steps = STEPS[own].fetch_add(1, SeqCst) + 1;
     while STEPS[1 - own].load(SeqCst) < steps {
-        spin_loop();
+        spin();
     }
 }
 
@@ -332,7 +331,7 @@ extern "C" fn execute(_: u64) -> u64 {
     let mut right = 0;
     for turn in 1..=CHANGES {
         while GENERATION.load(SeqCst) != turn {
-            spin_loop();
+            spin();
         }
         let _ = cpuid(0, 0);
         let value: u32;

@@ -2,7 +2,6 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use arch::Hpa;
@@ -14,7 +13,7 @@ use x86_64::registers::control::Cr3;
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::SegmentSelector;
 
-use crate::trap::{self, Place, pause, wait_until};
+use crate::trap::{self, Place, pause, spin, wait_until};
 use crate::{capture, local, state};
 
 pub(crate) const START_PAGE: Hpa = Hpa::new(0x1_0000);
@@ -57,7 +56,7 @@ extern "C" fn second(_: u64) -> ! {
     loop {
         let work = WORK.load(SeqCst);
         if work == 0 {
-            spin_loop();
+            spin();
             continue;
         }
         // SAFETY: `begin` stores such functions only.
@@ -154,7 +153,7 @@ pub(crate) fn wait_for_it() -> bool {
 /// To be called by its work: waits until [`enough`].
 pub(crate) fn wait_for_enough() {
     while ENOUGH.swap(0, SeqCst) == 0 {
-        spin_loop();
+        spin();
     }
 }
 

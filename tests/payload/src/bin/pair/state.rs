@@ -270,10 +270,11 @@ pub(crate) extern "C" fn fill(cache: u64) -> u64 {
     }
     crate::other::ready();
     loop {
+        crate::trap::spin();
         // In the midst of work, with registers that a reset does not have.
         // SAFETY: no memory is touched.
         unsafe {
-            asm!("mov esi, 1", "mov edi, 2", "mov r8d, 3", "pause", out("rsi") _, out("rdi") _, out("r8") _);
+            asm!("mov esi, 1", "mov edi, 2", "mov r8d, 3", out("rsi") _, out("rdi") _, out("r8") _);
         }
     }
 }
