@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nexit::failure::Result;
@@ -25,8 +25,31 @@ pub fn kernel(package: &str, name: &str) -> Result<PathBuf> {
     file(package, &format!("boot/{name}"))
 }
 
+/// As [`kernel`], of a package of Debian 13, which this machine's release may lack.
+///
+/// # Errors
+/// As [`kernel`].
+pub fn kernel_of_debian_13(package: &str, name: &str) -> Result<PathBuf> {
+    file_by(package, &format!("boot/{name}"), |unpacked| {
+        let folder = unpacked.display().to_string();
+        Tool::new(".ci/setup").args(["debian13", &folder, package]).within(&project_folder()).run()
+    })
+}
+
 /// The file at `path` of `package`, unpacked if it is compressed.
 fn file(package: &str, path: &str) -> Result<PathBuf> {
+    file_by(package, path, |unpacked| {
+        let folder = unpacked.parent().unwrap_or(unpacked);
+        Tool::new("apt-get").args(["--quiet", "download", package]).within(folder).run()?;
+        let archive = entry(folder, &format!("{package}_"))?;
+        Tool::new("dpkg-deb").arg("-x").arg(&archive).arg(unpacked).run()?;
+        let _ = fs::remove_file(archive);
+        Ok(())
+    })
+}
+
+/// As [`file`]; `unpack` fetches the package and unpacks it in a folder.
+fn file_by(package: &str, path: &str, unpack: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let folder = project_folder().join("target/guest/packaged");
     let plain = path.strip_suffix(".gz").unwrap_or(path);
     let file = folder.join(plain.rsplit('/').next().unwrap_or_default());
@@ -34,11 +57,10 @@ fn file(package: &str, path: &str) -> Result<PathBuf> {
     if file.is_file() {
         return Ok(file);
     }
-    let unpacked = folder.join("unpacked");
-    fs::create_dir_all(&folder).map_err(|error| failed(&folder, &error))?;
-    Tool::new("apt-get").args(["--quiet", "download", package]).within(&folder).run()?;
-    let archive = entry(&folder, &format!("{package}_"))?;
-    Tool::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked).run()?;
+    let unpacked = folder.join(format!("unpacked-{package}"));
+    let _ = fs::remove_dir_all(&unpacked);
+    fs::create_dir_all(&unpacked).map_err(|error| failed(&unpacked, &error))?;
+    unpack(&unpacked)?;
     if plain != path {
         Tool::new("gunzip").arg(unpacked.join(path)).run()?;
     }
@@ -47,7 +69,6 @@ fn file(package: &str, path: &str) -> Result<PathBuf> {
     let moved = fs::canonicalize(&found).and_then(|found| fs::rename(found, &file));
     moved.map_err(|error| failed(&found, &error))?;
     let _ = fs::remove_dir_all(unpacked);
-    let _ = fs::remove_file(archive);
     Ok(file)
 }
 

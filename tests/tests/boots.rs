@@ -1,5 +1,8 @@
 //! Kernels that have no driver for their local APIC, or are told not to use it, and others that nobody here has written.
 
+use std::path::PathBuf;
+
+use nexit::failure::Failure;
 use nexit_tests::{Devices, Emulator, Folder, Guest, Kernel, Session, packaged};
 
 /// A Linux with these words: the demo's timer ticks, and the guest ends as a Linux does.
@@ -69,11 +72,11 @@ fn every_packaged_linux_boots_on_vt_x() {
 fn start(
     emulator: Emulator,
     name: &str,
-    (package, file): (&str, &str),
+    kernel: Result<PathBuf, Failure>,
     memory: &str,
     words: &str,
 ) -> Session {
-    let kernel = packaged::kernel(package, file).unwrap_or_else(|error| panic!("{error}"));
+    let kernel = kernel.unwrap_or_else(|error| panic!("{error}"));
     let folder = Folder::new(&format!("boots-{name}-{emulator}"));
     let config = folder.write(
         "config.toml",
@@ -88,35 +91,66 @@ fn start(
 }
 
 /// It comes to its end, which is that it has nothing to start, and its clock goes on.
-fn gnumach_ticks_by_the_pit(emulator: Emulator) {
-    let package = ("gnumach-image-1.8-486", "gnumach-1.8-486.gz");
-    let mut session = start(emulator, "gnumach", package, "64M", "console=com0");
+fn gnumach_ticks_by_the_pit(emulator: Emulator, name: &str, kernel: Result<PathBuf, Failure>) {
+    let mut session = start(emulator, name, kernel, "64M", "console=com0");
     session.see("No bootstrap code loaded with the kernel!");
     session.see("guest guest: its clock ticks through the 8259s");
     session.kill_child();
 }
 
+/// A multiboot kernel of 32 bits.
+fn gnumach_for_i386() -> Result<PathBuf, Failure> {
+    packaged::kernel("gnumach-image-1.8-486", "gnumach-1.8-486.gz")
+}
+
+/// A multiboot kernel in an ELF file of 64 bits.
+fn gnumach_for_x86_64() -> Result<PathBuf, Failure> {
+    packaged::kernel_of_debian_13("gnumach-image-1.8-amd64-up", "gnumach-1.8-amd64-up.gz")
+}
+
 #[test]
 #[ignore = "fetches a kernel: `make test-all`"]
 fn gnumach_ticks_by_the_pit_on_amd_v() {
-    gnumach_ticks_by_the_pit(Emulator::Qemu);
+    gnumach_ticks_by_the_pit(Emulator::Qemu, "gnumach", gnumach_for_i386());
 }
 
 #[test]
 #[ignore = "fetches a kernel: `make test-all`"]
 fn gnumach_ticks_by_the_pit_on_vt_x() {
-    gnumach_ticks_by_the_pit(Emulator::Bochs);
+    gnumach_ticks_by_the_pit(Emulator::Bochs, "gnumach", gnumach_for_i386());
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn gnumach_for_x86_64_ticks_by_the_pit_on_amd_v() {
+    gnumach_ticks_by_the_pit(Emulator::Qemu, "gnumach-x86-64", gnumach_for_x86_64());
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn gnumach_for_x86_64_ticks_by_the_pit_on_vt_x() {
+    gnumach_ticks_by_the_pit(Emulator::Bochs, "gnumach-x86-64", gnumach_for_x86_64());
 }
 
 /// A whole pass, six minutes on a quiet host.
-#[test]
-#[ignore = "fetches a kernel: `make test-all`"]
-fn memtest86_passes_without_an_error_on_amd_v() {
-    let package = ("memtest86+", "memtest86+x64.bin");
+fn memtest86_passes_without_an_error(emulator: Emulator) {
+    let kernel = packaged::kernel("memtest86+", "memtest86+x64.bin");
     let words = "console=ttyS0,115200 nosmp";
-    let mut session = start(Emulator::Qemu, "memtest", package, "24M", words);
+    let mut session = start(emulator, "memtest", kernel, "24M", words);
     session.see("Memtest86+ v");
     session.see("#10 [Bit fade test, 2 patterns]");
     session.see("Pass:  1        Errors: 0 ");
     session.kill_child();
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn memtest86_passes_without_an_error_on_amd_v() {
+    memtest86_passes_without_an_error(Emulator::Qemu);
+}
+
+#[test]
+#[ignore = "fetches a kernel: `make test-all`"]
+fn memtest86_passes_without_an_error_on_vt_x() {
+    memtest86_passes_without_an_error(Emulator::Bochs);
 }
