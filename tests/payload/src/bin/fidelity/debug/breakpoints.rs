@@ -173,6 +173,15 @@ fn behind_stack_switch(at: u64) {
             CLEAR,
             kind(ON_ACCESS, TWO),
         ),
+        ("MOV to SS from memory, INT1", &[0x8e, 0x17, 0xf1, 0x90], at, CLEAR, kind(ON_ACCESS, TWO)),
+        ("MOV to SS from memory, INT3", &[0x8e, 0x17, 0xcc, 0x90], at, CLEAR, kind(ON_ACCESS, TWO)),
+        (
+            "MOV to SS from memory, INT 1",
+            &[0x8e, 0x17, 0xcd, 1, 0x90],
+            at,
+            CLEAR,
+            kind(ON_ACCESS, TWO),
+        ),
         (
             "MOV to SS from memory, IN",
             &[0x8e, 0x17, 0xe4, 0x21, 0x90],
