@@ -66,6 +66,9 @@ msrs! {
     VM_HSAVE_PA = 0xc001_0117,
 }
 
+/// The MSRs of x2APIC mode (SDM "x2APIC Register Address Space").
+pub const X2APIC_MSRS: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+
 /// A run of MSRs that a guest may read or write without an exit. What no run names traps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MsrPass {
@@ -77,6 +80,14 @@ pub struct MsrPass {
     pub read: bool,
     /// Writes do not exit.
     pub write: bool,
+}
+
+impl MsrPass {
+    /// Whether these are MSRs of x2APIC mode.
+    #[must_use]
+    pub fn is_of_x2apic(&self) -> bool {
+        X2APIC_MSRS.contains(&self.first)
+    }
 }
 
 /// A run of I/O ports that a guest may use without an exit. What no run names traps.

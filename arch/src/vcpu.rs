@@ -379,6 +379,8 @@ pub trait Vcpu {
     /// Whether the guest's local APIC takes interrupts: only then may the guest's other CPUs, where they can without an
     /// exit, send it some. From the start and after [`Self::load`] it does not.
     fn accept_interrupts(&mut self, _: bool) {}
+    /// Whether what passes of the MSRs of x2APIC mode does so, as it does from the start: in xAPIC mode they all are to exit.
+    fn pass_x2apic(&mut self, pass: bool);
 
     /// The nested page table changed: drop what this CPU has cached of it before the next entry.
     fn flush_nested(&mut self);

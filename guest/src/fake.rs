@@ -363,6 +363,8 @@ pub struct FakeVcpu {
     /// In the posted mode the guest's interrupts, as the CPU keeps them.
     pub interrupts: Option<InterruptRegisters>,
     pub accepting: bool,
+    /// What [`Vcpu::pass_x2apic`] was told last.
+    pub x2apic_passes: bool,
     /// How often what it has cached of the nested table was dropped.
     pub flushed: usize,
 }
@@ -389,6 +391,7 @@ impl Default for FakeVcpu {
             awaited: 0,
             interrupts: None,
             accepting: false,
+            x2apic_passes: true,
             flushed: 0,
         }
     }
@@ -552,6 +555,9 @@ impl Vcpu for FakeVcpu {
     }
     fn flush_nested(&mut self) {
         self.flushed += 1;
+    }
+    fn pass_x2apic(&mut self, pass: bool) {
+        self.x2apic_passes = pass;
     }
     fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false

@@ -140,6 +140,7 @@ impl Vcpu for FakeVcpu {
     fn let_halt(&mut self) {}
     fn set_exception_intercepts(&mut self, _: u32) {}
     fn flush_nested(&mut self) {}
+    fn pass_x2apic(&mut self, _: bool) {}
     fn set_host_timer(&mut self, _: Option<u64>) -> bool {
         false
     }

@@ -69,6 +69,7 @@ pub(crate) fn run<B: Backend>(
         debugger: Debugger::of(partition.index(), index),
     };
     running.vcpu.set_debug_registers(&DebugRegisters::default());
+    running.vcpu.pass_x2apic(running.cpu.apic.in_x2apic_mode());
     if !running.waiting {
         running.vcpu.load(&instance.start);
         running.enter(processor);

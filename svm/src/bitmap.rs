@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<MsrPermissionMap>() == 2 * 4096);
 
 impl MsrPermissionMap {
     /// Lets `passes` through and nothing else. In place: it is too large for a processor's stack.
-    pub fn set(&mut self, passes: &[MsrPass]) {
+    pub fn set<'a>(&mut self, passes: impl IntoIterator<Item = &'a MsrPass>) {
         self.0.fill(0xff);
         for pass in passes {
             self.pass(pass);
@@ -66,16 +66,21 @@ impl IoPermissionMap {
 #[repr(C, align(4096))]
 pub struct PermissionMaps {
     msrs: MsrPermissionMap,
+    /// Of a guest in xAPIC mode: no MSR of x2APIC mode passes.
+    msrs_in_xapic_mode: MsrPermissionMap,
     ports: IoPermissionMap,
 }
 
 impl PermissionMaps {
     /// Bytes from the MSR permission map to the I/O permission map.
     pub(crate) const IO_OFFSET: u64 = offset_of!(Self, ports) as u64;
+    /// Bytes to the MSR permission map of xAPIC mode.
+    pub(crate) const XAPIC_OFFSET: u64 = offset_of!(Self, msrs_in_xapic_mode) as u64;
 
     /// These MSRs and ports do not exit, all others do.
     pub fn set(&mut self, msrs: &[MsrPass], ports: &[PortRange]) {
         self.msrs.set(msrs);
+        self.msrs_in_xapic_mode.set(msrs.iter().filter(|pass| !pass.is_of_x2apic()));
         self.ports.set(ports);
     }
 }
@@ -165,6 +170,21 @@ mod tests {
         let map = msr_map(&[MsrPass { first: 0, last: u32::MAX, read: true, write: true }]);
         assert!(map.0[..0x1800].iter().all(|b| *b == 0));
         assert!(map.0[0x1800..].iter().all(|b| *b == 0xff));
+    }
+
+    #[test]
+    fn in_xapic_mode_no_msr_of_x2apic_mode_passes() {
+        let pass = |first, last| MsrPass { first, last, read: true, write: true };
+        let passes = [pass(0x10, 0x20), pass(0x800, 0x83f), pass(0xc000_0100, 0xc000_0102)];
+        let mut maps = PermissionMaps {
+            msrs: msr_map(&[]),
+            msrs_in_xapic_mode: msr_map(&[]),
+            ports: IoPermissionMap([0; 0x3000]),
+        };
+        maps.set(&passes, &[]);
+        assert!(maps.msrs.0 == msr_map(&passes).0);
+        let [below, _, above] = passes;
+        assert!(maps.msrs_in_xapic_mode.0 == msr_map(&[below, above]).0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use arch::register::{Efer, Gpr, Rflags};
 use arch::segment::{DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister};
 use arch::vcpu::{DebugRegisters, Event, EventKind, StartState, SystemCallMsrs, Vcpu, exception};
 
+use crate::bitmap::PermissionMaps;
 use crate::controls::{self, EVENT_VALID};
 use crate::decode::{VMEXIT_CPUID, VMEXIT_EXCP0, VMEXIT_MSR, length, vectoring};
 use crate::nmi::exit_behind_the_delivery;
@@ -240,7 +241,7 @@ impl Vcpu for SvmVcpu {
             return self.inject_nmi();
         }
         self.keep_nmi();
-        if event.kind == EventKind::ExternalInterrupt && self.features.may_repeat_interrupts() {
+        if event.kind == EventKind::ExternalInterrupt && self.features.is_emulated() {
             exit_behind_the_delivery();
         }
         let nrip_save = self.features.nrip_save;
@@ -354,6 +355,12 @@ impl Vcpu for SvmVcpu {
 
     fn set_exception_intercepts(&mut self, bitmap: u32) {
         self.vmcb_mut().control.intercept_exceptions = exception::ALWAYS_EXIT | bitmap;
+    }
+
+    fn pass_x2apic(&mut self, pass: bool) {
+        let control = &mut self.vmcb_mut().control;
+        let maps = control.iopm_base_pa - PermissionMaps::IO_OFFSET;
+        control.msrpm_base_pa = if pass { maps } else { maps + PermissionMaps::XAPIC_OFFSET };
     }
 
     fn flush_nested(&mut self) {

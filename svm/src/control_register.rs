@@ -10,9 +10,12 @@
 //! Linux without INVPCID, which QEMU has not either, would exit some 65 times more until it has started, by flushes through
 //! CR4.PGE.
 
+use arch::Gva;
 use arch::exit::ExitReason;
 use arch::register::{Cr0, Cr4, GuestCr4};
+use arch::segment::DescriptorTableRegister;
 use arch::vcpu::{Event, Vcpu, exception};
+use cpu::segments::gdtr;
 
 use crate::controls::Intercepts3;
 use crate::vcpu::SvmVcpu;
@@ -65,6 +68,13 @@ impl SvmVcpu {
             exits.into_iter().filter(|(exits, _)| *exits).fold(0, |all, (_, bit)| all | bit);
         vmcb.control.intercept_cr = vmcb.control.intercept_cr & !OWN | exits;
         vmcb.control.intercept_3 |= CHANGE_CR0;
+    }
+
+    /// The exit, as of a VMCB that VMRUN refuses, is QEMU's by a MOV that sets a reserved bit of CR3 or CR4, which is #GP by the
+    /// manual (`docs/known-issues.md`). The state is the guest's then; of a refused VMRUN QEMU leaves the hypervisor's, with this GDTR.
+    pub(crate) fn is_at_a_reserved_bit(&self) -> bool {
+        let guests = self.descriptor_table(DescriptorTableRegister::Gdtr);
+        self.features.is_emulated() && guests.base != Gva::new(gdtr().base.as_u64())
     }
 
     /// The guest stands at an access of CR0 or CR4: the CPU executes it.

@@ -50,6 +50,8 @@ exit_codes! {
     VMEXIT_XSETBV = 0x8d,
     VMEXIT_BUSLOCK = 0xa5,
     VMEXIT_NPF = 0x400,
+    // QEMU writes 32 bits of it.
+    VMEXIT_INVALID = 0xffff_ffff,
 }
 
 /// Decodes the exit that `vmcb` records. `acknowledged`: the vector that the host took, at an external-interrupt exit.

@@ -88,11 +88,9 @@ pub struct Features {
 }
 
 impl Features {
-    /// Whether this is QEMU's AMD-V, which no CPU's is without decode assists. It keeps in mind an external interrupt that
-    /// VMRUN has delivered, and where its thread is woken before the guest's next exit or exception, it delivers that once
-    /// more, even with RFLAGS.IF = 0 (`docs/known-issues.md`). An exit right behind the delivery makes it forget.
+    /// Whether this is QEMU's AMD-V, which no CPU's is without decode assists; `docs/known-issues.md` has its quirks.
     #[must_use]
-    pub(crate) const fn may_repeat_interrupts(&self) -> bool {
+    pub(crate) const fn is_emulated(&self) -> bool {
         !self.decode_assists
     }
 }

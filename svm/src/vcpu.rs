@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use arch::address::PAGE_SIZE;
 use arch::exit::ExitReason;
 use arch::register::{Cr0, Efer, GuestCr4};
-use arch::vcpu::{StartState, Vcpu};
+use arch::vcpu::{StartState, Vcpu, exception};
 use arch::{Hpa, VcpuSetup, Vector};
 
 use crate::bitmap::PermissionMaps;
@@ -17,7 +17,8 @@ use crate::control_register::Shown;
 use crate::controls;
 use crate::decode::{
     VMEXIT_BUSLOCK, VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ,
-    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_ICEBP, VMEXIT_INTR, VMEXIT_IRET, VMEXIT_NMI, decode,
+    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_ICEBP, VMEXIT_INTR, VMEXIT_INVALID, VMEXIT_IRET,
+    VMEXIT_NMI, decode,
 };
 use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
@@ -175,6 +176,11 @@ impl SvmVcpu {
             VMEXIT_BUSLOCK | VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE
             | VMEXIT_CR0_SEL_WRITE | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI
             | VMEXIT_CR8_WRITE | VMEXIT_ICEBP => self.watched_exit(None),
+            VMEXIT_INVALID if self.is_at_a_reserved_bit() => ExitReason::Exception {
+                vector: Vector(exception::GP),
+                error_code: Some(0),
+                qualification: 0,
+            },
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }

@@ -22,7 +22,7 @@ const _: () = assert!(size_of::<MsrBitmap>() == 4096);
 
 impl MsrBitmap {
     /// Lets `passes` through and nothing else. In place: it is too large for a processor's stack.
-    pub fn set(&mut self, passes: &[MsrPass]) {
+    pub fn set<'a>(&mut self, passes: impl IntoIterator<Item = &'a MsrPass>) {
         self.0.as_flattened_mut().as_flattened_mut().fill(0xff);
         for pass in passes {
             for (direction, passes) in self.0.iter_mut().zip([pass.read, pass.write]) {
@@ -70,16 +70,21 @@ impl IoBitmaps {
 #[repr(C, align(4096))]
 pub struct Bitmaps {
     msrs: MsrBitmap,
+    /// Of a guest in xAPIC mode: no MSR of x2APIC mode passes.
+    msrs_in_xapic_mode: MsrBitmap,
     ports: IoBitmaps,
 }
 
 impl Bitmaps {
     /// Bytes from the MSR bitmap to the I/O bitmaps.
     pub(crate) const IO_OFFSET: u64 = offset_of!(Self, ports) as u64;
+    /// Bytes to the MSR bitmap of xAPIC mode.
+    pub(crate) const XAPIC_OFFSET: u64 = offset_of!(Self, msrs_in_xapic_mode) as u64;
 
     /// These MSRs and ports do not exit, all others do.
     pub fn set(&mut self, msrs: &[MsrPass], ports: &[PortRange]) {
         self.msrs.set(msrs);
+        self.msrs_in_xapic_mode.set(msrs.iter().filter(|pass| !pass.is_of_x2apic()));
         self.ports.set(ports);
     }
 }
@@ -165,6 +170,18 @@ mod tests {
                 prop_assert_eq!(io_exits(&bitmaps, port), !passed);
             }
         }
+    }
+
+    #[test]
+    fn in_xapic_mode_no_msr_of_x2apic_mode_passes() {
+        let pass = |first, last| MsrPass { first, last, read: true, write: true };
+        let passes = [pass(0x10, 0x20), pass(0x800, 0x83f), pass(0xc000_0100, 0xc000_0102)];
+        let (msrs, ports) = (msr_bitmap(&[]), io_bitmaps(&[]));
+        let mut bitmaps = Bitmaps { msrs_in_xapic_mode: msrs.clone(), msrs, ports };
+        bitmaps.set(&passes, &[]);
+        assert!(bitmaps.msrs == msr_bitmap(&passes));
+        let [below, _, above] = passes;
+        assert!(bitmaps.msrs_in_xapic_mode == msr_bitmap(&[below, above]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use arch::vcpu::{DebugRegisters, Event, StartState, SystemCallMsrs, Vcpu};
 use arch::{Gva, Hpa};
 use cpu::instructions::{read_msr, write_msr};
 
+use crate::bitmap::Bitmaps;
 use crate::controls::{
     Controls, ExitControls, INTERRUPT_WINDOW, PinBased, Primary, exception_bitmap,
 };
@@ -361,6 +362,12 @@ impl Vcpu for VmxVcpu {
         if let Some(posting) = self.posting() {
             posting.set_reachable(accepts);
         }
+    }
+
+    fn pass_x2apic(&mut self, pass: bool) {
+        let bitmaps = self.vmcs.read(field::ADDRESS_OF_IO_BITMAP_A) - Bitmaps::IO_OFFSET;
+        let msrs = if pass { bitmaps } else { bitmaps + Bitmaps::XAPIC_OFFSET };
+        self.vmcs.write(field::ADDRESS_OF_MSR_BITMAPS, msrs);
     }
 
     fn flush_nested(&mut self) {

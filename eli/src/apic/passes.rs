@@ -50,8 +50,7 @@ static POSTED: [MsrPass; 8] = [
 /// physical ICR.
 pub const VIRTUAL_ICR: MsrPass = pass(IA32_X2APIC_ICR, IA32_X2APIC_ICR, true, true);
 
-/// The local APIC's MSRs that pass without an exit. They are right for a guest in x2APIC mode; in
-/// the other modes, where real hardware would raise #GP, they are harmless to anyone but the guest.
+/// The local APIC's MSRs that pass without an exit while the guest is in x2APIC mode.
 #[must_use]
 pub const fn passes(mode: InterruptMode) -> &'static [MsrPass] {
     match mode {

@@ -30,6 +30,8 @@ enum Kind {
     Subleaf,
     /// The subleaf; in subleaf 0 CR4.PKE.
     SubleafAndOspke,
+    /// Whether the CPU is in 64-bit mode: the policy is asked.
+    Mode,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +82,7 @@ impl Answers {
         row.kind = match leaf {
             1 => Kind::Osxsave,
             7 if row.answer.ecx & PKU != 0 => Kind::SubleafAndOspke,
+            FEATURES if policy.vendor() == Vendor::Intel => Kind::Mode,
             0x18 | 0x1d..=0x1f => Kind::Subleaf,
             _ if further.is_some() => Kind::Subleaf,
             _ => Kind::Constant,
@@ -128,8 +131,10 @@ impl Answers {
             let further = self.further.get(row.further as usize)?.get(subleaf as usize - 1)?;
             return Some((further, 0));
         }
-        let ospke = if row.kind == Kind::Subleaf { 0 } else { (cr4() >> 18) as u32 & OSPKE };
-        Some((&row.answer, ospke))
+        if row.kind == Kind::Subleaf {
+            return Some((&row.answer, 0));
+        }
+        (row.kind != Kind::Mode).then(|| (&row.answer, (cr4() >> 18) as u32 & OSPKE))
     }
 }
 

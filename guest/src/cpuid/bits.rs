@@ -61,6 +61,8 @@ pub(super) const SHOWN_7_1_EDX: u32 = bits([4, 5, 8, 10, 14, 19]);
 pub(super) const HIDDEN_81_ECX: u32 =
     bits([2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29, 30]);
 pub(super) const CMP_LEGACY: u32 = 1 << 1;
+/// Leaf 0x80000001 EDX: on Intel in 64-bit mode alone.
+pub const SYSCALL: u32 = 1 << 11;
 /// Leaf 0x80000001 EDX, hidden: MCE, MCA.
 pub(super) const HIDDEN_81_EDX: u32 = bits([7, 14]);
 pub(super) const RDTSCP: u32 = 1 << 27;

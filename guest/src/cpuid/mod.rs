@@ -17,6 +17,7 @@ use arch::register::GuestCr4;
 use arch::vcpu::Withheld;
 
 pub use answers::Answers;
+pub use bits::SYSCALL;
 use bits::{
     CMP_LEGACY, HIDDEN_1_ECX, HIDDEN_1_EDX, HIDDEN_7_EBX, HIDDEN_7_ECX, HIDDEN_81_ECX,
     HIDDEN_81_EDX, HTT, HYPERVISOR, INVARIANT_TSC, INVPCID, LMSLE_UNSUPPORTED, MTRR, OSXSAVE,
@@ -38,7 +39,7 @@ const HYPERVISOR_LEAVES_END: u32 = 0x4001_0000;
 /// What XSAVE saves, which follows XCR0.
 pub const EXTENDED_STATE: u32 = 0xd;
 /// The leaf of extended features.
-const FEATURES: u32 = 0x8000_0001;
+pub const FEATURES: u32 = 0x8000_0001;
 
 /// KVM_FEATURE_CLOCKSOURCE2 and KVM_FEATURE_CLOCKSOURCE_STABLE_BIT.
 const KVM_CLOCK: u32 = 1 << 3 | 1 << 24;

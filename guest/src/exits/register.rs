@@ -4,19 +4,20 @@ use arch::Gpa;
 use arch::machine::{CpuidResult, GuestMemory, Machine};
 use arch::msr::{
     IA32_APIC_BASE, IA32_X2APIC_APICID, IA32_X2APIC_ICR, IA32_X2APIC_LVT_LINT0, IA32_X2APIC_SIVR,
-    IA32_X2APIC_TPR,
+    IA32_X2APIC_TPR, X2APIC_MSRS,
 };
 use arch::register::{Cr4, Gpr};
 use arch::vcpu::{Event, InterruptMode, Vcpu, exception};
 use eli::apic::{GpFault, RESET_WRITES};
 use eli::{ApicAction, ApicRead};
+use insn::Mode;
 
-use crate::cpuid::{EXTENDED_STATE, NEXIT_COUNTERS, Vendor, exit_count, may_be_in_xcr0};
+use crate::cpuid::{
+    EXTENDED_STATE, FEATURES, NEXIT_COUNTERS, SYSCALL, Vendor, exit_count, may_be_in_xcr0,
+};
 use crate::msr::{MsrOutcome, Msrs};
 use crate::vm::{Context, CpuState, Guest, Platform, VmLock};
 
-/// The x2APIC's MSRs.
-const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 const _: () = assert!(IA32_X2APIC_APICID == 0x802);
 
 /// CPUID's leaf with the width of physical addresses.
@@ -37,7 +38,7 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
                 Ok(action) => self.granted_apic_action(action),
                 Err(GpFault) => false,
             },
-            msr if X2APIC.contains(&msr) => self.again().write_apic(msr, value),
+            msr if X2APIC_MSRS.contains(&msr) => self.again().write_apic(msr, value),
             msr => self.again().write_other_msr(msr, value),
         };
         if written {
@@ -89,6 +90,7 @@ impl<P: Platform, L: VmLock> Context<'_, P, &L> {
 fn work_out(
     guest: &Guest,
     cpu: &CpuState,
+    vcpu: &impl Vcpu,
     machine: &impl Machine,
     leaf: u32,
     subleaf: u32,
@@ -96,7 +98,11 @@ fn work_out(
     if leaf == NEXIT_COUNTERS {
         return exit_count(subleaf, &cpu.counters);
     }
-    guest.cpuid.answer(leaf, subleaf, cpu.index, machine)
+    let mut answer = guest.cpuid.answer(leaf, subleaf, cpu.index, machine);
+    if leaf == FEATURES && guest.cpuid.vendor() == Vendor::Intel && Mode::of(vcpu) != Mode::Bits64 {
+        answer.edx &= !SYSCALL;
+    }
+    answer
 }
 
 impl<P: Platform, V> Context<'_, P, V> {
@@ -106,7 +112,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         let subleaf = || self.vcpu.gpr(Gpr::Rcx) as u32;
         let answer = match self.cpu.cpuid.get(leaf, subleaf, || self.vcpu.own_cr4()) {
             Some((answer, ecx)) => CpuidResult { ecx: answer.ecx | ecx, ..*answer },
-            None => work_out(self.guest, self.cpu, self.machine, leaf, subleaf()),
+            None => work_out(self.guest, self.cpu, self.vcpu, self.machine, leaf, subleaf()),
         };
         self.vcpu.set_gpr(Gpr::Rax, answer.eax.into());
         self.vcpu.set_gpr(Gpr::Rbx, answer.ebx.into());
@@ -119,7 +125,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         let msr = self.vcpu.gpr(Gpr::Rcx) as u32;
         let value = match msr {
             IA32_APIC_BASE => Some(self.cpu.apic.base()),
-            msr if X2APIC.contains(&msr) => match self.cpu.apic.read(msr) {
+            msr if X2APIC_MSRS.contains(&msr) => match self.cpu.apic.read(msr) {
                 Ok(ApicRead::Value(value)) => Some(value),
                 Ok(ApicRead::Physical(msr)) => self.machine.read_msr(msr),
                 Err(_) => None,
@@ -159,6 +165,7 @@ impl<P: Platform, V> Context<'_, P, V> {
         let addressing = self.cpu.apic.addressing();
         self.guest.set_addressing(self.cpu.index, addressing);
         self.vcpu.accept_interrupts(addressing.enabled());
+        self.vcpu.pass_x2apic(self.cpu.apic.in_x2apic_mode());
     }
 
     /// Does what a write to the local APIC comes to, its vector granted; `false` where the guest gets

@@ -55,10 +55,43 @@ fn a_new_virtual_cpu_is_one_that_vmrun_accepts_at_the_reset_state() {
     assert_eq!(explain::vmcb(&state), None);
     let Vmcb { control, save } = vcpu.vmcb();
     assert_eq!((control.np_enable, control.n_cr3), (1, 0x1000));
-    assert_eq!((control.msrpm_base_pa, control.iopm_base_pa), (0x2000, 0x4000));
+    assert_eq!((control.msrpm_base_pa, control.iopm_base_pa), (0x2000, 0x6000));
     assert_eq!((control.tsc_offset, control.vmcb_clean_bits, control.guest_asid), (0, 0, 1));
     assert_eq!((save.g_pat, save.dr6, save.dr7), (PAT_RESET, 0xffff_0ff0, 0x400));
     assert_eq!((vcpu.cr0(), vcpu.cr4(), vcpu.efer(), vcpu.cpl()), (0x10, 0, 0, 0));
+}
+
+#[test]
+fn the_msrs_of_x2apic_mode_are_in_one_of_two_maps() {
+    let mut vcpu = vcpu();
+    let mut map = |pass| {
+        vcpu.pass_x2apic(pass);
+        (vcpu.vmcb().control.msrpm_base_pa, vcpu.vmcb().control.iopm_base_pa)
+    };
+    assert_eq!(
+        [false, false, true].map(&mut map),
+        [(0x4000, 0x6000), (0x4000, 0x6000), (0x2000, 0x6000)]
+    );
+}
+
+#[test]
+fn in_qemu_a_reserved_bit_of_a_control_register_is_no_refusal_to_enter() {
+    let refused = |mut vcpu: SvmVcpu, base: u64| {
+        vcpu.vmcb_mut().control.exitcode = 0xffff_ffff;
+        let table = DescriptorTable { base: Gva::new(base), limit: 0xff };
+        vcpu.set_descriptor_table(DescriptorTableRegister::Gdtr, table);
+        vcpu.last_exit()
+    };
+    let protection = ExitReason::Exception {
+        vector: Vector(exception::GP),
+        error_code: Some(0),
+        qualification: 0,
+    };
+    let hosts = cpu::segments::gdtr().base.as_u64();
+    assert_eq!(refused(vcpu(), hosts ^ 0x1000), protection);
+    for (vcpu, base) in [(vcpu(), hosts), (modern_vcpu(), hosts ^ 0x1000)] {
+        assert!(matches!(refused(vcpu, base), ExitReason::EntryFailure(_)), "{base:#x}");
+    }
 }
 
 #[test]

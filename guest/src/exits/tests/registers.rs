@@ -5,7 +5,10 @@ use arch::msr::{
     IA32_X2APIC_LVT_TIMER, IA32_X2APIC_TPR,
 };
 
+use arch::register::Efer;
+
 use super::*;
+use crate::cpuid::{CpuidPolicy, FEATURES, SYSCALL, Vendor};
 
 fn rdmsr(world: &mut World, msr: u32) -> Option<u64> {
     (*world.gpr(Gpr::Rcx), *world.gpr(Gpr::Rax)) = (msr.into(), 0);
@@ -150,6 +153,49 @@ fn without_osxsave_there_is_no_xsetbv() {
     world.handle(ExitReason::Xsetbv, None);
     assert_eq!(world.vcpu.injected, Some(Event::exception(exception::UD, None)));
     assert_eq!(world.machine.xcr0, 1);
+}
+
+#[test]
+fn the_msrs_of_x2apic_mode_pass_in_that_mode_alone() {
+    const BASE: u64 = 0xfee0_0100;
+    const ENABLED: u64 = 1 << 11;
+    const X2APIC: u64 = 1 << 10;
+    let mut world = World::with_idt();
+    let modes = [0, ENABLED, ENABLED | X2APIC, ENABLED, 0, ENABLED];
+    let passes = modes.map(|mode| {
+        world.wrmsr(IA32_APIC_BASE, BASE | mode);
+        world.vcpu.x2apic_passes
+    });
+    // From x2APIC to xAPIC mode is no way.
+    assert_eq!(passes, [false, false, true, true, false, false]);
+}
+
+#[test]
+fn on_intel_cpuid_shows_syscall_in_64_bit_mode_alone() {
+    for (vendor, name) in [(Vendor::Intel, b"GenuineIntel"), (Vendor::Amd, b"AuthenticAMD")] {
+        let mut world = World::with_idt();
+        let word = |at| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+        let first = CpuidResult { eax: 0x20, ebx: word(0), ecx: word(8), edx: word(4) };
+        world.machine.cpuid.insert((0, 0), first);
+        let all = CpuidResult { edx: !0, ..CpuidResult::default() };
+        let highest = CpuidResult { eax: FEATURES, ..CpuidResult::default() };
+        world.machine.cpuid.insert((0x8000_0000, 0), highest);
+        world.machine.cpuid.insert((FEATURES, 0), all);
+        world.guest.cpuid = CpuidPolicy::new(vec![ApicId(0)], &world.machine);
+        world.cpu = CpuState::new(0, &world.guest, 0, &world.machine);
+        for (access, efer) in [
+            (AccessRights::CODE64, Efer::LMA),
+            (AccessRights::CODE32, Efer::LMA),
+            (AccessRights::CODE32, Efer::empty()),
+        ] {
+            world.vcpu.state.segments[SegmentRegister::Cs as usize].access = access;
+            world.vcpu.state.efer = efer.bits();
+            (*world.gpr(Gpr::Rax), *world.gpr(Gpr::Rcx)) = (FEATURES.into(), 0);
+            world.handle(ExitReason::Cpuid, None);
+            let expected = vendor == Vendor::Amd || access == AccessRights::CODE64;
+            assert_eq!(*world.gpr(Gpr::Rdx) & u64::from(SYSCALL) != 0, expected, "{vendor:?}");
+        }
+    }
 }
 
 #[test]

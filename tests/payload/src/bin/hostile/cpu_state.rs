@@ -143,26 +143,26 @@ fn xsetbv(register: u32, value: u64) -> u32 {
 }
 
 pub(crate) fn control_registers() {
-    let (cr0, cr4): (u64, u64);
+    let (cr0, cr3, cr4): (u64, u64, u64);
     // SAFETY: reads.
-    unsafe { core::arch::asm!("mov {}, cr0", "mov {}, cr4", out(reg) cr0, out(reg) cr4) };
-    // QEMU's CPU takes these, or ends the VMRUN where a CPU raises #GP.
+    unsafe {
+        core::arch::asm!("mov {}, cr0", "mov {}, cr3", "mov {}, cr4", out(reg) cr0, out(reg) cr3, out(reg) cr4);
+    }
     let write_cr0 = |value: u64| fault_of!("mov cr0, rax", in("rax") value);
     let write_cr4 = |value: u64| fault_of!("mov cr4, rax", in("rax") value);
-    let refused = if is_intel() {
-        [
-            ("CR0 without PE", write_cr0(cr0 & !1)),
-            ("CR0 bit 32", write_cr0(cr0 | 1 << 32)),
-            ("CR4.VMXE", write_cr4(cr4 | 1 << 13)),
-            ("CR4 bit 40", write_cr4(cr4 | 1 << 40)),
-            // The CPU may have these; the guest is not shown them.
-            ("CR4.CET", write_cr4(cr4 | 1 << 23)),
-            ("CR4.FRED", write_cr4(cr4 | 1 << 32)),
-            ("CR8 of 16", fault_of!("mov cr8, rax", in("rax") 16_u64)),
-        ]
-    } else {
-        [("not tried", GP); 7]
-    };
+    // QEMU's CPU takes these.
+    let of_intel = |write: &dyn Fn() -> u32| if is_intel() { write() } else { GP };
+    let refused = [
+        ("CR0 without PE", of_intel(&|| write_cr0(cr0 & !1))),
+        ("CR0 bit 32", of_intel(&|| write_cr0(cr0 | 1 << 32))),
+        ("CR3 bit 51", fault_of!("mov cr3, rax", in("rax") cr3 | 1 << 51)),
+        ("CR4.VMXE", write_cr4(cr4 | 1 << 13)),
+        ("CR4 bit 40", write_cr4(cr4 | 1 << 40)),
+        // The CPU may have these; the guest is not shown them.
+        ("CR4.CET", write_cr4(cr4 | 1 << 23)),
+        ("CR4.FRED", write_cr4(cr4 | 1 << 32)),
+        ("CR8 of 16", of_intel(&|| fault_of!("mov cr8, rax", in("rax") 16_u64))),
+    ];
     let taken = refused.iter().filter(|(_, fault)| *fault == NONE).count();
     for (name, _) in refused.iter().filter(|(_, fault)| *fault == NONE) {
         say!("{name} was taken");
