@@ -135,8 +135,10 @@ pub fn facts(emulator: Emulator, column: Column) -> Result<Facts, String> {
             Column::Nexit(mode) => {
                 let further = format!("interrupts = \"{mode}\"");
                 let cpus = first_cpus(cpus);
-                let payload = Payload { cpus, further: &further, ..Payload::new(program) };
-                let timeout = if emulator == Emulator::Nested { "3600" } else { "300" };
+                let nested = emulator == Emulator::Nested;
+                let (command_line, timeout) = if nested { ("shared", "3600") } else { ("", "300") };
+                let payload =
+                    Payload { cpus, command_line, further: &further, ..Payload::new(program) };
                 let options = [emulator.options(), &["--timeout", timeout], &cpu].concat();
                 let outcome = folder.run(&payload.toml(), &options, &Devices::none());
                 if outcome.payload("done").is_none() {

@@ -131,6 +131,17 @@ pub unsafe fn loaded(magic: u32, info: u64) -> Option<BootInfo<'static>> {
     info.ok()
 }
 
+/// Whether this is KVM's own guest, as where `nested` is the bare machine. Nexit has KVM's leaves, too, and its own behind
+/// them.
+#[must_use]
+pub fn is_kvms_guest() -> bool {
+    let says = |base, signature: &[u8; 12]| {
+        let leaf = cpuid(base, 0);
+        [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == signature
+    };
+    says(0x4000_0000, b"KVMKVMKVM\0\0\0") && !says(0x4000_0100, b"NexitHypervi")
+}
+
 /// Switches the guest off.
 pub fn power_off() -> ! {
     const PM1A_CONTROL: u16 = 0x604;

@@ -51,10 +51,15 @@ pub(crate) fn in_xapic_mode() {
     let _ = set(at);
     moved(at);
     fact!("apic base: xAPIC: x2APIC mode and not enabled"; "{}, {:#x}", Told(set(at & !ENABLE | X2APIC)), base());
-    // The MSRs are those of x2APIC mode.
-    for (name, msr) in [("identifier", 0x802), ("LDR", 0x80d), ("ICR", 0x830), ("LVT timer", 0x832)]
-    {
-        fact!("apic base: xAPIC: the MSR of {name} is read"; "{}", Told(trap::run(local::access, msr)));
+    msrs_of_x2apic_mode("xAPIC");
+}
+
+/// There are none in another mode (SDM "x2APIC Register Address Space").
+pub(crate) fn msrs_of_x2apic_mode(mode: &str) {
+    for msr in 0x800..0x840 {
+        fact!("apic base: {mode}: MSR {msr:#x} is read"; "{}", Told(trap::run(local::access, msr)));
+        let written = trap::run(local::access, 1 << 32 | msr);
+        fact!("apic base: {mode}: MSR {msr:#x} is written"; "{}", Told(written));
     }
 }
 

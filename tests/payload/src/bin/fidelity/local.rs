@@ -356,6 +356,7 @@ pub(crate) fn off_and_on() {
     unsafe { write_msr(IA32_APIC_BASE, base() & !(ENABLE | X2APIC)) };
     fact!("cpuid: local APIC while it is off"; "{}", shown());
     fact!("cpuid: local APIC by leaf 80000001 while it is off"; "{}", by_other());
+    crate::apic_base::msrs_of_x2apic_mode("off");
     // SAFETY: as above.
     unsafe { write_msr(IA32_APIC_BASE, base() | ENABLE) };
     fact!("cpuid: local APIC while it is on again"; "{}", shown());

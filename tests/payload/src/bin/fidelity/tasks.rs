@@ -1,7 +1,7 @@
 //! Hardware task switches: what is saved and loaded, what nests, and whose fault a fault is.
 
-use cpu::instructions::cpuid;
 use cpu::physical::pointer;
+use payload::is_kvms_guest;
 
 use crate::fact;
 use crate::protected::{
@@ -53,21 +53,11 @@ fn switches() {
     let twice = [call(TASK_B), call(TASK_B)].concat_in_place();
     fact!("task: CALL twice, the second behind IRET"; "{}", Trial::new(&twice).run());
     // KVM saves a task in the format of the one that it switches to, and is left with flags that no CPU takes.
-    if !is_kvm() {
+    if !is_kvms_guest() {
         fact!("task: CALL to a 16-bit task"; "{}", Trial::new(&call(TASK_D)).run());
     }
     let trap = Trial::new(&call(TASK_C)).with(0x64, 0x68_0001);
     fact!("task: the debug trap bit"; "{}", trap.run());
-}
-
-/// Whether KVM carries task switches out: this runs as its guest where `nested` is the bare machine. Nexit has KVM's leaves,
-/// too, and its own behind them.
-fn is_kvm() -> bool {
-    let says = |base, signature: &[u8; 12]| {
-        let leaf = cpuid(base, 0);
-        [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == signature
-    };
-    says(0x4000_0000, b"KVMKVMKVM\0\0\0") && !says(0x4000_0100, b"NexitHypervi")
 }
 
 trait Concat {

@@ -17,13 +17,19 @@ mod state;
 mod trap;
 mod waiting;
 
+use core::sync::atomic::Ordering;
+
 use arch::machine::Width;
 use cpu::instructions::port_write;
 pub(crate) use payload::fact;
 use payload::{power_off, say};
 
 #[unsafe(no_mangle)]
-extern "C" fn kernel_main(_: u32, _: u64) -> ! {
+extern "C" fn kernel_main(magic: u32, info: u64) -> ! {
+    // SAFETY: they are what this function was called with.
+    let loaded = unsafe { payload::loaded(magic, info) };
+    let shared = loaded.is_some_and(|loaded| loaded.command_line == "shared");
+    trap::SHARED.store(shared || payload::is_kvms_guest(), Ordering::SeqCst);
     // On a bare machine nobody may have set the line up: 8 bits, no parity.
     // SAFETY: COM1's line control register.
     unsafe { port_write(0x3fb, Width::Byte, 3) };

@@ -5,7 +5,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use cpu::instructions::cpuid;
 use payload::trap::{Frame, INTERRUPT_GATE, LIMIT, Table};
@@ -211,11 +211,14 @@ pub(crate) fn markers(cpu: usize) -> u64 {
     MARKERS[cpu].load(SeqCst)
 }
 
-/// One turn of a loop that waits for the other CPU. Now and then it is CPUID, which exits: nested in Bochs both CPUs share
-/// one, and Bochs leaves a guest that it has entered with interrupts off alone (B1 in `docs/known-issues.md`).
+/// Both CPUs share one, as in nested KVM.
+pub(crate) static SHARED: AtomicBool = AtomicBool::new(false);
+
+/// One turn of a loop that waits for the other CPU. Where they share one, it is CPUID now and then, which exits: Bochs
+/// leaves a guest that it has entered with interrupts off alone (B1 in `docs/known-issues.md`), and the other would not run.
 pub(crate) fn spin() {
     static TURNS: AtomicU32 = AtomicU32::new(0);
-    if TURNS.fetch_add(1, SeqCst).is_multiple_of(1024) {
+    if SHARED.load(SeqCst) && TURNS.fetch_add(1, SeqCst).is_multiple_of(1024) {
         let _ = cpuid(0, 0);
     }
     spin_loop();
