@@ -78,8 +78,9 @@ fn crash_reads_the_dump_of_a_linux() {
     let is_offset = |bytes: &&[u8]| bytes.starts_with(b"KERNELOFFSET=");
     let offset = dump.split(|byte| *byte == b'\n').find(is_offset).unwrap_or_default();
     let offset = String::from_utf8_lossy(offset).replace("KERNELOFFSET=", "0x");
+    // Each name would be there twice with a program, and gdb may take the one that is not moved.
     let tasks = format!(
-        "core {core}\nadd-symbol-file {} -o {offset}\nprint init_task.comm\n\
+        "file\ncore {core}\nadd-symbol-file {} -o {offset}\nprint init_task.comm\n\
          print ((struct task_struct *)((char *)init_task.tasks.prev - \
          (long)&((struct task_struct *)0)->tasks))->comm\n",
         symbols.display()
