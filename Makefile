@@ -193,7 +193,7 @@ fuzz:
 check: setup
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -Dwarnings
-	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -p nexit-bench -p bench-plugin -p bochs-devices -- -Dwarnings
+	cargo clippy --locked --all-targets -p guest-tools -p nexit-tests -p nexit-bench -p bench-plugin -p bochs-devices -p nexit-fuzz -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(IMAGE) -- -Dwarnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked $(PAYLOADS) -- -Dwarnings
 	cargo clippy --locked $(UEFI) -- -Dwarnings

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use crate::ipi::{FIXED, mark_other};
 use crate::other::{self, ASSERT, NMI};
-use crate::trap::{self, HOLD, pause, wait_until};
+use crate::trap::{self, Came, HOLD, pause, wait_until};
 use crate::{capture, fact, local, start};
 
 pub(crate) fn all() {
@@ -51,12 +51,7 @@ fn halted() {
     let ended = other::end() != !0;
     let _ = trap::take_came(1);
     fact!("waiting: {mode}: HLT with IF = 0: came by 0x51, ended by NMIs"; "{count}, {ended}");
-    other::begin(other::listen, 0);
-    other::wait_for_it();
-    mark_other();
-    other::enough();
-    other::end();
-    fact!("waiting: {mode}: 0x51 comes behind it"; "{}", trap::take_came(1));
+    fact!("waiting: {mode}: 0x51 comes behind it"; "{}", let_in());
     other::begin(halt_for_ever, 0);
     other::wait_for_it();
     pause();
@@ -64,6 +59,16 @@ fn halted() {
     let started = other::start();
     other::run(start::enable, 0);
     fact!("waiting: {mode}: INIT and a start-up IPI to a CPU in HLT with IF = 0"; "{started}");
+}
+
+/// Has CPU 1 take interrupts: what has waited, up to a marker behind it.
+fn let_in() -> Came {
+    other::begin(other::listen, 0);
+    other::wait_for_it();
+    mark_other();
+    other::enough();
+    other::end();
+    trap::take_came(1)
 }
 
 extern "C" fn halt_with_interrupts_off(_: u64) -> u64 {
@@ -100,12 +105,7 @@ fn stopped() {
         let still = capture::starts() - starts;
         let started = other::start();
         other::run(start::enable, 0);
-        other::begin(other::listen, 0);
-        other::wait_for_it();
-        mark_other();
-        other::enough();
-        other::end();
-        let came = trap::take_came(1);
+        let came = let_in();
         let nmis = capture::nmis() - nmis;
         fact!("waiting: {mode}: {name} to a CPU that waits for a start-up IPI: starts by it, starts, NMIs in real mode, comes later"; "{still}, {started}, {nmis}, {came}");
     }
@@ -131,12 +131,7 @@ fn off() {
     let came = wait_until(|| trap::count(1) == 1);
     fact!("waiting: {mode}: NMI to a CPU whose APIC is software-disabled"; "{came}, {}", trap::take_came(1));
     other::run(start::enable, 0);
-    other::begin(other::listen, 0);
-    other::wait_for_it();
-    mark_other();
-    other::enough();
-    other::end();
-    fact!("waiting: {mode}: 0x51 once it is on again"; "{}", trap::take_came(1));
+    fact!("waiting: {mode}: 0x51 once it is on again"; "{}", let_in());
     // What waits stays.
     local::send(1, FIXED);
     (0..3).for_each(|_| pause());
@@ -144,12 +139,7 @@ fn off() {
     other::run(switch_off, 0);
     let off = other::run(irr, 0x51);
     other::run(start::enable, 0);
-    other::begin(other::listen, 0);
-    other::wait_for_it();
-    mark_other();
-    other::enough();
-    other::end();
-    fact!("waiting: {mode}: 0x51 waits, the APIC is switched off and on: IRR before, off; comes"; "{waits}, {off}, {}", trap::take_came(1));
+    fact!("waiting: {mode}: 0x51 waits, the APIC is switched off and on: IRR before, off; comes"; "{waits}, {off}, {}", let_in());
 }
 
 extern "C" fn switch_off(_: u64) -> u64 {
