@@ -26,6 +26,7 @@ exit_codes! {
     VMEXIT_DR0_READ = 0x20,
     VMEXIT_DR15_WRITE = 0x3f,
     VMEXIT_EXCP0 = 0x40,
+    VMEXIT_GP = 0x4d,
     VMEXIT_EXCP31 = 0x5f,
     VMEXIT_INTR = 0x60,
     VMEXIT_NMI = 0x61,

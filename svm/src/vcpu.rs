@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use arch::address::PAGE_SIZE;
 use arch::exit::ExitReason;
 use arch::register::{Cr0, Efer, GuestCr4};
-use arch::vcpu::{StartState, Vcpu, exception};
+use arch::vcpu::{StartState, Vcpu};
 use arch::{Hpa, VcpuSetup, Vector};
 
 use crate::bitmap::PermissionMaps;
@@ -17,8 +17,8 @@ use crate::control_register::Shown;
 use crate::controls;
 use crate::decode::{
     VMEXIT_BUSLOCK, VMEXIT_CR0_READ, VMEXIT_CR0_SEL_WRITE, VMEXIT_CR0_WRITE, VMEXIT_CR4_READ,
-    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_ICEBP, VMEXIT_INTR, VMEXIT_INVALID, VMEXIT_IRET,
-    VMEXIT_NMI, decode,
+    VMEXIT_CR4_WRITE, VMEXIT_CR8_WRITE, VMEXIT_GP, VMEXIT_ICEBP, VMEXIT_INTR, VMEXIT_INVALID,
+    VMEXIT_IRET, VMEXIT_NMI, decode,
 };
 use crate::enable::{Features, SvmOn};
 use crate::nmi::Nmis;
@@ -175,12 +175,7 @@ impl SvmVcpu {
         match self.vmcb().control.exitcode {
             VMEXIT_BUSLOCK | VMEXIT_CR0_READ | VMEXIT_CR4_READ | VMEXIT_CR0_WRITE
             | VMEXIT_CR0_SEL_WRITE | VMEXIT_CR4_WRITE | VMEXIT_INTR | VMEXIT_NMI
-            | VMEXIT_CR8_WRITE | VMEXIT_ICEBP => self.watched_exit(None),
-            VMEXIT_INVALID if self.is_at_a_reserved_bit() => ExitReason::Exception {
-                vector: Vector(exception::GP),
-                error_code: Some(0),
-                qualification: 0,
-            },
+            | VMEXIT_CR8_WRITE | VMEXIT_ICEBP | VMEXIT_INVALID => self.watched_exit(None),
             _ if self.nmis.any() => self.watched_exit(None),
             _ => decode(self.vmcb(), None),
         }
@@ -234,6 +229,10 @@ impl SvmVcpu {
             | VMEXIT_CR4_WRITE => {
                 let ended = self.access_control_register();
                 return self.watched_exit(ended);
+            }
+            VMEXIT_INVALID if self.is_at_a_reserved_bit() => {
+                let control = &mut self.vmcb_mut().control;
+                (control.exitcode, control.exitinfo1) = (VMEXIT_GP, 0);
             }
             _ => {}
         }

@@ -7,7 +7,7 @@ use arch::register::Gpr;
 use arch::segment::{
     AccessRights, DescriptorTable, DescriptorTableRegister, Segment, SegmentRegister,
 };
-use arch::vcpu::{Event, EventKind, InterruptMode, SystemCallMsrs};
+use arch::vcpu::{Event, EventKind, InterruptMode, SystemCallMsrs, exception};
 
 const PLAIN: Features = Features {
     nrip_save: false,
