@@ -241,6 +241,7 @@ impl Vcpu for SvmVcpu {
             return self.inject_nmi();
         }
         self.keep_nmi();
+        // QEMU would deliver it once more where its thread is woken before the guest's next exit (`docs/known-issues.md`).
         if event.kind == EventKind::ExternalInterrupt && self.features.is_emulated() {
             exit_behind_the_delivery();
         }
